@@ -1,0 +1,98 @@
+//! What user space tells the kernel programs before they are loaded.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Endpoints of one family that can be watched at a time.
+pub const MAX_ENDPOINTS: usize = 4;
+
+/// Marks a field that this kernel's BTF does not have.
+pub const NO_OFFSET: u32 = u32::MAX;
+
+/// Addresses of the metadata service. Unused slots repeat the first address, so that a comparison with all slots stays right.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Endpoints {
+    /// As the bytes stand in the packet.
+    pub v4: [[u8; 4]; MAX_ENDPOINTS],
+    pub v6: [[u8; 16]; MAX_ENDPOINTS],
+    pub v4_count: u32,
+    pub v6_count: u32,
+}
+
+/// Byte offsets of kernel struct fields, from this kernel's BTF, and what else differs between kernels. [`NO_OFFSET`] where absent.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct KernelOffsets {
+    pub task_tgid: u32,
+    pub task_pid: u32,
+    pub task_start_time: u32,
+    pub task_self_exec_id: u32,
+    pub task_comm: u32,
+    pub task_real_parent: u32,
+    pub task_group_leader: u32,
+    pub task_mm: u32,
+    pub task_cred: u32,
+    pub task_nsproxy: u32,
+    pub task_thread_pid: u32,
+    pub task_cgroups: u32,
+    pub cred_euid: u32,
+    pub nsproxy_net_ns: u32,
+    pub net_ns_inum: u32,
+    pub pid_level: u32,
+    pub pid_numbers: u32,
+    pub upid_size: u32,
+    pub upid_nr: u32,
+    pub mm_arg_start: u32,
+    pub mm_arg_end: u32,
+    pub mm_exe_file: u32,
+    pub file_f_path: u32,
+    pub path_mnt: u32,
+    pub path_dentry: u32,
+    pub dentry_d_parent: u32,
+    pub dentry_d_name_name: u32,
+    pub mount_mnt: u32,
+    pub mount_mnt_parent: u32,
+    pub mount_mnt_mountpoint: u32,
+    pub vfsmount_mnt_root: u32,
+    pub css_set_dfl_cgrp: u32,
+    /// Of the `cgroup_subsys_state *` of a v1 controller that container runtimes use (pids, else memory, else cpu).
+    pub css_set_v1_subsys: u32,
+    pub css_cgroup: u32,
+    pub cgroup_kn: u32,
+    pub kernfs_node_name: u32,
+    pub kernfs_node_parent: u32,
+    pub kernfs_node_id: u32,
+    pub skb_head: u32,
+    pub skb_network_header: u32,
+    pub skb_protocol: u32,
+    pub skb_len: u32,
+    pub skb_dev: u32,
+    pub skb_sk: u32,
+    pub net_device_ifindex: u32,
+    pub net_device_nd_net: u32,
+    pub sock_family: u32,
+    pub sock_dport: u32,
+    pub sock_num: u32,
+    pub sock_daddr: u32,
+    pub sock_rcv_saddr: u32,
+    pub sock_v6_daddr: u32,
+    pub sock_v6_rcv_saddr: u32,
+    pub sock_net: u32,
+    pub sock_cookie: u32,
+    pub sock_err: u32,
+    /// 1: `kfree_skb` has a third argument, the reason (5.17 and later).
+    pub kfree_skb_has_reason: u32,
+    /// `SKB_NOT_DROPPED_YET` or `SKB_CONSUMED`: reasons up to this one are no drops.
+    pub last_benign_reason: u32,
+}
+
+impl KernelOffsets {
+    /// Nothing is known: every read that needs an offset is left out.
+    pub const NONE: Self = {
+        // All-ones is NO_OFFSET in every field; the two that are no offsets are set right behind.
+        let mut none: Self = zerocopy::transmute!([0xff_u8; size_of::<KernelOffsets>()]);
+        none.kfree_skb_has_reason = 0;
+        none.last_benign_reason = 0;
+        none
+    };
+}

@@ -1,0 +1,33 @@
+//! What the kernel side remembers of a connection.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::ProcessKey;
+
+/// Value of the map from socket cookie to connection.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Flow {
+    /// Who connected, or who sent the newest payload.
+    pub process: ProcessKey,
+    pub cgroup_id: u64,
+    pub tid: u32,
+    pub netns: u32,
+    /// Sequence number that the next new outgoing byte will have.
+    pub next_seq: u32,
+    /// 1: `next_seq` holds.
+    pub seq_known: u8,
+    /// 1: a request is out and no answer has come to the socket.
+    pub awaiting: u8,
+    pub reserved: u16,
+}
+
+/// Value of the map from task to the `connect()` it is in.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Connecting {
+    pub cookie: u64,
+    pub remote: [u8; 16],
+    pub remote_port: u16,
+    pub reserved: [u16; 3],
+}

@@ -1,0 +1,21 @@
+//! What became of a TCP socket towards an endpoint.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{EventHeader, Tuple};
+
+/// Sent when the socket enters ESTABLISHED (1), SYN_SENT (2) or CLOSE (7), and when it reports an error (`new_state` 0).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketEvent {
+    pub header: EventHeader,
+    pub cookie: u64,
+    pub tuple: Tuple,
+    /// `sk_err`: a positive errno, or 0.
+    pub error: u32,
+    /// TCP state as the kernel counts, or 0 for an error report.
+    pub old_state: u8,
+    pub new_state: u8,
+    pub reserved: u16,
+    pub netns: u32,
+}

@@ -1,0 +1,21 @@
+//! The addresses and ports of a flow, always told from the client's side.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Local is the client (pod or host, before or after NAT), remote is the IMDS endpoint. IPv4 is kept v4-mapped
+/// (`::ffff:a.b.c.d`), so one map holds both families. Ports are in host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Tuple {
+    pub local: [u8; 16],
+    pub remote: [u8; 16],
+    pub local_port: u16,
+    pub remote_port: u16,
+}
+
+/// An IPv4 address as the v4-mapped IPv6 address that [`Tuple`] holds.
+#[inline(always)]
+pub const fn mapped_v4(address: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = address;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}

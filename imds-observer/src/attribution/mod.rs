@@ -1,0 +1,1 @@
+//! Who called: process, cgroup, container, pod.

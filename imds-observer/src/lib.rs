@@ -1,0 +1,17 @@
+//! Observes traffic to the EC2 instance metadata service (IMDS), names who sent it, and says what is wrong.
+//!
+//! Start at `pipeline`: source -> flow -> exchange -> attribution -> detectors -> sinks. ARCHITECTURE.md has the map and the invariants.
+
+pub mod attribution;
+pub mod bpf;
+pub mod cli;
+pub mod detectors;
+pub mod exchange;
+pub mod flow;
+pub mod http;
+pub mod imds;
+pub mod pipeline;
+pub mod record;
+pub mod report;
+pub mod sinks;
+pub mod source;

@@ -1,0 +1,1 @@
+//! READ FIRST: source -> flow -> exchange -> attribution -> detectors -> sinks.

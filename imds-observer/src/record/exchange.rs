@@ -1,0 +1,247 @@
+//! What was asked and what came of it: `exchange`, `connect`, `drop`.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Container, Host, Kind, Process, Time};
+
+/// A TCP connection, told from the client's side, before NAT where that is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Connection {
+    /// Opaque; the same for all records of one connection within one run.
+    pub id: String,
+    /// `address:port`; null before the kernel has chosen it.
+    pub local: Option<String>,
+    pub remote: String,
+    /// Which exchange on this connection, from 1. 0: none (a connect or drop record).
+    pub exchange: u32,
+    /// Network interface of traffic that belongs to no socket of this host.
+    #[serde(default)]
+    pub interface: Option<String>,
+}
+
+/// How a request asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ImdsVersion {
+    /// The token PUT.
+    Token,
+    /// With a token.
+    V2,
+    /// Without a token.
+    V1,
+    /// Another cloud's dialect, or no IMDS request at all.
+    Other,
+}
+
+impl ImdsVersion {
+    pub const ALL: [Self; 4] = [Self::Token, Self::V2, Self::V1, Self::Other];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::V2 => "v2",
+            Self::V1 => "v1",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Whose metadata protocol a request speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    Aws,
+    Gcp,
+    Azure,
+    Oracle,
+    Openstack,
+    Alibaba,
+    Digitalocean,
+    Hetzner,
+    /// Not HTTP, or nothing that we know.
+    Unknown,
+}
+
+/// A request head, without what is secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Null if the bytes were no HTTP request.
+    pub method: Option<String>,
+    /// Path and query, at most 512 bytes.
+    pub path: Option<String>,
+    pub dialect: Dialect,
+    /// Null if the head was cut before the headers that decide it.
+    pub imds_version: Option<ImdsVersion>,
+    /// Salted hash that tells two tokens apart within one run; never a token.
+    pub token: Option<String>,
+    /// Lifetime that a token PUT asks for, seconds.
+    pub token_ttl_s: Option<u32>,
+    pub user_agent: Option<String>,
+    /// IP TTL: as seen on the wire at the uplink, else at the socket.
+    pub ttl: Option<u8>,
+    /// Carries `X-Forwarded-For` or `Via`, or an absolute request target.
+    pub forwarded: bool,
+    /// Times that the request (or a part of it) was sent again.
+    #[serde(default)]
+    pub retransmits: u32,
+}
+
+/// A response head's first line, and its fate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Response {
+    /// Null if what came back didn't begin as HTTP.
+    pub status: Option<u16>,
+    /// IP TTL on arrival at the uplink; at the socket where the uplink isn't seen.
+    pub ttl: Option<u8>,
+    /// Whether it reached the process's socket. Null: can't be told from this trace.
+    pub delivered: Option<bool>,
+    /// `Server` header, from captures only: live, it stays in the kernel.
+    pub server: Option<String>,
+    /// Times that it arrived again.
+    #[serde(default)]
+    pub retransmits: u32,
+    /// Carries `Via` or `X-Cache`: from captures only.
+    #[serde(default)]
+    pub via_proxy: Option<bool>,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeOutcome {
+    Answered,
+    /// The response arrived at this host and died on the way to the process.
+    Lost,
+    Unanswered,
+    Reset,
+    /// The client gave up.
+    Closed,
+    /// Still waiting when the observer stopped.
+    Open,
+}
+
+impl ExchangeOutcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Lost => "lost",
+            Self::Unanswered => "unanswered",
+            Self::Reset => "reset",
+            Self::Closed => "closed",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// A request and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Exchange {
+    pub record: Kind,
+    pub schema: u32,
+    /// When the first byte of the request left the process.
+    pub time: Time,
+    pub host: Host,
+    pub process: Option<Arc<Process>>,
+    pub container: Option<Arc<Container>>,
+    pub connection: Connection,
+    pub request: Request,
+    pub response: Option<Response>,
+    pub outcome: ExchangeOutcome,
+    /// From `time` to the first byte of the response.
+    pub latency_ns: Option<u64>,
+    /// From `time` until the client had its answer or gave up: what the exchange cost it.
+    #[serde(default)]
+    pub waited_ns: Option<u64>,
+    /// TCP handshake of this connection, on its first exchange.
+    #[serde(default)]
+    pub connect_ns: Option<u64>,
+}
+
+/// Why a connection never came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectOutcome {
+    Refused,
+    NoRoute,
+    HostUnreachable,
+    Denied,
+    Timeout,
+    Error,
+}
+
+impl ConnectOutcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::NoRoute => "no-route",
+            Self::HostUnreachable => "host-unreachable",
+            Self::Denied => "denied",
+            Self::Timeout => "timeout",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// An attempt that never became a connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Connect {
+    pub record: Kind,
+    pub schema: u32,
+    pub time: Time,
+    pub host: Host,
+    pub process: Option<Arc<Process>>,
+    pub container: Option<Arc<Container>>,
+    pub connection: Connection,
+    pub outcome: ConnectOutcome,
+    /// Positive; null where the kernel doesn't let us see it.
+    pub errno: Option<i32>,
+    pub elapsed_ns: u64,
+    /// SYNs that left the socket's cgroup.
+    #[serde(default)]
+    pub syns: u32,
+    /// SYNs that left through an uplink.
+    #[serde(default)]
+    pub wire_syns: u32,
+    /// `reason@location` of the drop that this attempt met.
+    #[serde(default)]
+    pub dropped: Option<String>,
+    /// `type/code` of the ICMP error that this attempt met.
+    #[serde(default)]
+    pub icmp: Option<String>,
+}
+
+/// Which way a dropped packet went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PacketDirection {
+    Request,
+    Response,
+}
+
+/// A packet of an IMDS flow freed by this kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Drop {
+    pub record: Kind,
+    pub schema: u32,
+    pub time: Time,
+    pub host: Host,
+    pub process: Option<Arc<Process>>,
+    pub container: Option<Arc<Container>>,
+    pub connection: Connection,
+    pub direction: PacketDirection,
+    /// The kernel's name, without `SKB_DROP_REASON_`; null before 5.17.
+    pub reason: Option<String>,
+    /// Kernel function; null where `/proc/kallsyms` hides addresses.
+    pub location: Option<String>,
+    pub ttl: Option<u8>,
+    pub netns: Option<u32>,
+}

@@ -1,0 +1,71 @@
+//! Who: process, container, pod.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Time;
+
+/// A process, as it was when it talked to IMDS. It may be gone by now.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// In the host's initial PID namespace.
+    pub pid: u32,
+    /// The thread that sent the request.
+    pub tid: Option<u32>,
+    /// PID inside the innermost PID namespace, where it differs from `pid`.
+    #[serde(default)]
+    pub namespace_pid: Option<u32>,
+    pub comm: String,
+    pub exe: Option<String>,
+    /// Arguments, cut after 512 bytes in all.
+    pub cmdline: Option<Vec<String>>,
+    pub uid: Option<u32>,
+    pub start_time: Option<Time>,
+    /// Nearest first.
+    pub ancestors: Vec<Ancestor>,
+    /// cgroup v2 path (or that of a v1 controller where v2 has none).
+    pub cgroup: Option<String>,
+    /// Inode of the network namespace.
+    pub netns: Option<u32>,
+}
+
+/// A parent, grandparent and so on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ancestor {
+    pub pid: u32,
+    pub comm: String,
+}
+
+/// The container that a process is in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Container {
+    /// 64 hexadecimal digits (ECS: the runtime's id).
+    pub id: String,
+    /// `containerd`, `cri-o`, `docker`, `podman`; null if the path doesn't tell.
+    pub runtime: Option<String>,
+    pub name: Option<String>,
+    #[serde(default)]
+    pub image: Option<String>,
+    pub pod: Option<Pod>,
+}
+
+/// A Kubernetes pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pod {
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub uid: Option<String>,
+}
+
+/// What is known of the caller. Shared by all records of one process image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Caller {
+    pub process: Option<Arc<Process>>,
+    pub container: Option<Arc<Container>>,
+}

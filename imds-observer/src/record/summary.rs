@@ -1,0 +1,229 @@
+//! Numbers over a time, and what is missing from them: `start`, `summary`, `loss`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Container, Host, Kind, Process, Time};
+
+/// Where records come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Live,
+    Offline,
+}
+
+/// A hook that works.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Attached {
+    /// `connect4`, `segment-egress`, `wire-ingress`, `kfree-skb`, ...
+    pub hook: String,
+    /// How: `cgroup`, `tcx`, `clsact`, `tp_btf`, `raw_tp`, `tracepoint`.
+    pub method: String,
+    /// Cgroup path, interface, or tracepoint.
+    pub target: String,
+}
+
+/// Something that couldn't be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Missing {
+    pub capability: String,
+    pub why: String,
+    /// What the observer can't see without it.
+    pub blinds: String,
+}
+
+/// The first line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
+    pub record: Kind,
+    pub schema: u32,
+    pub time: Time,
+    pub host: Host,
+    pub version: String,
+    /// Release of the running kernel; null offline.
+    pub kernel: Option<String>,
+    pub mode: Mode,
+    pub endpoints: Vec<String>,
+    pub interfaces: Vec<String>,
+    pub attached: Vec<Attached>,
+    pub missing: Vec<Missing>,
+}
+
+/// Nanoseconds; null if nothing was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Quantiles {
+    pub p50: Option<u64>,
+    pub p90: Option<u64>,
+    pub p99: Option<u64>,
+    pub max: Option<u64>,
+}
+
+/// A path and how often it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PathCount {
+    pub path: String,
+    pub requests: u64,
+}
+
+/// One process's (or group of short-lived processes') share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessSummary {
+    pub process: Option<Arc<Process>>,
+    pub container: Option<Arc<Container>>,
+    /// As findings and reports group.
+    #[serde(default)]
+    pub workload: Option<String>,
+    /// Process images that this row adds up: more than 1 for a loop of short-lived programs.
+    #[serde(default)]
+    pub instances: u64,
+    pub requests: u64,
+    pub rate_per_s: f64,
+    /// `token`, `v2`, `v1`, `other`, `unknown`: requests.
+    pub by_version: BTreeMap<String, u64>,
+    /// Status code, or the outcome of what has none: requests.
+    pub by_status: BTreeMap<String, u64>,
+    /// Distinct tokens used or asked for.
+    pub tokens: u64,
+    pub latency_ns: Quantiles,
+    pub top_paths: Vec<PathCount>,
+    /// Responses that arrived and died on the way.
+    #[serde(default)]
+    pub lost: u64,
+    /// Attempts that never became a connection.
+    #[serde(default)]
+    pub failed_connects: u64,
+}
+
+/// One interface's link-local traffic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InterfaceSummary {
+    pub name: String,
+    /// Packets to IMDS, DNS and NTP at link-local addresses.
+    pub egress_packets: u64,
+    pub ingress_packets: u64,
+    /// Highest count of one 1 s window, the larger of both directions.
+    pub peak_packets_per_s: u64,
+    /// `peak_packets_per_s` over the quota of 1024.
+    pub quota_share: f64,
+    /// Growth of the driver's `linklocal_allowance_exceeded`; null if the driver has none.
+    pub allowance_exceeded: Option<u64>,
+    /// Of the peak window, by `imds`, `dns`, `ntp`, `other`.
+    #[serde(default)]
+    pub peak_by_class: BTreeMap<String, u64>,
+}
+
+/// Numbers over an interval (`total: false`) or the whole run or trace (`total: true`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Summary {
+    pub record: Kind,
+    pub schema: u32,
+    pub time: Time,
+    pub host: Host,
+    pub total: bool,
+    pub from: Time,
+    pub to: Time,
+    pub interval_ns: u64,
+    /// Most requests first.
+    pub processes: Vec<ProcessSummary>,
+    pub interfaces: Vec<InterfaceSummary>,
+    /// Rows that the bound on processes cut off, added up in requests.
+    #[serde(default)]
+    pub other_requests: u64,
+}
+
+/// What could not be seen: counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LossCounts {
+    /// Events that didn't fit into the ring buffer.
+    pub ring_buffer: u64,
+    /// Packets, events or heads that couldn't be read.
+    pub unparsed: u64,
+    /// Request heads or byte streams that were cut.
+    pub truncated: u64,
+    /// Entries that a bounded table or queue gave up.
+    pub evicted: u64,
+    /// Exchanges whose process stays unknown.
+    pub unattributed: u64,
+    /// Records that a slow sink made us shed.
+    #[serde(default)]
+    pub shed: u64,
+    /// Containers whose cgroup path or names have a form that we don't know.
+    #[serde(default)]
+    pub unknown_containers: u64,
+}
+
+impl LossCounts {
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// When anything was lost, and at the end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Loss {
+    pub record: Kind,
+    pub schema: u32,
+    pub time: Time,
+    pub host: Host,
+    pub ring_buffer: u64,
+    pub unparsed: u64,
+    pub truncated: u64,
+    pub evicted: u64,
+    pub unattributed: u64,
+    #[serde(default)]
+    pub shed: u64,
+    #[serde(default)]
+    pub unknown_containers: u64,
+}
+
+impl Loss {
+    pub fn new(time: Time, host: Host, counts: &LossCounts) -> Self {
+        let LossCounts {
+            ring_buffer,
+            unparsed,
+            truncated,
+            evicted,
+            unattributed,
+            shed,
+            unknown_containers,
+        } = *counts;
+        Self {
+            record: Kind::Loss,
+            schema: super::SCHEMA,
+            time,
+            host,
+            ring_buffer,
+            unparsed,
+            truncated,
+            evicted,
+            unattributed,
+            shed,
+            unknown_containers,
+        }
+    }
+
+    pub fn counts(&self) -> LossCounts {
+        LossCounts {
+            ring_buffer: self.ring_buffer,
+            unparsed: self.unparsed,
+            truncated: self.truncated,
+            evicted: self.evicted,
+            unattributed: self.unattributed,
+            shed: self.shed,
+            unknown_containers: self.unknown_containers,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What a source tells the pipeline. Owned, decoded, in event time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imds_observer_common::{Direction, ProcessKey};
+
+use crate::record::{LossCounts, Process, Record, Time};
+
+/// Which connection an event belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FlowId {
+    /// The kernel's socket cookie: unique for the uptime of the host.
+    Cookie(u64),
+    /// No socket of this host is known: client and endpoint, as the vantage point sees them.
+    Addresses { local: SocketAddr, remote: SocketAddr },
+}
+
+/// Who sent a packet or called `connect()`, as the kernel noted at that moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sender {
+    /// `key.tgid == 0`: the kernel could not tell.
+    pub key: ProcessKey,
+    pub tid: u32,
+    /// cgroup v2 id of the socket; 0: not known.
+    pub cgroup_id: u64,
+    /// Inode of the network namespace; 0: not known.
+    pub netns: u32,
+}
+
+/// Where a packet was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Vantage {
+    /// At the socket's cgroup: before NAT on the way out, delivered on the way in.
+    Socket,
+    /// At an uplink of this host.
+    Uplink,
+    /// In a capture of unknown place.
+    Capture,
+}
+
+/// An ICMP or ICMPv6 error that quotes a packet of the flow. The packet's own fields then hold what is quoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpError {
+    pub v6: bool,
+    pub kind: u8,
+    pub code: u8,
+}
+
+/// A TCP segment of a flow (or an ICMP error about one).
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub time: Time,
+    pub vantage: Vantage,
+    pub flow: FlowId,
+    /// Direction of the packet itself; an ICMP error that this host sends to IMDS goes as `Request`.
+    pub direction: Direction,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// Only for [`Vantage::Socket`].
+    pub sender: Option<Sender>,
+    pub seq: u32,
+    pub ack: u32,
+    /// As in the TCP header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16.
+    pub tcp_flags: u8,
+    pub ttl: u8,
+    /// TCP payload bytes of the packet from `seq` on, captured or not.
+    pub payload_len: u32,
+    /// What is captured of them. Of responses: the status line's first bytes (live), or the head (captures); never a body.
+    pub data: Bytes,
+    /// More payload follows behind `data` that no further event brings.
+    pub cut: bool,
+    /// The source knows that nothing in this segment is new.
+    pub retransmit: bool,
+    pub icmp: Option<IcmpError>,
+    /// Index of the interface; 0: not known. For captures, the pcapng interface number + 1.
+    pub ifindex: u32,
+}
+
+impl Packet {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const ACK: u8 = 16;
+}
+
+/// `connect()` towards an endpoint begins.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectAttempt {
+    pub time: Time,
+    pub flow: FlowId,
+    pub remote: SocketAddr,
+    pub sender: Sender,
+}
+
+/// `connect()` has returned.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectResult {
+    pub time: Time,
+    pub flow: FlowId,
+    /// 0, or a positive errno; `EINPROGRESS` for a non-blocking socket.
+    pub errno: i32,
+}
+
+/// The states of a TCP socket that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketState {
+    SynSent,
+    Established,
+    Closed,
+    /// Not a state: the socket reports an error.
+    ErrorReport,
+}
+
+/// A TCP socket towards an endpoint changed its state.
+#[derive(Clone, Copy, Debug)]
+pub struct SocketChange {
+    pub time: Time,
+    pub flow: FlowId,
+    pub state: SocketState,
+    /// Positive errno (`sk_err`), or 0.
+    pub error: u32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+/// This kernel freed a packet of the flow.
+#[derive(Clone, Debug)]
+pub struct PacketDrop {
+    pub time: Time,
+    pub flow: FlowId,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub direction: Direction,
+    pub sender: Option<Sender>,
+    pub seq: u32,
+    pub payload_len: u32,
+    pub tcp_flags: u8,
+    pub ttl: u8,
+    /// Without `SKB_DROP_REASON_`.
+    pub reason: Option<Arc<str>>,
+    pub location: Option<Arc<str>>,
+    pub netns: u32,
+}
+
+/// Link-local packets at one interface since the last sample; about one sample a second.
+#[derive(Clone, Debug)]
+pub struct InterfaceSample {
+    pub time: Time,
+    pub name: Arc<str>,
+    /// Time that the sample covers, nanoseconds.
+    pub interval_ns: u64,
+    /// By [`imds_observer_common::TrafficClass`].
+    pub egress: [u64; imds_observer_common::TRAFFIC_CLASSES],
+    pub ingress: [u64; imds_observer_common::TRAFFIC_CLASSES],
+    /// Growth of `linklocal_allowance_exceeded`; `None` if the driver has none.
+    pub allowance_exceeded: Option<u64>,
+}
+
+/// What a source tells.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Comes before the first event that mentions its key.
+    Process {
+        key: ProcessKey,
+        process: Arc<Process>,
+        cgroup_id: u64,
+    },
+    Connect(ConnectAttempt),
+    ConnectReturned(ConnectResult),
+    Packet(Packet),
+    Socket(SocketChange),
+    Drop(PacketDrop),
+    Interface(InterfaceSample),
+    /// The source's own loss so far: absolute counts, not growth.
+    Loss(LossCounts),
+    /// A record of a trace that was written earlier.
+    Record(Box<Record>),
+}
+
+impl Event {
+    /// Event time, where the event has one.
+    pub fn time(&self) -> Option<Time> {
+        Some(match self {
+            Self::Process { .. } | Self::Loss(_) => return None,
+            Self::Connect(event) => event.time,
+            Self::ConnectReturned(event) => event.time,
+            Self::Packet(event) => event.time,
+            Self::Socket(event) => event.time,
+            Self::Drop(event) => event.time,
+            Self::Interface(event) => event.time,
+            Self::Record(record) => record.time(),
+        })
+    }
+}
