@@ -5,9 +5,12 @@
 pub mod attribution;
 pub mod bpf;
 pub mod cli;
+pub mod config;
 pub mod detectors;
 pub mod exchange;
+pub mod filter;
 pub mod flow;
+pub mod hosts;
 pub mod http;
 pub mod imds;
 pub mod pipeline;
@@ -15,3 +18,5 @@ pub mod record;
 pub mod report;
 pub mod sinks;
 pub mod source;
+pub mod stop;
+pub mod summary;
