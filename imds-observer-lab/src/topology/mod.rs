@@ -151,7 +151,7 @@ impl Lab {
     pub fn new(options: LabOptions) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "making network namespaces needs root");
         let turn = options.exclusive.then(claim::take_turn).transpose()?;
-        claim::clean().context("clean up after labs whose owner died")?;
+        clean().context("clean up after labs whose owner died")?;
         let claim = Claim::new()?;
         let mut options = options;
         options.ipv6 &= Path::new("/proc/sys/net/ipv6").exists();
@@ -582,14 +582,13 @@ fn forward(netns: &Netns, ipv6: bool) -> Result<()> {
 /// Puts a router before a pod, as a container in a pod has one.
 fn nest(outer: &Netns, inner: &Netns, host: u16, ipv6: bool) -> Result<(Ipv4Addr, Ipv6Addr)> {
     let [high, low] = host.to_be_bytes();
-    // One /30 a pod out of 10.96.0.0/12 would do; a pod's own namespace needs no distinct net, yet tuples should differ.
-    let (gateway, address) = (Ipv4Addr::new(10, 99, high, 1), Ipv4Addr::new(10, 99, high, low.max(2)));
+    let (gateway, address) = (Ipv4Addr::new(10, 99, 255, 254), Ipv4Addr::new(10, 99, high, low));
     let gateway_v6 = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1);
     let address_v6 = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, host);
     let target = inner.descriptor()?;
     outer.netlink(async |handle| {
         wire::veth(&handle, "inner0", "eth0", &target).await?;
-        wire::add_address(&handle, "inner0", gateway.into(), 24).await?;
+        wire::add_address(&handle, "inner0", gateway.into(), 16).await?;
         if ipv6 {
             wire::add_address(&handle, "inner0", gateway_v6.into(), 64).await?;
         }
@@ -597,7 +596,7 @@ fn nest(outer: &Netns, inner: &Netns, host: u16, ipv6: bool) -> Result<(Ipv4Addr
     })?;
     inner.netlink(async |handle| {
         wire::up(&handle, "eth0").await?;
-        wire::add_address(&handle, "eth0", address.into(), 24).await?;
+        wire::add_address(&handle, "eth0", address.into(), 16).await?;
         Route::default_via(gateway.into(), "eth0").add(&handle).await?;
         if ipv6 {
             wire::add_address(&handle, "eth0", address_v6.into(), 64).await?;

@@ -162,10 +162,15 @@ pub(super) async fn veth(handle: &Handle, name: &str, peer: &str, netns: &OwnedF
         .with_context(|| format!("make veth pair {name}/{peer}"))
 }
 
+/// With an address of its own: else a bridge takes that of a port, and with the port goes what neighbours know of it.
 pub(super) async fn bridge(handle: &Handle, name: &str) -> Result<()> {
+    let message = LinkBridge::new(name)
+        .address(vec![0x0a, 0x58, 10, 88, 0, 1])
+        .up()
+        .build();
     handle
         .link()
-        .add(LinkBridge::new(name).up().build())
+        .add(message)
         .execute()
         .await
         .with_context(|| format!("make bridge {name}"))
