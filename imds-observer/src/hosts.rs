@@ -61,11 +61,12 @@ impl HostDetectors {
     }
 
     fn of(&mut self, host: &Host, out: &mut Vec<Finding>) -> &mut Detectors {
-        if !self.hosts.contains(host) && self.hosts.len() == MAX_HOSTS.get() {
-            if let Some((_, mut silent)) = self.hosts.pop_lru() {
-                silent.finish(self.now, out);
-                self.evicted += 1 + silent.evicted();
-            }
+        if !self.hosts.contains(host)
+            && self.hosts.len() == MAX_HOSTS.get()
+            && let Some((_, mut silent)) = self.hosts.pop_lru()
+        {
+            silent.finish(self.now, out);
+            self.evicted += 1 + silent.evicted();
         }
         let Self { config, own, hosts, .. } = self;
         hosts.get_or_insert_mut(host.clone(), || {

@@ -10,7 +10,6 @@ use crate::attribution::Attribution;
 use crate::detectors::Observation;
 use crate::exchange::Fact;
 use crate::filter::{Filter, Kinds};
-use crate::flow::FlowTable;
 use crate::hosts::{HostDetectors, RecordedHosts};
 use crate::record::{
     Caller, Code, Connect, Drop, Exchange, Finding, Host, Kind, Loss, LossCounts, Mode, Record, SCHEMA, SECOND, Start,
@@ -20,6 +19,7 @@ use crate::sinks::Sink;
 use crate::source::{Event, Source, SourceFacts, SourceState};
 use crate::stop::Stop;
 use crate::summary::Summarizer;
+use crate::unlanded::FlowTable;
 
 /// What a pipeline is put together from.
 pub struct Parts {

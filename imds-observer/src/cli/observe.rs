@@ -12,12 +12,12 @@ use crate::attribution::Attribution;
 use crate::config::{Config, ENDPOINTS, LiveOptions, Span};
 use crate::detectors::HostFacts;
 use crate::filter::{Filter, Kinds, PodName};
-use crate::flow::FlowTable;
 use crate::hosts::HostDetectors;
 use crate::pipeline::{Parts, Pipeline};
 use crate::record::{Host, Kind};
 use crate::sinks::Sink;
 use crate::summary::Summarizer;
+use crate::unlanded::FlowTable;
 
 /// Time between summaries where nothing else is said.
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(10);
 /// What to look at, live or in a trace.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Selection")]
-pub struct SelectArgs {
+pub(super) struct SelectArgs {
     /// Only processes with this PID (repeatable; the values of one option are alternatives, different options must all hold)
     #[arg(long, value_name = "PID")]
     pid: Vec<u32>,
@@ -57,7 +57,7 @@ pub struct SelectArgs {
 
 /// What to observe, live.
 #[derive(Clone, Debug, Default, Args)]
-pub struct ObserveArgs {
+pub(super) struct ObserveArgs {
     /// Interface towards IMDS (repeatable); default: the uplinks that route to the endpoints, followed as they come and go
     #[arg(short, long, value_name = "IF")]
     interface: Vec<String>,
@@ -69,27 +69,27 @@ pub struct ObserveArgs {
     endpoint: Vec<IpAddr>,
     /// Stop after this time, such as 30s or 5m
     #[arg(long, value_name = "SPAN")]
-    pub duration: Option<Span>,
+    pub(super) duration: Option<Span>,
     /// Stop after this many exchanges
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub count: Option<u64>,
+    pub(super) count: Option<u64>,
     #[command(flatten)]
-    pub select: SelectArgs,
+    pub(super) select: SelectArgs,
 }
 
 /// Flags and file together.
-pub struct Settings {
-    pub config: Config,
-    pub filter: Filter,
+pub(super) struct Settings {
+    pub(super) config: Config,
+    pub(super) filter: Filter,
     /// Kinds that are to be written.
-    pub kinds: Kinds,
+    pub(super) kinds: Kinds,
     /// As asked for.
-    pub interval: Option<Duration>,
+    pub(super) interval: Option<Duration>,
     host: Option<Host>,
 }
 
 impl SelectArgs {
-    pub fn settings(&self) -> anyhow::Result<Settings> {
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         let config = match &self.config {
             Some(path) => Config::read(path)?,
             None => Config::default(),
@@ -117,7 +117,7 @@ impl SelectArgs {
 }
 
 impl ObserveArgs {
-    pub fn live_options(&self, config: &Config) -> LiveOptions {
+    pub(super) fn live_options(&self, config: &Config) -> LiveOptions {
         let endpoints = or(&self.endpoint, &config.endpoints);
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
@@ -133,7 +133,7 @@ impl ObserveArgs {
 
 impl Settings {
     /// The name that was asked for, else that of the trace, else this host's.
-    pub fn host(&self, trace: Option<Host>) -> anyhow::Result<Host> {
+    pub(super) fn host(&self, trace: Option<Host>) -> anyhow::Result<Host> {
         if let Some(host) = self.host.clone().or(trace) {
             return Ok(host);
         }
@@ -142,7 +142,7 @@ impl Settings {
     }
 
     /// `live`: what is known of this host, for a pipeline that observes it.
-    pub fn pipeline(
+    pub(super) fn pipeline(
         &self,
         host: Host,
         live: Option<HostFacts>,

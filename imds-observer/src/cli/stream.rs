@@ -37,17 +37,22 @@ impl StreamArgs {
             size,
             files: self.files.unwrap_or(DEFAULT_FILES),
         });
-        live::observe(&self.observe, &settings, settings.interval.unwrap_or(INTERVAL), |settings| {
-            let destination = match &self.write {
-                Some(path) => Destination::file(path, rotation)?,
-                None => Destination::stdout(),
-            };
-            let queue = Queue::new(
-                NdjsonOutput::new(destination),
-                settings.kinds,
-                settings.config.limits.queue,
-            )?;
-            Ok(vec![Box::new(queue) as Box<dyn Sink>])
-        })
+        live::observe(
+            &self.observe,
+            &settings,
+            settings.interval.unwrap_or(INTERVAL),
+            |settings| {
+                let destination = match &self.write {
+                    Some(path) => Destination::file(path, rotation)?,
+                    None => Destination::stdout(),
+                };
+                let queue = Queue::new(
+                    NdjsonOutput::new(destination),
+                    settings.kinds,
+                    settings.config.limits.queue,
+                )?;
+                Ok(vec![Box::new(queue) as Box<dyn Sink>])
+            },
+        )
     }
 }

@@ -17,7 +17,7 @@ use crate::config::Size;
 /// Files kept when a size is given but no count.
 pub const DEFAULT_FILES: u32 = 10;
 /// Time between two complaints about a file that can't be written.
-const COMPLAINT_GAP: Duration = Duration::from_secs(60);
+const COMPLAINT_GAP: Duration = Duration::from_mins(1);
 
 /// Size and number of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -268,18 +268,18 @@ fn repair(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn rotation(size: u64, files: u32) -> Option<Rotation> {
-        Some(Rotation {
+    fn rotation(size: u64, files: u32) -> Rotation {
+        Rotation {
             size: Size(size),
             files,
-        })
+        }
     }
 
     #[test]
     fn files_hold_whole_lines_and_the_oldest_goes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("trace");
-        let mut file = RotatedFile::open(&path, rotation(20, 3)).unwrap();
+        let mut file = RotatedFile::open(&path, Some(rotation(20, 3))).unwrap();
         for number in 10..20 {
             // Several lines at once, and one that is longer than a file.
             let long = "x".repeat(if number == 15 { 40 } else { 3 });
@@ -302,7 +302,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("trace");
         std::fs::write(&path, "one\ntwo\nthr").unwrap();
-        let mut file = RotatedFile::open(&path, rotation(1000, 2)).unwrap();
+        let mut file = RotatedFile::open(&path, Some(rotation(1000, 2))).unwrap();
         file.write_lines(b"new\n");
         assert_eq!(std::fs::read_to_string(numbered(&path, 1)).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "new\n");

@@ -2,6 +2,7 @@
 //!
 //! On a terminal the view is drawn over; on a pipe, tables are appended and findings come as lines when they open, and when they end.
 
+use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 
@@ -84,7 +85,7 @@ impl TextOutput {
         }
         let seconds = summary.interval_ns as f64 / 1e9;
         let what = if summary.total { "in all" } else { "in the last" };
-        out.push_str(&format!("\n{} ({what} {seconds:.1} s)\n", summary.to));
+        let _ = writeln!(out, "\n{} ({what} {seconds:.1} s)", summary.to);
         out.push_str(&text::summary(summary, self.colour));
         if self.redraw {
             self.open
@@ -95,10 +96,10 @@ impl TextOutput {
             }
             let hidden = self.open.len().saturating_sub(MAX_SHOWN);
             if hidden > 0 {
-                out.push_str(&format!("and {hidden} more findings\n"));
+                let _ = writeln!(out, "and {hidden} more findings");
             }
         } else if summary.total && !self.open.is_empty() {
-            out.push_str(&format!("{} findings are open\n", self.open.len()));
+            let _ = writeln!(out, "{} findings are open", self.open.len());
         }
         out.push_str(&text::loss(&self.loss));
     }
@@ -120,10 +121,11 @@ fn headline(start: &Start) -> String {
         join(&start.interfaces)
     );
     for missing in &start.missing {
-        text.push_str(&format!(
-            "missing {}: {}; blinds: {}\n",
+        let _ = writeln!(
+            text,
+            "missing {}: {}; blinds: {}",
             missing.capability, missing.why, missing.blinds
-        ));
+        );
     }
     text
 }

@@ -442,7 +442,7 @@ mod tests {
     fn key_order_and_spacing_are_free() {
         let spaced = LOSS
             .replace("\"record\":\"loss\",", "")
-            .replace("}", ", \"record\": \"loss\"}");
+            .replace('}', ", \"record\": \"loss\"}");
         assert_eq!(parse(spaced.as_bytes()), parse(LOSS.as_bytes()));
         assert!(parse(LOSS.as_bytes()).is_ok());
     }

@@ -9,7 +9,7 @@ use crate::record::{InterfaceSummary, SECOND};
 use crate::source::InterfaceSample;
 
 /// Packets per second and network interface to link-local services (imds-facts: problem reports, provider's documentation).
-pub const QUOTA_PACKETS_PER_S: u64 = 1024;
+const QUOTA_PACKETS_PER_S: u64 = 1024;
 /// Interfaces that are told apart.
 const MAX_INTERFACES: usize = 256;
 /// In the order of [`imds_observer_common::TrafficClass`].

@@ -71,20 +71,13 @@ impl Summarizer {
         self.begin(exchange.time);
         self.busy = true;
         let local = exchange.connection.local.as_deref();
-        match self.row(
-            &exchange.host,
-            exchange.process.as_ref(),
-            exchange.container.as_ref(),
-            local,
-        ) {
-            Some(row) => {
-                row.interval.exchange(exchange);
-                row.total.exchange(exchange);
-            }
-            None => {
-                self.other.0 += 1;
-                self.other.1 += 1;
-            }
+        let (process, container) = (exchange.process.as_ref(), exchange.container.as_ref());
+        if let Some(row) = self.row(&exchange.host, process, container, local) {
+            row.interval.exchange(exchange);
+            row.total.exchange(exchange);
+        } else {
+            self.other.0 += 1;
+            self.other.1 += 1;
         }
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Tally {
     tokens: FxHashSet<u64>,
     instances: FxHashSet<u64>,
     latency: Option<Histogram<u32>>,
+    /// Exact, where the histogram has only its bucket's edge.
+    max_latency: u64,
     paths: TopPaths,
 }
 
@@ -47,6 +49,7 @@ impl Tally {
             tokens: FxHashSet::default(),
             instances: FxHashSet::default(),
             latency: None,
+            max_latency: 0,
             paths: TopPaths::new(max_paths),
         }
     }
@@ -85,6 +88,7 @@ impl Tally {
                     .unwrap_or_else(|_| unreachable!("constant bounds are valid"))
             });
             histogram.saturating_record(latency);
+            self.max_latency = self.max_latency.max(latency);
         }
         if let Some(path) = &request.path {
             self.paths.add(path);
@@ -103,6 +107,7 @@ impl Tally {
         self.issued = 0;
         self.tokens.clear();
         self.instances.clear();
+        self.max_latency = 0;
         if let Some(latency) = &mut self.latency {
             latency.reset();
         }
@@ -159,12 +164,12 @@ impl Tally {
         match &self.latency {
             Some(latency) if !latency.is_empty() => {
                 // The bucket's upper edge may lie above what was ever measured.
-                let at = |quantile| Some(latency.value_at_quantile(quantile).min(latency.max()));
+                let at = |quantile| Some(latency.value_at_quantile(quantile).min(self.max_latency));
                 Quantiles {
                     p50: at(0.5),
                     p90: at(0.9),
                     p99: at(0.99),
-                    max: Some(latency.max()),
+                    max: Some(self.max_latency),
                 }
             }
             _ => Quantiles::default(),
