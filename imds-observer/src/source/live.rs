@@ -107,11 +107,13 @@ impl LiveSource {
             let before = self.counters.insert(ifindex, now).unwrap_or_default();
             let egress = std::array::from_fn(|class| now.egress[class].saturating_sub(before.egress[class]));
             let ingress = std::array::from_fn(|class| now.ingress[class].saturating_sub(before.ingress[class]));
-            let name = nix::net::if_::if_indextoname(ifindex)
-                .map_or_else(|_| format!("if{ifindex}"), |name| name.to_string_lossy().into_owned());
+            let name = self
+                .kernel
+                .uplink(ifindex)
+                .unwrap_or_else(|| Arc::from(format!("if{ifindex}")));
             out.push(Event::Interface(InterfaceSample {
                 time,
-                name: Arc::from(name),
+                name,
                 interval_ns,
                 egress,
                 ingress,
