@@ -1,7 +1,7 @@
 //! What can be set, from a TOML file (`--config`) and from flags, of which flags win.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -12,12 +12,6 @@ use serde::Deserialize;
 use crate::detectors::DetectorConfig;
 use crate::filter::Filter;
 use crate::record::Kind;
-
-/// The IMDS endpoints of EC2.
-pub const ENDPOINTS: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-];
 
 /// The file behind `--config`. Every key is optional.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -48,6 +42,8 @@ pub struct Limits {
     pub paths: usize,
     /// Records that may wait for a slow sink (about 1 KiB each).
     pub queue: usize,
+    /// Bytes of the kernel's ring buffer, a power of two; what the program was built with if not given.
+    pub ring_bytes: Option<u32>,
 }
 
 impl Default for Limits {
@@ -57,6 +53,7 @@ impl Default for Limits {
             groups: 512,
             paths: 32,
             queue: 16_384,
+            ring_bytes: None,
         }
     }
 }
@@ -86,23 +83,17 @@ impl FromStr for Config {
             groups,
             paths,
             queue,
+            ring_bytes,
         } = config.limits;
         if [processes, groups, paths, queue].contains(&0) {
             return Err(anyhow!("[limits]: each must be at least 1"));
         }
+        // Page-sized at least, as the kernel wants it.
+        if ring_bytes.is_some_and(|bytes| bytes < 4096 || !bytes.is_power_of_two()) {
+            return Err(anyhow!("[limits]: ring_bytes must be a power of two from 4096"));
+        }
         Ok(config)
     }
-}
-
-/// What a live source needs to know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LiveOptions {
-    /// Empty: the uplinks that route to the endpoints, followed as they come and go.
-    pub interfaces: Vec<String>,
-    /// `None`: the root of the cgroup v2 hierarchy.
-    pub cgroup: Option<PathBuf>,
-    /// Never empty.
-    pub endpoints: Vec<IpAddr>,
 }
 
 /// A time span as people write it: `30s`, `5m`, `1h 30m`, `500ms`; a bare number is seconds.

@@ -339,6 +339,8 @@ pub fn run(
             pipeline.advance(now);
         }
     }
+    source.last_batch(&mut batch);
+    batch.drain(..).for_each(|event| pipeline.handle(event));
     pipeline.finish(now)
 }
 

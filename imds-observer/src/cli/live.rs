@@ -7,7 +7,7 @@ use super::observe::{ObserveArgs, Settings};
 use crate::detectors::HostFacts;
 use crate::pipeline;
 use crate::sinks::Sink;
-use crate::source::Source;
+use crate::source::LiveSource;
 use crate::stop::Stop;
 
 /// Opens the source before the sinks: what can't be observed must not overwrite a file.
@@ -18,7 +18,7 @@ pub(super) fn observe(
     sinks: impl FnOnce(&Settings) -> anyhow::Result<Vec<Box<dyn Sink>>>,
 ) -> anyhow::Result<Status> {
     let stop = Stop::on_signals()?;
-    let mut source = open(args, settings, &stop)?;
+    let mut source = LiveSource::open(&args.live_options(&settings.config))?;
     let host = settings.host(None)?;
     let facts = HostFacts {
         name: host.clone(),
@@ -26,11 +26,6 @@ pub(super) fn observe(
     };
     let mut pipeline = settings.pipeline(host, Some(facts), Some(interval), args.count, sinks(settings)?);
     let duration = args.duration.map(|span| span.0);
-    pipeline::run(source.as_mut(), &mut pipeline, duration, &stop)?;
+    pipeline::run(&mut source, &mut pipeline, duration, &stop)?;
     Ok(Status::Done)
-}
-
-fn open(args: &ObserveArgs, settings: &Settings, _stop: &Stop) -> anyhow::Result<Box<dyn Source>> {
-    let options = args.live_options(&settings.config);
-    anyhow::bail!("observe {:?}: the live source is not there yet", options.endpoints)
 }

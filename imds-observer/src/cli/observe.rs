@@ -9,7 +9,8 @@ use clap::Args;
 
 use super::values;
 use crate::attribution::Attribution;
-use crate::config::{Config, ENDPOINTS, LiveOptions, Span};
+use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions};
+use crate::config::{Config, Span};
 use crate::detectors::HostFacts;
 use crate::filter::{Filter, Kinds, PodName};
 use crate::hosts::HostDetectors;
@@ -122,8 +123,9 @@ impl ObserveArgs {
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
+            ring_bytes: config.limits.ring_bytes,
             endpoints: if endpoints.is_empty() {
-                ENDPOINTS.to_vec()
+                DEFAULT_ENDPOINTS.to_vec()
             } else {
                 endpoints
             },

@@ -2,6 +2,7 @@
 
 mod event;
 pub mod input;
+mod live;
 pub mod ndjson;
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ pub use event::{
     ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop, Sender, SocketChange,
     SocketState, Vantage,
 };
+pub use live::LiveSource;
 
 use crate::record::{Attached, Host, Missing, Mode, Time};
 
@@ -48,4 +50,9 @@ pub trait Source {
     /// Appends events in the order in which they became known; returns early when some are there, and after `wait` at the latest
     /// (a source of files doesn't wait). An error ends the run.
     fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState>;
+
+    /// What is still to be told when the run ends before the source does.
+    fn last_batch(&mut self, out: &mut Vec<Event>) {
+        let _ = out;
+    }
 }
