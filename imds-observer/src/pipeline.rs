@@ -129,6 +129,11 @@ impl Pipeline {
         }
     }
 
+    /// Nothing may come for a while.
+    pub fn flush(&mut self) {
+        self.parts.sinks.iter_mut().for_each(|sink| sink.flush());
+    }
+
     /// The last call: everything still open is closed and written, then the totals.
     pub fn finish(&mut self, now: Time) -> anyhow::Result<()> {
         self.parts.flow.finish(now, &mut self.facts);
@@ -338,6 +343,7 @@ pub fn run(
             now = Time::now();
             pipeline.advance(now);
         }
+        pipeline.flush();
     }
     source.last_batch(&mut batch);
     batch.drain(..).for_each(|event| pipeline.handle(event));

@@ -1,10 +1,12 @@
 //! The program from outside: input and flags in, output and exit status out.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 fn program() -> Command {
@@ -347,6 +349,32 @@ fn a_closed_pipe_is_a_normal_end() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn a_signal_ends_the_run_in_good_order() {
+    let mut child = program()
+        .args(["analyze", "-o", "ndjson", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(&fs::read(trace(TRACES[0])).unwrap()).unwrap();
+    // The first batch is out, so signals are taken over; the pipe stays open.
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    reader.read_line(&mut text).unwrap();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let kinds: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["record"].clone())
+        .collect();
+    assert_eq!(kinds.first().unwrap(), "start");
+    assert_eq!(kinds[kinds.len() - 2..], ["summary", "loss"]);
+    drop(stdin);
 }
 
 #[test]
