@@ -429,7 +429,15 @@ fn completions_and_help_are_there() {
         assert!(output.status.success() && stdout(&output).contains("imds-observer"));
     }
     let output = run(&["help"]);
-    for command in ["watch", "stream", "analyze", "detectors", "schema", "completions"] {
+    for command in [
+        "watch",
+        "stream",
+        "analyze",
+        "doctor",
+        "detectors",
+        "schema",
+        "completions",
+    ] {
         assert!(stdout(&output).contains(command));
     }
 }
