@@ -18,6 +18,13 @@ impl<'a> Secret<'a> {
 #[derive(Clone)]
 pub struct Hasher(SipHasher24);
 
+impl std::fmt::Debug for Hasher {
+    /// Without the salt.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hasher")
+    }
+}
+
 impl Hasher {
     /// With a salt of its own, from the operating system's randomness.
     pub fn random() -> Self {
