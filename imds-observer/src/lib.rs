@@ -20,4 +20,3 @@ pub mod sinks;
 pub mod source;
 pub mod stop;
 pub mod summary;
-pub mod unlanded;
