@@ -23,4 +23,3 @@ pub mod sinks;
 pub mod source;
 pub mod stop;
 pub mod summary;
-pub mod unlanded;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::attribution::Attribution;
 use crate::detectors::Observation;
-use crate::exchange::Fact;
+use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
 use crate::record::{
@@ -19,7 +19,6 @@ use crate::sinks::Sink;
 use crate::source::{Event, Source, SourceFacts, SourceState};
 use crate::stop::Stop;
 use crate::summary::Summarizer;
-use crate::unlanded::FlowTable;
 
 /// What a pipeline is put together from.
 pub struct Parts {
