@@ -22,6 +22,7 @@ pub fn facts(name: Host) -> HostFacts {
             .as_ref()
             .and_then(|route| route.gateway)
             .map(|gateway| gateway.to_string()),
+        netns: netns(),
         uplink: route.and_then(|route| route.interface),
     }
 }
@@ -32,6 +33,11 @@ fn instance_id(tag: &str) -> Option<String> {
     let digits = tag.strip_prefix("i-")?;
     let hexadecimal = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     (matches!(digits.len(), 8 | 17) && hexadecimal).then(|| tag.to_owned())
+}
+
+fn netns() -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata("/proc/self/ns/net").ok().and_then(|netns| u32::try_from(netns.ino()).ok())
 }
 
 fn boot_time() -> Option<Time> {
