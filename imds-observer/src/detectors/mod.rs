@@ -1,1 +1,311 @@
-//! One file a detector, one registry.
+//! Names what is wrong: one file a detector, one registry (below), one ledger.
+//!
+//! A detector looks at finished records, live and offline alike, and reports [`Sighting`]s. The [`ledger`] makes findings
+//! of them: one per cause and subject, opened once, updated rarely, resolved when the evidence has stopped. What several
+//! detectors must know of a client to join causes (did it just lose a token?) stands in [`knowledge`].
+//!
+//! Nothing here reads a clock: time comes with the observations. Exchanges carry the time they began at and come when
+//! they have ended, so times are out of order by seconds.
+//!
+//! Bounds: every table is an LRU of stated size, what it gives up is counted ([`Detectors::evicted`]); in all the
+//! detectors stay below [`MEMORY_LIMIT_BYTES`], which `tests/detector_memory.rs` holds them to.
+
+/// Evidence as a JSON object. A value may be anything that serialises.
+macro_rules! evidence {
+    ($($json:tt)*) => {
+        match serde_json::json!({ $($json)* }) {
+            serde_json::Value::Object(map) => map,
+            _ => serde_json::Map::new(),
+        }
+    };
+}
+
+mod connectivity;
+mod knowledge;
+mod ledger;
+mod remedy;
+mod window;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use knowledge::{Client, Knowledge, TokenFate, V1Cause};
+pub use ledger::{Details, Sighting, Sightings};
+
+use crate::record::{self, Code, Finding, Host, Time};
+use crate::source::InterfaceSample;
+use ledger::Ledger;
+
+/// What all detectors together may hold, whatever a local process does.
+pub const MEMORY_LIMIT_BYTES: usize = 96 << 20;
+
+/// How long the evidence must be missing before a finding is resolved, unless the detector says otherwise.
+pub const QUIET_NS: u64 = 300 * record::SECOND;
+
+/// Registers a detector: `file => code, "a line for the list"`. Nothing else names it.
+macro_rules! registry {
+    ($($file:ident => $code:ident, $line:literal;)*) => {
+        $(mod $file;)*
+
+        /// Thresholds, one table a detector: `[detectors.tight-polling]`. Each detector's page tells its options.
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+        pub struct DetectorConfig {
+            /// Codes that are switched off.
+            pub disabled: Vec<Code>,
+            $(pub $file: $file::Config,)*
+        }
+
+        /// Every detector that there is.
+        pub const CATALOGUE: &[Entry] = &[
+            $(Entry { code: Code::$code, line: $line, source: include_str!(concat!(stringify!($file), ".rs")) },)*
+        ];
+
+        fn build(config: &DetectorConfig) -> Vec<Box<dyn Detector>> {
+            let all: Vec<Box<dyn Detector>> = vec![$(Box::new($file::new(&config.$file)),)*];
+            all.into_iter().filter(|detector| !config.disabled.contains(&detector.code())).collect()
+        }
+    };
+}
+
+registry! {
+    imdsv1_request => Imdsv1Request, "a request without a token is answered: it breaks when tokens are required";
+    tight_polling => TightPolling, "one path is asked again and again, faster than anything legitimate";
+    token_response_lost => TokenResponseLost, "token responses reach the host and die on the way: the hop limit is too small";
+}
+
+/// A row of the registry.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub code: Code,
+    /// What it finds, in one line.
+    pub line: &'static str,
+    source: &'static str,
+}
+
+/// A detector's manual page in Markdown: what `detectors explain CODE` prints and `docs/detectors/CODE.md` holds. It is
+/// the doc comment of the detector's own file. `None`: no detector has this code.
+pub fn manual(code: Code) -> Option<String> {
+    let entry = CATALOGUE.iter().find(|entry| entry.code == code)?;
+    let mut page = format!("# {code}\n\n");
+    for line in entry.source.lines() {
+        let Some(line) = line.strip_prefix("//!") else { break };
+        page.push_str(line.strip_prefix(' ').unwrap_or(line));
+        page.push('\n');
+    }
+    Some(page)
+}
+
+/// What detectors look at.
+#[derive(Clone, Copy, Debug)]
+pub enum Observation<'a> {
+    Exchange(&'a record::Exchange),
+    Connect(&'a record::Connect),
+    Drop(&'a record::Drop),
+    /// Live: about one a second and interface. Offline: made from the interfaces of `summary` records, see [`Detectors::observe_summary`].
+    Interface(&'a InterfaceSample),
+}
+
+impl<'a> Observation<'a> {
+    /// When it began.
+    pub fn time(&self) -> Time {
+        match self {
+            Self::Exchange(exchange) => exchange.time,
+            Self::Connect(connect) => connect.time,
+            Self::Drop(drop) => drop.time,
+            Self::Interface(sample) => sample.time,
+        }
+    }
+
+    /// When it was over.
+    pub fn end(&self) -> Time {
+        match self {
+            Self::Exchange(exchange) => {
+                let lasted = exchange.waited_ns.or(exchange.latency_ns).unwrap_or(0);
+                exchange.time.plus_ns(lasted)
+            }
+            Self::Connect(connect) => connect.time.plus_ns(connect.elapsed_ns),
+            Self::Drop(drop) => drop.time,
+            Self::Interface(sample) => sample.time,
+        }
+    }
+
+    fn process(&self) -> Option<&'a std::sync::Arc<record::Process>> {
+        match self {
+            Self::Exchange(exchange) => exchange.process.as_ref(),
+            Self::Connect(connect) => connect.process.as_ref(),
+            Self::Drop(drop) => drop.process.as_ref(),
+            Self::Interface(_) => None,
+        }
+    }
+
+    fn container(&self) -> Option<&'a std::sync::Arc<record::Container>> {
+        match self {
+            Self::Exchange(exchange) => exchange.container.as_ref(),
+            Self::Connect(connect) => connect.container.as_ref(),
+            Self::Drop(drop) => drop.container.as_ref(),
+            Self::Interface(_) => None,
+        }
+    }
+
+    fn connection(&self) -> Option<&'a record::Connection> {
+        match self {
+            Self::Exchange(exchange) => Some(&exchange.connection),
+            Self::Connect(connect) => Some(&connect.connection),
+            Self::Drop(drop) => Some(&drop.connection),
+            Self::Interface(_) => None,
+        }
+    }
+}
+
+/// What is known of the host that the records come from. Unknown offline, unless the user says.
+#[derive(Clone, Debug)]
+pub struct HostFacts {
+    pub name: Host,
+    /// For the commands of remedies; a placeholder stands in when it isn't known.
+    pub instance_id: Option<String>,
+    /// Requests right after it are start-up, not polling.
+    pub boot_time: Option<Time>,
+    /// Default gateway and its interface.
+    pub gateway: Option<String>,
+    pub uplink: Option<String>,
+}
+
+impl Default for HostFacts {
+    fn default() -> Self {
+        Self {
+            name: Host::from(""),
+            instance_id: None,
+            boot_time: None,
+            gateway: None,
+            uplink: None,
+        }
+    }
+}
+
+/// What a detector is told besides the observation.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// Latest time seen so far; never goes back.
+    pub now: Time,
+    pub host: &'a HostFacts,
+    pub knowledge: &'a Knowledge,
+    observation: Option<Observation<'a>>,
+    client: Option<&'a Client>,
+}
+
+/// Finds one pattern. State is bounded by the detector itself.
+pub trait Detector: Send {
+    fn code(&self) -> Code;
+
+    /// Time without sightings after which a finding is resolved.
+    fn quiet_ns(&self) -> u64 {
+        QUIET_NS
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>);
+
+    /// Called about once a second of event time, and at the end with `last`: nothing more will come then.
+    fn tick(&mut self, context: &Context<'_>, last: bool, sightings: &mut Sightings<'_>) {
+        let _ = (context, last, sightings);
+    }
+
+    /// Entries that bounded tables gave up.
+    fn evicted(&self) -> u64 {
+        0
+    }
+}
+
+/// All detectors of one run.
+pub struct Detectors {
+    host: HostFacts,
+    detectors: Vec<Box<dyn Detector>>,
+    knowledge: Knowledge,
+    ledger: Ledger,
+    now: Time,
+    next_tick: Time,
+}
+
+impl Detectors {
+    pub fn new(config: &DetectorConfig, host: HostFacts) -> Self {
+        Self {
+            detectors: build(config),
+            knowledge: Knowledge::new(),
+            ledger: Ledger::new(host.name.clone()),
+            now: Time(0),
+            next_tick: Time(0),
+            host,
+        }
+    }
+
+    /// Looks at one record. Findings that open or change are appended to `out`.
+    pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Finding>) {
+        self.now = self.now.max(observation.end());
+        let client = self.knowledge.learn(observation, self.now);
+        let context = Context {
+            now: self.now,
+            host: &self.host,
+            knowledge: &self.knowledge,
+            observation: Some(*observation),
+            client: client.and_then(|client| self.knowledge.client(client)),
+        };
+        for detector in &mut self.detectors {
+            let mut sightings = Sightings::new(&mut self.ledger, detector.code(), detector.quiet_ns(), self.now, out);
+            detector.observe(observation, &context, &mut sightings);
+        }
+        self.tick_if_due(out);
+    }
+
+    /// Looks at the interfaces of a `summary` record: how packet counts reach the detectors offline. Totals over the
+    /// whole run (`total: true`) repeat what the intervals told and are passed over.
+    pub fn observe_summary(&mut self, summary: &record::Summary, out: &mut Vec<Finding>) {
+        if summary.total {
+            return;
+        }
+        for interface in &summary.interfaces {
+            let sample = knowledge::sample_of(summary, interface);
+            self.observe(&Observation::Interface(&sample), out);
+        }
+    }
+
+    /// Tells the detectors that it is at least `now`: findings whose evidence has stopped are resolved.
+    pub fn advance(&mut self, now: Time, out: &mut Vec<Finding>) {
+        self.now = self.now.max(now);
+        self.tick_if_due(out);
+    }
+
+    /// The last call: what is still held back is decided, and findings that have changed since they were written are written once more.
+    pub fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
+        self.now = self.now.max(now);
+        self.tick(true, out);
+        self.ledger.finish(self.now, out);
+    }
+
+    /// Entries that the detectors' bounded tables gave up.
+    pub fn evicted(&self) -> u64 {
+        let detectors: u64 = self.detectors.iter().map(|detector| detector.evicted()).sum();
+        detectors + self.knowledge.evicted() + self.ledger.evicted()
+    }
+
+    fn tick_if_due(&mut self, out: &mut Vec<Finding>) {
+        if self.now >= self.next_tick {
+            self.tick(false, out);
+            self.next_tick = self.now.plus_ns(record::SECOND);
+        }
+    }
+
+    fn tick(&mut self, last: bool, out: &mut Vec<Finding>) {
+        let context = Context {
+            now: self.now,
+            host: &self.host,
+            knowledge: &self.knowledge,
+            observation: None,
+            client: None,
+        };
+        for detector in &mut self.detectors {
+            let mut sightings = Sightings::new(&mut self.ledger, detector.code(), detector.quiet_ns(), self.now, out);
+            detector.tick(&context, last, &mut sightings);
+        }
+        self.ledger.resolve(self.now, out);
+    }
+}

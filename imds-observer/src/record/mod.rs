@@ -7,6 +7,7 @@ mod finding;
 mod process;
 mod summary;
 mod time;
+pub mod workload;
 
 use std::sync::Arc;
 

@@ -1,0 +1,67 @@
+//! A place to run something in: a network namespace and a cgroup.
+
+use std::{
+    ffi::OsStr,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::{fd::AsRawFd, unix::process::CommandExt},
+    process::Command,
+    sync::Arc,
+};
+
+use anyhow::Result;
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, setns},
+};
+
+use super::{Cgroup, Netns};
+
+pub struct Place {
+    pub(super) netns: Arc<Netns>,
+    pub(super) cgroup: Arc<Cgroup>,
+    pub(super) ipv4: Ipv4Addr,
+    pub(super) ipv6: Option<Ipv6Addr>,
+}
+
+impl Place {
+    /// A command that will run here: in the namespace and, as a process of its own, in the cgroup.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let netns = self.netns.descriptor()?;
+        let door = self.cgroup.door()?;
+        let mut command = Command::new(program);
+        let enter = move || {
+            setns(&netns, CloneFlags::CLONE_NEWNET)?;
+            // SAFETY: writes one byte of static memory to a descriptor that the closure owns.
+            let written = unsafe { libc::write(door.as_raw_fd(), c"0".as_ptr().cast(), 1) };
+            Errno::result(written)?;
+            Ok(())
+        };
+        // SAFETY: between fork and exec only system calls are made; descriptors were opened before.
+        unsafe { command.pre_exec(enter) };
+        Ok(command)
+    }
+
+    /// Runs `work` on a thread in this namespace. **Not in this cgroup**: cgroup2 moves processes, not threads, so to
+    /// an observer the thread is still in the caller's. Use `command` where the cgroup matters.
+    pub fn run_in_thread<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns.run(work)
+    }
+
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// The address this place's own packets start with.
+    pub fn ipv4(&self) -> Ipv4Addr {
+        self.ipv4
+    }
+
+    /// `None` where the lab has no IPv6.
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.ipv6
+    }
+}

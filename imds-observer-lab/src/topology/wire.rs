@@ -1,0 +1,261 @@
+//! Interfaces, addresses and routes, over netlink. Every function works in the namespace of its handle, whose thread
+//! it has to run on (`Netns::netlink` sees to that).
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
+use nix::net::if_::if_nametoindex;
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        link::{InfoData, InfoVeth, LinkAttribute, LinkFlags},
+        route::{RouteMessage, RouteScope, RouteType},
+    },
+};
+
+/// A route, and all that is needed to take it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) destination: IpAddr,
+    pub(crate) prefix: u8,
+    pub(crate) hop: Hop,
+    /// Routing table; `MAIN` unless a rule leads elsewhere.
+    pub(crate) table: u32,
+}
+
+pub(crate) const MAIN: u32 = 254;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Hop {
+    Via {
+        gateway: IpAddr,
+        interface: String,
+    },
+    OnLink {
+        interface: String,
+    },
+    /// `unreachable`, `prohibit`, `blackhole`: the kernel answers itself.
+    Refused(RouteType),
+}
+
+impl Route {
+    pub(crate) fn new(destination: IpAddr, prefix: u8, hop: Hop) -> Self {
+        Self {
+            destination,
+            prefix,
+            hop,
+            table: MAIN,
+        }
+    }
+
+    pub(crate) fn via(destination: IpAddr, prefix: u8, gateway: IpAddr, interface: &str) -> Self {
+        Self::new(
+            destination,
+            prefix,
+            Hop::Via {
+                gateway,
+                interface: interface.to_owned(),
+            },
+        )
+    }
+
+    /// The default route of the gateway's family.
+    pub(crate) fn default_via(gateway: IpAddr, interface: &str) -> Self {
+        Self::via(unspecified(gateway), 0, gateway, interface)
+    }
+
+    pub(crate) fn is_v6(&self) -> bool {
+        self.destination.is_ipv6()
+    }
+
+    fn message(&self) -> Result<RouteMessage> {
+        let mut message = match self.destination {
+            IpAddr::V4(destination) => {
+                let mut route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(destination, self.prefix);
+                if let Hop::Via {
+                    gateway: IpAddr::V4(gateway),
+                    ..
+                } = self.hop
+                {
+                    route = route.gateway(gateway);
+                }
+                route.table_id(self.table).build()
+            }
+            IpAddr::V6(destination) => {
+                let mut route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(destination, self.prefix);
+                if let Hop::Via {
+                    gateway: IpAddr::V6(gateway),
+                    ..
+                } = self.hop
+                {
+                    route = route.gateway(gateway);
+                }
+                route.table_id(self.table).build()
+            }
+        };
+        match &self.hop {
+            Hop::Via { interface, .. } => message.attributes.push(output(interface)?),
+            Hop::OnLink { interface } => {
+                message.header.scope = RouteScope::Link;
+                message.attributes.push(output(interface)?);
+            }
+            Hop::Refused(kind) => message.header.kind = *kind,
+        }
+        Ok(message)
+    }
+
+    pub(crate) async fn add(&self, handle: &Handle) -> Result<()> {
+        handle
+            .route()
+            .add(self.message()?)
+            .execute()
+            .await
+            .with_context(|| format!("add {self:?}"))
+    }
+
+    pub(crate) async fn delete(&self, handle: &Handle) -> Result<()> {
+        handle
+            .route()
+            .del(self.message()?)
+            .execute()
+            .await
+            .with_context(|| format!("delete {self:?}"))
+    }
+}
+
+fn output(interface: &str) -> Result<rtnetlink::packet_route::route::RouteAttribute> {
+    Ok(rtnetlink::packet_route::route::RouteAttribute::Oif(index(interface)?))
+}
+
+fn unspecified(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    }
+}
+
+/// The index of an interface in the calling thread's namespace.
+pub(crate) fn index(interface: &str) -> Result<u32> {
+    if_nametoindex(interface).with_context(|| format!("find interface {interface}"))
+}
+
+/// Makes a veth pair, one end here, the other at once in `netns`: none of them is ever anywhere else.
+pub(super) async fn veth(handle: &Handle, name: &str, peer: &str, netns: &OwnedFd) -> Result<()> {
+    let peer_message = LinkMessageBuilder::<LinkUnspec>::new()
+        .name(peer)
+        .setns_by_fd(netns.as_raw_fd())
+        .build();
+    let message = LinkVeth::new(name, peer)
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer_message)))
+        .up()
+        .build();
+    handle
+        .link()
+        .add(message)
+        .execute()
+        .await
+        .with_context(|| format!("make veth pair {name}/{peer}"))
+}
+
+/// With an address of its own: else a bridge takes that of a port, and with the port goes what neighbours know of it.
+pub(super) async fn bridge(handle: &Handle, name: &str) -> Result<()> {
+    let message = LinkBridge::new(name)
+        .address(vec![0x0a, 0x58, 10, 88, 0, 1])
+        .up()
+        .build();
+    handle
+        .link()
+        .add(message)
+        .execute()
+        .await
+        .with_context(|| format!("make bridge {name}"))
+}
+
+pub(super) async fn plug_into(handle: &Handle, interface: &str, bridge: &str) -> Result<()> {
+    let message = LinkUnspec::new_with_index(index(interface)?)
+        .controller(index(bridge)?)
+        .build();
+    handle
+        .link()
+        .change(message)
+        .execute()
+        .await
+        .with_context(|| format!("plug {interface} into {bridge}"))
+}
+
+pub(super) async fn up(handle: &Handle, interface: &str) -> Result<()> {
+    let message = LinkUnspec::new_with_index(index(interface)?).up().build();
+    handle
+        .link()
+        .change(message)
+        .execute()
+        .await
+        .with_context(|| format!("bring {interface} up"))
+}
+
+pub(super) async fn delete(handle: &Handle, interface: &str) -> Result<()> {
+    handle
+        .link()
+        .del(index(interface)?)
+        .execute()
+        .await
+        .with_context(|| format!("delete {interface}"))
+}
+
+pub(crate) async fn add_address(handle: &Handle, interface: &str, address: IpAddr, prefix: u8) -> Result<()> {
+    let request = handle.address().add(index(interface)?, address, prefix);
+    request
+        .execute()
+        .await
+        .with_context(|| format!("give {interface} the address {address}/{prefix}"))
+}
+
+pub(crate) async fn delete_address(handle: &Handle, interface: &str, address: IpAddr, prefix: u8) -> Result<()> {
+    let message = handle
+        .address()
+        .add(index(interface)?, address, prefix)
+        .message_mut()
+        .clone();
+    let request = handle.address().del(message);
+    request
+        .execute()
+        .await
+        .with_context(|| format!("take the address {address}/{prefix} from {interface}"))
+}
+
+/// The interfaces that could carry a packet away: up, and no loopback.
+pub(super) async fn active_interfaces(handle: &Handle) -> Result<Vec<String>> {
+    let mut links = handle.link().get().execute();
+    let mut names = Vec::new();
+    while let Some(link) = links.try_next().await? {
+        let flags = link.header.flags;
+        if flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback) {
+            names.extend(link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            }));
+        }
+    }
+    Ok(names)
+}
+
+/// How many default routes there are that lead somewhere, both families.
+pub(super) async fn default_routes(handle: &Handle) -> Result<usize> {
+    let mut count = 0;
+    for query in [
+        RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    ] {
+        let mut routes = handle.route().get(query).execute();
+        while let Some(route) = routes.try_next().await? {
+            count +=
+                usize::from(route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast);
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,430 @@
+//! What several detectors must know to join causes: who the clients are, what became of their last token request, what works on this host.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+
+use super::{Context, Observation};
+use crate::record::workload::{self, Group};
+use crate::record::{
+    Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
+};
+use crate::source::InterfaceSample;
+
+/// Clients that are remembered; about 1.5 KiB each.
+pub(super) const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
+/// Process images of one client that are told apart: enough to say "a loop of short-lived processes".
+const RECENT_PROCESSES: usize = 16;
+/// A fallback follows its token request within this time. .NET takes longest, about 15.75 s [imds-facts section 3].
+pub(super) const FALLBACK_NS: u64 = 16 * SECOND;
+/// Bytes of a user agent that are kept.
+const MAX_USER_AGENT: usize = 96;
+
+/// What became of a token request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenFate {
+    Granted,
+    /// The response came to this host with a TTL too small to go on.
+    Lost {
+        request_ttl: Option<u8>,
+        response_ttl: Option<u8>,
+    },
+    /// Nothing came, as far as can be seen from here.
+    Unanswered,
+    /// 403: sent through something that adds `X-Forwarded-For`, or IMDS is off.
+    Forbidden,
+    /// Any other status.
+    Rejected(u16),
+}
+
+/// Why a client asks without a token though it has tried to get one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum V1Cause {
+    /// Its token response was lost.
+    HopLimit { request_ttl: Option<u8> },
+    /// Its token request was not answered, and why can't be seen from here.
+    TokenUnanswered,
+    /// Its token request was forbidden.
+    Proxy,
+}
+
+/// The processes that one verdict may be about: see [`Group`].
+#[derive(Debug)]
+pub struct Client {
+    /// Finds it again: see [`Knowledge::client`].
+    pub handle: u64,
+    /// Subject key of findings about it.
+    pub key: Arc<str>,
+    pub first_seen: Time,
+    /// First request, or start of the first process that was seen.
+    pub started: Time,
+    pub requests: u64,
+    /// Process images seen; counts one twice that comes back after 16 others.
+    pub processes: u64,
+    recent: VecDeque<u64>,
+    /// Its newest token request: when it began and what became of it.
+    pub token: Option<(Time, TokenFate)>,
+    /// Holds until a token is granted or used: many clients never try again.
+    pub v1_cause: Option<V1Cause>,
+    last_v1: Option<Time>,
+    pub v4_answered: Option<Time>,
+    pub v6_answered: Option<Time>,
+    pub user_agent: Option<Box<str>>,
+    /// Crawls everything at boot, as is its job.
+    pub cloud_init: bool,
+}
+
+/// Shared by all detectors.
+#[derive(Debug)]
+pub struct Knowledge {
+    hasher: RandomState,
+    clients: LruCache<u64, Client>,
+    evicted: u64,
+    /// Newest answer over IPv4, whoever asked.
+    pub v4_answered: Option<Time>,
+    pub v6_answered: Option<Time>,
+    /// Newest sign that packets are dropped for the link-local quota.
+    pub quota_exceeded: Option<Time>,
+}
+
+impl Knowledge {
+    pub(super) fn new() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            clients: LruCache::new(MAX_CLIENTS),
+            evicted: 0,
+            v4_answered: None,
+            v6_answered: None,
+            quota_exceeded: None,
+        }
+    }
+
+    /// A client by its handle; `None` once the table has given it up.
+    pub fn client(&self, handle: u64) -> Option<&Client> {
+        self.clients.peek(&handle)
+    }
+
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Takes in an observation before the detectors see it. Gives the client's handle.
+    pub(super) fn learn(&mut self, observation: &Observation<'_>, now: Time) -> Option<u64> {
+        if let Observation::Interface(sample) = observation
+            && sample.allowance_exceeded.is_some_and(|grown| grown > 0)
+        {
+            self.quota_exceeded = Some(now);
+        }
+        let group = group(observation)?;
+        let mut hasher = self.hasher.build_hasher();
+        group.hash_into(&mut hasher);
+        let handle = hasher.finish();
+        let process = observation.process().map(AsRef::as_ref);
+        let time = observation.time();
+        if !self.clients.contains(&handle) {
+            let client = Client {
+                handle,
+                key: group.key().into(),
+                first_seen: time,
+                started: process
+                    .and_then(|process| process.start_time)
+                    .map_or(time, |start| start.min(time)),
+                requests: 0,
+                processes: 0,
+                recent: VecDeque::with_capacity(4),
+                token: None,
+                v1_cause: None,
+                last_v1: None,
+                v4_answered: None,
+                v6_answered: None,
+                user_agent: None,
+                cloud_init: false,
+            };
+            if self.clients.push(handle, client).is_some() {
+                self.evicted += 1;
+            }
+        }
+        let client = self.clients.get_mut(&handle)?;
+        if let Some(process) = process {
+            let mut hasher = self.hasher.build_hasher();
+            (process.pid, process.start_time).hash(&mut hasher);
+            let image = hasher.finish();
+            if !client.recent.contains(&image) {
+                if client.recent.len() == RECENT_PROCESSES {
+                    client.recent.pop_front();
+                }
+                client.recent.push_back(image);
+                client.processes += 1;
+            }
+            client.cloud_init |= is_cloud_init(process);
+        }
+        if let Observation::Exchange(exchange) = observation {
+            client.learn(exchange);
+            if answered(exchange) {
+                let (of_client, of_host) = if is_v6(&exchange.connection.remote) {
+                    (&mut client.v6_answered, &mut self.v6_answered)
+                } else {
+                    (&mut client.v4_answered, &mut self.v4_answered)
+                };
+                *of_client = (*of_client).max(Some(time));
+                *of_host = (*of_host).max(Some(time));
+            }
+        }
+        Some(handle)
+    }
+}
+
+impl Client {
+    fn learn(&mut self, exchange: &Exchange) {
+        self.requests += 1;
+        if let Some(agent) = exchange.request.user_agent.as_deref()
+            && self.user_agent.as_deref() != Some(agent)
+        {
+            self.user_agent = Some(agent.chars().take(MAX_USER_AGENT).collect::<String>().into());
+            self.cloud_init |= agent.starts_with("Cloud-Init");
+        }
+        let time = exchange.time;
+        match exchange.request.imds_version {
+            Some(ImdsVersion::Token) => {
+                let fate = token_fate(exchange);
+                if self.token.is_none_or(|(newest, _)| time >= newest) {
+                    self.token = Some((time, fate));
+                }
+                if fate == TokenFate::Granted {
+                    if self.last_v1.is_none_or(|v1| v1 <= time) {
+                        self.v1_cause = None;
+                    }
+                } else if let Some(v1) = self.last_v1
+                    && v1 >= time
+                    && v1.since(time) <= FALLBACK_NS
+                {
+                    // The token request ended, and so was told, after the fallback that followed it.
+                    self.v1_cause = cause_of(fate).or(self.v1_cause);
+                }
+            }
+            Some(ImdsVersion::V2) if answered(exchange) => self.v1_cause = None,
+            Some(ImdsVersion::V1) => {
+                self.last_v1 = self.last_v1.max(Some(time));
+                if let Some((asked, fate)) = self.token
+                    && asked <= time
+                    && time.since(asked) <= FALLBACK_NS
+                {
+                    self.v1_cause = cause_of(fate).or(self.v1_cause);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub fn short_lived(&self) -> bool {
+        self.processes > 2 && self.requests < self.processes.saturating_mul(8)
+    }
+}
+
+fn cause_of(fate: TokenFate) -> Option<V1Cause> {
+    match fate {
+        TokenFate::Lost { request_ttl, .. } => Some(V1Cause::HopLimit { request_ttl }),
+        TokenFate::Unanswered => Some(V1Cause::TokenUnanswered),
+        TokenFate::Forbidden => Some(V1Cause::Proxy),
+        TokenFate::Granted | TokenFate::Rejected(_) => None,
+    }
+}
+
+/// What became of this token request.
+pub(super) fn token_fate(exchange: &Exchange) -> TokenFate {
+    let Some(response) = &exchange.response else {
+        return if exchange.outcome == ExchangeOutcome::Lost {
+            TokenFate::Lost {
+                request_ttl: exchange.request.ttl,
+                response_ttl: None,
+            }
+        } else {
+            TokenFate::Unanswered
+        };
+    };
+    if response.delivered != Some(true) && response.status.is_none_or(|status| status == 200) {
+        let too_small = ttl_too_small(exchange);
+        if too_small == Some(true) || (too_small.is_none() && exchange.outcome == ExchangeOutcome::Lost) {
+            return TokenFate::Lost {
+                request_ttl: exchange.request.ttl,
+                response_ttl: response.ttl,
+            };
+        }
+    }
+    match (exchange.outcome, response.status) {
+        (ExchangeOutcome::Answered, Some(200)) => TokenFate::Granted,
+        (ExchangeOutcome::Answered, Some(403)) => TokenFate::Forbidden,
+        (ExchangeOutcome::Answered, Some(status)) => TokenFate::Rejected(status),
+        _ => TokenFate::Unanswered,
+    }
+}
+
+/// Forwarding hops that a request with this TTL has crossed: senders start at 64, few at 128 or 255.
+pub(super) fn hops(request_ttl: u8) -> u8 {
+    match request_ttl {
+        0..=64 => 64 - request_ttl,
+        65..=128 => 128 - request_ttl,
+        _ => 255 - request_ttl,
+    }
+}
+
+/// The formula of imds-facts section 1: a response dies on its way exactly when `response_ttl <= 64 - request_ttl`.
+/// `None`: one of both is not known.
+pub(super) fn ttl_too_small(exchange: &Exchange) -> Option<bool> {
+    let request_ttl = exchange.request.ttl?;
+    let response_ttl = exchange.response.as_ref()?.ttl?;
+    Some(response_ttl <= hops(request_ttl))
+}
+
+/// The smallest hop limit with which a token response reaches a client this far away.
+pub(super) fn sufficient_hop_limit(request_ttl: Option<u8>) -> u8 {
+    request_ttl.map_or(2, |ttl| hops(ttl).saturating_add(1)).clamp(2, 64)
+}
+
+/// The process has a whole answer of the service, good or bad.
+pub(super) fn answered(exchange: &Exchange) -> bool {
+    exchange.outcome == ExchangeOutcome::Answered && exchange.response.is_some()
+}
+
+/// Status of an answer that reached the process.
+pub(super) fn status(exchange: &Exchange) -> Option<u16> {
+    if exchange.outcome != ExchangeOutcome::Answered {
+        return None;
+    }
+    exchange.response.as_ref()?.status
+}
+
+pub(super) fn is_v6(address: &str) -> bool {
+    address.starts_with('[') || address.bytes().filter(|byte| *byte == b':').count() > 1
+}
+
+/// A path without its query and without the doubled and trailing slashes that some SDKs send.
+pub(super) fn normal_path(path: &str) -> String {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let mut normal = String::with_capacity(path.len());
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        normal.push('/');
+        normal.push_str(part);
+    }
+    if normal.is_empty() {
+        normal.push('/');
+    }
+    normal
+}
+
+/// The path below the version: `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing.
+pub(super) fn below_version(normal: &str) -> &str {
+    let rest = normal.strip_prefix('/').unwrap_or(normal);
+    match rest.split_once('/') {
+        Some((version, rest)) if version == "latest" || version.starts_with(|c: char| c.is_ascii_digit()) => rest,
+        _ => rest,
+    }
+}
+
+fn is_cloud_init(process: &Process) -> bool {
+    process.comm.starts_with("cloud-init")
+        || process.cmdline.as_deref().is_some_and(|arguments| {
+            arguments
+                .iter()
+                .take(3)
+                .any(|argument| argument.ends_with("/cloud-init"))
+        })
+}
+
+fn group<'a>(observation: &Observation<'a>) -> Option<Group<'a>> {
+    let connection = observation.connection()?;
+    Some(Group::of(
+        observation.process().map(AsRef::as_ref),
+        observation.container().map(AsRef::as_ref),
+        connection.local.as_deref(),
+    ))
+}
+
+/// An interface row of a summary as a sample: its busiest second, since that is what the quota limits.
+pub(super) fn sample_of(summary: &Summary, interface: &InterfaceSummary) -> InterfaceSample {
+    let class = |name: &str| interface.peak_by_class.get(name).copied().unwrap_or(0);
+    let mut egress = [class("imds"), class("dns"), class("ntp"), class("other")];
+    let told: u64 = egress.iter().sum();
+    egress[3] += interface.peak_packets_per_s.saturating_sub(told);
+    InterfaceSample {
+        time: summary.to,
+        name: interface.name.as_str().into(),
+        interval_ns: SECOND,
+        egress,
+        ingress: [0; 4],
+        allowance_exceeded: interface.allowance_exceeded,
+    }
+}
+
+impl<'a> Context<'a> {
+    /// Who made the observed request. `None` for interfaces and ticks.
+    pub fn client(&self) -> Option<&'a Client> {
+        self.client
+    }
+
+    /// The client as a finding's subject.
+    pub fn client_subject(&self) -> Subject {
+        let Some(observation) = &self.observation else {
+            return self.host_subject();
+        };
+        let name = group(observation).map_or_else(
+            || "unknown client".to_owned(),
+            |group| group.name(self.client.map_or(1, |client| client.processes)),
+        );
+        let key = self
+            .client
+            .map_or_else(|| "unknown".to_owned(), |client| client.key.to_string());
+        self.subject(key, name)
+    }
+
+    /// Where a fault of the network sits: in the pod that was hit, else the host.
+    pub fn place_subject(&self) -> Subject {
+        let pod = self
+            .observation
+            .as_ref()
+            .and_then(Observation::container)
+            .map(|container| match &container.pod {
+                Some(pod) => format!("pod {}", workload::pod_name(pod)),
+                None => format!("container {}", container.name.as_deref().unwrap_or(&container.id)),
+            });
+        match pod {
+            Some(name) => self.subject(name.replacen(' ', "/", 1), name),
+            None => self.subject("host".to_owned(), "host".to_owned()),
+        }
+    }
+
+    /// Key of [`Self::place_subject`].
+    pub fn place_key(&self) -> String {
+        self.place_subject().key
+    }
+
+    /// The host, and the process that showed it.
+    pub fn host_subject(&self) -> Subject {
+        self.subject("host".to_owned(), "host".to_owned())
+    }
+
+    /// Any other subject that the observed process showed.
+    pub fn subject(&self, key: String, name: String) -> Subject {
+        let process = self.observation.as_ref().and_then(Observation::process);
+        let container = self.observation.as_ref().and_then(Observation::container);
+        Subject {
+            key,
+            name,
+            process: process.cloned(),
+            container: container.cloned(),
+            workload: workload::workload(process.map(AsRef::as_ref), container.map(AsRef::as_ref)),
+        }
+    }
+
+    /// Within 120 s of the boot, or a crawler of the boot: its bursts are no fault.
+    pub fn booting(&self, time: Time) -> bool {
+        self.client.is_some_and(|client| client.cloud_init)
+            || self
+                .host
+                .boot_time
+                .is_some_and(|boot| time >= boot && time.since(boot) < 120 * SECOND)
+    }
+}

@@ -1,0 +1,263 @@
+//! Makes findings of sightings: one per cause and subject, `open` once, `update` rarely, `resolved` when it has stopped.
+//!
+//! An update is written when the severity rises, when the detector says that something new is known, when the count has
+//! doubled, or after [`UPDATE_NS`], a pause that doubles with each update up to [`MAX_UPDATE_NS`]: a fault that
+//! lasts for a day must not fill the log. Severity never falls while a finding is open, so nothing flaps.
+//!
+//! At most [`MAX_OPEN`] findings of one code are open. Further subjects are counted together under one finding for
+//! [`OTHERS`]: a hostile process must not be able to open 100,000, nor to push an honest finding out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use serde_json::{Map, Value};
+
+use crate::record::{Code, Finding, FindingState, Host, Kind, Remedy, SCHEMA, SECOND, Severity, Subject, Time};
+
+/// Open findings of one code.
+pub(super) const MAX_OPEN: usize = 512;
+/// Shortest pause between two updates of one finding that only grew.
+pub(super) const UPDATE_NS: u64 = 60 * SECOND;
+/// Longest such pause.
+const MAX_UPDATE_NS: u64 = 3600 * SECOND;
+/// After counter-evidence (the same client succeeds) a finding is resolved once it has been silent for this long.
+const SETTLE_NS: u64 = 30 * SECOND;
+/// Below this count details are kept fresh at every sighting; above, once a second. Building them costs microseconds.
+const ALWAYS_FRESH: u64 = 64;
+/// Key of the subject that stands for all those beyond [`MAX_OPEN`].
+const OTHERS: &str = "others";
+
+/// A detector has seen its pattern, once more.
+#[derive(Clone, Copy, Debug)]
+pub struct Sighting<'a> {
+    /// Key of the subject: one finding for each.
+    pub key: &'a str,
+    pub severity: Severity,
+    pub time: Time,
+    /// Occurrences that this sighting adds; 0 when it only tells more about the last one.
+    pub count: u64,
+    /// Something was learned that a reader should know now.
+    pub news: bool,
+}
+
+/// What a finding says. Made only when it is to be written or kept.
+#[derive(Clone, Debug)]
+pub struct Details {
+    pub subject: Subject,
+    /// One sentence.
+    pub summary: String,
+    pub evidence: Map<String, Value>,
+    pub remedy: Remedy,
+}
+
+struct Open {
+    severity: Severity,
+    first_seen: Time,
+    last_seen: Time,
+    count: u64,
+    details: Details,
+    details_at: Time,
+    written_at: Time,
+    written_count: u64,
+    pause_ns: u64,
+    quiet_ns: u64,
+    cleared: Option<Time>,
+}
+
+pub(super) struct Ledger {
+    host: Host,
+    open: BTreeMap<Code, FxHashMap<Arc<str>, Open>>,
+    folded: u64,
+}
+
+/// Where a detector reports.
+pub struct Sightings<'a> {
+    ledger: &'a mut Ledger,
+    code: Code,
+    quiet_ns: u64,
+    now: Time,
+    out: &'a mut Vec<Finding>,
+}
+
+impl<'a> Sightings<'a> {
+    pub(super) fn new(ledger: &'a mut Ledger, code: Code, quiet_ns: u64, now: Time, out: &'a mut Vec<Finding>) -> Self {
+        Self {
+            ledger,
+            code,
+            quiet_ns,
+            now,
+            out,
+        }
+    }
+
+    /// The pattern was seen. `details` is called when they are needed.
+    pub fn report(&mut self, sighting: Sighting<'_>, details: impl FnOnce() -> Details) {
+        let Self {
+            ledger,
+            code,
+            quiet_ns,
+            now,
+            out,
+        } = self;
+        ledger.report(*code, *quiet_ns, *now, sighting, details, out);
+    }
+
+    /// Counter-evidence: what the finding complains of works. If nothing more is seen it is resolved soon.
+    pub fn clear(&mut self, key: &str, time: Time) {
+        if let Some(open) = self.ledger.open.get_mut(&self.code).and_then(|open| open.get_mut(key))
+            && time >= open.last_seen
+        {
+            open.cleared.get_or_insert(time);
+        }
+    }
+
+    pub fn is_open(&self, key: &str) -> bool {
+        self.ledger
+            .open
+            .get(&self.code)
+            .is_some_and(|open| open.contains_key(key))
+    }
+}
+
+impl Ledger {
+    pub(super) fn new(host: Host) -> Self {
+        Self {
+            host,
+            open: BTreeMap::new(),
+            folded: 0,
+        }
+    }
+
+    fn report(
+        &mut self,
+        code: Code,
+        quiet_ns: u64,
+        now: Time,
+        sighting: Sighting<'_>,
+        details: impl FnOnce() -> Details,
+        out: &mut Vec<Finding>,
+    ) {
+        let of_code = self.open.entry(code).or_default();
+        let others = !of_code.contains_key(sighting.key) && of_code.len() >= MAX_OPEN;
+        let key = if others { OTHERS } else { sighting.key };
+        if others {
+            self.folded += 1;
+        }
+        let details = || {
+            let mut details = details();
+            if others {
+                OTHERS.clone_into(&mut details.subject.key);
+                details.subject.name = format!("{MAX_OPEN} subjects and more");
+            }
+            details
+        };
+        let Some(open) = of_code.get_mut(key) else {
+            let open = Open {
+                severity: sighting.severity,
+                first_seen: sighting.time,
+                last_seen: sighting.time,
+                count: sighting.count.max(1),
+                details: details(),
+                details_at: now,
+                written_at: now,
+                written_count: sighting.count.max(1),
+                pause_ns: UPDATE_NS,
+                quiet_ns,
+                cleared: None,
+            };
+            out.push(open.finding(code, FindingState::Open, now, &self.host));
+            of_code.insert(key.into(), open);
+            return;
+        };
+        open.first_seen = open.first_seen.min(sighting.time);
+        open.last_seen = open.last_seen.max(sighting.time);
+        open.count = open.count.saturating_add(sighting.count);
+        open.cleared = open.cleared.filter(|cleared| *cleared > sighting.time);
+        let due = sighting.severity > open.severity
+            || sighting.news
+            || open.count >= open.written_count.saturating_mul(2)
+            || (open.count > open.written_count && now.since(open.written_at) >= open.pause_ns);
+        open.severity = open.severity.max(sighting.severity);
+        if due || open.count <= ALWAYS_FRESH || now.since(open.details_at) >= SECOND {
+            open.details = details();
+            open.details_at = now;
+        }
+        if due {
+            if now.since(open.written_at) >= open.pause_ns {
+                open.pause_ns = (open.pause_ns * 2).min(MAX_UPDATE_NS);
+            }
+            out.push(open.write(code, FindingState::Update, now, &self.host));
+        }
+    }
+
+    pub(super) fn resolve(&mut self, now: Time, out: &mut Vec<Finding>) {
+        for (code, of_code) in &mut self.open {
+            let mut done = of_code
+                .extract_if(|_, open| {
+                    now.since(open.last_seen) >= open.quiet_ns
+                        || open.cleared.is_some_and(|cleared| now.since(cleared) >= SETTLE_NS)
+                })
+                .collect::<Vec<_>>();
+            done.sort_by(|(a, _), (b, _)| a.cmp(b));
+            for (_, mut open) in done {
+                out.push(open.write(*code, FindingState::Resolved, now, &self.host));
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
+        let mut changed = Vec::new();
+        for (code, of_code) in &mut self.open {
+            for (key, open) in of_code {
+                if open.count > open.written_count {
+                    changed.push((
+                        *code,
+                        key.clone(),
+                        open.write(*code, FindingState::Update, now, &self.host),
+                    ));
+                }
+            }
+        }
+        changed.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        out.extend(changed.into_iter().map(|(_, _, finding)| finding));
+    }
+
+    /// Sightings of subjects that had no finding of their own.
+    pub(super) fn evicted(&self) -> u64 {
+        self.folded
+    }
+}
+
+impl Open {
+    fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host) -> Finding {
+        self.written_at = now;
+        self.written_count = self.count;
+        self.finding(code, state, now, host)
+    }
+
+    fn finding(&self, code: Code, state: FindingState, now: Time, host: &Host) -> Finding {
+        let Details {
+            subject,
+            summary,
+            evidence,
+            remedy,
+        } = self.details.clone();
+        Finding {
+            record: Kind::Finding,
+            schema: SCHEMA,
+            time: now,
+            host: host.clone(),
+            code,
+            severity: self.severity,
+            state,
+            subject,
+            first_seen: self.first_seen,
+            last_seen: self.last_seen,
+            count: self.count,
+            summary,
+            evidence,
+            remedy,
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What to do: commands with this instance's id, the setting of the client that was seen, and when another way is better.
+
+use super::HostFacts;
+use crate::record::{Container, Remedy};
+
+/// Stands in commands where the instance's id isn't known.
+const PLACEHOLDER: &str = "INSTANCE_ID";
+
+pub(super) fn instance_id(host: &HostFacts) -> &str {
+    host.instance_id.as_deref().unwrap_or(PLACEHOLDER)
+}
+
+/// `aws ec2 modify-instance-metadata-options` with these options.
+pub(super) fn modify_options(host: &HostFacts, options: &str) -> String {
+    format!(
+        "aws ec2 modify-instance-metadata-options --instance-id {} {options}",
+        instance_id(host)
+    )
+}
+
+/// Shows what the instance's metadata options are now.
+pub(super) fn describe_options(host: &HostFacts) -> String {
+    format!(
+        "aws ec2 describe-instances --instance-ids {} --query 'Reservations[].Instances[].MetadataOptions'",
+        instance_id(host)
+    )
+}
+
+pub(super) fn text(text: impl Into<String>) -> Remedy {
+    Remedy {
+        text: text.into(),
+        commands: Vec::new(),
+    }
+}
+
+/// Which client library a user agent belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sdk {
+    Botocore,
+    GoV1,
+    GoV2,
+    Java,
+    JavaScript,
+    Rust,
+    Ruby,
+    DotNet,
+    Crt,
+    Curl,
+    Other,
+}
+
+impl Sdk {
+    pub(super) fn of(user_agent: Option<&str>) -> Self {
+        let Some(agent) = user_agent else { return Self::Other };
+        let agent = agent.to_ascii_lowercase();
+        let has = |part: &str| agent.contains(part);
+        if has("botocore") || has("boto3") || has("aws-cli") {
+            Self::Botocore
+        } else if has("ec2imds") || has("aws-sdk-go-v2") {
+            Self::GoV2
+        } else if has("aws-sdk-go") {
+            Self::GoV1
+        } else if has("aws-sdk-java") {
+            Self::Java
+        } else if has("aws-sdk-js") || has("aws-sdk-nodejs") {
+            Self::JavaScript
+        } else if has("aws-sdk-rust") || has("api/imds") {
+            Self::Rust
+        } else if has("aws-sdk-ruby") {
+            Self::Ruby
+        } else if has("aws-sdk-dotnet") {
+            Self::DotNet
+        } else if has("aws-sdk-crt") {
+            Self::Crt
+        } else if agent.starts_with("curl/") {
+            Self::Curl
+        } else {
+            Self::Other
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Botocore => "botocore (boto3, AWS CLI)",
+            Self::GoV1 => "AWS SDK for Go v1",
+            Self::GoV2 => "AWS SDK for Go v2",
+            Self::Java => "AWS SDK for Java",
+            Self::JavaScript => "AWS SDK for JavaScript",
+            Self::Rust => "AWS SDK for Rust",
+            Self::Ruby => "AWS SDK for Ruby",
+            Self::DotNet => "AWS SDK for .NET",
+            Self::Crt => "AWS CRT",
+            Self::Curl => "curl",
+            Self::Other => "this client",
+        }
+    }
+
+    /// How this client is told never to ask without a token, or how it is made to ask with one.
+    pub(super) fn without_v1(self) -> &'static str {
+        match self {
+            Self::Botocore | Self::Java | Self::JavaScript | Self::GoV2 | Self::Ruby | Self::DotNet => {
+                "Set AWS_EC2_METADATA_V1_DISABLED=true (or ec2_metadata_v1_disabled = true in the profile) in a current \
+                 version of the SDK, so that it fails instead of asking without a token."
+            }
+            Self::GoV1 => {
+                "Update to aws-sdk-go 1.49 or later and set AWS_EC2_METADATA_V1_DISABLED=true, better: move to v2."
+            }
+            Self::Rust => "The Rust SDK never asks without a token; this request comes from other code.",
+            Self::Crt => "Update the AWS CRT and whatever brings it: current versions ask with a token first.",
+            Self::Curl => {
+                "Get a token first: TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H \
+                 'X-aws-ec2-metadata-token-ttl-seconds: 21600'), then send it as X-aws-ec2-metadata-token."
+            }
+            Self::Other => {
+                "Update the client or its SDK to a version that uses IMDSv2 (a token from PUT /latest/api/token)."
+            }
+        }
+    }
+
+    /// How this client keeps its token and credentials from one request to the next.
+    pub(super) fn reuse(self) -> &'static str {
+        match self {
+            Self::Botocore => {
+                "Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The \
+                 AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."
+            }
+            Self::JavaScript => {
+                "Keep one credential provider (and one client) for the life of the process: each provider call takes a \
+                 fresh token."
+            }
+            Self::GoV1 | Self::GoV2 => {
+                "Make one config and one imds client at the start and share them; a client made per call starts \
+                 without a token."
+            }
+            Self::Java | Self::Ruby | Self::DotNet | Self::Rust | Self::Crt => {
+                "Make the credentials provider once and share it between clients: it caches token and credentials."
+            }
+            Self::Curl => "Keep the token in a variable for its lifetime and fetch it anew only after a 401.",
+            Self::Other => "Keep the token for its lifetime (up to 21600 s) and fetch it anew only after a 401.",
+        }
+    }
+}
+
+/// When pods should get credentials some other way than through the host's role.
+pub(super) fn pods_better_way(container: Option<&Container>) -> &'static str {
+    match container {
+        Some(container) if container.pod.is_some() => {
+            " A pod that needs AWS credentials is better served by IRSA or EKS Pod Identity, which give it a role of its \
+             own; hostNetwork: true needs no hop, but gives the pod the host's whole network."
+        }
+        Some(_) => {
+            " A container can also share the host's network (no hop then), or get credentials from the task or pod role."
+        }
+        None => "",
+    }
+}

@@ -1,0 +1,319 @@
+//! A client asks for one path again and again, faster than anything legitimate.
+//!
+//! ## Detects
+//!
+//! Per client and path, whatever the answer: more than `rate_per_s` over a whole minute (`warning`); more than
+//! `high_rate_per_s` over 10 s, or 50 identical requests within 10 s at a median gap below `high_median_gap_ms` (`high`).
+//! Besides, more than `client_rate_per_s` over a minute on all paths together (`warning`): a client that asks for ever
+//! new paths is no better.
+//!
+//! Short-lived processes count together when executable, cgroup and parent are the same: a shell loop around `curl` is
+//! one client, named with its parent.
+//!
+//! ## Why it matters
+//!
+//! Each request costs about ten packets of the 1024 a second that IMDS, DNS and NTP share on an interface. Who polls
+//! without a pause takes name resolution from everybody else on the host.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! Agents poll once a second (ECS agent, node termination handler): that is below the limits. Left out are the first
+//! 120 s after boot and cloud-init; the 10 s rate does not count in the first `startup_s` of a client.
+//!
+//! ## Options
+//!
+//! `[detectors.tight-polling]`
+//!
+//! - `rate_per_s` (1.1): one path, over 60 s. The highest legitimate rate is 1 a second, and timers jitter.
+//! - `high_rate_per_s` (5.0): one path, over 10 s.
+//! - `high_median_gap_ms` (100): of 50 identical requests within 10 s.
+//! - `client_rate_per_s` (5.0): all paths of one client, over 60 s.
+//! - `startup_s` (30): age of a client below which the 10 s rate does not count.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (query throttling)
+
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::normal_path;
+use super::remedy::Sdk;
+use super::window::{Bins, Recent};
+use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::workload::nearest_parent;
+use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Time};
+
+/// Paths of clients that are followed; at most about 700 bytes each.
+const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
+/// Clients that are followed.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Identical requests that make a tight loop.
+const IDENTICAL: usize = 50;
+/// Packets that a request costs in both directions [imds-facts section 1, measured].
+const PACKETS_PER_REQUEST: f64 = 10.0;
+/// Packets a second that an interface may send to link-local services.
+const QUOTA: f64 = 1024.0;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub rate_per_s: f64,
+    pub high_rate_per_s: f64,
+    pub high_median_gap_ms: u32,
+    pub client_rate_per_s: f64,
+    pub startup_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rate_per_s: 1.1,
+            high_rate_per_s: 5.0,
+            high_median_gap_ms: 100,
+            client_rate_per_s: 5.0,
+            startup_s: 30,
+        }
+    }
+}
+
+/// Requests in each of the last 60 seconds.
+type Minute = Bins<60, SECOND>;
+
+/// Requests of one client to one path.
+struct PathTrack {
+    minute: Minute,
+    recent: Recent<IDENTICAL>,
+    first: Time,
+}
+
+struct ClientTrack {
+    minute: Minute,
+    first: Time,
+    /// Requests that made up findings.
+    counted: u64,
+}
+
+pub(super) struct TightPolling {
+    config: Config,
+    paths: LruCache<(u64, u64), PathTrack>,
+    clients: LruCache<u64, ClientTrack>,
+    hasher: RandomState,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> TightPolling {
+    TightPolling {
+        config: config.clone(),
+        paths: LruCache::new(MAX_PATHS),
+        clients: LruCache::new(MAX_CLIENTS),
+        hasher: RandomState::new(),
+        evicted: 0,
+    }
+}
+
+/// Which rule was broken, and how.
+struct Breach {
+    severity: Severity,
+    rule: &'static str,
+    rate_per_s: f64,
+    /// Requests in the rule's window.
+    requests: u64,
+    median_gap_ms: u32,
+}
+
+impl Detector for TightPolling {
+    fn code(&self) -> Code {
+        Code::TightPolling
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
+            return;
+        };
+        if exchange.request.imds_version == Some(ImdsVersion::Other) && exchange.request.path.is_none() {
+            return;
+        }
+        let time = exchange.time;
+        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
+        let path_key = (
+            client.handle,
+            self.hasher.hash_one((&path, exchange.request.method.as_deref())),
+        );
+        if !self.paths.contains(&path_key) {
+            let track = PathTrack {
+                minute: Bins::new(),
+                recent: Recent::new(),
+                first: time,
+            };
+            self.evicted += u64::from(self.paths.push(path_key, track).is_some());
+        }
+        if !self.clients.contains(&client.handle) {
+            let track = ClientTrack {
+                minute: Bins::new(),
+                first: time,
+                counted: 0,
+            };
+            self.evicted += u64::from(self.clients.push(client.handle, track).is_some());
+        }
+        let (Some(of_path), Some(of_client)) = (self.paths.get_mut(&path_key), self.clients.get_mut(&client.handle))
+        else {
+            return;
+        };
+        of_path.minute.add(time, 1);
+        of_path.recent.add(time);
+        of_client.minute.add(time, 1);
+        if context.booting(time) {
+            return;
+        }
+        let Some(breach) = breach(&self.config, of_path, of_client, client, time) else {
+            return;
+        };
+        let fresh = !sightings.is_open(&client.key);
+        let count = if fresh { breach.requests } else { 1 };
+        of_client.counted = if fresh { count } else { of_client.counted + 1 };
+        let counted = of_client.counted;
+        let sighting = Sighting {
+            key: &client.key,
+            severity: breach.severity,
+            time,
+            count,
+            news: false,
+        };
+        sightings.report(sighting, || details(&breach, &path, counted, exchange, client, context));
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+fn breach(
+    config: &Config,
+    of_path: &mut PathTrack,
+    of_client: &mut ClientTrack,
+    client: &Client,
+    time: Time,
+) -> Option<Breach> {
+    if of_path.recent.span_ms().is_some_and(|span| span <= 10_000) {
+        let median_gap_ms = of_path.recent.median_gap_ms();
+        let span_s = f64::from(of_path.recent.span_ms().unwrap_or(1).max(1)) / 1000.0;
+        if median_gap_ms < config.high_median_gap_ms {
+            return Some(Breach {
+                severity: Severity::High,
+                rule: "50 identical requests within 10 s",
+                rate_per_s: (IDENTICAL - 1) as f64 / span_s,
+                requests: IDENTICAL as u64,
+                median_gap_ms,
+            });
+        }
+    }
+    if time.since(client.started.min(of_path.first)) >= config.startup_s * SECOND
+        && let Some((rate_per_s, requests)) = sustained(&mut of_path.minute, 10, of_path.first, config.high_rate_per_s, time)
+    {
+        return Some(Breach {
+            severity: Severity::High,
+            rule: "rate over 10 s",
+            rate_per_s,
+            requests,
+            median_gap_ms: of_path.recent.median_gap_ms(),
+        });
+    }
+    sustained(&mut of_path.minute, 60, of_path.first, config.rate_per_s, time)
+        .map(|(rate_per_s, requests)| Breach {
+            severity: Severity::Warning,
+            rule: "rate over 60 s",
+            rate_per_s,
+            requests,
+            median_gap_ms: of_path.recent.median_gap_ms(),
+        })
+        .or_else(|| {
+            sustained(&mut of_client.minute, 60, of_client.first, config.client_rate_per_s, time).map(
+                |(rate_per_s, requests)| Breach {
+                    severity: Severity::Warning,
+                    rule: "rate over 60 s, all paths",
+                    rate_per_s,
+                    requests,
+                    median_gap_ms: of_path.recent.median_gap_ms(),
+                },
+            )
+        })
+}
+
+/// More than `limit` a second over `seconds`, without a long pause in it: a burst is no polling.
+fn sustained(minute: &mut Minute, seconds: usize, first: Time, limit: f64, time: Time) -> Option<(f64, u64)> {
+    minute.total(time);
+    if time.since(first) < (seconds as u64 - 1) * SECOND {
+        return None;
+    }
+    let (requests, least) = minute.newest(seconds, seconds / 5);
+    // The newest second has only begun.
+    let covered_s = (seconds - 1) as f64 + (time.0 % SECOND) as f64 / 1e9;
+    let rate = requests as f64 / covered_s.max(1.0);
+    // A fifth of the window must hold half of what an even rate would put there.
+    let even = limit * seconds as f64 / 5.0;
+    (requests as f64 > limit * seconds as f64 && least as f64 >= even / 2.0).then_some((rate, requests))
+}
+
+fn details(
+    breach: &Breach,
+    path: &str,
+    counted: u64,
+    exchange: &Exchange,
+    client: &Client,
+    context: &Context<'_>,
+) -> Details {
+    let subject = context.client_subject();
+    let parent = exchange.process.as_deref().and_then(nearest_parent);
+    let sdk = Sdk::of(client.user_agent.as_deref());
+    let quota_share = breach.rate_per_s * PACKETS_PER_REQUEST / QUOTA;
+    let summary = format!(
+        "{} asks for {} {:.1} times a second",
+        subject.name,
+        if breach.rule.ends_with("all paths") { "IMDS paths" } else { path },
+        breach.rate_per_s,
+    );
+    let text = if client.short_lived() {
+        format!(
+            "A loop starts a new process for each request{}: ask once, keep the answer, and pause between rounds. \
+             Credentials hold for hours, instance facts for the life of the instance.",
+            parent.map_or_else(String::new, |parent| format!(" (its parent is {}, pid {})", parent.comm, parent.pid)),
+        )
+    } else {
+        format!(
+            "Ask once and keep the answer: instance facts never change, credentials hold until their Expiration. {}",
+            sdk.reuse()
+        )
+    };
+    Details {
+        subject,
+        summary,
+        evidence: evidence! {
+            "rule": breach.rule,
+            "path": path,
+            "method": exchange.request.method,
+            "rate_per_s": round(breach.rate_per_s),
+            "median_gap_ms": breach.median_gap_ms,
+            "requests": counted,
+            "processes": client.processes,
+            "parent": parent,
+            "quota_share": round(quota_share),
+            "user_agent": client.user_agent,
+        },
+        remedy: Remedy {
+            text,
+            commands: Vec::new(),
+        },
+    }
+}
+
+/// Two digits: what stands in a record need not be finer.
+fn round(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
+}

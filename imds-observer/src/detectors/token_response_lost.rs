@@ -1,0 +1,270 @@
+//! Token responses reach the host and die on the way to the client, because the instance's hop limit is too small.
+//!
+//! ## Detects
+//!
+//! A token request (`PUT /latest/api/token`) whose answer arrived at this host's uplink with an IP TTL too small to be
+//! forwarded to the client, and that was not delivered. The response to a token request leaves IMDS with the instance's
+//! hop limit as its TTL (default 1), so it is lost exactly when `response.ttl <= 64 - request.ttl`. The verdict rests on
+//! this formula and the missing delivery; the kernel's drop reason is evidence, not condition, since an eBPF datapath
+//! drops elsewhere. Where one TTL isn't known, the outcome `lost` or a drop for the TTL (`IP_INHDR`) stands in.
+//!
+//! One finding per client. It is updated when the client is seen to go on without a token.
+//!
+//! ## Why it matters
+//!
+//! The client waits until its own timeout: about 1 s each time credentials are loaded with botocore, up to 16 s with
+//! .NET. Then it falls back to IMDSv1, or fails. Once `--http-tokens required` is set, all of them fail.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! Where pods are kept from IMDS on purpose the loss is wanted: set `intended`, and it is told as `info`. The formula
+//! takes 64 (or 128, or 255) as the TTL that requests start with; a client with another one can be misjudged.
+//!
+//! ## Options
+//!
+//! `[detectors.token-response-lost]`
+//!
+//! - `intended` (false): clients in containers are kept from IMDS on purpose; their findings are `info`.
+//! - `quiet_s` (3600): seconds without a loss until the finding is resolved. A token that is delivered resolves it sooner.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (hop limit)
+//! - <https://docs.aws.amazon.com/eks/latest/userguide/iam-roles-for-service-accounts.html> (IRSA)
+//! - <https://docs.aws.amazon.com/eks/latest/userguide/pod-identities.html> (EKS Pod Identity)
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
+use super::remedy::{self, Sdk};
+use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings, TokenFate};
+use crate::record::{Code, Exchange, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time};
+
+/// Clients that are remembered.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Drops whose exchange hasn't come yet.
+const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub intended: bool,
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            intended: false,
+            quiet_s: 3600,
+        }
+    }
+}
+
+/// What the losses of one client have come to.
+#[derive(Default)]
+struct Losses {
+    lost: u64,
+    waited_ns: u64,
+    request_ttl: Option<u8>,
+    response_ttl: Option<u8>,
+    request_retransmits: u64,
+    response_retransmits: u64,
+    drop: Option<String>,
+    fallbacks: u64,
+    last: Time,
+}
+
+/// A packet of a response that was dropped for its TTL.
+struct TtlDrop {
+    text: String,
+    ttl: Option<u8>,
+}
+
+pub(super) struct TokenResponseLost {
+    config: Config,
+    clients: LruCache<u64, Losses>,
+    /// By connection id.
+    drops: LruCache<String, TtlDrop>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> TokenResponseLost {
+    TokenResponseLost {
+        config: config.clone(),
+        clients: LruCache::new(MAX_CLIENTS),
+        drops: LruCache::new(MAX_DROPS),
+        evicted: 0,
+    }
+}
+
+impl Detector for TokenResponseLost {
+    fn code(&self) -> Code {
+        Code::TokenResponseLost
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        self.config.quiet_s * SECOND
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let Some(client) = context.client() else { return };
+        match observation {
+            Observation::Drop(drop) if drop.direction == PacketDirection::Response => {
+                let text = super::connectivity::place_of(drop.reason.as_deref(), drop.location.as_deref());
+                let for_ttl = super::connectivity::is_ttl_drop(drop.reason.as_deref(), drop.location.as_deref());
+                if let Some(losses) = self.clients.get_mut(&client.handle) {
+                    losses.drop.get_or_insert_with(|| text.clone());
+                }
+                if for_ttl || drop.ttl.is_some_and(|ttl| ttl <= 1) {
+                    let ttl_drop = TtlDrop { text, ttl: drop.ttl };
+                    if let Some((other, _)) = self.drops.push(drop.connection.id.clone(), ttl_drop)
+                        && other != drop.connection.id
+                    {
+                        self.evicted += 1;
+                    }
+                }
+            }
+            Observation::Exchange(exchange) => match exchange.request.imds_version {
+                Some(ImdsVersion::Token) => self.token(exchange, client, context, sightings),
+                Some(ImdsVersion::V1) => self.fallback(exchange, client, context, sightings),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+impl TokenResponseLost {
+    fn token(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let dropped = self.drops.pop(&exchange.connection.id);
+        let mut fate = token_fate(exchange);
+        if fate == TokenFate::Granted {
+            sightings.clear(&client.key, exchange.time);
+            return;
+        }
+        if let (TokenFate::Unanswered, Some(drop)) = (fate, &dropped) {
+            // No uplink is seen, but the kernel said that it dropped the answer for its TTL.
+            fate = TokenFate::Lost {
+                request_ttl: exchange.request.ttl,
+                response_ttl: drop.ttl,
+            };
+        }
+        let TokenFate::Lost {
+            request_ttl,
+            response_ttl,
+        } = fate
+        else {
+            return;
+        };
+        if !self.clients.contains(&client.handle) && self.clients.push(client.handle, Losses::default()).is_some() {
+            self.evicted += 1;
+        }
+        let Some(losses) = self.clients.get_mut(&client.handle) else { return };
+        losses.lost += 1;
+        losses.waited_ns += exchange.waited_ns.unwrap_or(0);
+        losses.request_ttl = request_ttl.or(losses.request_ttl);
+        losses.response_ttl = response_ttl.or(losses.response_ttl);
+        losses.request_retransmits += u64::from(exchange.request.retransmits);
+        losses.response_retransmits += exchange.response.as_ref().map_or(0, |r| u64::from(r.retransmits));
+        losses.drop = dropped.map(|drop| drop.text).or(losses.drop.take());
+        losses.last = losses.last.max(exchange.time);
+        let sighting = sighting(&self.config, client, exchange, exchange.time, 1);
+        sightings.report(sighting, || losses.details(client, context));
+    }
+
+    fn fallback(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let Some(losses) = self.clients.get_mut(&client.handle) else { return };
+        let follows = losses.last <= exchange.time && exchange.time.since(losses.last) <= FALLBACK_NS;
+        if !follows && losses.fallbacks == 0 {
+            return;
+        }
+        losses.fallbacks += 1;
+        let news = losses.fallbacks == 1;
+        if news && sightings.is_open(&client.key) {
+            let sighting = Sighting {
+                news: true,
+                ..sighting(&self.config, client, exchange, losses.last, 0)
+            };
+            sightings.report(sighting, || losses.details(client, context));
+        }
+    }
+}
+
+fn sighting<'a>(config: &Config, client: &'a Client, exchange: &Exchange, time: Time, count: u64) -> Sighting<'a> {
+    Sighting {
+        key: &client.key,
+        severity: if config.intended && exchange.container.is_some() {
+            Severity::Info
+        } else {
+            Severity::High
+        },
+        time,
+        count,
+        news: false,
+    }
+}
+
+impl Losses {
+    fn details(&self, client: &Client, context: &Context<'_>) -> Details {
+        let subject = context.client_subject();
+        let limit = sufficient_hop_limit(self.request_ttl);
+        let seconds = self.waited_ns as f64 / 1e9;
+        let sdk = Sdk::of(client.user_agent.as_deref());
+        let then = if self.fallbacks > 0 {
+            "; it goes on with IMDSv1"
+        } else if sdk == Sdk::Rust {
+            "; this client never falls back and fails"
+        } else {
+            ""
+        };
+        let summary = format!(
+            "{} lost {} token {} to the hop limit and {seconds:.1} s of waiting{then}",
+            subject.name,
+            self.lost,
+            if self.lost == 1 { "response" } else { "responses" },
+        );
+        let text = format!(
+            "A hop limit of {limit} is the smallest that suffices. Its price: whatever runs {} from the host, every pod \
+             included, can then get tokens and with them the instance role's credentials, unless a network policy forbids \
+             it.{}",
+            if limit == 2 { "one hop".to_owned() } else { format!("up to {} hops", limit - 1) },
+            remedy::pods_better_way(subject.container.as_deref()),
+        );
+        Details {
+            summary,
+            evidence: evidence! {
+                "times_lost": self.lost,
+                "seconds_lost": (seconds * 1000.0).round() / 1000.0,
+                "request_ttl": self.request_ttl,
+                "response_ttl": self.response_ttl,
+                "hops": self.request_ttl.map(hops),
+                "smallest_sufficient_hop_limit": limit,
+                "request_retransmits": self.request_retransmits,
+                "response_retransmits": self.response_retransmits,
+                "drop": self.drop,
+                "v1_fallback": self.fallbacks > 0,
+                "v1_fallback_requests": self.fallbacks,
+                "user_agent": client.user_agent,
+            },
+            remedy: Remedy {
+                text,
+                commands: vec![
+                    remedy::describe_options(context.host),
+                    remedy::modify_options(context.host, &format!("--http-put-response-hop-limit {limit}")),
+                ],
+            },
+            subject,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Counts over a sliding time, in constant space and whatever order the times come in.
+
+use crate::record::Time;
+
+/// Occurrences in the last `N` bins of `WIDTH_NS` each. What is older than that is forgotten, also if it comes late.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bins<const N: usize, const WIDTH_NS: u64> {
+    /// Number of the newest bin since the epoch.
+    newest: u64,
+    counts: [u32; N],
+}
+
+impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
+    pub(super) fn new() -> Self {
+        Self {
+            newest: 0,
+            counts: [0; N],
+        }
+    }
+
+    pub(super) fn add(&mut self, time: Time, count: u32) {
+        let bin = time.0 / WIDTH_NS;
+        self.roll(bin);
+        if self.newest - bin < N as u64 {
+            let slot = &mut self.counts[(bin % N as u64) as usize];
+            *slot = slot.saturating_add(count);
+        }
+    }
+
+    /// Makes `bin` part of the window.
+    fn roll(&mut self, bin: u64) {
+        if bin <= self.newest {
+            return;
+        }
+        if bin - self.newest >= N as u64 {
+            self.counts = [0; N];
+        } else {
+            for stale in self.newest + 1..=bin {
+                self.counts[(stale % N as u64) as usize] = 0;
+            }
+        }
+        self.newest = bin;
+    }
+
+    /// In all bins, as of `now`.
+    pub(super) fn total(&mut self, now: Time) -> u64 {
+        self.roll(now.0 / WIDTH_NS);
+        self.counts.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// In the newest `bins` bins, and in the emptiest of the parts of `part` bins that these fall into.
+    pub(super) fn newest(&self, bins: usize, part: usize) -> (u64, u64) {
+        let (mut all, mut least, mut in_part) = (0, u64::MAX, 0);
+        for age in 0..bins.min(N) {
+            let slot = (self.newest.wrapping_sub(age as u64) % N as u64) as usize;
+            in_part += u64::from(self.counts[slot]);
+            if (age + 1) % part.max(1) == 0 {
+                all += in_part;
+                least = least.min(in_part);
+                in_part = 0;
+            }
+        }
+        (all + in_part, least)
+    }
+}
+
+/// The last `N` times, in milliseconds since a base that fits any run of 49 days; a later one starts it anew.
+#[derive(Clone, Debug)]
+pub(super) struct Recent<const N: usize> {
+    base: Time,
+    /// Sorted, oldest first.
+    times: Vec<u32>,
+}
+
+impl<const N: usize> Recent<N> {
+    pub(super) fn new() -> Self {
+        Self {
+            base: Time(0),
+            times: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, time: Time) {
+        let offset_ms = |base: Time| u32::try_from(time.since(base) / 1_000_000);
+        let offset = match offset_ms(self.base) {
+            Ok(offset) if !self.times.is_empty() => offset,
+            _ => {
+                self.times.clear();
+                // Room for what comes late.
+                self.base = time.minus_ns(3600 * crate::record::SECOND);
+                offset_ms(self.base).unwrap_or(0)
+            }
+        };
+        let place = self.times.partition_point(|earlier| *earlier <= offset);
+        if self.times.len() == N {
+            if place == 0 {
+                return;
+            }
+            self.times.remove(0);
+            self.times.insert(place - 1, offset);
+        } else {
+            self.times.insert(place, offset);
+        }
+    }
+
+    /// From the oldest to the newest, once there are `N`.
+    pub(super) fn span_ms(&self) -> Option<u32> {
+        (self.times.len() == N).then(|| self.times[N - 1] - self.times[0])
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.times.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.times.clear();
+    }
+
+    /// Between neighbours; 0 if there are fewer than two.
+    pub(super) fn median_gap_ms(&self) -> u32 {
+        let mut gaps: Vec<u32> = self.times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        if gaps.is_empty() {
+            return 0;
+        }
+        let middle = gaps.len() / 2;
+        *gaps.select_nth_unstable(middle).1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::SECOND;
+
+    fn at(seconds: u64) -> Time {
+        Time(1_700_000_000 * SECOND + seconds * SECOND)
+    }
+
+    #[test]
+    fn bins_forget_what_is_old_and_take_what_is_late() {
+        let mut bins = Bins::<6, { 10 * SECOND }>::new();
+        bins.add(at(0), 1);
+        bins.add(at(30), 1);
+        bins.add(at(12), 1);
+        assert_eq!(bins.total(at(35)), 3);
+        assert_eq!(bins.total(at(65)), 2);
+        assert_eq!(bins.total(at(1000)), 0);
+        bins.add(at(5), 1);
+        assert_eq!(bins.total(at(1000)), 0);
+    }
+
+    #[test]
+    fn recent_sorts_what_comes_late() {
+        let mut recent = Recent::<3>::new();
+        for seconds in [10, 30, 20, 0] {
+            recent.add(at(seconds));
+        }
+        assert_eq!(recent.span_ms(), Some(20_000));
+        assert_eq!(recent.median_gap_ms(), 10_000);
+        recent.add(at(40));
+        assert_eq!(recent.span_ms(), Some(20_000));
+    }
+}
