@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Name that `cargo xtask setup` gives to Debian's compiler.
-pub const LINKED: &str = "imds-observer-ebpf";
+pub(crate) const LINKED: &str = "imds-observer-ebpf";
 
 /// A compiler that can build `core` for the bpf target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compiler {
+pub(crate) enum Compiler {
     /// Debian's rustc with its own sources: a stable compiler that must be told to take unstable flags.
     Linked,
     /// rustup's nightly with rust-src: aya's usual way.
@@ -20,13 +20,13 @@ pub enum Compiler {
 
 impl Compiler {
     /// The first that is complete. The linked one first: setup made it for this repository, with a linker of the same LLVM.
-    pub fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         [Self::Linked, Self::Nightly]
             .into_iter()
             .find(|compiler| compiler.is_complete())
     }
 
-    pub fn toolchain(self) -> &'static str {
+    pub(crate) fn toolchain(self) -> &'static str {
         match self {
             Self::Linked => LINKED,
             Self::Nightly => "nightly",
@@ -51,7 +51,7 @@ impl Compiler {
 }
 
 /// Where setup keeps what it builds for this repository: `$IMDS_OBSERVER_TOOLS`, or a place in the user's home.
-pub fn tools() -> PathBuf {
+pub(crate) fn tools() -> PathBuf {
     env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
         || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),
         PathBuf::from,
@@ -59,7 +59,7 @@ pub fn tools() -> PathBuf {
 }
 
 /// `PATH` with our tools ahead.
-pub fn path() -> Result<std::ffi::OsString, env::JoinPathsError> {
+pub(crate) fn path() -> Result<std::ffi::OsString, env::JoinPathsError> {
     let mut path = vec![tools().join("bin")];
     path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     env::join_paths(path)

@@ -1,5 +1,6 @@
 //! `test`: everything that must hold before a change lands, cheapest first.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::ops::AddAssign;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
 use xshell::{Cmd, Shell, cmd};
 
-use crate::run::{is_root, shell, step};
+use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
 use crate::{fuzz, run};
 
@@ -47,8 +48,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             checks(&sh, args.fast)?;
         }
         totals += step("unit, property and golden tests", || {
-            let filter = args.filter.iter();
-            count(cmd!(sh, "cargo test --locked --no-fail-fast -- {filter...}"))
+            offline_tests(&sh, args.filter.as_deref())
         })?;
         if !args.fast && args.filter.is_none() {
             step("fuzz targets", || fuzz::smoke(&sh))?;
@@ -80,18 +80,61 @@ fn checks(sh: &Shell, fast: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A live test is one that is marked `#[ignore = "live"]`: plain `cargo test` leaves it out.
-fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
-    let filter = filter.iter();
-    let totals = count(cmd!(
+fn offline_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
+    let targets = test_targets(sh, |name| !is_live(name))?;
+    let (by_targets, by_doc) = (filter.iter(), filter.iter());
+    let mut totals = count(cmd!(
         sh,
-        "cargo test --locked --no-fail-fast --lib --bins --tests -- --ignored --test-threads 1 {filter...}"
+        "cargo test --locked --no-fail-fast --lib --bins {targets...} -- {by_targets...}"
     ))?;
-    Ok(Totals {
-        // Those are the unit tests, which `--ignored` filters out.
-        skipped: 0,
-        ..totals
-    })
+    totals += count(cmd!(sh, "cargo test --locked --no-fail-fast --doc -- {by_doc...}"))?;
+    Ok(totals)
+}
+
+fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
+    let targets = test_targets(sh, is_live)?;
+    if targets.is_empty() {
+        bail!("no live test target: looked for tests/lab.rs and tests/live*");
+    }
+    let by_name = filter.iter();
+    // CI=true makes a live test fail, and say why, where it would otherwise be left out.
+    let totals = count(
+        cmd!(
+            sh,
+            "cargo test --locked --no-fail-fast {targets...} -- --test-threads 1 {by_name...}"
+        )
+        .env("CI", "true"),
+    )?;
+    if filter.is_none() && totals.passed == 0 {
+        bail!("no live test ran");
+    }
+    Ok(totals)
+}
+
+/// Integration tests that make network namespaces or attach eBPF programs are told by the name of their file.
+fn is_live(target: &str) -> bool {
+    target == "lab" || target.starts_with("live")
+}
+
+/// `--test NAME` for each `tests/NAME.rs` and `tests/NAME/main.rs` of all crates that is `wanted`.
+fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
+    let mut names = BTreeSet::new();
+    for tests in sh.read_dir(root())?.iter().map(|directory| directory.join("tests")) {
+        if !tests.is_dir() {
+            continue;
+        }
+        for path in sh.read_dir(&tests)? {
+            let is_target =
+                path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
+            if let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
+                && is_target
+                && wanted(name)
+            {
+                names.insert(name.to_owned());
+            }
+        }
+    }
+    Ok(names.into_iter().flat_map(|name| ["--test".to_owned(), name]).collect())
 }
 
 /// What the test binaries of one run said.
