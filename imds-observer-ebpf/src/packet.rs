@@ -1,11 +1,8 @@
 //! The headers of a packet, read once.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use imds_observer_common::{Tuple, mapped_v4};
-
-/// `BPF_HDR_START_NET`: offsets count from the network header, whatever the link layer and its VLAN tags are.
-const FROM_NETWORK_HEADER: u32 = 1;
 
 pub(crate) const ETH_P_IP: u16 = 0x0800;
 pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
@@ -27,10 +24,10 @@ pub(crate) struct Ip {
     pub(crate) ttl: u8,
     /// A fragment other than the first: no transport header.
     pub(crate) later_fragment: bool,
-    /// Offset of what follows, from the network header.
+    /// Offset of what follows.
     pub(crate) next: u32,
-    /// Bytes from the network header to the end of the packet, as the IP header says; 0: more than 64 KiB.
-    pub(crate) total: u32,
+    /// Offset of the packet's end, as the IP header says; 0: longer than 64 KiB.
+    pub(crate) end: u32,
 }
 
 /// TCP header.
@@ -44,25 +41,16 @@ pub(crate) struct Tcp {
     pub(crate) header_len: u32,
 }
 
-/// Reads `T` at `offset` from the network header. All bytes of `T` are data.
+/// Reads `T` at `offset` from the start of the data, wherever in the packet's pages it lies. All bytes of `T` are data.
 #[inline(always)]
 pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = core::mem::MaybeUninit::<T>::uninit();
     // SAFETY: the helper fills the value whole or fails.
-    let result = unsafe {
-        bpf_skb_load_bytes_relative(
-            skb.cast(),
-            offset,
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            FROM_NETWORK_HEADER,
-        )
-    };
+    let result = unsafe { bpf_skb_load_bytes(skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
     // SAFETY: filled.
     (result == 0).then(|| unsafe { value.assume_init() })
 }
 
-/// At the cgroup hooks the data starts at the network header: the cheaper helper does.
 #[inline(always)]
 pub(crate) fn load_payload(skb: *mut __sk_buff, offset: u32, to: *mut u8, len: u32) -> bool {
     // SAFETY: the caller gives `len` bytes of room; the verifier checks it.
@@ -97,7 +85,7 @@ impl RawTcp {
     }
 }
 
-/// IP header at `at` (0: the packet's own; else one that an ICMP error quotes), into a map's memory: two of these and the
+/// IP header at `at` (the packet's own, or one that an ICMP error quotes), into a map's memory: two of these and the
 /// raw bytes beside them would not fit onto the stack.
 #[inline(always)]
 pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<()> {
@@ -113,9 +101,9 @@ pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<
         ip.ttl = first[7];
         ip.later_fragment = false;
         ip.next = at + 40;
-        ip.total = match u16::from_be_bytes([first[4], first[5]]) {
+        ip.end = match u16::from_be_bytes([first[4], first[5]]) {
             0 => 0,
-            payload => u32::from(payload) + 40,
+            payload => at + 40 + u32::from(payload),
         };
         return Some(());
     }
@@ -130,8 +118,20 @@ pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<
     ip.ttl = first[8];
     ip.later_fragment = (u16::from_be_bytes([first[6], first[7]]) & 0x1fff) != 0;
     ip.next = at + u32::from(first[0] & 15) * 4;
-    ip.total = u32::from(u16::from_be_bytes([first[2], first[3]]));
+    ip.end = match u16::from_be_bytes([first[2], first[3]]) {
+        0 => 0,
+        total => at + u32::from(total),
+    };
     Some(())
+}
+
+/// Offset of the TCP payload, and its length.
+#[inline(always)]
+pub(crate) fn payload(skb: *mut __sk_buff, ip: &Ip, tcp: &Tcp) -> (u32, u32) {
+    // SAFETY: the context is valid.
+    let end = if ip.end == 0 { unsafe { (*skb).len } } else { ip.end };
+    let start = ip.next + tcp.header_len;
+    (start, end.saturating_sub(start))
 }
 
 #[inline(always)]

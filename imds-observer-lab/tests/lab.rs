@@ -3,14 +3,20 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::{BufRead, BufReader},
     net::{IpAddr, SocketAddr},
-    process::Output,
+    process::{Child, Command, ExitStatus, Output, Stdio},
 };
 
 use imds_observer_lab::{
     can_run_live,
+    client::Outcome,
     server::{Behaviour, INSTANCE_ID, Served},
-    topology::{Lab, LabOptions, Place, PodCgroup, PodOptions, RouteStyle, cgroup_mount_point},
+    topology::{Lab, LabOptions, Place, PodCgroup, PodOptions, RouteStyle, cgroup_mount_point, clean},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 
 const TOKEN_HEADER: &str = "X-aws-ec2-metadata-token-ttl-seconds: 60";
@@ -259,5 +265,104 @@ fn a_dropped_lab_leaves_nothing_not_even_processes() {
     assert_eq!(
         traces(&owner).into_iter().filter(of_lab(&id)).collect::<Vec<_>>(),
         [""; 0]
+    );
+}
+
+/// A lab in a process of its own, which has said that it is ready.
+struct Up {
+    process: Child,
+    id: String,
+}
+
+impl Up {
+    fn start() -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_imds-observer-lab"));
+        let mut process = command
+            .args(["up", "--pods", "2", "--shared"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        let id = first.split(' ').nth(1).unwrap().to_owned();
+        assert!(
+            lines.any(|line| line.unwrap().starts_with("ready")),
+            "it ended before it was ready"
+        );
+        Self { process, id }
+    }
+
+    fn traces(&self) -> Vec<String> {
+        traces(&self.process.id().to_string())
+            .into_iter()
+            .filter(of_lab(&self.id))
+            .collect()
+    }
+
+    fn signal(&mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
+        self.process.wait().unwrap()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = clean();
+    }
+}
+
+#[test]
+fn an_interrupted_lab_cleans_up_and_a_killed_one_is_cleaned_up_after() {
+    if !can_run_live() {
+        return;
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut up = Up::start();
+        assert!(up.traces().len() >= 7, "{:?}", up.traces());
+        assert!(up.signal(signal).success());
+        assert_eq!(up.traces(), [""; 0], "after {signal}");
+    }
+    let mut up = Up::start();
+    up.signal(Signal::SIGKILL);
+    assert!(up.traces().len() >= 7, "killed, it could not clean up");
+    let lab = Lab::new(LabOptions {
+        exclusive: false,
+        ..LabOptions::default()
+    })
+    .unwrap();
+    assert_eq!(up.traces(), [""; 0], "the next lab did");
+    drop(lab);
+}
+
+#[test]
+fn a_scripted_client_is_a_process_in_its_place() {
+    let Some(lab) = lab(LabOptions::default()) else { return };
+    let mut command = lab.pod(0).command(env!("CARGO_BIN_EXE_imds-observer-lab")).unwrap();
+    let output = command.args(["client", "--preset", "botocore"]).output().unwrap();
+    let outcomes: Vec<Outcome> = text(&output)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [put, list, role] = &outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert_eq!(put.error.as_ref().unwrap().what, "timed out");
+    assert_eq!((list.status, role.status), (Some(200), Some(200)), "as v1");
+    let seen: Vec<_> = lab
+        .server()
+        .log()
+        .requests
+        .iter()
+        .map(|r| (r.status, r.response_ttl, r.had_token))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (Some(200), Some(1), false),
+            (Some(200), Some(255), false),
+            (Some(200), Some(255), false)
+        ]
     );
 }

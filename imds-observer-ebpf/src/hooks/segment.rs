@@ -68,10 +68,8 @@ fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
         return None;
     }
     let tcp = packet::tcp(skb, ip.next)?;
-    // SAFETY: as above.
-    let total = if ip.total == 0 { unsafe { (*skb).len } } else { ip.total };
-    let payload = ip.next + tcp.header_len;
-    Some((tcp, payload, total.saturating_sub(payload)))
+    let (payload, payload_len) = packet::payload(skb, ip, &tcp);
+    Some((tcp, payload, payload_len))
 }
 
 #[inline(never)]

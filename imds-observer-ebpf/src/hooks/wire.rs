@@ -18,6 +18,8 @@ use crate::packet::{
 };
 
 const ETHERNET_HEADER: usize = 14;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
 /// ICMP destination unreachable and time exceeded; ICMPv6 the same.
 const ICMP_ERRORS: [u8; 2] = [3, 11];
 const ICMPV6_ERRORS: [u8; 2] = [1, 3];
@@ -91,7 +93,7 @@ fn try_wire(skb: *mut __sk_buff, egress: u32) -> u32 {
     };
     // SAFETY: a per-CPU slot, filled and sent within this run.
     let WireScratch { event, ip, quoted } = unsafe { &mut *scratch };
-    if packet::ip(skb, v6, 0, ip).is_none() {
+    if packet::ip(skb, v6, network_header(skb), ip).is_none() {
         return 0;
     }
     let far = if egress { ip.destination } else { ip.source };
@@ -115,6 +117,19 @@ fn try_wire(skb: *mut __sk_buff, egress: u32) -> u32 {
         icmp_error(skb, event, ip.next, quoted, v6, far_is_endpoint, egress);
     }
     0
+}
+
+/// Where the IP header starts. The data of a TC program starts at the link layer's header, if there is one.
+#[inline(always)]
+fn network_header(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid.
+    let protocol = unsafe { (*skb).protocol } as u16;
+    match load::<u16>(skb, 12) {
+        Some(kind) if kind == protocol => ETHERNET_HEADER as u32,
+        Some(kind) if kind == ETH_P_8021Q.to_be() || kind == ETH_P_8021AD.to_be() => ETHERNET_HEADER as u32 + 4,
+        // A device without link layer: tunnels, some virtual ones.
+        _ => 0,
+    }
 }
 
 /// Counts the packet for the quota.
@@ -190,10 +205,7 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, ip: &Ip, egress: bool) {
         count(|loss| &mut loss.unparsed);
         return;
     };
-    let payload = ip.next + tcp.header_len;
-    // SAFETY: the context is valid.
-    let total = if ip.total == 0 { unsafe { (*skb).len } } else { ip.total };
-    let payload_len = total.saturating_sub(payload);
+    let (payload, payload_len) = packet::payload(skb, ip, &tcp);
     if payload_len == 0 && tcp.flags & (SYN | RST) == 0 {
         return;
     }

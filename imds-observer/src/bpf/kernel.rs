@@ -1,10 +1,12 @@
 //! Loads the programs, attaches them, and says what could not be had and what that blinds.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
@@ -68,6 +70,8 @@ pub struct Kernel {
     interfaces: PerCpuHashMap<MapData, u32, [u64; size_of::<InterfaceCounters>() / 8]>,
     attached: Vec<Attached>,
     missing: Vec<Missing>,
+    /// Names of the uplinks by index: ours may be another network namespace than the reader's thread is in later.
+    uplinks: HashMap<u32, Arc<str>>,
 }
 
 /// Rights that all of this needs, for error lines.
@@ -138,6 +142,7 @@ impl Kernel {
             interfaces,
             attached: Vec::new(),
             missing,
+            uplinks: HashMap::new(),
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
         kernel.attach_tracing(parsed.is_ok());
@@ -293,7 +298,15 @@ impl Kernel {
             };
             self.note(hook, method, interface);
         }
+        if let Ok(index) = nix::net::if_::if_nametoindex(interface) {
+            self.uplinks.insert(index, Arc::from(interface));
+        }
         Ok(())
+    }
+
+    /// Name of an uplink that was attached.
+    pub fn uplink(&self, index: u32) -> Option<Arc<str>> {
+        self.uplinks.get(&index).cloned()
     }
 
     /// Says that an uplink's traffic can't be seen.

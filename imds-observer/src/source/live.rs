@@ -1,17 +1,19 @@
 //! Events from the running kernel.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use imds_observer_common::{InterfaceCounters, LossCounters};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::bpf::{Decoder, Kernel, LiveOptions};
-use crate::record::{LossCounts, Time};
-use crate::source::{Event, InterfaceSample};
+use crate::record::{LossCounts, Mode, Time};
+use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 
 /// Events that one call hands over, so that timers get their turn in a flood.
 const BATCH: usize = 8_192;
@@ -25,6 +27,7 @@ pub struct LiveSource {
     kernel: Kernel,
     decoder: Decoder,
     interfaces: Vec<String>,
+    endpoints: Vec<IpAddr>,
     undecoded: u64,
     told_loss: LossCounts,
     sampled: Instant,
@@ -48,6 +51,7 @@ impl LiveSource {
             kernel,
             decoder,
             interfaces,
+            endpoints: options.endpoints.clone(),
             undecoded: 0,
             told_loss: LossCounts::default(),
             sampled: now,
@@ -65,7 +69,7 @@ impl LiveSource {
     }
 
     /// Waits up to `wait` for events and appends what is there. `false`: nothing came.
-    pub fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
+    fn read(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
         let before = out.len();
         if self.drain(out) == 0 {
             let wait = wait.min(SAMPLE.saturating_sub(self.sampled.elapsed()));
@@ -98,8 +102,8 @@ impl LiveSource {
         })
     }
 
-    /// Reads the counters: packets by interface since the last time, and what was lost. Also at the end.
-    pub fn sample(&mut self, out: &mut Vec<Event>) {
+    /// Reads the counters: packets by interface since the last time, and what was lost.
+    fn sample(&mut self, out: &mut Vec<Event>) {
         let interval_ns = self.sampled.elapsed().as_nanos() as u64;
         self.sampled = Instant::now();
         let time = Time::now();
@@ -107,11 +111,13 @@ impl LiveSource {
             let before = self.counters.insert(ifindex, now).unwrap_or_default();
             let egress = std::array::from_fn(|class| now.egress[class].saturating_sub(before.egress[class]));
             let ingress = std::array::from_fn(|class| now.ingress[class].saturating_sub(before.ingress[class]));
-            let name = nix::net::if_::if_indextoname(ifindex)
-                .map_or_else(|_| format!("if{ifindex}"), |name| name.to_string_lossy().into_owned());
+            let name = self
+                .kernel
+                .uplink(ifindex)
+                .unwrap_or_else(|| Arc::from(format!("if{ifindex}")));
             out.push(Event::Interface(InterfaceSample {
                 time,
-                name: Arc::from(name),
+                name,
                 interval_ns,
                 egress,
                 ingress,
@@ -135,6 +141,32 @@ impl LiveSource {
             self.told_loss = loss;
             out.push(Event::Loss(loss));
         }
+    }
+}
+
+impl Source for LiveSource {
+    fn start(&self) -> SourceFacts {
+        let release = uname().ok().map(|name| name.release().to_string_lossy().into_owned());
+        SourceFacts {
+            mode: Mode::Live,
+            host: None,
+            time: None,
+            kernel: release,
+            endpoints: self.endpoints.iter().map(ToString::to_string).collect(),
+            interfaces: self.interfaces.clone(),
+            attached: self.kernel.attached().to_vec(),
+            missing: self.kernel.missing().to_vec(),
+        }
+    }
+
+    fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
+        let came = self.read(wait, out)?;
+        Ok(if came { SourceState::More } else { SourceState::Idle })
+    }
+
+    fn last_batch(&mut self, out: &mut Vec<Event>) {
+        self.drain(out);
+        self.sample(out);
     }
 }
 
