@@ -94,8 +94,7 @@ fn expectation(name: &str, family: Family) -> (Step, Fate) {
         | "forward-reject-legacy"
         | "server-down"
         | "output-reject-reset" => (patient(put()), Fate::Connect(libc::ECONNREFUSED)),
-        // As an ICMPv6 error it reads "address unreachable".
-        "output-reject-host" => (patient(put()), Fate::Connect(libc::EHOSTUNREACH)),
+        "output-reject-host" | "on-link-silent" => (patient(put()), Fate::Connect(libc::EHOSTUNREACH)),
         "no-route" | "no-route-forwarded" | "no-route-pod" => (patient(put()), Fate::Connect(libc::ENETUNREACH)),
         "route-unreachable" | "route-unreachable-pod" => (put(), Fate::Connect(libc::EHOSTUNREACH)),
         "route-prohibit" => (put(), Fate::Connect(libc::EACCES)),
@@ -103,7 +102,6 @@ fn expectation(name: &str, family: Family) -> (Step, Fate) {
         // ICMP "administratively prohibited" is EHOSTUNREACH in IPv4 and EACCES in IPv6.
         "route-prohibit-forwarded" if v4 => (patient(put()), Fate::Connect(libc::EHOSTUNREACH)),
         "route-prohibit-forwarded" => (patient(put()), Fate::Connect(libc::EACCES)),
-        "on-link-silent" => (patient(put()), Fate::Connect(libc::EHOSTUNREACH)),
         "hop-limit-1" => (put(), Fate::AnswerTimesOut),
         "server-silent" => (get("mac"), Fate::AnswerTimesOut),
         "slow" | "quota" | "hop-limit-2" | "on-link" => (put(), Fate::Status(200)),

@@ -86,11 +86,11 @@ impl Firewall {
             Verdict::RejectHost => "reject with icmpx type host-unreachable",
             Verdict::RejectReset => "reject with tcp reset",
         };
-        let mut rules = String::new();
-        for endpoint in endpoints {
+        let rule = |endpoint: &IpAddr| {
             let family = if endpoint.is_ipv4() { "ip" } else { "ip6" };
-            rules += &format!("{family} daddr {endpoint} tcp dport 80 {scope} {verdict}\n");
-        }
+            format!("{family} daddr {endpoint} tcp dport 80 {scope} {verdict}\n")
+        };
+        let rules: String = endpoints.iter().map(rule).collect();
         let table = format!(
             "table inet {name} {{ chain {hook} {{ type filter hook {hook} priority 0; policy accept;\n{rules}}}\n}}"
         );

@@ -24,7 +24,7 @@ pub fn registry(family: Family) -> Vec<Entry> {
             fault,
             victim,
             code: Some(code),
-        })
+        });
     };
     let pod = Victim::Pod(0);
 

@@ -82,7 +82,14 @@ impl Server {
         let thread = thread::Builder::new().name("imds-server".to_owned()).spawn({
             let shared = Arc::clone(&shared);
             move || {
-                let outcome = run(&shared, options.listen, options.netns, options.control, stopped, &ready);
+                let outcome = run(
+                    &shared,
+                    options.listen,
+                    options.netns.as_ref(),
+                    options.control,
+                    stopped,
+                    &ready,
+                );
                 shared.note_listening(None);
                 if let Err(error) = outcome {
                     let _ = ready.send(Err(error));
@@ -252,12 +259,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn run(
     shared: &Arc<Shared>,
     listen: Vec<SocketAddr>,
-    netns: Option<OwnedFd>,
+    netns: Option<&OwnedFd>,
     control: Option<PathBuf>,
     stopped: oneshot::Receiver<()>,
     ready: &mpsc::Sender<Result<Vec<SocketAddr>>>,
 ) -> Result<()> {
-    if let Some(netns) = &netns {
+    if let Some(netns) = netns {
         nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).context("enter the server's namespace")?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
