@@ -1,1 +1,409 @@
-//! READ FIRST: source -> flow -> exchange -> attribution -> detectors -> sinks.
+//! The whole program on one page: source -> flow -> exchange -> attribution -> detectors -> sinks.
+//!
+//! [`run`] reads a [`Source`], live or offline, and feeds a [`Pipeline`]. Nothing in here does I/O of its own or reads the wall clock:
+//! `run` is the one place that does, for live sources. Records of an earlier trace enter behind attribution, where they had left.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::attribution::Attribution;
+use crate::detectors::Observation;
+use crate::exchange::{Fact, FlowTable};
+use crate::filter::{Filter, Kinds};
+use crate::hosts::{HostDetectors, RecordedHosts};
+use crate::record::{
+    Caller, Code, Connect, Drop, Exchange, Finding, Host, Kind, Loss, LossCounts, Mode, Record, SCHEMA, SECOND, Start,
+    Time,
+};
+use crate::sinks::Sink;
+use crate::source::{Event, Source, SourceFacts, SourceState};
+use crate::stop::Stop;
+use crate::summary::Summarizer;
+
+/// What a pipeline is put together from.
+pub struct Parts {
+    /// Name that this run's own records bear.
+    pub host: Host,
+    pub flow: FlowTable,
+    pub attribution: Attribution,
+    pub filter: Filter,
+    pub detectors: HostDetectors,
+    pub summarizer: Summarizer,
+    pub sinks: Vec<Box<dyn Sink>>,
+    /// Time between interval summaries; `None`: only the total at the end.
+    pub interval: Option<Duration>,
+    /// Exchanges after which the run is over.
+    pub count: Option<u64>,
+}
+
+/// Turns events into records.
+pub struct Pipeline {
+    parts: Parts,
+    /// What any sink wants.
+    wanted: Kinds,
+    mode: Mode,
+    exchanges: u64,
+    unattributed: u64,
+    source_loss: LossCounts,
+    recorded: RecordedHosts,
+    loss_told: LossCounts,
+    next_loss: Time,
+    next_interval: Option<Time>,
+    facts: Vec<Fact>,
+    findings: Vec<Finding>,
+}
+
+impl Pipeline {
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            wanted: parts
+                .sinks
+                .iter()
+                .fold(Kinds::NONE, |kinds, sink| kinds.or(sink.kinds())),
+            parts,
+            mode: Mode::Live,
+            exchanges: 0,
+            unattributed: 0,
+            source_loss: LossCounts::default(),
+            recorded: RecordedHosts::default(),
+            loss_told: LossCounts::default(),
+            next_loss: Time::default(),
+            next_interval: None,
+            facts: Vec::new(),
+            findings: Vec::new(),
+        }
+    }
+
+    /// Writes the `start` record.
+    pub fn start(&mut self, facts: SourceFacts, now: Time) {
+        self.mode = facts.mode;
+        if self.mode == Mode::Live {
+            self.parts.summarizer.begin(now);
+        }
+        self.write(Record::Start(Start {
+            record: Kind::Start,
+            schema: SCHEMA,
+            time: facts.time.unwrap_or(now),
+            host: self.parts.host.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: facts.kernel,
+            mode: facts.mode,
+            endpoints: facts.endpoints,
+            interfaces: facts.interfaces,
+            attached: facts.attached,
+            missing: facts.missing,
+        }));
+    }
+
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Record(record) => self.recorded(*record),
+            Event::Loss(counts) => self.source_loss = counts,
+            Event::Interface(sample) => {
+                self.parts.summarizer.interface(&sample);
+                let host = self.parts.host.clone();
+                self.parts
+                    .detectors
+                    .observe(&host, &Observation::Interface(&sample), &mut self.findings);
+                self.write_findings();
+            }
+            event => {
+                self.parts.attribution.note(&event);
+                self.parts.flow.handle(&event, &mut self.facts);
+                self.join_facts(event.time().unwrap_or_default());
+            }
+        }
+    }
+
+    /// It is `now` at least: what waited for nothing more to come is decided, and what is due is written.
+    pub fn advance(&mut self, now: Time) {
+        self.parts.flow.advance(now, &mut self.facts);
+        self.join_facts(now);
+        self.parts.detectors.advance(now, &mut self.findings);
+        self.write_findings();
+        self.tell_interval(now);
+        if now >= self.next_loss {
+            self.next_loss = now.plus_ns(SECOND);
+            self.tell_loss(now, false);
+        }
+    }
+
+    /// Nothing may come for a while.
+    pub fn flush(&mut self) {
+        self.parts.sinks.iter_mut().for_each(|sink| sink.flush());
+    }
+
+    /// The last call: everything still open is closed and written, then the totals.
+    pub fn finish(&mut self, now: Time) -> anyhow::Result<()> {
+        self.parts.flow.finish(now, &mut self.facts);
+        self.join_facts(now);
+        self.parts.detectors.finish(now, &mut self.findings);
+        self.write_findings();
+        let total = self.parts.summarizer.total(now);
+        self.write(Record::Summary(total));
+        self.tell_loss(now, true);
+        self.parts
+            .sinks
+            .iter_mut()
+            .map(|sink| sink.finish())
+            .fold(Ok(()), anyhow::Result::and)
+    }
+
+    /// Whether nobody wants more: as many exchanges as were asked for, or every sink's reader gone.
+    pub fn is_done(&self) -> bool {
+        self.parts.count.is_some_and(|count| self.exchanges >= count)
+            || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
+    }
+
+    /// Everything that was lost so far, wherever.
+    pub fn loss(&self) -> LossCounts {
+        let own = LossCounts {
+            evicted: self.parts.attribution.evicted()
+                + self.parts.detectors.evicted()
+                + self.parts.summarizer.evicted(),
+            unattributed: self.unattributed,
+            shed: self.parts.sinks.iter().map(|sink| sink.shed()).sum(),
+            unknown_containers: self.parts.attribution.unknown_containers(),
+            ..LossCounts::default()
+        };
+        [self.source_loss, self.recorded.loss(), self.parts.flow.loss()]
+            .into_iter()
+            .fold(own, LossCounts::plus)
+    }
+
+    /// Facts become records once the caller is known.
+    fn join_facts(&mut self, now: Time) {
+        let mut facts = std::mem::take(&mut self.facts);
+        for fact in facts.drain(..) {
+            let (sender, flow) = match &fact {
+                Fact::Exchange(fact) => (fact.sender, fact.flow),
+                Fact::Connect(fact) => (fact.sender, fact.flow),
+                Fact::Drop(fact) => (fact.sender, fact.flow),
+            };
+            let caller = self.parts.attribution.caller(sender.as_ref(), &flow, now);
+            let unknown = self.mode == Mode::Live && caller.process.is_none();
+            self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
+            self.observe(record_of(fact, caller, &self.parts.host));
+        }
+        self.facts = facts;
+    }
+
+    /// From here on it is all the same whether a record was made now or read from a trace.
+    fn observe(&mut self, record: Record) {
+        let (host, caller) = match &record {
+            Record::Exchange(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
+            Record::Connect(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
+            Record::Drop(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
+            _ => return,
+        };
+        if !self.parts.filter.allows(caller.0, caller.1) {
+            return;
+        }
+        let observation = match &record {
+            Record::Exchange(exchange) => {
+                if self.parts.count.is_some_and(|count| self.exchanges >= count) {
+                    return;
+                }
+                self.exchanges += 1;
+                self.parts.summarizer.exchange(exchange);
+                Observation::Exchange(exchange)
+            }
+            Record::Connect(connect) => {
+                self.parts.summarizer.connect(connect);
+                Observation::Connect(connect)
+            }
+            Record::Drop(drop) => Observation::Drop(drop),
+            _ => return,
+        };
+        self.parts.detectors.observe(host, &observation, &mut self.findings);
+        self.write(record);
+        self.write_findings();
+    }
+
+    fn recorded(&mut self, record: Record) {
+        match record {
+            Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => {
+                self.recorded.brings_exchanges(record.host());
+                self.observe(record);
+            }
+            // Findings are found anew, unless the trace lacks what they rest on.
+            Record::Finding(finding) => {
+                let anew = self.recorded.has_exchanges(&finding.host) || finding.code == Code::PacketQuota;
+                let subject = &finding.subject;
+                if !anew
+                    && self
+                        .parts
+                        .filter
+                        .allows(subject.process.as_deref(), subject.container.as_deref())
+                {
+                    self.write(Record::Finding(finding));
+                }
+            }
+            // Processes are added up anew; packet counts are nowhere else.
+            Record::Summary(summary) if !summary.total => {
+                self.parts.summarizer.recorded(&summary);
+                self.parts.detectors.observe_summary(&summary, &mut self.findings);
+                self.write_findings();
+            }
+            Record::Summary(_) => {}
+            Record::Loss(loss) => self.recorded.loses(&loss),
+            Record::Start(start) => self.recorded.restarts(&start.host),
+        }
+    }
+
+    fn write_findings(&mut self) {
+        let mut findings = std::mem::take(&mut self.findings);
+        for finding in findings.drain(..) {
+            self.write(Record::Finding(finding));
+        }
+        self.findings = findings;
+    }
+
+    fn tell_interval(&mut self, now: Time) {
+        let Some(interval) = self.parts.interval.map(|interval| interval.as_nanos() as u64) else {
+            return;
+        };
+        let due = *self.next_interval.get_or_insert(now.plus_ns(interval));
+        if now < due {
+            return;
+        }
+        self.next_interval = Some(now.plus_ns(interval - now.since(due) % interval));
+        // Live, an idle interval is news too; in a trace it is a gap.
+        if self.mode == Mode::Live || self.parts.summarizer.is_busy() {
+            let summary = self.parts.summarizer.interval(now);
+            self.write(Record::Summary(summary));
+        }
+    }
+
+    fn tell_loss(&mut self, now: Time, last: bool) {
+        let counts = self.loss();
+        if last || counts != self.loss_told {
+            self.loss_told = counts;
+            self.write(Record::Loss(Loss::new(now, self.parts.host.clone(), &counts)));
+        }
+    }
+
+    fn write(&mut self, record: Record) {
+        let kind = record.kind();
+        if self.wanted.has(kind) {
+            let record = Arc::new(record);
+            for sink in self.parts.sinks.iter_mut().filter(|sink| sink.kinds().has(kind)) {
+                sink.write(&record);
+            }
+        }
+    }
+}
+
+/// Event time between two calls of [`Pipeline::advance`], at most.
+const STEP_NS: u64 = SECOND / 10;
+/// Longest wait for a live source.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// Reads the source to its end, or until `duration` has passed, the pipeline is done, or somebody stops it.
+pub fn run(
+    source: &mut dyn Source,
+    pipeline: &mut Pipeline,
+    duration: Option<Duration>,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let facts = source.start();
+    let live = facts.mode == Mode::Live;
+    let end = duration.map(|duration| Instant::now() + duration);
+    let mut now = if live {
+        Time::now()
+    } else {
+        facts.time.unwrap_or_default()
+    };
+    let mut advanced = now;
+    pipeline.start(facts, now);
+    let mut batch = Vec::new();
+    let mut state = SourceState::More;
+    while state != SourceState::End && !stop.requested() && !pipeline.is_done() {
+        let left = end.map_or(WAIT, |end| end.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            break;
+        }
+        state = source.next_batch(left.min(WAIT), &mut batch)?;
+        for event in batch.drain(..) {
+            if !live {
+                // A trace is its own clock. It jumps ahead of an event, so that what was due before is decided before.
+                now = now.max(settled(&event).unwrap_or(now));
+                if now.since(advanced) >= STEP_NS {
+                    advanced = now;
+                    pipeline.advance(now);
+                }
+            }
+            pipeline.handle(event);
+            if pipeline.is_done() {
+                break;
+            }
+        }
+        if live {
+            now = Time::now();
+            pipeline.advance(now);
+        }
+        pipeline.flush();
+    }
+    source.last_batch(&mut batch);
+    batch.drain(..).for_each(|event| pipeline.handle(event));
+    pipeline.finish(now)
+}
+
+/// When what an event tells of was over: records come in this order, see [`crate::source::ndjson`].
+fn settled(event: &Event) -> Option<Time> {
+    match event {
+        Event::Record(record) => Some(record.settled()),
+        event => event.time(),
+    }
+}
+
+fn record_of(fact: Fact, Caller { process, container }: Caller, host: &Host) -> Record {
+    let (schema, host) = (SCHEMA, host.clone());
+    match fact {
+        Fact::Exchange(fact) => Record::Exchange(Exchange {
+            record: Kind::Exchange,
+            schema,
+            time: fact.time,
+            host,
+            process,
+            container,
+            connection: fact.connection,
+            request: fact.request,
+            response: fact.response,
+            outcome: fact.outcome,
+            latency_ns: fact.latency_ns,
+            waited_ns: fact.waited_ns,
+            connect_ns: fact.connect_ns,
+        }),
+        Fact::Connect(fact) => Record::Connect(Connect {
+            record: Kind::Connect,
+            schema,
+            time: fact.time,
+            host,
+            process,
+            container,
+            connection: fact.connection,
+            outcome: fact.outcome,
+            errno: fact.errno,
+            elapsed_ns: fact.elapsed_ns,
+            syns: fact.syns,
+            wire_syns: fact.wire_syns,
+            dropped: fact.dropped,
+            icmp: fact.icmp,
+        }),
+        Fact::Drop(fact) => Record::Drop(Drop {
+            record: Kind::Drop,
+            schema,
+            time: fact.time,
+            host,
+            process,
+            container,
+            connection: fact.connection,
+            direction: fact.direction,
+            reason: fact.reason,
+            location: fact.location,
+            ttl: fact.ttl,
+            netns: fact.netns,
+        }),
+    }
+}

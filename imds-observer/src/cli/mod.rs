@@ -1,1 +1,115 @@
-//! Commands, one file each.
+//! The command line: one file a subcommand.
+
+mod analyze;
+mod completions;
+mod detectors;
+mod doctor;
+mod live;
+mod observe;
+mod schema;
+mod stream;
+mod values;
+mod watch;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Observes traffic to the EC2 instance metadata service (IMDS): who asked, what became of it, and what is wrong.
+///
+/// It never talks to IMDS itself, and no token, credential or response body ever leaves the kernel.
+#[derive(Debug, Parser)]
+#[command(name = "imds-observer", version, propagate_version = true)]
+#[command(
+    after_help = "Exit status: 0 done; 1 could not run, or part of the input could not be read; 2 bad usage; \
+    3 analyze --fail-on or preflight found something; 4 preflight can't say.\n\
+    Log lines go to stderr; IMDS_OBSERVER_LOG=debug shows more of them."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Watch(watch::WatchArgs),
+    Stream(stream::StreamArgs),
+    Analyze(analyze::AnalyzeArgs),
+    Doctor(doctor::DoctorArgs),
+    Detectors(detectors::DetectorsArgs),
+    Schema(schema::SchemaArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+/// How a command ended that could run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Done,
+    /// Part of the input could not be read; the rest was used.
+    Partial,
+    /// `analyze --fail-on` or `preflight` found something.
+    Found,
+    /// `preflight` can't say.
+    CannotSay,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        Self::from(match status {
+            Status::Done => 0,
+            Status::Partial => 1,
+            Status::Found => 3,
+            Status::CannotSay => 4,
+        })
+    }
+}
+
+/// Parses the command line and runs it. Bad usage ends the program with status 2.
+pub fn run() -> anyhow::Result<Status> {
+    let cli = Cli::parse();
+    log_to_stderr();
+    match cli.command {
+        Command::Watch(args) => args.run(),
+        Command::Stream(args) => args.run(),
+        Command::Analyze(args) => args.run(),
+        Command::Doctor(args) => args.run(),
+        Command::Detectors(args) => args.run(),
+        Command::Schema(args) => args.run(),
+        Command::Completions(args) => args.run(),
+    }
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("IMDS_OBSERVER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(crate::report::text::Colour::on(terminal).0)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+/// Writes to stdout; a reader that has gone away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("write to stdout"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,5 +1,14 @@
 //! Pairs requests with responses on one connection and tells what became of each.
+//!
+//! IMDS answers in order, so a queue suffices. A gap in the bytes resets the pair: a missing exchange is better than a wrong one.
 
+mod attempt;
+mod connection;
 mod facts;
+mod pending;
+mod table;
+#[cfg(test)]
+mod tests;
 
 pub use facts::{ConnectFacts, DropFacts, ExchangeFacts, Fact};
+pub use table::{FlowTable, Limits};

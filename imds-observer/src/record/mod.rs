@@ -5,6 +5,7 @@
 mod exchange;
 mod finding;
 mod process;
+mod schema;
 mod summary;
 mod time;
 pub mod workload;
@@ -20,6 +21,7 @@ pub use exchange::{
 };
 pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};
 pub use process::{Ancestor, Caller, Container, Pod, Process};
+pub use schema::schema;
 pub use summary::{
     Attached, InterfaceSummary, Loss, LossCounts, Missing, Mode, PathCount, ProcessSummary, Quantiles, Start, Summary,
 };
@@ -103,6 +105,27 @@ impl Record {
             Self::Finding(record) => record.time,
             Self::Summary(record) => record.time,
             Self::Loss(record) => record.time,
+        }
+    }
+
+    pub fn host(&self) -> &Host {
+        match self {
+            Self::Start(record) => &record.host,
+            Self::Exchange(record) => &record.host,
+            Self::Connect(record) => &record.host,
+            Self::Drop(record) => &record.host,
+            Self::Finding(record) => &record.host,
+            Self::Summary(record) => &record.host,
+            Self::Loss(record) => &record.host,
+        }
+    }
+
+    /// When the record's subject had ended, as far as the record tells: records are written in about this order.
+    pub fn settled(&self) -> Time {
+        match self {
+            Self::Exchange(record) => record.time.plus_ns(record.waited_ns.or(record.latency_ns).unwrap_or(0)),
+            Self::Connect(record) => record.time.plus_ns(record.elapsed_ns),
+            other => other.time(),
         }
     }
 }

@@ -169,6 +169,20 @@ impl LossCounts {
     pub fn any(&self) -> bool {
         *self != Self::default()
     }
+
+    /// The sum; counts from a file may be anything, so it saturates.
+    #[must_use]
+    pub fn plus(self, more: Self) -> Self {
+        Self {
+            ring_buffer: self.ring_buffer.saturating_add(more.ring_buffer),
+            unparsed: self.unparsed.saturating_add(more.unparsed),
+            truncated: self.truncated.saturating_add(more.truncated),
+            evicted: self.evicted.saturating_add(more.evicted),
+            unattributed: self.unattributed.saturating_add(more.unattributed),
+            shed: self.shed.saturating_add(more.shed),
+            unknown_containers: self.unknown_containers.saturating_add(more.unknown_containers),
+        }
+    }
 }
 
 /// When anything was lost, and at the end.

@@ -1,1 +1,4 @@
-//! Reports that people look at.
+//! What people read: tables and findings as text.
+
+pub mod escape;
+pub mod text;

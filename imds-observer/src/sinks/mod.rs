@@ -1,1 +1,138 @@
-//! Where records go. One file a sink.
+//! Where records go. A sink for a live run stands behind a [`queue::Queue`], so that a slow one never holds up the reader.
+
+pub mod collect;
+pub mod destination;
+pub mod ndjson;
+pub mod queue;
+pub mod text;
+
+use std::io;
+use std::sync::Arc;
+
+use crate::filter::Kinds;
+use crate::record::Record;
+
+/// Takes records from the pipeline.
+pub trait Sink {
+    /// The kinds that it wants; others are not even made for it.
+    fn kinds(&self) -> Kinds;
+
+    fn write(&mut self, record: &Arc<Record>);
+
+    /// The source may pause now.
+    fn flush(&mut self) {}
+
+    /// Records given up so far.
+    fn shed(&self) -> u64 {
+        0
+    }
+
+    /// Nobody reads any more: a normal end.
+    fn is_closed(&self) -> bool {
+        false
+    }
+
+    /// Writes what is still held back.
+    fn finish(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes records somewhere, on whatever thread it is told to.
+pub trait Output: Send {
+    /// Writes and flushes. Returns how many records had to be given up; `BrokenPipe` means that nobody reads any more.
+    fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64>;
+
+    /// Called now and then while nothing is to be written.
+    fn idle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The last call.
+    fn close(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes on the caller's thread: for traces, where waiting is right and shedding would be wrong.
+pub struct Direct<O> {
+    output: O,
+    kinds: Kinds,
+    waiting: Vec<Arc<Record>>,
+    shed: u64,
+    closed: bool,
+    failed: Option<io::Error>,
+}
+
+/// Records that are written at once.
+const BATCH: usize = 256;
+
+impl<O: Output> Direct<O> {
+    pub fn new(output: O, kinds: Kinds) -> Self {
+        Self {
+            output,
+            kinds,
+            waiting: Vec::with_capacity(BATCH),
+            shed: 0,
+            closed: false,
+            failed: None,
+        }
+    }
+
+    fn write_waiting(&mut self) {
+        if self.closed {
+            self.waiting.clear();
+            return;
+        }
+        match self.output.write(&self.waiting) {
+            Ok(shed) => self.shed += shed,
+            Err(error) => self.fail(error),
+        }
+        self.waiting.clear();
+    }
+
+    fn fail(&mut self, error: io::Error) {
+        self.closed = true;
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            self.failed = Some(error);
+        }
+    }
+}
+
+impl<O: Output> Sink for Direct<O> {
+    fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
+    fn write(&mut self, record: &Arc<Record>) {
+        self.waiting.push(record.clone());
+        if self.waiting.len() >= BATCH {
+            self.write_waiting();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.write_waiting();
+    }
+
+    fn shed(&self) -> u64 {
+        self.shed
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        self.write_waiting();
+        if !self.closed
+            && let Err(error) = self.output.close()
+        {
+            self.fail(error);
+        }
+        match self.failed.take() {
+            Some(error) => Err(anyhow::Error::new(error).context("write the output")),
+            None => Ok(()),
+        }
+    }
+}

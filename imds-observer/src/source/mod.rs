@@ -1,6 +1,11 @@
 //! Where events come from. Live kernel events and packets from a capture become the same [`Event`]s, so everything behind is one pipeline.
 
 mod event;
+pub mod input;
+mod live;
+pub mod ndjson;
+
+use std::time::Duration;
 
 pub use imds_observer_common::{Direction, ProcessKey};
 
@@ -8,3 +13,46 @@ pub use event::{
     ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop, Sender, SocketChange,
     SocketState, Vantage,
 };
+pub use live::LiveSource;
+
+use crate::record::{Attached, Host, Missing, Mode, Time};
+
+/// What a source knows of itself once it is open: the `start` record's facts.
+#[derive(Clone, Debug)]
+pub struct SourceFacts {
+    pub mode: Mode,
+    /// The host that a trace comes from, if it is one; `None`: this host.
+    pub host: Option<Host>,
+    /// First event's time of a trace; `None`: now.
+    pub time: Option<Time>,
+    pub kernel: Option<String>,
+    pub endpoints: Vec<String>,
+    pub interfaces: Vec<String>,
+    pub attached: Vec<Attached>,
+    pub missing: Vec<Missing>,
+}
+
+/// How it stands with a source after a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// More events are there already.
+    More,
+    /// Nothing more came within the wait.
+    Idle,
+    /// Nothing will come any more.
+    End,
+}
+
+/// Live or offline, the pipeline sees only this.
+pub trait Source {
+    fn start(&self) -> SourceFacts;
+
+    /// Appends events in the order in which they became known; returns early when some are there, and after `wait` at the latest
+    /// (a source of files doesn't wait). An error ends the run.
+    fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState>;
+
+    /// What is still to be told when the run ends before the source does.
+    fn last_batch(&mut self, out: &mut Vec<Event>) {
+        let _ = out;
+    }
+}

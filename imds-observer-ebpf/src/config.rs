@@ -1,0 +1,115 @@
+//! Globals that user space sets before loading. They lie in read-only data, so the verifier knows their values and drops
+//! the branches that they rule out.
+
+use imds_observer_common::{Endpoints, KernelOffsets, MAX_ENDPOINTS, NO_OFFSET};
+
+/// 169.254.169.254 and fd00:ec2::254 unless user space says otherwise.
+#[unsafe(no_mangle)]
+static ENDPOINTS: Endpoints = Endpoints {
+    v4: [[169, 254, 169, 254]; MAX_ENDPOINTS],
+    v6: [[0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x54]; MAX_ENDPOINTS],
+    v4_count: 1,
+    v6_count: 1,
+};
+
+#[unsafe(no_mangle)]
+static OFFSETS: KernelOffsets = KernelOffsets::NONE;
+
+/// An offset by its field's name; `None` where this kernel lacks the field.
+macro_rules! offset {
+    ($field:ident) => {{
+        let offset = $crate::config::offsets_field(|offsets| &offsets.$field);
+        if offset == imds_observer_common::NO_OFFSET {
+            None
+        } else {
+            Some(offset as usize)
+        }
+    }};
+}
+pub(crate) use offset;
+
+/// A volatile load: the compiler must not bake in the defaults above.
+#[inline(always)]
+pub(crate) fn offsets_field(field: impl FnOnce(&KernelOffsets) -> &u32) -> u32 {
+    // SAFETY: a reference is valid.
+    unsafe { core::ptr::read_volatile(field(&OFFSETS)) }
+}
+
+/// Whether `kfree_skb` tells a reason, and the last one that is no drop.
+#[inline(always)]
+pub(crate) fn drop_reasons() -> Option<u32> {
+    if offsets_field(|offsets| &offsets.kfree_skb_has_reason) == 1 {
+        Some(offsets_field(|offsets| &offsets.last_benign_reason))
+    } else {
+        None
+    }
+}
+
+/// `address` as the bytes of the packet, read in native order.
+#[inline(always)]
+pub(crate) fn is_endpoint_v4(address: u32) -> bool {
+    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_count) };
+    let mut index = 0;
+    while index < MAX_ENDPOINTS {
+        // SAFETY: index is in bounds; the field is 4 bytes, of alignment 4 at the start of the struct.
+        let endpoint = unsafe { core::ptr::read_volatile((&raw const ENDPOINTS.v4).cast::<u32>().add(index)) };
+        if (index as u32) < count && address == endpoint {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+#[inline(always)]
+pub(crate) fn is_endpoint_v6(address: [u32; 4]) -> bool {
+    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
+    let mut index = 0;
+    while index < MAX_ENDPOINTS {
+        // SAFETY: as above; each endpoint is four words.
+        let words = unsafe { (&raw const ENDPOINTS.v6).cast::<u32>().add(index * 4) };
+        let equal = unsafe {
+            address[3] == core::ptr::read_volatile(words.add(3))
+                && address[0] == core::ptr::read_volatile(words)
+                && address[1] == core::ptr::read_volatile(words.add(1))
+                && address[2] == core::ptr::read_volatile(words.add(2))
+        };
+        if (index as u32) < count && equal {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// Whether an endpoint's first word is this: a cheap test before the whole address is read.
+#[inline(always)]
+pub(crate) fn is_endpoint_v6_prefix(first: u32) -> bool {
+    let mut index = 0;
+    while index < MAX_ENDPOINTS {
+        // SAFETY: index is in bounds.
+        if first == unsafe { core::ptr::read_volatile((&raw const ENDPOINTS.v6).cast::<u32>().add(index * 4)) } {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// An address in the form of [`imds_observer_common::Tuple`]: v4-mapped or IPv6.
+#[inline(always)]
+pub(crate) fn is_endpoint(address: &[u8; 16]) -> bool {
+    let words = words(address);
+    if words[0] == 0 && words[1] == 0 && words[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff]) {
+        return is_endpoint_v4(words[3]);
+    }
+    is_endpoint_v6(words)
+}
+
+#[inline(always)]
+pub(crate) fn words(address: &[u8; 16]) -> [u32; 4] {
+    // SAFETY: 16 bytes, any bit pattern; read without assuming alignment.
+    unsafe { core::ptr::read_unaligned(address.as_ptr().cast()) }
+}
+
+const _: () = assert!(NO_OFFSET == u32::MAX);

@@ -1,0 +1,238 @@
+//! `connect()` towards an endpoint: who owns the socket, noted while that process is certainly the current one.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_get_socket_cookie};
+use aya_ebpf::macros::{cgroup_sock_addr, raw_tracepoint, sock_ops, tracepoint};
+use aya_ebpf::programs::{RawTracePointContext, SockAddrContext, SockOpsContext, TracePointContext};
+use imds_observer_common::{ConnectEvent, Connecting, EventKind, Flow, ProcessKey, Tuple, mapped_v4};
+
+use crate::config::{is_endpoint, is_endpoint_v4};
+use crate::emit::{count, emit, header};
+use crate::maps::{CONNECTING, FLOWS, TUPLES};
+use crate::task::{current, current_cgroup_id, current_netns};
+
+const IPPROTO_TCP: u32 = 6;
+/// `BPF_SOCK_OPS_TCP_CONNECT_CB`: right before the SYN, with the local port chosen.
+const TCP_CONNECT_CB: u32 = 3;
+const AF_INET: u32 = 2;
+/// Offset of `ret` in the `sys_exit_*` tracepoints: 8 bytes common, 8 bytes system call number.
+const SYS_EXIT_RET: usize = 16;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid for the program's run.
+    let address = unsafe { (*ctx.sock_addr).user_ip4 };
+    if is_endpoint_v4(address) {
+        try_connect(ctx.sock_addr, mapped_v4(address.to_ne_bytes()));
+    }
+    1
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
+    // SAFETY: as above. Word by word: the verifier allows no wider reads here.
+    let words = unsafe {
+        [
+            (*ctx.sock_addr).user_ip6[0],
+            (*ctx.sock_addr).user_ip6[1],
+            (*ctx.sock_addr).user_ip6[2],
+            (*ctx.sock_addr).user_ip6[3],
+        ]
+    };
+    // SAFETY: same size, any bits.
+    let address: [u8; 16] = unsafe { core::mem::transmute(words) };
+    if is_endpoint(&address) {
+        try_connect(ctx.sock_addr, address);
+    }
+    1
+}
+
+#[inline(always)]
+fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
+    // SAFETY: the context is valid; fields are read once, up front.
+    let (protocol, port) = unsafe { ((*ctx).protocol, (*ctx).user_port) };
+    if protocol != IPPROTO_TCP {
+        return;
+    }
+    let remote_port = u16::from_be(port as u16);
+    // SAFETY: as above.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let (key, tid) = match current() {
+        Some(current) => {
+            current.announce();
+            (current.key, current.tid)
+        }
+        None => {
+            // No BTF: at least the PID, which this hook may ask for on every kernel.
+            let pid_tgid = bpf_get_current_pid_tgid();
+            (
+                ProcessKey {
+                    start_time_ns: 0,
+                    tgid: (pid_tgid >> 32) as u32,
+                    exec_id: 0,
+                },
+                pid_tgid as u32,
+            )
+        }
+    };
+    let netns = current_netns();
+    let cgroup_id = current_cgroup_id();
+    let flow = Flow {
+        process: key,
+        cgroup_id,
+        tid,
+        netns,
+        next_seq: 0,
+        seq_known: 0,
+        awaiting: 0,
+        reserved: 0,
+    };
+    if FLOWS.insert(cookie, flow, 0).is_err() {
+        count(|loss| &mut loss.map_full);
+    }
+    let task = (u64::from(key.tgid) << 32) | u64::from(tid);
+    let _ = CONNECTING.insert(
+        task,
+        Connecting {
+            cookie,
+            remote,
+            remote_port,
+            reserved: [0; 3],
+        },
+        0,
+    );
+    emit(&ConnectEvent {
+        header: header(EventKind::Connect, size_of::<ConnectEvent>()),
+        cookie,
+        process: key,
+        cgroup_id,
+        tid,
+        netns,
+        remote,
+        remote_port,
+        reserved: 0,
+        result: 0,
+    });
+}
+
+#[tracepoint]
+pub(crate) fn connect_returned(ctx: TracePointContext) -> u32 {
+    // SAFETY: the tracepoint's layout; a bad offset fails the read.
+    if let Ok(result) = unsafe { ctx.read_at::<i64>(SYS_EXIT_RET) } {
+        returned(result);
+    }
+    0
+}
+
+/// The same over `sys_exit`, for those who may not attach tracepoints (`perf_event_paranoid` 3): every system call passes here.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn syscall_returned(ctx: RawTracePointContext) -> i32 {
+    returned(ctx.arg::<i64>(1));
+    0
+}
+
+#[inline(always)]
+fn returned(result: i64) {
+    let task = bpf_get_current_pid_tgid();
+    // SAFETY: copied at once; another task's entry is never looked up.
+    let Some(connecting) = (unsafe { CONNECTING.get(task) }) else {
+        return;
+    };
+    let Connecting {
+        cookie,
+        remote,
+        remote_port,
+        ..
+    } = *connecting;
+    let _ = CONNECTING.remove(task);
+    // SAFETY: copied at once.
+    let flow = unsafe { FLOWS.get(cookie) };
+    let (process, cgroup_id, tid, netns) = match flow {
+        Some(flow) => (flow.process, flow.cgroup_id, flow.tid, flow.netns),
+        None => (ProcessKey::default(), 0, 0, 0),
+    };
+    emit(&ConnectEvent {
+        header: header(EventKind::ConnectReturned, size_of::<ConnectEvent>()),
+        cookie,
+        process,
+        cgroup_id,
+        tid,
+        netns,
+        remote,
+        remote_port,
+        reserved: 0,
+        result: result as i32,
+    });
+}
+
+/// A firewall in OUTPUT drops the SYN before the cgroup hook sees it: only here are its addresses known by then.
+#[sock_ops]
+pub(crate) fn connect_tuple(ctx: SockOpsContext) -> u32 {
+    if ctx.op() == TCP_CONNECT_CB {
+        try_connect_tuple(&ctx);
+    }
+    1
+}
+
+#[inline(always)]
+fn try_connect_tuple(ctx: &SockOpsContext) {
+    let ops = ctx.ops;
+    // SAFETY: the context is valid. Volatile and up front: the compiler would otherwise fold the two families' reads into
+    // one of a computed address, and the verifier takes constant offsets only.
+    let (family, remote_port, local_port, remote4, local4, remote6, local6) = unsafe {
+        (
+            read_volatile(&raw const (*ops).family),
+            read_volatile(&raw const (*ops).remote_port),
+            read_volatile(&raw const (*ops).local_port),
+            read_volatile(&raw const (*ops).remote_ip4),
+            read_volatile(&raw const (*ops).local_ip4),
+            [
+                read_volatile(&raw const (*ops).remote_ip6[0]),
+                read_volatile(&raw const (*ops).remote_ip6[1]),
+                read_volatile(&raw const (*ops).remote_ip6[2]),
+                read_volatile(&raw const (*ops).remote_ip6[3]),
+            ],
+            [
+                read_volatile(&raw const (*ops).local_ip6[0]),
+                read_volatile(&raw const (*ops).local_ip6[1]),
+                read_volatile(&raw const (*ops).local_ip6[2]),
+                read_volatile(&raw const (*ops).local_ip6[3]),
+            ],
+        )
+    };
+    let (local, remote) = if family == AF_INET {
+        (mapped_v4(local4.to_ne_bytes()), mapped_v4(remote4.to_ne_bytes()))
+    } else {
+        // SAFETY: same size, any bits.
+        unsafe {
+            (
+                core::mem::transmute::<[u32; 4], [u8; 16]>(local6),
+                core::mem::transmute::<[u32; 4], [u8; 16]>(remote6),
+            )
+        }
+    };
+    if !is_endpoint(&remote) {
+        return;
+    }
+    // SAFETY: the context is valid.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let remote_port = u16::from_be((remote_port >> 16) as u16);
+    if TUPLES
+        .insert(
+            Tuple {
+                local,
+                remote,
+                local_port: local_port as u16,
+                remote_port,
+            },
+            cookie,
+            0,
+        )
+        .is_err()
+    {
+        count(|loss| &mut loss.map_full);
+    }
+}

@@ -1,0 +1,206 @@
+//! Packets of IMDS flows that this kernel frees: `kfree_skb`.
+//!
+//! `tp_btf` dereferences the packet directly (about 25 ns for everybody else's drops); `raw_tp` is the fallback where the
+//! kernel refuses tracing programs, and probes (about 105 ns).
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use imds_observer_common::{Direction, DropEvent, EventKind, ProcessKey, Tuple, mapped_v4};
+
+use crate::config::{drop_reasons, is_endpoint, offset};
+use crate::emit::{emit, header};
+use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES};
+use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, RawTcp, SYN};
+use crate::task::netns;
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub(crate) fn drop_btf(ctx: BtfTracePointContext) -> i32 {
+    let skb: *const u8 = ctx.arg(0);
+    let Some(protocol_offset) = offset!(skb_protocol) else {
+        return 0;
+    };
+    // SAFETY: a BTF pointer: the verifier knows the struct, and a fault reads as 0.
+    let protocol = unsafe { skb.add(protocol_offset).cast::<u16>().read_volatile() };
+    if protocol != ETH_P_IP.to_be() && protocol != ETH_P_IPV6.to_be() {
+        return 0;
+    }
+    let reason = match drop_reasons() {
+        Some(benign) => {
+            let reason: u32 = ctx.arg(2);
+            if reason <= benign {
+                return 0;
+            }
+            reason
+        }
+        None => 0,
+    };
+    let (Some(head_offset), Some(network_offset)) = (offset!(skb_head), offset!(skb_network_header)) else {
+        return 0;
+    };
+    // SAFETY: as above; the head itself is only probed.
+    let (head, network) = unsafe {
+        (
+            skb.add(head_offset).cast::<u64>().read_volatile(),
+            skb.add(network_offset).cast::<u16>().read_volatile(),
+        )
+    };
+    try_drop(
+        skb as u64,
+        ctx.arg::<u64>(1),
+        reason,
+        protocol == ETH_P_IPV6.to_be(),
+        head + u64::from(network),
+    );
+    0
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub(crate) fn drop_raw(ctx: RawTracePointContext) -> i32 {
+    let skb: u64 = ctx.arg(0);
+    let reason = match drop_reasons() {
+        Some(benign) => {
+            let reason: u32 = ctx.arg(2);
+            if reason <= benign {
+                return 0;
+            }
+            reason
+        }
+        None => 0,
+    };
+    raw(skb, ctx.arg(1), reason);
+    0
+}
+
+#[inline(always)]
+fn raw(skb: u64, location: u64, reason: u32) -> Option<()> {
+    let protocol: u16 = read(skb, offset!(skb_protocol)?)?;
+    if protocol != ETH_P_IP.to_be() && protocol != ETH_P_IPV6.to_be() {
+        return None;
+    }
+    let head: u64 = read(skb, offset!(skb_head)?)?;
+    let network: u16 = read(skb, offset!(skb_network_header)?)?;
+    try_drop(
+        skb,
+        location,
+        reason,
+        protocol == ETH_P_IPV6.to_be(),
+        head + u64::from(network),
+    );
+    Some(())
+}
+
+#[inline(always)]
+fn read<T>(base: u64, offset: usize) -> Option<T> {
+    // SAFETY: bpf_probe_read_kernel takes any address and fails on bad ones.
+    unsafe { bpf_probe_read_kernel((base as usize).wrapping_add(offset) as *const T) }.ok()
+}
+
+#[inline(always)]
+fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Option<()> {
+    let (source, destination): ([u8; 16], [u8; 16]) = if v6 {
+        (read(network, 8)?, read(network, 24)?)
+    } else {
+        (mapped_v4(read(network, 12)?), mapped_v4(read(network, 16)?))
+    };
+    let request = is_endpoint(&destination);
+    if !request && !is_endpoint(&source) {
+        return None;
+    }
+    let (protocol, ttl, header_len, total): (u8, u8, u32, u32) = if v6 {
+        let payload: [u8; 2] = read(network, 4)?;
+        (
+            read(network, 6)?,
+            read(network, 7)?,
+            40,
+            u32::from(u16::from_be_bytes(payload)) + 40,
+        )
+    } else {
+        let first: u8 = read(network, 0)?;
+        let total: [u8; 2] = read(network, 2)?;
+        (
+            read(network, 9)?,
+            read(network, 8)?,
+            u32::from(first & 15) * 4,
+            u32::from(u16::from_be_bytes(total)),
+        )
+    };
+    if protocol != IPPROTO_TCP {
+        return None;
+    }
+    let tcp = read::<RawTcp>(network, header_len as usize)?.decode();
+    let payload_len = total.saturating_sub(header_len + tcp.header_len);
+    // Purged FINs, duplicate ACKs and the like are the kernel's own housekeeping.
+    if payload_len == 0 && tcp.flags & SYN == 0 {
+        return None;
+    }
+    let scratch = DROP_SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: a per-CPU slot, filled and sent within this run.
+    let event = unsafe { &mut *scratch };
+    event.tuple = if request {
+        Tuple {
+            local: source,
+            remote: destination,
+            local_port: tcp.source,
+            remote_port: tcp.destination,
+        }
+    } else {
+        Tuple {
+            local: destination,
+            remote: source,
+            local_port: tcp.destination,
+            remote_port: tcp.source,
+        }
+    };
+    event.location = location;
+    event.seq = tcp.seq;
+    event.payload_len = payload_len;
+    event.reason = reason;
+    event.direction = if request {
+        Direction::Request
+    } else {
+        Direction::Response
+    } as u8;
+    event.tcp_flags = tcp.flags;
+    event.ttl = ttl;
+    event.reserved = 0;
+    // SAFETY: copied at once.
+    event.cookie = unsafe { TUPLES.get(event.tuple) }.copied().unwrap_or(0);
+    if event.cookie == 0 && request {
+        event.cookie = socket_cookie(skb).unwrap_or(0);
+    }
+    event.process = ProcessKey::default();
+    event.cgroup_id = 0;
+    event.tid = 0;
+    // SAFETY: copied at once.
+    if let Some(flow) = unsafe { FLOWS.get(event.cookie) } {
+        event.process = flow.process;
+        event.cgroup_id = flow.cgroup_id;
+        event.tid = flow.tid;
+    }
+    event.ifindex = 0;
+    event.netns = 0;
+    let device: u64 = offset!(skb_dev).and_then(|field| read(skb, field)).unwrap_or(0);
+    if device != 0 {
+        event.ifindex = offset!(net_device_ifindex)
+            .and_then(|field| read(device, field))
+            .unwrap_or(0);
+        event.netns = offset!(net_device_nd_net)
+            .and_then(|field| read(device, field))
+            .and_then(netns)
+            .unwrap_or(0);
+    }
+    event.header = header(EventKind::Drop, size_of::<DropEvent>());
+    emit(event);
+    Some(())
+}
+
+/// Cookie of the socket that made the packet, if one has been asked for before (connect does).
+#[inline(always)]
+fn socket_cookie(skb: u64) -> Option<u64> {
+    let socket: u64 = read(skb, offset!(skb_sk)?)?;
+    if socket == 0 {
+        return None;
+    }
+    read(socket, offset!(sock_cookie)?)
+}

@@ -1,0 +1,296 @@
+//! Segments between a socket and an endpoint at the root cgroup: the owner, the request's head, the response's status line.
+//!
+//! The root cgroup of v2 sees the sockets of every network namespace.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id};
+use aya_ebpf::macros::cgroup_skb;
+use aya_ebpf::programs::SkBuffContext;
+use imds_observer_common::{
+    Direction, EventKind, Flow, HEAD_BYTES, HEADS_PER_PACKET, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags,
+};
+
+use crate::config::{is_endpoint_v4, is_endpoint_v6};
+use crate::emit::{count, emit_bytes, header};
+use crate::maps::{FLOWS, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES};
+use crate::packet::{self, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, sequence_key, tuple};
+use crate::task::{current, current_netns};
+
+#[cgroup_skb]
+pub(crate) fn segment_egress(ctx: SkBuffContext) -> i32 {
+    if towards_endpoint::<true>(&ctx) {
+        try_egress(ctx.skb.skb);
+    }
+    1
+}
+
+#[cgroup_skb]
+pub(crate) fn segment_ingress(ctx: SkBuffContext) -> i32 {
+    if towards_endpoint::<false>(&ctx) {
+        try_ingress(ctx.skb.skb);
+    }
+    1
+}
+
+/// The early way out for everybody else's traffic: direct access, no stack.
+#[inline(always)]
+fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid; the verifier checks each access against data_end.
+    unsafe {
+        let protocol = (*skb).protocol as u16;
+        let data = (*skb).data as usize;
+        let end = (*skb).data_end as usize;
+        if protocol == ETH_P_IP.to_be() {
+            if data + 20 > end {
+                return false;
+            }
+            let address = *((data + if EGRESS { 16 } else { 12 }) as *const u32);
+            return is_endpoint_v4(address) && *((data + 9) as *const u8) == IPPROTO_TCP;
+        }
+        if protocol == ETH_P_IPV6.to_be() {
+            if data + 40 > end {
+                return false;
+            }
+            let address = (data + if EGRESS { 24 } else { 8 }) as *const u32;
+            return is_endpoint_v6([*address, *address.add(1), *address.add(2), *address.add(3)]);
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
+    // SAFETY: the context is valid.
+    let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6.to_be();
+    packet::ip(skb, v6, 0, ip)?;
+    if ip.later_fragment || ip.protocol != IPPROTO_TCP {
+        return None;
+    }
+    let tcp = packet::tcp(skb, ip.next)?;
+    let (payload, payload_len) = packet::payload(skb, ip, &tcp);
+    Some((tcp, payload, payload_len))
+}
+
+#[inline(never)]
+fn try_egress(skb: *mut __sk_buff) -> u32 {
+    let Some(scratch) = SEGMENT_SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU slot, filled and sent within this run.
+    let SegmentScratch { event, head, ip } = unsafe { &mut *scratch };
+    let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
+        count(|loss| &mut loss.unparsed);
+        return 0;
+    };
+    if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
+        return 0;
+    }
+    // SAFETY: the context is valid.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    let end = tcp
+        .seq
+        .wrapping_add(payload_len)
+        .wrapping_add(u32::from(tcp.flags & (SYN | FIN) != 0));
+    let tuple = tuple(ip, tcp.source, tcp.destination, true);
+
+    let mut fresh = true;
+    let mut known = false;
+    // SAFETY: copied at once.
+    let mut flow = if let Some(flow) = unsafe { FLOWS.get(cookie) } {
+        known = flow.seq_known != 0;
+        fresh = !known || end.wrapping_sub(flow.next_seq) as i32 > 0;
+        *flow
+    } else {
+        Flow {
+            process: ProcessKey::default(),
+            // SAFETY: as above.
+            cgroup_id: unsafe { bpf_skb_cgroup_id(skb) },
+            tid: 0,
+            netns: 0,
+            next_seq: 0,
+            seq_known: 0,
+            awaiting: 0,
+            reserved: 0,
+        }
+    };
+    if fresh {
+        // `current` is the sender for SYN and for payload that goes out for the first time, and for nothing else. A socket may
+        // have been passed on or inherited since its connect().
+        if (payload_len > 0 || tcp.flags & SYN != 0)
+            && let Some(sender) = current()
+            && sender.is_user
+        {
+            if sender.key != flow.process || flow.tid == 0 {
+                sender.announce();
+                flow.process = sender.key;
+                flow.netns = current_netns();
+            }
+            flow.tid = sender.tid;
+        }
+        if !known || tcp.flags & SYN != 0 {
+            let joined = SEQUENCES.insert(sequence_key(tcp.seq, tcp.destination), cookie, 0);
+            if joined.is_err() || TUPLES.insert(tuple, cookie, 0).is_err() {
+                count(|loss| &mut loss.map_full);
+            }
+        }
+        flow.next_seq = end;
+        flow.seq_known = 1;
+        if payload_len > 0 {
+            flow.awaiting = 1;
+        }
+        if FLOWS.insert(cookie, flow, 0).is_err() {
+            count(|loss| &mut loss.map_full);
+        }
+    }
+
+    event.cookie = cookie;
+    event.process = flow.process;
+    event.cgroup_id = flow.cgroup_id;
+    event.tid = flow.tid;
+    event.netns = flow.netns;
+    event.tuple = tuple;
+    event.ack = tcp.ack;
+    // SAFETY: as above.
+    event.ifindex = unsafe { (*skb).ifindex };
+    event.direction = Direction::Request as u8;
+    event.tcp_flags = tcp.flags;
+    event.ttl = ip.ttl;
+    event.reserved = [0; 3];
+    event.seq = tcp.seq;
+    event.payload_len = payload_len;
+    event.head_len = 0;
+    event.flags = 0;
+    if payload_len == 0 || !fresh {
+        if !fresh {
+            event.flags = SegmentFlags::RETRANSMIT;
+        }
+        event.header = header(EventKind::Segment, size_of::<SegmentEvent>());
+        emit_bytes((&raw const *event).cast(), size_of::<SegmentEvent>() as u64);
+        return 0;
+    }
+
+    let mut done = 0_u32;
+    for _ in 0..HEADS_PER_PACKET {
+        let left = payload_len.wrapping_sub(done);
+        if left == 0 || left > payload_len {
+            break;
+        }
+        let wanted = if left > HEAD_BYTES as u32 {
+            HEAD_BYTES as u32
+        } else {
+            left
+        };
+        // 1..=512, in the form that all verifiers follow.
+        let len = (wanted.wrapping_sub(1) & (HEAD_BYTES as u32 - 1)) + 1;
+        if !packet::load_payload(skb, payload.wrapping_add(done), head.as_mut_ptr(), len) {
+            count(|loss| &mut loss.unparsed);
+            break;
+        }
+        event.seq = tcp.seq.wrapping_add(done);
+        event.payload_len = left;
+        event.head_len = len as u16;
+        done = done.wrapping_add(len);
+        let last = done >= HEADS_PER_PACKET * HEAD_BYTES as u32 && done < payload_len;
+        event.flags = if last { SegmentFlags::CUT } else { 0 };
+        if last {
+            count(|loss| &mut loss.truncated);
+        }
+        let size = size_of::<SegmentEvent>() as u64 + u64::from(len);
+        event.header = header(EventKind::Segment, size as usize);
+        emit_bytes((&raw const *event).cast(), size);
+    }
+    0
+}
+
+#[inline(never)]
+fn try_ingress(skb: *mut __sk_buff) -> u32 {
+    let Some(scratch) = SEGMENT_SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU slot, filled and sent within this run.
+    let SegmentScratch { event, head, ip } = unsafe { &mut *scratch };
+    let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
+        count(|loss| &mut loss.unparsed);
+        return 0;
+    };
+    if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
+        return 0;
+    }
+    // SAFETY: the context is valid; at this hook the kernel has put the receiving socket into it.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    let mut head_len = 0;
+    if payload_len > 0 {
+        head_len = status_line(skb, payload, payload_len, head.as_mut_ptr());
+    }
+
+    event.process = ProcessKey::default();
+    event.cgroup_id = 0;
+    event.tid = 0;
+    event.netns = 0;
+    // SAFETY: fields are read and one byte is written; another CPU sees either value.
+    if let Some(flow) = FLOWS.get_ptr_mut(cookie) {
+        unsafe {
+            event.process = (*flow).process;
+            event.cgroup_id = (*flow).cgroup_id;
+            event.tid = (*flow).tid;
+            event.netns = (*flow).netns;
+            if payload_len > 0 {
+                // The body's further segments are nobody's business; the first one of an unknown form is.
+                if head_len == 0 && (*flow).awaiting == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
+                    return 0;
+                }
+                (*flow).awaiting = 0;
+            }
+        }
+    } else if payload_len > 0 && head_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
+        return 0;
+    }
+
+    event.cookie = cookie;
+    event.tuple = tuple(ip, tcp.source, tcp.destination, false);
+    event.seq = tcp.seq;
+    event.ack = tcp.ack;
+    event.payload_len = payload_len;
+    // SAFETY: the context is valid.
+    event.ifindex = unsafe { (*skb).ifindex };
+    event.direction = Direction::Response as u8;
+    event.tcp_flags = tcp.flags;
+    event.ttl = ip.ttl;
+    event.flags = 0;
+    event.reserved = [0; 3];
+    event.head_len = head_len as u16;
+    let size = size_of::<SegmentEvent>() as u64 + u64::from(head_len & (2 * STATUS_LINE_BYTES as u32 - 1));
+    event.header = header(EventKind::Segment, size as usize);
+    emit_bytes((&raw const *event).cast(), size);
+    0
+}
+
+/// Copies the status line's first bytes if it is one; how many.
+#[inline(always)]
+fn status_line(skb: *mut __sk_buff, payload: u32, payload_len: u32, to: *mut u8) -> u32 {
+    let wanted = if payload_len > STATUS_LINE_BYTES as u32 {
+        STATUS_LINE_BYTES as u32
+    } else {
+        payload_len
+    };
+    let len = (wanted.wrapping_sub(1) & (STATUS_LINE_BYTES as u32 - 1)) + 1;
+    if !packet::load_payload(skb, payload, to, len) {
+        return 0;
+    }
+    // SAFETY: the scratch is larger than 7 bytes; what wasn't written is old status line, and `len` guards it.
+    let start = unsafe { core::slice::from_raw_parts(to, 7) };
+    if len >= 7
+        && start[0] == b'H'
+        && start[1] == b'T'
+        && start[2] == b'T'
+        && start[3] == b'P'
+        && start[4] == b'/'
+        && start[5] == b'1'
+        && start[6] == b'.'
+    {
+        len
+    } else {
+        0
+    }
+}

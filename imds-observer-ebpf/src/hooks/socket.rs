@@ -1,0 +1,83 @@
+//! What becomes of TCP sockets towards an endpoint: states and errors that no packet shows.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use imds_observer_common::{EventKind, SocketEvent, Tuple, mapped_v4};
+
+use crate::config::{is_endpoint, offset};
+use crate::emit::{emit, header};
+use crate::task::netns;
+
+const ESTABLISHED: u32 = 1;
+const SYN_SENT: u32 = 2;
+const CLOSE: u32 = 7;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub(crate) fn socket_state(ctx: RawTracePointContext) -> i32 {
+    let new_state: u32 = ctx.arg(2);
+    if new_state == ESTABLISHED || new_state == SYN_SENT || new_state == CLOSE {
+        try_socket(ctx.arg(0), ctx.arg(1), new_state);
+    }
+    0
+}
+
+#[raw_tracepoint(tracepoint = "inet_sk_error_report")]
+pub(crate) fn socket_error(ctx: RawTracePointContext) -> i32 {
+    try_socket(ctx.arg(0), 0, 0);
+    0
+}
+
+#[inline(always)]
+fn read<T>(base: u64, offset: usize) -> Option<T> {
+    // SAFETY: bpf_probe_read_kernel takes any address and fails on bad ones.
+    unsafe { bpf_probe_read_kernel((base as usize).wrapping_add(offset) as *const T) }.ok()
+}
+
+#[inline(always)]
+fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
+    let family: u16 = read(socket, offset!(sock_family)?)?;
+    let (local, remote) = if family == AF_INET {
+        (
+            mapped_v4(read(socket, offset!(sock_rcv_saddr)?)?),
+            mapped_v4(read(socket, offset!(sock_daddr)?)?),
+        )
+    } else if family == AF_INET6 {
+        // Holds the v4-mapped form for IPv4 over an IPv6 socket.
+        (
+            read(socket, offset!(sock_v6_rcv_saddr)?)?,
+            read(socket, offset!(sock_v6_daddr)?)?,
+        )
+    } else {
+        return None;
+    };
+    if !is_endpoint(&remote) {
+        return None;
+    }
+    let cookie: u64 = read(socket, offset!(sock_cookie)?)?;
+    if cookie == 0 {
+        return None;
+    }
+    let remote_port: u16 = read(socket, offset!(sock_dport)?)?;
+    emit(&SocketEvent {
+        header: header(EventKind::Socket, size_of::<SocketEvent>()),
+        cookie,
+        tuple: Tuple {
+            local,
+            remote,
+            local_port: read(socket, offset!(sock_num)?)?,
+            remote_port: u16::from_be(remote_port),
+        },
+        error: offset!(sock_err).and_then(|field| read(socket, field)).unwrap_or(0),
+        old_state: old_state as u8,
+        new_state: new_state as u8,
+        reserved: 0,
+        netns: offset!(sock_net)
+            .and_then(|field| read(socket, field))
+            .and_then(netns)
+            .unwrap_or(0),
+    });
+    Some(())
+}

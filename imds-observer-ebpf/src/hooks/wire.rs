@@ -1,0 +1,301 @@
+//! What passes at an uplink: the truth about TTLs and about what arrived, and the packets that the link-local quota counts.
+//!
+//! Both programs return `TC_ACT_UNSPEC`, which is `TCX_NEXT`: the next program decides.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use imds_observer_common::{
+    Direction, EventKind, InterfaceCounters, STATUS_LINE_BYTES, TRAFFIC_CLASSES, TrafficClass, Tuple, WireEvent,
+};
+
+use crate::config::is_endpoint;
+use crate::emit::{count, emit, header};
+use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch};
+use crate::packet::{
+    self, ETH_P_IP, ETH_P_IPV6, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Ip, RST, SYN, load,
+    sequence_key, tuple,
+};
+
+const ETHERNET_HEADER: usize = 14;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+/// ICMP destination unreachable and time exceeded; ICMPv6 the same.
+const ICMP_ERRORS: [u8; 2] = [3, 11];
+const ICMPV6_ERRORS: [u8; 2] = [1, 3];
+
+#[classifier]
+pub(crate) fn wire_egress(ctx: TcContext) -> i32 {
+    if concerns_us::<true>(&ctx) {
+        try_wire(ctx.skb.skb, 1);
+    }
+    TC_ACT_UNSPEC
+}
+
+#[classifier]
+pub(crate) fn wire_ingress(ctx: TcContext) -> i32 {
+    if concerns_us::<false>(&ctx) {
+        try_wire(ctx.skb.skb, 0);
+    }
+    TC_ACT_UNSPEC
+}
+
+/// Whether a packet may be link-local service traffic or an ICMP error. Direct access where the link layer is plain Ethernet.
+#[inline(always)]
+fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid; the verifier checks each access against data_end.
+    unsafe {
+        let protocol = (*skb).protocol as u16;
+        let data = (*skb).data as usize;
+        let end = (*skb).data_end as usize;
+        if protocol == ETH_P_IP.to_be() {
+            if data + ETHERNET_HEADER + 20 > end || *((data + 12) as *const u16) != protocol {
+                // A link layer without Ethernet header, a VLAN tag in the data, or a header that isn't linear.
+                return true;
+            }
+            let ip = data + ETHERNET_HEADER;
+            let address = *((ip + if EGRESS { 16 } else { 12 }) as *const u32);
+            return near_v4(address) || *((ip + 9) as *const u8) == IPPROTO_ICMP;
+        }
+        if protocol == ETH_P_IPV6.to_be() {
+            if data + ETHERNET_HEADER + 40 > end || *((data + 12) as *const u16) != protocol {
+                return true;
+            }
+            let ip = data + ETHERNET_HEADER;
+            let address = (ip + if EGRESS { 24 } else { 8 }) as *const u32;
+            return near_v6(*address) || *((ip + 6) as *const u8) == IPPROTO_ICMPV6;
+        }
+    }
+    false
+}
+
+/// Link-local, or an endpoint of the user's.
+#[inline(always)]
+fn near_v4(address: u32) -> bool {
+    address & u32::from_ne_bytes([255, 255, 0, 0]) == u32::from_ne_bytes([169, 254, 0, 0])
+        || crate::config::is_endpoint_v4(address)
+}
+
+/// Within fd00:ec2::/32, or an endpoint's first word.
+#[inline(always)]
+fn near_v6(first: u32) -> bool {
+    first == u32::from_ne_bytes([0xfd, 0, 0x0e, 0xc2]) || crate::config::is_endpoint_v6_prefix(first)
+}
+
+#[inline(never)]
+fn try_wire(skb: *mut __sk_buff, egress: u32) -> u32 {
+    let egress = egress != 0;
+    // SAFETY: the context is valid.
+    let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6.to_be();
+    let Some(scratch) = WIRE_SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU slot, filled and sent within this run.
+    let WireScratch { event, ip, quoted } = unsafe { &mut *scratch };
+    if packet::ip(skb, v6, network_header(skb), ip).is_none() {
+        return 0;
+    }
+    let far = if egress { ip.destination } else { ip.source };
+    let far_is_endpoint = is_endpoint(&far);
+    let words = crate::config::words(&far);
+    let near = if v6 { near_v6(words[0]) } else { near_v4(words[3]) };
+    if near || far_is_endpoint {
+        account(skb, ip, far_is_endpoint, egress);
+    }
+    if ip.later_fragment {
+        if far_is_endpoint {
+            count(|loss| &mut loss.unparsed);
+        }
+        return 0;
+    }
+    if ip.protocol == IPPROTO_TCP {
+        if far_is_endpoint {
+            segment(skb, event, ip, egress);
+        }
+    } else if ip.protocol == IPPROTO_ICMP || ip.protocol == IPPROTO_ICMPV6 {
+        icmp_error(skb, event, ip.next, quoted, v6, far_is_endpoint, egress);
+    }
+    0
+}
+
+/// Where the IP header starts. The data of a TC program starts at the link layer's header, if there is one.
+#[inline(always)]
+fn network_header(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid.
+    let protocol = unsafe { (*skb).protocol } as u16;
+    match load::<u16>(skb, 12) {
+        Some(kind) if kind == protocol => ETHERNET_HEADER as u32,
+        Some(kind) if kind == ETH_P_8021Q.to_be() || kind == ETH_P_8021AD.to_be() => ETHERNET_HEADER as u32 + 4,
+        // A device without link layer: tunnels, some virtual ones.
+        _ => 0,
+    }
+}
+
+/// Counts the packet for the quota.
+#[inline(always)]
+fn account(skb: *mut __sk_buff, ip: &Ip, endpoint: bool, egress: bool) {
+    let class = if endpoint {
+        TrafficClass::Imds
+    } else if ip.later_fragment {
+        TrafficClass::Other
+    } else if ip.protocol == IPPROTO_UDP || ip.protocol == IPPROTO_TCP {
+        let [a, b, c, d]: [u8; 4] = load(skb, ip.next).unwrap_or([0; 4]);
+        match u16::from_be_bytes(if egress { [c, d] } else { [a, b] }) {
+            53 => TrafficClass::Dns,
+            123 => TrafficClass::Ntp,
+            _ => TrafficClass::Other,
+        }
+    } else {
+        TrafficClass::Other
+    } as usize
+        & (TRAFFIC_CLASSES - 1);
+    // SAFETY: the context is valid.
+    let ifindex = unsafe { (*skb).ifindex };
+    if let Some(counters) = INTERFACES.get_ptr_mut(ifindex) {
+        // SAFETY: a per-CPU slot.
+        let counters = unsafe { &mut *counters };
+        let side = if egress {
+            &mut counters.egress
+        } else {
+            &mut counters.ingress
+        };
+        side[class] += 1;
+        return;
+    }
+    let mut counters = InterfaceCounters::default();
+    let side = if egress {
+        &mut counters.egress
+    } else {
+        &mut counters.ingress
+    };
+    side[class] = 1;
+    if INTERFACES.insert(ifindex, counters, 0).is_err() {
+        count(|loss| &mut loss.map_full);
+    }
+}
+
+/// The socket behind a packet at the uplink. The tuple here is the one after NAT; the first packet is found by its sequence
+/// number, all others by the tuple that it left behind.
+#[inline(always)]
+fn join(tuple: &Tuple, seq: u32, egress: bool, first: bool) -> u64 {
+    if egress {
+        // A SYN may reuse the wire tuple of a connection before it: its own number decides.
+        // SAFETY: copied at once.
+        let known = if first { None } else { unsafe { TUPLES.get(tuple) } };
+        if let Some(cookie) = known {
+            return *cookie;
+        }
+        // SAFETY: as above.
+        if let Some(cookie) = unsafe { SEQUENCES.get(sequence_key(seq, tuple.remote_port)) } {
+            let cookie = *cookie;
+            if TUPLES.insert(*tuple, cookie, 0).is_err() {
+                count(|loss| &mut loss.map_full);
+            }
+            return cookie;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { TUPLES.get(tuple) }.copied().unwrap_or(0)
+}
+
+#[inline(always)]
+fn segment(skb: *mut __sk_buff, event: &mut WireEvent, ip: &Ip, egress: bool) {
+    let Some(tcp) = packet::tcp(skb, ip.next) else {
+        count(|loss| &mut loss.unparsed);
+        return;
+    };
+    let (payload, payload_len) = packet::payload(skb, ip, &tcp);
+    if payload_len == 0 && tcp.flags & (SYN | RST) == 0 {
+        return;
+    }
+    event.status_len = 0;
+    if !egress && payload_len > 0 {
+        if let Some(line) = load::<[u8; STATUS_LINE_BYTES]>(skb, payload)
+            && line[0] == b'H'
+            && line[1] == b'T'
+            && line[2] == b'T'
+            && line[3] == b'P'
+            && line[4] == b'/'
+            && line[5] == b'1'
+            && line[6] == b'.'
+        {
+            event.status_line = line;
+            event.status_len = STATUS_LINE_BYTES as u8;
+        } else if tcp.flags & RST == 0 {
+            // A body's further segments.
+            return;
+        }
+    }
+    event.tuple = tuple(ip, tcp.source, tcp.destination, egress);
+    event.cookie = join(&event.tuple, tcp.seq, egress, tcp.flags & SYN != 0);
+    event.seq = tcp.seq;
+    event.ack = tcp.ack;
+    event.payload_len = payload_len;
+    event.tcp_flags = tcp.flags;
+    event.ttl = ip.ttl;
+    event.icmp_protocol = 0;
+    event.icmp_type = 0;
+    event.icmp_code = 0;
+    send(event, skb, egress);
+}
+
+/// What all wire events have in common.
+#[inline(always)]
+fn send(event: &mut WireEvent, skb: *mut __sk_buff, egress: bool) {
+    // SAFETY: the context is valid.
+    event.ifindex = unsafe { (*skb).ifindex };
+    event.direction = if egress {
+        Direction::Request
+    } else {
+        Direction::Response
+    } as u8;
+    event.reserved = 0;
+    event.reserved2 = 0;
+    event.header = header(EventKind::Wire, size_of::<WireEvent>());
+    emit(event);
+}
+
+/// An ICMP error that quotes a packet between a client and an endpoint, either way round.
+#[inline(always)]
+fn icmp_error(
+    skb: *mut __sk_buff,
+    event: &mut WireEvent,
+    at: u32,
+    quoted: &mut Ip,
+    v6: bool,
+    to_endpoint: bool,
+    egress: bool,
+) {
+    let Some([kind, code]) = load::<[u8; 2]>(skb, at) else {
+        return;
+    };
+    let errors = if v6 { ICMPV6_ERRORS } else { ICMP_ERRORS };
+    if kind != errors[0] && kind != errors[1] {
+        return;
+    }
+    if packet::ip(skb, v6, at + 8, quoted).is_none() || quoted.protocol != IPPROTO_TCP {
+        return;
+    }
+    // What this host sends to IMDS quotes a response; what comes in quotes a request.
+    let quotes_request = is_endpoint(&quoted.destination);
+    if !quotes_request && !(to_endpoint && is_endpoint(&quoted.source)) {
+        return;
+    }
+    let Some((source, destination, seq)) = packet::quoted_tcp(skb, quoted.next) else {
+        return;
+    };
+    event.tuple = tuple(quoted, source, destination, quotes_request);
+    // SAFETY: copied at once.
+    event.cookie = unsafe { TUPLES.get(event.tuple) }.copied().unwrap_or(0);
+    event.seq = seq;
+    event.ack = 0;
+    event.payload_len = 0;
+    event.tcp_flags = 0;
+    event.ttl = quoted.ttl;
+    event.icmp_protocol = if v6 { IPPROTO_ICMPV6 } else { IPPROTO_ICMP };
+    event.icmp_type = kind;
+    event.icmp_code = code;
+    event.status_len = 0;
+    send(event, skb, egress);
+}

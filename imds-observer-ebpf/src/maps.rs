@@ -1,0 +1,84 @@
+//! Every map, with the arithmetic behind its size.
+//!
+//! All tables are LRU hashes: a flood pushes out what is oldest, nothing grows.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
+use imds_observer_common::{
+    Connecting, DropEvent, Flow, HEAD_BYTES, InterfaceCounters, LossCounters, ProcessEvent, ProcessKey, SegmentEvent,
+    Tuple, WireEvent,
+};
+
+use crate::packet::Ip;
+
+/// An exchange gives about 12 events of 130 to 250 bytes, 2.5 KB in all: 2 MiB hold some 800 exchanges, which at 5,000
+/// exchanges/s is the time of 160 ms without a reader. User space may raise it before loading.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
+
+/// Socket cookie -> connection. IMDS closes after each answer and a flow is wanted for 5 s after its end: 5,000
+/// connections/s * 5 s = 25,000.
+#[map]
+pub(crate) static FLOWS: LruHashMap<u64, Flow> = LruHashMap::with_max_entries(32_768, 0);
+
+/// Addresses and ports, before and after NAT -> socket cookie. Up to two a connection.
+#[map]
+pub(crate) static TUPLES: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Sequence number (and remote port) of a connection's first outgoing segment -> socket cookie. Needed only until that
+/// segment reaches the uplink, micro- to milliseconds later.
+#[map]
+pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Task (`pid_tgid`) -> the `connect()` that it is in: one a thread.
+#[map]
+pub(crate) static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(8_192, 0);
+
+/// Process images that user space has been told of.
+#[map]
+pub(crate) static PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Interface index -> link-local packets. Nodes have up to some hundred interfaces, only uplinks count.
+#[map]
+pub(crate) static INTERFACES: LruPerCpuHashMap<u32, InterfaceCounters> = LruPerCpuHashMap::with_max_entries(256, 0);
+
+#[map]
+pub(crate) static LOSS: PerCpuArray<LossCounters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where events are put together: too large for the 512-byte stack, and filling them there would cost a memset a packet.
+#[repr(C)]
+pub(crate) struct SegmentScratch {
+    pub(crate) event: SegmentEvent,
+    pub(crate) head: [u8; HEAD_BYTES],
+    pub(crate) ip: Ip,
+}
+
+#[map]
+pub(crate) static SEGMENT_SCRATCH: PerCpuArray<SegmentScratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static DROP_SCRATCH: PerCpuArray<DropEvent> = PerCpuArray::with_max_entries(1, 0);
+
+#[repr(C)]
+pub(crate) struct WireScratch {
+    pub(crate) event: WireEvent,
+    pub(crate) ip: Ip,
+    /// Of the packet that an ICMP error quotes.
+    pub(crate) quoted: Ip,
+}
+
+#[map]
+pub(crate) static WIRE_SCRATCH: PerCpuArray<WireScratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Longest path component that is noted, with its NUL.
+pub(crate) const COMPONENT_BYTES: usize = 128;
+
+/// The slack lets a component be written at any masked offset of the last array without leaving the map value.
+#[repr(C)]
+pub(crate) struct ProcessScratch {
+    pub(crate) event: ProcessEvent,
+    pub(crate) slack: [u8; COMPONENT_BYTES],
+}
+
+#[map]
+pub(crate) static PROCESS_SCRATCH: PerCpuArray<ProcessScratch> = PerCpuArray::with_max_entries(1, 0);

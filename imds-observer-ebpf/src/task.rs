@@ -1,0 +1,380 @@
+//! Who runs: identity of the current task, and its description once a process image.
+//!
+//! Everything is read through offsets from this kernel's BTF: on 6.1 the helpers that would tell PID, comm and cgroup are
+//! refused to cgroup_skb, sock_ops and TC programs.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_probe_read_kernel_str, generated::bpf_probe_read_user,
+};
+use imds_observer_common::{
+    Ancestor, CGROUP_BYTES, CMDLINE_BYTES, COMM_BYTES, EXE_BYTES, EventKind, MAX_ANCESTORS, ProcessEvent, ProcessKey,
+};
+
+use crate::config::offset;
+use crate::emit::{count, emit_bytes, header};
+use crate::maps::{COMPONENT_BYTES, PROCESS_SCRATCH, PROCESSES};
+
+/// Dentries and mounts that are walked for one path.
+const MAX_COMPONENTS: usize = 24;
+
+/// The current task.
+#[derive(Clone, Copy)]
+pub(crate) struct Current {
+    pub(crate) key: ProcessKey,
+    pub(crate) tid: u32,
+    /// A kernel thread has no memory map: it sends for others.
+    pub(crate) is_user: bool,
+}
+
+#[inline(always)]
+fn read<T>(base: u64, offset: usize) -> Option<T> {
+    // SAFETY: bpf_probe_read_kernel takes any address and fails on bad ones.
+    unsafe { bpf_probe_read_kernel((base as usize).wrapping_add(offset) as *const T) }.ok()
+}
+
+/// Identity only: cheap enough for every request.
+#[inline(always)]
+pub(crate) fn current() -> Option<Current> {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    if task == 0 {
+        return None;
+    }
+    let leader: u64 = read(task, offset!(task_group_leader)?)?;
+    let key = ProcessKey {
+        start_time_ns: read(leader, offset!(task_start_time)?)?,
+        tgid: read(task, offset!(task_tgid)?)?,
+        exec_id: offset!(task_self_exec_id)
+            .and_then(|field| read(leader, field))
+            .unwrap_or(0),
+    };
+    let tid: u32 = read(task, offset!(task_pid)?)?;
+    let mm: u64 = read(task, offset!(task_mm)?)?;
+    Some(Current {
+        key,
+        tid,
+        is_user: mm != 0,
+    })
+}
+
+/// Network namespace inode of the current task.
+#[inline(always)]
+pub(crate) fn current_netns() -> u32 {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    netns_of_task(task).unwrap_or(0)
+}
+
+#[inline(always)]
+fn netns_of_task(task: u64) -> Option<u32> {
+    let nsproxy: u64 = read(task, offset!(task_nsproxy)?)?;
+    netns(read(nsproxy, offset!(nsproxy_net_ns)?)?)
+}
+
+/// Inode of a `struct net`.
+#[inline(always)]
+pub(crate) fn netns(net: u64) -> Option<u32> {
+    read(net, offset!(net_ns_inum)?)
+}
+
+/// cgroup v2 id of the current task.
+#[inline(always)]
+pub(crate) fn current_cgroup_id() -> u64 {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    cgroup_node(task)
+        .and_then(|node| read(node, offset!(kernfs_node_id)?))
+        .unwrap_or(0)
+}
+
+#[inline(always)]
+fn cgroup_node(task: u64) -> Option<u64> {
+    let set: u64 = read(task, offset!(task_cgroups)?)?;
+    let cgroup: u64 = read(set, offset!(css_set_dfl_cgrp)?)?;
+    read(cgroup, offset!(cgroup_kn)?)
+}
+
+/// The same in the hierarchy of a v1 controller, where runtimes on hybrid hosts put containers.
+#[inline(always)]
+fn cgroup_node_v1(task: u64) -> Option<u64> {
+    let set: u64 = read(task, offset!(task_cgroups)?)?;
+    let state: u64 = read(set, offset!(css_set_v1_subsys)?)?;
+    let cgroup: u64 = read(state, offset!(css_cgroup)?)?;
+    read(cgroup, offset!(cgroup_kn)?)
+}
+
+// The functions below are global ones in the sense of the verifier (external symbols with scalar arguments): each is verified
+// once and on its own, and callers see an unknown scalar. As inlined code the walk over a path has 3^24 ways through it.
+
+/// Tells user space who the current process is, unless it has been told.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn announce(start_time_ns: u64, tgid_exec: u64) -> u32 {
+    let key = ProcessKey {
+        start_time_ns,
+        tgid: tgid_exec as u32,
+        exec_id: (tgid_exec >> 32) as u32,
+    };
+    // SAFETY: the value is only looked at for presence.
+    if unsafe { PROCESSES.get(key) }.is_some() {
+        return 0;
+    }
+    let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU slot. A program that interrupts this one on the same CPU would be another IMDS sender in softirq,
+    // which never announces.
+    let event = unsafe { &mut (*scratch).event };
+    event.header = header(EventKind::Process, size_of::<ProcessEvent>());
+    event.key = key;
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    describe(task, event);
+    if emit_bytes((&raw const *event).cast(), size_of::<ProcessEvent>() as u64) && PROCESSES.insert(key, 1, 0).is_err()
+    {
+        count(|loss| &mut loss.map_full);
+    }
+    1
+}
+
+impl Current {
+    #[inline(always)]
+    pub(crate) fn announce(&self) {
+        announce(
+            self.key.start_time_ns,
+            u64::from(self.key.tgid) | (u64::from(self.key.exec_id) << 32),
+        );
+    }
+}
+
+#[inline(always)]
+fn describe(task: u64, event: &mut ProcessEvent) {
+    event.cgroup_id = cgroup_node(task)
+        .and_then(|node| read(node, offset!(kernfs_node_id)?))
+        .unwrap_or(0);
+    event.uid = user(task).unwrap_or(u32::MAX);
+    event.netns = netns_of_task(task).unwrap_or(0);
+    event.namespace_pid = namespace_pid(task).unwrap_or(event.key.tgid);
+    event.comm = leader_of(task).and_then(comm).unwrap_or([0; COMM_BYTES]);
+    note_ancestors(task);
+    // The arrays are filled in the order in which they lie, so that a component's slack is overwritten by what follows.
+    event.exe_len = note_executable(task) as u16;
+    command_line(task, event);
+    event.cgroup_len = match cgroup_node(task) {
+        Some(node) => note_cgroup(node) as u16,
+        None => 0,
+    };
+    // Only the root's own component: on hybrid hosts the container stands in a v1 hierarchy.
+    if event.cgroup_len <= 1
+        && let Some(node) = cgroup_node_v1(task)
+    {
+        event.cgroup_len = note_cgroup(node) as u16;
+    }
+}
+
+#[inline(always)]
+fn leader_of(task: u64) -> Option<u64> {
+    read(task, offset!(task_group_leader)?)
+}
+
+#[inline(always)]
+fn comm(task: u64) -> Option<[u8; COMM_BYTES]> {
+    read(task, offset!(task_comm)?)
+}
+
+#[inline(always)]
+fn user(task: u64) -> Option<u32> {
+    let cred: u64 = read(task, offset!(task_cred)?)?;
+    read(cred, offset!(cred_euid)?)
+}
+
+#[inline(always)]
+fn namespace_pid(task: u64) -> Option<u32> {
+    let leader = leader_of(task)?;
+    let pid: u64 = read(leader, offset!(task_thread_pid)?)?;
+    let level: u32 = read(pid, offset!(pid_level)?)?;
+    let upid = (level as usize & 31).wrapping_mul(offset!(upid_size)?);
+    read(
+        pid,
+        offset!(pid_numbers)?.wrapping_add(upid).wrapping_add(offset!(upid_nr)?),
+    )
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_ancestors(task: u64) -> u32 {
+    let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU slot; the caller's view of it is the same memory, which the verifier allows and the compiler cannot
+    // see through an external call.
+    let event = unsafe { &mut (*scratch).event };
+    event.ancestors = 0;
+    let (Some(parent_field), Some(tgid_field), Some(start_field)) =
+        (offset!(task_real_parent), offset!(task_tgid), offset!(task_start_time))
+    else {
+        return 0;
+    };
+    let mut child = task;
+    for index in 0..MAX_ANCESTORS {
+        let Some(parent) = read::<u64>(child, parent_field) else {
+            break;
+        };
+        let Some(parent) = leader_of(parent) else { break };
+        let tgid = read::<u32>(parent, tgid_field).unwrap_or(0);
+        if tgid == 0 {
+            break;
+        }
+        event.ancestor[index] = Ancestor {
+            start_time_ns: read(parent, start_field).unwrap_or(0),
+            tgid,
+            reserved: 0,
+            comm: comm(parent).unwrap_or([0; COMM_BYTES]),
+        };
+        event.ancestors = index as u32 + 1;
+        child = parent;
+    }
+    event.ancestors
+}
+
+#[inline(always)]
+fn command_line(task: u64, event: &mut ProcessEvent) {
+    event.cmdline_len = 0;
+    event.cmdline_total = 0;
+    let Some((start, end)) = arguments(task) else { return };
+    let total = end.wrapping_sub(start);
+    if total == 0 || total > 1 << 21 {
+        return;
+    }
+    let wanted = if total > CMDLINE_BYTES as u64 {
+        CMDLINE_BYTES as u32
+    } else {
+        total as u32
+    };
+    // 1..=512, in the form that all verifiers follow.
+    let len = (wanted.wrapping_sub(1) & (CMDLINE_BYTES as u32 - 1)) + 1;
+    // SAFETY: `len` bytes fit into the array; a page that isn't there makes the helper fail.
+    if unsafe { bpf_probe_read_user(event.cmdline.as_mut_ptr().cast(), len, start as *const _) } == 0 {
+        event.cmdline_len = len as u16;
+        event.cmdline_total = if total > 0xffff { 0xffff } else { total as u16 };
+    }
+}
+
+#[inline(always)]
+fn arguments(task: u64) -> Option<(u64, u64)> {
+    let mm: u64 = read(task, offset!(task_mm)?)?;
+    if mm == 0 {
+        return None;
+    }
+    Some((read(mm, offset!(mm_arg_start)?)?, read(mm, offset!(mm_arg_end)?)?))
+}
+
+/// Appends the name at `name` to the executable's (`cgroup` 0) or the cgroup's path, which has `used` bytes; the new length.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_component(cgroup: u32, used: u32, name: u64) -> u32 {
+    let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
+        return used;
+    };
+    // SAFETY: as above.
+    let event = unsafe { &mut (*scratch).event };
+    let buffer = if cgroup == 0 {
+        event.exe.as_mut_ptr()
+    } else {
+        event.cgroup.as_mut_ptr()
+    };
+    // Masked, so that the verifier knows the bound; what lies behind the array takes a component that starts near its end.
+    let at = used as usize & (EXE_BYTES - 1);
+    // SAFETY: at most EXE_BYTES - 1 + COMPONENT_BYTES, which the scratch value has.
+    let n = unsafe { bpf_probe_read_kernel_str(buffer.add(at).cast(), COMPONENT_BYTES as u32, name as *const _) };
+    if n <= 0 { used } else { at as u32 + n as u32 }
+}
+
+/// The executable's path from the file up: names through `d_parent`, and over mount points as the process sees them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_executable(task: u64) -> u32 {
+    let Some((mut dentry, mut mount)) = executable_place(task) else {
+        return 0;
+    };
+    let (Some(d_parent), Some(d_name), Some(mount_mnt), Some(mnt_root), Some(mnt_parent), Some(mnt_mountpoint)) = (
+        offset!(dentry_d_parent),
+        offset!(dentry_d_name_name),
+        offset!(mount_mnt),
+        offset!(vfsmount_mnt_root),
+        offset!(mount_mnt_parent),
+        offset!(mount_mnt_mountpoint),
+    ) else {
+        return 0;
+    };
+    let mut used = 0;
+    for _ in 0..MAX_COMPONENTS {
+        let parent: u64 = read(dentry, d_parent).unwrap_or(0);
+        let root: u64 = read(mount, mount_mnt + mnt_root).unwrap_or(0);
+        let mut top = false;
+        let mut above = dentry;
+        if dentry == root || dentry == parent {
+            let over: u64 = read(mount, mnt_parent).unwrap_or(0);
+            if over != mount && over != 0 && parent != 0 {
+                dentry = read(mount, mnt_mountpoint).unwrap_or(0);
+                mount = over;
+                continue;
+            }
+            // The top's own name is "/", which tells user space that the path is whole.
+            top = true;
+        } else {
+            above = parent;
+        }
+        used = note_component(0, used, read(dentry, d_name).unwrap_or(0));
+        if top || used >= EXE_BYTES as u32 {
+            break;
+        }
+        dentry = above;
+    }
+    if used > EXE_BYTES as u32 {
+        EXE_BYTES as u32
+    } else {
+        used
+    }
+}
+
+/// The cgroup's path from the leaf up; the root's name is empty.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_cgroup(leaf: u64) -> u32 {
+    let (Some(name), Some(parent)) = (offset!(kernfs_node_name), offset!(kernfs_node_parent)) else {
+        return 0;
+    };
+    let mut node = leaf;
+    let mut used = 0;
+    for _ in 0..MAX_COMPONENTS {
+        if node == 0 || used >= CGROUP_BYTES as u32 {
+            break;
+        }
+        used = note_component(1, used, read(node, name).unwrap_or(0));
+        node = read(node, parent).unwrap_or(0);
+    }
+    if used > CGROUP_BYTES as u32 {
+        CGROUP_BYTES as u32
+    } else {
+        used
+    }
+}
+
+#[inline(always)]
+fn executable_place(task: u64) -> Option<(u64, u64)> {
+    let mm: u64 = read(task, offset!(task_mm)?)?;
+    if mm == 0 {
+        return None;
+    }
+    let file: u64 = read(mm, offset!(mm_exe_file)?)?;
+    if file == 0 {
+        return None;
+    }
+    let path = offset!(file_f_path)?;
+    let vfsmount: u64 = read(file, path + offset!(path_mnt)?)?;
+    let dentry: u64 = read(file, path + offset!(path_dentry)?)?;
+    Some((dentry, vfsmount.wrapping_sub(offset!(mount_mnt)? as u64)))
+}
+
+const _: () = assert!(EXE_BYTES == CGROUP_BYTES);

@@ -1,0 +1,372 @@
+//! Ring-buffer bytes into events. Decoded once, here; what we don't know is counted and passed over.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use imds_observer_common::{
+    ConnectEvent, Direction, DropEvent, EventHeader, EventKind, HEAD_BYTES, ProcessEvent, ProcessKey,
+    STATUS_LINE_BYTES, SegmentEvent, SegmentFlags, SocketEvent, Tuple, WireEvent,
+};
+use thiserror::Error;
+use zerocopy::FromBytes;
+
+use super::offsets::DropReasons;
+use super::symbols::Symbols;
+use crate::record::{Ancestor, Process, Time};
+use crate::source::{
+    ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Sender, SocketChange, SocketState,
+    Vantage,
+};
+
+/// Bytes from the ring buffer that are no event of ours.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum WireError {
+    #[error("truncated event: need {need} bytes, have {have}")]
+    Truncated { need: usize, have: usize },
+    #[error("unknown event kind {0}")]
+    Kind(u16),
+    #[error("unknown direction {0}")]
+    Direction(u8),
+    #[error("unknown socket state {0}")]
+    State(u8),
+}
+
+/// Turns event bytes into [`Event`]s.
+pub struct Decoder {
+    /// Added to a boot-time clock reading to give the wall clock.
+    boot_to_wall_ns: u64,
+    reasons: HashMap<u32, Arc<str>>,
+    symbols: Symbols,
+    /// Location names that were looked up; as many as the kernel has places that drop.
+    locations: HashMap<u64, Option<Arc<str>>>,
+}
+
+/// Kernel functions that free packets: some hundred. More than this is no kernel of ours.
+const MAX_LOCATIONS: usize = 4096;
+
+fn take<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8]), WireError> {
+    T::read_from_prefix(bytes).map_err(|_| WireError::Truncated {
+        need: size_of::<T>(),
+        have: bytes.len(),
+    })
+}
+
+impl Decoder {
+    pub fn new(reasons: DropReasons, symbols: Symbols) -> Self {
+        let reasons = reasons
+            .into_iter()
+            .map(|(value, name)| (value, Arc::from(name)))
+            .collect();
+        Self {
+            boot_to_wall_ns: 0,
+            reasons,
+            symbols,
+            locations: HashMap::new(),
+        }
+    }
+
+    /// Sets what lies between the boot-time clock and the wall clock, nanoseconds.
+    pub fn set_clock(&mut self, boot_to_wall_ns: u64) {
+        self.boot_to_wall_ns = boot_to_wall_ns;
+    }
+
+    fn time(&self, boot_ns: u64) -> Time {
+        Time(boot_ns.saturating_add(self.boot_to_wall_ns))
+    }
+
+    /// One event. Total: any bytes give an event or an error.
+    pub fn decode(&mut self, bytes: &[u8]) -> Result<Event, WireError> {
+        let (header, _) = take::<EventHeader>(bytes)?;
+        let time = self.time(header.time_ns);
+        match EventKind::try_from(header.kind).map_err(WireError::Kind)? {
+            EventKind::Process => Ok(self.process(&take::<ProcessEvent>(bytes)?.0)),
+            EventKind::Connect => {
+                let (event, _) = take::<ConnectEvent>(bytes)?;
+                Ok(Event::Connect(ConnectAttempt {
+                    time,
+                    flow: FlowId::Cookie(event.cookie),
+                    remote: SocketAddr::new(address(event.remote), event.remote_port),
+                    sender: Sender {
+                        key: event.process,
+                        tid: event.tid,
+                        cgroup_id: event.cgroup_id,
+                        netns: event.netns,
+                    },
+                }))
+            }
+            EventKind::ConnectReturned => {
+                let (event, _) = take::<ConnectEvent>(bytes)?;
+                Ok(Event::ConnectReturned(ConnectResult {
+                    time,
+                    flow: FlowId::Cookie(event.cookie),
+                    errno: event.result.saturating_neg().max(0),
+                }))
+            }
+            EventKind::Segment => {
+                let (event, head) = take::<SegmentEvent>(bytes)?;
+                segment(time, &event, head)
+            }
+            EventKind::Wire => wire(time, &take::<WireEvent>(bytes)?.0),
+            EventKind::Drop => self.dropped(time, &take::<DropEvent>(bytes)?.0),
+            EventKind::Socket => socket(time, &take::<SocketEvent>(bytes)?.0),
+        }
+    }
+
+    fn process(&self, event: &ProcessEvent) -> Event {
+        let ancestors = event
+            .ancestor
+            .iter()
+            .take(event.ancestors as usize)
+            .map(|ancestor| Ancestor {
+                pid: ancestor.tgid,
+                comm: text(&ancestor.comm),
+            })
+            .collect();
+        let known = |len: u16, bytes: &[u8]| {
+            bytes
+                .get(..usize::from(len))
+                .filter(|bytes| !bytes.is_empty())
+                .map(<[u8]>::to_vec)
+        };
+        Event::Process {
+            key: event.key,
+            cgroup_id: event.cgroup_id,
+            process: Arc::new(Process {
+                pid: event.key.tgid,
+                tid: None,
+                namespace_pid: (event.namespace_pid != event.key.tgid).then_some(event.namespace_pid),
+                comm: text(&event.comm),
+                exe: known(event.exe_len, &event.exe).and_then(|bytes| executable(&bytes)),
+                cmdline: known(event.cmdline_len, &event.cmdline).map(|bytes| arguments(&bytes)),
+                uid: (event.uid != u32::MAX).then_some(event.uid),
+                start_time: (event.key.start_time_ns != 0).then(|| self.time(event.key.start_time_ns)),
+                ancestors,
+                cgroup: known(event.cgroup_len, &event.cgroup).and_then(|bytes| cgroup(&bytes)),
+                netns: (event.netns != 0).then_some(event.netns),
+            }),
+        }
+    }
+
+    fn dropped(&mut self, time: Time, event: &DropEvent) -> Result<Event, WireError> {
+        let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
+        if self.locations.len() > MAX_LOCATIONS {
+            self.locations.clear();
+        }
+        let location = self
+            .locations
+            .entry(event.location)
+            .or_insert_with(|| self.symbols.name(event.location))
+            .clone();
+        Ok(Event::Drop(PacketDrop {
+            time,
+            flow: flow(event.cookie, &event.tuple),
+            local: local(&event.tuple),
+            remote: remote(&event.tuple),
+            direction,
+            sender: sender(event.process, event.tid, event.cgroup_id, 0),
+            seq: event.seq,
+            payload_len: event.payload_len,
+            tcp_flags: event.tcp_flags,
+            ttl: event.ttl,
+            reason: self.reasons.get(&event.reason).cloned(),
+            location,
+            netns: event.netns,
+        }))
+    }
+}
+
+fn segment(time: Time, event: &SegmentEvent, head: &[u8]) -> Result<Event, WireError> {
+    let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
+    let len = usize::from(event.head_len).min(HEAD_BYTES);
+    let head = head.get(..len).ok_or(WireError::Truncated {
+        need: len,
+        have: head.len(),
+    })?;
+    Ok(Event::Packet(Packet {
+        time,
+        vantage: Vantage::Socket,
+        flow: flow(event.cookie, &event.tuple),
+        direction,
+        local: local(&event.tuple),
+        remote: remote(&event.tuple),
+        sender: sender(event.process, event.tid, event.cgroup_id, event.netns),
+        seq: event.seq,
+        ack: event.ack,
+        tcp_flags: event.tcp_flags,
+        ttl: event.ttl,
+        payload_len: event.payload_len,
+        data: Bytes::copy_from_slice(head),
+        cut: event.flags & SegmentFlags::CUT != 0,
+        retransmit: event.flags & SegmentFlags::RETRANSMIT != 0,
+        icmp: None,
+        ifindex: event.ifindex,
+    }))
+}
+
+fn wire(time: Time, event: &WireEvent) -> Result<Event, WireError> {
+    let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
+    let status = &event.status_line[..usize::from(event.status_len).min(STATUS_LINE_BYTES)];
+    Ok(Event::Packet(Packet {
+        time,
+        vantage: Vantage::Uplink,
+        flow: flow(event.cookie, &event.tuple),
+        direction,
+        local: local(&event.tuple),
+        remote: remote(&event.tuple),
+        sender: None,
+        seq: event.seq,
+        ack: event.ack,
+        tcp_flags: event.tcp_flags,
+        ttl: event.ttl,
+        payload_len: event.payload_len,
+        data: Bytes::copy_from_slice(status),
+        cut: false,
+        retransmit: false,
+        icmp: (event.icmp_protocol != 0).then_some(IcmpError {
+            v6: event.icmp_protocol == 58,
+            kind: event.icmp_type,
+            code: event.icmp_code,
+        }),
+        ifindex: event.ifindex,
+    }))
+}
+
+fn socket(time: Time, event: &SocketEvent) -> Result<Event, WireError> {
+    Ok(Event::Socket(SocketChange {
+        time,
+        flow: flow(event.cookie, &event.tuple),
+        state: match event.new_state {
+            0 => SocketState::ErrorReport,
+            1 => SocketState::Established,
+            2 => SocketState::SynSent,
+            7 => SocketState::Closed,
+            other => return Err(WireError::State(other)),
+        },
+        error: event.error,
+        local: local(&event.tuple),
+        remote: remote(&event.tuple),
+    }))
+}
+
+fn address(mapped: [u8; 16]) -> IpAddr {
+    let address = Ipv6Addr::from(mapped);
+    address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4)
+}
+
+fn local(tuple: &Tuple) -> SocketAddr {
+    SocketAddr::new(address(tuple.local), tuple.local_port)
+}
+
+fn remote(tuple: &Tuple) -> SocketAddr {
+    SocketAddr::new(address(tuple.remote), tuple.remote_port)
+}
+
+fn flow(cookie: u64, tuple: &Tuple) -> FlowId {
+    if cookie == 0 {
+        FlowId::Addresses {
+            local: local(tuple),
+            remote: remote(tuple),
+        }
+    } else {
+        FlowId::Cookie(cookie)
+    }
+}
+
+fn sender(key: ProcessKey, tid: u32, cgroup_id: u64, netns: u32) -> Option<Sender> {
+    (key.tgid != 0 || cgroup_id != 0).then_some(Sender {
+        key,
+        tid,
+        cgroup_id,
+        netns,
+    })
+}
+
+/// Up to the first NUL.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// `python3\0bin\0usr\0/\0` -> `/usr/bin/python3`. Without the root's own `/` the path is longer than what was noted.
+fn executable(bytes: &[u8]) -> Option<String> {
+    let mut components: Vec<_> = components(bytes);
+    let whole = components.last().is_some_and(|last| *last == b"/");
+    if whole {
+        components.pop();
+    }
+    join(&components, whole)
+}
+
+/// `app.service\0system.slice\0\0` -> `/system.slice/app.service`.
+fn cgroup(bytes: &[u8]) -> Option<String> {
+    let mut components: Vec<_> = components(bytes);
+    let whole = components.last().is_some_and(|last| last.is_empty() || *last == b"/");
+    if whole {
+        components.pop();
+        if components.is_empty() {
+            return Some("/".to_owned());
+        }
+    }
+    join(&components, whole)
+}
+
+fn components(bytes: &[u8]) -> Vec<&[u8]> {
+    // Each component ends with NUL, so the last split is empty.
+    bytes
+        .strip_suffix(b"\0")
+        .unwrap_or(bytes)
+        .split(|byte| *byte == 0)
+        .collect()
+}
+
+fn join(components: &[&[u8]], whole: bool) -> Option<String> {
+    if components.iter().all(|component| component.is_empty()) {
+        return None;
+    }
+    let mut path = String::from(if whole { "" } else { "..." });
+    for component in components.iter().rev() {
+        path.push('/');
+        path.push_str(&String::from_utf8_lossy(component));
+    }
+    Some(path)
+}
+
+fn arguments(bytes: &[u8]) -> Vec<String> {
+    bytes
+        .strip_suffix(b"\0")
+        .unwrap_or(bytes)
+        .split(|byte| *byte == 0)
+        .map(|argument| String::from_utf8_lossy(argument).into_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_put_together_from_the_leaf_up() {
+        assert_eq!(executable(b"curl\0bin\0usr\0/\0").as_deref(), Some("/usr/bin/curl"));
+        assert_eq!(executable(b"curl\0bin\0").as_deref(), Some(".../bin/curl"));
+        assert_eq!(
+            cgroup(b"app.service\0system.slice\0\0").as_deref(),
+            Some("/system.slice/app.service")
+        );
+        assert_eq!(cgroup(b"\0").as_deref(), Some("/"));
+        assert_eq!(arguments(b"curl\0-s\0\0"), ["curl", "-s", ""]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..2048), kind in 0_u16..9) {
+            if bytes.len() >= 10 {
+                bytes[8..10].copy_from_slice(&kind.to_ne_bytes());
+            }
+            let _ = Decoder::new(Vec::new(), Symbols::default()).decode(&bytes);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the kernel programs must know of this kernel's structs.
+
+use imds_observer_common::{KernelOffsets, NO_OFFSET};
+
+use super::btf::Btf;
+
+/// Names of drop reasons by number.
+pub type DropReasons = Vec<(u32, String)>;
+
+/// Offsets for the programs. Fields that this kernel doesn't have stay [`NO_OFFSET`].
+pub fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
+    let field = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(NO_OFFSET);
+    let either = |structure: &str, paths: &[&str]| {
+        paths
+            .iter()
+            .find_map(|path| btf.offset(structure, path))
+            .unwrap_or(NO_OFFSET)
+    };
+    let subsystems = btf.enumeration("cgroup_subsys_id");
+    let v1_subsys = ["pids_cgrp_id", "memory_cgrp_id", "cpu_cgrp_id"]
+        .iter()
+        .find_map(|wanted| subsystems.iter().find(|(name, _)| name == wanted))
+        .and_then(|(_, index)| Some(btf.offset("css_set", "subsys")? + index * size_of::<u64>() as u32));
+    let reasons = btf.enumeration("skb_drop_reason");
+    KernelOffsets {
+        task_tgid: field("task_struct", "tgid"),
+        task_pid: field("task_struct", "pid"),
+        task_start_time: either("task_struct", &["start_boottime", "real_start_time"]),
+        task_self_exec_id: field("task_struct", "self_exec_id"),
+        task_comm: field("task_struct", "comm"),
+        task_real_parent: field("task_struct", "real_parent"),
+        task_group_leader: field("task_struct", "group_leader"),
+        task_mm: field("task_struct", "mm"),
+        task_cred: field("task_struct", "cred"),
+        task_nsproxy: field("task_struct", "nsproxy"),
+        task_thread_pid: field("task_struct", "thread_pid"),
+        task_cgroups: field("task_struct", "cgroups"),
+        cred_euid: field("cred", "euid"),
+        nsproxy_net_ns: field("nsproxy", "net_ns"),
+        net_ns_inum: field("net", "ns.inum"),
+        pid_level: field("pid", "level"),
+        pid_numbers: field("pid", "numbers"),
+        upid_size: btf.size("upid").unwrap_or(NO_OFFSET),
+        upid_nr: field("upid", "nr"),
+        mm_arg_start: field("mm_struct", "arg_start"),
+        mm_arg_end: field("mm_struct", "arg_end"),
+        mm_exe_file: field("mm_struct", "exe_file"),
+        file_f_path: field("file", "f_path"),
+        path_mnt: field("path", "mnt"),
+        path_dentry: field("path", "dentry"),
+        dentry_d_parent: field("dentry", "d_parent"),
+        dentry_d_name_name: field("dentry", "d_name.name"),
+        mount_mnt: field("mount", "mnt"),
+        mount_mnt_parent: field("mount", "mnt_parent"),
+        mount_mnt_mountpoint: field("mount", "mnt_mountpoint"),
+        vfsmount_mnt_root: field("vfsmount", "mnt_root"),
+        css_set_dfl_cgrp: field("css_set", "dfl_cgrp"),
+        css_set_v1_subsys: v1_subsys.unwrap_or(NO_OFFSET),
+        css_cgroup: field("cgroup_subsys_state", "cgroup"),
+        cgroup_kn: field("cgroup", "kn"),
+        kernfs_node_name: field("kernfs_node", "name"),
+        // Renamed in 6.15.
+        kernfs_node_parent: either("kernfs_node", &["parent", "__parent"]),
+        kernfs_node_id: field("kernfs_node", "id"),
+        skb_head: field("sk_buff", "head"),
+        skb_network_header: field("sk_buff", "network_header"),
+        skb_protocol: field("sk_buff", "protocol"),
+        skb_len: field("sk_buff", "len"),
+        skb_dev: field("sk_buff", "dev"),
+        skb_sk: field("sk_buff", "sk"),
+        net_device_ifindex: field("net_device", "ifindex"),
+        net_device_nd_net: field("net_device", "nd_net"),
+        sock_family: field("sock", "__sk_common.skc_family"),
+        sock_dport: field("sock", "__sk_common.skc_dport"),
+        sock_num: field("sock", "__sk_common.skc_num"),
+        sock_daddr: field("sock", "__sk_common.skc_daddr"),
+        sock_rcv_saddr: field("sock", "__sk_common.skc_rcv_saddr"),
+        sock_v6_daddr: field("sock", "__sk_common.skc_v6_daddr"),
+        sock_v6_rcv_saddr: field("sock", "__sk_common.skc_v6_rcv_saddr"),
+        sock_net: field("sock", "__sk_common.skc_net"),
+        sock_cookie: field("sock", "__sk_common.skc_cookie"),
+        sock_err: field("sock", "sk_err"),
+        // The first parameter is the tracer's own; then packet, location, reason (5.17), receiving socket (6.11).
+        kfree_skb_has_reason: u32::from(btf.parameters("btf_trace_kfree_skb").is_some_and(|count| count >= 4)),
+        last_benign_reason: reasons
+            .iter()
+            .filter(|(name, _)| matches!(*name, "SKB_CONSUMED" | "SKB_NOT_DROPPED_YET"))
+            .map(|(_, value)| *value)
+            .max()
+            .unwrap_or(0),
+    }
+}
+
+/// `enum skb_drop_reason` of this kernel, without its prefix. Empty before 5.17.
+pub fn drop_reasons(btf: &Btf<'_>) -> DropReasons {
+    btf.enumeration("skb_drop_reason")
+        .into_iter()
+        .map(|(name, value)| (value, name.strip_prefix("SKB_DROP_REASON_").unwrap_or(name).to_owned()))
+        .collect()
+}

@@ -1,0 +1,245 @@
+//! `analyze`: the same pipeline over what was recorded earlier.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::observe::{INTERVAL, SelectArgs};
+use super::{Status, print, values};
+use crate::pipeline;
+use crate::record::{Finding, Loss, Severity, Summary, Time};
+use crate::report::text::{self, Colour};
+use crate::sinks::collect::{Collected, Collector};
+use crate::sinks::destination::Destination;
+use crate::sinks::ndjson::NdjsonOutput;
+use crate::sinks::{Direct, Sink};
+use crate::source::input::{Format, Input};
+use crate::source::ndjson::{InputCounts, NdjsonSource};
+use crate::source::{Event, Source, SourceFacts, SourceState};
+use crate::stop::Stop;
+
+/// Say what recorded traces show
+#[derive(Debug, Args)]
+pub(super) struct AnalyzeArgs {
+    /// Our own NDJSON, also .gz and .zst; - is stdin; several are merged by time
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// What to write
+    #[arg(short, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
+    /// Write to this file instead of stdout
+    #[arg(short, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// End with status 3 if there is a finding of this severity or worse
+    #[arg(long, value_name = "SEVERITY", value_parser = values::severity())]
+    fail_on: Option<Severity>,
+    #[command(flatten)]
+    select: SelectArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// A report for people
+    Text,
+    /// One object
+    Json,
+    /// The records, as stream would have written them
+    Ndjson,
+}
+
+/// The object that `-o json` writes. `preflight` fills the last three.
+#[derive(Debug, Serialize)]
+struct Analysis<'a> {
+    input: InputSummary,
+    from: Option<Time>,
+    to: Option<Time>,
+    summary: Option<&'a Summary>,
+    findings: &'a [Finding],
+    loss: Option<&'a Loss>,
+    verdict: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+struct InputSummary {
+    files: u64,
+    records: u64,
+    skipped: u64,
+}
+
+impl AnalyzeArgs {
+    pub(super) fn run(&self) -> anyhow::Result<Status> {
+        let settings = self.select.settings()?;
+        let stop = Stop::on_signals()?;
+        let mut source = Progress::new(open(&self.files, &stop)?);
+        let host = settings.host(source.start().host)?;
+        let collector = Collector::default();
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone())];
+        let mut interval = None;
+        if self.output == OutputFormat::Ndjson {
+            let destination = match &self.write {
+                Some(path) => Destination::file(path, None)?,
+                None => Destination::stdout(),
+            };
+            sinks.push(Box::new(Direct::new(NdjsonOutput::new(destination), settings.kinds)));
+            interval = Some(settings.interval.unwrap_or(INTERVAL));
+        }
+        let mut pipeline = settings.pipeline(host, None, interval, None, sinks);
+        pipeline::run(&mut source, &mut pipeline, None, &stop)?;
+        source.clear();
+
+        let counts = source.inner.counts();
+        let collected = collector.take();
+        match self.output {
+            OutputFormat::Text => self.write(&report(&counts, &collected, self.colour()))?,
+            OutputFormat::Json => self.write(&json(&counts, &collected)?)?,
+            OutputFormat::Ndjson => {}
+        }
+        let found = |least| collected.findings.iter().any(|finding| finding.severity >= least);
+        Ok(match self.fail_on {
+            Some(least) if found(least) => Status::Found,
+            _ if counts.broken > 0 => Status::Partial,
+            _ => Status::Done,
+        })
+    }
+
+    fn colour(&self) -> Colour {
+        Colour::on(self.write.is_none() && io::stdout().is_terminal())
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        match &self.write {
+            Some(path) => std::fs::write(path, text).with_context(|| format!("write {}", path.display())),
+            None => print(text),
+        }
+    }
+}
+
+/// Opens every input before any is read: a name that is wrong is told at once.
+fn open(files: &[PathBuf], stop: &Stop) -> anyhow::Result<NdjsonSource> {
+    if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
+        anyhow::bail!("read -: stdin can be read once only (name it once)");
+    }
+    let open = |path: &PathBuf| -> anyhow::Result<Input> {
+        let input = Input::open(path, stop)?;
+        match input.format {
+            Format::Ndjson => Ok(input),
+            Format::Pcap | Format::Pcapng => {
+                anyhow::bail!(
+                    "read {}: captures can't be read yet (give NDJSON of imds-observer)",
+                    input.name
+                )
+            }
+        }
+    };
+    Ok(NdjsonSource::new(
+        files.iter().map(open).collect::<anyhow::Result<_>>()?,
+    ))
+}
+
+/// From the first to the last observation; nothing if nothing was observed.
+fn period(collected: &Collected) -> Option<(Time, Time)> {
+    let summary = collected.summary.as_ref()?;
+    (summary.to > Time::default()).then_some((summary.from, summary.to))
+}
+
+fn json(counts: &InputCounts, collected: &Collected) -> anyhow::Result<String> {
+    let period = period(collected);
+    let analysis = Analysis {
+        input: InputSummary {
+            files: counts.files,
+            records: counts.records,
+            skipped: counts.skipped,
+        },
+        from: period.map(|(from, _)| from),
+        to: period.map(|(_, to)| to),
+        summary: collected.summary.as_ref(),
+        findings: &collected.findings,
+        loss: collected.loss.as_ref(),
+        verdict: None,
+    };
+    let mut text = serde_json::to_string_pretty(&analysis)?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn report(counts: &InputCounts, collected: &Collected, colour: Colour) -> String {
+    let InputCounts {
+        files,
+        records,
+        skipped,
+        ..
+    } = counts;
+    let mut out = format!("{files} file(s), {records} records");
+    if *skipped > 0 {
+        let _ = write!(out, ", {skipped} skipped");
+    }
+    if let Some((from, to)) = period(collected) {
+        let _ = write!(out, ", {from} to {to} ({})", text::span(to.since(from)));
+    }
+    out.push_str("\n\n");
+    if let Some(summary) = &collected.summary {
+        out.push_str(&text::summary(summary, colour));
+    }
+    let mut findings: Vec<&Finding> = collected.findings.iter().collect();
+    findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
+    if findings.is_empty() {
+        out.push_str("\nno findings\n");
+    }
+    for finding in findings {
+        out.push('\n');
+        out.push_str(&text::finding(finding, colour));
+    }
+    if let Some(loss) = &collected.loss {
+        let lost = text::loss(&loss.counts());
+        if !lost.is_empty() {
+            out.push('\n');
+            out.push_str(&lost);
+        }
+    }
+    out
+}
+
+/// Says on a terminal how far it has come.
+struct Progress {
+    inner: NdjsonSource,
+    terminal: bool,
+    told: Option<Instant>,
+    since: Instant,
+}
+
+impl Progress {
+    fn new(inner: NdjsonSource) -> Self {
+        Self {
+            inner,
+            terminal: io::stderr().is_terminal(),
+            told: None,
+            since: Instant::now(),
+        }
+    }
+
+    fn clear(&self) {
+        if self.told.is_some() {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+impl Source for Progress {
+    fn start(&self) -> SourceFacts {
+        self.inner.start()
+    }
+
+    fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
+        const GAP: Duration = Duration::from_millis(200);
+        if self.terminal && self.told.unwrap_or(self.since).elapsed() >= GAP {
+            self.told = Some(Instant::now());
+            let _ = write!(io::stderr(), "\r{} records read", self.inner.counts().records);
+        }
+        self.inner.next_batch(wait, out)
+    }
+}

@@ -1,0 +1,173 @@
+//! The options that several commands share, and the pipeline that they put together.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::values;
+use crate::attribution::Attribution;
+use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions};
+use crate::config::{Config, Span};
+use crate::detectors::HostFacts;
+use crate::exchange::{FlowTable, Limits as FlowLimits};
+use crate::filter::{Filter, Kinds, PodName};
+use crate::hosts::HostDetectors;
+use crate::imds::Hasher;
+use crate::pipeline::{Parts, Pipeline};
+use crate::record::{Host, Kind};
+use crate::sinks::Sink;
+use crate::summary::Summarizer;
+
+/// Time between summaries where nothing else is said.
+pub(super) const INTERVAL: Duration = Duration::from_secs(10);
+
+/// What to look at, live or in a trace.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Selection")]
+pub(super) struct SelectArgs {
+    /// Only processes with this PID (repeatable; the values of one option are alternatives, different options must all hold)
+    #[arg(long, value_name = "PID")]
+    pid: Vec<u32>,
+    /// Only processes of this name
+    #[arg(long, value_name = "NAME")]
+    comm: Vec<String>,
+    /// Only processes of this user
+    #[arg(long, value_name = "UID")]
+    uid: Vec<u32>,
+    /// Only this container: its name, or the beginning of its id
+    #[arg(long, value_name = "NAME|ID")]
+    container: Vec<String>,
+    /// Only this pod
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pod: Vec<PodName>,
+    /// Write only these kinds of record, also not `start` and `loss` unless named; everything is judged all the same
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = values::kind())]
+    records: Option<Vec<Kind>>,
+    /// Settings in TOML; flags win over the file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Time between summaries
+    #[arg(long, value_name = "SPAN")]
+    interval: Option<Span>,
+    /// Name of this host in the records
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+}
+
+/// What to observe, live.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct ObserveArgs {
+    /// Interface towards IMDS (repeatable); default: the uplinks that route to the endpoints, followed as they come and go
+    #[arg(short, long, value_name = "IF")]
+    interface: Vec<String>,
+    /// Only processes below this cgroup v2 directory
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+    /// Address of IMDS (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
+    #[arg(long, value_name = "ADDR")]
+    endpoint: Vec<IpAddr>,
+    /// Stop after this time, such as 30s or 5m
+    #[arg(long, value_name = "SPAN")]
+    pub(super) duration: Option<Span>,
+    /// Stop after this many exchanges
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+    #[command(flatten)]
+    pub(super) select: SelectArgs,
+}
+
+/// Flags and file together.
+pub(super) struct Settings {
+    pub(super) config: Config,
+    pub(super) filter: Filter,
+    /// Kinds that are to be written.
+    pub(super) kinds: Kinds,
+    /// As asked for.
+    pub(super) interval: Option<Duration>,
+    host: Option<Host>,
+}
+
+impl SelectArgs {
+    pub(super) fn settings(&self) -> anyhow::Result<Settings> {
+        let config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        let filter = Filter {
+            pid: or(&self.pid, &config.filter.pid),
+            comm: or(&self.comm, &config.filter.comm),
+            uid: or(&self.uid, &config.filter.uid),
+            container: or(&self.container, &config.filter.container),
+            pod: or(&self.pod, &config.filter.pod),
+        };
+        let records = self.records.as_ref().or(config.records.as_ref());
+        Ok(Settings {
+            filter,
+            kinds: records.map_or(Kinds::ALL, |kinds| kinds.iter().copied().collect()),
+            interval: self.interval.or(config.interval).map(|span| span.0),
+            host: self
+                .host
+                .as_ref()
+                .or(config.host.as_ref())
+                .map(|host| Host::from(host.as_str())),
+            config,
+        })
+    }
+}
+
+impl ObserveArgs {
+    pub(super) fn live_options(&self, config: &Config) -> LiveOptions {
+        let endpoints = or(&self.endpoint, &config.endpoints);
+        LiveOptions {
+            interfaces: or(&self.interface, &config.interfaces),
+            cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
+            ring_bytes: config.limits.ring_bytes,
+            endpoints: if endpoints.is_empty() {
+                DEFAULT_ENDPOINTS.to_vec()
+            } else {
+                endpoints
+            },
+        }
+    }
+}
+
+impl Settings {
+    /// The name that was asked for, else that of the trace, else this host's.
+    pub(super) fn host(&self, trace: Option<Host>) -> anyhow::Result<Host> {
+        if let Some(host) = self.host.clone().or(trace) {
+            return Ok(host);
+        }
+        let name = nix::sys::utsname::uname().context("ask for this host's name (give one with --host)")?;
+        Ok(Host::from(&*name.nodename().to_string_lossy()))
+    }
+
+    /// `live`: what is known of this host, for a pipeline that observes it.
+    pub(super) fn pipeline(
+        &self,
+        host: Host,
+        live: Option<HostFacts>,
+        interval: Option<Duration>,
+        count: Option<u64>,
+        sinks: Vec<Box<dyn Sink>>,
+    ) -> Pipeline {
+        let limits = &self.config.limits;
+        Pipeline::new(Parts {
+            flow: FlowTable::new(FlowLimits::default(), Hasher::random()),
+            attribution: Attribution::new(limits.processes),
+            filter: self.filter.clone(),
+            detectors: HostDetectors::new(self.config.detectors.clone(), live),
+            summarizer: Summarizer::new(host.clone(), limits.groups, limits.paths),
+            host,
+            sinks,
+            interval,
+            count,
+        })
+    }
+}
+
+fn or<T: Clone>(flag: &[T], file: &[T]) -> Vec<T> {
+    if flag.is_empty() { file.to_vec() } else { flag.to_vec() }
+}

@@ -1,0 +1,58 @@
+//! `stream`: records as NDJSON, for as long as it takes.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::observe::{INTERVAL, ObserveArgs};
+use super::{Status, live};
+use crate::config::Size;
+use crate::sinks::Sink;
+use crate::sinks::destination::{DEFAULT_FILES, Destination, Rotation};
+use crate::sinks::ndjson::NdjsonOutput;
+use crate::sinks::queue::Queue;
+
+/// Write records as NDJSON to stdout, or to a file; the long-running mode
+///
+/// An exchange is written when it has ended but bears the time of its request's first byte, so lines are not sorted by `time`.
+#[derive(Debug, Args)]
+pub(super) struct StreamArgs {
+    #[command(flatten)]
+    observe: ObserveArgs,
+    /// Write to this file instead of stdout; without -C it is written anew
+    #[arg(short, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Begin a new file before this one grows larger (millions of bytes, or with k, m, g KiB, MiB, GiB); older ones become FILE.1, FILE.2, ...
+    #[arg(short = 'C', value_name = "SIZE", requires = "write")]
+    size: Option<Size>,
+    /// Keep this many files in all [default: 10]
+    #[arg(short = 'W', value_name = "COUNT", requires = "size", value_parser = clap::value_parser!(u32).range(1..))]
+    files: Option<u32>,
+}
+
+impl StreamArgs {
+    pub(super) fn run(&self) -> anyhow::Result<Status> {
+        let settings = self.observe.select.settings()?;
+        let rotation = self.size.map(|size| Rotation {
+            size,
+            files: self.files.unwrap_or(DEFAULT_FILES),
+        });
+        live::observe(
+            &self.observe,
+            &settings,
+            settings.interval.unwrap_or(INTERVAL),
+            |settings| {
+                let destination = match &self.write {
+                    Some(path) => Destination::file(path, rotation)?,
+                    None => Destination::stdout(),
+                };
+                let queue = Queue::new(
+                    NdjsonOutput::new(destination),
+                    settings.kinds,
+                    settings.config.limits.queue,
+                )?;
+                Ok(vec![Box::new(queue) as Box<dyn Sink>])
+            },
+        )
+    }
+}

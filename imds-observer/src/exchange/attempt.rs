@@ -1,0 +1,269 @@
+//! An attempt to connect, and why it failed.
+//!
+//! Evidence comes in any order: the RST before or after the errno, the drop after the client has gone. So an end is held for [`SETTLE_NS`], and a silent
+//! end without a cause, whose SYN no uplink has seen, until [`LATE_DROP_NS`] after the start: an unanswered ARP frees the SYN at about 3.05 s,
+//! when a client that waits 2 s is long gone. One fact per attempt, never two.
+
+use crate::exchange::ConnectFacts;
+use crate::record::{ConnectOutcome, Connection, SECOND, Time};
+use crate::source::{FlowId, IcmpError, Sender};
+
+/// How long an end waits for what explains it.
+const SETTLE_NS: u64 = SECOND / 10;
+/// How long after the start a drop may still explain a silent end.
+const LATE_DROP_NS: u64 = 4 * SECOND;
+/// Linux gives up after 127 s with its default of six retries.
+const SILENCE_NS: u64 = 130 * SECOND;
+/// A SYN that comes again within this time is a copy seen at another interface: the first timeout of TCP is 1 s.
+pub(super) const COPY_NS: u64 = 3_000_000;
+
+#[derive(Clone, Debug)]
+struct End {
+    time: Time,
+    outcome: ConnectOutcome,
+    /// Nothing said why: the client went away.
+    silent: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) time: Time,
+    pub(super) sender: Option<Sender>,
+    /// The first SYN, wherever it was seen first.
+    first_syn: Option<Time>,
+    last_syn: [Option<Time>; 3],
+    syns: u32,
+    wire_syns: u32,
+    /// Something besides `connect()` itself was seen: silence then means something.
+    watched: bool,
+    /// No socket of this host tells when the client gives up.
+    socketless: bool,
+    established: Option<Time>,
+    end: Option<End>,
+    errno: Option<i32>,
+    dropped: Option<String>,
+    icmp: Option<String>,
+    done: bool,
+}
+
+/// What an errno of `connect()` says; `None`: nothing has ended.
+fn outcome_of(errno: i32) -> Option<ConnectOutcome> {
+    Some(match errno {
+        // The socket is on its way, or connected already.
+        0 | libc::EINPROGRESS | libc::EALREADY | libc::EINTR | libc::EISCONN | libc::EAGAIN => return None,
+        libc::ECONNREFUSED => ConnectOutcome::Refused,
+        // A blackhole route gives EINVAL.
+        libc::ENETUNREACH | libc::EINVAL | libc::ENETDOWN => ConnectOutcome::NoRoute,
+        libc::EHOSTUNREACH | libc::EHOSTDOWN => ConnectOutcome::HostUnreachable,
+        // EACCES: a prohibit route. EPERM: a cgroup program, or a packet filter.
+        libc::EACCES | libc::EPERM => ConnectOutcome::Denied,
+        libc::ETIMEDOUT => ConnectOutcome::Timeout,
+        _ => ConnectOutcome::Error,
+    })
+}
+
+fn outcome_of_icmp(icmp: IcmpError) -> Option<ConnectOutcome> {
+    Some(match (icmp.v6, icmp.kind, icmp.code) {
+        (false, 3, 3) | (true, 1, 4) => ConnectOutcome::Refused,
+        (false, 3, 0 | 6 | 11) | (true, 1, 0) => ConnectOutcome::NoRoute,
+        (false, 3, 9 | 10 | 13) | (true, 1, 1 | 5 | 6) => ConnectOutcome::Denied,
+        (false, 3, _) | (true, 1, _) => ConnectOutcome::HostUnreachable,
+        _ => return None,
+    })
+}
+
+impl Attempt {
+    pub(super) fn new(time: Time, sender: Option<Sender>, socketless: bool) -> Self {
+        Self {
+            time,
+            sender,
+            first_syn: None,
+            last_syn: [None; 3],
+            syns: 0,
+            wire_syns: 0,
+            watched: false,
+            socketless,
+            established: None,
+            end: None,
+            errno: None,
+            dropped: None,
+            icmp: None,
+            done: false,
+        }
+    }
+
+    /// Neither connected nor given up for good.
+    pub(super) fn is_open(&self) -> bool {
+        !self.done && self.established.is_none()
+    }
+
+    /// Told, or on its way to be: what comes next belongs to another attempt.
+    pub(super) fn is_over(&self) -> bool {
+        self.done || self.established.is_some() || self.end.is_some()
+    }
+
+    /// A SYN; `socket` and `wire` say what the vantage point counts as, `place` tells the points apart.
+    pub(super) fn syn(&mut self, time: Time, socket: bool, wire: bool, place: usize) {
+        self.watched = true;
+        self.first_syn.get_or_insert(time);
+        let Some(last) = self.last_syn.get_mut(place) else {
+            return;
+        };
+        if last.is_some_and(|last| time.since(last) < COPY_NS) {
+            return;
+        }
+        *last = Some(time);
+        self.syns = self.syns.saturating_add(u32::from(socket));
+        self.wire_syns = self.wire_syns.saturating_add(u32::from(wire));
+    }
+
+    pub(super) fn watch(&mut self) {
+        self.watched = true;
+    }
+
+    pub(super) fn establish(&mut self, time: Time) {
+        if self.is_open() {
+            self.established = Some(time);
+        }
+    }
+
+    /// What the handshake took, once it is over.
+    pub(super) fn handshake_ns(&self) -> Option<u64> {
+        let established = self.established?;
+        // Without a SYN in sight the attempt began before we looked, or the hook is missing.
+        Some(established.since(self.first_syn?))
+    }
+
+    fn fail(&mut self, time: Time, outcome: ConnectOutcome, silent: bool) {
+        match &mut self.end {
+            None => self.end = Some(End { time, outcome, silent }),
+            // What is told counts more than that nothing was.
+            Some(end) if end.silent && !silent => {
+                end.outcome = outcome;
+                end.silent = false;
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// `connect()` has returned, or the socket reports an error.
+    pub(super) fn errno(&mut self, time: Time, errno: i32) {
+        if !self.is_open() {
+            return;
+        }
+        if errno == 0 || errno == libc::EISCONN {
+            self.establish(time);
+        } else if let Some(outcome) = outcome_of(errno) {
+            self.errno.get_or_insert(errno);
+            match &mut self.end {
+                Some(end) => {
+                    end.outcome = outcome;
+                    end.silent = false;
+                }
+                None => self.fail(time, outcome, false),
+            }
+        }
+    }
+
+    /// The server, or something on the way, has answered the SYN with RST.
+    pub(super) fn reset(&mut self, time: Time) {
+        if self.is_open() {
+            self.fail(time, ConnectOutcome::Refused, false);
+        }
+    }
+
+    /// The client has closed the socket.
+    pub(super) fn close(&mut self, time: Time) {
+        if self.is_open() {
+            self.fail(time, ConnectOutcome::Timeout, true);
+        }
+    }
+
+    pub(super) fn icmp(&mut self, time: Time, icmp: IcmpError) {
+        if !self.is_open() {
+            return;
+        }
+        self.icmp.get_or_insert_with(|| format!("{}/{}", icmp.kind, icmp.code));
+        // Where there is a socket, it tells what it made of the message.
+        if self.socketless
+            && let Some(outcome) = outcome_of_icmp(icmp)
+        {
+            self.fail(time, outcome, false);
+        }
+    }
+
+    pub(super) fn dropped(&mut self, evidence: impl FnOnce() -> String) {
+        if self.is_open() {
+            self.watched = true;
+            self.dropped.get_or_insert_with(evidence);
+        }
+    }
+
+    /// When [`Self::settle`] has something to say, if nothing else happens.
+    pub(super) fn due(&self) -> Option<Time> {
+        if !self.is_open() {
+            return None;
+        }
+        if let Some(end) = &self.end {
+            let unexplained = end.silent && self.dropped.is_none() && self.icmp.is_none() && self.wire_syns == 0;
+            let settled = end.time.plus_ns(SETTLE_NS);
+            return Some(if unexplained {
+                settled.max(self.time.plus_ns(LATE_DROP_NS))
+            } else {
+                settled
+            });
+        }
+        if self.socketless && self.wire_syns > 0 {
+            // A client that is still there sends its SYN again: after 1, 3, 7, 15... s (newer kernels sooner).
+            let wait = (1_u64 << self.wire_syns.min(8)).saturating_add(1) * SECOND;
+            return Some(self.time.plus_ns(wait.min(SILENCE_NS)));
+        }
+        Some(self.time.plus_ns(SILENCE_NS))
+    }
+
+    /// The fact, once the attempt has failed for good.
+    /// `last`: the observer stops, so nothing is waited for; what has not ended by then is nobody's failure.
+    pub(super) fn settle(
+        &mut self,
+        now: Time,
+        last: bool,
+        flow: FlowId,
+        connection: impl FnOnce() -> Connection,
+    ) -> Option<ConnectFacts> {
+        let due = self.due()?;
+        let overdue = now >= due;
+        if self.end.is_none() && !overdue {
+            // A socketless client says nothing when it gives up: a SYN without answer for 3 s is no slow handshake.
+            if !(last && self.socketless && self.wire_syns > 0 && now.since(self.time) >= 3 * SECOND) {
+                return None;
+            }
+        } else if !overdue && !last {
+            return None;
+        }
+        self.done = true;
+        let silent = self.end.is_none();
+        if silent && !self.watched {
+            return None;
+        }
+        let (end, outcome) = match &self.end {
+            Some(end) => (end.time, end.outcome),
+            None => {
+                let given_up = self.last_syn.into_iter().flatten().max().filter(|_| self.socketless);
+                (given_up.unwrap_or(now), ConnectOutcome::Timeout)
+            }
+        };
+        Some(ConnectFacts {
+            flow,
+            sender: self.sender,
+            time: self.time,
+            connection: connection(),
+            outcome,
+            errno: self.errno,
+            elapsed_ns: end.since(self.time),
+            syns: self.syns,
+            wire_syns: self.wire_syns,
+            dropped: self.dropped.take(),
+            icmp: self.icmp.take(),
+        })
+    }
+}

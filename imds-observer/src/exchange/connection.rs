@@ -1,0 +1,952 @@
+//! What is known of one connection, and what that says about its attempt and its requests.
+//!
+//! Events only add to what is known. [`Flow::settle`] alone decides, and may be asked at any time: so the order in which two CPUs report the same
+//! moment doesn't matter.
+
+use std::collections::VecDeque;
+use std::hash::{Hash, Hasher as _};
+use std::net::SocketAddr;
+
+use rustc_hash::FxHasher;
+
+use super::attempt::Attempt;
+use super::pending::{Answer, Pending};
+use super::{ConnectFacts, DropFacts, ExchangeFacts, Fact, Limits};
+use crate::flow::{FoundResponse, Meta, Pushed, RequestReader, ResponseReader, Seq};
+use crate::imds::{Hasher, no_request, read_request};
+use crate::record::{Connection, ExchangeOutcome, LossCounts, PacketDirection, SECOND, Time};
+use crate::source::{
+    ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Sender, SocketChange, SocketState, Vantage,
+};
+
+const MILLISECOND: u64 = 1_000_000;
+/// Events of one moment may come this far apart and in any order.
+const REORDER_NS: u64 = 10 * MILLISECOND;
+/// How long missing bytes may still come, or an answer may wait for the request that it acknowledges.
+const GAP_NS: u64 = 50 * MILLISECOND;
+/// An arrived response that is not delivered by then has died on the way.
+const TRANSIT_NS: u64 = 100 * MILLISECOND;
+/// A client may close its sending side first and still read the answer: so long that is taken for possible.
+const HALF_CLOSE_NS: u64 = SECOND;
+/// After so long without a sign nothing is expected any more.
+const IDLE_NS: u64 = 20 * SECOND;
+/// A drop may be told 3.05 s after a client that waited 2 s has gone.
+const LINGER_NS: u64 = 5 * SECOND;
+/// A connection without any packet is forgotten after this; a later request on it starts a new entry.
+const FORGET_NS: u64 = 900 * SECOND;
+/// Responses that wait for the request that they answer.
+const MAX_EARLY: usize = 16;
+
+/// What a flow needs of the table around it.
+pub(super) struct Context<'a> {
+    pub(super) limits: &'a Limits,
+    pub(super) hasher: &'a Hasher,
+    pub(super) loss: &'a mut LossCounts,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leave {
+    /// Will send no more; may still read.
+    Fin,
+    Gone,
+}
+
+#[derive(Debug)]
+pub(super) struct Flow {
+    id: FlowId,
+    opened: Time,
+    isn: Option<Seq>,
+    local: Option<SocketAddr>,
+    remote: SocketAddr,
+    sender: Option<Sender>,
+    attempt: Option<Attempt>,
+    connect_ns: Option<u64>,
+    requests: RequestReader,
+    responses: ResponseReader,
+    pending: VecDeque<Pending>,
+    /// Response heads without a request yet, in the order of the stream.
+    early: Vec<(FoundResponse, Vantage, Time)>,
+    number: u32,
+    socket_seen: bool,
+    uplink_seen: bool,
+    wire_ttl: Option<u8>,
+    socket_ttl: Option<u8>,
+    client_ack: Option<Seq>,
+    /// Start of the last response that was paired or passed over.
+    last_response: Option<Seq>,
+    responded: Option<Time>,
+    client_left: Option<(Time, Leave)>,
+    server_fin: Option<Time>,
+    server_rst: Option<Time>,
+    error: u32,
+    closed: Option<Time>,
+    last: Time,
+    gap_since: Option<Time>,
+    /// When the table's timer will look at this flow.
+    pub(super) scheduled: Option<Time>,
+}
+
+enum Verdict {
+    Wait(Time),
+    Done {
+        outcome: ExchangeOutcome,
+        delivered: Option<bool>,
+        until: Option<Time>,
+    },
+}
+
+impl Flow {
+    pub(super) fn new(id: FlowId, time: Time, remote: SocketAddr, limits: &Limits) -> Self {
+        Self {
+            id,
+            opened: time,
+            isn: None,
+            local: None,
+            remote,
+            sender: None,
+            attempt: None,
+            connect_ns: None,
+            requests: RequestReader::new(limits.stream),
+            responses: ResponseReader::new(limits.stream),
+            pending: VecDeque::new(),
+            early: Vec::new(),
+            number: 0,
+            socket_seen: false,
+            uplink_seen: false,
+            wire_ttl: None,
+            socket_ttl: None,
+            client_ack: None,
+            last_response: None,
+            responded: None,
+            client_left: None,
+            server_fin: None,
+            server_rst: None,
+            error: 0,
+            closed: None,
+            last: time,
+            gap_since: None,
+            scheduled: None,
+        }
+    }
+
+    /// The client's initial sequence number, where its SYN was seen.
+    pub(super) fn isn(&self) -> Option<Seq> {
+        self.isn
+    }
+
+    /// Something would be lost if the flow were forgotten now.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.pending.is_empty()
+            || self.attempt.as_ref().is_some_and(Attempt::is_open)
+            || self.requests.partial().is_some()
+    }
+
+    fn socketless(&self) -> bool {
+        matches!(self.id, FlowId::Addresses { .. })
+    }
+
+    fn connection(&self, exchange: u32) -> Connection {
+        let id = match self.id {
+            FlowId::Cookie(cookie) => format!("{cookie:x}"),
+            FlowId::Addresses { local, remote } => {
+                let mut hasher = FxHasher::default();
+                (local, remote, self.isn.map_or(self.opened.0, |isn| u64::from(isn.0))).hash(&mut hasher);
+                format!("{:016x}", hasher.finish())
+            }
+        };
+        Connection {
+            id,
+            local: self.local.map(|local| local.to_string()),
+            remote: self.remote.to_string(),
+            exchange,
+            interface: None,
+        }
+    }
+
+    fn know_local(&mut self, local: SocketAddr, sure: bool) {
+        if local.port() != 0 && (sure || self.local.is_none()) {
+            self.local = Some(local);
+        }
+    }
+
+    fn know_sender(&mut self, sender: Option<Sender>) {
+        if let Some(sender) = sender.filter(|sender| sender.key.tgid != 0) {
+            self.sender = Some(sender);
+        } else if self.sender.is_none() {
+            self.sender = sender;
+        }
+    }
+
+    fn attempt(&mut self, time: Time) -> &mut Attempt {
+        let (sender, socketless) = (self.sender, self.socketless());
+        self.attempt
+            .get_or_insert_with(|| Attempt::new(time, sender, socketless))
+    }
+
+    pub(super) fn connect(&mut self, event: &ConnectAttempt) {
+        self.last = self.last.max(event.time);
+        self.know_sender(Some(event.sender));
+        self.remote = event.remote;
+        // A socket may try again after a failure, and a non-blocking one calls connect() again to ask how it went.
+        if self.attempt.as_ref().is_none_or(Attempt::is_over) && self.number == 0 {
+            self.attempt = Some(Attempt::new(event.time, Some(event.sender), false));
+        }
+    }
+
+    /// Whether a new attempt on this flow must wait until the old one's fact is out.
+    pub(super) fn has_failed_attempt(&self) -> bool {
+        self.attempt
+            .as_ref()
+            .is_some_and(|attempt| attempt.is_open() && attempt.is_over())
+    }
+
+    pub(super) fn connect_returned(&mut self, event: &ConnectResult) {
+        self.last = self.last.max(event.time);
+        if let Some(attempt) = &mut self.attempt {
+            attempt.errno(event.time, event.errno);
+        }
+    }
+
+    pub(super) fn socket(&mut self, event: &SocketChange) {
+        self.last = self.last.max(event.time);
+        self.remote = event.remote;
+        self.know_local(event.local, true);
+        let errno = i32::try_from(event.error).unwrap_or(0);
+        match event.state {
+            SocketState::SynSent => self.attempt(event.time).watch(),
+            SocketState::Established => self.attempt(event.time).establish(event.time),
+            SocketState::ErrorReport => {
+                self.error = event.error;
+                if let Some(attempt) = self.attempt.as_mut().filter(|_| errno != 0) {
+                    attempt.errno(event.time, errno);
+                }
+            }
+            SocketState::Closed => {
+                if errno != 0 {
+                    self.error = event.error;
+                }
+                if let Some(attempt) = &mut self.attempt {
+                    if errno != 0 {
+                        attempt.errno(event.time, errno);
+                    }
+                    attempt.close(event.time);
+                }
+                self.client_gone(event.time);
+            }
+        }
+    }
+
+    fn client_gone(&mut self, time: Time) {
+        self.closed.get_or_insert(time);
+        self.client_left = Some(match self.client_left {
+            // The moment that the client gave up is when it closed, not when the kernel was done with the socket.
+            Some((fin, _)) => (fin, Leave::Gone),
+            None => (time, Leave::Gone),
+        });
+    }
+
+    /// A packet was dropped by this kernel. Gives the fact, unless it is the kernel's own housekeeping.
+    pub(super) fn dropped(&mut self, event: &PacketDrop, out: &mut Vec<Fact>) {
+        self.last = self.last.max(event.time);
+        let syn = event.tcp_flags & Packet::SYN != 0;
+        if is_housekeeping(event) || !(syn || event.payload_len > 0) {
+            return;
+        }
+        self.remote = event.remote;
+        self.know_local(event.local, false);
+        let evidence = || {
+            let or_unknown = |text: &Option<_>| text.as_deref().unwrap_or("unknown").to_owned();
+            format!("{}@{}", or_unknown(&event.reason), or_unknown(&event.location))
+        };
+        if syn && self.attempt.is_none() && event.direction == Direction::Request {
+            self.attempt(event.time).watch();
+        }
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| syn) {
+            attempt.dropped(evidence);
+        }
+        if event.direction == Direction::Response && event.payload_len > 0 && self.closed.is_none() {
+            self.response_died(event);
+        }
+        let known = event.sender.filter(|sender| sender.key.tgid != 0);
+        out.push(Fact::Drop(DropFacts {
+            flow: self.id,
+            sender: known.or(self.sender).or(event.sender),
+            time: event.time,
+            connection: self.connection(0),
+            direction: match event.direction {
+                Direction::Request => PacketDirection::Request,
+                Direction::Response => PacketDirection::Response,
+            },
+            reason: event.reason.as_deref().map(str::to_owned),
+            location: event.location.as_deref().map(str::to_owned),
+            ttl: (event.ttl != 0).then_some(event.ttl),
+            netns: (event.netns != 0).then_some(event.netns),
+        }));
+    }
+
+    fn response_died(&mut self, event: &PacketDrop) {
+        let seq = Seq(event.seq);
+        if let Some(answer) = self.answer_in(seq, event.payload_len) {
+            answer.dropped(event.time, event.ttl);
+            return;
+        }
+        // Nobody saw it arrive, but it must have: at an uplink that another program reads before us.
+        let waiting = self.pending.iter_mut().find(|pending| pending.answer.is_none());
+        if let Some(pending) = waiting.filter(|pending| pending.floor == seq) {
+            let answer = pending.answer.insert(Answer::new(seq));
+            answer.dropped(event.time, event.ttl);
+            self.last_response = Some(seq);
+        }
+    }
+
+    fn answer_in(&mut self, seq: Seq, len: u32) -> Option<&mut Answer> {
+        self.pending
+            .iter_mut()
+            .filter_map(|pending| pending.answer.as_mut())
+            .find(|answer| answer.start.within(seq, len.max(1)))
+    }
+
+    pub(super) fn packet(&mut self, packet: &Packet, context: &mut Context<'_>) {
+        self.last = self.last.max(packet.time);
+        self.remote = packet.remote;
+        if let Some(icmp) = packet.icmp {
+            if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_open()) {
+                attempt.icmp(packet.time, icmp);
+            }
+            // Sent to IMDS, it tells that its packet died here.
+            if packet.direction == Direction::Request
+                && let Some(answer) = self.answer_in(Seq(packet.seq), packet.payload_len)
+            {
+                answer.killed = true;
+            }
+            return;
+        }
+        self.know_local(packet.local, packet.vantage == Vantage::Socket);
+        match packet.vantage {
+            Vantage::Socket => self.socket_seen = true,
+            Vantage::Uplink => self.uplink_seen = true,
+            Vantage::Capture => {}
+        }
+        match packet.direction {
+            Direction::Request => self.request_packet(packet, context),
+            Direction::Response => self.response_packet(packet, context),
+        }
+    }
+
+    fn request_packet(&mut self, packet: &Packet, context: &mut Context<'_>) {
+        let flags = packet.tcp_flags;
+        match packet.vantage {
+            Vantage::Socket => self.socket_ttl = Some(packet.ttl),
+            Vantage::Uplink => self.wire_ttl = Some(packet.ttl),
+            // Of copies at several interfaces the one with the smallest TTL is the one that left.
+            Vantage::Capture => self.wire_ttl = Some(self.wire_ttl.map_or(packet.ttl, |ttl| ttl.min(packet.ttl))),
+        }
+        if flags & Packet::SYN != 0 {
+            self.know_sender(packet.sender);
+            self.isn = Some(Seq(packet.seq));
+            self.requests.start(Seq(packet.seq));
+            let (socket, wire, place) = match packet.vantage {
+                Vantage::Socket => (true, false, 0),
+                Vantage::Uplink => (false, true, 1),
+                Vantage::Capture => (true, true, 2),
+            };
+            self.attempt(packet.time).syn(packet.time, socket, wire, place);
+        } else if flags & Packet::RST == 0
+            && let Some(attempt) = &mut self.attempt
+        {
+            // The handshake's last packet, or anything behind it.
+            attempt.establish(packet.time);
+        }
+        if flags & Packet::ACK != 0 {
+            let ack = Seq(packet.ack);
+            self.client_ack = Some(self.client_ack.map_or(ack, |known| known.max(ack)));
+            for answer in self.pending.iter_mut().filter_map(|pending| pending.answer.as_mut()) {
+                if ack.from(answer.start) > 0 {
+                    answer.acknowledge(packet.time);
+                }
+            }
+        }
+        if packet.payload_len > 0 {
+            self.request_payload(packet, context);
+        }
+        if flags & Packet::RST != 0 {
+            self.client_gone(packet.time);
+        } else if flags & Packet::FIN != 0 {
+            self.client_left.get_or_insert((packet.time, Leave::Fin));
+            self.close_if_both_left(packet.time);
+        }
+    }
+
+    fn close_if_both_left(&mut self, time: Time) {
+        if self.client_left.is_some() && self.server_fin.is_some() {
+            self.closed.get_or_insert(time);
+        }
+    }
+
+    fn request_payload(&mut self, packet: &Packet, context: &mut Context<'_>) {
+        let seq = Seq(packet.seq);
+        let again = packet.retransmit || (packet.vantage == Vantage::Capture && self.is_old(packet));
+        if again && packet.vantage != Vantage::Uplink {
+            let touches = |pending: &&mut Pending| {
+                let behind = pending.end.from(seq) > 0;
+                behind && seq.plus(packet.payload_len).from(pending.start) > 0
+            };
+            if let Some(pending) = self.pending.iter_mut().find(touches) {
+                pending.sent_again(packet.time);
+            }
+        }
+        let captured = packet.vantage == Vantage::Capture;
+        if packet.data.is_empty() && !packet.cut && !captured {
+            if packet.vantage == Vantage::Uplink && self.socketless() {
+                self.unreadable_request(packet, context);
+            }
+            return;
+        }
+        self.know_sender(packet.sender);
+        if captured {
+            self.responses.start(Seq(packet.ack));
+        }
+        match self.requests.push(packet) {
+            Pushed::New | Pushed::Old => {}
+            Pushed::Far => context.loss.unparsed += 1,
+            Pushed::Full => {
+                context.loss.truncated += 1;
+                self.requests.skip_gap();
+                self.read_requests(context);
+                self.requests.push(packet);
+            }
+        }
+        self.read_requests(context);
+        self.gap_since = match self.gap_since {
+            _ if !self.has_gap() => None,
+            None => Some(packet.time),
+            since => since,
+        };
+    }
+
+    fn is_old(&self, packet: &Packet) -> bool {
+        let end = Seq(packet.seq).plus(packet.payload_len);
+        self.requests.next_seq().is_some_and(|next| end.from(next) <= 0)
+    }
+
+    fn has_gap(&self) -> bool {
+        self.requests.has_gap() || self.responses.has_gap()
+    }
+
+    /// Payload of a client without a socket here, of which the uplink shows no byte: all that can be told is that something was asked.
+    fn unreadable_request(&mut self, packet: &Packet, context: &mut Context<'_>) {
+        if let Some(pending) = self.pending.back_mut().filter(|pending| pending.answer.is_none()) {
+            if pending.start.within(Seq(packet.seq), packet.payload_len) {
+                pending.sent_again(packet.time);
+            }
+            return;
+        }
+        let seq = Seq(packet.seq);
+        if self.requests.next_seq().is_some_and(|next| seq.from(next) < 0) {
+            return;
+        }
+        self.requests = RequestReader::new(context.limits.stream);
+        self.requests.start(seq.plus(packet.payload_len).plus(u32::MAX));
+        self.enqueue(
+            Pending {
+                number: 0,
+                start: seq,
+                end: seq.plus(packet.payload_len),
+                floor: Seq(packet.ack),
+                pipelined: false,
+                time: packet.time,
+                last_sent: packet.time,
+                sender: None,
+                request: no_request(false),
+                answer: None,
+            },
+            context,
+        );
+    }
+
+    fn read_requests(&mut self, context: &mut Context<'_>) {
+        self.collect(context, false);
+    }
+
+    /// Takes over the requests that the reader can give; with `flush`, also the one whose head has no end yet.
+    fn collect(&mut self, context: &mut Context<'_>, flush: bool) {
+        let mut fresh = Vec::new();
+        let hasher = context.hasher;
+        let mut doubtful = 0;
+        let mut take = |found: crate::flow::FoundRequest<'_>| {
+            if found.doubtful {
+                doubtful += 1;
+                return;
+            }
+            let Meta { time, ack, sender, .. } = found.meta;
+            fresh.push((
+                found.head.truncated,
+                Pending {
+                    number: 0,
+                    start: found.start,
+                    end: found.end,
+                    floor: ack,
+                    pipelined: false,
+                    time,
+                    last_sent: time,
+                    sender,
+                    request: read_request(&found.head, hasher),
+                    answer: None,
+                },
+            ));
+        };
+        if flush {
+            self.requests.flush(&mut take);
+        } else {
+            self.requests.read(&mut take);
+        }
+        self.number = self.number.saturating_add(doubtful);
+        context.loss.truncated += u64::from(doubtful);
+        for (truncated, pending) in fresh {
+            context.loss.truncated += u64::from(truncated);
+            context.loss.unparsed += u64::from(pending.request.method.is_none());
+            self.enqueue(pending, context);
+        }
+    }
+
+    fn enqueue(&mut self, mut pending: Pending, context: &mut Context<'_>) {
+        self.pair(pending.time, false, context);
+        // The client has received bytes since the request before, and their head was missed: what that request got can't be told.
+        let moved_on = self.early.is_empty()
+            && self.pending.back().is_some_and(|before| {
+                before.answer.is_none() && !before.pipelined && pending.floor.from(before.floor) > 0
+            });
+        if moved_on {
+            self.pending.pop_back();
+            context.loss.truncated += 1;
+        }
+        if self.pending.len() >= context.limits.pending {
+            self.pending.pop_front();
+            context.loss.evicted += 1;
+        }
+        self.number = self.number.saturating_add(1);
+        pending.number = self.number;
+        pending.pipelined = self.pending.back().is_some_and(|before| before.answer.is_none());
+        pending.sender = pending
+            .sender
+            .filter(|sender| sender.key.tgid != 0)
+            .or(self.sender)
+            .or(pending.sender);
+        self.pending.push_back(pending);
+    }
+
+    fn response_packet(&mut self, packet: &Packet, context: &mut Context<'_>) {
+        let flags = packet.tcp_flags;
+        let reaches_client = packet.vantage != Vantage::Uplink;
+        if flags & Packet::SYN != 0 {
+            let first = Seq(packet.seq).plus(1);
+            self.requests.server_starts(first);
+            if packet.vantage == Vantage::Capture {
+                self.responses.start(first);
+            }
+            if let Some(attempt) = self.attempt.as_mut().filter(|_| reaches_client) {
+                attempt.establish(packet.time);
+            }
+        }
+        if packet.payload_len > 0 {
+            self.response_payload(packet, context);
+        }
+        if flags & Packet::RST != 0 {
+            match self.attempt.as_mut().filter(|attempt| attempt.is_open()) {
+                Some(attempt) => attempt.reset(packet.time),
+                None if reaches_client || !self.socket_seen => {
+                    self.server_rst.get_or_insert(packet.time);
+                    self.closed.get_or_insert(packet.time);
+                }
+                None => {}
+            }
+        } else if flags & Packet::FIN != 0 {
+            self.server_fin.get_or_insert(packet.time);
+            self.close_if_both_left(packet.time);
+        }
+    }
+
+    fn response_payload(&mut self, packet: &Packet, context: &mut Context<'_>) {
+        self.requests.turn();
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| packet.vantage != Vantage::Uplink) {
+            attempt.establish(packet.time);
+        }
+        if let Some(answer) = self.answer_in(Seq(packet.seq), packet.payload_len) {
+            answer.sight(packet.vantage, packet.time, packet.ttl);
+        }
+        if packet.vantage == Vantage::Capture {
+            let mut found = Vec::new();
+            match self.responses.push(packet) {
+                Pushed::New | Pushed::Old => {}
+                Pushed::Far => context.loss.unparsed += 1,
+                Pushed::Full => {
+                    context.loss.truncated += 1;
+                    self.responses.skip_gap(|head| found.push(head));
+                    self.responses.read(|head| found.push(head));
+                    self.responses.push(packet);
+                }
+            }
+            self.responses.read(|head| found.push(head));
+            for head in found {
+                self.response_head(head, Vantage::Capture, packet.time, context);
+            }
+            if self.has_gap() {
+                self.gap_since.get_or_insert(packet.time);
+            }
+            return;
+        }
+        let head = FoundResponse::in_segment(packet).or_else(|| {
+            // The first byte behind what the client had when it asked, and it is no HTTP.
+            let waiting = self.pending.iter().find(|pending| pending.answer.is_none())?;
+            (waiting.floor == Seq(packet.seq) && !waiting.pipelined).then(|| FoundResponse {
+                start: Seq(packet.seq),
+                meta: Meta::of(packet),
+                status: None,
+                server: None,
+                via_proxy: None,
+            })
+        });
+        if let Some(head) = head {
+            self.response_head(head, packet.vantage, packet.time, context);
+        }
+    }
+
+    fn response_head(&mut self, head: FoundResponse, vantage: Vantage, now: Time, context: &mut Context<'_>) {
+        if let Some(answer) = self.answer_in(head.start, 1) {
+            // Sighted already; but a drop or a first byte may have come without its status.
+            answer.describe(head);
+            return;
+        }
+        // 100 Continue and its like are no answer; 101 is the last that will be said in HTTP.
+        if matches!(head.status, Some(100 | 102..=199))
+            || self.last_response.is_some_and(|last| head.start.from(last) <= 0)
+        {
+            return;
+        }
+        // Kept once for each vantage point: both sightings count when its request comes.
+        if self
+            .early
+            .iter()
+            .any(|(known, at, _)| known.start == head.start && *at == vantage)
+        {
+            return;
+        }
+        if self.early.len() >= MAX_EARLY {
+            context.loss.evicted += 1;
+            return;
+        }
+        let at = self
+            .early
+            .partition_point(|(known, ..)| head.start.from(known.start) >= 0);
+        self.early.insert(at, (head, vantage, now));
+    }
+
+    /// Gives response heads to the requests that they answer.
+    fn pair(&mut self, now: Time, last: bool, context: &mut Context<'_>) {
+        while let Some((head, vantage, seen)) = self.early.first() {
+            let (start, ack, vantage, seen) = (head.start, head.meta.ack, *vantage, *seen);
+            if self.answer_in(start, 1).is_some() {
+                // The same response at another vantage point.
+                let (head, ..) = self.early.remove(0);
+                if let Some(answer) = self.answer_in(start, 1) {
+                    answer.sight(vantage, head.meta.time, head.meta.ttl);
+                    answer.describe(head);
+                }
+                continue;
+            }
+            // A FIN takes a sequence number of its own.
+            let fin = i32::from(self.client_left.is_some());
+            let behind = self.requests.next_seq().is_some_and(|next| ack.from(next) > fin);
+            if behind && !last && now < seen.plus_ns(GAP_NS) {
+                return;
+            }
+            let asked = |pending: &&mut Pending| pending.answer.is_none() && ack.from(pending.start) > 0;
+            if self.pending.iter_mut().find(asked).is_none()
+                && self.requests.partial().is_some_and(|partial| ack.from(partial) > 0)
+            {
+                // Answered before its head was complete, or the rest of it was missed.
+                let waiting = std::mem::take(&mut self.early);
+                self.collect(context, true);
+                self.early = waiting;
+            }
+            let (head, ..) = self.early.remove(0);
+            self.last_response = Some(start);
+            let Some(pending) = self.pending.iter_mut().find(asked) else {
+                continue;
+            };
+            self.responded = Some(head.meta.time);
+            let answer = pending.answer.insert(Answer::new(start));
+            answer.sight(vantage, head.meta.time, head.meta.ttl);
+            if self.client_ack.is_some_and(|acknowledged| acknowledged.from(start) > 0) {
+                answer.acknowledge(head.meta.time);
+            }
+            answer.describe(head);
+        }
+    }
+
+    /// Decides what can be decided by `now`, and says when to ask again; `None`: the flow can be forgotten.
+    /// `last`: the observer stops, nothing more will come.
+    pub(super) fn settle(
+        &mut self,
+        now: Time,
+        last: bool,
+        context: &mut Context<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Option<Time> {
+        if self.gap_since.is_some_and(|since| last || now >= since.plus_ns(GAP_NS)) {
+            self.give_up_gaps(now, context);
+        }
+        if last || self.closed.is_some() {
+            let mut found = Vec::new();
+            self.responses.flush(|head| found.push(head));
+            for head in found {
+                self.response_head(head, Vantage::Capture, now, context);
+            }
+        }
+        self.pair(now, last, context);
+        let leaving = self
+            .client_left
+            .is_some_and(|(time, _)| now >= time.plus_ns(REORDER_NS))
+            || self.server_rst.is_some();
+        let stale = self.pending.is_empty() && now >= self.last.plus_ns(IDLE_NS);
+        if self.requests.partial().is_some() && (last || leaving || stale) {
+            self.collect(context, true);
+        }
+        let mut due = self.settle_attempt(now, last, out);
+        let mut sooner = |time: Option<Time>| {
+            if let Some(time) = time {
+                due = Some(due.map_or(time, |due: Time| due.min(time)));
+            }
+        };
+        let mut at = 0;
+        while let Some(pending) = self.pending.get(at) {
+            match self.judge(pending, now, last) {
+                Verdict::Wait(time) => {
+                    sooner(Some(time));
+                    at += 1;
+                }
+                Verdict::Done {
+                    outcome,
+                    delivered,
+                    until,
+                } => {
+                    if let Some(pending) = self.pending.remove(at) {
+                        self.tell(pending, outcome, delivered, until, context, out);
+                    }
+                }
+            }
+        }
+        sooner(self.gap_since.map(|since| since.plus_ns(GAP_NS)));
+        sooner(self.early.iter().map(|(.., seen)| seen.plus_ns(GAP_NS)).min());
+        if self.requests.partial().is_some() {
+            sooner(self.client_left.map(|(time, _)| time.plus_ns(REORDER_NS)));
+            sooner(Some(self.last.plus_ns(IDLE_NS)));
+        }
+        let forget = self.closed.map_or(self.last.plus_ns(FORGET_NS), |closed| {
+            closed.max(self.last).plus_ns(LINGER_NS)
+        });
+        if due.is_none() && now >= forget {
+            return None;
+        }
+        Some(due.unwrap_or(forget))
+    }
+
+    fn give_up_gaps(&mut self, now: Time, context: &mut Context<'_>) {
+        self.gap_since = None;
+        let mut found = Vec::new();
+        while self.requests.has_gap() {
+            context.loss.truncated += 1;
+            self.requests.skip_gap();
+            self.read_requests(context);
+        }
+        while self.responses.has_gap() {
+            context.loss.truncated += 1;
+            self.responses.skip_gap(|head| found.push(head));
+            self.responses.read(|head| found.push(head));
+        }
+        for head in found {
+            self.response_head(head, Vantage::Capture, now, context);
+        }
+    }
+
+    fn settle_attempt(&mut self, now: Time, last: bool, out: &mut Vec<Fact>) -> Option<Time> {
+        let mut attempt = self.attempt.take()?;
+        if self.number == 0 && self.connect_ns.is_none() {
+            self.connect_ns = attempt.handshake_ns();
+        }
+        let fact: Option<ConnectFacts> = attempt.settle(now, last, self.id, || self.connection(0));
+        out.extend(fact.map(Fact::Connect));
+        if self.closed.is_none()
+            && attempt.is_over()
+            && !attempt.is_open()
+            && self.socketless()
+            && attempt.handshake_ns().is_none()
+        {
+            self.closed = Some(now);
+        }
+        let due = attempt.due();
+        self.attempt = Some(attempt);
+        due
+    }
+
+    fn judge(&self, pending: &Pending, now: Time, last: bool) -> Verdict {
+        let answer = pending.answer.as_ref();
+        if let Some((answer, delivered)) = answer.and_then(|answer| Some((answer, answer.delivered()?))) {
+            // The wire's own TTL may be told a moment later.
+            let settled = delivered.plus_ns(REORDER_NS);
+            if self.uplink_seen && !answer.on_wire() && now < settled && !last {
+                return Verdict::Wait(settled);
+            }
+            return Verdict::Done {
+                outcome: ExchangeOutcome::Answered,
+                delivered: Some(true),
+                until: answer.first_byte(),
+            };
+        }
+        let arrived = answer.and_then(|answer| answer.arrived);
+        let killed = answer.is_some_and(|answer| answer.killed);
+        // Without a socket in sight, not seeing the delivery proves nothing: the death or the repetition must have been seen.
+        let proven = self.socket_seen || killed || answer.is_some_and(|answer| answer.retransmits > 0);
+        let arrived_as = if proven {
+            (ExchangeOutcome::Lost, Some(false))
+        } else {
+            (ExchangeOutcome::Answered, None)
+        };
+        let done = |(outcome, delivered), until| Verdict::Done {
+            outcome,
+            delivered,
+            until,
+        };
+        let idle = pending.time.max(arrived.unwrap_or_default()).plus_ns(IDLE_NS);
+        let mut wait = idle;
+        if let Some((left, how)) = self.client_left {
+            let grace = match (arrived, how) {
+                (Some(at), _) if killed || left.since(at) >= TRANSIT_NS => 0,
+                (_, Leave::Fin) => HALF_CLOSE_NS,
+                (_, Leave::Gone) => REORDER_NS,
+            };
+            let settled = left.plus_ns(grace);
+            if now >= settled || last {
+                let verdict = match arrived {
+                    Some(_) => arrived_as,
+                    None if self.server_rst.is_some_and(|reset| reset <= settled) => (ExchangeOutcome::Reset, None),
+                    None if self.error == libc::ECONNRESET as u32 => (ExchangeOutcome::Reset, None),
+                    None if self.error == libc::ETIMEDOUT as u32 => (ExchangeOutcome::Unanswered, None),
+                    None if self.server_fin.is_some_and(|fin| fin < left) => (ExchangeOutcome::Unanswered, None),
+                    None => (ExchangeOutcome::Closed, None),
+                };
+                return done(verdict, Some(left));
+            }
+            wait = wait.min(settled);
+        }
+        if let Some(reset) = self.server_rst {
+            let settled = reset.plus_ns(REORDER_NS);
+            if now >= settled || last {
+                return done(
+                    if arrived.is_some() {
+                        arrived_as
+                    } else {
+                        (ExchangeOutcome::Reset, None)
+                    },
+                    Some(reset),
+                );
+            }
+            wait = wait.min(settled);
+        }
+        if let Some(fin) = self.server_fin.filter(|_| arrived.is_none()) {
+            let settled = fin.plus_ns(TRANSIT_NS);
+            if now >= settled || last {
+                return done((ExchangeOutcome::Unanswered, None), Some(fin));
+            }
+            wait = wait.min(settled);
+        }
+        if now >= idle {
+            return done(
+                if arrived.is_some() {
+                    arrived_as
+                } else {
+                    (ExchangeOutcome::Unanswered, None)
+                },
+                None,
+            );
+        }
+        if last {
+            return match arrived {
+                Some(_) if killed => done((ExchangeOutcome::Lost, Some(false)), None),
+                Some(_) if !self.socket_seen => done((ExchangeOutcome::Answered, None), None),
+                Some(at) => done(
+                    (ExchangeOutcome::Open, (now.since(at) >= TRANSIT_NS).then_some(false)),
+                    None,
+                ),
+                None => done((ExchangeOutcome::Open, None), None),
+            };
+        }
+        Verdict::Wait(wait)
+    }
+
+    fn tell(
+        &mut self,
+        pending: Pending,
+        outcome: ExchangeOutcome,
+        delivered: Option<bool>,
+        until: Option<Time>,
+        context: &mut Context<'_>,
+        out: &mut Vec<Fact>,
+    ) {
+        // Two answers in one segment show one head: this request may well have had the second.
+        let hidden = pending.pipelined
+            && pending.answer.is_none()
+            && outcome != ExchangeOutcome::Reset
+            && self.responded.is_some_and(|responded| responded >= pending.time);
+        if hidden {
+            context.loss.truncated += 1;
+            return;
+        }
+        let mut request = pending.request;
+        request.ttl = self.wire_ttl.or(self.socket_ttl);
+        let latency_ns = pending
+            .answer
+            .as_ref()
+            .and_then(Answer::first_byte)
+            .map(|first| first.since(pending.time));
+        out.push(Fact::Exchange(ExchangeFacts {
+            flow: self.id,
+            sender: pending.sender,
+            time: pending.time,
+            connection: self.connection(pending.number),
+            request,
+            response: pending.answer.map(|answer| answer.record(delivered)),
+            outcome,
+            latency_ns,
+            waited_ns: until.map(|until| until.since(pending.time)),
+            connect_ns: self.connect_ns.filter(|_| pending.number == 1),
+        }));
+    }
+}
+
+/// Packets that the kernel frees in the normal course of closing a socket, not because anything went wrong.
+fn is_housekeeping(event: &PacketDrop) -> bool {
+    const REASONS: [&str; 6] = [
+        "QUEUE_PURGE",
+        "TCP_OLD_DATA",
+        "TCP_OFOMERGE",
+        "SOCKET_CLOSE",
+        "CONSUMED",
+        "NOT_DROPPED_YET",
+    ];
+    const PLACES: [&str; 8] = [
+        "sk_stream_kill_queues",
+        "skb_queue_purge",
+        "skb_queue_purge_reason",
+        "__skb_queue_purge",
+        "skb_errqueue_purge",
+        "inet_sock_destruct",
+        "tcp_write_queue_purge",
+        "tcp_rtx_queue_purge",
+    ];
+    event.reason.as_deref().is_some_and(|reason| REASONS.contains(&reason))
+        || event.location.as_deref().is_some_and(|location| {
+            let name = location.split('+').next().unwrap_or_default();
+            PLACES.contains(&name)
+        })
+}

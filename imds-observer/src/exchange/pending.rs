@@ -1,0 +1,140 @@
+//! A request that waits for its answer, and the sightings of that answer.
+
+use super::attempt::COPY_NS;
+use crate::flow::{FoundResponse, Seq};
+use crate::record::{Request, Response, Time};
+use crate::source::{Sender, Vantage};
+
+/// The response to one request, wherever it was seen.
+#[derive(Clone, Debug)]
+pub(super) struct Answer {
+    pub(super) start: Seq,
+    status: Option<u16>,
+    /// First seen at the uplink or in the capture, or freed by this kernel.
+    pub(super) arrived: Option<Time>,
+    last_arrival: Option<Time>,
+    /// First seen at the socket.
+    at_socket: Option<Time>,
+    /// Acknowledged by the client.
+    acknowledged: Option<Time>,
+    wire_ttl: Option<u8>,
+    socket_ttl: Option<u8>,
+    /// This kernel freed it, or an ICMP error says that somebody did.
+    pub(super) killed: bool,
+    pub(super) retransmits: u32,
+    server: Option<String>,
+    via_proxy: Option<bool>,
+}
+
+impl Answer {
+    pub(super) fn new(start: Seq) -> Self {
+        Self {
+            start,
+            status: None,
+            arrived: None,
+            last_arrival: None,
+            at_socket: None,
+            acknowledged: None,
+            wire_ttl: None,
+            socket_ttl: None,
+            killed: false,
+            retransmits: 0,
+            server: None,
+            via_proxy: None,
+        }
+    }
+
+    pub(super) fn describe(&mut self, found: FoundResponse) {
+        if self.status.is_none() {
+            self.status = found.status;
+        }
+        self.server = self.server.take().or(found.server);
+        self.via_proxy = self.via_proxy.or(found.via_proxy);
+    }
+
+    /// A packet with its first byte was seen.
+    pub(super) fn sight(&mut self, vantage: Vantage, time: Time, ttl: u8) {
+        if vantage == Vantage::Socket {
+            self.at_socket.get_or_insert(time);
+            self.socket_ttl.get_or_insert(ttl);
+            return;
+        }
+        self.arrived = Some(self.arrived.map_or(time, |arrived| arrived.min(time)));
+        // In a capture on several interfaces the copy with the largest TTL is the one that came in first.
+        self.wire_ttl = Some(match self.wire_ttl {
+            Some(known) if vantage == Vantage::Capture => known.max(ttl),
+            Some(known) => known,
+            None => ttl,
+        });
+        if self.last_arrival.is_some_and(|last| time.since(last) >= COPY_NS) {
+            self.retransmits = self.retransmits.saturating_add(1);
+        }
+        self.last_arrival = Some(self.last_arrival.map_or(time, |last| last.max(time)));
+    }
+
+    /// This kernel freed it.
+    pub(super) fn dropped(&mut self, time: Time, ttl: u8) {
+        self.killed = true;
+        self.arrived.get_or_insert(time);
+        if ttl != 0 {
+            self.wire_ttl.get_or_insert(ttl);
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self, time: Time) {
+        self.acknowledged.get_or_insert(time);
+    }
+
+    /// When it is known to have reached the client.
+    pub(super) fn delivered(&self) -> Option<Time> {
+        self.at_socket.or(self.acknowledged)
+    }
+
+    pub(super) fn on_wire(&self) -> bool {
+        self.last_arrival.is_some()
+    }
+
+    /// When its first byte came: to the process if that is known, else to the host.
+    pub(super) fn first_byte(&self) -> Option<Time> {
+        self.at_socket.or(self.arrived).or(self.acknowledged)
+    }
+
+    pub(super) fn record(self, delivered: Option<bool>) -> Response {
+        Response {
+            status: self.status,
+            ttl: self.wire_ttl.or(self.socket_ttl),
+            delivered,
+            server: self.server,
+            retransmits: self.retransmits,
+            via_proxy: self.via_proxy,
+        }
+    }
+}
+
+/// A request without an outcome.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) number: u32,
+    pub(super) start: Seq,
+    /// Behind its head.
+    pub(super) end: Seq,
+    /// First byte that the client had not received when it began to send this.
+    pub(super) floor: Seq,
+    /// Another request was waiting when this one began.
+    pub(super) pipelined: bool,
+    pub(super) time: Time,
+    pub(super) last_sent: Time,
+    pub(super) sender: Option<Sender>,
+    pub(super) request: Request,
+    pub(super) answer: Option<Answer>,
+}
+
+impl Pending {
+    /// A packet with bytes of this request was seen again.
+    pub(super) fn sent_again(&mut self, time: Time) {
+        if time.since(self.last_sent) >= COPY_NS {
+            self.request.retransmits = self.request.retransmits.saturating_add(1);
+        }
+        self.last_sent = self.last_sent.max(time);
+    }
+}

@@ -1,0 +1,240 @@
+//! All connections: from events to facts.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use rustc_hash::FxBuildHasher;
+
+use super::Fact;
+use super::connection::{Context, Flow};
+use crate::flow::{Seq, StreamLimits};
+use crate::imds::Hasher;
+use crate::record::{LossCounts, SECOND, Time};
+use crate::source::{Direction, Event, FlowId, Packet, Vantage};
+
+/// Bounds of a [`FlowTable`].
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections. The one without a sign for longest goes first. An idle one takes about 1 KiB, so the default is 64 MiB at worst;
+    /// heads that are still growing come on top.
+    pub flows: usize,
+    /// Requests of one connection that wait for an answer; the oldest goes first.
+    pub pending: usize,
+    pub stream: StreamLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows: 65_536,
+            pending: 64,
+            stream: StreamLimits::default(),
+        }
+    }
+}
+
+/// A SYN that comes again under another address within this time has passed NAT.
+const NAT_NS: u64 = SECOND;
+/// Connections whose two addresses are remembered.
+const MAX_NAT: usize = 16_384;
+
+/// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
+#[derive(Debug)]
+pub struct FlowTable {
+    limits: Limits,
+    hasher: Hasher,
+    flows: LruCache<FlowId, Box<Flow>, FxBuildHasher>,
+    /// In captures: a connection's second address pair to its first.
+    aliases: LruCache<FlowId, FlowId, FxBuildHasher>,
+    /// In captures: who sent a SYN with this number to this endpoint, and when.
+    syns: LruCache<(u32, SocketAddr), (FlowId, Time), FxBuildHasher>,
+    timers: BinaryHeap<Reverse<(Time, FlowId)>>,
+    now: Time,
+    loss: LossCounts,
+}
+
+impl FlowTable {
+    pub fn new(limits: Limits, hasher: Hasher) -> Self {
+        let size = |entries: usize| NonZeroUsize::new(entries).unwrap_or(NonZeroUsize::MIN);
+        let nat = size(MAX_NAT.min(limits.flows));
+        Self {
+            limits,
+            hasher,
+            // Unbounded to the cache, so that it takes no room before it is needed: `reach` keeps the bound and counts.
+            flows: LruCache::unbounded_with_hasher(FxBuildHasher),
+            aliases: LruCache::with_hasher(nat, FxBuildHasher),
+            syns: LruCache::with_hasher(nat, FxBuildHasher),
+            timers: BinaryHeap::new(),
+            now: Time(0),
+            loss: LossCounts::default(),
+        }
+    }
+
+    /// What could not be read or kept, since the start: `unparsed`, `truncated`, `evicted`.
+    pub fn loss(&self) -> LossCounts {
+        self.loss
+    }
+
+    /// Connections that are held at the moment.
+    pub fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// Takes an event in. Events that are no flow's concern are passed over.
+    pub fn handle(&mut self, event: &Event, out: &mut Vec<Fact>) {
+        if let Some(time) = event.time() {
+            self.advance(time, out);
+        }
+        match event {
+            Event::Connect(event) => {
+                let id = event.flow;
+                if self.flows.peek(&id).is_some_and(|flow| flow.has_failed_attempt()) {
+                    self.settle(id, true, out);
+                }
+                self.reach(id, event.time, event.remote, |flow, _| flow.connect(event));
+                self.settle(id, false, out);
+            }
+            Event::ConnectReturned(event) => {
+                if let Some(flow) = self.flows.get_mut(&event.flow) {
+                    flow.connect_returned(event);
+                    self.settle(event.flow, false, out);
+                }
+            }
+            Event::Socket(event) => {
+                self.reach(event.flow, event.time, event.remote, |flow, _| flow.socket(event));
+                self.settle(event.flow, false, out);
+            }
+            Event::Drop(event) => {
+                let id = self.aliases.peek(&event.flow).copied().unwrap_or(event.flow);
+                self.reach(id, event.time, event.remote, |flow, _| flow.dropped(event, out));
+                self.settle(id, false, out);
+            }
+            Event::Packet(packet) => {
+                let id = self.flow_of(packet, out);
+                self.reach(id, packet.time, packet.remote, |flow, context| {
+                    flow.packet(packet, context)
+                });
+                self.settle(id, false, out);
+            }
+            Event::Process { .. } | Event::Interface(_) | Event::Loss(_) | Event::Record(_) => {}
+        }
+    }
+
+    /// Lets time pass: gives what is decided by silence.
+    pub fn advance(&mut self, now: Time, out: &mut Vec<Fact>) {
+        self.now = self.now.max(now);
+        while let Some(&Reverse((due, id))) = self.timers.peek() {
+            if due > self.now {
+                break;
+            }
+            self.timers.pop();
+            // An entry that was overtaken by an earlier one means nothing any more.
+            if let Some(flow) = self.flows.peek_mut(&id).filter(|flow| flow.scheduled == Some(due)) {
+                flow.scheduled = None;
+                self.settle(id, false, out);
+            }
+        }
+    }
+
+    /// Nothing more will come: gives all that is left, as open where nothing decides it.
+    pub fn finish(&mut self, now: Time, out: &mut Vec<Fact>) {
+        self.advance(now, out);
+        while let Some((id, mut flow)) = self.flows.pop_lru() {
+            let mut context = Context {
+                limits: &self.limits,
+                hasher: &self.hasher,
+                loss: &mut self.loss,
+            };
+            flow.settle(self.now, true, &mut context, out);
+            self.aliases.pop(&id);
+        }
+        self.timers.clear();
+    }
+
+    /// The flow that a packet belongs to. In captures a connection may show under two address pairs, or a new one under an old pair.
+    fn flow_of(&mut self, packet: &Packet, out: &mut Vec<Fact>) -> FlowId {
+        let id = packet.flow;
+        if packet.vantage != Vantage::Capture || matches!(id, FlowId::Cookie(_)) {
+            return id;
+        }
+        let first = packet.icmp.is_none()
+            && packet.direction == Direction::Request
+            && packet.tcp_flags & (Packet::SYN | Packet::RST) == Packet::SYN;
+        if !first {
+            return self.aliases.get(&id).copied().unwrap_or(id);
+        }
+        let syn = (packet.seq, packet.remote);
+        match self.syns.get(&syn).copied() {
+            Some((known, _)) if known == id => {}
+            Some((known, time)) if packet.time.since(time) < NAT_NS || self.aliases.peek(&id) == Some(&known) => {
+                self.aliases.put(id, known);
+                return known;
+            }
+            _ => {
+                self.syns.put(syn, (id, packet.time));
+            }
+        }
+        self.aliases.pop(&id);
+        let reused = self
+            .flows
+            .peek(&id)
+            .is_some_and(|flow| flow.isn().is_some_and(|isn| isn != Seq(packet.seq)));
+        if reused {
+            self.settle(id, true, out);
+            self.flows.pop(&id);
+        }
+        id
+    }
+
+    fn reach(&mut self, id: FlowId, time: Time, remote: SocketAddr, act: impl FnOnce(&mut Flow, &mut Context<'_>)) {
+        if !self.flows.contains(&id) && self.flows.len() >= self.limits.flows {
+            let evicted = self.flows.pop_lru();
+            self.loss.evicted += u64::from(evicted.is_some_and(|(_, flow)| flow.is_busy()));
+        }
+        let limits = &self.limits;
+        let flow = self
+            .flows
+            .get_or_insert_mut(id, || Box::new(Flow::new(id, time, remote, limits)));
+        let mut context = Context {
+            limits,
+            hasher: &self.hasher,
+            loss: &mut self.loss,
+        };
+        act(flow, &mut context);
+    }
+
+    fn settle(&mut self, id: FlowId, last: bool, out: &mut Vec<Fact>) {
+        let Some(flow) = self.flows.peek_mut(&id) else { return };
+        let mut context = Context {
+            limits: &self.limits,
+            hasher: &self.hasher,
+            loss: &mut self.loss,
+        };
+        let Some(due) = flow.settle(self.now, last, &mut context, out) else {
+            self.flows.pop(&id);
+            return;
+        };
+        // One live entry a flow: only an earlier date needs a new one.
+        if flow.scheduled.is_none_or(|scheduled| due < scheduled) {
+            flow.scheduled = Some(due);
+            self.timers.push(Reverse((due, id)));
+        }
+        self.trim_timers();
+    }
+
+    /// Overtaken entries are left in the heap until their time comes; this keeps them from outnumbering the flows.
+    fn trim_timers(&mut self) {
+        if self.timers.len() > 1024 + 4 * self.flows.len() {
+            let flows = &self.flows;
+            self.timers
+                .retain(|Reverse((due, id))| flows.peek(id).is_some_and(|flow| flow.scheduled == Some(*due)));
+        }
+    }
+}

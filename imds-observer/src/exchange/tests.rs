@@ -1,0 +1,1240 @@
+//! Handmade packets, as the kernel programs and captures show them.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::*;
+use crate::imds::Hasher;
+use crate::record::{ConnectOutcome, ExchangeOutcome, ImdsVersion, SECOND, Time};
+use crate::source::{
+    ConnectAttempt, ConnectResult, Direction, Event, FlowId, IcmpError, Packet, PacketDrop, ProcessKey, Sender,
+    SocketChange, SocketState, Vantage,
+};
+
+const MS: u64 = 1_000_000;
+const T0: u64 = 1_700_000_000 * SECOND;
+const ISN: u32 = u32::MAX - 20;
+const SERVER_ISN: u32 = u32::MAX - 5;
+const ACK: u8 = Packet::ACK;
+const PUT: &str = "PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 21600\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK";
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: S3CR3TS3CR3TS3CR3T\r\n\r\n")
+}
+
+/// A connection, told packet by packet.
+struct World {
+    table: FlowTable,
+    facts: Vec<Fact>,
+    flow: FlowId,
+    local: SocketAddr,
+    remote: SocketAddr,
+    vantage: Vantage,
+    ms: u64,
+}
+
+impl World {
+    fn live() -> Self {
+        Self::new(FlowId::Cookie(0x42), Vantage::Socket)
+    }
+
+    fn capture() -> Self {
+        let (local, remote) = (address("10.0.1.5:43122"), address("169.254.169.254:80"));
+        Self::new(FlowId::Addresses { local, remote }, Vantage::Capture)
+    }
+
+    fn new(flow: FlowId, vantage: Vantage) -> Self {
+        Self {
+            table: FlowTable::new(Limits::default(), Hasher::with_salt(1, 2)),
+            facts: Vec::new(),
+            flow,
+            local: address("10.0.1.5:43122"),
+            remote: address("169.254.169.254:80"),
+            vantage,
+            ms: 0,
+        }
+    }
+
+    fn time(&self) -> Time {
+        Time(T0 + self.ms * MS)
+    }
+
+    fn at(&mut self, ms: u64) -> &mut Self {
+        self.ms = ms;
+        self
+    }
+
+    fn sender() -> Sender {
+        Sender {
+            key: ProcessKey {
+                start_time_ns: 1,
+                tgid: 77,
+                exec_id: 1,
+            },
+            tid: 78,
+            cgroup_id: 9,
+            netns: 1,
+        }
+    }
+
+    fn send(&mut self, event: &Event) -> &mut Self {
+        self.table.handle(event, &mut self.facts);
+        self
+    }
+
+    fn raw(&self, direction: Direction, flags: u8, seq: u32, ack: u32, data: &[u8]) -> Packet {
+        Packet {
+            time: self.time(),
+            vantage: self.vantage,
+            flow: self.flow,
+            direction,
+            local: self.local,
+            remote: self.remote,
+            sender: (self.vantage == Vantage::Socket && direction == Direction::Request).then(Self::sender),
+            seq,
+            ack,
+            tcp_flags: flags,
+            ttl: if direction == Direction::Request { 64 } else { 255 },
+            payload_len: data.len() as u32,
+            data: Bytes::copy_from_slice(data),
+            cut: false,
+            retransmit: false,
+            icmp: None,
+            ifindex: 2,
+        }
+    }
+
+    /// A client's packet at offset `at` of its bytes, when it has `got` bytes of the server's.
+    fn client(&mut self, flags: u8, at: u32, got: u32, data: &str) -> &mut Self {
+        let seq = ISN.wrapping_add(1).wrapping_add(at);
+        let packet = self.raw(
+            Direction::Request,
+            flags,
+            seq,
+            SERVER_ISN.wrapping_add(1).wrapping_add(got),
+            data.as_bytes(),
+        );
+        self.both(packet)
+    }
+
+    /// A client's packet as the socket and, live, then the uplink see it.
+    fn both(&mut self, packet: Packet) -> &mut Self {
+        let mut wire = packet.clone();
+        self.send(&Event::Packet(packet));
+        if self.vantage == Vantage::Socket {
+            wire.vantage = Vantage::Uplink;
+            wire.sender = None;
+            wire.ttl -= 1;
+            wire.data = Bytes::new();
+            wire.local = address("192.168.0.10:5000");
+            self.send(&Event::Packet(wire));
+        }
+        self
+    }
+
+    fn server_packet(&self, flags: u8, at: u32, got: u32, data: &str, ttl: u8) -> Packet {
+        let seq = SERVER_ISN.wrapping_add(1).wrapping_add(at);
+        let ack = ISN.wrapping_add(1).wrapping_add(got);
+        let mut packet = self.raw(Direction::Response, flags, seq, ack, data.as_bytes());
+        packet.ttl = ttl;
+        packet
+    }
+
+    /// A server's packet that arrives and is delivered.
+    fn server(&mut self, flags: u8, at: u32, got: u32, data: &str) -> &mut Self {
+        if self.vantage == Vantage::Socket {
+            self.arrives(flags, at, got, data, 255);
+        }
+        let ttl = if self.vantage == Vantage::Socket { 254 } else { 255 };
+        let packet = self.server_packet(flags, at, got, data, ttl);
+        self.send(&Event::Packet(packet))
+    }
+
+    /// A server's packet that only the uplink sees.
+    fn arrives(&mut self, flags: u8, at: u32, got: u32, data: &str, ttl: u8) -> &mut Self {
+        let mut packet = self.server_packet(flags, at, got, data, ttl);
+        if packet.vantage == Vantage::Socket {
+            packet.vantage = Vantage::Uplink;
+            packet.local = address("192.168.0.10:5000");
+        }
+        self.send(&Event::Packet(packet))
+    }
+
+    fn handshake(&mut self) -> &mut Self {
+        let mut syn = self.raw(Direction::Request, Packet::SYN, ISN, 0, b"");
+        syn.time = self.time();
+        self.both(syn);
+        let syn_ack = self.raw(
+            Direction::Response,
+            Packet::SYN | ACK,
+            SERVER_ISN,
+            ISN.wrapping_add(1),
+            b"",
+        );
+        let mut wire = syn_ack.clone();
+        if self.vantage == Vantage::Socket {
+            wire.vantage = Vantage::Uplink;
+            self.send(&Event::Packet(wire));
+        }
+        self.send(&Event::Packet(syn_ack));
+        self.client(ACK, 0, 0, "")
+    }
+
+    fn syn(&mut self) -> &mut Self {
+        let packet = self.raw(Direction::Request, Packet::SYN, ISN, 0, b"");
+        self.send(&Event::Packet(packet))
+    }
+
+    fn connect(&mut self) -> &mut Self {
+        let event = Event::Connect(ConnectAttempt {
+            time: self.time(),
+            flow: self.flow,
+            remote: self.remote,
+            sender: Self::sender(),
+        });
+        self.send(&event)
+    }
+
+    fn returned(&mut self, errno: i32) -> &mut Self {
+        let event = Event::ConnectReturned(ConnectResult {
+            time: self.time(),
+            flow: self.flow,
+            errno,
+        });
+        self.send(&event)
+    }
+
+    fn socket(&mut self, state: SocketState, error: u32) -> &mut Self {
+        let event = Event::Socket(SocketChange {
+            time: self.time(),
+            flow: self.flow,
+            state,
+            error,
+            local: self.local,
+            remote: self.remote,
+        });
+        self.send(&event)
+    }
+
+    fn dropped(
+        &mut self,
+        direction: Direction,
+        seq: u32,
+        len: u32,
+        flags: u8,
+        reason: &str,
+        location: &str,
+    ) -> &mut Self {
+        let event = Event::Drop(PacketDrop {
+            time: self.time(),
+            flow: self.flow,
+            local: self.local,
+            remote: self.remote,
+            direction,
+            sender: None,
+            seq,
+            payload_len: len,
+            tcp_flags: flags,
+            ttl: 1,
+            reason: Some(reason.into()),
+            location: Some(location.into()),
+            netns: 5,
+        });
+        self.send(&event)
+    }
+
+    fn wait(&mut self, ms: u64) -> &mut Self {
+        self.ms = ms;
+        self.table.advance(self.time(), &mut self.facts);
+        self
+    }
+
+    fn end(&mut self) -> &mut Self {
+        let now = self.time();
+        self.table.finish(now, &mut self.facts);
+        self
+    }
+
+    fn exchanges(&self) -> Vec<&ExchangeFacts> {
+        self.facts
+            .iter()
+            .filter_map(|fact| {
+                if let Fact::Exchange(exchange) = fact {
+                    Some(exchange)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    fn only(&self) -> &ExchangeFacts {
+        let exchanges = self.exchanges();
+        assert_eq!(exchanges.len(), 1, "{:#?}", self.facts);
+        exchanges[0]
+    }
+
+    fn connects(&self) -> Vec<&ConnectFacts> {
+        self.facts
+            .iter()
+            .filter_map(|fact| {
+                if let Fact::Connect(connect) = fact {
+                    Some(connect)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    fn failure(&self) -> &ConnectFacts {
+        let connects = self.connects();
+        assert_eq!(connects.len(), 1, "{:#?}", self.facts);
+        connects[0]
+    }
+}
+
+fn len(text: &str) -> u32 {
+    text.len() as u32
+}
+
+#[test]
+fn healthy_live() {
+    let mut world = World::live();
+    world.connect().handshake().at(1).client(ACK, 0, 0, PUT);
+    assert!(world.facts.is_empty());
+    world.at(3).server(ACK, 0, len(PUT), OK);
+    let exchange = world.only();
+    assert_eq!(exchange.outcome, ExchangeOutcome::Answered);
+    assert_eq!(exchange.time, Time(T0 + MS));
+    assert_eq!(exchange.sender, Some(World::sender()));
+    assert_eq!(exchange.connection.id, "42");
+    assert_eq!(
+        exchange.connection.local.as_deref(),
+        Some("10.0.1.5:43122"),
+        "before NAT"
+    );
+    assert_eq!(exchange.connection.exchange, 1);
+    assert_eq!(exchange.request.imds_version, Some(ImdsVersion::Token));
+    assert_eq!(exchange.request.ttl, Some(63), "as on the wire");
+    let response = exchange.response.as_ref().unwrap();
+    assert_eq!(
+        (response.status, response.ttl, response.delivered),
+        (Some(200), Some(255), Some(true))
+    );
+    assert_eq!((exchange.latency_ns, exchange.waited_ns), (Some(2 * MS), Some(2 * MS)));
+    assert_eq!(exchange.connect_ns, Some(0));
+    world
+        .client(ACK | Packet::FIN, len(PUT), 100, "")
+        .socket(SocketState::Closed, 0)
+        .wait(60_000);
+    assert_eq!(world.facts.len(), 1);
+    assert!(world.table.is_empty(), "closed flows are forgotten");
+}
+
+#[test]
+fn lost_token_response_live() {
+    let mut world = World::live();
+    world.handshake().at(1).client(ACK, 0, 0, PUT);
+    for ms in [2, 202, 642] {
+        world.at(ms).arrives(ACK, 0, len(PUT), OK, 1);
+        let seq = SERVER_ISN.wrapping_add(1);
+        world.dropped(Direction::Response, seq, 15, ACK, "IP_INHDR", "ip_forward");
+    }
+    assert!(world.exchanges().is_empty());
+    world.at(1001).client(ACK | Packet::FIN, len(PUT), 0, "");
+    let exchange = world.only();
+    assert_eq!(exchange.outcome, ExchangeOutcome::Lost);
+    assert_eq!((exchange.latency_ns, exchange.waited_ns), (Some(MS), Some(1000 * MS)));
+    let response = exchange.response.as_ref().unwrap();
+    assert_eq!(
+        (response.status, response.ttl, response.delivered),
+        (Some(200), Some(1), Some(false))
+    );
+    assert_eq!(response.retransmits, 2);
+    let drops = world
+        .facts
+        .iter()
+        .filter(|fact| matches!(fact, Fact::Drop(drop) if drop.ttl == Some(1) && drop.netns == Some(5)));
+    assert_eq!(drops.count(), 3);
+    world.at(1502).arrives(ACK, 0, len(PUT), OK, 1).wait(60_000).end();
+    assert_eq!(world.exchanges().len(), 1, "told once");
+}
+
+#[test]
+fn lost_without_any_sign_of_the_client() {
+    let mut world = World::live();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .at(2)
+        .arrives(ACK, 0, len(PUT), OK, 1);
+    world.wait(20_001);
+    assert!(world.exchanges().is_empty());
+    world.wait(20_003);
+    assert_eq!(world.only().outcome, ExchangeOutcome::Lost);
+    assert_eq!(world.only().waited_ns, None);
+}
+
+#[test]
+fn delivery_told_before_the_wire() {
+    let mut world = World::live();
+    world.handshake().at(1).client(ACK, 0, 0, PUT).at(2);
+    let delivered = world.server_packet(ACK, 0, len(PUT), OK, 254);
+    world.send(&Event::Packet(delivered));
+    assert!(world.exchanges().is_empty(), "the wire's TTL may still come");
+    world.arrives(ACK, 0, len(PUT), OK, 255);
+    assert_eq!(world.only().response.as_ref().unwrap().ttl, Some(255));
+}
+
+#[test]
+fn delivery_told_after_the_client_left() {
+    let mut world = World::live();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .at(2)
+        .arrives(ACK, 0, len(PUT), OK, 255);
+    world.client(ACK | Packet::FIN, len(PUT), 0, "").at(3);
+    let delivered = world.server_packet(ACK, 0, len(PUT), OK, 254);
+    world.send(&Event::Packet(delivered));
+    assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
+}
+
+#[test]
+fn socket_alone_is_enough() {
+    let mut world = World::live();
+    let request = world.raw(Direction::Request, ACK, 100, 900, PUT.as_bytes());
+    let mut response = world.raw(Direction::Response, ACK, 900, 100 + len(PUT), OK.as_bytes());
+    response.ttl = 7;
+    world.send(&Event::Packet(request)).send(&Event::Packet(response));
+    let exchange = world.only();
+    assert_eq!(
+        (exchange.request.ttl, exchange.response.as_ref().unwrap().ttl),
+        (Some(64), Some(7))
+    );
+}
+
+#[rstest]
+#[case::client_gives_up("fin", ExchangeOutcome::Closed, true)]
+#[case::client_resets("rst", ExchangeOutcome::Closed, true)]
+#[case::server_resets("server rst", ExchangeOutcome::Reset, true)]
+#[case::server_closes("server fin", ExchangeOutcome::Unanswered, true)]
+#[case::silence("silence", ExchangeOutcome::Unanswered, false)]
+#[case::observer_stops("end", ExchangeOutcome::Open, false)]
+fn no_answer(
+    #[case] how: &str,
+    #[case] outcome: ExchangeOutcome,
+    #[case] client_knows: bool,
+    #[values(true, false)] live: bool,
+) {
+    let mut world = if live { World::live() } else { World::capture() };
+    world.handshake().at(1).client(ACK, 0, 0, PUT).at(301);
+    match how {
+        "fin" => world.client(ACK | Packet::FIN, len(PUT), 0, "").wait(5000),
+        "rst" => world.client(ACK | Packet::RST, len(PUT), 0, "").wait(400),
+        "server rst" => world.server(ACK | Packet::RST, 0, len(PUT), "").wait(400),
+        "server fin" => world.server(ACK | Packet::FIN, 0, len(PUT), "").wait(500),
+        "silence" => world.wait(21_000),
+        _ => world.end(),
+    };
+    let exchange = world.only();
+    let waited = client_knows.then_some(300 * MS);
+    assert_eq!(
+        (exchange.outcome, exchange.waited_ns, exchange.latency_ns),
+        (outcome, waited, None)
+    );
+    assert_eq!(exchange.response, None);
+}
+
+#[test]
+fn half_closed_clients_still_read() {
+    let mut world = World::live();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK | Packet::FIN, 0, 0, PUT)
+        .at(500)
+        .server(ACK, 0, len(PUT) + 1, OK);
+    assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
+}
+
+#[test]
+fn keep_alive() {
+    let mut world = World::live();
+    world.handshake();
+    let (mut sent, mut got) = (0, 0);
+    for number in 1..=5_u32 {
+        let request = get(&format!("/latest/meta-data/{number}"));
+        world.at(u64::from(number) * 10).client(ACK, sent, got, &request);
+        sent += len(&request);
+        world.at(u64::from(number) * 10 + 1).server(ACK, got, sent, OK);
+        got += 300;
+        let exchanges = world.exchanges();
+        let exchange = exchanges.last().unwrap();
+        assert_eq!(exchanges.len(), number as usize);
+        assert_eq!(exchange.connection.exchange, number);
+        assert_eq!(exchange.request.path, Some(format!("/latest/meta-data/{number}")));
+        assert_eq!(exchange.latency_ns, Some(MS));
+        assert_eq!(exchange.connect_ns.is_some(), number == 1);
+    }
+}
+
+#[test]
+fn pipelined() {
+    let mut world = World::live();
+    let (one, two) = (get("/latest/meta-data/1"), get("/latest/meta-data/2"));
+    world.handshake().at(1).client(ACK, 0, 0, &format!("{one}{two}"));
+    let asked = len(&one) + len(&two);
+    world
+        .at(2)
+        .server(ACK, 0, asked, OK)
+        .at(3)
+        .server(ACK, 200, asked, "HTTP/1.1 404 Not");
+    let status: Vec<_> = world
+        .exchanges()
+        .iter()
+        .map(|exchange| exchange.response.as_ref().unwrap().status)
+        .collect();
+    assert_eq!(status, [Some(200), Some(404)]);
+}
+
+#[test]
+fn answers_hidden_behind_another_are_not_called_missing() {
+    let mut world = World::live();
+    let (one, two) = (get("/latest/meta-data/1"), get("/latest/meta-data/2"));
+    world.handshake().at(1).client(ACK, 0, 0, &format!("{one}{two}"));
+    world
+        .at(2)
+        .server(ACK, 0, len(&one) + len(&two), OK)
+        .at(9)
+        .client(ACK | Packet::FIN, 0, 0, "")
+        .wait(5000);
+    assert_eq!(world.only().request.path.as_deref(), Some("/latest/meta-data/1"));
+    assert_eq!(world.table.loss().truncated, 1);
+}
+
+#[test]
+fn long_heads_in_several_events() {
+    let mut world = World::live();
+    let filler = "x".repeat(3000);
+    let head = format!("GET / HTTP/1.1\r\nX-Filler: {filler}\r\nX-AWS-EC2-Metadata-Token : S3CR3T\r\n\r\n");
+    world.handshake().at(1);
+    for (at, part) in head.as_bytes().chunks(512).enumerate() {
+        let mut packet = world.raw(
+            Direction::Request,
+            ACK,
+            ISN.wrapping_add(1 + at as u32 * 512),
+            SERVER_ISN.wrapping_add(1),
+            part,
+        );
+        packet.payload_len = len(&head) - at as u32 * 512;
+        world.send(&Event::Packet(packet));
+    }
+    world.server(ACK, 0, len(&head), OK);
+    assert_eq!(world.only().request.imds_version, Some(ImdsVersion::V2));
+    assert!(world.only().request.token.is_some());
+    assert_eq!(world.table.loss(), crate::record::LossCounts::default());
+}
+
+#[test]
+fn cut_heads_say_what_they_show() {
+    let mut world = World::live();
+    world.handshake().at(1);
+    let mut packet = world.raw(
+        Direction::Request,
+        ACK,
+        ISN.wrapping_add(1),
+        SERVER_ISN.wrapping_add(1),
+        b"GET /latest/user-data HTTP/1.1\r\nX-F: xx",
+    );
+    packet.payload_len = 9000;
+    packet.cut = true;
+    world.send(&Event::Packet(packet)).server(ACK, 0, 9000, OK);
+    assert_eq!(world.only().request.path.as_deref(), Some("/latest/user-data"));
+    assert_eq!(world.only().request.imds_version, None);
+    assert_eq!(world.table.loss().truncated, 1);
+    let next = get("/latest/meta-data/");
+    world
+        .at(9)
+        .client(ACK, 9000, 300, &next)
+        .server(ACK, 300, 9000 + len(&next), OK);
+    assert_eq!(world.exchanges()[1].request.imds_version, Some(ImdsVersion::V2));
+}
+
+#[test]
+fn what_is_no_http() {
+    let mut world = World::live();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, "\u{16}\u{3}\u{1}hello")
+        .at(2)
+        .server(ACK, 0, 8, "HTTP/1.1 400 Bad");
+    let exchange = world.only();
+    assert_eq!(
+        (&exchange.request.method, exchange.request.imds_version),
+        (&None, Some(ImdsVersion::Other))
+    );
+    assert_eq!(world.table.loss().unparsed, 1);
+}
+
+#[test]
+fn a_body_is_no_request() {
+    let mut world = World::live();
+    let put = "PUT /latest/api/token HTTP/1.1\r\nContent-Length: 14\r\n\r\nGET / HTTP/1.1";
+    world
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, put)
+        .server(ACK, 0, len(put), OK);
+    let next = get("/latest/");
+    world
+        .client(ACK, len(put), 200, &next)
+        .server(ACK, 200, len(put) + len(&next), OK)
+        .end();
+    assert_eq!(world.exchanges().len(), 2);
+}
+
+#[test]
+fn continue_is_no_answer() {
+    let mut world = World::live();
+    world
+        .handshake()
+        .client(ACK, 0, 0, PUT)
+        .server(ACK, 0, len(PUT), "HTTP/1.1 100 Con");
+    assert!(world.exchanges().is_empty());
+    world.server(ACK, 25, len(PUT), OK);
+    assert_eq!(world.only().response.as_ref().unwrap().status, Some(200));
+}
+
+#[test]
+fn missing_bytes_reset_the_pair() {
+    let mut world = World::live();
+    let request = get("/latest/meta-data/");
+    let (first, second) = request.split_at(20);
+    world.handshake().at(1).client(ACK, 0, 0, first);
+    // A segment between them is never seen, and a whole request may have been in it.
+    world
+        .at(2)
+        .client(ACK, 50, 0, second)
+        .at(3)
+        .client(ACK, 50 + len(second), 0, PUT);
+    world.at(100).server(ACK, 0, 50 + len(second) + len(PUT), OK).end();
+    assert!(world.exchanges().is_empty(), "{:#?}", world.facts);
+    assert!(world.table.loss().truncated > 0);
+}
+
+#[test]
+fn starting_in_mid_stream() {
+    let mut world = World::live();
+    world
+        .client(ACK, 1000, 70, "ta-token: S3CR3TS3CR3T\r\n\r\n")
+        .server(ACK, 70, 1026, OK);
+    world
+        .at(5)
+        .client(ACK, 1026, 300, PUT)
+        .at(6)
+        .server(ACK, 300, 1026 + len(PUT), OK);
+    assert_eq!(world.only().request.imds_version, Some(ImdsVersion::Token));
+}
+
+#[test]
+fn retransmitted_requests_are_counted() {
+    let mut world = World::live();
+    world.handshake().at(1).client(ACK, 0, 0, PUT).at(210);
+    let mut again = world.raw(
+        Direction::Request,
+        ACK,
+        ISN.wrapping_add(1),
+        SERVER_ISN.wrapping_add(1),
+        PUT.as_bytes(),
+    );
+    again.retransmit = true;
+    world.both(again).at(220).server(ACK, 0, len(PUT), OK);
+    assert_eq!(world.only().request.retransmits, 1);
+    assert_eq!(world.only().latency_ns, Some(219 * MS));
+}
+
+// Captures.
+
+#[test]
+fn healthy_capture() {
+    let mut world = World::capture();
+    let response = "HTTP/1.1 200 OK\r\nServer: EC2ws\r\nContent-Length: 56\r\n\r\n";
+    world
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .at(2)
+        .server(ACK, 0, len(PUT), response);
+    assert!(world.exchanges().is_empty(), "not acknowledged yet");
+    world.at(3).client(ACK, len(PUT), len(response) + 56, "");
+    let exchange = world.only();
+    let response = exchange.response.as_ref().unwrap();
+    assert_eq!(response.server.as_deref(), Some("EC2ws"));
+    assert_eq!((response.via_proxy, response.delivered), (Some(false), Some(true)));
+    assert_eq!((exchange.latency_ns, exchange.waited_ns), (Some(MS), Some(MS)));
+}
+
+#[rstest]
+#[case::icmp(true, 1)]
+#[case::repeated(false, 3)]
+fn lost_token_response_in_a_capture(#[case] icmp: bool, #[case] times: u64) {
+    let mut world = World::capture();
+    world.handshake().at(1).client(ACK, 0, 0, PUT);
+    for at in 0..times {
+        world
+            .at(2 + at * 200)
+            .arrives(ACK, 0, len(PUT), "HTTP/1.1 200 OK\r\n\r\n", 1);
+        if icmp {
+            let mut quote = world.server_packet(ACK, 0, len(PUT), "", 1);
+            quote.direction = Direction::Request;
+            quote.icmp = Some(IcmpError {
+                v6: false,
+                kind: 11,
+                code: 0,
+            });
+            world.send(&Event::Packet(quote));
+        }
+    }
+    world.at(1001).client(ACK | Packet::FIN, len(PUT), 0, "");
+    let exchange = world.only();
+    assert_eq!(
+        (exchange.outcome, exchange.waited_ns),
+        (ExchangeOutcome::Lost, Some(1000 * MS))
+    );
+    let response = exchange.response.as_ref().unwrap();
+    assert_eq!(
+        (response.ttl, response.delivered, u64::from(response.retransmits)),
+        (Some(1), Some(false), times - 1)
+    );
+}
+
+#[test]
+fn a_capture_that_ends_too_soon_says_null() {
+    let mut world = World::capture();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .at(2)
+        .server(ACK, 0, len(PUT), "HTTP/1.1 200 OK\r\n\r\n")
+        .end();
+    assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
+    assert_eq!(world.only().response.as_ref().unwrap().delivered, None);
+}
+
+/// tcpdump -i any on a node: the pod's side and, behind NAT, the uplink's.
+#[test]
+fn both_sides_of_nat_are_one_connection() {
+    let mut world = World::capture();
+    let (pod, node) = (address("10.0.1.5:43122"), address("192.168.0.10:6000"));
+    let side = |world: &mut World, local: SocketAddr| {
+        world.local = local;
+        world.flow = FlowId::Addresses {
+            local,
+            remote: world.remote,
+        };
+    };
+    let each = |world: &mut World, ttls: [(SocketAddr, u8); 2], packet: Packet| {
+        for (local, ttl) in ttls {
+            side(world, local);
+            let mut packet = packet.clone();
+            packet.local = local;
+            packet.flow = world.flow;
+            packet.ttl = ttl;
+            world.send(&Event::Packet(packet));
+        }
+    };
+    let out = [(pod, 64), (node, 63)];
+    let back = [(node, 255), (pod, 254)];
+    let first = SERVER_ISN.wrapping_add(1);
+    let syn = world.raw(Direction::Request, Packet::SYN, ISN, 0, b"");
+    each(&mut world, out, syn);
+    let syn_ack = world.raw(
+        Direction::Response,
+        Packet::SYN | ACK,
+        SERVER_ISN,
+        ISN.wrapping_add(1),
+        b"",
+    );
+    each(&mut world, back, syn_ack);
+    world.at(1);
+    let put = world.raw(Direction::Request, ACK, ISN.wrapping_add(1), first, PUT.as_bytes());
+    each(&mut world, out, put);
+    let ok = world.raw(
+        Direction::Response,
+        ACK,
+        first,
+        ISN.wrapping_add(1 + len(PUT)),
+        b"HTTP/1.1 200 OK\r\n\r\n",
+    );
+    each(&mut world, back, ok);
+    let ack = world.raw(
+        Direction::Request,
+        ACK,
+        ISN.wrapping_add(1 + len(PUT)),
+        first.wrapping_add(19),
+        b"",
+    );
+    each(&mut world, out, ack);
+    let exchange = world.only();
+    assert_eq!(exchange.connection.local.as_deref(), Some("10.0.1.5:43122"));
+    assert_eq!((exchange.request.ttl, exchange.request.retransmits), (Some(63), 0));
+    let response = exchange.response.as_ref().unwrap();
+    assert_eq!((response.ttl, response.retransmits), (Some(255), 0));
+    world.end();
+    assert_eq!(world.facts.len(), 1);
+}
+
+#[test]
+fn a_port_used_again_is_another_connection() {
+    let mut world = World::capture();
+    world.handshake().at(1).client(ACK, 0, 0, PUT).at(2);
+    let syn = world.raw(Direction::Request, Packet::SYN, 5_000_000, 0, b"");
+    world.at(1000).send(&Event::Packet(syn));
+    assert_eq!(world.only().outcome, ExchangeOutcome::Open);
+    let put = world.raw(Direction::Request, ACK, 5_000_001, 77, PUT.as_bytes());
+    world.send(&Event::Packet(put)).end();
+    let exchanges = world.exchanges();
+    assert_ne!(exchanges[0].connection.id, exchanges[1].connection.id);
+    assert_eq!(exchanges[1].connection.exchange, 1);
+}
+
+// Attempts.
+
+#[rstest]
+#[case(libc::ECONNREFUSED, ConnectOutcome::Refused)]
+#[case(libc::ENETUNREACH, ConnectOutcome::NoRoute)]
+#[case(libc::EINVAL, ConnectOutcome::NoRoute)]
+#[case(libc::EHOSTUNREACH, ConnectOutcome::HostUnreachable)]
+#[case(libc::EPERM, ConnectOutcome::Denied)]
+#[case(libc::EACCES, ConnectOutcome::Denied)]
+#[case(libc::ETIMEDOUT, ConnectOutcome::Timeout)]
+#[case(libc::EADDRNOTAVAIL, ConnectOutcome::Error)]
+fn errnos(#[case] errno: i32, #[case] outcome: ConnectOutcome) {
+    let mut world = World::live();
+    world
+        .connect()
+        .at(1)
+        .socket(SocketState::SynSent, 0)
+        .socket(SocketState::Closed, 0)
+        .returned(errno)
+        .wait(200);
+    let failure = world.failure();
+    assert_eq!(
+        (failure.outcome, failure.errno, failure.elapsed_ns),
+        (outcome, Some(errno), MS)
+    );
+    assert_eq!(failure.sender, Some(World::sender()));
+    world.wait(200_000).end();
+    assert_eq!(world.facts.len(), 1);
+}
+
+#[test]
+fn refused_by_the_server() {
+    let mut world = World::live();
+    world
+        .connect()
+        .syn()
+        .returned(libc::EINPROGRESS)
+        .at(1)
+        .server(ACK | Packet::RST, 0, 0, "");
+    world
+        .socket(SocketState::ErrorReport, libc::ECONNREFUSED as u32)
+        .socket(SocketState::Closed, 0)
+        .wait(200);
+    let failure = world.failure();
+    assert_eq!(
+        (failure.outcome, failure.errno),
+        (ConnectOutcome::Refused, Some(libc::ECONNREFUSED))
+    );
+    assert_eq!(failure.syns, 1);
+}
+
+#[test]
+fn neighbour_that_never_answers() {
+    let mut world = World::live();
+    world
+        .connect()
+        .syn()
+        .returned(libc::EINPROGRESS)
+        .at(2000)
+        .socket(SocketState::Closed, 0);
+    world
+        .at(3050)
+        .dropped(
+            Direction::Request,
+            ISN,
+            0,
+            Packet::SYN,
+            "NEIGH_FAILED",
+            "neigh_invalidate",
+        )
+        .wait(3051);
+    let failure = world.failure();
+    assert_eq!(failure.outcome, ConnectOutcome::Timeout);
+    assert_eq!(failure.dropped.as_deref(), Some("NEIGH_FAILED@neigh_invalidate"));
+    assert_eq!(failure.elapsed_ns, 2000 * MS);
+    assert!(world.facts.iter().any(|fact| matches!(fact, Fact::Drop(_))));
+    world.wait(60_000).end();
+    assert_eq!(world.connects().len(), 1);
+}
+
+#[test]
+fn silence() {
+    let mut world = World::live();
+    world.connect();
+    for ms in [0, 1000, 3000] {
+        let mut syn = world.at(ms).raw(Direction::Request, Packet::SYN, ISN, 0, b"");
+        syn.retransmit = ms > 0;
+        world.both(syn);
+    }
+    world.at(5000).socket(SocketState::Closed, 0).wait(5100);
+    let failure = world.failure();
+    assert_eq!((failure.outcome, failure.errno), (ConnectOutcome::Timeout, None));
+    assert_eq!((failure.syns, failure.wire_syns), (3, 3));
+    assert_eq!(failure.elapsed_ns, 5000 * MS);
+}
+
+#[test]
+fn a_socket_that_tries_twice_fails_twice() {
+    let mut world = World::live();
+    world
+        .connect()
+        .at(1)
+        .returned(libc::ECONNREFUSED)
+        .at(2)
+        .connect()
+        .at(3)
+        .returned(libc::ECONNREFUSED)
+        .wait(500)
+        .end();
+    assert_eq!(world.connects().len(), 2);
+}
+
+#[test]
+fn asking_again_how_it_went_is_no_new_attempt() {
+    let mut world = World::live();
+    world
+        .connect()
+        .syn()
+        .returned(libc::EINPROGRESS)
+        .at(1)
+        .connect()
+        .returned(libc::EALREADY)
+        .at(2)
+        .handshake();
+    world
+        .connect()
+        .returned(libc::EISCONN)
+        .client(ACK, 0, 0, PUT)
+        .server(ACK, 0, len(PUT), OK)
+        .end();
+    assert_eq!(world.facts.len(), 1, "{:#?}", world.facts);
+    assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
+}
+
+#[test]
+fn denied_behind_the_socket() {
+    let mut world = World::live();
+    world.connect().syn().dropped(
+        Direction::Request,
+        ISN,
+        0,
+        Packet::SYN,
+        "BPF_CGROUP_EGRESS",
+        "__ip_finish_output",
+    );
+    world.at(1000).socket(SocketState::Closed, 0).wait(1200);
+    assert_eq!(
+        world.failure().dropped.as_deref(),
+        Some("BPF_CGROUP_EGRESS@__ip_finish_output")
+    );
+}
+
+#[test]
+fn connect_without_any_other_hook_tells_nothing_by_silence() {
+    let mut world = World::live();
+    world.connect().returned(libc::EINPROGRESS).wait(200_000).end();
+    assert!(world.facts.is_empty());
+}
+
+#[test]
+fn attempts_in_a_capture() {
+    let mut world = World::capture();
+    world.syn().at(1000).syn().wait(9000);
+    let failure = world.failure();
+    assert_eq!(
+        (failure.outcome, failure.syns, failure.elapsed_ns),
+        (ConnectOutcome::Timeout, 2, 1000 * MS)
+    );
+
+    let mut world = World::capture();
+    world.syn().at(1).server(ACK | Packet::RST, 0, 0, "").wait(500).end();
+    assert_eq!(world.failure().outcome, ConnectOutcome::Refused);
+
+    let mut world = World::capture();
+    let mut quote = world.syn().raw(Direction::Request, Packet::SYN, ISN, 0, b"");
+    quote.direction = Direction::Response;
+    quote.icmp = Some(IcmpError {
+        v6: false,
+        kind: 3,
+        code: 1,
+    });
+    world.send(&Event::Packet(quote)).wait(500);
+    let failure = world.failure();
+    assert_eq!(
+        (failure.outcome, failure.icmp.as_deref()),
+        (ConnectOutcome::HostUnreachable, Some("3/1"))
+    );
+}
+
+#[test]
+fn housekeeping_is_no_drop() {
+    let mut world = World::live();
+    world.handshake();
+    for (reason, location) in [
+        ("QUEUE_PURGE", "sk_stream_kill_queues"),
+        ("NOT_SPECIFIED", "sk_stream_kill_queues+0x5"),
+        ("TCP_OLD_DATA", "tcp_data_queue"),
+    ] {
+        world.dropped(Direction::Request, ISN, 5, Packet::FIN, reason, location);
+    }
+    world.dropped(Direction::Request, ISN, 0, ACK, "NETFILTER_DROP", "nft_do_chain");
+    assert!(world.facts.is_empty());
+}
+
+#[test]
+fn bounded_tables() {
+    let limits = Limits {
+        flows: 8,
+        ..Limits::default()
+    };
+    let mut world = World::live();
+    world.table = FlowTable::new(limits, Hasher::with_salt(1, 2));
+    for cookie in 0..100 {
+        world.flow = FlowId::Cookie(cookie);
+        world.handshake().client(ACK, 0, 0, PUT);
+    }
+    assert_eq!(world.table.len(), 8);
+    assert_eq!(world.table.loss().evicted, 92);
+}
+
+// Properties.
+
+fn conversation(vantage: Vantage, requests: &[String], bodies: &[usize]) -> (World, Vec<Packet>) {
+    let world = if vantage == Vantage::Capture {
+        World::capture()
+    } else {
+        World::live()
+    };
+    let (mut sent, mut got) = (0, 0);
+    let mut packets = Vec::new();
+    for (request, body) in requests.iter().zip(bodies) {
+        let request_seq = ISN.wrapping_add(1).wrapping_add(sent);
+        let response_seq = SERVER_ISN.wrapping_add(1).wrapping_add(got);
+        packets.push(world.raw(Direction::Request, ACK, request_seq, response_seq, request.as_bytes()));
+        sent += len(request);
+        let head = format!("HTTP/1.1 200 OK\r\nServer: EC2ws\r\nContent-Length: {body}\r\n\r\n");
+        let data = if vantage == Vantage::Capture {
+            head.as_str()
+        } else {
+            &head[..16]
+        };
+        let ack = ISN.wrapping_add(1).wrapping_add(sent);
+        let mut response = world.raw(Direction::Response, ACK, response_seq, ack, data.as_bytes());
+        response.payload_len = len(&head) + *body as u32;
+        got += response.payload_len;
+        packets.push(response);
+        let end = SERVER_ISN.wrapping_add(1).wrapping_add(got);
+        packets.push(world.raw(Direction::Request, ACK, ack, end, b""));
+    }
+    (world, packets)
+}
+
+/// Cuts a packet at `cuts`; of what has no data only the length is cut.
+fn split(packet: &Packet, cuts: &[usize]) -> Vec<Packet> {
+    let total = packet.payload_len as usize;
+    let mut ends: Vec<usize> = cuts
+        .iter()
+        .map(|cut| cut % total.max(1))
+        .filter(|&cut| cut > 0)
+        .collect();
+    ends.push(total);
+    ends.sort_unstable();
+    ends.dedup();
+    let mut from = 0;
+    ends.into_iter()
+        .map(|to| {
+            let mut part = packet.clone();
+            let held = packet.data.len();
+            part.data = packet.data.slice(from.min(held)..to.min(held));
+            part.seq = packet.seq.wrapping_add(from as u32);
+            part.payload_len = (to - from) as u32;
+            from = to;
+            part
+        })
+        .collect()
+}
+
+fn summary(world: &World) -> Vec<(u32, Option<String>, Option<String>, ExchangeOutcome, Option<u16>)> {
+    world
+        .exchanges()
+        .iter()
+        .map(|exchange| {
+            (
+                exchange.connection.exchange,
+                exchange.request.path.clone(),
+                exchange.request.token.clone(),
+                exchange.outcome,
+                exchange.response.as_ref().and_then(|response| response.status),
+            )
+        })
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn any_segmentation_duplication_and_reordering_gives_the_same_exchanges(
+        paths in proptest::collection::vec("[a-z]{1,12}", 1..5),
+        bodies in proptest::collection::vec(0..3000_usize, 5),
+        cuts in proptest::collection::vec(proptest::collection::vec(0..4000_usize, 0..12), 16),
+        keys in proptest::collection::vec(0..6_usize, 256),
+        copies in proptest::collection::vec(any::<bool>(), 256),
+        single: bool,
+    ) {
+        let requests: Vec<_> = paths.iter().map(|path| get(&format!("/latest/meta-data/{path}"))).collect();
+        let (mut plain, packets) = conversation(Vantage::Capture, &requests, &bodies);
+        plain.handshake();
+        for packet in &packets {
+            plain.send(&Event::Packet(packet.clone()));
+        }
+        plain.end();
+        prop_assert_eq!(plain.exchanges().len(), paths.len());
+
+        let (mut mixed, _) = conversation(Vantage::Capture, &requests, &bodies);
+        mixed.handshake();
+        // What is on its way at one time is reordered; what a packet causes stays behind it.
+        let mut at = 0;
+        for (packet, cuts) in packets.iter().zip(&cuts) {
+            let all: Vec<usize> = (0..packet.data.len()).collect();
+            let mut parts = split(packet, if single { &all } else { cuts });
+            let repeated: Vec<_> = parts.iter().zip(copies.iter().cycle().skip(at)).filter(|(_, copy)| **copy).map(|(part, _)| part.clone()).collect();
+            parts.extend(repeated);
+            let mut keyed: Vec<_> = parts.into_iter().enumerate().map(|(place, part)| (place + keys[(at + place) % keys.len()], part)).collect();
+            keyed.sort_by_key(|(key, _)| *key);
+            at += keyed.len();
+            for (_, part) in keyed {
+                mixed.send(&Event::Packet(part));
+            }
+        }
+        mixed.end();
+        prop_assert_eq!(summary(&mixed), summary(&plain));
+    }
+
+    #[test]
+    fn live_requests_in_any_segmentation(
+        paths in proptest::collection::vec("[a-z]{1,12}", 1..5),
+        bodies in proptest::collection::vec(0..3000_usize, 5),
+        cuts in proptest::collection::vec(proptest::collection::vec(0..4000_usize, 0..12), 16),
+    ) {
+        let requests: Vec<_> = paths.iter().map(|path| get(&format!("/latest/meta-data/{path}"))).collect();
+        let (mut plain, packets) = conversation(Vantage::Socket, &requests, &bodies);
+        let (mut mixed, _) = conversation(Vantage::Socket, &requests, &bodies);
+        plain.handshake();
+        mixed.handshake();
+        for (packet, cuts) in packets.iter().zip(&cuts) {
+            plain.send(&Event::Packet(packet.clone()));
+            let parts = if packet.direction == Direction::Request { split(packet, cuts) } else { vec![packet.clone()] };
+            for part in parts {
+                mixed.send(&Event::Packet(part));
+            }
+        }
+        plain.wait(1000);
+        mixed.wait(1000);
+        prop_assert_eq!(plain.exchanges().len(), paths.len());
+        prop_assert_eq!(summary(&mixed), summary(&plain));
+    }
+
+    #[test]
+    fn any_packets_in_any_order(
+        packets in proptest::collection::vec((any::<[u8; 8]>(), any::<(u32, u32, u32)>(), proptest::collection::vec(any::<u8>(), 0..80), 0..50_000_u64), 0..120),
+    ) {
+        let limits = Limits { flows: 4, pending: 3, stream: crate::flow::StreamLimits { pieces: 4, head_bytes: 64 } };
+        let mut world = World::live();
+        world.table = FlowTable::new(limits, Hasher::with_salt(1, 2));
+        for (knobs, (seq, ack, length), data, ms) in packets {
+            let local = world.local;
+            world.ms = ms;
+            world.vantage = [Vantage::Socket, Vantage::Uplink, Vantage::Capture][usize::from(knobs[0] % 3)];
+            world.flow = match knobs[1] % 6 {
+                cookie @ 0..3 => FlowId::Cookie(u64::from(cookie)),
+                port => FlowId::Addresses { local: SocketAddr::new(local.ip(), u16::from(port)), remote: world.remote },
+            };
+            let direction = if knobs[2] % 2 == 0 { Direction::Request } else { Direction::Response };
+            match knobs[3] % 8 {
+                0 => { world.connect(); }
+                1 => { world.returned(i32::from(knobs[4])); }
+                2 => {
+                    let state = [SocketState::SynSent, SocketState::Established, SocketState::Closed, SocketState::ErrorReport][usize::from(knobs[4] % 4)];
+                    world.socket(state, length);
+                }
+                3 => { world.dropped(direction, seq, length, knobs[5], "X", "y"); }
+                _ => {
+                    let text = [b"GET / HTTP/1.1\r\n\r\n".as_slice(), b"HTTP/1.1 200 OK\r\n\r\n", &data][usize::from(knobs[4] % 3)];
+                    let near = |number: u32| if knobs[6] % 2 == 0 { number % 100 } else { number };
+                    let mut packet = world.raw(direction, knobs[5], near(seq), near(ack), text);
+                    packet.payload_len = if knobs[6] % 3 == 0 { length } else { packet.payload_len };
+                    packet.cut = knobs[7] % 2 == 0;
+                    packet.retransmit = knobs[7] % 3 == 0;
+                    packet.icmp = (knobs[7] % 7 == 0).then_some(IcmpError { v6: knobs[4] % 2 == 0, kind: knobs[5], code: knobs[6] });
+                    world.send(&Event::Packet(packet));
+                }
+            }
+            prop_assert!(world.table.len() <= 4);
+        }
+        world.end();
+        prop_assert!(world.table.is_empty());
+    }
+
+    #[test]
+    fn no_token_in_any_fact(token in "[A-Za-z0-9+/]{16,56}", spelling in 0..8_usize, cuts in proptest::collection::vec(0..400_usize, 0..8), lose in 0..12_usize) {
+        let name = "X-aws-ec2-metadata-token";
+        let head = match spelling {
+            0 => format!("GET /latest/ HTTP/1.1\r\n{name} : {token}\r\n\r\n"),
+            1 => format!("GET /latest/ HTTP/1.1\r\n{name}:{token}\r\n{name}: {token}\r\n\r\n"),
+            2 => format!("GET /latest/ HTTP/1.1\r\n{name}:\r\n {token}\r\n\r\n"),
+            3 => format!("GET /latest/ HTTP/1.1\r\nUser-Agent: x\r\n {name}: {token}\r\n\r\n"),
+            4 => format!("GET /latest/?{name}={token} HTTP/1.1\r\n\r\n"),
+            5 => format!("GET /latest/ HTTP/1.1\n{name}: {token}\n\n"),
+            6 => format!("{name}: {token}\r\n\r\n"),
+            _ => format!("GET /latest/ HTTP/1.1\r\nX: {}\r\n{name}: {token}\r\n\r\n", "x".repeat(3000)),
+        };
+        let mut world = World::live();
+        world.handshake();
+        let packet = world.raw(Direction::Request, ACK, ISN.wrapping_add(1), SERVER_ISN.wrapping_add(1), head.as_bytes());
+        for (at, part) in split(&packet, &cuts).into_iter().enumerate() {
+            if at + 1 != lose {
+                world.send(&Event::Packet(part));
+            }
+        }
+        world.at(100).server(ACK, 0, len(&head), OK).client(ACK, len(&head), 200, PUT).end();
+        for fact in &world.facts {
+            let Fact::Exchange(exchange) = fact else { continue };
+            let shown = format!("{exchange:?} {}", serde_json::to_string(&(&exchange.request, &exchange.response)).unwrap());
+            prop_assert!(!shown.contains(&token[..12]), "{shown}");
+        }
+    }
+}

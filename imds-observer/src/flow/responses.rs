@@ -1,0 +1,195 @@
+//! Response heads: out of the server's byte stream in a capture, or out of single segments as the kernel programs show them.
+
+use bytes::Buf;
+
+use super::reader::{Meta, StreamLimits, piece};
+use super::{Piece, Pushed, Seq, Stream};
+use crate::http::{Response, Scan, Scanner, status_of};
+use crate::imds::response_headers;
+use crate::source::Packet;
+
+/// A response head.
+#[derive(Clone, Debug)]
+pub struct FoundResponse {
+    pub start: Seq,
+    /// Of the packet that brought its first byte.
+    pub meta: Meta,
+    /// `None`: what came doesn't begin as HTTP.
+    pub status: Option<u16>,
+    pub server: Option<String>,
+    pub via_proxy: Option<bool>,
+}
+
+impl FoundResponse {
+    /// The head that a live segment begins with; `None` if it begins with none.
+    pub fn in_segment(packet: &Packet) -> Option<Self> {
+        packet.data.starts_with(b"HTTP/").then(|| Self {
+            start: Seq(packet.seq),
+            meta: Meta::of(packet),
+            status: status_of(&packet.data),
+            server: None,
+            via_proxy: None,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Head,
+    Body(u64),
+    /// In a body without a length, or behind a gap: a piece that begins as HTTP begins the next head.
+    Lost,
+}
+
+/// Reads one captured connection's responses.
+#[derive(Debug)]
+pub struct ResponseReader {
+    stream: Stream<Meta>,
+    state: State,
+    head: Vec<u8>,
+    scanner: Scanner,
+    begun: Option<(Seq, Meta)>,
+    limits: StreamLimits,
+}
+
+fn may_begin_response(bytes: &[u8]) -> bool {
+    let start = b"HTTP/";
+    let common = start.len().min(bytes.len());
+    start[..common] == bytes[..common]
+}
+
+impl ResponseReader {
+    pub fn new(limits: StreamLimits) -> Self {
+        Self {
+            stream: Stream::new(limits.pieces),
+            state: State::Lost,
+            head: Vec::new(),
+            scanner: Scanner::default(),
+            begun: None,
+            limits,
+        }
+    }
+
+    /// The server's first byte will have this number, and begin a head.
+    pub fn start(&mut self, seq: Seq) {
+        if self.stream.next_seq().is_none() {
+            self.stream.start(seq);
+            self.state = State::Head;
+        }
+    }
+
+    pub fn has_gap(&self) -> bool {
+        self.stream.has_gap()
+    }
+
+    pub fn push(&mut self, packet: &Packet) -> Pushed {
+        self.stream.push(piece(packet, true))
+    }
+
+    pub fn skip_gap(&mut self, found: impl FnMut(FoundResponse)) {
+        self.stream.skip_gap();
+        self.flush(found);
+        self.state = State::Lost;
+    }
+
+    pub fn read(&mut self, mut found: impl FnMut(FoundResponse)) {
+        while let Some(piece) = self.stream.pop() {
+            self.take(piece, &mut found);
+        }
+    }
+
+    /// The head whose end has not come, as it is.
+    pub fn flush(&mut self, mut found: impl FnMut(FoundResponse)) {
+        if !self.head.is_empty() {
+            self.give(true, &mut found);
+            self.state = State::Lost;
+        }
+    }
+
+    fn give(&mut self, cut: bool, found: &mut impl FnMut(FoundResponse)) {
+        let bytes = std::mem::take(&mut self.head);
+        self.scanner = Scanner::default();
+        let Some((start, meta)) = self.begun.take() else { return };
+        let response = Response::parse(&bytes, cut);
+        let (server, via_proxy) = if response.status.is_some() {
+            response_headers(&response, cut)
+        } else {
+            (None, None)
+        };
+        found(FoundResponse {
+            start,
+            meta,
+            status: response.status,
+            server,
+            via_proxy,
+        });
+        self.state = match response.body_length() {
+            _ if response.status.is_none() || cut => State::Lost,
+            Some(0) => State::Head,
+            Some(length) => State::Body(length),
+            None => State::Lost,
+        };
+    }
+
+    fn take(&mut self, piece: Piece<Meta>, found: &mut impl FnMut(FoundResponse)) {
+        let Piece {
+            seq,
+            mut data,
+            hole,
+            meta,
+        } = piece;
+        // The answer to a HEAD gives a length and no body: the next head then stands where the body should.
+        if self.state != State::Head && data.starts_with(b"HTTP/1.") {
+            self.state = State::Head;
+        }
+        let end = seq.plus(data.len() as u32);
+        while !data.is_empty() {
+            match self.state {
+                State::Body(left) => {
+                    let skipped = left.min(data.len() as u64);
+                    data.advance(skipped as usize);
+                    self.state = if left == skipped {
+                        State::Head
+                    } else {
+                        State::Body(left - skipped)
+                    };
+                }
+                State::Lost => data.clear(),
+                State::Head => {
+                    let at = Seq(end.0.wrapping_sub(data.len() as u32));
+                    self.begun.get_or_insert((at, meta));
+                    let known = self.head.len();
+                    let taken = data.len().min(self.limits.head_bytes.saturating_sub(known));
+                    self.head.extend_from_slice(&data[..taken]);
+                    if !may_begin_response(&self.head) {
+                        data.clear();
+                        self.give(false, found);
+                    } else if let Scan::Complete(len) = self.scanner.scan(&self.head) {
+                        data.advance(len - known);
+                        self.head.truncate(len);
+                        self.give(false, found);
+                    } else {
+                        data.advance(taken);
+                        if self.head.len() >= self.limits.head_bytes {
+                            self.give(true, found);
+                        }
+                    }
+                }
+            }
+        }
+        if hole == 0 {
+            return;
+        }
+        match self.state {
+            State::Body(left) if left > u64::from(hole) => self.state = State::Body(left - u64::from(hole)),
+            State::Body(left) if left == u64::from(hole) => self.state = State::Head,
+            State::Head if !self.head.is_empty() => self.give(true, found),
+            State::Head => {
+                // Bytes that nobody captured, where a head should begin.
+                self.begun = Some((end, meta));
+                self.give(true, found);
+            }
+            _ => self.state = State::Lost,
+        }
+    }
+}

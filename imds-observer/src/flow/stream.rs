@@ -1,0 +1,200 @@
+//! One direction of a connection: pieces in any order go in, pieces in order come out, each byte once.
+//!
+//! Of a byte that comes twice the first copy counts. Bytes that a source never captures are holes: of known length, so the stream goes on behind them.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes};
+
+use super::Seq;
+
+/// Bytes of the stream from `seq` on: what was captured, then `hole` bytes that were not.
+#[derive(Clone, Debug)]
+pub struct Piece<M> {
+    pub seq: Seq,
+    pub data: Bytes,
+    pub hole: u32,
+    pub meta: M,
+}
+
+impl<M> Piece<M> {
+    fn len(&self) -> u32 {
+        (self.data.len() as u32).saturating_add(self.hole)
+    }
+
+    fn skip(&mut self, bytes: u32) {
+        let of_data = (self.data.len() as u32).min(bytes);
+        self.data.advance(of_data as usize);
+        self.hole = self.hole.saturating_sub(bytes - of_data);
+        self.seq = self.seq.plus(bytes);
+    }
+}
+
+/// What became of a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    New,
+    /// Every byte of it was known.
+    Old,
+    /// It doesn't fit: the gap before the waiting pieces has to be given up.
+    Full,
+    /// So far from the stream that it can't belong to it.
+    Far,
+}
+
+/// Further ahead than any window that a client and IMDS negotiate.
+const WINDOW: i32 = 1 << 24;
+
+/// See the module's text. Holds at most `max` pieces that wait for an earlier one.
+#[derive(Debug)]
+pub struct Stream<M> {
+    next: Option<Seq>,
+    waiting: VecDeque<Piece<M>>,
+    max: usize,
+}
+
+impl<M> Stream<M> {
+    pub fn new(max: usize) -> Self {
+        Self {
+            next: None,
+            waiting: VecDeque::new(),
+            max,
+        }
+    }
+
+    /// Says where the stream begins, if that isn't known.
+    pub fn start(&mut self, seq: Seq) {
+        self.next.get_or_insert(seq);
+    }
+
+    /// The first byte that has not come out yet.
+    pub fn next_seq(&self) -> Option<Seq> {
+        self.next
+    }
+
+    pub fn push(&mut self, piece: Piece<M>) -> Pushed {
+        let next = *self.next.get_or_insert(piece.seq);
+        let distance = piece.seq.from(next);
+        let len = piece.len();
+        if !(-WINDOW..WINDOW).contains(&distance) || len > WINDOW as u32 {
+            return Pushed::Far;
+        }
+        if distance + len as i32 <= 0 {
+            return Pushed::Old;
+        }
+        let at = self.waiting.partition_point(|other| other.seq.from(next) < distance);
+        let same = self
+            .waiting
+            .get(at)
+            .is_some_and(|other| other.seq == piece.seq && other.len() >= len);
+        if same {
+            return Pushed::Old;
+        }
+        if self.waiting.len() >= self.max {
+            return Pushed::Full;
+        }
+        self.waiting.insert(at, piece);
+        Pushed::New
+    }
+
+    /// The next piece in order, if it is there.
+    pub fn pop(&mut self) -> Option<Piece<M>> {
+        loop {
+            let next = self.next?;
+            let distance = self.waiting.front()?.seq.from(next);
+            if distance > 0 {
+                return None;
+            }
+            let mut piece = self.waiting.pop_front()?;
+            let known = distance.unsigned_abs();
+            if known >= piece.len() {
+                continue;
+            }
+            piece.skip(known);
+            self.next = Some(piece.seq.plus(piece.len()));
+            return Some(piece);
+        }
+    }
+
+    /// Pieces wait for one that is missing.
+    pub fn has_gap(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Gives up what is missing: the stream goes on at the first waiting piece.
+    pub fn skip_gap(&mut self) {
+        if let Some(first) = self.waiting.front() {
+            self.next = Some(first.seq);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn piece(seq: u32, data: &[u8]) -> Piece<()> {
+        Piece {
+            seq: Seq(seq),
+            data: Bytes::copy_from_slice(data),
+            hole: 0,
+            meta: (),
+        }
+    }
+
+    fn drain(stream: &mut Stream<()>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while let Some(piece) = stream.pop() {
+            bytes.extend_from_slice(&piece.data);
+            bytes.extend(std::iter::repeat_n(b'.', piece.hole as usize));
+        }
+        bytes
+    }
+
+    #[test]
+    fn holes_have_a_length() {
+        let mut stream = Stream::new(4);
+        stream.push(Piece {
+            hole: 3,
+            ..piece(10, b"ab")
+        });
+        stream.push(piece(12, b"xyzcd"));
+        assert_eq!(drain(&mut stream), b"ab...cd");
+    }
+
+    #[test]
+    fn bounded() {
+        let mut stream = Stream::new(2);
+        stream.start(Seq(0));
+        assert_eq!(stream.push(piece(10, b"a")), Pushed::New);
+        assert_eq!(stream.push(piece(20, b"a")), Pushed::New);
+        assert_eq!(stream.push(piece(20, b"a")), Pushed::Old);
+        assert_eq!(stream.push(piece(30, b"a")), Pushed::Full);
+        assert_eq!(stream.push(piece(1 << 30, b"a")), Pushed::Far);
+        assert!(stream.pop().is_none() && stream.has_gap());
+        stream.skip_gap();
+        assert_eq!(stream.pop().unwrap().seq, Seq(10));
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_and_overlap_gives_each_byte_once(
+            base: u32,
+            cuts in proptest::collection::vec((0..200_usize, 1..60_usize), 0..40),
+        ) {
+            let bytes: Vec<u8> = (0..200_u8).collect();
+            let mut stream = Stream::new(usize::MAX);
+            stream.start(Seq(base));
+            let mut got = Vec::new();
+            let whole = bytes.chunks(50).enumerate().map(|(at, _)| (at * 50, 50));
+            for (from, len) in cuts.into_iter().chain(whole) {
+                let to = (from + len).min(bytes.len());
+                stream.push(piece(base.wrapping_add(from as u32), &bytes[from..to]));
+                got.extend(drain(&mut stream));
+            }
+            prop_assert_eq!(got, bytes);
+        }
+    }
+}

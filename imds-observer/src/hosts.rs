@@ -1,0 +1,164 @@
+//! Keeps the hosts of a fleet's traces apart: what happens on one is no evidence about another.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use rustc_hash::FxHashMap;
+
+use crate::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
+use crate::record::{Finding, Host, Loss, LossCounts, Summary, Time};
+
+/// Hosts whose detectors are kept at once.
+const MAX_HOSTS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Hosts whose loss is added up.
+const MAX_RECORDED_HOSTS: usize = 65_536;
+
+/// One set of detectors a host. Beyond the bound, the host that was silent longest is finished as at the end of a trace.
+pub struct HostDetectors {
+    config: DetectorConfig,
+    /// Of the host that this program runs on; `None` offline.
+    own: Option<HostFacts>,
+    hosts: LruCache<Host, Detectors>,
+    now: Time,
+    evicted: u64,
+}
+
+impl HostDetectors {
+    pub fn new(config: DetectorConfig, own: Option<HostFacts>) -> Self {
+        Self {
+            config,
+            own,
+            hosts: LruCache::new(MAX_HOSTS),
+            now: Time::default(),
+            evicted: 0,
+        }
+    }
+
+    pub fn observe(&mut self, host: &Host, observation: &Observation<'_>, out: &mut Vec<Finding>) {
+        self.of(host, out).observe(observation, out);
+    }
+
+    pub fn observe_summary(&mut self, summary: &Summary, out: &mut Vec<Finding>) {
+        self.of(&summary.host, out).observe_summary(summary, out);
+    }
+
+    pub fn advance(&mut self, now: Time, out: &mut Vec<Finding>) {
+        self.now = now;
+        for (_, detectors) in &mut self.hosts {
+            detectors.advance(now, out);
+        }
+    }
+
+    pub fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
+        for (_, detectors) in &mut self.hosts {
+            detectors.finish(now, out);
+        }
+    }
+
+    /// Entries that bounded tables gave up, and hosts.
+    pub fn evicted(&self) -> u64 {
+        self.evicted + self.hosts.iter().map(|(_, detectors)| detectors.evicted()).sum::<u64>()
+    }
+
+    fn of(&mut self, host: &Host, out: &mut Vec<Finding>) -> &mut Detectors {
+        if !self.hosts.contains(host)
+            && self.hosts.len() == MAX_HOSTS.get()
+            && let Some((_, mut silent)) = self.hosts.pop_lru()
+        {
+            silent.finish(self.now, out);
+            self.evicted += 1 + silent.evicted();
+        }
+        let Self { config, own, hosts, .. } = self;
+        hosts.get_or_insert_mut(host.clone(), || {
+            let facts = own.as_ref().filter(|own| own.name == *host).cloned();
+            let unknown = || HostFacts {
+                name: host.clone(),
+                ..HostFacts::default()
+            };
+            Detectors::new(config, facts.unwrap_or_else(unknown))
+        })
+    }
+}
+
+/// What the traces of earlier runs tell of their own loss, and of what they hold.
+#[derive(Debug, Default)]
+pub struct RecordedHosts {
+    hosts: FxHashMap<Host, Recorded>,
+    /// Of runs that have ended.
+    before: LossCounts,
+}
+
+#[derive(Debug, Default)]
+struct Recorded {
+    exchanges: bool,
+    /// Counts since the run's start, so the latest replaces those before.
+    loss: LossCounts,
+}
+
+impl RecordedHosts {
+    /// An exchange, connect or drop of this host has been read.
+    pub fn brings_exchanges(&mut self, host: &Host) {
+        if let Some(recorded) = self.of(host) {
+            recorded.exchanges = true;
+        }
+    }
+
+    pub fn has_exchanges(&self, host: &Host) -> bool {
+        self.hosts.get(host).is_some_and(|recorded| recorded.exchanges)
+    }
+
+    pub fn loses(&mut self, loss: &Loss) {
+        if let Some(recorded) = self.of(&loss.host) {
+            recorded.loss = loss.counts();
+        }
+    }
+
+    /// A new run begins on this host.
+    pub fn restarts(&mut self, host: &Host) {
+        if let Some(recorded) = self.hosts.get_mut(host) {
+            self.before = self.before.plus(std::mem::take(&mut recorded.loss));
+        }
+    }
+
+    pub fn loss(&self) -> LossCounts {
+        self.hosts
+            .values()
+            .fold(self.before, |sum, recorded| sum.plus(recorded.loss))
+    }
+
+    fn of(&mut self, host: &Host) -> Option<&mut Recorded> {
+        if !self.hosts.contains_key(host) {
+            if self.hosts.len() >= MAX_RECORDED_HOSTS {
+                return None;
+            }
+            self.hosts.insert(host.clone(), Recorded::default());
+        }
+        self.hosts.get_mut(host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loss(host: &str, ring_buffer: u64) -> Loss {
+        let counts = LossCounts {
+            ring_buffer,
+            ..LossCounts::default()
+        };
+        Loss::new(Time(0), host.into(), &counts)
+    }
+
+    #[test]
+    fn loss_is_the_latest_of_each_run_added_up() {
+        let mut hosts = RecordedHosts::default();
+        hosts.loses(&loss("a", 1));
+        hosts.loses(&loss("a", 5));
+        hosts.loses(&loss("b", 2));
+        hosts.restarts(&"a".into());
+        hosts.loses(&loss("a", 3));
+        assert_eq!(hosts.loss().ring_buffer, 10);
+        hosts.loses(&loss("b", u64::MAX));
+        assert_eq!(hosts.loss().ring_buffer, u64::MAX);
+    }
+}

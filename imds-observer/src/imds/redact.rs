@@ -1,0 +1,179 @@
+//! Makes text of untrusted bytes, without anything in it that looks like a token.
+
+/// Stands where something was taken out.
+const MARK: &[u8] = b"[redacted]";
+
+/// Real tokens begin so, and are about 56 characters of base64.
+const TOKEN_START: &[u8] = b"AQAE";
+const TOKEN_MIN: usize = 8;
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack
+        .windows(needle.len())
+        .position(|window| window.eq_ignore_ascii_case(needle))
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=' | b'_' | b'-' | b'%')
+}
+
+/// Undoes percent-encoding of ASCII, so that an encoded name is known for what it is. The result is only looked at, never shown.
+fn decoded(bytes: &[u8]) -> Vec<(u8, usize)> {
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex
+            .filter(|_| byte == b'%')
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+        {
+            Some(code) => {
+                decoded.push((code, at));
+                at += 3;
+            }
+            None => {
+                decoded.push((byte, at));
+                at += 1;
+            }
+        }
+    }
+    decoded
+}
+
+/// Where the value of a parameter or header with `token` in its name begins and ends.
+fn named_token(bytes: &[u8]) -> Option<(usize, usize)> {
+    let map = decoded(bytes);
+    let plain: Vec<u8> = map.iter().map(|&(byte, _)| byte).collect();
+    let place = |at: usize| map.get(at).map_or(bytes.len(), |&(_, place)| place);
+    let mut from = 0;
+    while let Some(found) = find(&plain[from..], b"token") {
+        let mut at = from + found + b"token".len();
+        while plain
+            .get(at)
+            .is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'[' | b']'))
+        {
+            at += 1;
+        }
+        while plain.get(at).is_some_and(u8::is_ascii_whitespace) {
+            at += 1;
+        }
+        match plain.get(at) {
+            // A parameter ends where the next begins.
+            Some(b'=') => {
+                let end = plain[at..]
+                    .iter()
+                    .position(|byte| matches!(byte, b'&' | b';'))
+                    .map_or(plain.len(), |end| at + end);
+                return Some((place(at + 1), place(end)));
+            }
+            Some(b':') => return Some((place(at + 1), bytes.len())),
+            _ => from = at,
+        }
+    }
+    None
+}
+
+/// A run of base64 that begins as tokens do.
+fn bare_token(bytes: &[u8]) -> Option<(usize, usize)> {
+    let mut from = 0;
+    while let Some(found) = bytes[from..]
+        .windows(TOKEN_START.len())
+        .position(|window| window == TOKEN_START)
+    {
+        let start = from + found;
+        let length = bytes[start..]
+            .iter()
+            .position(|&byte| !is_base64(byte))
+            .unwrap_or(bytes.len() - start);
+        if length >= TOKEN_MIN {
+            return Some((start, start + length));
+        }
+        from = start + length;
+    }
+    None
+}
+
+/// Text of `bytes`, at most `limit` bytes long, with replacement characters for what isn't UTF-8 and a mark for what looks like a token.
+pub fn printable(bytes: &[u8], limit: usize) -> String {
+    // Looks further than the limit: a token must not slip through because the cut made it short.
+    let bytes = &bytes[..bytes.len().min(limit.saturating_mul(2))];
+    let mut clean = Vec::new();
+    let mut rest = bytes;
+    loop {
+        let span = [named_token(rest), bare_token(rest)]
+            .into_iter()
+            .flatten()
+            .filter(|(start, end)| start < end)
+            .min();
+        let Some((start, end)) = span else { break };
+        clean.extend_from_slice(&rest[..start]);
+        clean.extend_from_slice(MARK);
+        rest = &rest[end..];
+    }
+    clean.extend_from_slice(rest);
+    let mut text = String::from_utf8_lossy(&clean).into_owned();
+    if text.len() > limit {
+        let end = (0..=limit).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(bytes: &str) -> String {
+        printable(bytes.as_bytes(), 512)
+    }
+
+    #[test]
+    fn plain_text_stays() {
+        for plain in [
+            "/latest/api/token",
+            "/latest/meta-data/iam/",
+            "Botocore/1.2 md/Botocore#1 ua/2.0",
+            "/a?token",
+            "/AQAE",
+        ] {
+            assert_eq!(text(plain), plain);
+        }
+    }
+
+    #[test]
+    fn tokens_go() {
+        assert_eq!(
+            text("/latest?X-aws-ec2-metadata-token=abc&b=c"),
+            "/latest?X-aws-ec2-metadata-token=[redacted]&b=c"
+        );
+        assert_eq!(
+            text("/?a=b&x-aws-ec2-metadata-TOKEN%3Dabc"),
+            "/?a=b&x-aws-ec2-metadata-TOKEN%3D[redacted]"
+        );
+        assert_eq!(text("/?X%2Daws%2Dtok%65n=abc"), "/?X%2Daws%2Dtok%65n=[redacted]");
+        assert_eq!(
+            text("curl X-aws-ec2-metadata-token : abc def"),
+            "curl X-aws-ec2-metadata-token :[redacted]"
+        );
+        assert_eq!(text("/x/AQAEAAbcdefghijklmnop==?b"), "/x/[redacted]?b");
+        assert_eq!(
+            text("/?token=a&token=b&token=c"),
+            "/?token=[redacted]&token=[redacted]&token=[redacted]"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn bounded_and_total(bytes in proptest::collection::vec(any::<u8>(), 0..1500)) {
+            prop_assert!(printable(&bytes, 512).len() <= 512);
+        }
+
+        #[test]
+        fn no_real_looking_token_survives(before in "[a-z/? ]{0,600}", token in "AQAE[A-Za-z0-9+/]{30,52}==", after in "[a-z&]{0,20}") {
+            let shown = printable(format!("{before}{token}{after}").as_bytes(), 512);
+            prop_assert!(!shown.contains(&token[..20]));
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Standard output or a file, the file with rotation. Never leaves a torn line behind.
+//!
+//! With a size, the newest lines are always in `FILE`; when it is full it becomes `FILE.1`, that `FILE.2`, and so on up to the count.
+//! A file that can't be written (disk full) costs the lines that don't fit, which are counted; writing goes on when it can.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::config::Size;
+
+/// Files kept when a size is given but no count.
+pub const DEFAULT_FILES: u32 = 10;
+/// Time between two complaints about a file that can't be written.
+const COMPLAINT_GAP: Duration = Duration::from_mins(1);
+
+/// Size and number of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    pub size: Size,
+    /// At least 1, `FILE` itself included.
+    pub files: u32,
+}
+
+/// Where lines go.
+pub enum Destination {
+    Stdout(io::Stdout),
+    File(RotatedFile),
+}
+
+impl Destination {
+    pub fn stdout() -> Self {
+        Self::Stdout(io::stdout())
+    }
+
+    /// Without rotation the file is written anew; with it, what is there is rotated away.
+    pub fn file(path: &Path, rotation: Option<Rotation>) -> anyhow::Result<Self> {
+        RotatedFile::open(path, rotation)
+            .map(Self::File)
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Takes whole lines; returns how many of them were given up.
+    pub fn write_lines(&mut self, lines: &[u8]) -> io::Result<u64> {
+        match self {
+            Self::Stdout(stdout) => {
+                let mut stdout = stdout.lock();
+                stdout.write_all(lines)?;
+                stdout.flush()?;
+                Ok(0)
+            }
+            Self::File(file) => Ok(file.write_lines(lines)),
+        }
+    }
+
+    /// Notices that the reader of a pipe is gone, though nothing is to be written.
+    pub fn check(&self) -> io::Result<()> {
+        let Self::Stdout(stdout) = self else {
+            return Ok(());
+        };
+        let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO)?;
+        match fds[0].revents() {
+            Some(events) if events.contains(PollFlags::POLLERR) => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn close(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stdout(stdout) => stdout.flush(),
+            Self::File(file) => file.sync(),
+        }
+    }
+}
+
+/// A file that grows by whole lines only.
+pub struct RotatedFile {
+    path: PathBuf,
+    rotation: Option<Rotation>,
+    file: File,
+    /// Bytes of whole lines in it.
+    size: u64,
+    /// Not a regular file (a FIFO, `/dev/null`): neither cut nor rotated.
+    special: bool,
+    complained: Option<Instant>,
+    failing: u64,
+}
+
+impl RotatedFile {
+    fn open(path: &Path, rotation: Option<Rotation>) -> io::Result<Self> {
+        let special = path.metadata().is_ok_and(|metadata| !metadata.is_file());
+        if rotation.is_some() && !special {
+            repair(path)?;
+            if path.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+                shift(path, rotation)?;
+            }
+        }
+        Ok(Self {
+            file: create(path)?,
+            path: path.to_owned(),
+            rotation,
+            size: 0,
+            special,
+            complained: None,
+            failing: 0,
+        })
+    }
+
+    fn write_lines(&mut self, mut lines: &[u8]) -> u64 {
+        let mut shed = 0;
+        while !lines.is_empty() {
+            let fits = self.fitting(lines);
+            if fits == 0 {
+                if let Err(error) = self.rotate() {
+                    // Better a file that is too large than lines that are lost.
+                    self.complain("rotate", &error);
+                    shed += self.append(lines);
+                    return shed;
+                }
+                continue;
+            }
+            let (now, later) = lines.split_at(fits);
+            shed += self.append(now);
+            lines = later;
+        }
+        shed
+    }
+
+    /// Bytes of whole lines that may still go into this file; at least one line goes into an empty one.
+    fn fitting(&self, lines: &[u8]) -> usize {
+        let Some(Rotation { size: Size(limit), .. }) = self.rotation.filter(|_| !self.special) else {
+            return lines.len();
+        };
+        let room = usize::try_from(limit.saturating_sub(self.size)).unwrap_or(usize::MAX);
+        if lines.len() <= room {
+            return lines.len();
+        }
+        match memchr::memrchr(b'\n', &lines[..room]) {
+            Some(end) => end + 1,
+            None if self.size == 0 => memchr::memchr(b'\n', lines).map_or(lines.len(), |end| end + 1),
+            None => 0,
+        }
+    }
+
+    fn append(&mut self, lines: &[u8]) -> u64 {
+        match self.file.write_all(lines) {
+            Ok(()) => {
+                self.size += lines.len() as u64;
+                if self.failing > 0 {
+                    tracing::warn!(
+                        "{}: written again, {} lines were given up",
+                        self.path.display(),
+                        self.failing
+                    );
+                    self.failing = 0;
+                    self.complained = None;
+                }
+                0
+            }
+            Err(error) => {
+                // A part may have been written: cut it off, so that the next line begins a line.
+                if !self.special {
+                    let cut = self
+                        .file
+                        .set_len(self.size)
+                        .and_then(|()| self.file.seek(SeekFrom::Start(self.size)));
+                    if let Err(error) = cut {
+                        self.complain("cut", &error);
+                    }
+                }
+                self.complain("write", &error);
+                let count = memchr::memchr_iter(b'\n', lines).count() as u64;
+                self.failing += count;
+                count
+            }
+        }
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        shift(&self.path, self.rotation)?;
+        self.file = create(&self.path)?;
+        self.size = 0;
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.special { Ok(()) } else { self.file.sync_data() }
+    }
+
+    fn complain(&mut self, verb: &str, error: &io::Error) {
+        if self.complained.is_none_or(|last| last.elapsed() >= COMPLAINT_GAP) {
+            self.complained = Some(Instant::now());
+            tracing::warn!(
+                "{verb} {}: {error}; records are given up until it can be written again",
+                self.path.display()
+            );
+        }
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).open(path)
+}
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// `FILE` -> `FILE.1` -> `FILE.2`, the last one goes. Each step is one rename, so a kill in between loses nothing.
+fn shift(path: &Path, rotation: Option<Rotation>) -> io::Result<()> {
+    let older = rotation.map_or(1, |rotation| rotation.files).saturating_sub(1);
+    if older == 0 {
+        return std::fs::remove_file(path);
+    }
+    // A gap in the numbers ends the chain: what lies behind it needs no move.
+    let last = (1..older)
+        .find(|number| !numbered(path, *number).exists())
+        .unwrap_or(older);
+    for number in (1..last).rev() {
+        std::fs::rename(numbered(path, number), numbered(path, number + 1))?;
+    }
+    std::fs::rename(path, numbered(path, 1))
+}
+
+/// Cuts off a last line that a killed writer left without its end.
+fn repair(path: &Path) -> io::Result<()> {
+    let mut file = match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let size = file.metadata()?.len();
+    let mut whole = size;
+    let mut block = vec![0; 64 * 1024];
+    while whole > 0 {
+        let from = whole.saturating_sub(block.len() as u64);
+        let part = &mut block[..(whole - from) as usize];
+        file.seek(SeekFrom::Start(from))?;
+        file.read_exact(part)?;
+        if let Some(end) = memchr::memrchr(b'\n', part) {
+            whole = from + end as u64 + 1;
+            break;
+        }
+        whole = from;
+    }
+    if whole < size {
+        tracing::warn!(
+            "{}: cut off {} bytes of an unfinished last line",
+            path.display(),
+            size - whole
+        );
+        file.set_len(whole)?;
+        file.sync_data()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rotation(size: u64, files: u32) -> Rotation {
+        Rotation {
+            size: Size(size),
+            files,
+        }
+    }
+
+    #[test]
+    fn files_hold_whole_lines_and_the_oldest_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        let mut file = RotatedFile::open(&path, Some(rotation(20, 3))).unwrap();
+        for number in 10..20 {
+            // Several lines at once, and one that is longer than a file.
+            let long = "x".repeat(if number == 15 { 40 } else { 3 });
+            assert_eq!(file.write_lines(format!("{number} a\n{number} {long}\n").as_bytes()), 0);
+        }
+        let read = |number| std::fs::read_to_string(numbered(&path, number)).unwrap();
+        let newest = std::fs::read_to_string(&path).unwrap();
+        assert!(newest.ends_with("19 xxx\n") && newest.len() <= 20, "{newest:?}");
+        for text in [read(1), read(2)] {
+            assert!(
+                text.ends_with('\n') && text.lines().all(|line| line.len() >= 4),
+                "{text:?}"
+            );
+        }
+        assert!(!numbered(&path, 3).exists());
+    }
+
+    #[test]
+    fn the_next_run_cuts_the_torn_line_and_keeps_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        std::fs::write(&path, "one\ntwo\nthr").unwrap();
+        let mut file = RotatedFile::open(&path, Some(rotation(1000, 2))).unwrap();
+        file.write_lines(b"new\n");
+        assert_eq!(std::fs::read_to_string(numbered(&path, 1)).unwrap(), "one\ntwo\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new\n");
+    }
+
+    #[test]
+    fn a_full_disk_costs_whole_lines_and_says_how_many() {
+        let mut file = RotatedFile::open(Path::new("/dev/full"), None).unwrap();
+        assert_eq!(file.write_lines(b"one\ntwo\n"), 2);
+        assert_eq!(file.failing, 2);
+    }
+}

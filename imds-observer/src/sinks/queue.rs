@@ -1,0 +1,266 @@
+//! A bounded queue with a writer thread of its own, between the pipeline and a sink that may be slow.
+//!
+//! When the sink can't keep up, exchanges are given up first, then drops, connects and summaries, findings last; what was
+//! given up is counted and told in `loss.shed`.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::{Output, Sink};
+use crate::filter::Kinds;
+use crate::record::{Kind, Record};
+
+/// How often an idle writer looks whether anybody still reads.
+const IDLE: Duration = Duration::from_millis(500);
+/// How long a writer may take for what is left at the end. A pipe that nobody empties must not keep the program alive.
+const LAST_WRITE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct Queue {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+    kinds: Kinds,
+    limit: usize,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    shed: AtomicU64,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Arc<Record>>,
+    /// Taken out, not yet written.
+    writing: usize,
+    ending: bool,
+    ended: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held can't happen between two consistent states here.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// `limit` records of the lowest priority may wait; for more important ones there is half as much room on top.
+    pub fn new<O: Output + 'static>(output: O, kinds: Kinds, limit: usize) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            shed: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        });
+        let thread = std::thread::Builder::new()
+            .name("writer".to_owned())
+            .spawn({
+                let shared = shared.clone();
+                move || write_all(&shared, output)
+            })
+            .context("start the writer thread")?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+            kinds,
+            limit,
+        })
+    }
+
+    fn room(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Exchange => self.limit,
+            Kind::Connect | Kind::Drop | Kind::Summary => self.limit + self.limit / 4,
+            Kind::Finding | Kind::Loss | Kind::Start => self.limit + self.limit / 2 + 1,
+        }
+    }
+}
+
+impl Sink for Queue {
+    fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
+    fn write(&mut self, record: &Arc<Record>) {
+        if self.is_closed() {
+            return;
+        }
+        let mut state = self.shared.lock();
+        if state.waiting.len() + state.writing >= self.room(record.kind()) {
+            drop(state);
+            self.shared.shed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        state.waiting.push_back(record.clone());
+        let first = state.waiting.len() == 1;
+        drop(state);
+        if first {
+            self.shared.changed.notify_all();
+        }
+    }
+
+    fn shed(&self) -> u64 {
+        self.shared.shed.load(Ordering::Relaxed)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Relaxed)
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + LAST_WRITE;
+        let mut state = self.shared.lock();
+        state.ending = true;
+        self.shared.changed.notify_all();
+        while !state.ended {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let count = state.waiting.len() + state.writing;
+                tracing::warn!("nobody takes the output: {count} records are given up");
+                return Ok(());
+            }
+            (state, _) = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        match thread.join() {
+            Ok(result) => result.context("write the output"),
+            Err(_) => anyhow::bail!("the writer thread panicked"),
+        }
+    }
+}
+
+fn write_all(shared: &Shared, mut output: impl Output) -> io::Result<()> {
+    let result = match write_until_end(shared, &mut output) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    };
+    shared.closed.store(true, Ordering::Relaxed);
+    shared.lock().ended = true;
+    shared.changed.notify_all();
+    result
+}
+
+fn write_until_end(shared: &Shared, output: &mut impl Output) -> io::Result<()> {
+    let mut batch = Vec::new();
+    loop {
+        let mut state = shared.lock();
+        state.writing = 0;
+        while state.waiting.is_empty() && !state.ending {
+            let timeout;
+            (state, timeout) = shared
+                .changed
+                .wait_timeout(state, IDLE)
+                .unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() && state.waiting.is_empty() {
+                drop(state);
+                output.idle()?;
+                state = shared.lock();
+            }
+        }
+        batch.extend(state.waiting.drain(..));
+        state.writing = batch.len();
+        drop(state);
+        if batch.is_empty() {
+            return output.close();
+        }
+        let shed = output.write(&batch)?;
+        shared.shed.fetch_add(shed, Ordering::Relaxed);
+        batch.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::record::{Loss, LossCounts, Time};
+
+    /// Stuck until the test lets it go on.
+    struct Gate {
+        go: mpsc::Receiver<()>,
+        entered: mpsc::Sender<()>,
+        written: Arc<Mutex<Vec<Arc<Record>>>>,
+    }
+
+    impl Output for Gate {
+        fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
+            let _ = self.entered.send(());
+            let _ = self.go.recv();
+            self.written.lock().unwrap().extend_from_slice(records);
+            Ok(0)
+        }
+    }
+
+    fn loss() -> Arc<Record> {
+        Arc::new(Record::Loss(Loss::new(Time(0), "h".into(), &LossCounts::default())))
+    }
+
+    #[test]
+    fn a_stuck_sink_never_blocks_and_what_is_shed_is_counted() {
+        let (go, gate) = mpsc::channel();
+        let (entered, has_entered) = mpsc::channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let gate = Gate {
+            go: gate,
+            entered,
+            written: written.clone(),
+        };
+        let mut queue = Queue::new(gate, Kinds::ALL, 4).unwrap();
+        queue.write(&loss());
+        has_entered.recv().unwrap();
+        // One is being written, and there is room for 4 + 2 + 1 of these in all.
+        for _ in 0..10 {
+            queue.write(&loss());
+        }
+        assert_eq!(queue.shed(), 4);
+        drop(go);
+        queue.finish().unwrap();
+        assert_eq!(written.lock().unwrap().len(), 7);
+    }
+
+    #[test]
+    fn important_kinds_have_room_when_others_have_none() {
+        let (go, gate) = mpsc::channel::<()>();
+        let (entered, _has_entered) = mpsc::channel();
+        let gate = Gate {
+            go: gate,
+            entered,
+            written: Arc::default(),
+        };
+        let queue = Queue::new(gate, Kinds::ALL, 8).unwrap();
+        assert!(queue.room(Kind::Exchange) < queue.room(Kind::Drop));
+        assert!(queue.room(Kind::Drop) < queue.room(Kind::Finding));
+        drop(go);
+    }
+
+    #[test]
+    fn a_closed_pipe_is_a_normal_end() {
+        struct Closed;
+        impl Output for Closed {
+            fn write(&mut self, _: &[Arc<Record>]) -> io::Result<u64> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let mut queue = Queue::new(Closed, Kinds::ALL, 4).unwrap();
+        queue.write(&loss());
+        queue.finish().unwrap();
+        assert!(queue.is_closed());
+    }
+}

@@ -1,0 +1,152 @@
+//! The plain live view: a table of processes at each interval, then the findings with their remedies.
+//!
+//! On a terminal the view is drawn over; on a pipe, tables are appended and findings come as lines when they open, and when they end.
+
+use std::fmt::Write as _;
+use std::io;
+use std::sync::Arc;
+
+use super::Output;
+use super::destination::Destination;
+use crate::record::{Finding, FindingState, LossCounts, Record, Start, Summary};
+use crate::report::text::{self, Colour};
+
+/// Open findings that are shown at once.
+const MAX_SHOWN: usize = 20;
+/// Open findings that are remembered.
+const MAX_OPEN: usize = 1000;
+
+/// See the module.
+pub struct TextOutput {
+    destination: Destination,
+    colour: Colour,
+    redraw: bool,
+    open: Vec<Finding>,
+    loss: LossCounts,
+    headline: String,
+}
+
+impl TextOutput {
+    pub fn new(destination: Destination, colour: Colour, redraw: bool) -> Self {
+        Self {
+            destination,
+            colour,
+            redraw,
+            open: Vec::new(),
+            loss: LossCounts::default(),
+            headline: String::new(),
+        }
+    }
+
+    fn lines(&mut self, record: &Record, out: &mut String) {
+        match record {
+            Record::Start(start) => {
+                self.headline = headline(start);
+                out.push_str(&self.headline);
+            }
+            Record::Finding(finding) => self.finding(finding, out),
+            Record::Loss(loss) => self.loss = loss.counts(),
+            Record::Summary(summary) => self.summary(summary, out),
+            Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => {}
+        }
+    }
+
+    fn finding(&mut self, finding: &Finding, out: &mut String) {
+        let known = self.open.iter().position(|open| {
+            open.code == finding.code && open.subject.key == finding.subject.key && open.host == finding.host
+        });
+        match (known, finding.state) {
+            (Some(at), FindingState::Resolved) => {
+                self.open.remove(at);
+            }
+            (Some(at), _) => {
+                let worse = finding.severity > self.open[at].severity;
+                self.open[at].clone_from(finding);
+                if !worse {
+                    return;
+                }
+            }
+            (None, FindingState::Open | FindingState::Update) if self.open.len() < MAX_OPEN => {
+                self.open.push(finding.clone());
+            }
+            (None, _) => {}
+        }
+        if !self.redraw {
+            out.push_str(&text::finding(finding, self.colour));
+        }
+    }
+
+    fn summary(&mut self, summary: &Summary, out: &mut String) {
+        if self.redraw {
+            // Clear and begin anew: what was on the screen is superseded.
+            out.clear();
+            out.push_str("\x1b[H\x1b[2J");
+            out.push_str(&self.headline);
+        }
+        let seconds = summary.interval_ns as f64 / 1e9;
+        let what = if summary.total { "in all" } else { "in the last" };
+        let _ = writeln!(out, "\n{} ({what} {seconds:.1} s)", summary.to);
+        out.push_str(&text::summary(summary, self.colour));
+        if self.redraw {
+            self.open
+                .sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
+            for finding in self.open.iter().take(MAX_SHOWN) {
+                out.push('\n');
+                out.push_str(&text::finding(finding, self.colour));
+            }
+            let hidden = self.open.len().saturating_sub(MAX_SHOWN);
+            if hidden > 0 {
+                let _ = writeln!(out, "and {hidden} more findings");
+            }
+        } else if summary.total && !self.open.is_empty() {
+            let _ = writeln!(out, "{} findings are open", self.open.len());
+        }
+        out.push_str(&text::loss(&self.loss));
+    }
+}
+
+fn headline(start: &Start) -> String {
+    let join = |names: &[String]| {
+        if names.is_empty() {
+            "-".to_owned()
+        } else {
+            names.join(", ")
+        }
+    };
+    let mut text = format!(
+        "imds-observer {} on {}: {} at {}\n",
+        start.version,
+        crate::report::escape::Escaped(&start.host),
+        join(&start.endpoints),
+        join(&start.interfaces)
+    );
+    for missing in &start.missing {
+        let _ = writeln!(
+            text,
+            "missing {}: {}; blinds: {}",
+            missing.capability, missing.why, missing.blinds
+        );
+    }
+    text
+}
+
+impl Output for TextOutput {
+    fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
+        let mut out = String::new();
+        for record in records {
+            self.lines(record, &mut out);
+        }
+        if out.is_empty() {
+            return Ok(0);
+        }
+        self.destination.write_lines(out.as_bytes())
+    }
+
+    fn idle(&mut self) -> io::Result<()> {
+        self.destination.check()
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        self.destination.close()
+    }
+}

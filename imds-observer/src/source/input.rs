@@ -1,0 +1,263 @@
+//! Opens what a user names on the command line: a file or `-`, plain, gzip or zstd, told by the first bytes and not by the name.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use flate2::bufread::MultiGzDecoder;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+
+use crate::stop::Stop;
+
+/// Bytes of a file that are held in memory at once.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// What a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Ndjson,
+    Pcap,
+    Pcapng,
+}
+
+/// An open input, decompressed, with its first bytes still to be read.
+pub struct Input {
+    /// As messages name it: the path, or `-`.
+    pub name: Arc<str>,
+    pub format: Format,
+    pub reader: Box<dyn Buffered + Send>,
+}
+
+/// Tells what can be had without waiting.
+pub trait Buffered: BufRead {
+    fn buffered(&self) -> &[u8];
+}
+
+impl<R: Read> Buffered for BufReader<R> {
+    fn buffered(&self) -> &[u8] {
+        self.buffer()
+    }
+}
+
+impl Input {
+    /// `stop` ends a pipe that nobody ends.
+    pub fn open(path: &Path, stop: &Stop) -> anyhow::Result<Self> {
+        let name: Arc<str> = path.to_string_lossy().into();
+        let raw: Box<dyn Read + Send> = if path.as_os_str() == "-" {
+            Box::new(Stdin {
+                stop: stop.try_clone().context("read -")?,
+            })
+        } else {
+            Box::new(File::open(path).with_context(|| format!("open {name}"))?)
+        };
+        Self::new(name.clone(), raw).with_context(|| format!("read {name}"))
+    }
+
+    pub fn new(name: Arc<str>, raw: Box<dyn Read + Send>) -> io::Result<Self> {
+        let mut raw = BufReader::with_capacity(BUFFER_BYTES, Peeked::new(raw)?);
+        let magic = raw.get_ref().magic();
+        let mut reader: Box<dyn Buffered + Send> = match magic {
+            [0x1f, 0x8b, ..] => decompressed(MultiGzDecoder::new(raw))?,
+            [0x28, 0xb5, 0x2f, 0xfd] => decompressed(Zstd::new(raw))?,
+            _ => {
+                raw.fill_buf()?;
+                Box::new(raw)
+            }
+        };
+        let head = reader.fill_buf()?;
+        let format = match head {
+            [0xd4, 0xc3, 0xb2, 0xa1, ..]
+            | [0xa1, 0xb2, 0xc3, 0xd4, ..]
+            | [0x4d, 0x3c, 0xb2, 0xa1, ..]
+            | [0xa1, 0xb2, 0x3c, 0x4d, ..] => Format::Pcap,
+            [0x0a, 0x0d, 0x0d, 0x0a, ..] => Format::Pcapng,
+            _ => Format::Ndjson,
+        };
+        Ok(Self { name, format, reader })
+    }
+}
+
+fn decompressed<R: Read + Send + 'static>(decoder: R) -> io::Result<Box<dyn Buffered + Send>> {
+    Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, Peeked::new(decoder)?)))
+}
+
+/// Standard input until its end, or until the run is to stop: what was read until then is still used.
+struct Stdin {
+    stop: Stop,
+}
+
+impl Read for Stdin {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let stdin = io::stdin();
+        if let Some(wake) = self.stop.wake() {
+            let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let mut fds = [readable(wake), readable(stdin.as_fd())];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if self.stop.requested() {
+                return Ok(0);
+            }
+        }
+        // Not through std's own buffer, which poll can't see.
+        nix::unistd::read(stdin, buffer).map_err(io::Error::from)
+    }
+}
+
+/// A reader whose first four bytes have been looked at: a pipe may hand them out one by one.
+struct Peeked<R> {
+    head: [u8; 4],
+    len: usize,
+    given: usize,
+    rest: R,
+}
+
+impl<R: Read> Peeked<R> {
+    fn new(mut rest: R) -> io::Result<Self> {
+        let mut head = [0; 4];
+        let mut len = 0;
+        while len < head.len() {
+            match rest.read(&mut head[len..]) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self {
+            head,
+            len,
+            given: 0,
+            rest,
+        })
+    }
+
+    fn magic(&self) -> [u8; 4] {
+        if self.len == self.head.len() { self.head } else { [0; 4] }
+    }
+}
+
+impl<R: Read> Read for Peeked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = &self.head[self.given..self.len];
+        if left.is_empty() {
+            return self.rest.read(buffer);
+        }
+        let count = left.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&left[..count]);
+        self.given += count;
+        Ok(count)
+    }
+}
+
+/// zstd frames one after another, as `zstd` and `cat` write them.
+struct Zstd<R: BufRead> {
+    state: ZstdState<R>,
+}
+
+enum ZstdState<R: BufRead> {
+    Between(R),
+    Frame(Box<StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>),
+    Failed,
+}
+
+impl<R: BufRead> Zstd<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            state: ZstdState::Between(reader),
+        }
+    }
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match std::mem::replace(&mut self.state, ZstdState::Failed) {
+                ZstdState::Failed => return Err(io::ErrorKind::InvalidData.into()),
+                ZstdState::Frame(mut frame) => {
+                    let read = frame.read(buffer)?;
+                    if read > 0 || buffer.is_empty() {
+                        self.state = ZstdState::Frame(frame);
+                        return Ok(read);
+                    }
+                    self.state = ZstdState::Between(frame.into_inner());
+                }
+                ZstdState::Between(mut reader) => {
+                    if reader.fill_buf()?.is_empty() {
+                        self.state = ZstdState::Between(reader);
+                        return Ok(0);
+                    }
+                    self.state = match StreamingDecoder::new(reader) {
+                        Ok(frame) => ZstdState::Frame(Box::new(frame)),
+                        Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { .. })) => {
+                            return Err(io::Error::new(
+                                io::ErrorKind::Unsupported,
+                                "zstd skippable frames aren't supported (decompress with zstd -dc and pipe it in)",
+                            ));
+                        }
+                        Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "broken zstd frame")),
+                    };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn text(raw: Vec<u8>) -> (Format, String) {
+        let mut input = Input::new("test".into(), Box::new(io::Cursor::new(raw))).unwrap();
+        let mut text = String::new();
+        input.reader.read_to_string(&mut text).unwrap();
+        (input.format, text)
+    }
+
+    #[test]
+    fn plain_gzip_and_zstd_read_the_same() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(b"one\ntwo\n").unwrap();
+        let mut twice = gzip.finish().unwrap();
+        twice.extend(twice.clone());
+        let mut zstd =
+            ruzstd::encoding::compress_to_vec(&b"one\ntwo\n"[..], ruzstd::encoding::CompressionLevel::Fastest);
+        zstd.extend(zstd.clone());
+
+        let wanted = (Format::Ndjson, "one\ntwo\none\ntwo\n".to_owned());
+        assert_eq!(text(b"one\ntwo\none\ntwo\n".to_vec()), wanted);
+        assert_eq!(text(twice), wanted);
+        assert_eq!(text(zstd), wanted);
+    }
+
+    #[test]
+    fn short_files_are_no_error() {
+        assert_eq!(text(Vec::new()), (Format::Ndjson, String::new()));
+        assert_eq!(text(b"{".to_vec()), (Format::Ndjson, "{".to_owned()));
+    }
+
+    #[test]
+    fn captures_are_told_by_their_magic() {
+        assert_eq!(
+            Input::new("a".into(), Box::new(&[0xd4, 0xc3, 0xb2, 0xa1][..]))
+                .unwrap()
+                .format,
+            Format::Pcap
+        );
+        assert_eq!(
+            Input::new("a".into(), Box::new(&[0x0a, 0x0d, 0x0d, 0x0a][..]))
+                .unwrap()
+                .format,
+            Format::Pcapng
+        );
+    }
+}

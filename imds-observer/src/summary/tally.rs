@@ -1,0 +1,195 @@
+//! The numbers of one group over one time.
+
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+
+use hdrhistogram::Histogram;
+use rustc_hash::{FxHashSet, FxHasher};
+
+use super::paths::TopPaths;
+use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Process, ProcessSummary, Quantiles, SECOND};
+
+/// Distinct tokens and processes that are told apart in one tally; beyond, the counts stand still.
+const MAX_DISTINCT: usize = 4096;
+/// Distinct status codes that are told apart; HTTP knows about sixty.
+const MAX_STATUSES: usize = 64;
+/// Resolution and longest latency of the histogram: 1 us to 120 s, 1 % apart.
+const LATENCY_NS: (u64, u64, u8) = (1_000, 120 * SECOND, 2);
+
+#[derive(Debug)]
+pub(super) struct Tally {
+    requests: u64,
+    lost: u64,
+    pub(super) failed_connects: u64,
+    by_version: [u64; 5],
+    by_status: BTreeMap<u16, u64>,
+    by_outcome: [u64; 6],
+    other_status: u64,
+    /// Token PUTs that were answered with 200.
+    issued: u64,
+    tokens: FxHashSet<u64>,
+    instances: FxHashSet<u64>,
+    latency: Option<Histogram<u32>>,
+    /// Exact, where the histogram has only its bucket's edge.
+    max_latency: u64,
+    paths: TopPaths,
+}
+
+impl Tally {
+    pub(super) fn new(max_paths: usize) -> Self {
+        Self {
+            requests: 0,
+            lost: 0,
+            failed_connects: 0,
+            by_version: [0; 5],
+            by_status: BTreeMap::new(),
+            by_outcome: [0; 6],
+            other_status: 0,
+            issued: 0,
+            tokens: FxHashSet::default(),
+            instances: FxHashSet::default(),
+            latency: None,
+            max_latency: 0,
+            paths: TopPaths::new(max_paths),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.requests == 0 && self.failed_connects == 0
+    }
+
+    pub(super) fn exchange(&mut self, exchange: &Exchange) {
+        let request = &exchange.request;
+        let status = exchange.response.as_ref().and_then(|response| response.status);
+        self.requests += 1;
+        self.lost += u64::from(exchange.outcome == ExchangeOutcome::Lost);
+        self.by_version[request.imds_version.map_or(4, |version| version as usize)] += 1;
+        match status {
+            Some(status) if self.by_status.len() < MAX_STATUSES || self.by_status.contains_key(&status) => {
+                *self.by_status.entry(status).or_default() += 1;
+            }
+            Some(_) => self.other_status += 1,
+            None => self.by_outcome[exchange.outcome as usize] += 1,
+        }
+        if request.imds_version == Some(ImdsVersion::Token) && status == Some(200) {
+            self.issued += 1;
+        }
+        if let Some(token) = &request.token {
+            insert_bounded(&mut self.tokens, token);
+        }
+        if let Some(process) = exchange.process.as_deref() {
+            let Process { pid, start_time, .. } = process;
+            insert_bounded(&mut self.instances, &(pid, start_time));
+        }
+        if let Some(latency) = exchange.latency_ns {
+            let histogram = self.latency.get_or_insert_with(|| {
+                let (low, high, digits) = LATENCY_NS;
+                Histogram::new_with_bounds(low, high, digits)
+                    .unwrap_or_else(|_| unreachable!("constant bounds are valid"))
+            });
+            histogram.saturating_record(latency);
+            self.max_latency = self.max_latency.max(latency);
+        }
+        if let Some(path) = &request.path {
+            self.paths.add(path);
+        }
+    }
+
+    /// Forgets the numbers and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.requests = 0;
+        self.lost = 0;
+        self.failed_connects = 0;
+        self.by_version = [0; 5];
+        self.by_status.clear();
+        self.by_outcome = [0; 6];
+        self.other_status = 0;
+        self.issued = 0;
+        self.tokens.clear();
+        self.instances.clear();
+        self.max_latency = 0;
+        if let Some(latency) = &mut self.latency {
+            latency.reset();
+        }
+        self.paths.clear();
+    }
+
+    /// Without the names of process, container and workload.
+    pub(super) fn summary(&self, interval_ns: u64) -> ProcessSummary {
+        let mut by_status: BTreeMap<String, u64> = self
+            .by_status
+            .iter()
+            .map(|(status, count)| (status.to_string(), *count))
+            .collect();
+        for outcome in OUTCOMES {
+            let count = self.by_outcome[outcome as usize];
+            if count > 0 {
+                by_status.insert(outcome.as_str().to_owned(), count);
+            }
+        }
+        if self.other_status > 0 {
+            by_status.insert("other".to_owned(), self.other_status);
+        }
+        let versions = ImdsVersion::ALL
+            .iter()
+            .map(|version| version.as_str())
+            .chain(["unknown"]);
+        ProcessSummary {
+            process: None,
+            container: None,
+            workload: None,
+            instances: self.instances.len() as u64,
+            requests: self.requests,
+            rate_per_s: if interval_ns == 0 {
+                0.0
+            } else {
+                self.requests as f64 * SECOND as f64 / interval_ns as f64
+            },
+            by_version: versions
+                .zip(self.by_version)
+                .filter(|(_, count)| *count > 0)
+                .map(|(version, count)| (version.to_owned(), count))
+                .collect(),
+            by_status,
+            // Issued tokens that nobody used yet are tokens too; used ones that were issued before the start are as well.
+            tokens: self.issued.max(self.tokens.len() as u64),
+            latency_ns: self.quantiles(),
+            top_paths: self.paths.top(),
+            lost: self.lost,
+            failed_connects: self.failed_connects,
+        }
+    }
+
+    fn quantiles(&self) -> Quantiles {
+        match &self.latency {
+            Some(latency) if !latency.is_empty() => {
+                // The bucket's upper edge may lie above what was ever measured.
+                let at = |quantile| Some(latency.value_at_quantile(quantile).min(self.max_latency));
+                Quantiles {
+                    p50: at(0.5),
+                    p90: at(0.9),
+                    p99: at(0.99),
+                    max: Some(self.max_latency),
+                }
+            }
+            _ => Quantiles::default(),
+        }
+    }
+}
+
+const OUTCOMES: [ExchangeOutcome; 6] = [
+    ExchangeOutcome::Answered,
+    ExchangeOutcome::Lost,
+    ExchangeOutcome::Unanswered,
+    ExchangeOutcome::Reset,
+    ExchangeOutcome::Closed,
+    ExchangeOutcome::Open,
+];
+
+fn insert_bounded(set: &mut FxHashSet<u64>, value: &(impl Hash + ?Sized)) {
+    if set.len() < MAX_DISTINCT {
+        let mut hasher = FxHasher::default();
+        value.hash(&mut hasher);
+        set.insert(hasher.finish());
+    }
+}
