@@ -138,8 +138,7 @@ impl PreflightArgs {
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
-        self
-            .endpoint
+        self.endpoint
             .iter()
             .filter_map(|endpoint| match endpoint {
                 Endpoint::Disabled => None,

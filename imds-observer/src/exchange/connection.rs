@@ -872,7 +872,7 @@ impl Flow {
         }
         if last {
             return match arrived {
-                Some(_) if killed => done((ExchangeOutcome::Lost, Some(false)), None),
+                Some(_) if killed || (!self.socket_seen && proven) => done((ExchangeOutcome::Lost, Some(false)), None),
                 Some(_) if !self.socket_seen => done((ExchangeOutcome::Answered, None), None),
                 Some(at) => done(
                     (ExchangeOutcome::Open, (now.since(at) >= TRANSIT_NS).then_some(false)),

@@ -125,7 +125,11 @@ impl Traces {
                     Next::Event(Event::Loss(loss)) => {
                         self.losses[index] = loss;
                         // Counts are absolute, so those of all captures go as one.
-                        Event::Loss(self.losses.iter().fold(LossCounts::default(), |sum, loss| sum.plus(*loss)))
+                        Event::Loss(
+                            self.losses
+                                .iter()
+                                .fold(LossCounts::default(), |sum, loss| sum.plus(*loss)),
+                        )
                     }
                     Next::Event(event) => event,
                     Next::Broken { at, why } => {

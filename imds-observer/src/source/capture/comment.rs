@@ -75,7 +75,14 @@ fn read(text: &str) -> Option<(u32, Caller)> {
     let number = |key: &str| value(key).and_then(|value| value.parse::<u32>().ok());
     let pid = number("PID").filter(|pid| *pid != 0)?;
     let exe = value("Cmd");
-    let comm = |path: &str| path.rsplit('/').next().unwrap_or(path).chars().take(15).collect::<String>();
+    let comm = |path: &str| {
+        path.rsplit('/')
+            .next()
+            .unwrap_or(path)
+            .chars()
+            .take(15)
+            .collect::<String>()
+    };
     let parent = number("ParentPID").filter(|pid| *pid != 0).map(|pid| Ancestor {
         pid,
         comm: value("ParentCmd").map(comm).unwrap_or_default(),
@@ -160,7 +167,12 @@ mod tests {
 
     #[test]
     fn other_comments_tell_nobody() {
-        for comment in [&b"retransmission?"[..], b"PID: x", b"PID: 0\nCmd: x", b"\xff\xfe: \n\n: "] {
+        for comment in [
+            &b"retransmission?"[..],
+            b"PID: x",
+            b"PID: 0\nCmd: x",
+            b"\xff\xfe: \n\n: ",
+        ] {
             let (sender, news) = Processes::default().sender(&[comment]);
             assert!(sender.is_none() && news.is_none());
         }

@@ -118,7 +118,10 @@ pub struct Capture {
 pub enum Next {
     Event(Event),
     /// The rest is lost, or with a link type, the interface's packets are. `at`: byte of the capture, after decompression.
-    Broken { at: u64, why: Broken },
+    Broken {
+        at: u64,
+        why: Broken,
+    },
     End,
 }
 
@@ -156,7 +159,9 @@ impl Capture {
         if self.ended || !self.waiting.is_empty() {
             return true;
         }
-        let Blocks::Read(blocks, _) = &self.blocks else { return true };
+        let Blocks::Read(blocks, _) = &self.blocks else {
+            return true;
+        };
         // The longest header of a block is below that; a longer packet costs a wait at most.
         blocks.data().len() >= 4096
     }
@@ -440,12 +445,7 @@ impl Work<'_> {
             return;
         };
         let Some(link) = interface.link else { return };
-        let Some(Placed {
-            ip,
-            way: seen,
-            ifindex,
-        }) = link.place(data)
-        else {
+        let Some(Placed { ip, way: seen, ifindex }) = link.place(data) else {
             return;
         };
         let frame = Frame {
@@ -454,7 +454,9 @@ impl Work<'_> {
             ifindex: ifindex.unwrap_or(index as u32 + 1),
         };
         let packets = &mut *self.packets;
-        let Some(found) = packets.read(&frame, self.loss) else { return };
+        let Some(found) = packets.read(&frame, self.loss) else {
+            return;
+        };
         let way = way.or(seen);
         if let Some(egress) = found.egress
             && way.is_none_or(|way| (way == Way::Out) == egress)

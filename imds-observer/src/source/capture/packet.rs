@@ -97,7 +97,9 @@ impl Reader {
                 };
                 // Destination unreachable, time exceeded.
                 let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 3 | 11));
-                found.packets.extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
+                found
+                    .packets
+                    .extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
             }
             Some(TransportSlice::Icmpv6(icmp)) => {
                 let error = IcmpError {
@@ -106,9 +108,13 @@ impl Reader {
                     code: icmp.code_u8(),
                 };
                 let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 1 | 3));
-                found.packets.extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
+                found
+                    .packets
+                    .extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
             }
-            Some(TransportSlice::Tcp(tcp)) if endpoint => self.segment(frame, &ip, tcp, egress == Some(true), &mut found),
+            Some(TransportSlice::Tcp(tcp)) if endpoint => {
+                self.segment(frame, &ip, tcp, egress == Some(true), &mut found)
+            }
             Some(TransportSlice::Tcp(tcp)) => {
                 found.class = class(egress, tcp.source_port(), tcp.destination_port());
             }
@@ -369,7 +375,9 @@ fn heads(payload: &[u8], goes_on: bool) -> Vec<Head> {
             complete: true,
         });
         // Without a length the body goes on to the end, or in chunks that aren't looked into.
-        let Some(body) = content_length(&rest[..len]) else { break };
+        let Some(body) = content_length(&rest[..len]) else {
+            break;
+        };
         at = at.saturating_add(len).saturating_add(body);
     }
     heads
@@ -410,9 +418,26 @@ mod tests {
         assert_eq!(found("SECRET", false), [""; 0]);
         assert_eq!(found("SECRETHTTP/1.1 200 OK\r\n\r\n", false), [""; 0]);
         assert_eq!(found("Server: EC2ws\r\n\r\nSECRET", true), ["Server: EC2ws\r\n\r\n"]);
-        assert_eq!(found("HTTP/1.1 200 OK\nA: b\n\nSECRET", false), ["HTTP/1.1 200 OK\nA: b\n\n"]);
+        assert_eq!(
+            found("HTTP/1.1 200 OK\nA: b\n\nSECRET", false),
+            ["HTTP/1.1 200 OK\nA: b\n\n"]
+        );
         let parts = heads(b"HTTP/1.1 200 OK\r\nSer", false);
-        assert_eq!(parts, [Head { start: 0, end: 20, complete: false }]);
-        assert_eq!(found(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\nS", usize::MAX), false).len(), 1);
+        assert_eq!(
+            parts,
+            [Head {
+                start: 0,
+                end: 20,
+                complete: false
+            }]
+        );
+        assert_eq!(
+            found(
+                &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\nS", usize::MAX),
+                false
+            )
+            .len(),
+            1
+        );
     }
 }

@@ -42,14 +42,20 @@ impl Quota {
             }
             self.windows.insert(key, empty(name(), time));
         }
-        let Some(window) = self.windows.get_mut(&key) else { return };
+        let Some(window) = self.windows.get_mut(&key) else {
+            return;
+        };
         // `time` of a sample is the end of its window.
         if time >= window.time {
             let name = window.name.clone();
             let over = std::mem::replace(window, empty(name, time));
             tell(over);
         }
-        let side = if egress { &mut window.egress } else { &mut window.ingress };
+        let side = if egress {
+            &mut window.egress
+        } else {
+            &mut window.ingress
+        };
         side[class as usize] += 1;
     }
 
