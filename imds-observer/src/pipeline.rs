@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::attribution::Attribution;
 use crate::detectors::Observation;
-use crate::exchange::Fact;
+use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
 use crate::record::{
@@ -19,7 +19,6 @@ use crate::sinks::Sink;
 use crate::source::{Event, Source, SourceFacts, SourceState};
 use crate::stop::Stop;
 use crate::summary::Summarizer;
-use crate::unlanded::FlowTable;
 
 /// What a pipeline is put together from.
 pub struct Parts {
@@ -127,6 +126,11 @@ impl Pipeline {
             self.next_loss = now.plus_ns(SECOND);
             self.tell_loss(now, false);
         }
+    }
+
+    /// Nothing may come for a while.
+    pub fn flush(&mut self) {
+        self.parts.sinks.iter_mut().for_each(|sink| sink.flush());
     }
 
     /// The last call: everything still open is closed and written, then the totals.
@@ -338,6 +342,7 @@ pub fn run(
             now = Time::now();
             pipeline.advance(now);
         }
+        pipeline.flush();
     }
     source.last_batch(&mut batch);
     batch.drain(..).for_each(|event| pipeline.handle(event));

@@ -75,7 +75,7 @@ impl AnalyzeArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
         let settings = self.select.settings()?;
         let stop = Stop::on_signals()?;
-        let mut source = Progress::new(open(&self.files)?);
+        let mut source = Progress::new(open(&self.files, &stop)?);
         let host = settings.host(source.start().host)?;
         let collector = Collector::default();
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone())];
@@ -120,12 +120,12 @@ impl AnalyzeArgs {
 }
 
 /// Opens every input before any is read: a name that is wrong is told at once.
-fn open(files: &[PathBuf]) -> anyhow::Result<NdjsonSource> {
+fn open(files: &[PathBuf], stop: &Stop) -> anyhow::Result<NdjsonSource> {
     if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
         anyhow::bail!("read -: stdin can be read once only (name it once)");
     }
     let open = |path: &PathBuf| -> anyhow::Result<Input> {
-        let input = Input::open(path)?;
+        let input = Input::open(path, stop)?;
         match input.format {
             Format::Ndjson => Ok(input),
             Format::Pcap | Format::Pcapng => {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Status;
 use super::observe::{ObserveArgs, Settings};
-use crate::detectors::HostFacts;
+use crate::host;
 use crate::pipeline;
 use crate::sinks::Sink;
 use crate::source::LiveSource;
@@ -19,12 +19,14 @@ pub(super) fn observe(
 ) -> anyhow::Result<Status> {
     let stop = Stop::on_signals()?;
     let mut source = LiveSource::open(&args.live_options(&settings.config))?;
-    let host = settings.host(None)?;
-    let facts = HostFacts {
-        name: host.clone(),
-        ..HostFacts::default()
-    };
-    let mut pipeline = settings.pipeline(host, Some(facts), Some(interval), args.count, sinks(settings)?);
+    let name = settings.host(None)?;
+    let mut pipeline = settings.pipeline(
+        name.clone(),
+        Some(host::facts(name)),
+        Some(interval),
+        args.count,
+        sinks(settings)?,
+    );
     let duration = args.duration.map(|span| span.0);
     pipeline::run(&mut source, &mut pipeline, duration, &stop)?;
     Ok(Status::Done)

@@ -3,6 +3,7 @@
 mod analyze;
 mod completions;
 mod detectors;
+mod doctor;
 mod live;
 mod observe;
 mod schema;
@@ -36,6 +37,7 @@ enum Command {
     Watch(watch::WatchArgs),
     Stream(stream::StreamArgs),
     Analyze(analyze::AnalyzeArgs),
+    Doctor(doctor::DoctorArgs),
     Detectors(detectors::DetectorsArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
@@ -72,6 +74,7 @@ pub fn run() -> anyhow::Result<Status> {
         Command::Watch(args) => args.run(),
         Command::Stream(args) => args.run(),
         Command::Analyze(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Detectors(args) => args.run(),
         Command::Schema(args) => args.run(),
         Command::Completions(args) => args.run(),

@@ -12,13 +12,14 @@ use crate::attribution::Attribution;
 use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions};
 use crate::config::{Config, Span};
 use crate::detectors::HostFacts;
+use crate::exchange::{FlowTable, Limits as FlowLimits};
 use crate::filter::{Filter, Kinds, PodName};
 use crate::hosts::HostDetectors;
+use crate::imds::Hasher;
 use crate::pipeline::{Parts, Pipeline};
 use crate::record::{Host, Kind};
 use crate::sinks::Sink;
 use crate::summary::Summarizer;
-use crate::unlanded::FlowTable;
 
 /// Time between summaries where nothing else is said.
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
@@ -154,7 +155,7 @@ impl Settings {
     ) -> Pipeline {
         let limits = &self.config.limits;
         Pipeline::new(Parts {
-            flow: FlowTable::new(),
+            flow: FlowTable::new(FlowLimits::default(), Hasher::random()),
             attribution: Attribution::new(limits.processes),
             filter: self.filter.clone(),
             detectors: HostDetectors::new(self.config.detectors.clone(), live),
