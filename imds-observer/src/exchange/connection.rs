@@ -745,7 +745,7 @@ impl Flow {
             .client_left
             .is_some_and(|(time, _)| now >= time.plus_ns(REORDER_NS))
             || self.server_rst.is_some();
-        let stale = self.pending.is_empty() && now >= self.last.plus_ns(IDLE_NS);
+        let stale = now >= self.last.plus_ns(IDLE_NS);
         if self.requests.partial().is_some() && (last || leaving || stale) {
             self.collect(context, true);
         }
@@ -774,7 +774,7 @@ impl Flow {
             }
         }
         sooner(self.gap_since.map(|since| since.plus_ns(GAP_NS)));
-        sooner(self.early.iter().map(|(.., seen)| seen.plus_ns(GAP_NS)).min());
+        sooner(self.early.first().map(|(.., seen)| seen.plus_ns(GAP_NS)));
         if self.requests.partial().is_some() {
             sooner(self.client_left.map(|(time, _)| time.plus_ns(REORDER_NS)));
             sooner(Some(self.last.plus_ns(IDLE_NS)));

@@ -234,6 +234,13 @@ impl FlowTable {
             self.flows.pop(&id);
             return;
         };
+        // A date that has passed already would make `advance` come back here for ever.
+        debug_assert!(
+            last || due > self.now,
+            "{id:?} wants to be asked again at {due}, and it is {}",
+            self.now
+        );
+        let due = due.max(self.now.plus_ns(1));
         // One live entry a flow: only an earlier date needs a new one.
         if flow.scheduled.is_none_or(|scheduled| due < scheduled) {
             flow.scheduled = Some(due);

@@ -1111,6 +1111,21 @@ fn housekeeping_is_no_drop() {
     assert!(world.facts.is_empty());
 }
 
+/// A head without end and an answer that waits, on a connection that falls silent: time must pass all the same.
+#[test]
+fn half_a_request_behind_a_whole_one() {
+    let mut world = World::live();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .at(19_990)
+        .client(ACK, len(PUT), 0, "GET /latest/");
+    world.at(20_500).arrives(ACK, 0, len(PUT), OK, 1).wait(60_000);
+    let outcomes: Vec<_> = world.exchanges().iter().map(|exchange| exchange.outcome).collect();
+    assert!(outcomes.len() <= 2 && !outcomes.is_empty(), "{:#?}", world.facts);
+}
+
 #[test]
 fn bounded_tables() {
     let limits = Limits {
