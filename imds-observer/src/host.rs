@@ -37,7 +37,9 @@ fn instance_id(tag: &str) -> Option<String> {
 
 fn netns() -> Option<u32> {
     use std::os::unix::fs::MetadataExt as _;
-    fs::metadata("/proc/self/ns/net").ok().and_then(|netns| u32::try_from(netns.ino()).ok())
+    fs::metadata("/proc/self/ns/net")
+        .ok()
+        .and_then(|netns| u32::try_from(netns.ino()).ok())
 }
 
 fn boot_time() -> Option<Time> {

@@ -16,6 +16,7 @@ pub mod hosts;
 pub mod http;
 pub mod imds;
 pub mod pipeline;
+pub mod preflight;
 pub mod record;
 pub mod report;
 pub mod route;

@@ -155,6 +155,11 @@ impl Pipeline {
             || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
     }
 
+    /// What the traces tell of the runs that wrote them.
+    pub fn recorded_hosts(&self) -> &RecordedHosts {
+        &self.recorded
+    }
+
     /// Everything that was lost so far, wherever.
     pub fn loss(&self) -> LossCounts {
         let own = LossCounts {
@@ -247,7 +252,7 @@ impl Pipeline {
             }
             Record::Summary(_) => {}
             Record::Loss(loss) => self.recorded.loses(&loss),
-            Record::Start(start) => self.recorded.restarts(&start.host),
+            Record::Start(start) => self.recorded.starts(&start),
         }
     }
 

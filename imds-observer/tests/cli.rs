@@ -452,3 +452,87 @@ fn an_empty_trace_is_no_error() {
     let object: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(object["from"].is_null() && object["to"].is_null());
 }
+
+fn preflight(arguments: &[&str], name: &str) -> (Option<i32>, Value) {
+    let path = trace(name);
+    let mut all = vec!["preflight", "-o", "json"];
+    all.extend(arguments);
+    all.push(&path);
+    let output = run(&all);
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[test]
+fn preflight_names_who_would_break() {
+    let required = ["--http-tokens", "required", "--at-least", "1m"];
+    let (status, answer) = preflight(&required, TRACES[0]);
+    assert_eq!((status, &answer["verdict"]), (Some(0), &Value::from("safe")));
+    assert_eq!(answer["breaks"].as_array().unwrap().len(), 0);
+
+    let (status, answer) = preflight(&required, TRACES[1]);
+    assert_eq!((status, &answer["verdict"]), (Some(3), &Value::from("not-safe")));
+    assert_eq!(answer["breaks"][0]["workload"], "payments/api");
+    assert_eq!(answer["breaks"][0]["count"], 6);
+    assert_eq!(answer["breaks"][0]["last_seen"], "2026-03-01T12:02:03.004000000Z");
+
+    // A host process needs no hop; nobody lives with IMDS switched off.
+    assert_eq!(
+        preflight(&["--hop-limit", "1", "--at-least", "1m"], TRACES[0]).0,
+        Some(0)
+    );
+    let (status, answer) = preflight(&["--endpoint", "disabled", "--at-least", "1m"], TRACES[0]);
+    assert_eq!((status, &answer["breaks"][0]["count"]), (Some(3), &Value::from(9)));
+}
+
+#[test]
+fn preflight_says_what_keeps_it_from_an_answer() {
+    let (status, answer) = preflight(&["--http-tokens", "required"], TRACES[0]);
+    assert_eq!((status, &answer["verdict"]), (Some(4), &Value::from("cannot-say")));
+    assert!(
+        answer["reasons"][0].as_str().unwrap().contains("--at-least"),
+        "{answer}"
+    );
+
+    let doubtful = |change: fn(&str) -> String| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        fs::write(&path, change(&fs::read_to_string(trace(TRACES[0])).unwrap())).unwrap();
+        let output = run(&[
+            "preflight",
+            "--http-tokens",
+            "required",
+            "--at-least",
+            "1m",
+            path.to_str().unwrap(),
+        ]);
+        (output.status.code(), stdout(&output))
+    };
+    assert_eq!(doubtful(str::to_owned).0, Some(0));
+    let (status, text) = doubtful(|text| text.replace("\"ring_buffer\":0", "\"ring_buffer\":7"));
+    assert!(status == Some(4) && text.contains("7 events lost"), "{text}");
+    let (status, text) = doubtful(|text| format!("{}{text}", &text[..=text.find('\n').unwrap()]));
+    assert!(status == Some(4) && text.contains("restarted 1 time"), "{text}");
+    let (status, text) = doubtful(|text| format!("nonsense\n{text}"));
+    assert!(status == Some(4) && text.contains("1 line(s)"), "{text}");
+    let (status, text) = doubtful(|text| {
+        text.replace(
+            "\"missing\":[]",
+            r#""missing":[{"capability":"wire","why":"no","blinds":"TTLs at the uplink"}]"#,
+        )
+    });
+    assert!(status == Some(4) && text.contains("TTLs at the uplink"), "{text}");
+}
+
+#[test]
+fn preflight_needs_exactly_one_change() {
+    let path = trace(TRACES[0]);
+    for arguments in [
+        &["preflight", path.as_str()][..],
+        &["preflight", "--http-tokens", "required", "--hop-limit", "1", &path],
+        &["preflight", "--http-tokens", "optional", &path],
+        &["preflight", "--hop-limit", "65", &path],
+        &["preflight", "--endpoint", "enabled", &path],
+    ] {
+        assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}

@@ -1,5 +1,6 @@
 //! Runs the pipeline over what happens on this host.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Status;
@@ -13,17 +14,18 @@ use crate::stop::Stop;
 /// Opens the source before the sinks: what can't be observed must not overwrite a file.
 pub(super) fn observe(
     args: &ObserveArgs,
+    endpoints: &[IpAddr],
     settings: &Settings,
-    interval: Duration,
+    interval: Option<Duration>,
     sinks: impl FnOnce(&Settings) -> anyhow::Result<Vec<Box<dyn Sink>>>,
 ) -> anyhow::Result<Status> {
     let stop = Stop::on_signals()?;
-    let mut source = LiveSource::open(&args.live_options(&settings.config))?;
+    let mut source = LiveSource::open(&args.live_options(endpoints, &settings.config))?;
     let name = settings.host(None)?;
     let mut pipeline = settings.pipeline(
         name.clone(),
         Some(host::facts(name)),
-        Some(interval),
+        interval,
         args.count,
         sinks(settings)?,
     );

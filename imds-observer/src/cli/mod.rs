@@ -6,6 +6,8 @@ mod detectors;
 mod doctor;
 mod live;
 mod observe;
+mod offline;
+mod preflight;
 mod schema;
 mod stream;
 mod values;
@@ -37,6 +39,7 @@ enum Command {
     Watch(watch::WatchArgs),
     Stream(stream::StreamArgs),
     Analyze(analyze::AnalyzeArgs),
+    Preflight(preflight::PreflightArgs),
     Doctor(doctor::DoctorArgs),
     Detectors(detectors::DetectorsArgs),
     Schema(schema::SchemaArgs),
@@ -74,6 +77,7 @@ pub fn run() -> anyhow::Result<Status> {
         Command::Watch(args) => args.run(),
         Command::Stream(args) => args.run(),
         Command::Analyze(args) => args.run(),
+        Command::Preflight(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Detectors(args) => args.run(),
         Command::Schema(args) => args.run(),
