@@ -10,6 +10,7 @@ pub mod detectors;
 pub mod exchange;
 pub mod filter;
 pub mod flow;
+pub mod host;
 pub mod hosts;
 pub mod http;
 pub mod imds;

@@ -1,0 +1,7 @@
+//! Facts about this host that IMDS depends on. Read only: asks the kernel, sends no packet, changes nothing.
+
+pub mod netlink;
+pub mod routes;
+pub mod uplinks;
+
+pub use uplinks::{Uplink, UplinkChange, UplinkMonitor, Uplinks};
