@@ -1,5 +1,9 @@
 //! Are the interfaces towards the metadata service found, and followed? Needs root; everything happens in the lab's namespaces.
 
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use imds_observer::bpf::DEFAULT_ENDPOINTS;
@@ -7,6 +11,9 @@ use imds_observer::host::{UplinkChange, UplinkMonitor, Uplinks};
 use imds_observer_lab::can_run_live;
 use imds_observer_lab::topology::{Lab, LabOptions, Place, RouteStyle};
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
 
 fn lab(route: RouteStyle) -> Option<Lab> {
     let options = LabOptions {
@@ -115,7 +122,7 @@ fn the_monitor_tells_what_comes_and_goes() {
         );
     }
     let mut batch = lab.node().command("ip").unwrap();
-    batch.args(["-batch", "-"]).stdin(std::process::Stdio::piped());
+    batch.args(["-batch", "-"]).stdin(Stdio::piped());
     let mut child = batch.spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), flood.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
@@ -143,4 +150,99 @@ fn until_told(monitor: &mut UplinkMonitor) -> Vec<String> {
         }
     }
     panic!("no change was told");
+}
+
+/// A response whose TTL was seen has passed a program at an uplink.
+#[test]
+fn stream_follows_the_uplinks_when_none_is_named() {
+    let Some(mut lab) = lab(RouteStyle::Endpoints) else {
+        return;
+    };
+    let mut netns = std::ffi::OsString::from("--net=");
+    netns.push(lab.node().netns().path());
+    let mut child = Command::new("nsenter")
+        .arg(netns)
+        .arg(env!("CARGO_BIN_EXE_imds-observer"))
+        .args(["stream", "--cgroup", lab.cgroup_directory().to_str().unwrap()])
+        .env("IMDS_OBSERVER_LOG", "info")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = lines(child.stderr.take().unwrap());
+    let mut records = lines(child.stdout.take().unwrap());
+    let Some(start) = until(&mut records, |_| true) else {
+        let said = until(&mut log, |line| line.contains("no eBPF object"));
+        assert!(said.is_some(), "the observer ended before its first record");
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{said:?}");
+        eprintln!("skipped: {said:?}");
+        let _ = child.wait();
+        return;
+    };
+    let start: Value = serde_json::from_str(&start).unwrap();
+    assert_eq!(start["interfaces"], json!(["eth0"]), "{start}");
+
+    let answered = |records: &mut Receiver<String>| {
+        let answer = until(records, |line| line.contains(r#""record":"exchange""#)).expect("an exchange");
+        serde_json::from_str::<Value>(&answer).unwrap()["response"]["ttl"].clone()
+    };
+    curl(lab.node());
+    assert_eq!(answered(&mut records), 255, "through the first uplink");
+    let second = lab.add_uplink().unwrap();
+    lab.route_through(&second).unwrap();
+    until(&mut log, |line| line.contains("uplink eth1 is observed")).expect("the second uplink is found");
+    curl(lab.node());
+    assert_eq!(answered(&mut records), 255, "through the second uplink");
+    lab.remove_uplink("eth0").unwrap();
+    until(&mut log, |line| line.contains("uplink eth0 is gone")).expect("the first uplink's end is seen");
+    curl(lab.node());
+    assert_eq!(answered(&mut records), 255, "after the first is gone");
+
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    assert!(child.wait().unwrap().success());
+    let rest: Vec<_> = records.iter().collect();
+    let summary = rest
+        .iter()
+        .rev()
+        .find(|line| line.contains(r#""record":"summary""#))
+        .unwrap();
+    let summary: Value = serde_json::from_str(summary).unwrap();
+    let interfaces = summary["interfaces"].as_array().unwrap();
+    for name in ["eth0", "eth1"] {
+        let interface = interfaces.iter().find(|interface| interface["name"] == name).unwrap();
+        assert!(interface["egress_packets"].as_u64().unwrap() > 0, "{interface}");
+        assert!(
+            interface["allowance_exceeded"].is_null(),
+            "veth counts no allowance: {interface}"
+        );
+    }
+}
+
+fn curl(place: &Place) {
+    let mut command = place.command("curl").unwrap();
+    let url = "http://169.254.169.254/latest/meta-data/instance-id";
+    let output = command.args(["-sS", "--max-time", "5", url]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        BufReader::new(stream)
+            .lines()
+            .map_while(Result::ok)
+            .all(|line| sender.send(line).is_ok())
+    });
+    receiver
+}
+
+fn until(lines: &mut Receiver<String>, wanted: impl Fn(&str) -> bool) -> Option<String> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
+        if wanted(&line) {
+            return Some(line);
+        }
+    }
 }
