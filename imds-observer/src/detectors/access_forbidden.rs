@@ -15,6 +15,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:08.000300000Z",
+//!   "host": "node-1",
+//!   "code": "access-forbidden",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/amazon-ssm-agent.service","cmdline":["amazon-ssm-agent"],"comm":"amazon-ssm-agen","exe":"/usr/bin/amazon-ssm-agent","namespace_pid":null,"netns":4026531840,"pid":900,"start_time":"2023-11-14T21:13:20.000000000Z","tid":900,"uid":1000},"workload":"amazon-ssm-agent.service"},
+//!   "first_seen": "2023-11-14T22:13:20.010000000Z",
+//!   "last_seen": "2023-11-14T22:14:08.000000000Z",
+//!   "count": 12,
+//!   "summary": "IMDS answers every request with 403: the endpoint is disabled for this instance",
+//!   "evidence": {"cause":"endpoint-disabled","clients":2,"last_client":"amazon-ssm-agent (amazon-ssm-agent.service, pid 900)","last_path":"/latest/api/token"},
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-endpoint enabled"],"text":"Enable the endpoint if the host needs it; else set AWS_EC2_METADATA_DISABLED=true where SDKs run, so that they don't ask."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! With a single client on the host, its own 403 can't be told from a disabled endpoint. If one client is refused and
@@ -38,6 +57,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::knowledge::{normal_path, status};
 use super::remedy::{self, Sdk};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
@@ -94,7 +114,7 @@ pub(super) struct AccessForbidden {
 pub(super) fn new(config: &Config) -> AccessForbidden {
     AccessForbidden {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         answered: None,
         pending: 0,
         evicted: 0,

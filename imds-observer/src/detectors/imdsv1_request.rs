@@ -17,6 +17,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:20.000300000Z",
+//!   "host": "node-1",
+//!   "code": "imdsv1-request",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//user.slice/user-1000.slice/session-3.scope/curl/bash 4100","name":"curl (parent bash 4100)","process":{"ancestors":[{"comm":"bash","pid":4100},{"comm":"systemd","pid":1}],"cgroup":"/user.slice/user-1000.slice/session-3.scope","cmdline":["curl"],"comm":"curl","exe":"/usr/bin/curl","namespace_pid":null,"netns":4026531840,"pid":5002,"start_time":"2023-11-14T22:14:20.000000000Z","tid":5002,"uid":1000},"workload":"curl"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:14:20.000000000Z",
+//!   "count": 3,
+//!   "summary": "curl (parent bash 4100) uses IMDSv1: it asks without a token and is answered",
+//!   "evidence": {"breaks_when_tokens_are_required":true,"cause":"client","client":"curl","first_path":"/latest/meta-data/instance-id","last_path":"/latest/meta-data/instance-id","requests":3,"user_agent":"curl/7.88.1"},
+//!   "remedy": {"commands":[],"text":"Get a token first: TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600'), then send it as X-aws-ec2-metadata-token."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! None known: other clouds' dialects on the same address are not counted. Some tools (s3fs, older Datadog agents) ask
@@ -41,6 +60,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::knowledge::{V1Cause, normal_path, status, sufficient_hop_limit};
 use super::remedy::{self, Sdk};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
@@ -91,7 +111,7 @@ pub(super) struct Imdsv1Request {
 pub(super) fn new(config: &Config) -> Imdsv1Request {
     Imdsv1Request {
         config: config.clone(),
-        callers: LruCache::new(MAX_CLIENTS),
+        callers: bounded(MAX_CLIENTS),
         held: 0,
         evicted: 0,
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use lru::LruCache;
 
 use super::connectivity::{self, DropNote, V4_WORKS_NS};
+use super::table::bounded;
 use super::{Context, Observation};
 use crate::record::workload::{self, Group};
 use crate::record::{
@@ -101,11 +102,11 @@ impl Knowledge {
     pub(super) fn new() -> Self {
         Self {
             hasher: RandomState::new(),
-            clients: LruCache::new(MAX_CLIENTS),
+            clients: bounded(MAX_CLIENTS),
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
-            drops: LruCache::new(MAX_DROPS),
+            drops: bounded(MAX_DROPS),
             boot_crawl: None,
             quota_exceeded: None,
         }

@@ -24,6 +24,7 @@ mod connectivity;
 mod knowledge;
 mod ledger;
 mod remedy;
+mod table;
 mod window;
 
 use schemars::JsonSchema;
@@ -105,13 +106,18 @@ pub struct Entry {
 /// the doc comment of the detector's own file. `None`: no detector has this code.
 pub fn manual(code: Code) -> Option<String> {
     let entry = CATALOGUE.iter().find(|entry| entry.code == code)?;
+    Some(manual_of(code, entry.source))
+}
+
+/// The manual page in a detector's source.
+pub fn manual_of(code: Code, source: &str) -> String {
     let mut page = format!("# {code}\n\n");
-    for line in entry.source.lines() {
+    for line in source.lines() {
         let Some(line) = line.strip_prefix("//!") else { break };
         page.push_str(line.strip_prefix(' ').unwrap_or(line));
         page.push('\n');
     }
-    Some(page)
+    page
 }
 
 /// What detectors look at.
