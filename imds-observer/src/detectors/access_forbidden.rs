@@ -58,13 +58,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{normal_path, status};
+use super::knowledge::{status};
 use super::remedy::{self, Sdk};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
-/// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// An answer this recent, before the first 403, speaks against a disabled endpoint until a second client is refused.
 const RECENT_NS: u64 = 600 * SECOND;
 /// The longest wait for a second client.
@@ -165,7 +165,7 @@ impl Detector for AccessForbidden {
             return;
         }
         let subject = context.client_subject();
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
+        let path = context.path.to_owned();
         if let Some(refused) = refused {
             if time.since(refused.last) > self.config.quiet_s * SECOND {
                 refused.first = time;

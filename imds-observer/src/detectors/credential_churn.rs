@@ -56,7 +56,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{below_version, normal_path, status};
+use super::knowledge::{below_version, status};
 use super::remedy::{self, Sdk};
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
@@ -120,8 +120,8 @@ impl Detector for CredentialChurn {
         let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
             return;
         };
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
-        let Some(role) = role(&path) else { return };
+        let path = context.path;
+        let Some(role) = role(path) else { return };
         if status(exchange) != Some(200) {
             return;
         }

@@ -62,8 +62,8 @@ use super::remedy::modify_options;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Subject, Time};
 
-/// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// How long a failure waits for the same client's IPv4 attempt to end.
 const HOLD_NS: u64 = 5 * SECOND;
 

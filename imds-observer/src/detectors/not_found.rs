@@ -58,7 +58,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{below_version, normal_path, status};
+use super::knowledge::{below_version, status};
 use super::path_disappeared::NORMALLY_404;
 use super::remedy;
 use super::window::Bins;
@@ -139,8 +139,8 @@ impl Detector for NotFound {
         let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
             return;
         };
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
-        let below = below_version(&path);
+        let path = context.path;
+        let below = below_version(path);
         let id = self.hasher.hash_one(below);
         if status == 200 {
             if self.found.get(&id).is_none() && self.found.push(id, ()).is_some() {

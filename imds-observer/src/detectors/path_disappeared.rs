@@ -58,7 +58,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{below_version, normal_path, status};
+use super::knowledge::{below_version, status};
 use super::remedy;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
@@ -151,8 +151,8 @@ impl Detector for PathDisappeared {
         let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
             return;
         };
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
-        let below = below_version(&path);
+        let path = context.path;
+        let below = below_version(path);
         let ignored = NORMALLY_404.iter().any(|prefix| below.starts_with(prefix))
             || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()));
         let id = self.hasher.hash_one(below);

@@ -54,7 +54,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{normal_path, status};
+use super::knowledge::{status};
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Dialect, Remedy, Severity};
 
@@ -156,7 +156,7 @@ impl Detector for ProxiedRequest {
                     "answers_via_proxy": signs.via,
                     "answers_of_other_server": signs.other_server,
                     "server": server,
-                    "path": normal_path(exchange.request.path.as_deref().unwrap_or_default()),
+                    "path": context.path,
                     "user_agent": client.user_agent,
                 },
                 remedy: Remedy {

@@ -63,7 +63,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::normal_path;
 use super::remedy::Sdk;
 use super::window::{Bins, Recent};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
@@ -161,10 +160,10 @@ impl Detector for TightPolling {
             return;
         }
         let time = exchange.time;
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
+        let path = context.path;
         let path_key = (
             client.handle,
-            self.hasher.hash_one((&path, exchange.request.method.as_deref())),
+            self.hasher.hash_one((path, exchange.request.method.as_deref())),
         );
         if !self.paths.contains(&path_key) {
             let track = PathTrack {
@@ -206,7 +205,7 @@ impl Detector for TightPolling {
             count,
             news: false,
         };
-        sightings.report(sighting, || details(&breach, &path, counted, exchange, client, context));
+        sightings.report(sighting, || details(&breach, path, counted, exchange, client, context));
     }
 
     fn evicted(&self) -> u64 {

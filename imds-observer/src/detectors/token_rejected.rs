@@ -55,7 +55,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{normal_path, status};
+use super::knowledge::{status};
 use super::remedy::{self, Sdk};
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
@@ -202,7 +202,7 @@ impl Detector for TokenRejected {
                     "cause": cause,
                     "rejections": rejections,
                     "token": token,
-                    "path": normal_path(exchange.request.path.as_deref().unwrap_or_default()),
+                    "path": context.path,
                     "user_agent": agent,
                     "client": sdk.name(),
                 },
