@@ -904,7 +904,9 @@ impl Flow {
         }
         if last {
             return match arrived {
-                Some(_) if killed || (self.superseded && proven) => done((ExchangeOutcome::Lost, Some(false)), None),
+                Some(_) if killed || (proven && (self.superseded || !self.socket_seen)) => {
+                    done((ExchangeOutcome::Lost, Some(false)), None)
+                }
                 Some(_) if !self.socket_seen => done((ExchangeOutcome::Answered, None), None),
                 Some(at) => done(
                     (ExchangeOutcome::Open, (now.since(at) >= TRANSIT_NS).then_some(false)),

@@ -123,7 +123,7 @@ impl FlowTable {
                 });
                 self.settle(id, false, out);
             }
-            Event::Process { .. } | Event::Interface(_) | Event::Loss(_) | Event::Record(_) => {}
+            Event::Process { .. } | Event::Caller { .. } | Event::Interface(_) | Event::Loss(_) | Event::Record(_) => {}
         }
     }
 
