@@ -101,6 +101,8 @@ fn of_location(location: &str) -> Option<Cause> {
         "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => Cause::Firewall(""),
         "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
         "ip_error" | "ip6_pkt_drop" => Cause::Route("missing"),
+        // What a blackhole route does with what it is to forward.
+        "dst_discard" | "dst_discard_out" => Cause::Route("blackhole"),
         "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy("traffic control"),
         _ => return None,
     })
