@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::attribution::Attribution;
 use crate::detectors::Observation;
-use crate::exchange::Fact;
+use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
 use crate::record::{
@@ -19,7 +19,6 @@ use crate::sinks::Sink;
 use crate::source::{Event, Source, SourceFacts, SourceState};
 use crate::stop::Stop;
 use crate::summary::Summarizer;
-use crate::unlanded::FlowTable;
 
 /// What a pipeline is put together from.
 pub struct Parts {
@@ -129,6 +128,11 @@ impl Pipeline {
         }
     }
 
+    /// Nothing may come for a while.
+    pub fn flush(&mut self) {
+        self.parts.sinks.iter_mut().for_each(|sink| sink.flush());
+    }
+
     /// The last call: everything still open is closed and written, then the totals.
     pub fn finish(&mut self, now: Time) -> anyhow::Result<()> {
         self.parts.flow.finish(now, &mut self.facts);
@@ -149,6 +153,11 @@ impl Pipeline {
     pub fn is_done(&self) -> bool {
         self.parts.count.is_some_and(|count| self.exchanges >= count)
             || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
+    }
+
+    /// What the traces tell of the runs that wrote them.
+    pub fn recorded_hosts(&self) -> &RecordedHosts {
+        &self.recorded
     }
 
     /// Everything that was lost so far, wherever.
@@ -243,7 +252,7 @@ impl Pipeline {
             }
             Record::Summary(_) => {}
             Record::Loss(loss) => self.recorded.loses(&loss),
-            Record::Start(start) => self.recorded.restarts(&start.host),
+            Record::Start(start) => self.recorded.starts(&start),
         }
     }
 
@@ -338,6 +347,7 @@ pub fn run(
             now = Time::now();
             pipeline.advance(now);
         }
+        pipeline.flush();
     }
     source.last_batch(&mut batch);
     batch.drain(..).for_each(|event| pipeline.handle(event));

@@ -12,13 +12,14 @@ use crate::attribution::Attribution;
 use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions};
 use crate::config::{Config, Span};
 use crate::detectors::HostFacts;
+use crate::exchange::{FlowTable, Limits as FlowLimits};
 use crate::filter::{Filter, Kinds, PodName};
 use crate::hosts::HostDetectors;
+use crate::imds::Hasher;
 use crate::pipeline::{Parts, Pipeline};
 use crate::record::{Host, Kind};
 use crate::sinks::Sink;
 use crate::summary::Summarizer;
-use crate::unlanded::FlowTable;
 
 /// Time between summaries where nothing else is said.
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
@@ -56,7 +57,15 @@ pub(super) struct SelectArgs {
     host: Option<String>,
 }
 
-/// What to observe, live.
+/// Where IMDS is.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct EndpointArgs {
+    /// Address of IMDS (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) endpoint: Vec<IpAddr>,
+}
+
+/// What to observe, live; without the endpoint, which is another option in `preflight`.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct ObserveArgs {
     /// Interface towards IMDS (repeatable); default: the uplinks that route to the endpoints, followed as they come and go
@@ -65,9 +74,6 @@ pub(super) struct ObserveArgs {
     /// Only processes below this cgroup v2 directory
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// Address of IMDS (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
-    #[arg(long, value_name = "ADDR")]
-    endpoint: Vec<IpAddr>,
     /// Stop after this time, such as 30s or 5m
     #[arg(long, value_name = "SPAN")]
     pub(super) duration: Option<Span>,
@@ -118,8 +124,8 @@ impl SelectArgs {
 }
 
 impl ObserveArgs {
-    pub(super) fn live_options(&self, config: &Config) -> LiveOptions {
-        let endpoints = or(&self.endpoint, &config.endpoints);
+    pub(super) fn live_options(&self, endpoints: &[IpAddr], config: &Config) -> LiveOptions {
+        let endpoints = or(endpoints, &config.endpoints);
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
@@ -154,7 +160,7 @@ impl Settings {
     ) -> Pipeline {
         let limits = &self.config.limits;
         Pipeline::new(Parts {
-            flow: FlowTable::new(),
+            flow: FlowTable::new(FlowLimits::default(), Hasher::random()),
             attribution: Attribution::new(limits.processes),
             filter: self.filter.clone(),
             detectors: HostDetectors::new(self.config.detectors.clone(), live),

@@ -1,0 +1,10 @@
+//! Does the whole program hold its promises on real packets of real clients?
+//!
+//! Each test makes a lab of network namespaces without a way out, starts the built program in the node's, and reads what it writes.
+//! Needs root and a kernel that takes eBPF: `cargo xtask test` runs these one at a time; a machine that can't is an error, not a skip.
+
+mod command_line;
+mod harmless;
+mod main_job;
+mod secrets;
+mod support;

@@ -1,0 +1,277 @@
+//! The observer as a child process, and its records as they come.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use imds_observer_lab::topology::{Lab, LabOptions, Place};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// Longer than anything here takes; a test that hits it has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The node's uplink in every lab.
+pub(crate) const UPLINK: &str = "eth0";
+
+pub(crate) fn lab(options: LabOptions) -> Lab {
+    // systemd mounts it on every real host; where it is missing, connect()'s error could not be read.
+    if !Path::new("/sys/kernel/tracing/events").exists() {
+        let source = Some("tracefs");
+        nix::mount::mount(
+            source,
+            "/sys/kernel/tracing",
+            source,
+            nix::mount::MsFlags::empty(),
+            None::<&str>,
+        )
+        .expect("mount tracefs at /sys/kernel/tracing");
+    }
+    Lab::new(options).expect("make a lab (needs root)")
+}
+
+/// The program, running in the lab's node and watching the lab's cgroup.
+pub(crate) struct Observer {
+    child: Child,
+    lines: Receiver<String>,
+    /// Everything on standard output so far.
+    pub(crate) output: Vec<String>,
+    stderr: Option<thread::JoinHandle<String>>,
+}
+
+/// What a finished observer leaves.
+pub(crate) struct Finished {
+    pub(crate) status: ExitStatus,
+    pub(crate) records: Vec<Value>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Observer {
+    /// `stream` in the node, ready to see.
+    pub(crate) fn stream(lab: &Lab, arguments: &[&str]) -> Self {
+        let mut all = vec![
+            "stream",
+            "-i",
+            UPLINK,
+            "--cgroup",
+            lab.cgroup_directory().to_str().unwrap(),
+        ];
+        all.extend(arguments);
+        let mut observer = Self::spawn(lab.node(), &all);
+        observer.wait_for(|record| record["record"] == "start");
+        observer
+    }
+
+    /// Any command line of the program in a place of the lab. It does not join the place's cgroup: it must not observe itself.
+    pub(crate) fn spawn(place: &Place, arguments: &[&str]) -> Self {
+        let mut child = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the observer");
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            stdout
+                .lines()
+                .map_while(Result::ok)
+                .all(|line| sender.send(line).is_ok())
+        });
+        let mut stderr = child.stderr.take().unwrap();
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        Self {
+            child,
+            lines,
+            output: Vec::new(),
+            stderr: Some(stderr),
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next record that `wanted` accepts, from those that come from now on.
+    pub(crate) fn wait_for(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    let record = parse(&line);
+                    self.output.push(line);
+                    if wanted(&record) {
+                        return record;
+                    }
+                }
+                Err(error) => {
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                    let stderr = self.stderr.take().map(|text| text.join().unwrap()).unwrap_or_default();
+                    let why = if error == RecvTimeoutError::Timeout {
+                        "timed out"
+                    } else {
+                        "the observer ended"
+                    };
+                    panic!(
+                        "{why} waiting for a record; it wrote:\n{}\nand said:\n{stderr}",
+                        self.output.join("\n")
+                    );
+                }
+            }
+        }
+    }
+
+    /// Ends it the polite way and gives all it wrote.
+    pub(crate) fn finish(mut self) -> Finished {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).expect("interrupt the observer");
+        let status = self.child.wait().expect("wait for the observer");
+        // The reader ends with the pipe.
+        self.output.extend(self.lines.iter());
+        let output = std::mem::take(&mut self.output);
+        let stderr = self.stderr.take().map(|text| text.join().unwrap()).unwrap_or_default();
+        let finished = Finished {
+            status,
+            records: output.iter().map(|line| parse(line)).collect(),
+            stdout: output.join("\n"),
+            stderr,
+        };
+        assert_eq!(
+            finished.status.code(),
+            Some(0),
+            "{:?}: {}",
+            finished.status.signal(),
+            finished.stderr
+        );
+        finished
+    }
+
+    pub(crate) fn kill_9(mut self) {
+        self.child.kill().expect("kill the observer");
+        self.child.wait().expect("wait for the observer");
+    }
+}
+
+impl Drop for Observer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Finished {
+    pub(crate) fn kind(&self, kind: &str) -> Vec<&Value> {
+        self.records.iter().filter(|record| record["record"] == kind).collect()
+    }
+
+    /// Findings with this code that were opened.
+    pub(crate) fn opened(&self, code: &str) -> Vec<&Value> {
+        self.kind("finding")
+            .into_iter()
+            .filter(|record| record["code"] == code && record["state"] == "open")
+            .collect()
+    }
+
+    /// The last word on the findings of this code.
+    pub(crate) fn last_word(&self, code: &str) -> Option<&Value> {
+        self.kind("finding")
+            .into_iter()
+            .rfind(|record| record["code"] == code && record["state"] != "resolved")
+    }
+}
+
+fn parse(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("not a record: {error}: {line}"))
+}
+
+/// A command in a place's network namespace only.
+pub(crate) fn in_netns(place: &Place, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    let mut netns = std::ffi::OsString::from("--net=");
+    netns.push(place.netns().path());
+    command.arg(netns).arg(program);
+    command
+}
+
+/// A client in a place; must succeed to start, may fail to succeed.
+pub(crate) fn run(place: &Place, program: &str, arguments: &[&str]) -> std::process::Output {
+    place
+        .command(program)
+        .expect("prepare a command in the lab")
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("run {program}: {error}"))
+}
+
+/// Python with botocore, made by `cargo xtask setup --for test`.
+pub(crate) fn python() -> PathBuf {
+    std::env::var_os("IMDS_OBSERVER_PYTHON").map_or_else(
+        || {
+            let home = std::env::var_os("HOME").unwrap_or_default();
+            Path::new(&home).join(".local/share/imds-observer-tools/venv/bin/python3")
+        },
+        PathBuf::from,
+    )
+}
+
+/// Fetches credentials once with the real SDK, as an application at its start does.
+pub(crate) const BOTOCORE: &str = "
+import botocore.session
+credentials = botocore.session.get_session().get_credentials()
+print('have credentials' if credentials and credentials.access_key else 'no credentials')
+";
+
+pub(crate) fn botocore(place: &Place) -> std::process::Output {
+    let python = python();
+    assert!(
+        python.exists(),
+        "{} is missing: run `cargo xtask setup --for test`",
+        python.display()
+    );
+    place
+        .command(python)
+        .expect("prepare a command in the lab")
+        .args(["-c", BOTOCORE])
+        .env_remove("AWS_CA_BUNDLE")
+        .env_remove("AWS_REGION")
+        .env_remove("AWS_DEFAULT_REGION")
+        .env("AWS_CONFIG_FILE", "/nonexistent")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        .output()
+        .expect("run botocore")
+}
+
+/// Path of a place's cgroup as records tell it.
+pub(crate) fn cgroup_of(place: &Place) -> String {
+    format!("/{}", place.cgroup().path().trim_start_matches('/'))
+}
+
+/// Lines of a program that only looks.
+pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("run {program}: {error}"));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether a process is there.
+pub(crate) fn lives(pid: u32) -> bool {
+    fs::metadata(format!("/proc/{pid}")).is_ok()
+}
