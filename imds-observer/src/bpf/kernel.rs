@@ -1,6 +1,7 @@
 //! Loads the programs, attaches them, and says what could not be had and what that blinds.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -10,11 +11,12 @@ use std::sync::Arc;
 
 use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::tc::TcAttachOptions;
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, RawTracePoint,
     SchedClassifier, SockOps, TcAttachType, TracePoint,
 };
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use imds_observer_common::{Endpoints, InterfaceCounters, KernelOffsets, LossCounters, MAX_ENDPOINTS};
 use thiserror::Error;
@@ -23,7 +25,9 @@ use zerocopy::IntoBytes as _;
 use super::LiveOptions;
 use super::attach::cgroup2_mount;
 use super::btf::Btf;
+use super::clsact::Filters;
 use super::decode::Decoder;
+use super::occupied::{CgroupHook, exclusive_holder};
 use super::offsets::{drop_reasons, kernel_offsets};
 use super::symbols::Symbols;
 use crate::record::{Attached, Missing};
@@ -44,8 +48,12 @@ pub enum KernelError {
     Cgroup { path: String, source: io::Error },
     #[error("{family} endpoints: at most {MAX_ENDPOINTS} can be watched")]
     TooManyEndpoints { family: &'static str },
-    #[error("load the eBPF object: {0}")]
-    Load(#[from] aya::EbpfError),
+    #[error("load the eBPF object: {}", explain(.0))]
+    Load(aya::EbpfError),
+    #[error(
+        "load the eBPF object: at most {kib} KiB of locked memory (RLIMIT_MEMLOCK), against which this kernel counts maps: raise it (LimitMEMLOCK=infinity, ulimit -l unlimited) or add CAP_SYS_RESOURCE"
+    )]
+    LockedMemory { kib: u64 },
     #[error("map {name}: {source}")]
     Map {
         name: &'static str,
@@ -72,6 +80,8 @@ pub struct Kernel {
     missing: Vec<Missing>,
     /// Names of the uplinks by index: ours may be another network namespace than the reader's thread is in later.
     uplinks: HashMap<u32, Arc<str>>,
+    /// Where the kernel has no tcx, by interface.
+    filters: HashMap<String, Filters>,
 }
 
 /// Rights that all of this needs, for error lines.
@@ -125,7 +135,7 @@ impl Kernel {
         if let Some(bytes) = options.ring_bytes {
             loader.map_max_entries("EVENTS", bytes);
         }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?)
             .map_err(|source| KernelError::Map { name: "EVENTS", source })?;
         let loss = PerCpuArray::try_from(take_map(&mut ebpf, "LOSS")?)
@@ -143,6 +153,7 @@ impl Kernel {
             attached: Vec::new(),
             missing,
             uplinks: HashMap::new(),
+            filters: HashMap::new(),
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
         kernel.attach_tracing(parsed.is_ok());
@@ -171,19 +182,19 @@ impl Kernel {
             source,
         })?;
         // Ingress first: an answer must not be missed because its request was seen a moment before.
-        for (hook, direction) in [
-            ("segment_ingress", CgroupSkbAttachType::Ingress),
-            ("segment_egress", CgroupSkbAttachType::Egress),
+        for (hook, direction, kind) in [
+            ("segment_ingress", CgroupSkbAttachType::Ingress, CgroupHook::Ingress),
+            ("segment_egress", CgroupSkbAttachType::Egress, CgroupHook::Egress),
         ] {
             self.program::<CgroupSkb>(hook)
                 .and_then(|program| {
                     program.load()?;
                     program.attach(&cgroup, direction, CgroupAttachMode::Single)
                 })
-                .map_err(|error| attach_error(hook, &target, &error))?;
+                .map_err(|error| cgroup_error(hook, &path, kind, &error))?;
             self.note(hook, "cgroup", &target);
         }
-        for hook in ["connect4", "connect6"] {
+        for (hook, kind) in [("connect4", CgroupHook::Connect4), ("connect6", CgroupHook::Connect6)] {
             let result = self.program::<CgroupSockAddr>(hook).and_then(|program| {
                 program.load()?;
                 program.attach(&cgroup, CgroupAttachMode::Single)
@@ -192,7 +203,7 @@ impl Kernel {
                 hook,
                 "cgroup",
                 &target,
-                result,
+                result.map_err(|error| cgroup_why(&path, kind, &error)),
                 "attempts that fail before a packet leaves, and who made them",
             );
         }
@@ -205,7 +216,7 @@ impl Kernel {
             hook,
             "cgroup",
             &target,
-            result,
+            result.map_err(|error| cgroup_why(&path, CgroupHook::SockOps, &error)),
             "which process's packets a firewall in OUTPUT drops",
         );
         Ok(())
@@ -221,7 +232,7 @@ impl Kernel {
             hook,
             "tracepoint",
             "syscalls/sys_exit_connect",
-            result,
+            result.map_err(|error| tracepoint_why(&error)),
             "the error that connect() returned",
         );
         if !have_btf {
@@ -246,7 +257,7 @@ impl Kernel {
                 hook,
                 "raw_tp",
                 "kfree_skb",
-                result,
+                result.map_err(|error| explain(&error)),
                 "packets that this kernel drops, and why",
             );
         }
@@ -266,45 +277,76 @@ impl Kernel {
                 program.load()?;
                 program.attach(tracepoint)
             });
-            self.settle(hook, "raw_tp", tracepoint, result, blinds);
+            self.settle(
+                hook,
+                "raw_tp",
+                tracepoint,
+                result.map_err(|error| explain(&error)),
+                blinds,
+            );
         }
     }
 
     /// Attaches to an uplink of the current network namespace: tcx where the kernel has it (6.6), else clsact.
     pub fn attach_uplink(&mut self, interface: &str) -> Result<(), KernelError> {
+        let mut notes = Vec::new();
+        // The whole of an uplink or nothing: half of it would report lost responses that were not.
         for (hook, direction) in [
             ("wire_ingress", TcAttachType::Ingress),
             ("wire_egress", TcAttachType::Egress),
         ] {
-            let error = |error: &ProgramError| attach_error(hook, interface, error);
-            let program = self.program::<SchedClassifier>(hook).map_err(|e| error(&e))?;
-            if program.fd().is_err() {
-                program.load().map_err(|e| error(&e))?;
-            }
-            // First of all: another tool's program may consume the packet.
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let method = match program.attach_with_options(interface, direction, order) {
-                Ok(_) => "tcx",
-                Err(tcx) => {
-                    tracing::debug!("{hook} at {interface} over tcx: {tcx:?}");
-                    // Exists: fine.
-                    let _ = qdisc_add_clsact(interface);
-                    let options = TcAttachOptions::Netlink(NlOptions {
-                        priority: 1,
-                        ..NlOptions::default()
-                    });
-                    program
-                        .attach_with_options(interface, direction, options)
-                        .map_err(|e| error(&e))?;
-                    "clsact"
+            match self.attach_wire(hook, direction, interface) {
+                Ok(method) => notes.push((hook, method)),
+                Err(error) => {
+                    self.filters.remove(interface);
+                    return Err(error);
                 }
-            };
+            }
+        }
+        for (hook, method) in notes {
             self.note(hook, method, interface);
         }
         if let Ok(index) = nix::net::if_::if_nametoindex(interface) {
             self.uplinks.insert(index, Arc::from(interface));
         }
         Ok(())
+    }
+
+    fn attach_wire(
+        &mut self,
+        hook: &'static str,
+        direction: TcAttachType,
+        interface: &str,
+    ) -> Result<&'static str, KernelError> {
+        let error = |error: &ProgramError| attach_error(hook, interface, error);
+        // Not through self.program(): the filters are borrowed beside it.
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(hook)
+            .ok_or(ProgramError::UnexpectedProgramType)
+            .and_then(TryInto::try_into)
+            .map_err(|e| error(&e))?;
+        if program.fd().is_err() {
+            program.load().map_err(|e| error(&e))?;
+        }
+        // First of all: another tool's program may consume the packet.
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let tcx = match program.attach_with_options(interface, direction, order) {
+            Ok(_) => return Ok("tcx"),
+            Err(tcx) => tcx,
+        };
+        tracing::debug!("{hook} at {interface} over tcx: {tcx:?}");
+        let filters = match self.filters.entry(interface.to_owned()) {
+            Entry::Occupied(filters) => filters.into_mut(),
+            Entry::Vacant(place) => place.insert(Filters::at(interface).map_err(|source| KernelError::Attach {
+                hook,
+                target: interface.to_owned(),
+                why: source.to_string(),
+                hint: RIGHTS,
+            })?),
+        };
+        filters.attach(program, direction, hook).map_err(|e| error(&e))?;
+        Ok("clsact")
     }
 
     /// Name of an uplink that was attached.
@@ -340,12 +382,12 @@ impl Kernel {
         });
     }
 
-    fn settle<T>(&mut self, hook: &str, method: &str, target: &str, result: Result<T, ProgramError>, blinds: &str) {
+    fn settle<T>(&mut self, hook: &str, method: &str, target: &str, result: Result<T, String>, blinds: &str) {
         match result {
             Ok(_) => self.note(hook, method, target),
-            Err(error) => self.missing.push(Missing {
+            Err(why) => self.missing.push(Missing {
                 capability: hook.replace('_', "-"),
-                why: format!("{method} {target}: {}", explain(&error)),
+                why: format!("{method} {target}: {why}"),
                 blinds: blinds.to_owned(),
             }),
         }
@@ -474,22 +516,97 @@ fn attach_error(hook: &'static str, target: &str, error: &ProgramError) -> Kerne
     }
 }
 
+/// What stands behind a refusal at a cgroup: EPERM is a lack of rights, or another tool that keeps it to itself.
+fn cgroup_why(cgroup: &Path, hook: CgroupHook, error: &ProgramError) -> String {
+    let why = explain(error);
+    if errno(error) == Some(libc::EPERM)
+        && let Some(holder) = exclusive_holder(cgroup, hook)
+    {
+        return format!("{why}: {holder}");
+    }
+    why
+}
+
+fn cgroup_error(hook: &'static str, cgroup: &Path, kind: CgroupHook, error: &ProgramError) -> KernelError {
+    let why = cgroup_why(cgroup, kind, error);
+    let hint = if why.ends_with("exclusively") {
+        "have that tool attach with BPF_F_ALLOW_MULTI, or name a cgroup beside it with --cgroup"
+    } else {
+        RIGHTS
+    };
+    KernelError::Attach {
+        hook,
+        target: cgroup.display().to_string(),
+        why,
+        hint,
+    }
+}
+
+/// Reasons for which a tracepoint is refused though the program was loaded.
+fn tracepoint_why(error: &ProgramError) -> String {
+    let why = explain(error);
+    match errno(error) {
+        Some(libc::EACCES | libc::EPERM) => {
+            let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+            format!(
+                "{why} (kernel.perf_event_paranoid is {}: above 2, Debian's kernels give tracepoints to CAP_SYS_ADMIN only)",
+                paranoid.trim()
+            )
+        }
+        Some(libc::ENOENT) => format!("{why} (is tracefs mounted? mount -t tracefs tracefs /sys/kernel/tracing)"),
+        _ => why,
+    }
+}
+
+/// The system's error at the end of a chain.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    let mut found = None;
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            found = io.raw_os_error().or(found);
+        }
+        cause = error.source();
+    }
+    found
+}
+
+/// Up to 5.10 the kernel counts maps and programs as locked memory and says EPERM, as it does for a lack of rights.
+fn load_error(error: aya::EbpfError) -> KernelError {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+    if errno(&error) == Some(libc::EPERM)
+        && KernelVersion::current().is_ok_and(|running| running < KernelVersion::new(5, 11, 0))
+        && let Ok((soft, _)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && soft != RLIM_INFINITY
+    {
+        return KernelError::LockedMemory { kib: soft >> 10 };
+    }
+    KernelError::Load(error)
+}
+
+/// The verifier's last words, enough to see what it was about.
+const LOG_LINES: usize = 80;
+
 /// The whole chain, in one line. A verifier log is cut: it is of use in a bug report, not in a log.
-fn explain(error: &ProgramError) -> String {
-    if let ProgramError::LoadError { io_error, verifier_log } = error {
+fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
         let log = verifier_log.to_string();
-        tracing::debug!("verifier: {log}");
-        let last = log
-            .lines()
-            .rev()
-            .filter(|line| !line.trim().is_empty())
-            .nth(1)
-            .unwrap_or_default()
-            .to_owned();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        tracing::debug!("verifier: {}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
+        // Behind the reason come statistics.
+        let last = lines
+            .iter()
+            .rfind(|line| {
+                !["processed ", "stack depth ", "verification time "]
+                    .iter()
+                    .any(|statistics| line.starts_with(statistics))
+            })
+            .copied()
+            .unwrap_or_default();
         return format!("the kernel refused the program: {io_error} {last}");
     }
     let mut text = error.to_string();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
         if !text.contains(&next) {

@@ -12,7 +12,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use imds_observer::record::{LossCounts, Process};
-use imds_observer::source::{ConnectResult, Direction, Event, FlowId, Packet, PacketDrop, SocketState, Source as _, Vantage};
+use imds_observer::source::{
+    ConnectResult, Direction, Event, FlowId, Packet, PacketDrop, SocketState, Source as _, Vantage,
+};
 use imds_observer_lab::can_run_live;
 use imds_observer_lab::rights::Rights;
 use imds_observer_lab::server::Behaviour;
@@ -110,7 +112,9 @@ fn process_of(observer: &Observer, packet: &Packet) -> Process {
         .events
         .iter()
         .find_map(|event| match event {
-            Event::Process { key: known, process, .. } if *known == key => Some((**process).clone()),
+            Event::Process {
+                key: known, process, ..
+            } if *known == key => Some((**process).clone()),
             _ => None,
         })
         .unwrap_or_else(|| panic!("no process event for {key:?}"))
@@ -142,7 +146,13 @@ fn every_hook_is_attached_or_named_as_missing() {
         fact(&missing.capability, &format!("missing ({})", missing.why));
         assert!(!missing.why.is_empty() && !missing.blinds.is_empty(), "{missing:?}");
     }
-    for hook in ["segment-ingress", "segment-egress", "connect4", "connect6", "connect-tuple"] {
+    for hook in [
+        "segment-ingress",
+        "segment-egress",
+        "connect4",
+        "connect6",
+        "connect-tuple",
+    ] {
         assert_eq!(method(hook), Some("cgroup"), "{hook}");
     }
     let wire = if kernel() >= (6, 6) { "tcx" } else { "clsact" };
@@ -190,7 +200,11 @@ fn an_exchange_is_seen_whole_and_its_process_named() {
             let cmdline = process.cmdline.as_deref().unwrap_or_default();
             assert_eq!(cmdline.first().map(String::as_str), Some("curl"), "{marker}");
             assert!(cmdline.contains(&marker), "{marker}: {cmdline:?}");
-            assert_eq!(process.ancestors.first().map(|parent| parent.pid), Some(std::process::id()), "{marker}");
+            assert_eq!(
+                process.ancestors.first().map(|parent| parent.pid),
+                Some(std::process::id()),
+                "{marker}"
+            );
             assert_eq!(process.cgroup.as_deref(), Some(place.cgroup().path()), "{marker}");
             assert_eq!(process.netns, Some(place.netns().inode() as u32), "{marker}");
 
@@ -242,20 +256,30 @@ fn an_answer_with_too_small_a_ttl_is_seen_to_die() {
         let answer = uplink(&mut observer, Direction::Response, sent.flow, false);
         assert_eq!(answer.ttl, 1);
         let icmp = uplink(&mut observer, Direction::Request, sent.flow, true).icmp.unwrap();
-        assert_eq!((icmp.kind, icmp.code), if endpoint.is_ipv6() { (3, 0) } else { (11, 0) });
+        assert_eq!(
+            (icmp.kind, icmp.code),
+            if endpoint.is_ipv6() { (3, 0) } else { (11, 0) }
+        );
         let drop: PacketDrop = observer.wait("drop", |event| match event {
             Event::Drop(drop) if drop.flow == sent.flow && drop.direction == Direction::Response => Some(drop.clone()),
             _ => None,
         });
         assert_eq!(drop.ttl, 1);
-        assert_eq!(drop.sender.map(|sender| sender.key), sent.sender.map(|sender| sender.key));
+        assert_eq!(
+            drop.sender.map(|sender| sender.key),
+            sent.sender.map(|sender| sender.key)
+        );
         assert_eq!(drop.netns, lab.node().netns().inode() as u32);
         let reason = drop.reason.as_deref();
         let location = drop.location.as_deref();
         let family = if endpoint.is_ipv6() { "v6" } else { "v4" };
         fact(
             &format!("lost response {family}"),
-            &format!("{} at {}", reason.unwrap_or("no reason"), location.unwrap_or("unknown place")),
+            &format!(
+                "{} at {}",
+                reason.unwrap_or("no reason"),
+                location.unwrap_or("unknown place")
+            ),
         );
         if kernel() < (5, 17) {
             assert_eq!(reason, None);
@@ -317,7 +341,10 @@ fn a_failed_connect_is_told_apart() {
         let (flow, result) = attempt(&mut observer, closed);
         if let Some(result) = result {
             // curl doesn't block in connect().
-            assert!([libc::EINPROGRESS, libc::ECONNREFUSED].contains(&result.errno), "{result:?}");
+            assert!(
+                [libc::EINPROGRESS, libc::ECONNREFUSED].contains(&result.errno),
+                "{result:?}"
+            );
         }
         observer.wait("RST", |event| match event {
             Event::Packet(packet) if packet.flow == flow && packet.tcp_flags & Packet::RST != 0 => Some(()),
@@ -370,7 +397,10 @@ fn a_low_limit_of_locked_memory_is_named() {
     // Up to 5.10 maps are charged against the limit. User 0 with all rights raises it.
     if kernel() < (5, 11) && Rights::from_env().unwrap() == Rights::DaemonSet {
         assert!(!said, "it must not start");
-        assert!(errors.contains("RLIMIT_MEMLOCK") && errors.contains("CAP_SYS_RESOURCE"), "{errors}");
+        assert!(
+            errors.contains("RLIMIT_MEMLOCK") && errors.contains("CAP_SYS_RESOURCE"),
+            "{errors}"
+        );
         fact("locked memory of 64 KiB", "refused, and named");
     } else {
         assert!(said, "{errors}");
@@ -390,7 +420,10 @@ fn child(lab: &Lab) -> Command {
 
 fn wait_until_observing(child: &mut std::process::Child) -> bool {
     let output = BufReader::new(child.stdout.take().unwrap());
-    output.lines().map_while(Result::ok).any(|line| line.contains("observing"))
+    output
+        .lines()
+        .map_while(Result::ok)
+        .any(|line| line.contains("observing"))
 }
 
 /// Not a test of its own: the process that others start and kill.
@@ -446,7 +479,11 @@ fn no_filter_outlives_its_observer() {
     let mut child = child(&lab).stdout(Stdio::piped()).spawn().unwrap();
     assert!(wait_until_observing(&mut child));
     let second = Observer::open(&lab, options(&lab)).unwrap();
-    assert_eq!(filters(&lab), 2 * filters_of_one, "two live observers leave each other alone");
+    assert_eq!(
+        filters(&lab),
+        2 * filters_of_one,
+        "two live observers leave each other alone"
+    );
     drop(second);
     assert_eq!(filters(&lab), filters_of_one);
     child.kill().unwrap();

@@ -33,8 +33,17 @@ pub(crate) fn options(lab: &Lab) -> LiveOptions {
     }
 }
 
+/// What the loader has to say beyond errors, with `RUST_LOG=debug`.
+fn log() {
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
+}
+
 /// Opens with this run's rights on the calling thread, which keeps them.
 pub(crate) fn open_here(interface: &str, cgroup: &Path) -> anyhow::Result<LiveSource> {
+    log();
     Rights::from_env()?.reduce_thread()?;
     LiveSource::open(&LiveOptions {
         interfaces: vec![interface.to_owned()],
@@ -45,6 +54,7 @@ pub(crate) fn open_here(interface: &str, cgroup: &Path) -> anyhow::Result<LiveSo
 
 impl Observer {
     pub(crate) fn open(lab: &Lab, options: LiveOptions) -> anyhow::Result<Self> {
+        log();
         let (send, incoming) = channel();
         let (opened, answer) = channel();
         let stop = Arc::new(AtomicBool::new(false));
