@@ -102,6 +102,7 @@ fn expectation(name: &str, family: Family) -> (Step, Fate) {
         // ICMP "administratively prohibited" is EHOSTUNREACH in IPv4 and EACCES in IPv6.
         "route-prohibit-forwarded" if v4 => (patient(put()), Fate::Connect(libc::EHOSTUNREACH)),
         "route-prohibit-forwarded" => (patient(put()), Fate::Connect(libc::EACCES)),
+        "policy-connect" | "policy-connect-pod" => (put(), Fate::Connect(libc::EPERM)),
         "hop-limit-1" => (put(), Fate::AnswerTimesOut),
         "server-silent" => (get("mac"), Fate::AnswerTimesOut),
         "slow" | "quota" | "hop-limit-2" | "on-link" => (put(), Fate::Status(200)),

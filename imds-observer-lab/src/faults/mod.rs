@@ -4,6 +4,7 @@
 //! Guards undo what they did: drop them in the reverse order, as scopes do.
 
 mod firewall;
+mod policy;
 mod registry;
 mod routes;
 
@@ -12,6 +13,7 @@ use std::{net::IpAddr, process::Command};
 use anyhow::{Context as _, Result};
 
 pub use firewall::{Chain, Firewall, Scope, Tool, Verdict};
+pub use policy::Hook;
 pub use registry::{Entry, registry};
 pub use routes::RouteFault;
 
@@ -27,6 +29,11 @@ pub enum Fault {
         kind: RouteFault,
         victim: Victim,
         family: Family,
+    },
+    /// Somebody's eBPF program denies.
+    Policy {
+        hook: Hook,
+        victim: Victim,
     },
     /// Upstream takes the packets and says nothing.
     SilentUpstream(Family),
@@ -113,6 +120,7 @@ impl Lab {
         let guard = match fault {
             Fault::Firewall(rule) => rule.inject(self),
             Fault::Route { kind, victim, family } => routes::inject(self, *kind, *victim, *family),
+            Fault::Policy { hook, victim } => policy::inject(self, *hook, *victim),
             Fault::SilentUpstream(family) => silence(self, *family),
             Fault::Quota { packets_per_s } => limit(self, *packets_per_s),
             Fault::ServerDown => Ok(switch(self, |behaviour| behaviour.listening = false)),

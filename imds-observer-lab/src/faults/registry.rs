@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Chain, Family, Fault, Firewall, RouteFault, Scope, Tool, Verdict, Victim};
+use super::{Chain, Family, Fault, Firewall, Hook, RouteFault, Scope, Tool, Verdict, Victim};
 
 /// A fault as it stands in the table of faults.
 #[derive(Clone, Debug)]
@@ -194,6 +194,23 @@ pub fn registry(family: Family) -> Vec<Entry> {
         Victim::Node,
         "neighbor-unresolved",
     );
+    let connect = if family == Family::V6 {
+        Hook::Connect6
+    } else {
+        Hook::Connect4
+    };
+    for (name, hook, fault_at, victim) in [
+        ("policy-connect", connect, Victim::Node, Victim::Node),
+        ("policy-connect-pod", connect, pod, pod),
+        ("policy-cgroup-egress", Hook::CgroupEgress, Victim::Node, Victim::Node),
+        ("policy-cgroup-egress-pod", Hook::CgroupEgress, pod, pod),
+        ("policy-tc-egress", Hook::TcEgress, Victim::Node, Victim::Node),
+        ("policy-tc-egress-pod", Hook::TcEgress, Victim::Node, pod),
+        ("policy-tc-ingress-pod", Hook::TcIngress, pod, pod),
+    ] {
+        let fault = Fault::Policy { hook, victim: fault_at };
+        add(name, fault, victim, "denied-by-policy");
+    }
     let silent = if family == Family::V6 {
         "ipv6-endpoint-silent"
     } else {

@@ -291,6 +291,18 @@ impl Lab {
         }
     }
 
+    /// The node's end of a pod's cable.
+    pub(crate) fn cable_of(&self, victim: crate::faults::Victim) -> Result<String> {
+        let crate::faults::Victim::Pod(number) = victim else {
+            anyhow::bail!("only pods have a cable of their own");
+        };
+        let pod = self
+            .pods
+            .get(&number)
+            .with_context(|| format!("there is no pod {number}"))?;
+        Ok(pod.cable.clone())
+    }
+
     pub fn pods(&self) -> impl Iterator<Item = (usize, &Place)> {
         self.pods.iter().map(|(number, pod)| (*number, &pod.place))
     }

@@ -1,7 +1,6 @@
 //! Loads the programs, attaches them, and says what could not be had and what that blinds.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
@@ -11,7 +10,7 @@ use std::sync::Arc;
 
 use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, RawTracePoint,
     SchedClassifier, SockOps, TcAttachType, TracePoint,
@@ -78,10 +77,15 @@ pub struct Kernel {
     interfaces: PerCpuHashMap<MapData, u32, [u64; size_of::<InterfaceCounters>() / 8]>,
     attached: Vec<Attached>,
     missing: Vec<Missing>,
-    /// Names of the uplinks by index: ours may be another network namespace than the reader's thread is in later.
-    uplinks: HashMap<u32, Arc<str>>,
-    /// Where the kernel has no tcx, by interface.
-    filters: HashMap<String, Filters>,
+    uplinks: HashMap<u32, AttachedUplink>,
+}
+
+struct AttachedUplink {
+    /// Kept: the reader's thread may be in another network namespace later.
+    name: Arc<str>,
+    links: Vec<(&'static str, SchedClassifierLinkId)>,
+    /// Where the kernel has no tcx.
+    filters: Option<Filters>,
 }
 
 /// Rights that all of this needs, for error lines.
@@ -153,7 +157,6 @@ impl Kernel {
             attached: Vec::new(),
             missing,
             uplinks: HashMap::new(),
-            filters: HashMap::new(),
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
         kernel.attach_tracing(parsed.is_ok());
@@ -288,27 +291,38 @@ impl Kernel {
     }
 
     /// Attaches to an uplink of the current network namespace: tcx where the kernel has it (6.6), else clsact.
+    /// Both directions or none: half of an uplink would report lost responses that were not.
     pub fn attach_uplink(&mut self, interface: &str) -> Result<(), KernelError> {
-        let mut notes = Vec::new();
-        // The whole of an uplink or nothing: half of it would report lost responses that were not.
+        let index = nix::net::if_::if_nametoindex(interface).map_err(|errno| KernelError::Attach {
+            hook: "wire",
+            target: interface.to_owned(),
+            why: errno.desc().to_owned(),
+            hint: "see `ip link` for the interfaces of this network namespace",
+        })?;
+        // An interface that was replaced under its index has taken its filters along.
+        self.detach_uplink(index);
+        let mut uplink = AttachedUplink {
+            name: Arc::from(interface),
+            links: Vec::new(),
+            filters: None,
+        };
+        let mut methods = Vec::new();
         for (hook, direction) in [
             ("wire_ingress", TcAttachType::Ingress),
             ("wire_egress", TcAttachType::Egress),
         ] {
-            match self.attach_wire(hook, direction, interface) {
-                Ok(method) => notes.push((hook, method)),
+            match self.attach_wire(hook, direction, &mut uplink) {
+                Ok(method) => methods.push((hook, method)),
                 Err(error) => {
-                    self.filters.remove(interface);
-                    return Err(error);
+                    self.detach(uplink);
+                    return Err(attach_error(hook, interface, &error));
                 }
             }
         }
-        for (hook, method) in notes {
+        for (hook, method) in methods {
             self.note(hook, method, interface);
         }
-        if let Ok(index) = nix::net::if_::if_nametoindex(interface) {
-            self.uplinks.insert(index, Arc::from(interface));
-        }
+        self.uplinks.insert(index, uplink);
         Ok(())
     }
 
@@ -316,49 +330,68 @@ impl Kernel {
         &mut self,
         hook: &'static str,
         direction: TcAttachType,
-        interface: &str,
-    ) -> Result<&'static str, KernelError> {
-        let error = |error: &ProgramError| attach_error(hook, interface, error);
-        // Not through self.program(): the filters are borrowed beside it.
-        let program: &mut SchedClassifier = self
-            .ebpf
-            .program_mut(hook)
-            .ok_or(ProgramError::UnexpectedProgramType)
-            .and_then(TryInto::try_into)
-            .map_err(|e| error(&e))?;
+        uplink: &mut AttachedUplink,
+    ) -> Result<&'static str, ProgramError> {
+        let program = self.program::<SchedClassifier>(hook)?;
         if program.fd().is_err() {
-            program.load().map_err(|e| error(&e))?;
+            program.load()?;
         }
         // First of all: another tool's program may consume the packet.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let tcx = match program.attach_with_options(interface, direction, order) {
-            Ok(_) => return Ok("tcx"),
-            Err(tcx) => tcx,
+        match program.attach_with_options(&uplink.name, direction, order) {
+            Ok(link) => {
+                uplink.links.push((hook, link));
+                return Ok("tcx");
+            }
+            Err(tcx) => tracing::debug!("{hook} at {} over tcx: {}", uplink.name, explain(&tcx)),
+        }
+        let filters = match &mut uplink.filters {
+            Some(filters) => filters,
+            none => none.insert(Filters::at(&uplink.name)?),
         };
-        tracing::debug!("{hook} at {interface} over tcx: {tcx:?}");
-        let filters = match self.filters.entry(interface.to_owned()) {
-            Entry::Occupied(filters) => filters.into_mut(),
-            Entry::Vacant(place) => place.insert(Filters::at(interface).map_err(|source| KernelError::Attach {
-                hook,
-                target: interface.to_owned(),
-                why: source.to_string(),
-                hint: RIGHTS,
-            })?),
-        };
-        filters.attach(program, direction, hook).map_err(|e| error(&e))?;
+        filters.attach(program, direction, hook)?;
         Ok("clsact")
+    }
+
+    /// Lets go of an uplink that is no more.
+    pub fn detach_uplink(&mut self, index: u32) {
+        let Some(uplink) = self.uplinks.remove(&index) else {
+            return;
+        };
+        self.attached
+            .retain(|attached| !(attached.hook.starts_with("wire-") && attached.target == *uplink.name));
+        self.detach(uplink);
+    }
+
+    fn detach(&mut self, uplink: AttachedUplink) {
+        for (hook, link) in uplink.links {
+            let result = self
+                .program::<SchedClassifier>(hook)
+                .and_then(|program| program.detach(link));
+            // With the interface its programs are gone as well.
+            if let Err(error) = result {
+                tracing::debug!("detach {hook}: {}", explain(&error));
+            }
+        }
     }
 
     /// Name of an uplink that was attached.
     pub fn uplink(&self, index: u32) -> Option<Arc<str>> {
-        self.uplinks.get(&index).cloned()
+        self.uplinks.get(&index).map(|uplink| Arc::clone(&uplink.name))
+    }
+
+    /// Uplinks that are attached.
+    pub fn uplinks(&self) -> impl Iterator<Item = (u32, Arc<str>)> + '_ {
+        self.uplinks
+            .iter()
+            .map(|(index, uplink)| (*index, Arc::clone(&uplink.name)))
     }
 
     /// Says that an uplink's traffic can't be seen.
-    pub fn miss_uplink(&mut self, interface: &str, error: &KernelError) {
+    pub fn miss_uplink(&mut self, why: String) {
         self.missing.push(Missing {
             capability: "wire".into(),
-            why: format!("{interface}: {error}"),
+            why,
             blinds: "TTLs on arrival, lost responses, and the packet quota".into(),
         });
     }

@@ -4,6 +4,7 @@
 //! Needs root and a kernel that takes eBPF: `cargo xtask test` runs these one at a time; a machine that can't is an error, not a skip.
 
 mod command_line;
+mod faults;
 mod harmless;
 mod main_job;
 mod secrets;
