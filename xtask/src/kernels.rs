@@ -60,10 +60,10 @@ fn directory(arch: Arch) -> PathBuf {
 }
 
 /// Runs the suite on each kernel in turn: one guest keeps two cores busy.
-pub(crate) fn run(versions: &[Version], arch: Arch, write_table: bool) -> anyhow::Result<()> {
+pub(crate) fn run(versions: &[Version], arch: Arch, whole: bool, write_table: bool) -> anyhow::Result<()> {
     step("setup", || setup::ensure(&[Group::Kernels]))?;
     let sh = shell()?;
-    let base = step("static test programs and their tools", || guest::base(&sh, arch))?;
+    let base = step("static test programs and their tools", || guest::base(&sh, arch, whole))?;
     let mut totals = Totals::default();
     let mut failed = Vec::new();
     for version in versions {

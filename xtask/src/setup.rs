@@ -59,7 +59,8 @@ impl Group {
                 "nftables",
                 "iptables",
                 "curl",
-                "util-linux",
+                "bpftool",
+                "ethtool",
             ],
         }
     }

@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Processor of those guests.
     #[arg(long, default_value = "x86_64", requires = "kernel")]
     arch: kernels::Arch,
+    /// In those guests also the tests of the whole program: every fault, minutes each.
+    #[arg(long, requires = "kernel")]
+    whole: bool,
     /// Renew the table in docs/kernel-support.md.
     #[arg(long, requires = "kernel")]
     write_table: bool,
@@ -42,7 +45,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.kernel.is_empty() {
-        return kernels::run(&args.kernel, args.arch, args.write_table);
+        return kernels::run(&args.kernel, args.arch, args.whole, args.write_table);
     }
     let begin = Instant::now();
     let live = !args.fast && !args.no_live;

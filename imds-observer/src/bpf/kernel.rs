@@ -12,8 +12,8 @@ use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, RawTracePoint,
-    SchedClassifier, SockOps, TcAttachType, TracePoint,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, ProgramError,
+    RawTracePoint, SchedClassifier, SockOps, TcAttachType, TracePoint,
 };
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
@@ -226,18 +226,7 @@ impl Kernel {
     }
 
     fn attach_tracing(&mut self, have_btf: bool) {
-        let hook = "connect_returned";
-        let result = self.program::<TracePoint>(hook).and_then(|program| {
-            program.load()?;
-            program.attach("syscalls", "sys_exit_connect")
-        });
-        self.settle(
-            hook,
-            "tracepoint",
-            "syscalls/sys_exit_connect",
-            result.map_err(|error| tracepoint_why(&error)),
-            "the error that connect() returned",
-        );
+        self.attach_connect_returned(have_btf);
         if !have_btf {
             return;
         }
@@ -288,6 +277,44 @@ impl Kernel {
                 blinds,
             );
         }
+    }
+
+    /// The tracepoint sees calls of connect() only. The function behind it sees every TCP socket's, but needs what some
+    /// kernels lack: BTF, and on arm64 trampolines.
+    fn attach_connect_returned(&mut self, have_btf: bool) {
+        let (hook, tracepoint) = ("connect_returned", "syscalls/sys_exit_connect");
+        let refused = match self.program::<TracePoint>(hook).and_then(|program| {
+            program.load()?;
+            program.attach("syscalls", "sys_exit_connect")
+        }) {
+            Ok(_) => return self.note(hook, "tracepoint", tracepoint),
+            Err(error) => tracepoint_why(&error),
+        };
+        tracing::debug!("tracepoint {tracepoint}: {refused}");
+        let function = "inet_stream_connect";
+        let result = if have_btf {
+            self.attach_connect_exit(function).map_err(|error| explain(&error))
+        } else {
+            Err("needs BTF".to_owned())
+        };
+        match result {
+            Ok(()) => self.note(hook, "fexit", function),
+            Err(why) => self.settle::<()>(
+                hook,
+                "tracepoint",
+                tracepoint,
+                Err(format!("{refused}; fexit {function}: {why}")),
+                "the error that connect() returned",
+            ),
+        }
+    }
+
+    fn attach_connect_exit(&mut self, function: &str) -> Result<(), ProgramError> {
+        let btf = aya::Btf::from_sys_fs()?;
+        let program = self.program::<FExit>("connect_exit")?;
+        program.load(function, &btf)?;
+        program.attach()?;
+        Ok(())
     }
 
     /// Attaches to an uplink of the current network namespace: tcx where the kernel has it (6.6), else clsact.
@@ -625,7 +652,10 @@ fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
         let log = verifier_log.to_string();
         let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-        tracing::debug!("verifier: {}", lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"));
+        tracing::debug!(
+            "verifier: {}",
+            lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+        );
         // Behind the reason come statistics.
         let last = lines
             .iter()

@@ -13,14 +13,36 @@ use xshell::{Shell, cmd};
 use super::debian::Kernel;
 use super::{Arch, directory};
 
-/// Test targets that run in a guest.
-const TARGETS: &[&str] = &["live_kernel"];
+/// Test targets that run in a guest: what the kernel gives, and with `whole` what the program makes of it.
+const KERNEL_TARGETS: &[&str] = &["live_kernel"];
+const WHOLE_TARGETS: &[&str] = &["live_kernel", "live"];
+
+/// Tests that need what a guest doesn't have: Python with a real SDK.
+const SKIPPED: &[&str] = &[
+    "a_lost_token_response_in_a_pod_is_proven_and_explained",
+    "hop_limit_1_alone_is_no_finding_for_a_host_process",
+];
 
 /// Programs that the lab and the tests call.
-const PROGRAMS: &[&str] = &["curl", "nft", "iptables-legacy", "ip6tables-legacy", "tc", "nsenter"];
+const PROGRAMS: &[&str] = &[
+    "curl",
+    "nft",
+    "iptables-legacy",
+    "ip6tables-legacy",
+    "tc",
+    "ip",
+    "bpftool",
+    "ethtool",
+    "dash",
+    "sleep",
+];
 
 /// Names under which the guest finds them too.
-const ALIASES: &[(&str, &str)] = &[("iptables", "iptables-legacy"), ("ip6tables", "ip6tables-legacy")];
+const ALIASES: &[(&str, &str)] = &[
+    ("iptables", "iptables-legacy"),
+    ("ip6tables", "ip6tables-legacy"),
+    ("sh", "dash"),
+];
 
 /// What the lab's networks and firewalls are made of. Names that a kernel lacks are left out: 5.10 has counters of
 /// nftables as a module, later ones have built them in.
@@ -70,24 +92,34 @@ const MODULES: &[&str] = &[
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The part of the initramfs that all kernels of an architecture share.
-pub(super) fn base(sh: &Shell, arch: Arch) -> anyhow::Result<PathBuf> {
+pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBuf> {
     if arch == Arch::Aarch64 {
         bail!("aarch64 guests are not built yet");
     }
     let tree = directory(arch).join("root");
     sh.remove_path(&tree)?;
-    for name in ["guest/tests", "proc", "sys", "dev", "run", "tmp", "usr/bin", "etc"] {
+    for name in [
+        "guest/target/deps",
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "usr/bin",
+        "etc",
+    ] {
         sh.create_dir(tree.join(name))?;
     }
     for (merged, target) in [("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "bin")] {
         std::os::unix::fs::symlink(target, tree.join(merged))?;
     }
-    for (name, built) in programs(sh, arch)? {
+    for (name, built) in programs(sh, arch, whole)? {
         let to = match name.as_str() {
             "imds-observer-guest" => tree.join("init"),
             // Where its tests look for it: the path is fixed when they are compiled.
             "imds-observer" => below(&tree, &built),
-            name => tree.join("guest/tests").join(name),
+            "imds-observer-lab" => tree.join("guest/target").join(name),
+            name => tree.join("guest/target/deps").join(name),
         };
         copy(sh, &built, &to)?;
     }
@@ -106,21 +138,23 @@ pub(super) fn base(sh: &Shell, arch: Arch) -> anyhow::Result<PathBuf> {
     for extension in sh.read_dir(&extensions).context("list iptables' extensions")? {
         copy(sh, &extension, &below(&tree, &extension))?;
     }
+    sh.write_file(tree.join("guest/skip"), SKIPPED.join("\n"))?;
     let archive = directory(arch).join("base.cpio");
     pack(&tree, &archive)?;
     Ok(archive)
 }
 
 /// Builds for the guest: name and path of each program. Static: the guest has no loader of ours.
-fn programs(sh: &Shell, arch: Arch) -> anyhow::Result<Vec<(String, PathBuf)>> {
+fn programs(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let target = arch.target();
-    let tests: Vec<&str> = TARGETS.iter().flat_map(|name| ["--test", name]).collect();
+    let targets = if whole { WHOLE_TARGETS } else { KERNEL_TARGETS };
+    let tests: Vec<&str> = targets.iter().flat_map(|name| ["--test", name]).collect();
     let flags = "-C target-feature=+crt-static -C strip=symbols";
     let mut found = Vec::new();
     for command in [
         cmd!(
             sh,
-            "cargo build --locked --target {target} --package imds-observer-lab --bin imds-observer-guest --message-format json-render-diagnostics"
+            "cargo build --locked --target {target} --package imds-observer-lab --bins --message-format json-render-diagnostics"
         ),
         cmd!(
             sh,
