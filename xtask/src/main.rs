@@ -2,6 +2,7 @@
 
 mod build;
 mod fuzz;
+mod kernels;
 mod lab;
 mod run;
 mod setup;

@@ -28,6 +28,8 @@ pub(crate) enum Group {
     Demo,
     /// All that `cargo xtask test` runs.
     Test,
+    /// Guests that `cargo xtask test --kernel` boots.
+    Kernels,
 }
 
 impl Group {
@@ -47,11 +49,24 @@ impl Group {
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
+            Self::Kernels => &[
+                "qemu-system-x86",
+                "cpio",
+                "kmod",
+                "xz-utils",
+                // Copied into the guest.
+                "iproute2",
+                "nftables",
+                "iptables",
+                "curl",
+                "bpftool",
+                "ethtool",
+            ],
         }
     }
 
     fn wants_python(self) -> bool {
-        self != Self::Lab
+        !matches!(self, Self::Lab | Self::Kernels)
     }
 }
 
