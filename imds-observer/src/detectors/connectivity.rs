@@ -285,7 +285,7 @@ impl Verdict {
         Self {
             code,
             severity: Severity::High,
-            quiet_ns: quiet_s * SECOND,
+            quiet_ns: quiet_s.saturating_mul(SECOND),
             boot_is_excuse: false,
             accepts,
             tell,

@@ -27,7 +27,7 @@ pub(crate) fn host() -> Host {
 }
 
 /// Who asks.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Actor {
     pub(crate) process: Option<Arc<Process>>,
     pub(crate) container: Option<Arc<Container>>,
