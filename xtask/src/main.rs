@@ -1,5 +1,6 @@
 //! Chores of this repository, one file a verb. `cargo xtask --help` lists them.
 
+mod bench;
 mod build;
 mod fuzz;
 mod kernels;
@@ -29,6 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Setup(setup::Args),
+    Bench(bench::Args),
     Build(build::Args),
     Test(test::Args),
     Lab(lab::Args),
@@ -38,6 +40,7 @@ enum Verb {
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup(args) => setup::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Build(args) => build::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),

@@ -2,18 +2,20 @@
 //!
 //! An exchange is written when it has ended but bears the time at which it began, so lines are not sorted by `time`. Within a file their
 //! order is kept as it is: it is the order in which the live observer learnt things, and detectors must see the same. Between files, the one
-//! whose next event *ended* first goes first; a file's clock never runs backwards. So one event a file is all that is held in memory.
+//! whose next event *ended* first goes first; a file's clock never runs backwards. So little is held in memory: of a file of records, what its
+//! thread has read ahead, at most five batches.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
 use super::capture::{Broken, Capture, Next};
 use super::input::{Format, Input};
 use super::ndjson::{Reader, Skip};
 use super::{Event, Source, SourceFacts, SourceState};
-use crate::record::{Host, LossCounts, Missing, Mode, Time};
+use crate::record::{Host, LossCounts, Missing, Mode, Record, Time};
 
 /// Events handed on at once.
 const BATCH: usize = 1024;
@@ -50,8 +52,77 @@ pub struct Traces {
 }
 
 enum Trace {
-    Records(Box<Reader>),
+    Records(Box<Ahead>),
     Capture(Box<Capture>),
+}
+
+type Batch = Vec<Result<Record, Skip>>;
+
+/// Records that a thread of their own reads ahead of the pipeline, which has enough to do.
+struct Ahead {
+    batches: Option<Receiver<Batch>>,
+    current: std::vec::IntoIter<Result<Record, Skip>>,
+}
+
+/// Records that are handed over at once, and such batches that may wait: the thread then waits too.
+const AHEAD_RECORDS: usize = 256;
+const AHEAD_BATCHES: usize = 4;
+
+impl Ahead {
+    fn new(mut reader: Reader) -> Self {
+        let (sender, receiver) = std::sync::mpsc::sync_channel::<Batch>(AHEAD_BATCHES);
+        std::thread::spawn(move || {
+            loop {
+                let mut batch = Vec::with_capacity(AHEAD_RECORDS);
+                let mut ended = false;
+                while batch.len() < AHEAD_RECORDS {
+                    match reader.next_record() {
+                        Some(record) => batch.push(record),
+                        None => {
+                            ended = true;
+                            break;
+                        }
+                    }
+                    // Whoever writes into a pipe may take its time: what is there already goes on.
+                    if !reader.is_ready() {
+                        break;
+                    }
+                }
+                if sender.send(batch).is_err() || ended {
+                    return;
+                }
+            }
+        });
+        Self {
+            batches: Some(receiver),
+            current: Vec::new().into_iter(),
+        }
+    }
+
+    fn next_record(&mut self) -> Option<Result<Record, Skip>> {
+        loop {
+            if let Some(record) = self.current.next() {
+                return Some(record);
+            }
+            match self.batches.as_ref()?.recv() {
+                Ok(batch) => self.current = batch.into_iter(),
+                Err(_) => self.batches = None,
+            }
+        }
+    }
+
+    /// Whether the next record is there already, or none will come.
+    fn is_ready(&mut self) -> bool {
+        while self.current.len() == 0 {
+            let Some(batches) = &self.batches else { return true };
+            match batches.try_recv() {
+                Ok(batch) => self.current = batch.into_iter(),
+                Err(TryRecvError::Empty) => return false,
+                Err(TryRecvError::Disconnected) => self.batches = None,
+            }
+        }
+        true
+    }
 }
 
 impl Traces {
@@ -60,7 +131,7 @@ impl Traces {
         let traces: Vec<Trace> = inputs
             .into_iter()
             .map(|input| match input.format {
-                Format::Ndjson => Trace::Records(Box::new(Reader::new(input))),
+                Format::Ndjson => Trace::Records(Box::new(Ahead::new(Reader::new(input)))),
                 Format::Pcap | Format::Pcapng => Trace::Capture(Box::new(Capture::new(input, endpoints))),
             })
             .collect();
@@ -153,8 +224,8 @@ impl Traces {
         self.next[index] = event;
     }
 
-    fn is_ready(&self, index: usize) -> bool {
-        match &self.traces[index] {
+    fn is_ready(&mut self, index: usize) -> bool {
+        match &mut self.traces[index] {
             Trace::Records(reader) => reader.is_ready(),
             Trace::Capture(capture) => capture.is_ready(),
         }
