@@ -24,3 +24,4 @@ pub mod sinks;
 pub mod source;
 pub mod stop;
 pub mod summary;
+pub mod watch;
