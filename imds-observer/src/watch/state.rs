@@ -12,7 +12,7 @@ use rustc_hash::{FxHashMap, FxHasher};
 use super::rate::Rate;
 use crate::record::workload::{Group, workload};
 use crate::record::{
-    Code, Container, Exchange, ExchangeOutcome, Finding, FindingState, Host, ImdsVersion, InterfaceSummary, LossCounts,
+    Container, Exchange, ExchangeOutcome, Finding, FindingState, Host, ImdsVersion, InterfaceSummary, LossCounts,
     PacketDirection, Process, Record, SECOND, Start, Time,
 };
 use crate::summary::tally::Tally;
@@ -268,8 +268,8 @@ impl State {
         row.rate.add(exchange.time);
         row.tally.exchange(exchange);
         row.errors += u64::from(is_error(exchange));
-        row.retransmits += u64::from(exchange.request.retransmits)
-            + response.map_or(0, |response| u64::from(response.retransmits));
+        row.retransmits +=
+            u64::from(exchange.request.retransmits) + response.map_or(0, |response| u64::from(response.retransmits));
         if let Some(ttl) = exchange.request.ttl {
             widen(&mut row.request_ttl, ttl);
         }
@@ -280,11 +280,10 @@ impl State {
     }
 
     fn finding(&mut self, finding: &Finding) {
-        let id = |finding: &Finding| -> (Host, Code, String) {
-            (finding.host.clone(), finding.code, finding.subject.key.clone())
+        let same = |known: &&mut Finding| {
+            known.code == finding.code && known.subject.key == finding.subject.key && known.host == finding.host
         };
-        let wanted = id(finding);
-        if let Some(known) = self.findings.iter_mut().find(|known| id(known) == wanted) {
+        if let Some(known) = self.findings.iter_mut().find(same) {
             known.clone_from(finding);
             return;
         }
@@ -292,7 +291,11 @@ impl State {
             self.evicted += 1;
             let oldest = (0..self.findings.len()).min_by_key(|at| {
                 let finding = &self.findings[*at];
-                (finding.state != FindingState::Resolved, finding.severity, finding.last_seen)
+                (
+                    finding.state != FindingState::Resolved,
+                    finding.severity,
+                    finding.last_seen,
+                )
             });
             if let Some(at) = oldest {
                 self.findings.swap_remove(at);
@@ -438,8 +441,8 @@ fn widen(range: &mut Option<(u8, u8)>, value: u8) {
     *range = Some((low.min(value), high.max(value)));
 }
 
-/// Time since the beginning, in seconds.
 impl State {
+    /// Since the beginning.
     pub fn elapsed_s(&self) -> u64 {
         self.from.map_or(0, |from| self.now.since(from) / SECOND)
     }

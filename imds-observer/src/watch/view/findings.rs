@@ -52,10 +52,7 @@ pub(super) fn draw(
     let mut y = 1;
     for (index, finding) in findings.iter().enumerate().skip(skip) {
         let chosen = index == at;
-        for (number, (text, style)) in lines(finding, theme, usize::from(area.width))
-            .into_iter()
-            .enumerate()
-        {
+        for (number, (text, style)) in lines(finding, theme, usize::from(area.width)).into_iter().enumerate() {
             if y >= area.height {
                 return;
             }

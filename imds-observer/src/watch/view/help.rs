@@ -28,6 +28,11 @@ pub(super) fn lines() -> Vec<Line<'static>> {
     ];
     KEYS.iter()
         .chain(&COLUMNS)
-        .map(|(key, what)| Line::from(vec![ratatui::text::Span::styled(format!(" {key:<8}"), BOLD), (*what).into()]))
+        .map(|(key, what)| {
+            Line::from(vec![
+                ratatui::text::Span::styled(format!(" {key:<8}"), BOLD),
+                (*what).into(),
+            ])
+        })
         .collect()
 }
