@@ -42,6 +42,7 @@ impl Group {
                 "curl",
                 "python3-venv",
                 "bpftool",
+                "tmux",
                 "tcpdump",
                 "ethtool",
                 // libFuzzer, inside libfuzzer-sys, is C++.

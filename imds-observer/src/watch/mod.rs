@@ -8,6 +8,8 @@ pub mod log;
 mod rate;
 pub mod state;
 pub mod terminal;
+#[cfg(test)]
+mod tests;
 pub mod ui;
 pub mod view;
 

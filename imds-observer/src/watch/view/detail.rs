@@ -1,5 +1,7 @@
 //! Everything about one process, and everything about one finding.
 
+use std::fmt::Write as _;
+
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
@@ -87,10 +89,10 @@ pub(super) fn process(state: &State, key: u64, theme: Theme, width: u16) -> Vec<
 fn who(process: &Process, row: &Row, field: &mut impl FnMut(&str, &str)) {
     let mut name = format!("{} pid {}", process.comm, process.pid);
     if let Some(uid) = process.uid {
-        name.push_str(&format!(" uid {uid}"));
+        let _ = write!(name, " uid {uid}");
     }
     if row.tally.instances() > 1 {
-        name.push_str(&format!(", the newest of {}", row.tally.instances()));
+        let _ = write!(name, ", the newest of {}", row.tally.instances());
     }
     field("process", &name);
     if let Some(exe) = &process.exe {

@@ -24,7 +24,7 @@ pub(super) fn draw(buffer: &mut Buffer, area: Rect, ui: &Ui) {
     }
     let keys = match ui.screen {
         Screen::Overview if area.width < 70 => "q quit ? help / filter ↵ open Tab pane",
-        Screen::Overview => "q quit  ? help  / filter  s sort  p pause  w write  y copy remedy  Tab pane  ↵ open",
+        Screen::Overview => "q quit ? help / filter s sort p pause w write y copy remedy Tab pane ↵ open",
         _ if area.width < 70 => "Esc back  ↑↓ scroll  q quit",
         _ => "Esc back  ↑↓ scroll  y copy remedy  p pause  w write  ? help  q quit",
     };
