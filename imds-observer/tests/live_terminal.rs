@@ -123,7 +123,7 @@ fn a_trace_is_played_opened_written_and_summed_up() {
 #[test]
 fn a_signal_gives_the_terminal_back() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let tmux = Tmux::start("signal", (80, 24), &command("/"));
+        let tmux = Tmux::start(signal.as_str(), (80, 24), &command("/"));
         tmux.wait_for("token-response-lost");
         let shell = tmux.run(&["display-message", "-p", "#{pane_pid}"]);
         let shell = String::from_utf8(shell.stdout).unwrap();
