@@ -356,7 +356,7 @@ pub fn run(
 }
 
 /// When what an event tells of was over: records come in this order, see [`crate::source::ndjson`].
-fn settled(event: &Event) -> Option<Time> {
+pub(crate) fn settled(event: &Event) -> Option<Time> {
     match event {
         Event::Record(record) => Some(record.settled()),
         event => event.time(),

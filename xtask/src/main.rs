@@ -6,6 +6,7 @@ mod fuzz;
 mod kernels;
 mod lab;
 mod run;
+mod screenshot;
 mod setup;
 mod test;
 #[path = "../../imds-observer/build/toolchain.rs"]
@@ -35,6 +36,7 @@ enum Verb {
     Test(test::Args),
     Lab(lab::Args),
     Fuzz(fuzz::Args),
+    Screenshot(screenshot::Args),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Screenshot(args) => screenshot::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -44,6 +44,7 @@ impl Group {
                 "curl",
                 "python3-venv",
                 "bpftool",
+                "tmux",
                 "tcpdump",
                 "ethtool",
                 // libFuzzer, inside libfuzzer-sys, is C++.
