@@ -160,6 +160,8 @@ impl Flow {
             remote: self.remote.to_string(),
             exchange,
             interface: None,
+            cgroup: None,
+            netns: None,
         }
     }
 
