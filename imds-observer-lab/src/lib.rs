@@ -1,6 +1,7 @@
 //! Somewhere to observe: a stand-in for the metadata service, and the network namespaces around it.
 
 pub mod client;
+pub mod faults;
 pub mod server;
 pub mod topology;
 

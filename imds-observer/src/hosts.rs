@@ -1,17 +1,20 @@
 //! Keeps the hosts of a fleet's traces apart: what happens on one is no evidence about another.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use rustc_hash::FxHashMap;
 
 use crate::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
-use crate::record::{Finding, Host, Loss, LossCounts, Summary, Time};
+use crate::record::{Finding, Host, Loss, LossCounts, Start, Summary, Time};
 
 /// Hosts whose detectors are kept at once.
 const MAX_HOSTS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Hosts whose loss is added up.
 const MAX_RECORDED_HOSTS: usize = 65_536;
+/// Different capabilities that recorded runs lacked.
+const MAX_MISSING: usize = 32;
 
 /// One set of detectors a host. Beyond the bound, the host that was silent longest is finished as at the end of a trace.
 pub struct HostDetectors {
@@ -86,10 +89,15 @@ pub struct RecordedHosts {
     hosts: FxHashMap<Host, Recorded>,
     /// Of runs that have ended.
     before: LossCounts,
+    /// Runs beyond the first of each host.
+    restarts: u64,
+    /// What any run could not see.
+    missing: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
 struct Recorded {
+    started: bool,
     exchanges: bool,
     /// Counts since the run's start, so the latest replaces those before.
     loss: LossCounts,
@@ -113,11 +121,30 @@ impl RecordedHosts {
         }
     }
 
-    /// A new run begins on this host.
-    pub fn restarts(&mut self, host: &Host) {
-        if let Some(recorded) = self.hosts.get_mut(host) {
-            self.before = self.before.plus(std::mem::take(&mut recorded.loss));
+    /// A run begins on this host.
+    pub fn starts(&mut self, start: &Start) {
+        if let Some(recorded) = self.of(&start.host) {
+            let again = std::mem::replace(&mut recorded.started, true);
+            let loss = std::mem::take(&mut recorded.loss);
+            self.restarts += u64::from(again);
+            self.before = self.before.plus(loss);
         }
+        for missing in &start.missing {
+            if self.missing.len() < MAX_MISSING {
+                self.missing
+                    .insert(format!("{}: {}", missing.capability, missing.blinds));
+            }
+        }
+    }
+
+    /// Runs beyond the first of each host.
+    pub fn restarts_seen(&self) -> u64 {
+        self.restarts
+    }
+
+    /// What any run could not see.
+    pub fn missing(&self) -> impl Iterator<Item = &str> {
+        self.missing.iter().map(String::as_str)
     }
 
     pub fn loss(&self) -> LossCounts {
@@ -140,6 +167,7 @@ impl RecordedHosts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::{Kind, Mode, SCHEMA};
 
     fn loss(host: &str, ring_buffer: u64) -> Loss {
         let counts = LossCounts {
@@ -155,9 +183,25 @@ mod tests {
         hosts.loses(&loss("a", 1));
         hosts.loses(&loss("a", 5));
         hosts.loses(&loss("b", 2));
-        hosts.restarts(&"a".into());
+        let start = |host: &str| Start {
+            record: Kind::Start,
+            schema: SCHEMA,
+            time: Time(0),
+            host: host.into(),
+            version: String::new(),
+            kernel: None,
+            mode: Mode::Live,
+            endpoints: Vec::new(),
+            interfaces: Vec::new(),
+            attached: Vec::new(),
+            missing: Vec::new(),
+        };
+        hosts.starts(&start("a"));
+        assert_eq!(hosts.restarts_seen(), 0);
         hosts.loses(&loss("a", 3));
         assert_eq!(hosts.loss().ring_buffer, 10);
+        hosts.starts(&start("a"));
+        assert_eq!(hosts.restarts_seen(), 1);
         hosts.loses(&loss("b", u64::MAX));
         assert_eq!(hosts.loss().ring_buffer, u64::MAX);
     }

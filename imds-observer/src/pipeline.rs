@@ -128,6 +128,11 @@ impl Pipeline {
         }
     }
 
+    /// Nothing may come for a while.
+    pub fn flush(&mut self) {
+        self.parts.sinks.iter_mut().for_each(|sink| sink.flush());
+    }
+
     /// The last call: everything still open is closed and written, then the totals.
     pub fn finish(&mut self, now: Time) -> anyhow::Result<()> {
         self.parts.flow.finish(now, &mut self.facts);
@@ -153,6 +158,11 @@ impl Pipeline {
     pub fn is_done(&self) -> bool {
         self.parts.count.is_some_and(|count| self.exchanges >= count)
             || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
+    }
+
+    /// What the traces tell of the runs that wrote them.
+    pub fn recorded_hosts(&self) -> &RecordedHosts {
+        &self.recorded
     }
 
     /// Everything that was lost so far, wherever.
@@ -246,7 +256,7 @@ impl Pipeline {
             }
             Record::Summary(_) => {}
             Record::Loss(loss) => self.recorded.loses(&loss),
-            Record::Start(start) => self.recorded.restarts(&start.host),
+            Record::Start(start) => self.recorded.starts(&start),
         }
     }
 
@@ -341,6 +351,7 @@ pub fn run(
             now = Time::now();
             pipeline.advance(now);
         }
+        pipeline.flush();
     }
     source.last_batch(&mut batch);
     batch.drain(..).for_each(|event| pipeline.handle(event));

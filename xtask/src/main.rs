@@ -1,1 +1,52 @@
-fn main() {}
+//! Chores of this repository, one file a verb. `cargo xtask --help` lists them.
+
+mod build;
+mod fuzz;
+mod lab;
+mod run;
+mod setup;
+mod test;
+#[path = "../../imds-observer/build/toolchain.rs"]
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Chores of this repository",
+    version
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Setup(setup::Args),
+    Build(build::Args),
+    Test(test::Args),
+    Lab(lab::Args),
+    Fuzz(fuzz::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::Build(args) => build::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Lab(args) => lab::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -31,7 +31,7 @@ const MAX_LOGGED: usize = 1024;
 /// How long the other side may take to close after we did.
 const LINGER: Duration = Duration::from_secs(10);
 /// How long an answer waits for the one before it to be acknowledged, see `settle`.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_mins(1);
 
 pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let Ok(local) = stream.local_addr() else { return };

@@ -126,9 +126,10 @@ async fn answer(line: &str, shared: &Shared) -> Result<Reply> {
 }
 
 async fn apply(shared: &Shared, behaviour: Behaviour) {
-    let wanted = shared.change(|current| *current = behaviour);
+    shared.change(|current| *current = behaviour);
     // Fails only when the sender is gone, and `shared` holds it.
-    let _ = shared.listening_seen.subscribe().wait_for(|now| *now == wanted).await;
+    let in_force = |now: &bool| *now == shared.behaviour().listening;
+    let _ = shared.listening_seen.subscribe().wait_for(in_force).await;
 }
 
 /// The other end of the control socket.

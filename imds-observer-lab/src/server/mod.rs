@@ -82,7 +82,15 @@ impl Server {
         let thread = thread::Builder::new().name("imds-server".to_owned()).spawn({
             let shared = Arc::clone(&shared);
             move || {
-                let outcome = run(&shared, options.listen, options.netns, options.control, stopped, &ready);
+                let outcome = run(
+                    &shared,
+                    options.listen,
+                    options.netns.as_ref(),
+                    options.control,
+                    stopped,
+                    &ready,
+                );
+                shared.note_listening(None);
                 if let Err(error) = outcome {
                     let _ = ready.send(Err(error));
                 }
@@ -109,21 +117,18 @@ impl Server {
         self.control.as_deref()
     }
 
+    /// A handle to the switches that may outlive the server.
+    pub fn switchboard(&self) -> Switchboard {
+        Switchboard(Arc::clone(&self.shared))
+    }
+
     pub fn behaviour(&self) -> Behaviour {
-        (*self.shared.behaviour()).clone()
+        self.switchboard().behaviour()
     }
 
     /// Changes the behaviour; returns when it is in force, closed or opened listeners included.
     pub fn update(&self, change: impl FnOnce(&mut Behaviour)) {
-        let wanted = self.shared.change(change);
-        let mut listening = lock(&self.shared.listening);
-        while *listening != wanted && !self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
-            listening = self
-                .shared
-                .listening_changed
-                .wait(listening)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        self.switchboard().update(change);
     }
 
     pub fn set(&self, behaviour: Behaviour) {
@@ -157,6 +162,30 @@ impl Drop for Server {
     }
 }
 
+/// The switches of a server.
+#[derive(Clone)]
+pub struct Switchboard(Arc<Shared>);
+
+impl Switchboard {
+    pub fn behaviour(&self) -> Behaviour {
+        (*self.0.behaviour()).clone()
+    }
+
+    /// As `Server::update`; of a server that ended nothing changes any more.
+    pub fn update(&self, change: impl FnOnce(&mut Behaviour)) {
+        self.0.change(change);
+        let mut listening = lock(&self.0.listening);
+        // Looked up anew each time: another thread may have wanted otherwise meanwhile.
+        while listening.is_some_and(|now| now != self.0.behaviour().listening) {
+            listening = self
+                .0
+                .listening_changed
+                .wait(listening)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
 /// What the connections, the listeners and the control socket have in common.
 struct Shared {
     behaviour: watch::Sender<Arc<Behaviour>>,
@@ -165,8 +194,9 @@ struct Shared {
     log_capacity: usize,
     /// Thousandths of an error that are owed, see `ErrorRate`.
     owed: AtomicU32,
-    /// What the listeners really are, as against `Behaviour::listening`, what they shall be.
-    listening: Mutex<bool>,
+    /// What the listeners really are, as against `Behaviour::listening`, what they shall be; `None` when the server
+    /// has ended.
+    listening: Mutex<Option<bool>>,
     listening_changed: Condvar,
     listening_seen: watch::Sender<bool>,
 }
@@ -178,8 +208,8 @@ impl Shared {
             mint: token::Mint::new(),
             log: Mutex::default(),
             log_capacity,
-            owed: AtomicU32::new(0),
-            listening: Mutex::new(false),
+            owed: AtomicU32::new(999),
+            listening: Mutex::new(None),
             listening_changed: Condvar::new(),
             listening_seen: watch::Sender::new(false),
         }
@@ -189,14 +219,14 @@ impl Shared {
         Arc::clone(&self.behaviour.borrow())
     }
 
-    /// Returns whether it shall listen now.
-    fn change(&self, change: impl FnOnce(&mut Behaviour)) -> bool {
-        let mut wanted = false;
-        self.behaviour.send_modify(|behaviour| {
-            change(Arc::make_mut(behaviour));
-            wanted = behaviour.listening;
-        });
-        wanted
+    fn change(&self, change: impl FnOnce(&mut Behaviour)) {
+        self.behaviour.send_modify(|behaviour| change(Arc::make_mut(behaviour)));
+        // An error rate begins with an error, whatever came before.
+        self.owed.store(999, Ordering::Relaxed);
+        // Who waits for the listeners may now want what they are already.
+        drop(lock(&self.listening));
+        self.listening_changed.notify_all();
+        self.listening_seen.send_modify(|_| {});
     }
 
     fn log(&self, served: Served) {
@@ -214,10 +244,10 @@ impl Shared {
         due
     }
 
-    fn note_listening(&self, now: bool) {
+    fn note_listening(&self, now: Option<bool>) {
         *lock(&self.listening) = now;
         self.listening_changed.notify_all();
-        self.listening_seen.send_replace(now);
+        self.listening_seen.send_replace(now == Some(true));
     }
 }
 
@@ -229,12 +259,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn run(
     shared: &Arc<Shared>,
     listen: Vec<SocketAddr>,
-    netns: Option<OwnedFd>,
+    netns: Option<&OwnedFd>,
     control: Option<PathBuf>,
     stopped: oneshot::Receiver<()>,
     ready: &mpsc::Sender<Result<Vec<SocketAddr>>>,
 ) -> Result<()> {
-    if let Some(netns) = &netns {
+    if let Some(netns) = netns {
         nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).context("enter the server's namespace")?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -249,7 +279,7 @@ fn run(
             tasks.spawn(control::listen(control::bind(&path)?, Arc::clone(shared)));
         }
         let wanted = shared.behaviour().listening;
-        shared.note_listening(wanted);
+        shared.note_listening(Some(wanted));
         tasks.spawn(follow(
             Arc::clone(shared),
             if wanted { listeners } else { Vec::new() },
@@ -274,7 +304,7 @@ async fn follow(shared: Arc<Shared>, mut listeners: Vec<TcpListener>, addresses:
             return;
         }
         accepting.shutdown().await;
-        shared.note_listening(false);
+        shared.note_listening(Some(false));
         if switchboard.wait_for(|behaviour| behaviour.listening).await.is_err() {
             return;
         }
@@ -282,7 +312,7 @@ async fn follow(shared: Arc<Shared>, mut listeners: Vec<TcpListener>, addresses:
             Ok(opened) => listeners = opened,
             Err(error) => eprintln!("imds-observer-lab: cannot listen again: {error:#}"),
         }
-        shared.note_listening(true);
+        shared.note_listening(Some(true));
     }
 }
 

@@ -174,7 +174,7 @@ fn errors_come_at_their_rate() {
         b.error = Some(ErrorRate {
             status: 503,
             per_mille: 250,
-        })
+        });
     });
     let failed = (0..40)
         .filter(|_| exchange(&server, GET).starts_with("HTTP/1.1 503 "))

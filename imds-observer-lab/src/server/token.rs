@@ -4,7 +4,7 @@
 //! needs no table here. They look like EC2's: 56 characters, `AQAE...==`.
 
 use std::{
-    hash::{BuildHasher, Hash, Hasher, RandomState},
+    hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
@@ -88,9 +88,7 @@ impl Mint {
         raw.extend(generation.to_le_bytes());
         raw.extend(serial.to_le_bytes());
         for key in &self.keys {
-            let mut hasher = key.build_hasher();
-            (expires_ms, generation, serial).hash(&mut hasher);
-            raw.extend(hasher.finish().to_le_bytes());
+            raw.extend(key.hash_one((expires_ms, generation, serial)).to_le_bytes());
         }
         raw.push(0);
         format!("{PREFIX}{}", BASE64_URL_SAFE.encode(raw))

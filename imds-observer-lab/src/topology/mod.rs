@@ -47,6 +47,11 @@ pub const BRIDGE: &str = "cni0";
 const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
 const POD_PREFIX_V4: u8 = 16;
 const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 1);
+/// The router before a nested pod, as the pod sees it.
+const NEST_GATEWAYS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(10, 99, 255, 254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1)),
+];
 /// Both families of a pod are numbered from 2 up to this.
 const MAX_PODS: usize = 60_000;
 /// How long the lab may take to answer its first connection.
@@ -128,6 +133,7 @@ struct Pod {
     outer: Option<Arc<Netns>>,
     /// The node's end of its cable.
     cable: String,
+    default_routes: Vec<Route>,
 }
 
 /// A running lab; dropping it ends its processes and removes every trace.
@@ -285,6 +291,18 @@ impl Lab {
         }
     }
 
+    /// The node's end of a pod's cable.
+    pub(crate) fn cable_of(&self, victim: crate::faults::Victim) -> Result<String> {
+        let crate::faults::Victim::Pod(number) = victim else {
+            anyhow::bail!("only pods have a cable of their own");
+        };
+        let pod = self
+            .pods
+            .get(&number)
+            .with_context(|| format!("there is no pod {number}"))?;
+        Ok(pod.cable.clone())
+    }
+
     pub fn pods(&self) -> impl Iterator<Item = (usize, &Place)> {
         self.pods.iter().map(|(number, pod)| (*number, &pod.place))
     }
@@ -361,24 +379,26 @@ impl Lab {
         if self.options.ipv6 {
             wanted.push(route(IMDS_V6.into(), gateway_v6(number).into()));
         }
-        self.replace_routes(wanted).map(drop)
+        self.replace_routes(wanted)
     }
 
-    /// Puts other routes in the place of the node's routes to the endpoints; returns those that were.
-    pub(crate) fn replace_routes(&self, wanted: Vec<Route>) -> Result<Vec<Route>> {
+    /// Puts other routes in the place of the node's routes to the endpoints.
+    fn replace_routes(&self, wanted: Vec<Route>) -> Result<()> {
         replace_routes(&self.node.netns, &self.routes, wanted)
     }
 
+    /// The node's routes to the endpoints, shared with the guards of faults.
     pub(crate) fn routes(&self) -> &Arc<Mutex<Vec<Route>>> {
         &self.routes
     }
 
-    pub(crate) fn netns_of_node(&self) -> Arc<Netns> {
-        Arc::clone(&self.node.netns)
+    pub(crate) fn route_style(&self) -> RouteStyle {
+        self.options.route
     }
 
-    pub(crate) fn netns_of_imds(&self) -> Arc<Netns> {
-        Arc::clone(&self.imds.netns)
+    /// What a pod was given as its way out.
+    pub(crate) fn default_routes_of(&self, pod: usize) -> &[Route] {
+        self.pods.get(&pod).map_or(&[], |pod| &pod.default_routes)
     }
 
     fn uplink_number(&self, name: &str) -> Result<u8> {
@@ -413,6 +433,16 @@ impl Lab {
             self.plug_in(&cable, &netns, ipv4, ipv6)?;
             (None, (ipv4, ipv6))
         };
+        let gateways: [IpAddr; 2] = if options.nested {
+            NEST_GATEWAYS
+        } else {
+            [POD_GATEWAY_V4.into(), POD_GATEWAY_V6.into()]
+        };
+        let default_routes = gateways
+            .into_iter()
+            .filter(|gateway| has_v6 || gateway.is_ipv4())
+            .map(|gateway| Route::default_via(gateway, "eth0"))
+            .collect();
         let place = Place {
             netns,
             cgroup,
@@ -423,8 +453,9 @@ impl Lab {
             number,
             Pod {
                 place,
-                outer: outer,
+                outer,
                 cable,
+                default_routes,
             },
         );
         Ok(number)
@@ -534,7 +565,7 @@ impl Drop for Lab {
     }
 }
 
-pub(crate) fn replace_routes(node: &Netns, current: &Mutex<Vec<Route>>, wanted: Vec<Route>) -> Result<Vec<Route>> {
+pub(crate) fn replace_routes(node: &Netns, current: &Mutex<Vec<Route>>, wanted: Vec<Route>) -> Result<()> {
     let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
     let (old, new) = (current.clone(), &wanted);
     node.netlink(async |handle| {
@@ -546,7 +577,8 @@ pub(crate) fn replace_routes(node: &Netns, current: &Mutex<Vec<Route>>, wanted: 
         }
         Ok(())
     })?;
-    Ok(std::mem::replace(&mut *current, wanted))
+    *current = wanted;
+    Ok(())
 }
 
 /// Settings of every namespace, made before it has an interface.
@@ -582,25 +614,25 @@ fn forward(netns: &Netns, ipv6: bool) -> Result<()> {
 /// Puts a router before a pod, as a container in a pod has one.
 fn nest(outer: &Netns, inner: &Netns, host: u16, ipv6: bool) -> Result<(Ipv4Addr, Ipv6Addr)> {
     let [high, low] = host.to_be_bytes();
-    let (gateway, address) = (Ipv4Addr::new(10, 99, 255, 254), Ipv4Addr::new(10, 99, high, low));
-    let gateway_v6 = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1);
+    let [gateway, gateway_v6] = NEST_GATEWAYS;
+    let address = Ipv4Addr::new(10, 99, high, low);
     let address_v6 = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, host);
     let target = inner.descriptor()?;
     outer.netlink(async |handle| {
         wire::veth(&handle, "inner0", "eth0", &target).await?;
-        wire::add_address(&handle, "inner0", gateway.into(), 16).await?;
+        wire::add_address(&handle, "inner0", gateway, 16).await?;
         if ipv6 {
-            wire::add_address(&handle, "inner0", gateway_v6.into(), 64).await?;
+            wire::add_address(&handle, "inner0", gateway_v6, 64).await?;
         }
         Ok(())
     })?;
     inner.netlink(async |handle| {
         wire::up(&handle, "eth0").await?;
         wire::add_address(&handle, "eth0", address.into(), 16).await?;
-        Route::default_via(gateway.into(), "eth0").add(&handle).await?;
+        Route::default_via(gateway, "eth0").add(&handle).await?;
         if ipv6 {
             wire::add_address(&handle, "eth0", address_v6.into(), 64).await?;
-            Route::default_via(gateway_v6.into(), "eth0").add(&handle).await?;
+            Route::default_via(gateway_v6, "eth0").add(&handle).await?;
         }
         Ok(())
     })?;
@@ -616,7 +648,7 @@ fn masquerade(netns: &Netns, v4: &str, v6: Option<&str>) -> Result<()> {
         .unwrap_or_default();
     let table = format!(
         "table inet imdslab {{ chain postrouting {{ type nat hook postrouting priority 100; policy accept; \
-         ip saddr {v4} ip daddr != {v4} masquerade fully-random\n{v6_rule}\n}} }}"
+         ip saddr {v4} ip daddr != {v4} masquerade fully-random\n{v6_rule}\n}}\n}}"
     );
     let by_nft = netns.run_program(Command::new("nft").arg(table));
     let Err(nft_error) = by_nft else { return Ok(()) };

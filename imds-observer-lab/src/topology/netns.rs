@@ -119,7 +119,7 @@ impl Netns {
     pub(crate) fn run_program(&self, command: &mut Command) -> Result<()> {
         let output = self
             .run(|| command.output())?
-            .with_context(|| format!("run {:?} (is it installed?)", command.get_program()))?;
+            .with_context(|| format!("run {} (is it installed?)", command.get_program().display()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             bail!(

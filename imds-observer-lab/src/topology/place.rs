@@ -51,6 +51,11 @@ impl Place {
         &self.netns
     }
 
+    /// For what may outlive the lab.
+    pub(crate) fn shared_netns(&self) -> Arc<Netns> {
+        Arc::clone(&self.netns)
+    }
+
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
     }

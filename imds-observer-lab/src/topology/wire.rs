@@ -68,10 +68,6 @@ impl Route {
         Self::via(unspecified(gateway), 0, gateway, interface)
     }
 
-    pub(crate) fn is_v6(&self) -> bool {
-        self.destination.is_ipv6()
-    }
-
     fn message(&self) -> Result<RouteMessage> {
         let mut message = match self.destination {
             IpAddr::V4(destination) => {

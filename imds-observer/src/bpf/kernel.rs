@@ -108,7 +108,7 @@ impl Kernel {
                 blinds: "why a packet was dropped; where is still told".into(),
             });
         }
-        let symbols = Symbols::read();
+        let symbols = Symbols::open();
         if symbols.is_empty() {
             missing.push(Missing {
                 capability: "kallsyms".into(),
@@ -146,6 +146,9 @@ impl Kernel {
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
         kernel.attach_tracing(parsed.is_ok());
+        drop(parsed);
+        drop(vmlinux);
+        give_back_memory();
         Ok((kernel, Decoder::new(reasons, symbols)))
     }
 
@@ -441,6 +444,15 @@ fn endpoints(addresses: &[IpAddr]) -> Result<Endpoints, KernelError> {
         v4_count,
         v6_count,
     })
+}
+
+/// Parsing this kernel's types took tens of megabytes for a moment. They are free now, but the allocator keeps them unless asked.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers; may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Kernels before 5.11 charge maps against this limit. Where it can't be raised, loading says so.

@@ -5,10 +5,10 @@ use imds_observer_common::{KernelOffsets, NO_OFFSET};
 use super::btf::Btf;
 
 /// Names of drop reasons by number.
-pub type DropReasons = Vec<(u32, String)>;
+pub(super) type DropReasons = Vec<(u32, String)>;
 
 /// Offsets for the programs. Fields that this kernel doesn't have stay [`NO_OFFSET`].
-pub fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
+pub(super) fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
     let field = |structure: &str, path: &str| btf.offset(structure, path).unwrap_or(NO_OFFSET);
     let either = |structure: &str, paths: &[&str]| {
         paths
@@ -92,7 +92,7 @@ pub fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
 }
 
 /// `enum skb_drop_reason` of this kernel, without its prefix. Empty before 5.17.
-pub fn drop_reasons(btf: &Btf<'_>) -> DropReasons {
+pub(super) fn drop_reasons(btf: &Btf<'_>) -> DropReasons {
     btf.enumeration("skb_drop_reason")
         .into_iter()
         .map(|(name, value)| (value, name.strip_prefix("SKB_DROP_REASON_").unwrap_or(name).to_owned()))

@@ -1,75 +1,107 @@
 //! Names for kernel addresses, from `/proc/kallsyms`.
 
-use std::io::BufReader;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Seek as _};
 use std::sync::Arc;
 
-/// Functions of the core kernel and its modules, by address.
+/// The kernel's symbol table, read when a name is wanted.
+///
+/// It has some 200,000 entries (20 MB once parsed) and packets are dropped in a handful of places: a look-up reads it through,
+/// about 50 ms each, and callers keep what they were told. The file is opened once, because the kernel decides by the rights
+/// at that moment whether it shows addresses.
 #[derive(Default)]
 pub struct Symbols {
-    sorted: Vec<(u64, Arc<str>)>,
+    table: Option<File>,
 }
 
 impl Symbols {
-    /// Empty where the kernel shows no addresses (`kptr_restrict`, or CAP_SYSLOG is missing).
-    pub fn read() -> Self {
-        let Ok(file) = std::fs::File::open("/proc/kallsyms") else {
-            return Self::default();
-        };
-        Self::parse(BufReader::new(file))
-    }
-
-    fn parse(mut lines: impl std::io::BufRead) -> Self {
-        let mut sorted = Vec::new();
-        let mut line = String::new();
-        while let Ok(1..) = {
-            line.clear();
-            lines.read_line(&mut line)
-        } {
-            let mut fields = line.split_ascii_whitespace();
-            let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next()) else {
-                continue;
-            };
-            if !matches!(kind, "t" | "T") {
-                continue;
-            }
-            if let Ok(address @ 1..) = u64::from_str_radix(address, 16) {
-                sorted.push((address, Arc::from(name)));
-            }
+    pub fn open() -> Self {
+        let table = File::open("/proc/kallsyms").ok();
+        let shows = table.as_ref().is_some_and(|file| shows_addresses(BufReader::new(file)));
+        Self {
+            table: table.filter(|_| shows),
         }
-        sorted.sort_by_key(|(address, _)| *address);
-        Self { sorted }
     }
 
+    /// The kernel shows no addresses (`kptr_restrict`, or CAP_SYSLOG is missing).
     pub fn is_empty(&self) -> bool {
-        self.sorted.is_empty()
+        self.table.is_none()
     }
 
-    /// The function that holds `address`. Compilers split functions: a suffix such as `.isra.0` or `.cold` is left out.
-    pub fn name(&self, address: u64) -> Option<Arc<str>> {
-        let after = self.sorted.partition_point(|(start, _)| *start <= address);
-        let (_, name) = self.sorted.get(after.checked_sub(1)?)?;
-        Some(match name.split_once('.') {
-            Some((plain, _)) if !plain.is_empty() => Arc::from(plain),
-            _ => Arc::clone(name),
-        })
+    /// The function that holds `address`.
+    pub fn name(&mut self, address: u64) -> Option<Arc<str>> {
+        let table = self.table.as_mut()?;
+        table.rewind().ok()?;
+        nearest(BufReader::with_capacity(1 << 16, table), address)
     }
+}
+
+/// Address and name of a function's line: `ffffffff81000000 T ip_rcv [module]`.
+fn function(line: &str) -> Option<(u64, &str)> {
+    let mut fields = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(fields.next()?, 16).ok()?;
+    matches!(fields.next()?, "t" | "T").then_some(())?;
+    Some((address, fields.next()?))
+}
+
+fn shows_addresses(lines: impl BufRead) -> bool {
+    // The first functions are enough: either all are zero or, but for some per-CPU symbols, none.
+    lines
+        .lines()
+        .map_while(Result::ok)
+        .filter_map(|line| Some(function(&line)?.0))
+        .take(1000)
+        .any(|address| address != 0)
+}
+
+/// The function that starts closest below `address`. Compilers split functions: a suffix such as `.isra.0` or `.cold` is left out.
+fn nearest(mut lines: impl BufRead, address: u64) -> Option<Arc<str>> {
+    let mut best: Option<(u64, String)> = None;
+    let mut line = String::new();
+    while lines.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+        if let Some((start, name)) = function(&line)
+            && start != 0
+            && start <= address
+            && best.as_ref().is_none_or(|(before, _)| start > *before)
+        {
+            best = Some((start, name.to_owned()));
+        }
+        line.clear();
+    }
+    let (_, name) = best?;
+    let plain = name
+        .split('.')
+        .next()
+        .filter(|plain| !plain.is_empty())
+        .unwrap_or(&name);
+    Some(Arc::from(plain))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TABLE: &str =
+        "ffffffff81000100 T ip_forward.part.0\nffffffff81000000 T ip_rcv\nffffffff81000080 d data\nbroken\n";
+
     #[test]
     fn names_the_function_that_holds_an_address() {
-        let text = "ffffffff81000100 T ip_forward.part.0\nffffffff81000000 T ip_rcv\nffffffff81000080 d data\nbroken\n";
-        let symbols = Symbols::parse(text.as_bytes());
-        assert_eq!(symbols.name(0xffff_ffff_8100_00ff).as_deref(), Some("ip_rcv"));
-        assert_eq!(symbols.name(0xffff_ffff_8100_0150).as_deref(), Some("ip_forward"));
-        assert_eq!(symbols.name(1), None);
+        assert_eq!(
+            nearest(TABLE.as_bytes(), 0xffff_ffff_8100_00ff).as_deref(),
+            Some("ip_rcv")
+        );
+        assert_eq!(
+            nearest(TABLE.as_bytes(), 0xffff_ffff_8100_0150).as_deref(),
+            Some("ip_forward")
+        );
+        assert_eq!(nearest(TABLE.as_bytes(), 1), None);
     }
 
     #[test]
-    fn hidden_addresses_give_none() {
-        assert!(Symbols::parse("0000000000000000 T ip_rcv\n".as_bytes()).is_empty());
+    fn hidden_addresses_are_told_apart() {
+        assert!(shows_addresses(TABLE.as_bytes()));
+        assert!(!shows_addresses(
+            "0000000000000000 T ip_rcv\n0000000000000000 T ip_forward\n".as_bytes()
+        ));
     }
 }

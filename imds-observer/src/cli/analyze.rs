@@ -1,15 +1,15 @@
 //! `analyze`: the same pipeline over what was recorded earlier.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::observe::{INTERVAL, SelectArgs};
+use super::offline::{InputSummary, Progress, open, period};
 use super::{Status, print, values};
 use crate::pipeline;
 use crate::record::{Finding, Loss, Severity, Summary, Time};
@@ -18,9 +18,8 @@ use crate::sinks::collect::{Collected, Collector};
 use crate::sinks::destination::Destination;
 use crate::sinks::ndjson::NdjsonOutput;
 use crate::sinks::{Direct, Sink};
-use crate::source::input::{Format, Input};
-use crate::source::ndjson::{InputCounts, NdjsonSource};
-use crate::source::{Event, Source, SourceFacts, SourceState};
+use crate::source::Source as _;
+use crate::source::ndjson::InputCounts;
 use crate::stop::Stop;
 
 /// Say what recorded traces show
@@ -52,7 +51,7 @@ enum OutputFormat {
     Ndjson,
 }
 
-/// The object that `-o json` writes. `preflight` fills the last three.
+/// The object that `-o json` writes; `preflight` writes the same and fills the verdict.
 #[derive(Debug, Serialize)]
 struct Analysis<'a> {
     input: InputSummary,
@@ -64,18 +63,11 @@ struct Analysis<'a> {
     verdict: Option<()>,
 }
 
-#[derive(Debug, Serialize)]
-struct InputSummary {
-    files: u64,
-    records: u64,
-    skipped: u64,
-}
-
 impl AnalyzeArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
         let settings = self.select.settings()?;
         let stop = Stop::on_signals()?;
-        let mut source = Progress::new(open(&self.files)?);
+        let mut source = Progress::new(open(&self.files, &stop)?);
         let host = settings.host(source.start().host)?;
         let collector = Collector::default();
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone())];
@@ -119,42 +111,10 @@ impl AnalyzeArgs {
     }
 }
 
-/// Opens every input before any is read: a name that is wrong is told at once.
-fn open(files: &[PathBuf]) -> anyhow::Result<NdjsonSource> {
-    if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
-        anyhow::bail!("read -: stdin can be read once only (name it once)");
-    }
-    let open = |path: &PathBuf| -> anyhow::Result<Input> {
-        let input = Input::open(path)?;
-        match input.format {
-            Format::Ndjson => Ok(input),
-            Format::Pcap | Format::Pcapng => {
-                anyhow::bail!(
-                    "read {}: captures can't be read yet (give NDJSON of imds-observer)",
-                    input.name
-                )
-            }
-        }
-    };
-    Ok(NdjsonSource::new(
-        files.iter().map(open).collect::<anyhow::Result<_>>()?,
-    ))
-}
-
-/// From the first to the last observation; nothing if nothing was observed.
-fn period(collected: &Collected) -> Option<(Time, Time)> {
-    let summary = collected.summary.as_ref()?;
-    (summary.to > Time::default()).then_some((summary.from, summary.to))
-}
-
 fn json(counts: &InputCounts, collected: &Collected) -> anyhow::Result<String> {
     let period = period(collected);
     let analysis = Analysis {
-        input: InputSummary {
-            files: counts.files,
-            records: counts.records,
-            skipped: counts.skipped,
-        },
+        input: (*counts).into(),
         from: period.map(|(from, _)| from),
         to: period.map(|(_, to)| to),
         summary: collected.summary.as_ref(),
@@ -202,44 +162,4 @@ fn report(counts: &InputCounts, collected: &Collected, colour: Colour) -> String
         }
     }
     out
-}
-
-/// Says on a terminal how far it has come.
-struct Progress {
-    inner: NdjsonSource,
-    terminal: bool,
-    told: Option<Instant>,
-    since: Instant,
-}
-
-impl Progress {
-    fn new(inner: NdjsonSource) -> Self {
-        Self {
-            inner,
-            terminal: io::stderr().is_terminal(),
-            told: None,
-            since: Instant::now(),
-        }
-    }
-
-    fn clear(&self) {
-        if self.told.is_some() {
-            let _ = io::stderr().write_all(b"\r\x1b[K");
-        }
-    }
-}
-
-impl Source for Progress {
-    fn start(&self) -> SourceFacts {
-        self.inner.start()
-    }
-
-    fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
-        const GAP: Duration = Duration::from_millis(200);
-        if self.terminal && self.told.unwrap_or(self.since).elapsed() >= GAP {
-            self.told = Some(Instant::now());
-            let _ = write!(io::stderr(), "\r{} records read", self.inner.counts().records);
-        }
-        self.inner.next_batch(wait, out)
-    }
 }

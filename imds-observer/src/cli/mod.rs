@@ -3,8 +3,11 @@
 mod analyze;
 mod completions;
 mod detectors;
+mod doctor;
 mod live;
 mod observe;
+mod offline;
+mod preflight;
 mod schema;
 mod stream;
 mod values;
@@ -36,6 +39,8 @@ enum Command {
     Watch(watch::WatchArgs),
     Stream(stream::StreamArgs),
     Analyze(analyze::AnalyzeArgs),
+    Preflight(preflight::PreflightArgs),
+    Doctor(doctor::DoctorArgs),
     Detectors(detectors::DetectorsArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
@@ -72,6 +77,8 @@ pub fn run() -> anyhow::Result<Status> {
         Command::Watch(args) => args.run(),
         Command::Stream(args) => args.run(),
         Command::Analyze(args) => args.run(),
+        Command::Preflight(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Detectors(args) => args.run(),
         Command::Schema(args) => args.run(),
         Command::Completions(args) => args.run(),

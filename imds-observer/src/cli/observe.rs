@@ -57,7 +57,15 @@ pub(super) struct SelectArgs {
     host: Option<String>,
 }
 
-/// What to observe, live.
+/// Where IMDS is.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct EndpointArgs {
+    /// Address of IMDS (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) endpoint: Vec<IpAddr>,
+}
+
+/// What to observe, live; without the endpoint, which is another option in `preflight`.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct ObserveArgs {
     /// Interface towards IMDS (repeatable); default: the uplinks that route to the endpoints, followed as they come and go
@@ -66,9 +74,6 @@ pub(super) struct ObserveArgs {
     /// Only processes below this cgroup v2 directory
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// Address of IMDS (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
-    #[arg(long, value_name = "ADDR")]
-    endpoint: Vec<IpAddr>,
     /// Stop after this time, such as 30s or 5m
     #[arg(long, value_name = "SPAN")]
     pub(super) duration: Option<Span>,
@@ -119,8 +124,8 @@ impl SelectArgs {
 }
 
 impl ObserveArgs {
-    pub(super) fn live_options(&self, config: &Config) -> LiveOptions {
-        let endpoints = or(&self.endpoint, &config.endpoints);
+    pub(super) fn live_options(&self, endpoints: &[IpAddr], config: &Config) -> LiveOptions {
+        let endpoints = or(endpoints, &config.endpoints);
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::observe::{INTERVAL, ObserveArgs};
+use super::observe::{EndpointArgs, INTERVAL, ObserveArgs};
 use super::{Status, live};
 use crate::config::Size;
 use crate::sinks::Sink;
@@ -19,6 +19,8 @@ use crate::sinks::queue::Queue;
 pub(super) struct StreamArgs {
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    endpoints: EndpointArgs,
     /// Write to this file instead of stdout; without -C it is written anew
     #[arg(short, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -39,8 +41,9 @@ impl StreamArgs {
         });
         live::observe(
             &self.observe,
+            &self.endpoints.endpoint,
             &settings,
-            settings.interval.unwrap_or(INTERVAL),
+            Some(settings.interval.unwrap_or(INTERVAL)),
             |settings| {
                 let destination = match &self.write {
                     Some(path) => Destination::file(path, rotation)?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::observe::{INTERVAL, ObserveArgs};
+use super::observe::{EndpointArgs, INTERVAL, ObserveArgs};
 use super::{Status, live};
 use crate::record::Kind;
 use crate::report::text::Colour;
@@ -22,6 +22,8 @@ const REDRAW: Duration = Duration::from_secs(2);
 pub(super) struct WatchArgs {
     #[command(flatten)]
     observe: ObserveArgs,
+    #[command(flatten)]
+    endpoints: EndpointArgs,
     /// Plain text without cursor keys, as on a pipe
     #[arg(long)]
     plain: bool,
@@ -33,13 +35,19 @@ impl WatchArgs {
         let terminal = io::stdout().is_terminal();
         let redraw = terminal && !self.plain;
         let interval = settings.interval.unwrap_or(if terminal { REDRAW } else { INTERVAL });
-        live::observe(&self.observe, &settings, interval, |settings| {
-            let output = TextOutput::new(Destination::stdout(), Colour::on(terminal), redraw);
-            let shown = [Kind::Start, Kind::Finding, Kind::Summary, Kind::Loss]
-                .into_iter()
-                .collect();
-            let queue = Queue::new(output, settings.kinds.and(shown), settings.config.limits.queue)?;
-            Ok(vec![Box::new(queue) as Box<dyn Sink>])
-        })
+        live::observe(
+            &self.observe,
+            &self.endpoints.endpoint,
+            &settings,
+            Some(interval),
+            |settings| {
+                let output = TextOutput::new(Destination::stdout(), Colour::on(terminal), redraw);
+                let shown = [Kind::Start, Kind::Finding, Kind::Summary, Kind::Loss]
+                    .into_iter()
+                    .collect();
+                let queue = Queue::new(output, settings.kinds.and(shown), settings.config.limits.queue)?;
+                Ok(vec![Box::new(queue) as Box<dyn Sink>])
+            },
+        )
     }
 }

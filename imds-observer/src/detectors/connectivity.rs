@@ -1,4 +1,65 @@
-//! Why a connection to IMDS didn't come to be, from what the kernel showed.
+//! Why a connection to IMDS didn't come to be, from what the kernel showed of the attempt [kernel-facts section 4, measured].
+//!
+//! The seven detectors of this kind differ in which [`Cause`] they take and what they tell; [`Verdict`] does the rest. A
+//! drop record and the connect record of the same attempt are one occurrence: whichever comes first counts.
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+
+use super::knowledge::{answered, is_v6};
+use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{
+    Code, Connect, ConnectOutcome, Drop, PacketDirection, Remedy, SECOND, Severity, Subject, Time, workload,
+};
+
+/// Places (host, pods) with failures that are remembered by one detector.
+const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+/// Connections whose failure has been counted.
+const MAX_COUNTED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// IPv6 failures that wait for IPv4 to show whether it works.
+const MAX_HELD: usize = 256;
+/// How long they wait.
+const HOLD_NS: u64 = 5 * SECOND;
+/// An IPv4 answer this recent means that IPv4 works.
+pub(super) const V4_WORKS_NS: u64 = 600 * SECOND;
+/// Programs that one finding names.
+const MAX_NAMED: usize = 8;
+
+const EPERM: i32 = 1;
+const EACCES: i32 = 13;
+const EINVAL: i32 = 22;
+const ENETUNREACH: i32 = 101;
+const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
+
+/// What keeps a connection from being.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// netfilter: the hook at which it acts.
+    Firewall(&'static str),
+    /// The kind of route that is missing or refuses.
+    Route(&'static str),
+    Neighbor,
+    Refused,
+    /// A BPF program or traffic control: where.
+    Policy(&'static str),
+    /// Packets leave and nothing comes.
+    Silence,
+}
+
+impl Cause {
+    /// IPv6 fails in this way where it is simply not set up.
+    pub(super) fn usual_without_ipv6(self) -> bool {
+        matches!(self, Self::Route(_) | Self::Refused | Self::Silence)
+    }
+}
+
+/// What a drop told about its connection, for the connect record that comes later.
+#[derive(Clone, Copy, Debug)]
+pub struct DropNote {
+    pub cause: Cause,
+}
 
 /// `reason@location`, as far as both are known.
 pub(super) fn place_of(reason: Option<&str>, location: Option<&str>) -> String {
@@ -12,5 +73,411 @@ pub(super) fn is_ttl_drop(reason: Option<&str>, location: Option<&str>) -> bool 
         Some("IP_INHDR") => forwarding || location.is_none(),
         Some("NOT_SPECIFIED") | None => forwarding,
         Some(_) => false,
+    }
+}
+
+/// What a drop's reason, or else the function that freed the packet, says. `Firewall("")`: the caller knows the hook.
+fn of_reason(reason: Option<&str>, location: Option<&str>) -> Option<Cause> {
+    let by_reason = match reason.unwrap_or_default() {
+        "NETFILTER_DROP" => Cause::Firewall(""),
+        "BPF_CGROUP_EGRESS" => Cause::Policy("cgroup_skb egress program"),
+        "SOCKET_FILTER" => Cause::Policy("cgroup_skb ingress program or socket filter"),
+        "TC_EGRESS" => Cause::Policy("traffic control egress"),
+        "TC_INGRESS" => Cause::Policy("traffic control ingress"),
+        "QDISC_DROP" | "QDISC_EGRESS" => Cause::Policy("queueing discipline"),
+        "XDP" => Cause::Policy("XDP program"),
+        "IP_INNOROUTES" | "IP_OUTNOROUTES" => Cause::Route("missing"),
+        "IP_RPFILTER" => Cause::Route("reverse path filter"),
+        "NEIGH_FAILED" | "NEIGH_CREATEFAIL" | "NEIGH_QUEUEFULL" | "NEIGH_DEAD" => Cause::Neighbor,
+        "NOT_SPECIFIED" | "?" | "" => return of_location(location?),
+        _ => return None,
+    };
+    Some(by_reason)
+}
+
+fn of_location(location: &str) -> Option<Cause> {
+    Some(match location {
+        "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => Cause::Firewall(""),
+        "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
+        "ip_error" | "ip6_pkt_drop" => Cause::Route("missing"),
+        "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy("traffic control"),
+        _ => return None,
+    })
+}
+
+/// What a drop record says about its connection.
+pub(super) fn of_drop(drop: &Drop) -> Option<Cause> {
+    let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
+    let cause = of_reason(reason, location)?;
+    let request = drop.direction == PacketDirection::Request;
+    if !request && drop.ttl.is_some_and(|ttl| ttl <= 1) && !matches!(cause, Cause::Firewall(_)) {
+        // Spent on the way to a pod, in an eBPF datapath's program: token-response-lost tells it.
+        return None;
+    }
+    let own = drop.process.as_ref().and_then(|process| process.netns);
+    let elsewhere = match (own, drop.netns) {
+        (Some(own), Some(dropped)) => own != dropped,
+        _ => drop.container.is_some(),
+    };
+    Some(match cause {
+        Cause::Firewall(_) => Cause::Firewall(match (elsewhere, request) {
+            (true, _) => "FORWARD",
+            (false, true) => "OUTPUT",
+            (false, false) => "INPUT",
+        }),
+        other => other,
+    })
+}
+
+/// What a connect record says, together with what a drop of the same connection told before.
+pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Cause> {
+    let own_hook = if connect.syns == 0 {
+        "OUTPUT"
+    } else if connect.container.is_some() {
+        "FORWARD"
+    } else {
+        "POSTROUTING"
+    };
+    if let Some(note) = note {
+        return Some(note.cause);
+    }
+    if let Some(dropped) = connect.dropped.as_deref() {
+        let (reason, location) = dropped.split_once('@').unwrap_or((dropped, ""));
+        match of_reason(Some(reason), Some(location)) {
+            Some(Cause::Firewall(_)) => return Some(Cause::Firewall(own_hook)),
+            Some(cause) => return Some(cause),
+            None => {}
+        }
+    }
+    let no_syn = connect.syns == 0 && connect.wire_syns == 0;
+    let slow = connect.elapsed_ns >= SECOND;
+    let icmp = connect.icmp.as_deref().and_then(|icmp| {
+        let (kind, code) = icmp.split_once('/')?;
+        Some((kind.parse::<u8>().ok()?, code.parse::<u8>().ok()?))
+    });
+    // Type and code mean other things in ICMPv6.
+    let by_icmp = match (is_v6(&connect.connection.remote), icmp) {
+        (false, Some((3, 0))) | (true, Some((1, 0))) => Some(Cause::Route("missing")),
+        (false, Some((3, 1))) | (true, Some((1, 3))) if slow => Some(Cause::Neighbor),
+        (false, Some((3, 1 | 2 | 3 | 9 | 10 | 13))) | (true, Some((1, 1 | 3 | 4))) => Some(Cause::Firewall(own_hook)),
+        _ => None,
+    };
+    if by_icmp.is_some() {
+        return by_icmp;
+    }
+    match connect.errno {
+        Some(EPERM) if no_syn => return Some(Cause::Policy("cgroup connect program")),
+        Some(EPERM) => return Some(Cause::Policy("cgroup_skb egress program")),
+        Some(EACCES) if no_syn => return Some(Cause::Route("prohibit")),
+        Some(EINVAL) if no_syn => return Some(Cause::Route("blackhole")),
+        Some(ENETUNREACH) => return Some(Cause::Route("missing")),
+        // The kernel asks three times, a second apart, who has the address.
+        Some(EHOSTUNREACH) if slow => return Some(Cause::Neighbor),
+        Some(EHOSTUNREACH) => return Some(Cause::Route("unreachable")),
+        // A server's refusal answers a SYN; this attempt never sent one.
+        Some(ECONNREFUSED) if no_syn => return Some(Cause::Firewall("OUTPUT")),
+        Some(ECONNREFUSED) => return Some(Cause::Refused),
+        _ => {}
+    }
+    match connect.outcome {
+        ConnectOutcome::Refused => Some(Cause::Refused),
+        ConnectOutcome::NoRoute => Some(Cause::Route("missing")),
+        ConnectOutcome::HostUnreachable if slow => Some(Cause::Neighbor),
+        ConnectOutcome::HostUnreachable => Some(Cause::Route("unreachable")),
+        ConnectOutcome::Denied => Some(Cause::Policy("cgroup connect program")),
+        ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
+        ConnectOutcome::Timeout => Some(Cause::Silence),
+        ConnectOutcome::Error => None,
+    }
+}
+
+/// A connection that failed, or a packet of it that was dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) cause: Cause,
+    pub(super) time: Time,
+    pub(super) v6: bool,
+    connection: String,
+    remote: String,
+    dropped: Option<String>,
+    icmp: Option<String>,
+    errno: Option<i32>,
+    syns: Option<(u32, u32)>,
+    elapsed_ns: u64,
+}
+
+/// What an observation tells about a failed connection.
+pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> Option<Failure> {
+    match observation {
+        Observation::Connect(connect) => Some(Failure {
+            cause: of_connect(connect, context.knowledge.drop_note(&connect.connection.id))?,
+            time: connect.time,
+            v6: is_v6(&connect.connection.remote),
+            connection: connect.connection.id.clone(),
+            remote: connect.connection.remote.clone(),
+            dropped: connect.dropped.clone(),
+            icmp: connect.icmp.clone(),
+            errno: connect.errno,
+            syns: Some((connect.syns, connect.wire_syns)),
+            elapsed_ns: connect.elapsed_ns,
+        }),
+        Observation::Drop(drop) => Some(Failure {
+            cause: of_drop(drop)?,
+            time: drop.time,
+            v6: is_v6(&drop.connection.remote),
+            connection: drop.connection.id.clone(),
+            remote: drop.connection.remote.clone(),
+            dropped: Some(place_of(drop.reason.as_deref(), drop.location.as_deref())),
+            icmp: None,
+            errno: None,
+            syns: None,
+            elapsed_ns: 0,
+        }),
+        Observation::Exchange(_) | Observation::Interface(_) => None,
+    }
+}
+
+/// What one detector tells of a failure: a sentence about the subject, and what to do.
+pub(super) type Tell = fn(&Failure, &str, &Context<'_>) -> (String, Remedy);
+
+/// Failures at the host or in one pod.
+#[derive(Debug, Default)]
+struct Place {
+    attempts: u64,
+    waited_ns: u64,
+    /// Clients that failed last; one of them must succeed before the fault counts as gone.
+    client: Option<u64>,
+    named: Vec<String>,
+    dropped: Option<String>,
+    icmp: Option<String>,
+    errno: Option<i32>,
+    syns: Option<(u32, u32)>,
+    connect_told: bool,
+}
+
+struct Held {
+    failure: Failure,
+    since: Time,
+    client: Option<u64>,
+    subject: Subject,
+}
+
+/// The common part of the connectivity detectors.
+pub(super) struct Verdict {
+    code: Code,
+    severity: Severity,
+    quiet_ns: u64,
+    /// At boot the network comes up late: attempts before that are no fault.
+    boot_is_excuse: bool,
+    accepts: fn(Cause) -> bool,
+    tell: Tell,
+    places: LruCache<String, Place>,
+    counted: LruCache<String, ()>,
+    held: Vec<Held>,
+    evicted: u64,
+}
+
+impl Verdict {
+    pub(super) fn new(code: Code, quiet_s: u64, accepts: fn(Cause) -> bool, tell: Tell) -> Self {
+        Self {
+            code,
+            severity: Severity::High,
+            quiet_ns: quiet_s * SECOND,
+            boot_is_excuse: false,
+            accepts,
+            tell,
+            places: LruCache::new(MAX_PLACES),
+            counted: LruCache::new(MAX_COUNTED),
+            held: Vec::new(),
+            evicted: 0,
+        }
+    }
+
+    pub(super) fn excused_at_boot(mut self) -> Self {
+        self.boot_is_excuse = true;
+        self
+    }
+
+    pub(super) fn report(
+        &mut self,
+        failure: &Failure,
+        client: Option<u64>,
+        subject: &Subject,
+        context: &Context<'_>,
+        sightings: &mut Sightings<'_>,
+    ) {
+        let fresh = !self.counted.contains(&failure.connection);
+        if fresh && self.counted.push(failure.connection.clone(), ()).is_some() {
+            // An old connection id: at worst its connect record counts once more.
+            self.evicted += 1;
+        }
+        if !self.places.contains(&subject.key) {
+            self.evicted += u64::from(self.places.push(subject.key.clone(), Place::default()).is_some());
+        }
+        let Some(place) = self.places.get_mut(&subject.key) else {
+            return;
+        };
+        place.attempts += u64::from(fresh);
+        place.waited_ns = place.waited_ns.saturating_add(failure.elapsed_ns);
+        place.client = client.or(place.client);
+        place.dropped = failure.dropped.clone().or(place.dropped.take());
+        place.icmp = failure.icmp.clone().or(place.icmp.take());
+        place.errno = failure.errno.or(place.errno);
+        place.syns = failure.syns.or(place.syns);
+        if let Some(process) = subject.process.as_deref() {
+            let name = workload::program(process);
+            if place.named.len() < MAX_NAMED && !place.named.contains(&name) {
+                place.named.push(name);
+            }
+        }
+        // The first connect record behind a drop tells what the drop couldn't: errno and time.
+        let news = failure.syns.is_some() && !place.connect_told && !fresh;
+        place.connect_told |= failure.syns.is_some();
+        let sighting = Sighting {
+            key: &subject.key,
+            severity: self.severity,
+            time: failure.time,
+            count: u64::from(fresh),
+            news,
+        };
+        let tell = self.tell;
+        sightings.report(sighting, || {
+            let (summary, remedy) = tell(failure, &subject.name, context);
+            Details {
+                subject: subject.clone(),
+                summary,
+                evidence: place.evidence(failure),
+                remedy,
+            }
+        });
+    }
+
+    /// The client that failed has an answer now.
+    fn succeeded(&mut self, context: &Context<'_>, time: Time, sightings: &mut Sightings<'_>) {
+        if !sightings.any_open() {
+            return;
+        }
+        let key = context.place_key();
+        if let Some(place) = self.places.get(&key)
+            && place.client == context.client().map(|client| client.handle)
+        {
+            sightings.clear(&key, time);
+        }
+    }
+}
+
+impl Place {
+    fn evidence(&self, failure: &Failure) -> serde_json::Map<String, serde_json::Value> {
+        let (cause, at) = match failure.cause {
+            Cause::Firewall(hook) => ("firewall", Some(hook)),
+            Cause::Route(kind) => ("route", Some(kind)),
+            Cause::Neighbor => ("neighbor", None),
+            Cause::Refused => ("refused", None),
+            Cause::Policy(hook) => ("policy", Some(hook)),
+            Cause::Silence => ("silence", None),
+        };
+        evidence! {
+            "cause": cause,
+            "at": at,
+            "endpoint": failure.remote,
+            "attempts": self.attempts,
+            "seconds_lost": (self.waited_ns as f64 / 1e6).round() / 1e3,
+            "drop": self.dropped,
+            "errno": self.errno,
+            "icmp": self.icmp,
+            "syns": self.syns.map(|(socket, _)| socket),
+            "wire_syns": self.syns.map(|(_, wire)| wire),
+            "programs": self.named,
+        }
+    }
+}
+
+impl Detector for Verdict {
+    fn code(&self) -> Code {
+        self.code
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        self.quiet_ns
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        if let Observation::Exchange(exchange) = observation {
+            if answered(exchange) {
+                self.succeeded(context, exchange.time, sightings);
+            }
+            return;
+        }
+        let Some(failure) = failure(observation, context).filter(|failure| (self.accepts)(failure.cause)) else {
+            return;
+        };
+        if self.boot_is_excuse && context.booting(failure.time) {
+            return;
+        }
+        let client = context.client().map(|client| client.handle);
+        let subject = context.place_subject();
+        if failure.v6 && failure.cause.usual_without_ipv6() {
+            if self.held.len() == MAX_HELD {
+                self.held.remove(0);
+                self.evicted += 1;
+            }
+            self.held.push(Held {
+                failure,
+                since: context.now,
+                client,
+                subject,
+            });
+            return;
+        }
+        self.report(&failure, client, &subject, context, sightings);
+    }
+
+    fn tick(&mut self, context: &Context<'_>, last: bool, sightings: &mut Sightings<'_>) {
+        if self.held.is_empty() {
+            return;
+        }
+        let due = |held: &mut Held| last || context.now.since(held.since) >= HOLD_NS;
+        for held in self.held.extract_if(.., due).collect::<Vec<_>>() {
+            // Where IPv4 works, ipv6-endpoint-silent tells it; a silent endpoint is its matter in any case.
+            if held.failure.cause != Cause::Silence && !context.knowledge.v4_works(held.failure.time) {
+                self.report(&held.failure, held.client, &held.subject, context, sightings);
+            }
+        }
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+impl Failure {
+    /// A request on a connection that stands, to which nothing came.
+    pub(super) fn unanswered(exchange: &crate::record::Exchange) -> Self {
+        Self {
+            cause: Cause::Silence,
+            time: exchange.time,
+            v6: is_v6(&exchange.connection.remote),
+            connection: format!("{}/{}", exchange.connection.id, exchange.connection.exchange),
+            remote: exchange.connection.remote.clone(),
+            dropped: None,
+            icmp: None,
+            errno: None,
+            syns: None,
+            elapsed_ns: exchange.waited_ns.unwrap_or(0),
+        }
+    }
+
+    /// Address of the endpoint, without its port.
+    pub(super) fn endpoint(&self) -> &str {
+        let address = self
+            .remote
+            .rsplit_once(':')
+            .map_or(self.remote.as_str(), |(address, _)| address);
+        address.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// `iptables` or `ip6tables`.
+    pub(super) fn iptables(&self) -> &'static str {
+        if self.v6 { "ip6tables" } else { "iptables" }
     }
 }

@@ -6,8 +6,9 @@
 //! requests follow; it counts them.
 //!
 //! Where the client had asked for a token at most 16 s before and did not get it, the request is a fallback and the
-//! finding names the cause: the response was lost (`token-response-lost` says more; this finding is then only `info`), the
-//! token request was answered 403 (a proxy adds `X-Forwarded-For`), or it was not answered for a reason that can't be seen.
+//! finding names the cause: the response was lost (`token-response-lost` says more), or it was refused with 403
+//! (`access-forbidden` or `proxied-request` say more). Then this finding is only `info`: the other one is the alarm. If
+//! the token request was not answered for a reason that can't be seen, that is named too.
 //!
 //! ## Why it matters
 //!
@@ -178,7 +179,8 @@ impl Caller {
         let sighting = Sighting {
             key: &client.key,
             severity: match client.v1_cause {
-                Some(V1Cause::HopLimit { .. }) => Severity::Info,
+                // Another finding names the cause, at its own weight.
+                Some(V1Cause::HopLimit { .. } | V1Cause::Proxy) => Severity::Info,
                 _ => Severity::Warning,
             },
             time: self.last.time,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
+use super::connectivity::{self, DropNote, V4_WORKS_NS};
 use super::{Context, Observation};
 use crate::record::workload::{self, Group};
 use crate::record::{
@@ -16,6 +17,8 @@ use crate::source::InterfaceSample;
 
 /// Clients that are remembered; about 1.5 KiB each.
 pub(super) const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
+/// Connections whose drops are remembered until their connect record comes.
+const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Process images of one client that are told apart: enough to say "a loop of short-lived processes".
 const RECENT_PROCESSES: usize = 16;
 /// A fallback follows its token request within this time. .NET takes longest, about 15.75 s [imds-facts section 3].
@@ -86,6 +89,10 @@ pub struct Knowledge {
     /// Newest answer over IPv4, whoever asked.
     pub v4_answered: Option<Time>,
     pub v6_answered: Option<Time>,
+    /// What drops told, by connection id.
+    drops: LruCache<String, DropNote>,
+    /// Newest request of cloud-init, whose crawl is a burst by design.
+    pub boot_crawl: Option<Time>,
     /// Newest sign that packets are dropped for the link-local quota.
     pub quota_exceeded: Option<Time>,
 }
@@ -98,6 +105,8 @@ impl Knowledge {
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
+            drops: LruCache::new(MAX_DROPS),
+            boot_crawl: None,
             quota_exceeded: None,
         }
     }
@@ -111,12 +120,36 @@ impl Knowledge {
         self.evicted
     }
 
+    /// What a drop of this connection told.
+    pub fn drop_note(&self, connection: &str) -> Option<DropNote> {
+        self.drops.peek(connection).copied()
+    }
+
+    /// Somebody had an answer over IPv4 at about this time.
+    pub fn v4_works(&self, time: Time) -> bool {
+        self.v4_answered
+            .is_some_and(|answered| time.since(answered) <= V4_WORKS_NS)
+    }
+
+    /// Packets were being dropped for the link-local quota at about this time.
+    pub fn quota_at_limit(&self, time: Time) -> bool {
+        self.quota_exceeded
+            .is_some_and(|exceeded| time.since(exceeded) <= 10 * SECOND)
+    }
+
     /// Takes in an observation before the detectors see it. Gives the client's handle.
     pub(super) fn learn(&mut self, observation: &Observation<'_>, now: Time) -> Option<u64> {
         if let Observation::Interface(sample) = observation
             && sample.allowance_exceeded.is_some_and(|grown| grown > 0)
         {
             self.quota_exceeded = Some(now);
+        }
+        if let Observation::Drop(drop) = observation
+            && let Some(cause) = connectivity::of_drop(drop)
+            && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), DropNote { cause })
+            && other != drop.connection.id
+        {
+            self.evicted += 1;
         }
         let group = group(observation)?;
         let mut hasher = self.hasher.build_hasher();
@@ -160,6 +193,9 @@ impl Knowledge {
                 client.processes += 1;
             }
             client.cloud_init |= is_cloud_init(process);
+        }
+        if client.cloud_init {
+            self.boot_crawl = self.boot_crawl.max(Some(time));
         }
         if let Observation::Exchange(exchange) = observation {
             client.learn(exchange);
@@ -390,9 +426,17 @@ impl<'a> Context<'a> {
                 Some(pod) => format!("pod {}", workload::pod_name(pod)),
                 None => format!("container {}", container.name.as_deref().unwrap_or(&container.id)),
             });
-        match pod {
-            Some(name) => self.subject(name.replacen(' ', "/", 1), name),
-            None => self.subject("host".to_owned(), "host".to_owned()),
+        let netns = self
+            .observation
+            .as_ref()
+            .and_then(Observation::process)
+            .and_then(|process| process.netns);
+        match (pod, netns, self.host.netns) {
+            (Some(name), _, _) => self.subject(name.replacen(' ', "/", 1), name),
+            (None, Some(own), Some(host)) if own != host => {
+                self.subject(format!("netns/{own}"), format!("network namespace {own}"))
+            }
+            _ => self.host_subject(),
         }
     }
 

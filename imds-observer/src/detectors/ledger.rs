@@ -112,6 +112,11 @@ impl<'a> Sightings<'a> {
         }
     }
 
+    /// Whether any finding of this code is open.
+    pub fn any_open(&self) -> bool {
+        self.ledger.open.get(&self.code).is_some_and(|open| !open.is_empty())
+    }
+
     pub fn is_open(&self, key: &str) -> bool {
         self.ledger
             .open

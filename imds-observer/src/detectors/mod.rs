@@ -69,8 +69,26 @@ macro_rules! registry {
 }
 
 registry! {
+    access_forbidden => AccessForbidden, "IMDS answers 403, to everybody or to some";
+    bad_token_request => BadTokenRequest, "a token request that IMDS doesn't understand";
+    blocked_by_firewall => BlockedByFirewall, "a netfilter rule drops or rejects packets to IMDS";
+    connection_refused => ConnectionRefused, "something else holds the IMDS address and refuses";
+    credential_churn => CredentialChurn, "credentials are fetched over and over long after the start";
+    denied_by_policy => DeniedByPolicy, "a BPF program or traffic control denies the traffic";
     imdsv1_request => Imdsv1Request, "a request without a token is answered: it breaks when tokens are required";
+    ipv6_endpoint_silent => Ipv6EndpointSilent, "attempts over IPv6 fail: its endpoint is not enabled";
+    neighbor_unresolved => NeighborUnresolved, "a route takes IMDS for a neighbour, and nobody answers ARP";
+    no_answer => NoAnswer, "packets leave and nothing comes back";
+    no_route => NoRoute, "no usable route leads to IMDS";
+    not_found => NotFound, "a path that was never there is asked for again and again";
+    packet_quota => PacketQuota, "an interface nears or exceeds 1024 link-local packets a second";
+    path_disappeared => PathDisappeared, "a path that used to answer is gone: live migration, role detached";
+    proxied_request => ProxiedRequest, "a proxy stands between a client and IMDS";
+    server_errors => ServerErrors, "IMDS answers 429 or 5xx: the host is throttled";
+    slow_responses => SlowResponses, "IMDS answers, but slowly";
     tight_polling => TightPolling, "one path is asked again and again, faster than anything legitimate";
+    token_not_reused => TokenNotReused, "a new token for nearly every request";
+    token_rejected => TokenRejected, "401 again and again: an old token, or none where one is required";
     token_response_lost => TokenResponseLost, "token responses reach the host and die on the way: the hop limit is too small";
 }
 
@@ -166,6 +184,8 @@ pub struct HostFacts {
     pub instance_id: Option<String>,
     /// Requests right after it are start-up, not polling.
     pub boot_time: Option<Time>,
+    /// Inode of the host's own network namespace: processes in another one are not the host's.
+    pub netns: Option<u32>,
     /// Default gateway and its interface.
     pub gateway: Option<String>,
     pub uplink: Option<String>,
@@ -177,6 +197,7 @@ impl Default for HostFacts {
             name: Host::from(""),
             instance_id: None,
             boot_time: None,
+            netns: None,
             gateway: None,
             uplink: None,
         }

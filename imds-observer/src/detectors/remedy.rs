@@ -1,6 +1,7 @@
 //! What to do: commands with this instance's id, the setting of the client that was seen, and when another way is better.
 
-use super::HostFacts;
+use super::connectivity::Failure;
+use super::{Context, HostFacts};
 use crate::record::{Container, Remedy};
 
 /// Stands in commands where the instance's id isn't known.
@@ -153,4 +154,15 @@ pub(super) fn pods_better_way(container: Option<&Container>) -> &'static str {
         }
         None => "",
     }
+}
+
+/// A host route to the endpoint of this failure, through the gateway where that is known.
+pub(super) fn route_add(failure: &Failure, context: &Context<'_>) -> String {
+    let host = context.host;
+    let interface = host.uplink.as_deref().unwrap_or("INTERFACE");
+    if failure.v6 {
+        return format!("ip -6 route add {}/128 dev {interface}", failure.endpoint());
+    }
+    let gateway = host.gateway.as_deref().unwrap_or("GATEWAY");
+    format!("ip route add {}/32 via {gateway} dev {interface}", failure.endpoint())
 }

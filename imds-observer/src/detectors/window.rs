@@ -108,14 +108,6 @@ impl<const N: usize> Recent<N> {
         (self.times.len() == N).then(|| self.times[N - 1] - self.times[0])
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.times.len()
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.times.clear();
-    }
-
     /// Between neighbours; 0 if there are fewer than two.
     pub(super) fn median_gap_ms(&self) -> u32 {
         let mut gaps: Vec<u32> = self.times.windows(2).map(|pair| pair[1] - pair[0]).collect();

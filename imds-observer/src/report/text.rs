@@ -31,7 +31,7 @@ impl Colour {
         }
     }
 
-    fn bold(self, text: &str) -> String {
+    pub fn bold(self, text: &str) -> String {
         self.paint(Style::new().bold(), text)
     }
 }

@@ -19,6 +19,9 @@ pub trait Sink {
 
     fn write(&mut self, record: &Arc<Record>);
 
+    /// The source may pause now.
+    fn flush(&mut self) {}
+
     /// Records given up so far.
     fn shed(&self) -> u64 {
         0
@@ -76,7 +79,7 @@ impl<O: Output> Direct<O> {
         }
     }
 
-    fn flush(&mut self) {
+    fn write_waiting(&mut self) {
         if self.closed {
             self.waiting.clear();
             return;
@@ -104,8 +107,12 @@ impl<O: Output> Sink for Direct<O> {
     fn write(&mut self, record: &Arc<Record>) {
         self.waiting.push(record.clone());
         if self.waiting.len() >= BATCH {
-            self.flush();
+            self.write_waiting();
         }
+    }
+
+    fn flush(&mut self) {
+        self.write_waiting();
     }
 
     fn shed(&self) -> u64 {
@@ -117,7 +124,7 @@ impl<O: Output> Sink for Direct<O> {
     }
 
     fn finish(&mut self) -> anyhow::Result<()> {
-        self.flush();
+        self.write_waiting();
         if !self.closed
             && let Err(error) = self.output.close()
         {

@@ -2,13 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use flate2::bufread::MultiGzDecoder;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ruzstd::decoding::StreamingDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+
+use crate::stop::Stop;
 
 /// Bytes of a file that are held in memory at once.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -26,14 +31,28 @@ pub struct Input {
     /// As messages name it: the path, or `-`.
     pub name: Arc<str>,
     pub format: Format,
-    pub reader: Box<dyn BufRead + Send>,
+    pub reader: Box<dyn Buffered + Send>,
+}
+
+/// Tells what can be had without waiting.
+pub trait Buffered: BufRead {
+    fn buffered(&self) -> &[u8];
+}
+
+impl<R: Read> Buffered for BufReader<R> {
+    fn buffered(&self) -> &[u8] {
+        self.buffer()
+    }
 }
 
 impl Input {
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    /// `stop` ends a pipe that nobody ends.
+    pub fn open(path: &Path, stop: &Stop) -> anyhow::Result<Self> {
         let name: Arc<str> = path.to_string_lossy().into();
         let raw: Box<dyn Read + Send> = if path.as_os_str() == "-" {
-            Box::new(io::stdin())
+            Box::new(Stdin {
+                stop: stop.try_clone().context("read -")?,
+            })
         } else {
             Box::new(File::open(path).with_context(|| format!("open {name}"))?)
         };
@@ -43,7 +62,7 @@ impl Input {
     pub fn new(name: Arc<str>, raw: Box<dyn Read + Send>) -> io::Result<Self> {
         let mut raw = BufReader::with_capacity(BUFFER_BYTES, Peeked::new(raw)?);
         let magic = raw.get_ref().magic();
-        let mut reader: Box<dyn BufRead + Send> = match magic {
+        let mut reader: Box<dyn Buffered + Send> = match magic {
             [0x1f, 0x8b, ..] => decompressed(MultiGzDecoder::new(raw))?,
             [0x28, 0xb5, 0x2f, 0xfd] => decompressed(Zstd::new(raw))?,
             _ => {
@@ -64,8 +83,32 @@ impl Input {
     }
 }
 
-fn decompressed<R: Read + Send + 'static>(decoder: R) -> io::Result<Box<dyn BufRead + Send>> {
+fn decompressed<R: Read + Send + 'static>(decoder: R) -> io::Result<Box<dyn Buffered + Send>> {
     Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, Peeked::new(decoder)?)))
+}
+
+/// Standard input until its end, or until the run is to stop: what was read until then is still used.
+struct Stdin {
+    stop: Stop,
+}
+
+impl Read for Stdin {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let stdin = io::stdin();
+        if let Some(wake) = self.stop.wake() {
+            let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let mut fds = [readable(wake), readable(stdin.as_fd())];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if self.stop.requested() {
+                return Ok(0);
+            }
+        }
+        // Not through std's own buffer, which poll can't see.
+        nix::unistd::read(stdin, buffer).map_err(io::Error::from)
+    }
 }
 
 /// A reader whose first four bytes have been looked at: a pipe may hand them out one by one.

@@ -7,13 +7,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt;
-use std::io::{self, BufRead};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::input::Input;
+use super::input::{Buffered, Input};
 use super::{Event, Source, SourceFacts, SourceState};
 use crate::record::{Host, Kind, Mode, Record, SCHEMA, Time};
 
@@ -87,6 +87,8 @@ pub struct NdjsonSource {
     /// Next record of each reader that has one.
     next: Vec<Option<Record>>,
     order: BinaryHeap<Reverse<(Time, usize)>>,
+    /// Whose next record is still to be read, because reading it might have meant waiting.
+    behind: Option<usize>,
     counts: InputCounts,
     host: Option<Host>,
     from: Option<Time>,
@@ -103,6 +105,7 @@ impl NdjsonSource {
             },
             readers: inputs.into_iter().map(Reader::new).collect(),
             order: BinaryHeap::new(),
+            behind: None,
             host: None,
             from: None,
         };
@@ -161,12 +164,19 @@ impl Source for NdjsonSource {
     }
 
     fn next_batch(&mut self, _: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
+        if let Some(index) = self.behind.take() {
+            self.refill(index);
+        }
         for _ in 0..BATCH {
             let Some(Reverse((_, index))) = self.order.pop() else {
                 return Ok(SourceState::End);
             };
             if let Some(record) = self.next[index].take() {
                 out.push(Event::Record(Box::new(record)));
+            }
+            if !self.readers[index].is_ready() {
+                self.behind = Some(index);
+                break;
             }
             self.refill(index);
         }
@@ -176,7 +186,7 @@ impl Source for NdjsonSource {
 
 struct Reader {
     name: Arc<str>,
-    input: Box<dyn BufRead + Send>,
+    input: Box<dyn Buffered + Send>,
     line: Vec<u8>,
     /// Byte at which the current line begins, after decompression.
     offset: u64,
@@ -201,6 +211,11 @@ impl Reader {
             skipped: 0,
             ended: false,
         }
+    }
+
+    /// Whether a whole line is there already. A pipe may take its time for the next.
+    fn is_ready(&self) -> bool {
+        self.ended || memchr::memchr(b'\n', self.input.buffered()).is_some()
     }
 
     fn next_line(&mut self) -> Option<Result<Record, Skip>> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use imds_observer_lab::topology::{LabOptions, PodCgroup, PodOptions};
 use serde_json::json;
 
-use crate::support::{Observer, botocore, cgroup_of, lab, run};
+use crate::support::{Observer, botocore, cgroup_of, lab, run_script};
 
 const CONTAINER: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 
@@ -188,22 +188,10 @@ fn a_poller_of_three_paths_every_two_seconds_is_healthy() {
     let lab = lab(LabOptions::default());
     let mut observer = Observer::stream(&lab, &[]);
     let script = imds_observer_lab::client::node_termination_handler(6, 2_000);
-    let file = tempfile::NamedTempFile::new().unwrap();
-    serde_json::to_writer(&file, &script).unwrap();
-    let output = run(
-        lab.node(),
-        lab_binary().to_str().unwrap(),
-        &["client", file.path().to_str().unwrap()],
-    );
+    let output = run_script(lab.node(), &script);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     observer.wait_for(|record| record["record"] == "exchange");
     let finished = observer.finish();
     assert!(finished.kind("exchange").len() >= 18);
     assert_eq!(finished.kind("finding"), Vec::<&serde_json::Value>::new());
-}
-
-fn lab_binary() -> std::path::PathBuf {
-    // Beside the test's own directory: target/debug/deps/live-... -> target/debug/imds-observer-lab.
-    let own = std::env::current_exe().unwrap();
-    own.ancestors().nth(2).unwrap().join("imds-observer-lab")
 }

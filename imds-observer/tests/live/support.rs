@@ -105,6 +105,22 @@ impl Observer {
         self.child.id()
     }
 
+    /// The same, for what may not come.
+    pub(crate) fn try_wait_for(&mut self, patience: Duration, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let line = self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                .ok()?;
+            let record = parse(&line);
+            self.output.push(line);
+            if wanted(&record) {
+                return Some(record);
+            }
+        }
+    }
+
     /// The next record that `wanted` accepts, from those that come from now on.
     pub(crate) fn wait_for(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
@@ -274,4 +290,27 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
 /// Whether a process is there.
 pub(crate) fn lives(pid: u32) -> bool {
     fs::metadata(format!("/proc/{pid}")).is_ok()
+}
+
+/// The lab's own client in a place, as a process of its own.
+pub(crate) fn run_script(place: &Place, script: &imds_observer_lab::client::Script) -> std::process::Output {
+    let file = tempfile::NamedTempFile::new().expect("make a temporary file");
+    serde_json::to_writer(&file, script).expect("write a script");
+    run(
+        place,
+        lab_binary().to_str().unwrap(),
+        &["client", file.path().to_str().unwrap()],
+    )
+}
+
+fn lab_binary() -> PathBuf {
+    // Beside the test's own directory: target/debug/deps/live-... -> target/debug/imds-observer-lab.
+    let own = std::env::current_exe().unwrap();
+    let binary = own.ancestors().nth(2).unwrap().join("imds-observer-lab");
+    assert!(
+        binary.exists(),
+        "{} is missing: run `cargo build -p imds-observer-lab`",
+        binary.display()
+    );
+    binary
 }

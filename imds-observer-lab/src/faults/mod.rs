@@ -1,0 +1,186 @@
+//! Ways of not reaching the metadata service, each to be switched on in a lab and off again.
+//!
+//! Faults of the server are switches of `server::Behaviour`; here are also those of firewalls, routes and neighbours.
+//! Guards undo what they did: drop them in the reverse order, as scopes do.
+
+mod firewall;
+mod policy;
+mod registry;
+mod routes;
+
+use std::{net::IpAddr, process::Command};
+
+use anyhow::{Context as _, Result};
+
+pub use firewall::{Chain, Firewall, Scope, Tool, Verdict};
+pub use policy::Hook;
+pub use registry::{Entry, registry};
+pub use routes::RouteFault;
+
+use crate::{
+    server::Behaviour,
+    topology::{Lab, Place, wire},
+};
+
+#[derive(Clone, Debug)]
+pub enum Fault {
+    Firewall(Firewall),
+    Route {
+        kind: RouteFault,
+        victim: Victim,
+        family: Family,
+    },
+    /// Somebody's eBPF program denies.
+    Policy {
+        hook: Hook,
+        victim: Victim,
+    },
+    /// Upstream takes the packets and says nothing.
+    SilentUpstream(Family),
+    /// Upstream silently drops what exceeds this rate, as EC2 does with more than 1024 packets a second.
+    Quota {
+        packets_per_s: u32,
+    },
+    /// The listeners are closed: connections are refused.
+    ServerDown,
+    /// Any other switch of the server, as in `Behaviour::patched`.
+    Behaviour(serde_json::Value),
+}
+
+/// Where a fault sits, and so whom it hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Victim {
+    /// On the node itself; a route that is missing there is missing for its pods too.
+    Node,
+    /// On the node, for what it forwards: all pods, and nobody else.
+    Forwarded,
+    /// In this pod's own namespace.
+    Pod(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+    Both,
+}
+
+impl Family {
+    pub fn has(self, address: IpAddr) -> bool {
+        match self {
+            Self::V4 => address.is_ipv4(),
+            Self::V6 => address.is_ipv6(),
+            Self::Both => true,
+        }
+    }
+
+    /// The endpoints it means, in this lab.
+    fn endpoints(self, lab: &Lab) -> Vec<IpAddr> {
+        lab.endpoints()
+            .iter()
+            .map(std::net::SocketAddr::ip)
+            .filter(|endpoint| self.has(*endpoint))
+            .collect()
+    }
+}
+
+/// Holds a fault on; dropping it takes the fault back.
+#[must_use = "the fault ends when its guard is dropped"]
+pub struct FaultGuard {
+    undo: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
+}
+
+impl FaultGuard {
+    fn new(undo: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
+        Self {
+            undo: Some(Box::new(undo)),
+        }
+    }
+
+    /// Takes the fault back and says whether that worked.
+    pub fn undo(mut self) -> Result<()> {
+        self.undo
+            .take()
+            .map_or(Ok(()), |undo| undo())
+            .context("take a fault back")
+    }
+}
+
+impl Drop for FaultGuard {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.undo.take().map(|undo| undo()) {
+            eprintln!("imds-observer-lab: take a fault back: {error:#}");
+        }
+    }
+}
+
+impl Lab {
+    /// Switches a fault on; it is in force when this returns.
+    pub fn inject(&self, fault: &Fault) -> Result<FaultGuard> {
+        let guard = match fault {
+            Fault::Firewall(rule) => rule.inject(self),
+            Fault::Route { kind, victim, family } => routes::inject(self, *kind, *victim, *family),
+            Fault::Policy { hook, victim } => policy::inject(self, *hook, *victim),
+            Fault::SilentUpstream(family) => silence(self, *family),
+            Fault::Quota { packets_per_s } => limit(self, *packets_per_s),
+            Fault::ServerDown => Ok(switch(self, |behaviour| behaviour.listening = false)),
+            Fault::Behaviour(patch) => {
+                let wanted = self.server().behaviour().patched(patch)?;
+                Ok(switch(self, |behaviour| *behaviour = wanted))
+            }
+        };
+        guard.with_context(|| format!("inject {fault:?}"))
+    }
+
+    /// The place a victim's own fault sits in.
+    fn place_of(&self, victim: Victim) -> &Place {
+        match victim {
+            Victim::Node | Victim::Forwarded => self.node(),
+            Victim::Pod(number) => self.pod(number),
+        }
+    }
+}
+
+fn switch(lab: &Lab, change: impl FnOnce(&mut Behaviour)) -> FaultGuard {
+    let switchboard = lab.server().switchboard();
+    let before = switchboard.behaviour();
+    switchboard.update(change);
+    FaultGuard::new(move || {
+        switchboard.update(|behaviour| *behaviour = before);
+        Ok(())
+    })
+}
+
+/// The service's address goes; a host that doesn't forward drops what isn't for it without a word.
+fn silence(lab: &Lab, family: Family) -> Result<FaultGuard> {
+    let netns = lab.imds().shared_netns();
+    let endpoints = family.endpoints(lab);
+    let prefix = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
+    netns.netlink(async |handle| {
+        for endpoint in &endpoints {
+            wire::delete_address(&handle, "lo", *endpoint, prefix(endpoint)).await?;
+        }
+        Ok(())
+    })?;
+    Ok(FaultGuard::new(move || {
+        netns.netlink(async |handle| {
+            for endpoint in &endpoints {
+                wire::add_address(&handle, "lo", *endpoint, prefix(endpoint)).await?;
+            }
+            Ok(())
+        })
+    }))
+}
+
+fn limit(lab: &Lab, packets_per_s: u32) -> Result<FaultGuard> {
+    let netns = lab.imds().shared_netns();
+    // Both families share the allowance, as they do on EC2: everything that comes in counts.
+    let table = format!(
+        "table inet imdslab_quota {{ chain input {{ type filter hook input priority 0; policy accept;\n\
+         limit rate over {packets_per_s}/second burst 64 packets drop\n}}\n}}"
+    );
+    netns.run_program(Command::new("nft").arg(table))?;
+    Ok(FaultGuard::new(move || {
+        netns.run_program(Command::new("nft").args(["delete", "table", "inet", "imdslab_quota"]))
+    }))
+}

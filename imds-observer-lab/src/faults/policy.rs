@@ -1,0 +1,142 @@
+//! Somebody else's eBPF policy that denies: a connect hook, a cgroup's packet filter, a program on an interface.
+//!
+//! The programs have two instructions, so they are written out here and loaded by system call: an object file and a loader
+//! would be more than what they hold.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result};
+use nix::net::if_::if_nametoindex;
+
+use super::{FaultGuard, Victim};
+use crate::topology::Lab;
+
+/// Which hook denies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `connect()` over IPv4 fails with EPERM before any packet is made.
+    Connect4,
+    /// The same over IPv6.
+    Connect6,
+    /// Packets that leave the victim's sockets are dropped.
+    CgroupEgress,
+    /// Packets that leave the node's uplink are dropped.
+    TcEgress,
+    /// Packets that come in from the pod's cable are dropped.
+    TcIngress,
+}
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
+const PROG_TYPE_CGROUP_SKB: u32 = 8;
+const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const ATTACH_CGROUP_INET_EGRESS: u32 = 1;
+const ATTACH_CGROUP_INET4_CONNECT: u32 = 10;
+const ATTACH_CGROUP_INET6_CONNECT: u32 = 11;
+const ATTACH_TCX_INGRESS: u32 = 46;
+const ATTACH_TCX_EGRESS: u32 = 47;
+/// What a cgroup program returns to deny, and what a TC program does (`TC_ACT_SHOT`).
+const DENY: i32 = 0;
+const SHOT: i32 = 2;
+
+/// The head of `union bpf_attr` for loading, up to what is used.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttributes {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttributes {
+    prog_fd: u32,
+    /// Descriptor of a cgroup, or an interface's index.
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    reserved: u32,
+    expected_revision: u64,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the attributes are a prefix of `union bpf_attr` and outlive the call; the kernel takes the rest as zero.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// `r0 = verdict; exit`.
+fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
+    let instructions = [0xb7_u64 | (u64::from(verdict as u32) << 32), 0x95];
+    bpf(
+        BPF_PROG_LOAD,
+        &LoadAttributes {
+            prog_type: kind,
+            insn_cnt: instructions.len() as u32,
+            insns: instructions.as_ptr() as u64,
+            license: c"GPL".as_ptr() as u64,
+            prog_name: *b"imdslab_policy\0\0",
+            expected_attach_type: attach,
+            ..LoadAttributes::default()
+        },
+    )
+    .context("load a policy program")
+}
+
+pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard> {
+    let place = lab.place_of(victim);
+    let cgroup = |attach: u32, kind: u32| -> Result<OwnedFd> {
+        let directory = File::open(place.cgroup().directory()).context("open the victim's cgroup")?;
+        let program = program(kind, attach, DENY)?;
+        let link = LinkAttributes {
+            prog_fd: program.as_raw_fd() as u32,
+            target: directory.as_raw_fd() as u32,
+            attach_type: attach,
+            ..LinkAttributes::default()
+        };
+        bpf(BPF_LINK_CREATE, &link).context("attach a policy program to a cgroup")
+    };
+    let interface = |attach: u32, name: &str| -> Result<OwnedFd> {
+        let program = program(PROG_TYPE_SCHED_CLS, attach, SHOT)?;
+        lab.node().netns().run(|| {
+            let index = if_nametoindex(name).with_context(|| format!("find interface {name}"))?;
+            let link = LinkAttributes {
+                prog_fd: program.as_raw_fd() as u32,
+                target: index,
+                attach_type: attach,
+                ..LinkAttributes::default()
+            };
+            bpf(BPF_LINK_CREATE, &link).with_context(|| format!("attach a policy program to {name} (needs tcx: 6.6)"))
+        })?
+    };
+    let link = match hook {
+        Hook::Connect4 => cgroup(ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
+        Hook::Connect6 => cgroup(ATTACH_CGROUP_INET6_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
+        Hook::CgroupEgress => cgroup(ATTACH_CGROUP_INET_EGRESS, PROG_TYPE_CGROUP_SKB),
+        Hook::TcEgress => interface(ATTACH_TCX_EGRESS, "eth0"),
+        Hook::TcIngress => interface(ATTACH_TCX_INGRESS, &lab.cable_of(victim)?),
+    }?;
+    // The link goes with its descriptor.
+    Ok(FaultGuard::new(move || {
+        drop(link);
+        Ok(())
+    }))
+}

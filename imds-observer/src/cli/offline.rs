@@ -1,0 +1,99 @@
+//! What commands over traces share: opening them, progress, and the parts of their output that are the same.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::record::Time;
+use crate::sinks::collect::Collected;
+use crate::source::input::{Format, Input};
+use crate::source::ndjson::{InputCounts, NdjsonSource};
+use crate::source::{Event, Source, SourceFacts, SourceState};
+use crate::stop::Stop;
+
+#[derive(Debug, Serialize)]
+pub(super) struct InputSummary {
+    pub(super) files: u64,
+    pub(super) records: u64,
+    pub(super) skipped: u64,
+}
+
+impl From<InputCounts> for InputSummary {
+    fn from(counts: InputCounts) -> Self {
+        Self {
+            files: counts.files,
+            records: counts.records,
+            skipped: counts.skipped,
+        }
+    }
+}
+
+/// Opens every input before any is read: a name that is wrong is told at once.
+pub(super) fn open(files: &[PathBuf], stop: &Stop) -> anyhow::Result<NdjsonSource> {
+    if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
+        anyhow::bail!("read -: stdin can be read once only (name it once)");
+    }
+    let open = |path: &PathBuf| -> anyhow::Result<Input> {
+        let input = Input::open(path, stop)?;
+        match input.format {
+            Format::Ndjson => Ok(input),
+            Format::Pcap | Format::Pcapng => {
+                anyhow::bail!(
+                    "read {}: captures can't be read yet (give NDJSON of imds-observer)",
+                    input.name
+                )
+            }
+        }
+    };
+    Ok(NdjsonSource::new(
+        files.iter().map(open).collect::<anyhow::Result<_>>()?,
+    ))
+}
+
+/// From the first to the last observation; nothing if nothing was observed.
+pub(super) fn period(collected: &Collected) -> Option<(Time, Time)> {
+    let summary = collected.summary.as_ref()?;
+    (summary.to > Time::default()).then_some((summary.from, summary.to))
+}
+
+/// Says on a terminal how far it has come.
+pub(super) struct Progress {
+    pub(super) inner: NdjsonSource,
+    terminal: bool,
+    told: Option<Instant>,
+    since: Instant,
+}
+
+impl Progress {
+    pub(super) fn new(inner: NdjsonSource) -> Self {
+        Self {
+            inner,
+            terminal: io::stderr().is_terminal(),
+            told: None,
+            since: Instant::now(),
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        if self.told.is_some() {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+impl Source for Progress {
+    fn start(&self) -> SourceFacts {
+        self.inner.start()
+    }
+
+    fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
+        const GAP: Duration = Duration::from_millis(200);
+        if self.terminal && self.told.unwrap_or(self.since).elapsed() >= GAP {
+            self.told = Some(Instant::now());
+            let _ = write!(io::stderr(), "\r{} records read", self.inner.counts().records);
+        }
+        self.inner.next_batch(wait, out)
+    }
+}

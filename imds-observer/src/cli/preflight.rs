@@ -1,0 +1,206 @@
+//! `preflight`: would this change of the metadata options break anyone?
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, ValueEnum};
+use serde::Serialize;
+
+use super::observe::{ObserveArgs, Settings};
+use super::offline::{InputSummary, Progress, open, period};
+use super::{Cli, Status, live, print};
+use crate::config::Span;
+use crate::pipeline;
+use crate::preflight::{Break, Change, Judgement, Preflight, Verdict};
+use crate::record::{Finding, Loss, Summary, Time};
+use crate::report::escape::Escaped;
+use crate::sinks::Sink;
+use crate::sinks::collect::{Collected, Collector};
+use crate::source::Source as _;
+use crate::stop::Stop;
+
+/// Tell who would break if the instance's metadata options were changed; live, or over traces
+///
+/// Ends with status 0 if the change is safe, 3 if it isn't, 4 if that can't be said.
+#[derive(Debug, Args)]
+pub(super) struct PreflightArgs {
+    /// Our own NDJSON, also .gz and .zst, of one node or of many; none: observe this host
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Judge this change: tokens are required
+    #[arg(long, value_name = "required")]
+    http_tokens: Option<HttpTokens>,
+    /// Judge this change: token responses have this hop limit
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    hop_limit: Option<u8>,
+    /// Judge this change: `disabled`; or observe this address of IMDS (repeatable)
+    #[arg(long, value_name = "disabled|ADDR")]
+    endpoint: Vec<Endpoint>,
+    /// Observation that is shorter than this is too short for `safe`
+    #[arg(long, value_name = "SPAN", default_value = "1h")]
+    at_least: Span,
+    /// What to write
+    #[arg(short, value_name = "FORMAT", default_value = "text")]
+    output: PreflightFormat,
+    #[command(flatten)]
+    observe: ObserveArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum HttpTokens {
+    Required,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PreflightFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Disabled,
+    Address(IpAddr),
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "disabled" {
+            return Ok(Self::Disabled);
+        }
+        text.parse()
+            .map(Self::Address)
+            .map_err(|_| "neither `disabled` nor an address".to_owned())
+    }
+}
+
+/// As `analyze -o json`, with the verdict.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    input: InputSummary,
+    from: Option<Time>,
+    to: Option<Time>,
+    summary: Option<&'a Summary>,
+    findings: &'a [Finding],
+    loss: Option<&'a Loss>,
+    verdict: Verdict,
+    reasons: &'a [String],
+    breaks: &'a [Break],
+}
+
+impl PreflightArgs {
+    pub(super) fn run(&self) -> anyhow::Result<Status> {
+        let change = self.change();
+        let at_least = self.at_least.0.as_nanos() as u64;
+        let settings = self.observe.select.settings()?;
+        let preflight = Preflight::new(change);
+        let collector = Collector::default();
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone()), Box::new(preflight.clone())];
+        let (input, judgement) = if self.files.is_empty() {
+            self.live(&settings, sinks)?;
+            let input = InputSummary {
+                files: 0,
+                records: 0,
+                skipped: 0,
+            };
+            (input, preflight.judge(None, at_least, 0))
+        } else {
+            let stop = Stop::on_signals()?;
+            let mut source = Progress::new(open(&self.files, &stop)?);
+            let host = settings.host(source.start().host)?;
+            let mut pipeline = settings.pipeline(host, None, None, None, sinks);
+            pipeline::run(&mut source, &mut pipeline, None, &stop)?;
+            source.clear();
+            let counts = source.inner.counts();
+            let judgement = preflight.judge(Some(pipeline.recorded_hosts()), at_least, counts.broken);
+            (counts.into(), judgement)
+        };
+        let collected = collector.take();
+        print(&match self.output {
+            PreflightFormat::Text => text(&judgement),
+            PreflightFormat::Json => json(input, &collected, &judgement)?,
+        })?;
+        Ok(match judgement.verdict {
+            Verdict::Safe => Status::Done,
+            Verdict::NotSafe => Status::Found,
+            Verdict::CannotSay => Status::CannotSay,
+        })
+    }
+
+    fn live(&self, settings: &Settings, sinks: Vec<Box<dyn Sink>>) -> anyhow::Result<Status> {
+        let endpoints: Vec<IpAddr> = self
+            .endpoint
+            .iter()
+            .filter_map(|endpoint| match endpoint {
+                Endpoint::Disabled => None,
+                Endpoint::Address(address) => Some(*address),
+            })
+            .collect();
+        live::observe(&self.observe, &endpoints, settings, None, |_| Ok(sinks))
+    }
+
+    /// Exactly one change must be asked about.
+    fn change(&self) -> Change {
+        let disabled = self
+            .endpoint
+            .contains(&Endpoint::Disabled)
+            .then_some(Change::EndpointDisabled);
+        let changes = [
+            self.http_tokens.map(|HttpTokens::Required| Change::TokensRequired),
+            self.hop_limit.map(Change::HopLimit),
+            disabled,
+        ];
+        let mut asked = changes.into_iter().flatten();
+        match (asked.next(), asked.next()) {
+            (Some(change), None) => change,
+            _ => usage("give one of --http-tokens required, --hop-limit N, --endpoint disabled"),
+        }
+    }
+}
+
+fn usage(message: &str) -> ! {
+    Cli::command().error(ErrorKind::ValueValidation, message).exit()
+}
+
+fn json(input: InputSummary, collected: &Collected, judgement: &Judgement) -> anyhow::Result<String> {
+    let period = period(collected);
+    let answer = Answer {
+        input,
+        from: period.map(|(from, _)| from),
+        to: period.map(|(_, to)| to),
+        summary: collected.summary.as_ref(),
+        findings: &collected.findings,
+        loss: collected.loss.as_ref(),
+        verdict: judgement.verdict,
+        reasons: &judgement.reasons,
+        breaks: &judgement.breaks,
+    };
+    Ok(serde_json::to_string_pretty(&answer)? + "\n")
+}
+
+fn text(judgement: &Judgement) -> String {
+    let mut out = format!("{}\n", judgement.verdict.as_str());
+    for reason in &judgement.reasons {
+        let _ = writeln!(out, "  {}", Escaped(reason));
+    }
+    for Break {
+        workload,
+        count,
+        last_seen,
+        why,
+    } in &judgement.breaks
+    {
+        let _ = writeln!(
+            out,
+            "\n{}: {}\n    {count} request(s), last {last_seen}",
+            Escaped(workload),
+            Escaped(why)
+        );
+    }
+    out
+}

@@ -1,0 +1,311 @@
+//! IMDS answers 403: to everybody, because it is off, or to some, because something stands between.
+//!
+//! ## Detects
+//!
+//! Answers 403, judged `hold_s` after the first of a client so that others have had their say. If nobody has had another
+//! answer since, and others had none before either or are refused too, the endpoint is disabled: one finding for the
+//! host, however many processes ask. If others are answered, the client is at fault: one finding for the client. A token request
+//! that is refused while other requests of the same client are answered was forwarded: IMDS refuses those that carry
+//! `X-Forwarded-For`. Requests that are seen to carry such a header are left to `proxied-request`.
+//!
+//! ## Why it matters
+//!
+//! With the endpoint off nothing on the host gets credentials from the instance's role. With a proxy in the way clients
+//! lose IMDSv2 and fall back to IMDSv1, which stops working when tokens are required.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! With a single client on the host, its own 403 can't be told from a disabled endpoint. If one client is refused and
+//! others ask rarely, the verdict takes up to a minute.
+//!
+//! ## Options
+//!
+//! `[detectors.access-forbidden]`
+//!
+//! - `hold_s` (5): seconds from a client's first 403 to the verdict.
+//! - `quiet_s` (900): seconds without a 403 until the finding is resolved. An answer resolves it sooner.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (HTTP status 403)
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-IMDS-existing-instances.html> (turning it on and off)
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::{normal_path, status};
+use super::remedy::{self, Sdk};
+use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
+
+/// Clients that are remembered.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// An answer this recent, before the first 403, speaks against a disabled endpoint until a second client is refused.
+const RECENT_NS: u64 = 600 * SECOND;
+/// The longest wait for a second client.
+const UNDECIDED_NS: u64 = 60 * SECOND;
+const HOST: &str = "host";
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub hold_s: u64,
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            hold_s: 5,
+            quiet_s: 900,
+        }
+    }
+}
+
+/// One client that was refused.
+struct Refused {
+    first: Time,
+    last: Time,
+    /// Not yet reported.
+    pending: u64,
+    all: u64,
+    tokens: u64,
+    without_token: u64,
+    /// It had another answer after its first 403.
+    answered_since: bool,
+    subject: Subject,
+    path: String,
+}
+
+pub(super) struct AccessForbidden {
+    config: Config,
+    clients: LruCache<u64, Refused>,
+    /// Newest answer other than 403, and the one before the current run of 403.
+    answered: Option<Time>,
+    pending: usize,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> AccessForbidden {
+    AccessForbidden {
+        config: config.clone(),
+        clients: LruCache::new(MAX_CLIENTS),
+        answered: None,
+        pending: 0,
+        evicted: 0,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Host,
+    Client,
+    Undecided,
+}
+
+impl Detector for AccessForbidden {
+    fn code(&self) -> Code {
+        Code::AccessForbidden
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        self.config.quiet_s * SECOND
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
+            return;
+        };
+        let (Some(status), time) = (status(exchange), exchange.time) else {
+            return;
+        };
+        let refused = self.clients.get_mut(&client.handle);
+        if status != 403 {
+            self.answered = self.answered.max(Some(time));
+            if sightings.any_open() {
+                sightings.clear(HOST, time);
+            }
+            if let Some(refused) = refused
+                && time >= refused.first
+            {
+                refused.answered_since = true;
+                let token = exchange.request.imds_version == Some(ImdsVersion::Token);
+                if token || refused.tokens == 0 {
+                    sightings.clear(&client.key, time);
+                }
+            }
+            return;
+        }
+        if exchange.request.forwarded {
+            return;
+        }
+        let subject = context.client_subject();
+        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
+        if let Some(refused) = refused {
+            if time.since(refused.last) > self.config.quiet_s * SECOND {
+                refused.first = time;
+                refused.answered_since = false;
+            }
+            refused.last = refused.last.max(time);
+            refused.subject = subject;
+            refused.path = path;
+        } else {
+            let refused = Refused {
+                first: time,
+                last: time,
+                pending: 0,
+                all: 0,
+                tokens: 0,
+                without_token: 0,
+                answered_since: false,
+                subject,
+                path,
+            };
+            if let Some((_, gone)) = self.clients.push(client.handle, refused) {
+                self.evicted += 1;
+                self.pending -= usize::from(gone.pending > 0);
+            }
+        }
+        let Some(refused) = self.clients.get_mut(&client.handle) else { return };
+        self.pending += usize::from(refused.pending == 0);
+        refused.pending += 1;
+        refused.all += 1;
+        match exchange.request.imds_version {
+            Some(ImdsVersion::Token) => refused.tokens += 1,
+            Some(ImdsVersion::V1) => refused.without_token += 1,
+            _ => {}
+        }
+    }
+
+    fn tick(&mut self, context: &Context<'_>, last: bool, sightings: &mut Sightings<'_>) {
+        if self.pending == 0 {
+            return;
+        }
+        let hold_ns = self.config.hold_s * SECOND;
+        let recently = |refused: &Refused| context.now.since(refused.last) <= RECENT_NS;
+        let first = self.clients.iter().map(|(_, refused)| refused).filter(|refused| recently(refused));
+        let clients = first.clone().count();
+        let since = first.map(|refused| refused.first).min().unwrap_or(context.now);
+        let (answered, host_open) = (self.answered, sightings.is_open(HOST));
+        for (handle, refused) in &mut self.clients {
+            if refused.pending == 0 || !(last || context.now.since(refused.first) >= hold_ns) {
+                continue;
+            }
+            let whose = if refused.answered_since || answered.is_some_and(|answered| answered > refused.first) {
+                Whose::Client
+            } else if host_open || clients > 1 || answered.is_none_or(|answered| since.since(answered) > RECENT_NS) {
+                Whose::Host
+            } else if last || context.now.since(refused.first) >= UNDECIDED_NS {
+                Whose::Client
+            } else {
+                Whose::Undecided
+            };
+            let client = context.knowledge.client(*handle);
+            let key = match (whose, client) {
+                (Whose::Undecided, _) => continue,
+                (Whose::Host, _) => HOST,
+                (Whose::Client, Some(client)) => &*client.key,
+                (Whose::Client, None) => &*refused.subject.key,
+            };
+            let sighting = Sighting {
+                key,
+                severity: if whose == Whose::Host { Severity::High } else { Severity::Warning },
+                time: refused.last,
+                count: refused.pending,
+                news: false,
+            };
+            refused.pending = 0;
+            self.pending -= 1;
+            let refused = &*refused;
+            sightings.report(sighting, || match whose {
+                Whose::Host => of_host(refused, clients, context),
+                _ => refused.of_client(client),
+            });
+        }
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+fn of_host(refused: &Refused, clients: usize, context: &Context<'_>) -> Details {
+    Details {
+        subject: Subject {
+            key: HOST.to_owned(),
+            name: "host".to_owned(),
+            ..refused.subject.clone()
+        },
+        summary: "IMDS answers every request with 403: the endpoint is disabled for this instance".to_owned(),
+        evidence: evidence! {
+            "cause": "endpoint-disabled",
+            "clients": clients,
+            "last_client": refused.subject.name,
+            "last_path": refused.path,
+        },
+        remedy: Remedy {
+            text: "Enable the endpoint if the host needs it; else set AWS_EC2_METADATA_DISABLED=true where SDKs run, so \
+                   that they don't ask."
+                .to_owned(),
+            commands: vec![
+                remedy::describe_options(context.host),
+                remedy::modify_options(context.host, "--http-endpoint enabled"),
+            ],
+        },
+    }
+}
+
+impl Refused {
+    fn of_client(&self, client: Option<&Client>) -> Details {
+        let name = &self.subject.name;
+        let agent = client.and_then(|client| client.user_agent.as_deref());
+        let (cause, summary, remedy) = if self.tokens > 0 && (self.answered_since || self.tokens == self.all) {
+            (
+                "proxy",
+                format!("token requests of {name} are answered 403: something between adds X-Forwarded-For"),
+                Remedy {
+                    text: "A proxy or an agent (kiam and the like) stands between the client and IMDS, and IMDS refuses tokens \
+                           to forwarded requests. Take IMDS out of the proxy's way."
+                        .to_owned(),
+                    commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".to_owned()],
+                },
+            )
+        } else if self.without_token == self.all {
+            (
+                "no-token",
+                format!("requests of {name} without a token are answered 403 while others are answered"),
+                remedy::text(format!(
+                    "Tokens may be required on this instance, and this client sends none. {}",
+                    Sdk::of(agent).without_v1()
+                )),
+            )
+        } else {
+            (
+                "client",
+                format!("IMDS answers {name} with 403 while others are answered"),
+                remedy::text(
+                    "See whether the client goes through a proxy or an agent with rules of its own, and whether that one may \
+                     have what it asks for.",
+                ),
+            )
+        };
+        Details {
+            subject: self.subject.clone(),
+            summary,
+            evidence: evidence! {
+                "cause": cause,
+                "refused": self.all,
+                "token_requests_refused": self.tokens,
+                "other_requests_answered": self.answered_since,
+                "last_path": self.path,
+                "user_agent": agent,
+            },
+            remedy,
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A token request that IMDS doesn't understand: its lifetime is missing or out of range.
+//!
+//! ## Detects
+//!
+//! `PUT /latest/api/token` that is answered 400. The lifetime header `X-aws-ec2-metadata-token-ttl-seconds` must be a
+//! number from 1 to 21600. One finding per client.
+//!
+//! ## Why it matters
+//!
+//! The client has no token and either fails or asks without one.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! None known.
+//!
+//! ## Options
+//!
+//! `[detectors.bad-token-request]`
+//!
+//! - `requests` (1): answers 400 that make a finding.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (HTTP status 400)
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::status;
+use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{Code, ImdsVersion, Remedy, Severity};
+
+/// Clients that are remembered.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// Longest lifetime of a token.
+const MAX_TTL_S: u32 = 21_600;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub requests: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { requests: 1 }
+    }
+}
+
+pub(super) struct BadTokenRequest {
+    config: Config,
+    clients: LruCache<u64, u64>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> BadTokenRequest {
+    BadTokenRequest {
+        config: config.clone(),
+        clients: LruCache::new(MAX_CLIENTS),
+        evicted: 0,
+    }
+}
+
+impl Detector for BadTokenRequest {
+    fn code(&self) -> Code {
+        Code::BadTokenRequest
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
+            return;
+        };
+        if exchange.request.imds_version != Some(ImdsVersion::Token) {
+            return;
+        }
+        match status(exchange) {
+            Some(400) => {}
+            Some(200) => return sightings.clear(&client.key, exchange.time),
+            _ => return,
+        }
+        if !self.clients.contains(&client.handle) {
+            self.evicted += u64::from(self.clients.push(client.handle, 0).is_some());
+        }
+        let Some(requests) = self.clients.get_mut(&client.handle) else { return };
+        *requests += 1;
+        let requests = *requests;
+        if requests < self.config.requests {
+            return;
+        }
+        let sighting = Sighting {
+            key: &client.key,
+            severity: Severity::Warning,
+            time: exchange.time,
+            count: if sightings.is_open(&client.key) { 1 } else { requests },
+            news: false,
+        };
+        sightings.report(sighting, || {
+            let subject = context.client_subject();
+            let ttl_s = exchange.request.token_ttl_s;
+            let why = match ttl_s {
+                None => "without a lifetime".to_owned(),
+                Some(ttl_s) if ttl_s == 0 || ttl_s > MAX_TTL_S => {
+                    format!("with a lifetime of {ttl_s} s, which is outside of 1 to {MAX_TTL_S}")
+                }
+                Some(_) => "in a way that IMDS doesn't take".to_owned(),
+            };
+            Details {
+                summary: format!("{} asks for a token {why}", subject.name),
+                evidence: evidence! {
+                    "requests": requests,
+                    "token_ttl_s": ttl_s,
+                    "user_agent": client.user_agent,
+                },
+                remedy: Remedy {
+                    text: "Send X-aws-ec2-metadata-token-ttl-seconds with a number from 1 to 21600.".to_owned(),
+                    commands: vec![
+                        "curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: \
+                         21600' -o /dev/null -w '%{http_code}\\n'"
+                            .to_owned(),
+                    ],
+                },
+                subject,
+            }
+        });
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}

@@ -1,0 +1,73 @@
+//! Something answers for the IMDS address, and refuses the connection.
+//!
+//! ## Detects
+//!
+//! A connection attempt whose SYN was answered with RST: `ECONNREFUSED` after a SYN left the socket, and no netfilter drop and
+//! no ICMP error that would point to a rule of this host (that is `blocked-by-firewall`). One finding per place.
+//!
+//! ## Why it matters
+//!
+//! The real service does not refuse connections. So the address leads to something else: a local redirect to a proxy that is down
+//! (kiam, kube2iam, ECS credential agents), a DNAT rule, or an address of this host.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! A local stand-in or proxy that restarts refuses for a moment.
+//!
+//! ## Options
+//!
+//! `[detectors.connection-refused]`
+//!
+//! - `quiet_s` (300): seconds without a failure until the finding is resolved. A success of the client that failed
+//!   resolves it sooner.
+//!
+//! ## References
+//!
+//! - `man 8 iptables-extensions` (DNAT, REDIRECT)
+//! - <https://github.com/uswitch/kiam> (redirects 169.254.169.254 to an agent of its own)
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Context;
+use super::connectivity::{Cause, Failure, Verdict};
+
+use crate::record::{Code, Remedy};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { quiet_s: 300 }
+    }
+}
+
+pub(super) fn new(config: &Config) -> Verdict {
+    Verdict::new(Code::ConnectionRefused, config.quiet_s, accepts, tell)
+}
+
+fn accepts(cause: Cause) -> bool {
+    matches!(cause, Cause::Refused)
+}
+
+fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
+    let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
+    let summary = format!("the connection of {subject} to IMDS ({endpoint}) is refused: something else holds the address");
+    let remedy = Remedy {
+        text: "Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam), and start that agent or take \
+               the rule out; look whether an interface of this host carries the address."
+            .to_owned(),
+        commands: vec![
+            format!("{iptables}-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'"),
+            format!("ip addr show to {endpoint}"),
+            format!("ip route get {endpoint}"),
+        ],
+    };
+    (summary, remedy)
+}

@@ -1,0 +1,85 @@
+//! A BPF program or traffic control on this host denies the traffic to IMDS.
+//!
+//! ## Detects
+//!
+//! - `EPERM` from `connect()` before any SYN: a cgroup `connect4`/`connect6` program (systemd's `IPAddressDeny=`, Cilium, a
+//!   sandbox's policy).
+//! - Drop reason `BPF_CGROUP_EGRESS`: a `cgroup_skb` program.
+//! - Drop reason `TC_EGRESS` or `TC_INGRESS`: a traffic control program or filter, as CNIs use them for network policies; `XDP`;
+//!   `QDISC_DROP`: a queueing discipline that is full or limits.
+//!
+//! The finding names which. One finding per place: each pod for itself, the host for its own processes.
+//!
+//! ## Why it matters
+//!
+//! The process gets no credentials; with anything but the `connect()` hook it also waits for its timeout.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! A network policy that keeps pods from IMDS on purpose: the finding then shows that it works. `QDISC_DROP` is also what a
+//! traffic shaper does under load.
+//!
+//! ## Options
+//!
+//! `[detectors.denied-by-policy]`
+//!
+//! - `quiet_s` (300): seconds without a failure until the finding is resolved. A success of the client that failed
+//!   resolves it sooner.
+//!
+//! ## References
+//!
+//! - `man 5 systemd.resource-control` (IPAddressDeny=)
+//! - <https://docs.cilium.io/en/stable/security/policy/>
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Context;
+use super::connectivity::{Cause, Failure, Verdict};
+
+use crate::record::{Code, Remedy};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { quiet_s: 300 }
+    }
+}
+
+pub(super) fn new(config: &Config) -> Verdict {
+    Verdict::new(Code::DeniedByPolicy, config.quiet_s, accepts, tell)
+}
+
+fn accepts(cause: Cause) -> bool {
+    matches!(cause, Cause::Policy(_))
+}
+
+fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
+    let Cause::Policy(hook) = failure.cause else {
+        return (String::new(), Remedy::default());
+    };
+    let endpoint = failure.endpoint();
+    let summary = format!("a policy ({hook}) keeps {subject} from IMDS ({endpoint})");
+    let commands = if hook.starts_with("cgroup") {
+        vec![
+            "bpftool cgroup tree".to_owned(),
+            "systemctl show --property=IPAddressDeny --property=IPAddressAllow '*.service'".to_owned(),
+        ]
+    } else {
+        vec!["bpftool net show".to_owned(), "tc -s qdisc show".to_owned()]
+    };
+    let remedy = Remedy {
+        text: "Allow the endpoint in the policy that denies it (a network policy's egress rule, or the unit's \
+               IPAddressAllow=). If the denial is wanted, set AWS_EC2_METADATA_DISABLED=true so that the SDK doesn't ask."
+            .to_owned(),
+        commands,
+    };
+    (summary, remedy)
+}

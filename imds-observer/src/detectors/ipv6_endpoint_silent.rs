@@ -1,0 +1,217 @@
+//! Attempts over IPv6 fail, because the IPv6 endpoint is not enabled or not reachable.
+//!
+//! ## Detects
+//!
+//! Connections to the IPv6 endpoint (`fd00:ec2::254`) that are not answered, refused, or have no route, while IPv4 works or is
+//! not tried. A client that has no answer over IPv4 is reported at its first failure; one that uses IPv4 as well (many try
+//! both at once) only after `attempts` failures over at least `spread_s`. `info` when IPv4 works on this host, else
+//! `warning`. What a firewall or a policy stops is told by `blocked-by-firewall` and `denied-by-policy`. One finding per client.
+//!
+//! ## Why it matters
+//!
+//! The IPv6 endpoint is off by default. A client that is told to use it (`AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6`, or a list
+//! of endpoints to try) waits for its timeout each time.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! cloud-init asks both endpoints at once at boot; it is left out, like everything in the first 120 s after boot.
+//!
+//! ## Options
+//!
+//! `[detectors.ipv6-endpoint-silent]`
+//!
+//! - `attempts` (5): failures of a client that has answers over IPv4.
+//! - `spread_s` (60): the least time over which they come.
+//! - `quiet_s` (3600): seconds without a failure until the finding is resolved. An answer over IPv6 resolves it sooner.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-options.html> (IPv6 endpoint)
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::connectivity::{self, Cause};
+use super::knowledge::{answered, is_v6};
+use super::remedy::modify_options;
+use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{Code, Remedy, SECOND, Severity, Subject, Time};
+
+/// Clients that are remembered.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// How long a failure waits for the same client's IPv4 attempt to end.
+const HOLD_NS: u64 = 5 * SECOND;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub attempts: u64,
+    pub spread_s: u64,
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            attempts: 5,
+            spread_s: 60,
+            quiet_s: 3600,
+        }
+    }
+}
+
+/// One client's failures over IPv6.
+struct Failures {
+    first: Time,
+    last: Time,
+    attempts: u64,
+    waited_ns: u64,
+    cause: Cause,
+    subject: Subject,
+    /// Failures that wait to be judged, and since when.
+    held: u64,
+    since: Time,
+}
+
+pub(super) struct Ipv6EndpointSilent {
+    config: Config,
+    clients: LruCache<u64, Failures>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> Ipv6EndpointSilent {
+    Ipv6EndpointSilent {
+        config: config.clone(),
+        clients: LruCache::new(MAX_CLIENTS),
+        evicted: 0,
+    }
+}
+
+impl Detector for Ipv6EndpointSilent {
+    fn code(&self) -> Code {
+        Code::Ipv6EndpointSilent
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        self.config.quiet_s * SECOND
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let Some(client) = context.client() else { return };
+        if let Observation::Exchange(exchange) = observation {
+            if answered(exchange) && is_v6(&exchange.connection.remote) {
+                sightings.clear(&client.key, exchange.time);
+            }
+            return;
+        }
+        let Observation::Connect(connect) = observation else { return };
+        let Some(failure) = connectivity::failure(observation, context)
+            .filter(|failure| failure.v6 && failure.cause.usual_without_ipv6())
+        else {
+            return;
+        };
+        if context.booting(failure.time) {
+            return;
+        }
+        if !self.clients.contains(&client.handle) {
+            let failures = Failures {
+                first: failure.time,
+                last: failure.time,
+                attempts: 0,
+                waited_ns: 0,
+                cause: failure.cause,
+                subject: context.client_subject(),
+                held: 0,
+                since: context.now,
+            };
+            self.evicted += u64::from(self.clients.push(client.handle, failures).is_some());
+        }
+        let Some(failures) = self.clients.get_mut(&client.handle) else { return };
+        if failures.held == 0 {
+            failures.since = context.now;
+        }
+        failures.held += 1;
+        failures.attempts += 1;
+        failures.first = failures.first.min(failure.time);
+        failures.last = failures.last.max(failure.time);
+        failures.waited_ns = failures.waited_ns.saturating_add(connect.elapsed_ns);
+        failures.cause = failure.cause;
+        failures.subject = context.client_subject();
+    }
+
+    fn tick(&mut self, context: &Context<'_>, last: bool, sightings: &mut Sightings<'_>) {
+        for (handle, failures) in &mut self.clients {
+            if failures.held == 0 || !(last || context.now.since(failures.since) >= HOLD_NS) {
+                continue;
+            }
+            let Some(client) = context.knowledge.client(*handle) else {
+                failures.held = 0;
+                continue;
+            };
+            let v4_works = context.knowledge.v4_works(failures.last);
+            if client.v4_answered.is_some() {
+                let often = failures.attempts >= self.config.attempts
+                    && failures.last.since(failures.first) >= self.config.spread_s * SECOND;
+                if !often {
+                    continue;
+                }
+            } else if !v4_works && failures.cause != Cause::Silence {
+                // Not IPv6's fault alone: no-route or connection-refused tells it.
+                failures.held = 0;
+                continue;
+            }
+            let sighting = Sighting {
+                key: &client.key,
+                severity: if v4_works { Severity::Info } else { Severity::Warning },
+                time: failures.last,
+                count: failures.held,
+                news: false,
+            };
+            failures.held = 0;
+            sightings.report(sighting, || failures.details(v4_works, context));
+        }
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+impl Failures {
+    fn details(&self, v4_works: bool, context: &Context<'_>) -> Details {
+        let how = match self.cause {
+            Cause::Route(_) => "no-route",
+            Cause::Refused => "refused",
+            _ => "no-answer",
+        };
+        let seconds = (self.waited_ns as f64 / 1e6).round() / 1e3;
+        Details {
+            subject: self.subject.clone(),
+            summary: format!(
+                "{} tries IMDS over IPv6 in vain{}",
+                self.subject.name,
+                if v4_works { "; over IPv4 it works" } else { "" }
+            ),
+            evidence: evidence! {
+                "attempts": self.attempts,
+                "cause": how,
+                "seconds_lost": seconds,
+                "ipv4_works": v4_works,
+            },
+            remedy: Remedy {
+                text: "Enable the IPv6 endpoint (Nitro instances in a subnet with IPv6; IPv4 stays on), or have the client \
+                       use IPv4: unset AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE or set it to IPv4."
+                    .to_owned(),
+                commands: vec![modify_options(
+                    context.host,
+                    "--http-protocol-ipv6 enabled --http-endpoint enabled",
+                )],
+            },
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Packets to IMDS leave this host, and nothing comes back.
+//!
+//! ## Detects
+//!
+//! A connection attempt that ran into its timeout though its SYNs left (through the uplink, where that is seen), without
+//! a drop on this host, an ICMP error or a RST. Or `unanswered` requests within `window_s` on connections that stand, to
+//! which nothing came. One finding per place: each pod for itself, the host for its own processes.
+//!
+//! Not counted here: lost token responses and token requests whose client then goes on without a token
+//! (`token-response-lost`), dropped packets (`blocked-by-firewall`, `denied-by-policy`), IPv6 (`ipv6-endpoint-silent`), and
+//! what is missing while the interface exceeds its quota (`packet-quota`).
+//!
+//! ## Why it matters
+//!
+//! The fault lies outside of this kernel: the instance's metadata endpoint is in trouble, a router or security appliance
+//! between (outside of EC2), or a namespace whose traffic is not masqueraded, so that no answer finds back.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! On a host that is no EC2 instance the endpoint does not exist, and SDKs try it all the same. Clients with very short
+//! timeouts (below 0.9 s) that give up by themselves are not counted.
+//!
+//! ## Options
+//!
+//! `[detectors.no-answer]`
+//!
+//! - `unanswered` (3): requests without an answer that make a finding; a failed connection attempt makes one alone.
+//! - `window_s` (60): the time within which they must come.
+//! - `quiet_s` (300): seconds without a failure until the finding is resolved. A success of the client that failed
+//!   resolves it sooner.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>
+//! - <https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html> (AWS_EC2_METADATA_DISABLED)
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::connectivity::{Cause, Failure, Verdict};
+use super::knowledge::is_v6;
+use super::remedy::describe_options;
+use super::window::Bins;
+use super::{Context, Detector, Observation, Sightings, TokenFate};
+use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND};
+
+/// Places with unanswered requests that are remembered.
+const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+/// A client that gives up sooner may have been too hasty.
+const HASTY_NS: u64 = 900_000_000;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub unanswered: u64,
+    pub window_s: u64,
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            unanswered: 3,
+            window_s: 60,
+            quiet_s: 300,
+        }
+    }
+}
+
+pub(super) struct NoAnswer {
+    config: Config,
+    verdict: Verdict,
+    /// Unanswered requests a second.
+    unanswered: LruCache<String, Bins<120, SECOND>>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> NoAnswer {
+    NoAnswer {
+        config: config.clone(),
+        verdict: Verdict::new(Code::NoAnswer, config.quiet_s, accepts, tell).excused_at_boot(),
+        unanswered: LruCache::new(MAX_PLACES),
+        evicted: 0,
+    }
+}
+
+fn accepts(cause: Cause) -> bool {
+    matches!(cause, Cause::Silence)
+}
+
+fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
+    let endpoint = failure.endpoint();
+    let summary = format!("IMDS ({endpoint}) does not answer {subject}: packets leave and nothing comes back");
+    let remedy = Remedy {
+        text: "See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is \
+               concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set \
+               AWS_EC2_METADATA_DISABLED=true."
+            .to_owned(),
+        commands: vec![
+            describe_options(context.host),
+            format!("ip route get {endpoint}"),
+            format!("{}-save -t nat | grep -nE 'MASQUERADE|SNAT'", failure.iptables()),
+        ],
+    };
+    (summary, remedy)
+}
+
+impl Detector for NoAnswer {
+    fn code(&self) -> Code {
+        Code::NoAnswer
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        self.config.quiet_s * SECOND
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        if context.knowledge.quota_at_limit(observation.time()) {
+            return;
+        }
+        match observation {
+            Observation::Exchange(exchange) if unanswered(exchange, context) => {
+                self.unanswered(exchange, context, sightings);
+            }
+            _ => self.verdict.observe(observation, context, sightings),
+        }
+    }
+
+    fn tick(&mut self, context: &Context<'_>, last: bool, sightings: &mut Sightings<'_>) {
+        self.verdict.tick(context, last, sightings);
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted + self.verdict.evicted()
+    }
+}
+
+impl NoAnswer {
+    fn unanswered(&mut self, exchange: &Exchange, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let subject = context.place_subject();
+        if !self.unanswered.contains(&subject.key) {
+            self.evicted += u64::from(self.unanswered.push(subject.key.clone(), Bins::new()).is_some());
+        }
+        let Some(bins) = self.unanswered.get_mut(&subject.key) else { return };
+        bins.add(exchange.time, 1);
+        let (recent, _) = bins.newest(self.config.window_s as usize, usize::MAX);
+        if recent < self.config.unanswered && !sightings.is_open(&subject.key) {
+            return;
+        }
+        let client = context.client().map(|client| client.handle);
+        self.verdict
+            .report(&Failure::unanswered(exchange), client, &subject, context, sightings);
+    }
+}
+
+/// Nothing came, and no other detector knows why.
+fn unanswered(exchange: &Exchange, context: &Context<'_>) -> bool {
+    if exchange.response.is_some() || is_v6(&exchange.connection.remote) || context.booting(exchange.time) {
+        return false;
+    }
+    let waited = match exchange.outcome {
+        ExchangeOutcome::Unanswered => true,
+        ExchangeOutcome::Closed => exchange.waited_ns.is_some_and(|waited| waited >= HASTY_NS),
+        _ => false,
+    };
+    let token = exchange.request.imds_version == Some(ImdsVersion::Token);
+    let client = context.client();
+    let falls_back = client.is_some_and(|client| client.v1_cause.is_some());
+    let lost = client.is_some_and(|client| matches!(client.token, Some((_, TokenFate::Lost { .. }))));
+    waited && !(token && (falls_back || lost)) && context.knowledge.drop_note(&exchange.connection.id).is_none()
+}

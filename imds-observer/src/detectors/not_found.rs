@@ -1,0 +1,200 @@
+//! A client asks again and again for a path that was never there.
+//!
+//! ## Detects
+//!
+//! Per client and path: `misses` answers 404 within 10 min, spread over at least `spread_s`, to a path that nobody has had 200
+//! for. Paths whose 404 is part of their meaning (`spot/`, rebalance recommendations and the like) are left out. `info` for
+//! paths that IMDS knows and this instance lacks (`tags/`, `autoscaling/`, `iam/`), `warning` for others.
+//!
+//! ## Why it matters
+//!
+//! The client waits for something that won't come: tags that are not enabled in IMDS, a role that was never attached, a
+//! mistyped path. It costs requests of the shared quota. If the path worked before the observer started, this is
+//! `path-disappeared` seen too late.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! nodeadm and cloud-init retry at boot until the instance's role and tags are there; the first 120 s after boot and cloud-init
+//! are left out.
+//!
+//! ## Options
+//!
+//! `[detectors.not-found]`
+//!
+//! - `misses` (20): answers 404 within 10 min.
+//! - `spread_s` (60): the least time from the first to the last of them.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html>
+
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::{below_version, normal_path, status};
+use super::path_disappeared::NORMALLY_404;
+use super::remedy;
+use super::window::Bins;
+use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{Code, Remedy, SECOND, Severity, Time};
+
+/// Paths of clients that are followed, about 100 bytes each.
+const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
+/// Paths that exist, 8 bytes each.
+const MAX_FOUND: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+
+/// Categories that IMDS knows though an instance may lack them.
+const OPTIONAL: &[&str] = &[
+    "meta-data/tags",
+    "meta-data/autoscaling",
+    "meta-data/iam",
+    "meta-data/identity-credentials",
+    "meta-data/events",
+    "meta-data/ipv6",
+    "meta-data/local-hostname",
+    "user-data",
+];
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub misses: u64,
+    pub spread_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            misses: 20,
+            spread_s: 60,
+        }
+    }
+}
+
+struct Misses {
+    recent: Bins<10, { 60 * SECOND }>,
+    first: Time,
+    last: Time,
+    all: u64,
+}
+
+pub(super) struct NotFound {
+    config: Config,
+    paths: LruCache<(u64, u64), Misses>,
+    found: LruCache<u64, ()>,
+    hasher: RandomState,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> NotFound {
+    NotFound {
+        config: config.clone(),
+        paths: LruCache::new(MAX_PATHS),
+        found: LruCache::new(MAX_FOUND),
+        hasher: RandomState::new(),
+        evicted: 0,
+    }
+}
+
+impl Detector for NotFound {
+    fn code(&self) -> Code {
+        Code::NotFound
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        1200 * SECOND
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
+            return;
+        };
+        let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
+            return;
+        };
+        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
+        let below = below_version(&path);
+        let id = self.hasher.hash_one(below);
+        if status == 200 {
+            if self.found.get(&id).is_none() && self.found.push(id, ()).is_some() {
+                self.evicted += 1;
+            }
+            return;
+        }
+        if self.found.contains(&id)
+            || context.booting(time)
+            || NORMALLY_404.iter().any(|prefix| below.starts_with(prefix))
+        {
+            return;
+        }
+        if !self.paths.contains(&(client.handle, id)) {
+            let misses = Misses {
+                recent: Bins::new(),
+                first: time,
+                last: time,
+                all: 0,
+            };
+            self.evicted += u64::from(self.paths.push((client.handle, id), misses).is_some());
+        }
+        let Some(misses) = self.paths.get_mut(&(client.handle, id)) else { return };
+        if time.since(misses.last) > 600 * SECOND {
+            misses.first = time;
+            misses.all = 0;
+        }
+        misses.last = misses.last.max(time);
+        misses.first = misses.first.min(time);
+        misses.all += 1;
+        misses.recent.add(time, 1);
+        if misses.recent.total(time) < self.config.misses || time.since(misses.first) < self.config.spread_s * SECOND {
+            return;
+        }
+        let all = misses.all;
+        let optional = OPTIONAL.iter().any(|prefix| below.starts_with(prefix));
+        let fresh = !sightings.is_open(&client.key);
+        let sighting = Sighting {
+            key: &client.key,
+            severity: if optional { Severity::Info } else { Severity::Warning },
+            time,
+            count: if fresh { all } else { 1 },
+            news: false,
+        };
+        sightings.report(sighting, || {
+            let subject = context.client_subject();
+            Details {
+                summary: format!("{} asks again and again for {path}, which is not there", subject.name),
+                evidence: evidence! {
+                    "path": path,
+                    "misses": all,
+                    "since": misses.first,
+                    "known_category": optional,
+                    "user_agent": client.user_agent,
+                },
+                remedy: if below.starts_with("meta-data/tags") {
+                    Remedy {
+                        text: "Tags are not in IMDS unless that is enabled for the instance.".to_owned(),
+                        commands: vec![remedy::modify_options(context.host, "--instance-metadata-tags enabled")],
+                    }
+                } else if below.starts_with("meta-data/iam") {
+                    remedy::text(
+                        "The instance has no role. Attach an instance profile if the client needs one; else set \
+                         AWS_EC2_METADATA_DISABLED=true for it.",
+                    )
+                } else {
+                    remedy::text("Correct the path, or stop asking after the first 404: it won't appear by itself.")
+                },
+                subject,
+            }
+        });
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}

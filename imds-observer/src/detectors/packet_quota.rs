@@ -1,0 +1,274 @@
+//! An interface comes near the limit of 1024 packets a second for link-local services, or exceeds it.
+//!
+//! ## Detects
+//!
+//! Packets to IMDS, DNS and NTP at link-local addresses, per interface and second, the larger direction: from `warn_share` of
+//! the quota on `warning`, from `high_share` on `high`. `critical` when the driver's `linklocal_allowance_exceeded` rises, or
+//! when IMDS answers 429 or 503 while at least `warn_share` is used. One finding per interface; it shows who sends most requests.
+//!
+//! From a trace the counts come from `summary` records: each interface's busiest second of the interval stands for one
+//! sample. A `summary` over the whole run (`total: true`) is passed over.
+//!
+//! ## Why it matters
+//!
+//! The quota is shared by IMDS, DNS and NTP and what exceeds it is dropped silently: name resolution fails on the whole host
+//! because one process polls IMDS. An IMDS request costs about ten packets, five to six of them outgoing.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! The provider doesn't say which direction counts, so the larger one is taken; both are in the evidence. cloud-init's
+//! crawl and the first 120 s after boot count only when the driver says that packets were dropped.
+//!
+//! ## Options
+//!
+//! `[detectors.packet-quota]`
+//!
+//! - `packets_per_s` (1024): the quota of one interface.
+//! - `warn_share` (0.5): share of it from which on it is a warning.
+//! - `high_share` (0.8): share of it from which on it is high.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html> (1024 packets per second and interface)
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/monitoring-network-performance-ena.html> (linklocal_allowance_exceeded)
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::status;
+use super::window::Bins;
+use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{Code, Remedy, SECOND, Severity, Time};
+use crate::source::InterfaceSample;
+
+/// Clients whose share is told.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Interfaces that are followed.
+const MAX_INTERFACES: NonZeroUsize = NonZeroUsize::new(128).unwrap();
+/// Clients that the evidence names.
+const NAMED: usize = 5;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub packets_per_s: f64,
+    pub warn_share: f64,
+    pub high_share: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            packets_per_s: 1024.0,
+            warn_share: 0.5,
+            high_share: 0.8,
+        }
+    }
+}
+
+/// Samples that together make up at least most of a second.
+#[derive(Clone, Copy, Default)]
+struct Second {
+    interval_ns: u64,
+    egress: [u64; 4],
+    ingress: [u64; 4],
+}
+
+struct Requests {
+    name: String,
+    recent: Bins<10, SECOND>,
+}
+
+struct Interface {
+    partial: Second,
+    /// Its busiest second so far in this finding.
+    peak: f64,
+    dropped: u64,
+}
+
+pub(super) struct PacketQuota {
+    config: Config,
+    interfaces: LruCache<Arc<str>, Interface>,
+    clients: LruCache<u64, Requests>,
+    throttled: Option<Time>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> PacketQuota {
+    PacketQuota {
+        config: config.clone(),
+        interfaces: LruCache::new(MAX_INTERFACES),
+        clients: LruCache::new(MAX_CLIENTS),
+        throttled: None,
+        evicted: 0,
+    }
+}
+
+impl Detector for PacketQuota {
+    fn code(&self) -> Code {
+        Code::PacketQuota
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        match observation {
+            Observation::Exchange(exchange) => {
+                if matches!(status(exchange), Some(429 | 503)) {
+                    self.throttled = self.throttled.max(Some(exchange.time));
+                }
+                let Some(client) = context.client() else { return };
+                if !self.clients.contains(&client.handle) {
+                    let requests = Requests {
+                        name: context.client_subject().name,
+                        recent: Bins::new(),
+                    };
+                    // Not counted as evicted: the busiest clients stay, and only names are lost.
+                    self.clients.push(client.handle, requests);
+                }
+                if let Some(requests) = self.clients.get_mut(&client.handle) {
+                    requests.recent.add(exchange.time, 1);
+                }
+            }
+            Observation::Interface(sample) => self.sample(sample, context, sightings),
+            _ => {}
+        }
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+impl PacketQuota {
+    fn sample(&mut self, sample: &InterfaceSample, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        if !self.interfaces.contains(&sample.name) {
+            let interface = Interface {
+                partial: Second::default(),
+                peak: 0.0,
+                dropped: 0,
+            };
+            self.evicted += u64::from(self.interfaces.push(sample.name.clone(), interface).is_some());
+        }
+        let Some(interface) = self.interfaces.get_mut(&sample.name) else { return };
+        let dropped = sample.allowance_exceeded.unwrap_or(0);
+        interface.dropped = interface.dropped.saturating_add(dropped);
+        let second = &mut interface.partial;
+        second.interval_ns = second.interval_ns.saturating_add(sample.interval_ns);
+        for class in 0..4 {
+            second.egress[class] = second.egress[class].saturating_add(sample.egress[class]);
+            second.ingress[class] = second.ingress[class].saturating_add(sample.ingress[class]);
+        }
+        // Half a second of a burst must not be taken for a rate twice as high.
+        if second.interval_ns < SECOND * 9 / 10 && dropped == 0 {
+            return;
+        }
+        let second = std::mem::take(second);
+        let seconds = (second.interval_ns as f64 / 1e9).max(1.0);
+        let egress = second.egress.iter().sum::<u64>() as f64 / seconds;
+        let ingress = second.ingress.iter().sum::<u64>() as f64 / seconds;
+        let rate = egress.max(ingress);
+        let share = rate / self.config.packets_per_s.max(1.0);
+        let throttled = self
+            .throttled
+            .is_some_and(|throttled| sample.time.since(throttled) <= 10 * SECOND);
+        let booting = context.booting(sample.time)
+            || context
+                .knowledge
+                .boot_crawl
+                .is_some_and(|crawl| sample.time.since(crawl) <= 10 * SECOND);
+        let severity = if dropped > 0 || throttled && share >= self.config.warn_share {
+            Severity::Critical
+        } else if booting {
+            return;
+        } else if share >= self.config.high_share {
+            Severity::High
+        } else if share >= self.config.warn_share {
+            Severity::Warning
+        } else {
+            return;
+        };
+        let key = format!("interface/{}", sample.name);
+        if !sightings.is_open(&key) {
+            interface.peak = 0.0;
+            interface.dropped = dropped;
+        }
+        interface.peak = interface.peak.max(rate);
+        let (peak, all_dropped) = (interface.peak, interface.dropped);
+        let clients = &mut self.clients;
+        let quota = self.config.packets_per_s;
+        let sighting = Sighting {
+            key: &key,
+            severity,
+            time: sample.time,
+            count: 1,
+            news: false,
+        };
+        sightings.report(sighting, || {
+            let shares = shares(clients, sample.time);
+            let by_class = |packets: &[u64; 4]| {
+                let [imds, dns, ntp, other] = packets.map(|count| (count as f64 / seconds).round() as u64);
+                serde_json::json!({"imds": imds, "dns": dns, "ntp": ntp, "other": other})
+            };
+            let busiest = shares.first().map_or_else(String::new, |share| {
+                format!("; most requests come from {}", share["client"].as_str().unwrap_or_default())
+            });
+            Details {
+                subject: context.subject(key.clone(), format!("interface {}", sample.name)),
+                summary: if all_dropped > 0 {
+                    format!("{} dropped {all_dropped} packets beyond the link-local quota{busiest}", sample.name)
+                } else {
+                    format!(
+                        "{} uses {:.0} % of the link-local packet quota{busiest}",
+                        sample.name,
+                        peak / quota * 100.0
+                    )
+                },
+                evidence: evidence! {
+                    "packets_per_s": rate.round() as u64,
+                    "peak_packets_per_s": peak.round() as u64,
+                    "quota_share": (peak / quota * 1000.0).round() / 1000.0,
+                    "egress_per_s": by_class(&second.egress),
+                    "ingress_per_s": by_class(&second.ingress),
+                    "allowance_exceeded": all_dropped,
+                    "throttled": throttled,
+                    "clients": shares,
+                },
+                remedy: Remedy {
+                    text: "Slow down the clients named here (token-not-reused, tight-polling and credential-churn say how). If \
+                           DNS is the larger part, run a caching resolver on the host (NodeLocal DNSCache on Kubernetes). The \
+                           quota itself can't be raised; a second interface has its own."
+                        .to_owned(),
+                    commands: vec![format!("ethtool -S {} | grep linklocal_allowance_exceeded", sample.name)],
+                },
+            }
+        });
+    }
+
+    
+}
+
+/// The clients with the most requests in the last 10 s, and their shares.
+fn shares(clients: &mut LruCache<u64, Requests>, time: Time) -> Vec<serde_json::Value> {
+    let mut busy: Vec<(u64, &str)> = clients
+        .iter_mut()
+        .map(|(_, requests)| (requests.recent.total(time), requests.name.as_str()))
+        .filter(|(requests, _)| *requests > 0)
+        .collect();
+    let all: u64 = busy.iter().map(|(requests, _)| requests).sum();
+    busy.sort_by(|a, b| b.cmp(a));
+    busy.truncate(NAMED);
+    busy.into_iter()
+        .map(|(requests, name)| {
+            serde_json::json!({
+                "client": name,
+                "requests_per_s": requests as f64 / 10.0,
+                "share": (requests as f64 / all as f64 * 1000.0).round() / 1000.0,
+            })
+        })
+        .collect()
+}

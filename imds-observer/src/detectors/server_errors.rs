@@ -1,0 +1,146 @@
+//! IMDS answers with 429 or a server error.
+//!
+//! ## Detects
+//!
+//! `errors` and more answers 429 or 5xx within `window_s`, whoever asked (`warning`); `high_errors` and more: `high`. One
+//! finding for the host, with the client that met most of the latest ones.
+//!
+//! ## Why it matters
+//!
+//! 429 and 503 mean that the instance asks more than IMDS gives: every client on the host is throttled for what one does.
+//! 500 and 502 to 504 can also come from a proxy that stands in for IMDS.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! A single 5xx now and then is normal and stays below the limit.
+//!
+//! ## Options
+//!
+//! `[detectors.server-errors]`
+//!
+//! - `errors` (3): within the window.
+//! - `high_errors` (10): within the window.
+//! - `window_s` (60): at most 120.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (query throttling, HTTP status 503)
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::status;
+use super::remedy;
+use super::window::Bins;
+use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{Code, SECOND, Severity};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub errors: u64,
+    pub high_errors: u64,
+    pub window_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            errors: 3,
+            high_errors: 10,
+            window_s: 60,
+        }
+    }
+}
+
+pub(super) struct ServerErrors {
+    config: Config,
+    recent: Bins<120, SECOND>,
+    /// Answers since the finding opened, by status: at most 101.
+    by_status: BTreeMap<String, u64>,
+    /// Client that a majority of the errors met, if there is one (Boyer and Moore's vote).
+    most: Option<(u64, String)>,
+    votes: u64,
+}
+
+pub(super) fn new(config: &Config) -> ServerErrors {
+    ServerErrors {
+        config: config.clone(),
+        recent: Bins::new(),
+        by_status: BTreeMap::new(),
+        most: None,
+        votes: 0,
+    }
+}
+
+impl Detector for ServerErrors {
+    fn code(&self) -> Code {
+        Code::ServerErrors
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let Observation::Exchange(exchange) = observation else { return };
+        let Some(status @ (429 | 500..=599)) = status(exchange) else { return };
+        let open = sightings.any_open();
+        self.recent.add(exchange.time, 1);
+        let (errors, _) = self.recent.newest(self.config.window_s as usize, usize::MAX);
+        if !open && errors <= 1 {
+            self.by_status.clear();
+            self.most = None;
+            self.votes = 0;
+        }
+        *self.by_status.entry(status.to_string()).or_default() += 1;
+        if let Some(client) = context.client() {
+            match &self.most {
+                Some((most, _)) if *most == client.handle => self.votes += 1,
+                _ if self.votes == 0 => {
+                    self.most = Some((client.handle, context.client_subject().name));
+                    self.votes = 1;
+                }
+                _ => self.votes -= 1,
+            }
+        }
+        if errors < self.config.errors.max(1) {
+            return;
+        }
+        let sighting = Sighting {
+            key: "host",
+            severity: if errors >= self.config.high_errors {
+                Severity::High
+            } else {
+                Severity::Warning
+            },
+            time: exchange.time,
+            count: if open { 1 } else { errors },
+            news: false,
+        };
+        let throttled = self.by_status.contains_key("429") || self.by_status.contains_key("503");
+        let most = self.most.as_ref().map(|(_, name)| name);
+        let by_status = &self.by_status;
+        sightings.report(sighting, || Details {
+            subject: context.host_subject(),
+            summary: if throttled {
+                format!("IMDS throttles this host: {errors} answers 429 or 5xx within {} s", self.config.window_s)
+            } else {
+                format!("IMDS answers with server errors: {errors} within {} s", self.config.window_s)
+            },
+            evidence: evidence! {
+                "errors_in_window": errors,
+                "by_status": by_status,
+                "most_met_by": most,
+                "last_path": exchange.request.path,
+            },
+            remedy: remedy::text(if throttled {
+                "Slow down the client that asks most (tight-polling, token-not-reused and packet-quota name it), and retry \
+                 with a growing, random pause."
+            } else {
+                "See whether a proxy answers in place of IMDS (proxied-request); if not, retry with a growing, random pause and \
+                 watch the instance's status checks."
+            }),
+        });
+    }
+}

@@ -1,0 +1,176 @@
+//! IMDS answers, but slowly.
+//!
+//! ## Detects
+//!
+//! Time from the request's first byte to the answer's, over the last 10 min and at most 128 answers: a 95th percentile
+//! above `p95_ms` with at least `min_answers` answers (`warning`), or `slow_count` answers and more above `slow_ms` (`high`).
+//! Lost answers don't count. One finding per place: each pod for itself, the host for its own processes.
+//!
+//! ## Why it matters
+//!
+//! Normal is 0.24 to 0.31 ms. SDKs give up after 1 s (Go v2: 0.5 s, Datadog: 0.3 s), and what is slow now fails under load.
+//! The usual reasons: packets dropped for the quota and sent again (0.2 s and more), a proxy in the way, a host without CPU.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! On hosts that are no EC2 instances a stand-in may be slower by nature.
+//!
+//! ## Options
+//!
+//! `[detectors.slow-responses]`
+//!
+//! - `p95_ms` (50): 95th percentile, still allowed.
+//! - `min_answers` (20): below which a percentile says nothing.
+//! - `slow_ms` (250): an answer above it is very slow.
+//! - `slow_count` (3): very slow answers that make a finding.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (query throttling)
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::answered;
+use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::record::{Code, Remedy, SECOND, Severity, Time};
+
+/// Places that are remembered.
+const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+/// Answers of one place that are remembered.
+const MAX_ANSWERS: usize = 128;
+const WINDOW_NS: u64 = 600 * SECOND;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub p95_ms: u64,
+    pub min_answers: usize,
+    pub slow_ms: u64,
+    pub slow_count: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            p95_ms: 50,
+            min_answers: 20,
+            slow_ms: 250,
+            slow_count: 3,
+        }
+    }
+}
+
+pub(super) struct SlowResponses {
+    config: Config,
+    /// When an answer came and how long it took, oldest first.
+    places: LruCache<String, VecDeque<(Time, u64)>>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> SlowResponses {
+    SlowResponses {
+        config: config.clone(),
+        places: LruCache::new(MAX_PLACES),
+        evicted: 0,
+    }
+}
+
+impl Detector for SlowResponses {
+    fn code(&self) -> Code {
+        Code::SlowResponses
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        WINDOW_NS
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let Observation::Exchange(exchange) = observation else { return };
+        let Some(latency_ns) = exchange.latency_ns.filter(|_| answered(exchange)) else {
+            return;
+        };
+        let slow_ns = self.config.slow_ms * 1_000_000;
+        let limit_ns = self.config.p95_ms * 1_000_000;
+        let key = context.place_key();
+        if !self.places.contains(&key) {
+            self.evicted += u64::from(self.places.push(key.clone(), VecDeque::new()).is_some());
+        }
+        let Some(answers) = self.places.get_mut(&key) else { return };
+        answers.push_back((exchange.time, latency_ns));
+        while answers.len() > MAX_ANSWERS
+            || answers.front().is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)
+        {
+            answers.pop_front();
+        }
+        if latency_ns <= limit_ns {
+            // Only a slow answer can make the matter worse.
+            return;
+        }
+        let mut latencies: Vec<u64> = answers.iter().map(|(_, latency)| *latency).collect();
+        latencies.sort_unstable();
+        let at = |share: f64| latencies[((latencies.len() as f64 * share).ceil() as usize).clamp(1, latencies.len()) - 1];
+        let p95_ns = at(0.95);
+        let very_slow = latencies.iter().filter(|latency| **latency > slow_ns).count();
+        let severity = if very_slow >= self.config.slow_count.max(1) && latency_ns > slow_ns {
+            Severity::High
+        } else if latencies.len() >= self.config.min_answers && p95_ns > limit_ns {
+            Severity::Warning
+        } else {
+            return;
+        };
+        let sighting = Sighting {
+            key: &key,
+            severity,
+            time: exchange.time,
+            count: 1,
+            news: false,
+        };
+        let quota = context.knowledge.quota_at_limit(exchange.time);
+        sightings.report(sighting, || {
+            let subject = context.place_subject();
+            let ms = |ns: u64| (ns as f64 / 1e4).round() / 1e2;
+            Details {
+                summary: format!(
+                    "IMDS answers {} slowly: 95th percentile {} ms, slowest {} ms",
+                    subject.name,
+                    ms(p95_ns),
+                    ms(at(1.0)),
+                ),
+                evidence: evidence! {
+                    "p50_ms": ms(at(0.5)),
+                    "p95_ms": ms(p95_ns),
+                    "max_ms": ms(at(1.0)),
+                    "answers": latencies.len(),
+                    "very_slow": very_slow,
+                    "quota_exceeded": quota,
+                },
+                remedy: Remedy {
+                    text: if quota {
+                        "The interface exceeds its packet quota and packets are sent again: see packet-quota.".to_owned()
+                    } else {
+                        "See whether a proxy answers instead of IMDS (proxied-request), whether packets are dropped for the \
+                         quota (packet-quota) and whether the host or the pod is short of CPU. A longer timeout hides it: \
+                         AWS_METADATA_SERVICE_TIMEOUT and AWS_METADATA_SERVICE_NUM_ATTEMPTS (botocore)."
+                            .to_owned()
+                    },
+                    commands: vec![format!(
+                        "ethtool -S {} | grep linklocal_allowance_exceeded",
+                        context.host.uplink.as_deref().unwrap_or("INTERFACE")
+                    )],
+                },
+                subject,
+            }
+        });
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}

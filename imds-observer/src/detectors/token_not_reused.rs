@@ -1,0 +1,221 @@
+//! A client asks for a new token for nearly every request instead of keeping the one it has.
+//!
+//! ## Detects
+//!
+//! Per client within 10 min: at least `tokens` tokens granted, at most `max_reuse` other requests for each, and a median
+//! gap between token requests below half of the lifetime that the client asks for. Lost and refused token requests don't
+//! count. Where each process takes one token only (a worker pool that starts, but also a loop of short-lived commands) they
+//! must be spread over at least `loop_s`.
+//!
+//! ## Why it matters
+//!
+//! Every token costs one more request and connection, about ten packets of a quota of 1024 a second that DNS and NTP
+//! share. It also doubles the client's latency, and doubles what a lost token response costs.
+//!
+//! ## Example record
+//!
+//! ## Known false positives
+//!
+//! The .NET SDK (10 tokens in 10 min), the Go SDK (2) and scripts that ask for a lifetime of 5 or 60 s stay below the
+//! limits. A test suite that starts hundreds of short SDK programs is reported; rightly, but nobody may care.
+//!
+//! ## Options
+//!
+//! `[detectors.token-not-reused]`
+//!
+//! - `tokens` (20): tokens within 10 min; at most 64.
+//! - `max_reuse` (2.0): other requests per token, at most.
+//! - `loop_s` (30): least time between first and last token where each process takes one.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (token lifetime up to 6 hours)
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::{token_fate};
+use super::remedy::{self, Sdk};
+use super::window::Bins;
+use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings, TokenFate};
+use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
+
+/// Clients that are remembered.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const WINDOW_NS: u64 = 600 * SECOND;
+/// Token requests of one client that are remembered.
+const MAX_TOKENS: usize = 64;
+/// Lifetime of a token whose request doesn't tell: what most clients ask for.
+const USUAL_TTL_S: u32 = 21_600;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub tokens: usize,
+    pub max_reuse: f64,
+    pub loop_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tokens: 20,
+            max_reuse: 2.0,
+            loop_s: 30,
+        }
+    }
+}
+
+struct Track {
+    /// When tokens were granted, and to which process; oldest first.
+    tokens: VecDeque<(Time, u32)>,
+    uses: Bins<10, { 60 * SECOND }>,
+    ttl_s: u32,
+    wasted: u64,
+}
+
+pub(super) struct TokenNotReused {
+    config: Config,
+    clients: LruCache<u64, Track>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config) -> TokenNotReused {
+    TokenNotReused {
+        config: config.clone(),
+        clients: LruCache::new(MAX_CLIENTS),
+        evicted: 0,
+    }
+}
+
+struct Habit {
+    tokens: usize,
+    uses: u64,
+    median_gap_s: f64,
+}
+
+impl Detector for TokenNotReused {
+    fn code(&self) -> Code {
+        Code::TokenNotReused
+    }
+
+    /// As long as the window: one that slows down a little is no new finding.
+    fn quiet_ns(&self) -> u64 {
+        2 * WINDOW_NS
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
+            return;
+        };
+        let token = exchange.request.imds_version == Some(ImdsVersion::Token);
+        if context.booting(exchange.time) || token && token_fate(exchange) != TokenFate::Granted {
+            return;
+        }
+        if !token {
+            if let Some(track) = self.clients.get_mut(&client.handle) {
+                track.uses.add(exchange.time, 1);
+            }
+            return;
+        }
+        if !self.clients.contains(&client.handle) {
+            let track = Track {
+                tokens: VecDeque::new(),
+                uses: Bins::new(),
+                ttl_s: USUAL_TTL_S,
+                wasted: 0,
+            };
+            self.evicted += u64::from(self.clients.push(client.handle, track).is_some());
+        }
+        let Some(track) = self.clients.get_mut(&client.handle) else { return };
+        track.ttl_s = exchange.request.token_ttl_s.unwrap_or(USUAL_TTL_S);
+        let place = track.tokens.partition_point(|(time, _)| *time <= exchange.time);
+        track
+            .tokens
+            .insert(place, (exchange.time, exchange.process.as_ref().map_or(0, |process| process.pid)));
+        while track.tokens.len() > MAX_TOKENS
+            || track.tokens.front().is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)
+        {
+            track.tokens.pop_front();
+        }
+        let Some(habit) = track.habit(&self.config, exchange.time) else { return };
+        let count = if sightings.is_open(&client.key) { 1 } else { habit.tokens as u64 };
+        track.wasted = if count == 1 { track.wasted + 1 } else { count - 1 };
+        let sighting = Sighting {
+            key: &client.key,
+            severity: Severity::Warning,
+            time: exchange.time,
+            count,
+            news: false,
+        };
+        sightings.report(sighting, || track.details(&habit, client, context));
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+impl Track {
+    /// The bad habit, if it is one.
+    fn habit(&mut self, config: &Config, time: Time) -> Option<Habit> {
+        let tokens = self.tokens.len();
+        if tokens < config.tokens.clamp(2, MAX_TOKENS) {
+            return None;
+        }
+        let (first, last) = (self.tokens.front()?.0, self.tokens.back()?.0);
+        // Only what came in the same time as the remembered tokens can be compared with them.
+        let minutes = (time.since(first) / (60 * SECOND) + 1).min(10) as usize;
+        self.uses.total(time);
+        let (uses, _) = self.uses.newest(minutes, usize::MAX);
+        if uses as f64 > config.max_reuse * tokens as f64 {
+            return None;
+        }
+        let mut gaps: Vec<u64> = (1..tokens).map(|n| self.tokens[n].0.since(self.tokens[n - 1].0)).collect();
+        let middle = gaps.len() / 2;
+        let median_gap_ns = *gaps.select_nth_unstable(middle).1;
+        if median_gap_ns >= u64::from(self.ttl_s) * SECOND / 2 {
+            return None;
+        }
+        let mut pids: Vec<u32> = self.tokens.iter().map(|(_, pid)| *pid).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        let one_each = pids.len() * 2 > tokens;
+        if one_each && last.since(first) < config.loop_s * SECOND {
+            return None;
+        }
+        Some(Habit {
+            tokens,
+            uses,
+            median_gap_s: median_gap_ns as f64 / 1e9,
+        })
+    }
+
+    fn details(&self, habit: &Habit, client: &Client, context: &Context<'_>) -> Details {
+        let subject = context.client_subject();
+        let sdk = Sdk::of(client.user_agent.as_deref());
+        let reuse = habit.uses as f64 / habit.tokens as f64;
+        Details {
+            summary: format!(
+                "{} takes a new token every {:.1} s though each holds for {} s",
+                subject.name, habit.median_gap_s, self.ttl_s
+            ),
+            evidence: evidence! {
+                "tokens": habit.tokens,
+                "requests_per_token": (reuse * 100.0).round() / 100.0,
+                "median_gap_s": (habit.median_gap_s * 1000.0).round() / 1000.0,
+                "token_ttl_s": self.ttl_s,
+                "requests_wasted": self.wasted,
+                "processes": client.processes,
+                "user_agent": client.user_agent,
+                "client": sdk.name(),
+            },
+            remedy: remedy::text(sdk.reuse()),
+            subject,
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Whether a change of the instance's metadata options would break anybody, judged by what callers were seen to do.
+//!
+//! Says *safe* only where it saw everything: with loss, blind spots, unknown callers or too short a time it can't say. Who would break is told in any case.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use crate::filter::Kinds;
+use crate::hosts::RecordedHosts;
+use crate::record::workload::workload;
+use crate::record::{Dialect, Exchange, ExchangeOutcome, ImdsVersion, Kind, LossCounts, Record, Summary, Time};
+use crate::report::text;
+use crate::sinks::Sink;
+
+/// Workloads that are told apart; beyond, the verdict says that it can't.
+const MAX_WORKLOADS: usize = 10_000;
+/// Capabilities that a verdict names one by one.
+const MAX_MISSING: usize = 32;
+
+/// What is going to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `--http-tokens required`
+    TokensRequired,
+    /// `--http-put-response-hop-limit N`
+    HopLimit(u8),
+    /// `--http-endpoint disabled`
+    EndpointDisabled,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    Safe,
+    NotSafe,
+    CannotSay,
+}
+
+impl Verdict {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Safe => "safe",
+            Self::NotSafe => "not-safe",
+            Self::CannotSay => "cannot-say",
+        }
+    }
+}
+
+/// A workload that would break.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Break {
+    pub workload: String,
+    /// Requests that would have failed.
+    pub count: u64,
+    pub last_seen: Time,
+    pub why: String,
+}
+
+/// The answer, with what it rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    pub verdict: Verdict,
+    pub reasons: Vec<String>,
+    /// Most requests first.
+    pub breaks: Vec<Break>,
+}
+
+/// A sink that judges; its other end is held by whoever asks for the verdict.
+#[derive(Clone, Debug)]
+pub struct Preflight {
+    change: Change,
+    seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    breaks: BTreeMap<String, Break>,
+    exchanges: u64,
+    /// Requests of which it can't be told whether they would have failed.
+    undecided: u64,
+    unattributed: u64,
+    /// Requests of workloads beyond the bound.
+    overflow: u64,
+    missing: Vec<String>,
+    loss: LossCounts,
+    summary: Option<Summary>,
+}
+
+impl Preflight {
+    pub fn new(change: Change) -> Self {
+        Self {
+            change,
+            seen: Arc::default(),
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `at_least`: shorter observation, in nanoseconds, is too short. `unread`: lines of the input that could not be read.
+    pub fn judge(&self, recorded: Option<&RecordedHosts>, at_least: u64, unread: u64) -> Judgement {
+        let seen = self.seen();
+        let mut breaks: Vec<Break> = seen.breaks.values().cloned().collect();
+        breaks.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.workload.cmp(&b.workload)));
+        let doubts = seen.doubts(recorded, at_least, unread);
+        let mut reasons = Vec::new();
+        let verdict = if !breaks.is_empty() {
+            let requests: u64 = breaks.iter().map(|broken| broken.count).sum();
+            reasons.push(format!(
+                "{} workload(s) would break, by {requests} request(s)",
+                breaks.len()
+            ));
+            Verdict::NotSafe
+        } else if doubts.is_empty() {
+            let period = seen.summary.as_ref().map_or(0, |summary| summary.interval_ns);
+            let told = format!(
+                "none of {} requests in {} would have failed",
+                seen.exchanges,
+                text::span(period)
+            );
+            reasons.push(told);
+            Verdict::Safe
+        } else {
+            Verdict::CannotSay
+        };
+        reasons.extend(doubts);
+        Judgement {
+            verdict,
+            reasons,
+            breaks,
+        }
+    }
+}
+
+impl Seen {
+    fn doubts(&self, recorded: Option<&RecordedHosts>, at_least: u64, unread: u64) -> Vec<String> {
+        let mut doubts = Vec::new();
+        let period = self.summary.as_ref().map_or(0, |summary| summary.interval_ns);
+        if self.exchanges == 0 {
+            doubts.push("no request was seen".to_owned());
+        }
+        if period < at_least {
+            let (saw, wanted) = (text::span(period), text::span(at_least));
+            doubts.push(format!(
+                "only {saw} were observed, not {wanted} (observe longer, or say --at-least)"
+            ));
+        }
+        let unattributed = LossCounts {
+            unattributed: 0,
+            unknown_containers: 0,
+            ..self.loss
+        };
+        let lost = text::loss(&unattributed);
+        if !lost.is_empty() {
+            doubts.push(lost.trim_end().to_owned());
+        }
+        let counted = [
+            (self.unattributed, "request(s) of unknown processes"),
+            (self.undecided, "request(s) whose head or TTL was not seen whole"),
+            (self.overflow, "request(s) of workloads beyond the bound"),
+            (unread, "line(s) of the input could not be read"),
+        ];
+        doubts.extend(
+            counted
+                .iter()
+                .filter(|(count, _)| *count > 0)
+                .map(|(count, what)| format!("{count} {what}")),
+        );
+        let restarts = recorded.map_or(0, RecordedHosts::restarts_seen);
+        if restarts > 0 {
+            doubts.push(format!(
+                "the observer restarted {restarts} time(s): what happened in between was not seen"
+            ));
+        }
+        let missing = self
+            .missing
+            .iter()
+            .map(String::as_str)
+            .chain(recorded.into_iter().flat_map(RecordedHosts::missing));
+        doubts.extend(missing.map(|what| format!("blind spot: {what}")));
+        doubts
+    }
+
+    fn exchange(&mut self, exchange: &Exchange, change: Change) {
+        let request = &exchange.request;
+        if !matches!(request.dialect, Dialect::Aws | Dialect::Unknown)
+            || request.imds_version == Some(ImdsVersion::Other)
+        {
+            return;
+        }
+        self.exchanges += 1;
+        let name = workload(exchange.process.as_deref(), exchange.container.as_deref());
+        self.unattributed += u64::from(name.is_none());
+        let Some(version) = request.imds_version else {
+            self.undecided += 1;
+            return;
+        };
+        // What failed before can't be broken by the change.
+        let works = exchange.outcome == ExchangeOutcome::Answered
+            && exchange
+                .response
+                .as_ref()
+                .and_then(|response| response.status)
+                .is_some_and(|status| status < 400 || status == 404);
+        if !works {
+            return;
+        }
+        let why = match change {
+            Change::TokensRequired if version == ImdsVersion::V1 => "asks without a token and is answered".to_owned(),
+            Change::HopLimit(limit) if version == ImdsVersion::Token => match request.ttl.map(hops) {
+                Some(hops) if limit <= hops => {
+                    format!(
+                        "its token responses cross {hops} hop(s) and need a hop limit of {}",
+                        hops + 1
+                    )
+                }
+                Some(_) => return,
+                None => {
+                    self.undecided += 1;
+                    return;
+                }
+            },
+            Change::EndpointDisabled => "asks IMDS and is answered".to_owned(),
+            Change::TokensRequired | Change::HopLimit(_) => return,
+        };
+        let local = exchange
+            .connection
+            .local
+            .as_deref()
+            .and_then(|local| local.rsplit_once(':'));
+        let name = name.unwrap_or_else(|| {
+            format!(
+                "unknown process at {}",
+                local.map_or("an unknown address", |(ip, _)| ip)
+            )
+        });
+        if !self.breaks.contains_key(&name) && self.breaks.len() >= MAX_WORKLOADS {
+            self.overflow += 1;
+            return;
+        }
+        let broken = self.breaks.entry(name.clone()).or_insert_with(|| Break {
+            workload: name,
+            count: 0,
+            last_seen: exchange.time,
+            why: why.clone(),
+        });
+        broken.count += 1;
+        if exchange.time >= broken.last_seen {
+            broken.last_seen = exchange.time;
+            broken.why = why;
+        }
+    }
+}
+
+/// Forwarding hops between the sender and where the TTL was read: systems start at 64, 128 or 255.
+fn hops(ttl: u8) -> u8 {
+    [64, 128, 255]
+        .into_iter()
+        .find(|initial| ttl <= *initial)
+        .map_or(0, |initial| initial - ttl)
+}
+
+impl Sink for Preflight {
+    fn kinds(&self) -> Kinds {
+        [Kind::Start, Kind::Exchange, Kind::Summary, Kind::Loss]
+            .into_iter()
+            .collect()
+    }
+
+    fn write(&mut self, record: &Arc<Record>) {
+        let change = self.change;
+        let mut seen = self.seen();
+        match record.as_ref() {
+            Record::Start(start) => {
+                let missing = start.missing.iter().take(MAX_MISSING);
+                seen.missing = missing
+                    .map(|missing| format!("{}: {}", missing.capability, missing.blinds))
+                    .collect();
+            }
+            Record::Exchange(exchange) => seen.exchange(exchange, change),
+            Record::Loss(loss) => seen.loss = loss.counts(),
+            Record::Summary(summary) if summary.total => seen.summary = Some(summary.clone()),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hops_are_told_from_the_nearest_initial_ttl() {
+        assert_eq!([64, 63, 62, 128, 127, 255, 1].map(hops), [0, 1, 2, 0, 1, 0, 63]);
+    }
+}

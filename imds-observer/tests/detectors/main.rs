@@ -1,0 +1,7 @@
+//! The detectors on whole traces: scenarios, days of simulated time, fixtures, manual pages.
+
+mod fixtures;
+mod manuals;
+mod scenario;
+mod scenarios;
+mod simulations;

@@ -1,0 +1,30 @@
+//! `build`: the optimised program, eBPF object inside, at `target/release/imds-observer`.
+
+use clap::Args as ClapArgs;
+use xshell::cmd;
+
+use crate::run::{root, shell, step};
+use crate::setup;
+
+/// Build the optimised program at target/release/imds-observer.
+#[derive(ClapArgs)]
+pub(crate) struct Args {}
+
+pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
+    setup::ensure(&[])?;
+    step("build", release)?;
+    eprintln!("{}", root().join("target/release/imds-observer").display());
+    Ok(())
+}
+
+/// The release build alone, for verbs that have done the set-up.
+pub(crate) fn release() -> anyhow::Result<()> {
+    let sh = shell()?;
+    // The promise names the directory: an inherited CARGO_TARGET_DIR must not move it.
+    cmd!(
+        sh,
+        "cargo build --release --locked --package imds-observer --target-dir target"
+    )
+    .run()?;
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! `fuzz`: libFuzzer over the parsers of outside bytes, with the stable compiler.
+//!
+//! cargo-fuzz wants nightly for its address sanitizer. These parsers are safe code, so coverage alone does, and its
+//! compiler flags are stable.
+
+use anyhow::{Context as _, bail};
+use clap::Args as ClapArgs;
+use xshell::{Shell, cmd};
+
+use crate::run::{root, shell, step};
+use crate::setup::{self, Group};
+
+/// Fuzz the parsers; without a target, all of them, one after the other.
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Name of a file in fuzz/fuzz_targets.
+    target: Option<String>,
+    /// Stop each after this many seconds.
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+/// Inputs that `cargo xtask test` gives each target: some seconds.
+const SMOKE_RUNS: u32 = 20_000;
+const SMOKE_SECONDS: u32 = 20;
+
+/// What cargo-fuzz passes, less the sanitizer.
+const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions";
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    setup::ensure(&[Group::Test])?;
+    let sh = shell()?;
+    let all = targets(&sh)?;
+    let chosen = match &args.target {
+        None => all,
+        Some(target) if all.contains(target) => vec![target.clone()],
+        Some(target) => bail!("no fuzz target `{target}`: there are {}", all.join(", ")),
+    };
+    build(&sh)?;
+    for target in &chosen {
+        let seconds = args.seconds;
+        fuzz(&sh, target, &[format!("-max_total_time={seconds}")])?;
+    }
+    Ok(())
+}
+
+/// Builds all targets and gives each a bounded run.
+pub(crate) fn smoke(sh: &Shell) -> anyhow::Result<()> {
+    build(sh)?;
+    for target in targets(sh)? {
+        fuzz(
+            sh,
+            &target,
+            &[
+                format!("-runs={SMOKE_RUNS}"),
+                format!("-max_total_time={SMOKE_SECONDS}"),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+fn targets(sh: &Shell) -> anyhow::Result<Vec<String>> {
+    let directory = root().join("fuzz/fuzz_targets");
+    let mut targets: Vec<String> = sh
+        .read_dir(&directory)
+        .context("list the fuzz targets")?
+        .iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    targets.sort();
+    Ok(targets)
+}
+
+/// With `--target`, so that the flags reach the parsers and not build scripts.
+fn build(sh: &Shell) -> anyhow::Result<()> {
+    let host = host(sh)?;
+    cmd!(
+        sh,
+        "cargo build --release --locked --manifest-path fuzz/Cargo.toml --target {host} --target-dir target/fuzz"
+    )
+    .env("RUSTFLAGS", FLAGS)
+    .env("AYA_BUILD_SKIP", "1")
+    .run()?;
+    Ok(())
+}
+
+fn fuzz(sh: &Shell, target: &str, limits: &[String]) -> anyhow::Result<()> {
+    let host = host(sh)?;
+    let program = root().join("target/fuzz").join(host).join("release").join(target);
+    // What libFuzzer finds stays out of the tree; seeds, where a target has some, are in it.
+    let corpus = root().join("target/fuzz/corpus").join(target);
+    let found = format!("-artifact_prefix={}/", root().join("target/fuzz").display());
+    sh.create_dir(&corpus)?;
+    let seeds: Vec<_> = Some(root().join("fuzz/seeds").join(target))
+        .into_iter()
+        .filter(|seeds| seeds.is_dir())
+        .collect();
+    step(&format!("fuzz {target}"), || {
+        Ok(cmd!(
+            sh,
+            "{program} {limits...} {found} -timeout=10 -verbosity=0 -print_final_stats=1 {corpus} {seeds...}"
+        )
+        .run()?)
+    })
+}
+
+fn host(sh: &Shell) -> anyhow::Result<String> {
+    cmd!(sh, "rustc --version --verbose")
+        .quiet()
+        .read()?
+        .lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .context("read the host from `rustc --version --verbose`")
+}

@@ -1,0 +1,26 @@
+//! `lab`: the network namespaces that stand in for an EC2 host, kept up until interrupted.
+
+use clap::Args as ClapArgs;
+use xshell::cmd;
+
+use crate::run::shell;
+use crate::setup::{self, Group};
+
+/// Run the lab: stand-in IMDS, node and pod in network namespaces with no route out.
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Arguments of imds-observer-lab; without any: `up`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    setup::ensure(&[Group::Lab])?;
+    let sh = shell()?;
+    let up = [String::from("up")];
+    let args: &[String] = if args.args.is_empty() { &up } else { &args.args };
+    cmd!(sh, "cargo run --quiet --package imds-observer-lab -- {args...}")
+        .quiet()
+        .run()?;
+    Ok(())
+}

