@@ -379,21 +379,20 @@ impl Attribution {
     /// The container with what is known of it; asks for the rest when it is time.
     fn named(&mut self, found: &Found) -> &mut Named {
         let (worker, now) = (self.worker.as_ref(), self.now);
-        if self.containers.peek(&found.container.id).is_none() {
-            let named = Named {
-                container: Arc::new(found.container.clone()),
-                open: worker.map(|_| Asking::default()),
-                // Without a worker, names are never looked for and not missed; the layout is.
-                counted: worker.is_none() && found.recognised,
-                used: now,
-            };
-            if let Some((_, last)) = self.containers.push(found.container.id.clone(), named) {
-                self.evicted += u64::from(now.since(last.used) < QUIET_NS);
-            }
+        let id = &found.container.id;
+        if self.containers.peek(id).is_none()
+            && self.containers.len() == self.containers.cap().get()
+            && let Some((_, last)) = self.containers.pop_lru()
+        {
+            self.evicted += u64::from(now.since(last.used) < QUIET_NS);
         }
-        let named = self
-            .containers
-            .get_or_insert_mut_ref(&found.container.id, || unreachable!("inserted above"));
+        let named = self.containers.get_or_insert_mut(id.clone(), || Named {
+            container: Arc::new(found.container.clone()),
+            open: worker.map(|_| Asking::default()),
+            // Without a worker, names are never looked for and not missed; the layout is.
+            counted: worker.is_none() && found.recognised,
+            used: now,
+        });
         if let Some(asking) = &mut named.open {
             let container = &named.container;
             ask_when_due(worker, asking, now, || Question::Container(container.clone()));
