@@ -138,7 +138,9 @@ impl Pipeline {
         self.parts.flow.finish(now, &mut self.facts);
         self.join_facts(now);
         let mut last = Vec::new();
-        self.parts.attribution.finish(now, |fact, caller| last.push((fact, caller)));
+        self.parts
+            .attribution
+            .finish(now, |fact, caller| last.push((fact, caller)));
         for (fact, caller) in last {
             self.joined(fact, caller);
         }

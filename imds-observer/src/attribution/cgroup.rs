@@ -43,10 +43,17 @@ pub fn from_proc(text: &str) -> Option<String> {
 /// `/../../kubepods/x` -> `/kubepods/x`: relative to a cgroup namespace, where what lies above the common part is not told.
 fn without_parents(path: &str) -> String {
     let mut rest = path;
-    while let Some(below) = rest.strip_prefix("/..").filter(|below| below.is_empty() || below.starts_with('/')) {
+    while let Some(below) = rest
+        .strip_prefix("/..")
+        .filter(|below| below.is_empty() || below.starts_with('/'))
+    {
         rest = below;
     }
-    if rest.is_empty() { "/".to_owned() } else { rest.to_owned() }
+    if rest.is_empty() {
+        "/".to_owned()
+    } else {
+        rest.to_owned()
+    }
 }
 
 /// Where the host's cgroup v2 tree is mounted, as its own first process (else we) see it.
@@ -99,7 +106,8 @@ mod tests {
     #[test]
     fn the_line_that_tells_most() {
         let id = "0a".repeat(32);
-        let hybrid = format!("12:cpu,cpuacct:/docker/{id}\n1:name=systemd:/docker/{id}\n0::/system.slice/containerd.service\n");
+        let hybrid =
+            format!("12:cpu,cpuacct:/docker/{id}\n1:name=systemd:/docker/{id}\n0::/system.slice/containerd.service\n");
         assert_eq!(from_proc(&hybrid).unwrap(), format!("/docker/{id}"));
         assert_eq!(
             from_proc("12:cpu:/\n1:name=systemd:/system.slice/app.service\n0::/\n").unwrap(),
@@ -123,7 +131,10 @@ mod tests {
         fs::create_dir_all(&leaf).unwrap();
         fs::create_dir_all(directory.path().join("system.slice/app.service")).unwrap();
         let id = fs::metadata(&leaf).unwrap().ino();
-        assert_eq!(path_of(directory.path(), id).as_deref(), Some("/kubepods/besteffort/pod1"));
+        assert_eq!(
+            path_of(directory.path(), id).as_deref(),
+            Some("/kubepods/besteffort/pod1")
+        );
         assert_eq!(path_of(directory.path(), u64::MAX), None);
     }
 

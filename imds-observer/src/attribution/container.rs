@@ -130,7 +130,9 @@ fn pod_uid(component: &str) -> Option<String> {
             .or_else(|| slice.strip_prefix("pod"))?,
         None => stem.strip_prefix("pod").or_else(|| {
             // The driver's name without its suffix, as some runtimes write it.
-            stem.contains("kubepods").then(|| stem.rsplit_once("-pod"))?.map(|(_, uid)| uid)
+            stem.contains("kubepods")
+                .then(|| stem.rsplit_once("-pod"))?
+                .map(|(_, uid)| uid)
         })?,
     };
     // In a slice's name `-` stands for a level, so the uid has `_` there.

@@ -27,7 +27,7 @@ use self::names::Names;
 use self::worker::{Answer, Question, Worker};
 use crate::exchange::Fact;
 use crate::record::{Caller, Container, Process, Time};
-use crate::source::{Event, FlowId, Sender, Vantage};
+use crate::source::{Event, FlowId, Sender};
 
 /// Bounds and patience.
 #[derive(Clone, Copy, Debug)]
@@ -61,16 +61,16 @@ const QUIET_NS: u64 = 30_000_000_000;
 
 /// What is known of the one behind a fact.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resolved {
-    pub caller: Caller,
+struct Resolved {
+    caller: Caller,
     /// Path of the socket's cgroup, where no process tells it.
-    pub cgroup: Option<Arc<str>>,
+    cgroup: Option<Arc<str>>,
     /// Inode of the network namespace, where no process tells it.
-    pub netns: Option<u32>,
+    netns: Option<u32>,
     /// Interface of a flow that belongs to no socket of this host.
-    pub interface: Option<Arc<str>>,
+    interface: Option<Arc<str>>,
     /// More may be known in a moment.
-    pub pending: bool,
+    pending: bool,
 }
 
 /// Remembers who is who, and holds facts back while a name is looked up.
@@ -91,8 +91,6 @@ pub struct Attribution {
     /// Cookies that no search found, and when they were first asked for.
     unheld: LruCache<u64, Time>,
     interfaces: LruCache<u32, Lookup<Option<Arc<str>>>>,
-    /// Through which interface a flow without socket goes.
-    places: LruCache<FlowId, u32>,
     pending: VecDeque<(Fact, Time)>,
     evicted: u64,
     unknown_containers: u64,
@@ -100,13 +98,28 @@ pub struct Attribution {
 
 #[derive(Debug)]
 struct Known {
-    process: Arc<Process>,
+    process: Option<Arc<Process>>,
+    /// Its container, where somebody else has found it out.
+    told: Option<Arc<Container>>,
     /// The same for the thread that called last, so that a loop in one thread shares one process.
     thread: Option<Arc<Process>>,
     found: Option<Found>,
     /// The kernel side could not read everything: the worker is asked for the rest, once.
     gaps: Option<Asking>,
     used: Time,
+}
+
+impl Known {
+    fn new(process: Option<Arc<Process>>, now: Time) -> Self {
+        Self {
+            process,
+            told: None,
+            thread: None,
+            found: None,
+            gaps: None,
+            used: now,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -152,14 +165,15 @@ impl Attribution {
             search: Lookup::default(),
             unheld: LruCache::new(LOOKUPS),
             interfaces: LruCache::new(LOOKUPS),
-            places: LruCache::new(LOOKUPS),
             pending: VecDeque::new(),
             evicted: 0,
             unknown_containers: 0,
             worker,
         };
         // Before anything else: sockets that are there already, while their owners are.
-        ask(attribution.worker.as_ref(), &mut attribution.search.asking, || Question::Sockets);
+        ask(attribution.worker.as_ref(), &mut attribution.search.asking, || {
+            Question::Sockets
+        });
         attribution
     }
 
@@ -167,11 +181,14 @@ impl Attribution {
     pub fn note(&mut self, event: &Event) {
         match event {
             Event::Process { key, process, .. } => self.learn(*key, process.clone()),
-            Event::Packet(packet) if packet.vantage == Vantage::Uplink && packet.ifindex != 0 => {
-                if matches!(packet.flow, FlowId::Addresses { .. }) && self.places.get(&packet.flow).is_none() {
-                    self.places.put(packet.flow, packet.ifindex);
-                }
-            }
+            // From a trace, where everything was found out already.
+            Event::Caller { key, caller } => self.know(
+                *key,
+                Known {
+                    told: caller.container.clone(),
+                    ..Known::new(caller.process.clone(), self.now)
+                },
+            ),
             _ => {}
         }
     }
@@ -189,12 +206,14 @@ impl Attribution {
             gaps = None;
         }
         let known = Known {
-            process,
-            thread: None,
             found,
             gaps,
-            used: self.now,
+            ..Known::new(Some(process), self.now)
         };
+        self.know(key, known);
+    }
+
+    fn know(&mut self, key: ProcessKey, known: Known) {
         if let Some((gone, last)) = self.processes.push(key, known)
             && gone != key
         {
@@ -208,8 +227,7 @@ impl Attribution {
         if self.worker.is_some() {
             // Asks what has to be asked, so that many wait at once and not one after the other.
             self.take_answers();
-            let (sender, flow) = whose(&fact);
-            self.resolve(sender.as_ref(), &flow, now);
+            self.resolve(&Whose::of(&fact), now);
         }
         self.pending.push_back((fact, now));
     }
@@ -246,8 +264,8 @@ impl Attribution {
     fn pop(&mut self, now: Time, at_once: bool) -> Option<(Fact, Caller)> {
         let (fact, submitted) = self.pending.front()?;
         let in_time = still_within(*submitted, now, self.limits.patience) && self.pending.len() <= self.limits.pending;
-        let (sender, flow) = whose(fact);
-        let resolved = self.resolve(sender.as_ref(), &flow, now);
+        let whose = Whose::of(fact);
+        let resolved = self.resolve(&whose, now);
         if resolved.pending && in_time && !at_once {
             return None;
         }
@@ -269,12 +287,12 @@ impl Attribution {
     }
 
     /// Whom a sender belongs to, as far as known by now.
-    pub fn resolve(&mut self, sender: Option<&Sender>, flow: &FlowId, now: Time) -> Resolved {
+    fn resolve(&mut self, &Whose { sender, flow, ifindex }: &Whose, now: Time) -> Resolved {
         let mut resolved = Resolved::default();
         let cgroup_id = sender.map_or(0, |sender| sender.cgroup_id);
         let (key, tid) = match sender {
             Some(sender) if sender.key.tgid != 0 => (Some(sender.key), sender.tid),
-            _ => (self.holder(flow, now, &mut resolved.pending), 0),
+            _ => (self.holder(&flow, now, &mut resolved.pending), 0),
         };
         if let Some(key) = key {
             self.process(key, tid, now, &mut resolved);
@@ -284,8 +302,8 @@ impl Attribution {
             if cgroup_id != 0 {
                 self.place(cgroup_id, now, &mut resolved);
             }
-            if matches!(flow, FlowId::Addresses { .. }) {
-                resolved.interface = self.interface(flow, now, &mut resolved.pending);
+            if matches!(flow, FlowId::Addresses { .. }) && ifindex != 0 && self.worker.is_some() {
+                resolved.interface = self.interface(ifindex, now, &mut resolved.pending);
             }
         }
         resolved
@@ -297,7 +315,9 @@ impl Attribution {
             // Lost on the way here, or forgotten: perhaps it still lives.
             let stranger = self.strangers.get_or_insert_mut(key, Lookup::default);
             if stranger.answer.is_none() {
-                ask_when_due(self.worker.as_ref(), &mut stranger.asking, now, || Question::Process(key));
+                ask_when_due(self.worker.as_ref(), &mut stranger.asking, now, || {
+                    Question::Process(key)
+                });
                 resolved.pending |= self.worker.is_some() && stranger.asking.is_worth_waiting(now, patience);
             }
             return;
@@ -306,10 +326,10 @@ impl Attribution {
         if let Some(gaps) = &mut known.gaps {
             resolved.pending |= gaps.is_worth_waiting(now, patience);
         }
-        let process = &known.process;
-        resolved.caller.process = Some(if tid == 0 || process.tid == Some(tid) {
-            process.clone()
-        } else {
+        resolved.caller.process = known.process.as_ref().map(|process| {
+            if tid == 0 || process.tid == Some(tid) {
+                return process.clone();
+            }
             let thread = match &known.thread {
                 Some(thread) if thread.tid == Some(tid) => thread.clone(),
                 _ => Arc::new(Process {
@@ -320,6 +340,7 @@ impl Attribution {
             known.thread = Some(thread.clone());
             thread
         });
+        resolved.caller.container.clone_from(&known.told);
         if let Some(found) = known.found.clone() {
             resolved.caller.container = Some(self.named_for(&found, now, &mut resolved.pending));
         }
@@ -356,11 +377,12 @@ impl Attribution {
         None
     }
 
-    fn interface(&mut self, flow: &FlowId, now: Time, pending: &mut bool) -> Option<Arc<str>> {
-        let index = *self.places.get(flow)?;
+    fn interface(&mut self, index: u32, now: Time, pending: &mut bool) -> Option<Arc<str>> {
         let lookup = self.interfaces.get_or_insert_mut(index, Lookup::default);
         if lookup.answer.is_none() {
-            ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || Question::Interface(index));
+            ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || {
+                Question::Interface(index)
+            });
             *pending |= self.worker.is_some() && lookup.asking.is_worth_waiting(now, self.limits.patience);
         }
         lookup.answer.clone().flatten()
@@ -448,10 +470,10 @@ impl Attribution {
     fn take_process(&mut self, key: ProcessKey, process: Option<Box<Process>>) {
         if let Some(known) = self.processes.peek_mut(&key) {
             known.gaps = None;
-            let completed = process.and_then(|found| process::complete(&known.process, &found));
+            let completed = process.and_then(|found| process::complete(known.process.as_deref()?, &found));
             if let Some(completed) = completed {
                 known.found = completed.cgroup.as_deref().and_then(container::from_cgroup);
-                known.process = Arc::new(completed);
+                known.process = Some(Arc::new(completed));
                 known.thread = None;
             }
             return;
@@ -490,11 +512,22 @@ impl Attribution {
     }
 }
 
-fn whose(fact: &Fact) -> (Option<Sender>, FlowId) {
-    match fact {
-        Fact::Exchange(fact) => (fact.sender, fact.flow),
-        Fact::Connect(fact) => (fact.sender, fact.flow),
-        Fact::Drop(fact) => (fact.sender, fact.flow),
+/// What of a fact tells whose it is.
+#[derive(Clone, Copy, Debug)]
+struct Whose {
+    sender: Option<Sender>,
+    flow: FlowId,
+    ifindex: u32,
+}
+
+impl Whose {
+    fn of(fact: &Fact) -> Self {
+        let (sender, flow, ifindex) = match fact {
+            Fact::Exchange(fact) => (fact.sender, fact.flow, fact.ifindex),
+            Fact::Connect(fact) => (fact.sender, fact.flow, fact.ifindex),
+            Fact::Drop(fact) => (fact.sender, fact.flow, fact.ifindex),
+        };
+        Self { sender, flow, ifindex }
     }
 }
 

@@ -27,7 +27,10 @@ const MAX_NAMESPACES: usize = 16;
 /// Roots of containers/storage, lasting and of the running boot.
 const STORAGE: &[&str] = &["var/lib/containers/storage", "run/containers/storage"];
 const STORAGE_DRIVERS: &[&str] = &["overlay", "vfs", "btrfs"];
-const DOCKER: &[&str] = &["var/lib/docker/containers", "var/snap/docker/common/var-lib-docker/containers"];
+const DOCKER: &[&str] = &[
+    "var/lib/docker/containers",
+    "var/snap/docker/common/var-lib-docker/containers",
+];
 
 /// An OCI configuration has some 20 KiB, much of it mounts and seccomp.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -58,8 +61,11 @@ pub fn find(host: &HostRoot, container: &Container) -> Names {
         ..Names::default()
     };
     // The one that the path names comes first, if it names one.
-    let sources: [(&str, fn(&HostRoot, &str) -> Option<Names>); 3] =
-        [("containerd", containerd), ("cri-o podman", storage), ("docker", docker)];
+    let sources: [(&str, fn(&HostRoot, &str) -> Option<Names>); 3] = [
+        ("containerd", containerd),
+        ("cri-o podman", storage),
+        ("docker", docker),
+    ];
     let hinted = |runtimes: &str| container.runtime.as_deref().is_some_and(|hint| runtimes.contains(hint));
     let (first, rest): (Vec<_>, Vec<_>) = sources.iter().partition(|(runtimes, _)| hinted(runtimes));
     for (_, source) in first.into_iter().chain(rest) {
@@ -192,7 +198,11 @@ fn oci(config: &[u8]) -> Names {
     let sandbox = kind.as_deref() == Some("sandbox");
     let crio = annotations.keys().any(|key| key.starts_with("io.kubernetes.cri-o."));
     let podman = get(&["io.container.manager"]).as_deref() == Some("libpod");
-    let name = get(&["io.kubernetes.cri.container-name", "io.kubernetes.container.name", "nerdctl/name"]);
+    let name = get(&[
+        "io.kubernetes.cri.container-name",
+        "io.kubernetes.container.name",
+        "nerdctl/name",
+    ]);
     Names {
         runtime: crio.then_some("cri-o").or(podman.then_some("podman")),
         name: name.filter(|_| !sandbox),
@@ -225,10 +235,11 @@ struct StoredMetadata {
 
 fn storage(host: &HostRoot, id: &str) -> Option<Names> {
     let mut names = None;
-    for directory in STORAGE
-        .iter()
-        .flat_map(|root| STORAGE_DRIVERS.iter().map(move |driver| format!("{root}/{driver}-containers")))
-    {
+    for directory in STORAGE.iter().flat_map(|root| {
+        STORAGE_DRIVERS
+            .iter()
+            .map(move |driver| format!("{root}/{driver}-containers"))
+    }) {
         if let Some(config) = host.read(&format!("{directory}/{id}/userdata/config.json"), MAX_CONFIG) {
             names.get_or_insert_with(Names::default).fill(oci(&config));
         }
@@ -333,7 +344,9 @@ fn logs_by_uid(host: &HostRoot, uid: &str, names: &mut Names) {
         return;
     };
     let mut containers = host.names(&format!("var/log/pods/{directory}"), 2);
-    let only = (containers.len() == 1 && !names.sandbox).then(|| containers.pop()).flatten();
+    let only = (containers.len() == 1 && !names.sandbox)
+        .then(|| containers.pop())
+        .flatten();
     names.fill(Names {
         name: only,
         pod_namespace: Some(namespace),

@@ -142,7 +142,11 @@ pub fn complete(known: &Process, found: &Process) -> Option<Process> {
     completed.uid = completed.uid.or(found.uid);
     completed.start_time = completed.start_time.or(found.start_time);
     completed.netns = completed.netns.or(found.netns);
-    if completed.cgroup.as_ref().is_none_or(|path| path.starts_with("...") || path == "/") {
+    if completed
+        .cgroup
+        .as_ref()
+        .is_none_or(|path| path.starts_with("...") || path == "/")
+    {
         completed.cgroup = found.cgroup.clone().or(completed.cgroup);
     }
     if completed.ancestors.is_empty() {

@@ -70,7 +70,10 @@ fn pids(host: &HostRoot) -> Vec<u32> {
 /// Inode -> cookie.
 fn in_all_namespaces(host: &HostRoot, pids: &[u32], endpoints: &[IpAddr], deadline: Instant) -> HashMap<u32, u64> {
     let mut sockets = HashMap::new();
-    let own = host.proc_link("self/ns/net").as_deref().and_then(process::namespace_inode);
+    let own = host
+        .proc_link("self/ns/net")
+        .as_deref()
+        .and_then(process::namespace_inode);
     if let Err(error) = dump(endpoints, &mut sockets) {
         tracing::debug!("ask for this namespace's sockets: {error}");
     }

@@ -9,7 +9,6 @@ use super::worker::{HostLookup, Lookup as Answers};
 use super::*;
 use crate::exchange::ExchangeFacts;
 use crate::record::{Connection, Dialect, ExchangeOutcome, Pod, Request, SECOND};
-use crate::source::Packet;
 
 const ID: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 const UID: &str = "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33";
@@ -52,8 +51,19 @@ fn every_layout_of_a_cgroup_path() {
 #[test]
 fn every_runtimes_state() {
     for row in rows("roots.csv") {
-        let [root, id, hint, hinted_uid, runtime, name, image, namespace, pod_name, uid, complete] =
-            <[_; 11]>::try_from(row).unwrap();
+        let [
+            root,
+            id,
+            hint,
+            hinted_uid,
+            runtime,
+            name,
+            image,
+            namespace,
+            pod_name,
+            uid,
+            complete,
+        ] = <[_; 11]>::try_from(row).unwrap();
         let root = root.unwrap();
         let container = Container {
             id: id.unwrap(),
@@ -96,7 +106,10 @@ fn a_process_of_a_frozen_node() {
         exec_id: 3,
     };
     let process = process::read(&host, key, clock).unwrap();
-    assert_eq!((process.pid, process.namespace_pid, process.uid), (4242, Some(17), Some(0)));
+    assert_eq!(
+        (process.pid, process.namespace_pid, process.uid),
+        (4242, Some(17), Some(0))
+    );
     assert_eq!(process.comm, "python3");
     assert_eq!(process.exe.as_deref(), Some("/usr/bin/python3.11"));
     assert_eq!(process.cmdline.unwrap(), ["python3", "-u", "app.py", ""]);
@@ -189,6 +202,7 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
         latency_ns: None,
         waited_ns: None,
         connect_ns: None,
+        ifindex: 0,
     })
 }
 
@@ -266,15 +280,19 @@ fn soon(attribution: &mut Attribution, now: Time) -> (Fact, Caller) {
 fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
     let mut attribution = Attribution::new(Limits::default(), None);
     attribution.note(&noted(7, &pod_cgroup()));
-    let flow = FlowId::Cookie(1);
-    let resolved = attribution.resolve(Some(&sender(7, 9)), &flow, START);
+    let whose = |sender| Whose {
+        sender,
+        flow: FlowId::Cookie(1),
+        ifindex: 0,
+    };
+    let resolved = attribution.resolve(&whose(Some(sender(7, 9))), START);
     let process = resolved.caller.process.unwrap();
     assert_eq!((process.pid, process.tid), (7, Some(9)));
     assert_eq!(resolved.caller.container.unwrap().id, ID);
     assert!(!resolved.pending && resolved.netns.is_none(), "the process tells it");
-    let again = attribution.resolve(Some(&sender(7, 9)), &flow, START);
+    let again = attribution.resolve(&whose(Some(sender(7, 9))), START);
     assert!(Arc::ptr_eq(&again.caller.process.unwrap(), &process));
-    let stranger = attribution.resolve(Some(&sender(8, 8)), &flow, START);
+    let stranger = attribution.resolve(&whose(Some(sender(8, 8))), START);
     assert_eq!(
         stranger,
         Resolved {
@@ -282,16 +300,16 @@ fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
             ..Resolved::default()
         }
     );
-    assert_eq!(attribution.resolve(None, &flow, START), Resolved::default());
+    assert_eq!(attribution.resolve(&whose(None), START), Resolved::default());
     // The same PID after execve, or after reuse, is somebody else.
     let other = Sender {
-        key: ProcessKey {
-            exec_id: 1,
-            ..key(7)
-        },
+        key: ProcessKey { exec_id: 1, ..key(7) },
         ..sender(7, 7)
     };
-    assert_eq!(attribution.resolve(Some(&other), &flow, START).caller, Caller::default());
+    assert_eq!(
+        attribution.resolve(&whose(Some(other)), START).caller,
+        Caller::default()
+    );
 }
 
 #[test]
@@ -306,7 +324,6 @@ fn forgetting_counts_only_those_that_were_in_use() {
         attribution.note(&noted(tgid, "/"));
     }
     assert_eq!(attribution.evicted(), 3);
-    attribution.resolve(None, &FlowId::Cookie(1), START);
     attribution.submit(fact(None, FlowId::Cookie(1), START), START.plus_ns(60 * SECOND));
     attribution.note(&noted(6, "/"));
     assert_eq!(attribution.evicted(), 3, "4 had been silent for long");
@@ -350,7 +367,10 @@ fn nobody_waits_longer_than_the_patience_and_only_once_a_container() {
     assert_eq!(attribution.unknown_containers(), 1, "counted once");
     drop(open);
     // A clock that is set back lets everything go.
-    attribution.note(&noted(9, "/kubepods/besteffort/pod6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c34/web"));
+    attribution.note(&noted(
+        9,
+        "/kubepods/besteffort/pod6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c34/web",
+    ));
     attribution.submit(fact(Some(sender(9, 9)), FlowId::Cookie(1), end), end);
     assert!(attribution.next_resolved(START.minus_ns(3_600 * SECOND)).is_some());
 }
@@ -433,26 +453,9 @@ fn traffic_without_a_socket_is_the_interfaces() {
         local: "10.0.0.9:4000".parse().unwrap(),
         remote: "169.254.169.254:80".parse().unwrap(),
     };
-    attribution.note(&Event::Packet(Packet {
-        time: START,
-        vantage: Vantage::Uplink,
-        flow,
-        direction: crate::source::Direction::Request,
-        local: "10.0.0.9:4000".parse().unwrap(),
-        remote: "169.254.169.254:80".parse().unwrap(),
-        sender: None,
-        seq: 0,
-        ack: 0,
-        tcp_flags: Packet::SYN,
-        ttl: 63,
-        payload_len: 0,
-        data: bytes::Bytes::new(),
-        cut: false,
-        retransmit: false,
-        icmp: None,
-        ifindex: 12,
-    }));
-    attribution.submit(fact(None, flow, START), START);
+    let mut fact = exchange(fact(None, flow, START));
+    fact.ifindex = 12;
+    attribution.submit(Fact::Exchange(fact), START);
     let (fact, caller) = soon(&mut attribution, START);
     assert_eq!(caller, Caller::default());
     assert_eq!(exchange(fact).connection.interface.as_deref(), Some("tap0"));
@@ -480,7 +483,10 @@ fn gaps_in_a_description_are_filled() {
     });
     attribution.submit(fact(Some(sender(7, 7)), FlowId::Cookie(1), START), START);
     let (_, caller) = soon(&mut attribution, START);
-    assert_eq!(caller.process.unwrap().cmdline.as_deref(), Some(&["curl".to_owned()][..]));
+    assert_eq!(
+        caller.process.unwrap().cmdline.as_deref(),
+        Some(&["curl".to_owned()][..])
+    );
 }
 
 /// 5,000 exchanges a second for 5 s, from 250 processes in 50 containers, while the worker is stuck in its first look at `/proc`.
@@ -511,7 +517,11 @@ fn at_5000_a_second_with_a_stuck_proc_nothing_is_lost_or_late() {
         longest = longest.max(attribution.pending.len());
         while let Some((fact, caller)) = attribution.next_resolved(now) {
             assert_eq!(exchange(fact).time, START.plus_ns(out * step), "in order");
-            assert_eq!(caller.process.is_none(), out % 100 == 0, "known is known, unknown nobody's");
+            assert_eq!(
+                caller.process.is_none(),
+                out % 100 == 0,
+                "known is known, unknown nobody's"
+            );
             out += 1;
         }
     }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::observe::{INTERVAL, SelectArgs};
+use super::observe::{EndpointArgs, INTERVAL, SelectArgs};
 use super::offline::{InputSummary, Progress, open, period};
 use super::{Status, print, values};
 use crate::pipeline;
@@ -19,13 +19,13 @@ use crate::sinks::destination::Destination;
 use crate::sinks::ndjson::NdjsonOutput;
 use crate::sinks::{Direct, Sink};
 use crate::source::Source as _;
-use crate::source::ndjson::InputCounts;
+use crate::source::traces::InputCounts;
 use crate::stop::Stop;
 
 /// Say what recorded traces show
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
-    /// Our own NDJSON, also .gz and .zst; - is stdin; several are merged by time
+    /// Our own NDJSON, pcap or pcapng, also .gz and .zst; - is stdin; several are merged by time
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// What to write
@@ -37,6 +37,8 @@ pub(super) struct AnalyzeArgs {
     /// End with status 3 if there is a finding of this severity or worse
     #[arg(long, value_name = "SEVERITY", value_parser = values::severity())]
     fail_on: Option<Severity>,
+    #[command(flatten)]
+    endpoints: EndpointArgs,
     #[command(flatten)]
     select: SelectArgs,
 }
@@ -67,7 +69,7 @@ impl AnalyzeArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
         let settings = self.select.settings()?;
         let stop = Stop::on_signals()?;
-        let mut source = Progress::new(open(&self.files, &stop)?);
+        let mut source = Progress::new(open(&self.files, &settings.endpoints(&self.endpoints.endpoint), &stop)?);
         let host = settings.host(source.start().host)?;
         let collector = Collector::default();
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone())];

@@ -28,13 +28,7 @@ pub(super) fn observe(
         facts: host::facts(name.clone()),
         worker: Worker::start(HostLookup::new(&args.host_root(&settings.config), options.endpoints)),
     };
-    let mut pipeline = settings.pipeline(
-        name,
-        Some(this_host),
-        interval,
-        args.count,
-        sinks(settings)?,
-    );
+    let mut pipeline = settings.pipeline(name, Some(this_host), interval, args.count, sinks(settings)?);
     let duration = args.duration.map(|span| span.0);
     pipeline::run(&mut source, &mut pipeline, duration, &stop)?;
     Ok(Status::Done)

@@ -27,7 +27,7 @@ use crate::stop::Stop;
 /// Ends with status 0 if the change is safe, 3 if it isn't, 4 if that can't be said.
 #[derive(Debug, Args)]
 pub(super) struct PreflightArgs {
-    /// Our own NDJSON, also .gz and .zst, of one node or of many; none: observe this host
+    /// Our own NDJSON, pcap or pcapng, also .gz and .zst, of one node or of many; none: observe this host
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Judge this change: tokens are required
@@ -111,7 +111,7 @@ impl PreflightArgs {
             (input, preflight.judge(None, at_least, 0))
         } else {
             let stop = Stop::on_signals()?;
-            let mut source = Progress::new(open(&self.files, &stop)?);
+            let mut source = Progress::new(open(&self.files, &settings.endpoints(&self.addresses()), &stop)?);
             let host = settings.host(source.start().host)?;
             let mut pipeline = settings.pipeline(host, None, None, None, sinks);
             pipeline::run(&mut source, &mut pipeline, None, &stop)?;
@@ -133,15 +133,18 @@ impl PreflightArgs {
     }
 
     fn live(&self, settings: &Settings, sinks: Vec<Box<dyn Sink>>) -> anyhow::Result<Status> {
-        let endpoints: Vec<IpAddr> = self
-            .endpoint
+        let endpoints = self.addresses();
+        live::observe(&self.observe, &endpoints, settings, None, |_| Ok(sinks))
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.endpoint
             .iter()
             .filter_map(|endpoint| match endpoint {
                 Endpoint::Disabled => None,
                 Endpoint::Address(address) => Some(*address),
             })
-            .collect();
-        live::observe(&self.observe, &endpoints, settings, None, |_| Ok(sinks))
+            .collect()
     }
 
     /// Exactly one change must be asked about.

@@ -33,7 +33,12 @@ fn exchange<'a>(finished: &'a Finished, name: &str) -> &'a Value {
     let found: Vec<&Value> = finished
         .kind("exchange")
         .into_iter()
-        .filter(|record| record["request"]["path"].as_str().unwrap().ends_with(&format!("?{name}")))
+        .filter(|record| {
+            record["request"]["path"]
+                .as_str()
+                .unwrap()
+                .ends_with(&format!("?{name}"))
+        })
         .collect();
     assert_eq!(found.len(), 1, "{name}: {:?}", finished.kind("exchange"));
     found[0]
@@ -133,7 +138,12 @@ os.execvp("env", ["env", "curl", "-s", "-o", "/dev/null", "http://169.254.169.25
     let thread_ = same(&finished, "thread", &thread);
     assert_ne!(thread_["pid"], thread_["tid"], "a thread of its own");
     let inherited_ = same(&finished, "inherited", &inherited);
-    assert!(inherited_["ancestors"][0]["comm"].as_str().unwrap().starts_with("python3"));
+    assert!(
+        inherited_["ancestors"][0]["comm"]
+            .as_str()
+            .unwrap()
+            .starts_with("python3")
+    );
     same(&finished, "passed", &passed);
     assert_eq!(same(&finished, "renamed", &renamed)["comm"], "other name");
     assert_eq!(same(&finished, "setuid", &user)["uid"], 65534);
@@ -147,7 +157,10 @@ os.execvp("env", ["env", "curl", "-s", "-o", "/dev/null", "http://169.254.169.25
     assert_eq!(inside["namespace_pid"], 1, "{inside}");
     assert_eq!(inside["ancestors"][0]["comm"], "unshare");
     let mapped = &exchange(&finished, "user-namespace")["process"];
-    assert_eq!(mapped["uid"], 0, "as the host counts, not as the namespace does: {mapped}");
+    assert_eq!(
+        mapped["uid"], 0,
+        "as the host counts, not as the namespace does: {mapped}"
+    );
     let early_ = &exchange(&finished, "early")["process"];
     assert_eq!(early_["pid"], early_pid);
     for record in finished.kind("exchange") {
@@ -173,7 +186,9 @@ impl Early {
             .spawn()
             .expect("run python3");
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         assert!(line.contains("pid"), "it is connected");
         Self(child)
     }

@@ -63,7 +63,14 @@ impl Node {
         let client = self.path("client");
         succeed(
             Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
-                .args(["--edition", "2024", "-C", "target-feature=+crt-static", "-C", "strip=symbols"])
+                .args([
+                    "--edition",
+                    "2024",
+                    "-C",
+                    "target-feature=+crt-static",
+                    "-C",
+                    "strip=symbols",
+                ])
                 .arg("--target")
                 .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
                 .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/containers/client.rs"))
@@ -142,7 +149,10 @@ impl Containerd {
 
     fn ctr(&self) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]);
+        command
+            .arg("--address")
+            .arg(&self.socket)
+            .args(["--namespace", "k8s.io"]);
         command
     }
 }
@@ -224,7 +234,10 @@ impl Drop for CgroupRemains {
 }
 
 fn exchange_of<'a>(records: &[&'a Value], path: &str) -> &'a Value {
-    let found: Vec<&&Value> = records.iter().filter(|record| record["request"]["path"] == path).collect();
+    let found: Vec<&&Value> = records
+        .iter()
+        .filter(|record| record["request"]["path"] == path)
+        .collect();
     assert_eq!(found.len(), 1, "one exchange asked for {path}: {records:?}");
     found[0]
 }
@@ -238,9 +251,19 @@ fn containers_of_podman_and_containerd_are_named() {
     let node = Node::new();
     node.build_image();
     let archive = node.path("image.tar");
-    succeed(node.storage(Command::new("podman")).args(["save", "--quiet", "--format", "oci-archive", "-o"]).arg(&archive).arg(IMAGE));
+    succeed(
+        node.storage(Command::new("podman"))
+            .args(["save", "--quiet", "--format", "oci-archive", "-o"])
+            .arg(&archive)
+            .arg(IMAGE),
+    );
     let containerd = Containerd::start(&lab, &node);
-    succeed(containerd.ctr().args(["images", "import", "--snapshotter", "native"]).arg(&archive));
+    succeed(
+        containerd
+            .ctr()
+            .args(["images", "import", "--snapshotter", "native"])
+            .arg(&archive),
+    );
     let cni = CniNetwork::new(&lab, &node);
     // As kubelet links them; the pod's other name stands nowhere else.
     let logs = node.path("var/log/containers");
@@ -252,7 +275,13 @@ fn containers_of_podman_and_containerd_are_named() {
     let cidfile = node.path("cid");
     succeed(
         node.storage(lab.pod(0).command("podman").unwrap())
-            .args(["run", "--name", "imds-web", "--cgroup-parent", &format!("/{cgroup}/libpod_parent")])
+            .args([
+                "run",
+                "--name",
+                "imds-web",
+                "--cgroup-parent",
+                &format!("/{cgroup}/libpod_parent"),
+            ])
             .arg("--network")
             .arg(format!("ns:{}", lab.pod(0).netns().path().display()))
             .arg("--cidfile")
@@ -262,7 +291,14 @@ fn containers_of_podman_and_containerd_are_named() {
     let pod = format!("/{cgroup}/kubepods/besteffort/pod{UID}");
     let run = |id: &str, path: &str, annotations: &[(&str, &str)]| {
         let mut ctr = containerd.ctr();
-        ctr.args(["run", "--rm", "--snapshotter", "native", "--cgroup", &format!("{pod}/{id}")]);
+        ctr.args([
+            "run",
+            "--rm",
+            "--snapshotter",
+            "native",
+            "--cgroup",
+            &format!("{pod}/{id}"),
+        ]);
         ctr.arg("--with-ns").arg(format!("network:{}", cni.path().display()));
         for (key, value) in annotations {
             ctr.arg("--annotation").arg(format!("{key}={value}"));
@@ -320,6 +356,10 @@ fn containers_of_podman_and_containerd_are_named() {
         assert_eq!(exchange["request"]["ttl"], 63, "behind a bridge");
     }
     let loss = finished.kind("loss").pop().unwrap();
-    assert_eq!((&loss["unattributed"], &loss["unknown_containers"]), (&0.into(), &0.into()), "{loss}");
+    assert_eq!(
+        (&loss["unattributed"], &loss["unknown_containers"]),
+        (&0.into(), &0.into()),
+        "{loss}"
+    );
     assert!(output("ip", &["netns"]).contains(&cni.name), "until here");
 }

@@ -85,10 +85,10 @@ fn check(load: bool) {
     }
     drop(busy);
     let took = begin.elapsed();
-    let mut last = 0;
+    let seen = std::cell::Cell::new(0);
     observer.wait_for(|record| {
-        last += usize::from(record["record"] == "exchange");
-        last == launches()
+        seen.set(seen.get() + usize::from(record["record"] == "exchange"));
+        seen.get() == launches()
     });
     let finished = observer.finish();
 
@@ -120,7 +120,10 @@ fn check(load: bool) {
     for count in ["ring_buffer", "unparsed", "evicted", "unattributed"] {
         assert_eq!(loss[count], 0, "{loss}");
     }
-    eprintln!("{} launches in {took:?}, load: {load}; 0 wrong, 0 unattributed", launches());
+    eprintln!(
+        "{} launches in {took:?}, load: {load}; 0 wrong, 0 unattributed",
+        launches()
+    );
 }
 
 /// One spinning thread a core, for two seconds at the most.
