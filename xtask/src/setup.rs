@@ -44,6 +44,13 @@ impl Group {
                 "bpftool",
                 "tcpdump",
                 "ethtool",
+                // Real containers.
+                "podman",
+                "buildah",
+                "runc",
+                "conmon",
+                "containerd",
+                "containernetworking-plugins",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],

@@ -33,7 +33,7 @@ pub fn from_cgroup(path: &str) -> Option<Found> {
     let pod = components[..=at].iter().rev().find_map(|component| pod_uid(component));
     let place = above.iter().rev().find_map(|component| manager(component));
     if runtime.is_none() {
-        runtime = place.flatten();
+        runtime = place.as_ref().and_then(|place| place.runtime);
     }
     // A bare id under a pod or a manager's directory, or one behind a runtime's own prefix.
     let recognised = is_id(&id) && (runtime.is_some() || is_id(components[at]) && (pod.is_some() || place.is_some()));
@@ -91,9 +91,14 @@ fn runtime(prefix: &str) -> Option<&'static str> {
     })
 }
 
-/// A directory that a container manager makes for its containers: `Some(runtime)` where it tells that too.
-fn manager(component: &str) -> Option<Option<&'static str>> {
-    Some(match component {
+/// A directory that a container manager makes for its containers.
+struct Manager {
+    /// Where the manager has one only.
+    runtime: Option<&'static str>,
+}
+
+fn manager(component: &str) -> Option<Manager> {
+    let runtime = match component {
         "docker" => Some("docker"),
         "libpod_parent" => Some("podman"),
         "k8s.io" | "nerdctl" => Some("containerd"),
@@ -101,7 +106,8 @@ fn manager(component: &str) -> Option<Option<&'static str>> {
         "ecs" | "ecstasks.slice" => None,
         _ if component.starts_with("kubepods") || component.contains("-kubepods") => None,
         _ => return None,
-    })
+    };
+    Some(Manager { runtime })
 }
 
 /// 64 hexadecimal digits; on Fargate the task's 32 and a number.

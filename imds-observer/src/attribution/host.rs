@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
@@ -38,25 +38,19 @@ impl HostRoot {
 
     fn open(&self, path: &str, flags: OFlag) -> Option<File> {
         let path = path.trim_start_matches('/');
-        match &self.directory {
-            Some(root) => openat2(root.as_fd(), path, how(flags)).ok().map(File::from),
-            None => {
-                use std::os::unix::fs::OpenOptionsExt as _;
-                fs::OpenOptions::new()
-                    .read(true)
-                    .custom_flags(flags.bits())
-                    .open(self.path.join(path))
-                    .ok()
-            }
+        if let Some(root) = &self.directory {
+            return openat2(root.as_fd(), path, how(flags)).ok().map(File::from);
         }
+        let mut options = fs::OpenOptions::new();
+        options.read(true).custom_flags(flags.bits());
+        options.open(self.path.join(path)).ok()
     }
 
     /// A regular file of at most `max` bytes. `None`: not there, not readable, larger, or something else than a file.
     pub fn read(&self, path: &str, max: u64) -> Option<Vec<u8>> {
         // Without O_NONBLOCK a named pipe would hold the worker for ever.
         let file = self.open(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)?;
-        let kind = file.metadata().ok()?.file_type();
-        if !kind.is_file() || kind.is_fifo() {
+        if !file.metadata().ok()?.is_file() {
             return None;
         }
         let mut bytes = Vec::new();
@@ -76,13 +70,12 @@ impl HostRoot {
     /// Names in a directory; at most `max`.
     pub fn names(&self, path: &str, max: usize) -> Vec<String> {
         let mut names = Vec::new();
-        let full = self.find(path, |name| {
+        let _full = self.find(path, |name| {
             if name != "." && name != ".." {
                 names.push(name.to_owned());
             }
             (names.len() >= max).then_some(())
         });
-        let _ = full;
         names
     }
 

@@ -84,7 +84,7 @@ pub struct Attribution {
     strangers: LruCache<ProcessKey, Lookup<()>>,
     containers: LruCache<String, Named>,
     /// By cgroup v2 id.
-    cgroups: LruCache<u64, Lookup<Option<(Arc<str>, Option<Found>)>>>,
+    cgroups: LruCache<u64, Lookup<Option<Place>>>,
     /// Sockets that are older than the observer, by cookie.
     sockets: LruCache<u64, ProcessKey>,
     search: Lookup<()>,
@@ -130,6 +130,9 @@ struct Named {
     counted: bool,
     used: Time,
 }
+
+/// A cgroup, and the container that its path names.
+type Place = (Arc<str>, Option<Found>);
 
 /// A question and, once it is there, the answer.
 #[derive(Debug)]

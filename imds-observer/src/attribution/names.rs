@@ -40,6 +40,9 @@ const MAX_LIST: u64 = 8 << 20;
 const MAX_NAME: usize = 256;
 const MAX_IMAGE: usize = 512;
 
+/// Looks for a container by its id in one runtime's state.
+type Source = fn(&HostRoot, &str) -> Option<Names>;
+
 /// What was found of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
@@ -61,7 +64,7 @@ pub fn find(host: &HostRoot, container: &Container) -> Names {
         ..Names::default()
     };
     // The one that the path names comes first, if it names one.
-    let sources: [(&str, fn(&HostRoot, &str) -> Option<Names>); 3] = [
+    let sources: [(&str, Source); 3] = [
         ("containerd", containerd),
         ("cri-o podman", storage),
         ("docker", docker),

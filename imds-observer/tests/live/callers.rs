@@ -26,7 +26,8 @@ def me(**more):
 fn python(lab: &Lab, code: &str) -> Value {
     let output = run(lab.node(), "/usr/bin/python3", &["-c", &format!("{PRELUDE}{code}")]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("who it is")
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("it doesn't say who it is: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 fn exchange<'a>(finished: &'a Finished, name: &str) -> &'a Value {
@@ -88,7 +89,9 @@ a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 pid = os.fork()
 if pid == 0:
     _, fds, _, _ = socket.recv_fds(b, 1, 1)
-    ask(socket.socket(fileno=fds[0]), "passed")
+    s = socket.socket(fileno=fds[0])
+    s.settimeout(10)
+    ask(s, "passed")
     me()
     os._exit(0)
 s = connected()

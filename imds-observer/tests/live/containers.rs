@@ -121,9 +121,10 @@ impl Containerd {
         fs::write(
             &config,
             format!(
-                "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {socket:?}\n",
-                node.path("var/lib/containerd"),
-                node.path("run/containerd"),
+                "version = 2\nroot = '{}'\nstate = '{}'\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = '{}'\n",
+                node.path("var/lib/containerd").display(),
+                node.path("run/containerd").display(),
+                socket.display(),
             ),
         )
         .unwrap();
