@@ -40,8 +40,8 @@ pub(super) struct PreflightArgs {
     #[arg(long, value_name = "disabled|ADDR")]
     endpoint: Vec<Endpoint>,
     /// Observation that is shorter than this is too short for `safe`
-    #[arg(long, value_name = "SPAN", default_value = "1h")]
-    at_least: Span,
+    #[arg(long, value_name = "SPAN", default_value = "24h", alias = "at-least")]
+    min_duration: Span,
     /// What to write
     #[arg(short, value_name = "FORMAT", default_value = "text")]
     output: PreflightFormat,
@@ -95,10 +95,10 @@ struct Answer<'a> {
 
 impl PreflightArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
-        let change = self.change();
-        let at_least = self.at_least.0.as_nanos() as u64;
+        let changes = self.changes();
+        let at_least = self.min_duration.0.as_nanos() as u64;
         let settings = self.observe.select.settings()?;
-        let preflight = Preflight::new(change);
+        let preflight = Preflight::new(changes);
         let collector = Collector::default();
         let sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone()), Box::new(preflight.clone())];
         let (input, judgement) = if self.files.is_empty() {
@@ -147,22 +147,24 @@ impl PreflightArgs {
             .collect()
     }
 
-    /// Exactly one change must be asked about.
-    fn change(&self) -> Change {
+    /// What is asked about: all of it would be changed at once.
+    fn changes(&self) -> Vec<Change> {
         let disabled = self
             .endpoint
             .contains(&Endpoint::Disabled)
             .then_some(Change::EndpointDisabled);
-        let changes = [
+        let changes: Vec<Change> = [
             self.http_tokens.map(|HttpTokens::Required| Change::TokensRequired),
             self.hop_limit.map(Change::HopLimit),
             disabled,
-        ];
-        let mut asked = changes.into_iter().flatten();
-        match (asked.next(), asked.next()) {
-            (Some(change), None) => change,
-            _ => usage("give one of --http-tokens required, --hop-limit N, --endpoint disabled"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if changes.is_empty() {
+            usage("give --http-tokens required, --hop-limit N or --endpoint disabled, or several of them");
         }
+        changes
     }
 }
 

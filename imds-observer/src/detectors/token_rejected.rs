@@ -13,6 +13,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:05.000300000Z",
+//!   "host": "node-1",
+//!   "code": "token-rejected",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:50.000000000Z",
+//!   "last_seen": "2023-11-14T22:14:05.000000000Z",
+//!   "count": 4,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) keeps using a token that IMDS rejects",
+//!   "evidence": {"cause":"same-token","client":"botocore (boto3, AWS CLI)","path":"/latest/meta-data/instance-id","rejections":4,"token":"9f2c51d0","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":[],"text":"Ask for a new token after a 401. Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process. Until then a restart of the client helps."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Many threads that share a token may see it expire all at once: more than two requests before one of them renews it
@@ -35,7 +54,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{normal_path, status};
+use super::table::bounded;
+use super::knowledge::{status};
 use super::remedy::{self, Sdk};
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
@@ -68,7 +88,7 @@ struct Row {
     in_window: u64,
     window_from: Time,
     /// Since the last success or token request.
-    in_row: u64,
+    unbroken: u64,
     last: Time,
     all: u64,
 }
@@ -82,7 +102,7 @@ pub(super) struct TokenRejected {
 pub(super) fn new(config: &Config) -> TokenRejected {
     TokenRejected {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         evicted: 0,
     }
 }
@@ -102,7 +122,7 @@ impl Detector for TokenRejected {
             if let Some(row) = self.clients.get_mut(&client.handle)
                 && (version == Some(ImdsVersion::Token) || status(exchange).is_some_and(|status| status < 300))
             {
-                row.in_row = 0;
+                row.unbroken = 0;
                 if version != Some(ImdsVersion::Token) {
                     sightings.clear(&client.key, time);
                 }
@@ -118,7 +138,7 @@ impl Detector for TokenRejected {
                 token: token.clone(),
                 in_window: 0,
                 window_from: time,
-                in_row: 0,
+                unbroken: 0,
                 last: time,
                 all: 0,
             };
@@ -127,17 +147,17 @@ impl Detector for TokenRejected {
         }
         let Some(row) = self.clients.get_mut(&client.handle) else { return };
         if time.since(row.last) > ROW_NS {
-            row.in_row = 0;
+            row.unbroken = 0;
         }
         if time.since(row.window_from) > self.config.window_s * SECOND {
             row.in_window = 0;
             row.window_from = time;
         }
         row.in_window += 1;
-        row.in_row += 1;
+        row.unbroken += 1;
         row.all += 1;
         row.last = row.last.max(time);
-        if row.in_window.max(row.in_row) < self.config.rejections.max(1) && !sightings.is_open(&client.key) {
+        if row.in_window.max(row.unbroken) < self.config.rejections.max(1) && !sightings.is_open(&client.key) {
             return;
         }
         let rejections = row.all;
@@ -145,7 +165,7 @@ impl Detector for TokenRejected {
             key: &client.key,
             severity: Severity::Warning,
             time,
-            count: if sightings.is_open(&client.key) { 1 } else { row.in_window.max(row.in_row) },
+            count: if sightings.is_open(&client.key) { 1 } else { row.in_window.max(row.unbroken) },
             news: false,
         };
         sightings.report(sighting, || {
@@ -182,7 +202,7 @@ impl Detector for TokenRejected {
                     "cause": cause,
                     "rejections": rejections,
                     "token": token,
-                    "path": normal_path(exchange.request.path.as_deref().unwrap_or_default()),
+                    "path": context.path,
                     "user_agent": agent,
                     "client": sdk.name(),
                 },
