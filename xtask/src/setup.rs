@@ -47,6 +47,13 @@ impl Group {
                 "tmux",
                 "tcpdump",
                 "ethtool",
+                // Real containers.
+                "podman",
+                "buildah",
+                "runc",
+                "conmon",
+                "containerd",
+                "containernetworking-plugins",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],

@@ -144,6 +144,8 @@ impl Actor {
             remote: self.remote.to_owned(),
             exchange,
             interface: None,
+            cgroup: None,
+            netns: None,
         }
     }
 
