@@ -1,6 +1,7 @@
 //! Chores of this repository, one file a verb. `cargo xtask --help` lists them.
 
 mod build;
+mod demo;
 mod fuzz;
 mod lab;
 mod run;
@@ -29,6 +30,7 @@ struct Cli {
 enum Verb {
     Setup(setup::Args),
     Build(build::Args),
+    Demo(demo::Args),
     Test(test::Args),
     Lab(lab::Args),
     Fuzz(fuzz::Args),
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup(args) => setup::run(&args),
         Verb::Build(args) => build::run(&args),
+        Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
