@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
-use crate::route;
+use crate::host::routes::{Routed, Routing};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -242,29 +242,33 @@ fn effective_capabilities(status: &str) -> Option<u64> {
 
 fn endpoint_route(endpoint: IpAddr) -> Check {
     let name = format!("route {endpoint}");
-    match route::to(endpoint) {
-        Ok(route) => {
-            let interface = route.interface.as_deref().unwrap_or("an unknown interface");
-            let mut found = match route.gateway {
-                Some(gateway) => format!("via {gateway} on {interface}"),
-                None => format!("on {interface}, on-link"),
-            };
-            if let Some(source) = route.source {
-                found = format!("{found}, from {source}");
-            }
-            let means = "the address is this host's own: something here answers in the place of IMDS";
-            check(&name, !route.local, found, means)
+    let routed = Routing::open().and_then(|mut routing| routing.route_to(endpoint));
+    match routed {
+        Ok(Routed::Through(hop)) => {
+            let interface = nix::net::if_::if_indextoname(hop.ifindex)
+                .map_or_else(|_| hop.ifindex.to_string(), |name| name.to_string_lossy().into_owned());
+            let way = hop
+                .gateway
+                .map_or_else(|| "on-link".to_owned(), |gateway| format!("via {gateway}"));
+            check(&name, true, format!("{way} on {interface}"), "")
         }
-        Err(error) => check(
+        Ok(Routed::Local) => check(
             &name,
             false,
-            error.to_string(),
+            "this host's own address",
+            "something here answers in the place of IMDS",
+        ),
+        Ok(Routed::Refused(errno)) => check(
+            &name,
+            false,
+            nix::errno::Errno::from_raw(errno).desc(),
             if endpoint.is_ipv4() {
                 "clients fail at once (see `ip route get` and `ip rule`)"
             } else {
                 "clients that try IPv6 fail at once; those that use IPv4 aren't concerned"
             },
         ),
+        Err(error) => unknown(&name, error.to_string()),
     }
 }
 

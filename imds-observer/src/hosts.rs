@@ -98,12 +98,30 @@ pub struct RecordedHosts {
 #[derive(Debug, Default)]
 struct Recorded {
     started: bool,
+    /// Of its records.
+    period: Option<(Time, Time)>,
     exchanges: bool,
     /// Counts since the run's start, so the latest replaces those before.
     loss: LossCounts,
 }
 
 impl RecordedHosts {
+    /// A record of this host has been read, which bears this time.
+    pub fn sees(&mut self, host: &Host, time: Time) {
+        if let Some(recorded) = self.of(host) {
+            let (from, to) = recorded.period.unwrap_or((time, time));
+            recorded.period = Some((from.min(time), to.max(time)));
+        }
+    }
+
+    /// The host that was watched for the shortest time, and that time in nanoseconds.
+    pub fn shortest(&self) -> Option<(&Host, u64)> {
+        self.hosts
+            .iter()
+            .filter_map(|(host, recorded)| recorded.period.map(|(from, to)| (host, to.since(from))))
+            .min_by(|a, b| a.1.cmp(&b.1).then_with(|| a.0.cmp(b.0)))
+    }
+
     /// An exchange, connect or drop of this host has been read.
     pub fn brings_exchanges(&mut self, host: &Host) {
         if let Some(recorded) = self.of(host) {

@@ -19,7 +19,6 @@ pub mod pipeline;
 pub mod preflight;
 pub mod record;
 pub mod report;
-pub mod route;
 pub mod sinks;
 pub mod source;
 pub mod stop;

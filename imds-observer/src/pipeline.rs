@@ -226,6 +226,7 @@ impl Pipeline {
     }
 
     fn recorded(&mut self, record: Record) {
+        self.recorded.sees(record.host(), record.time());
         match record {
             Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => {
                 self.recorded.brings_exchanges(record.host());

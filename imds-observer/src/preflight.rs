@@ -11,6 +11,7 @@ use crate::filter::Kinds;
 use crate::hosts::RecordedHosts;
 use crate::record::workload::workload;
 use crate::record::{Dialect, Exchange, ExchangeOutcome, ImdsVersion, Kind, LossCounts, Record, Summary, Time};
+use crate::report::history::hops;
 use crate::report::text;
 use crate::sinks::Sink;
 
@@ -70,13 +71,22 @@ pub struct Judgement {
 /// A sink that judges; its other end is held by whoever asks for the verdict.
 #[derive(Clone, Debug)]
 pub struct Preflight {
-    change: Change,
+    changes: Arc<[Change]>,
     seen: Arc<Mutex<Seen>>,
+}
+
+/// A workload that would break, while it is added up.
+#[derive(Debug, Default)]
+struct Broken {
+    count: u64,
+    last_seen: Time,
+    /// By change, as last seen.
+    why: [Option<String>; 3],
 }
 
 #[derive(Debug, Default)]
 struct Seen {
-    breaks: BTreeMap<String, Break>,
+    breaks: BTreeMap<String, Broken>,
     exchanges: u64,
     /// Requests of which it can't be told whether they would have failed.
     undecided: u64,
@@ -89,9 +99,10 @@ struct Seen {
 }
 
 impl Preflight {
-    pub fn new(change: Change) -> Self {
+    /// All of these changes at once.
+    pub fn new(changes: Vec<Change>) -> Self {
         Self {
-            change,
+            changes: changes.into(),
             seen: Arc::default(),
         }
     }
@@ -103,7 +114,16 @@ impl Preflight {
     /// `at_least`: shorter observation, in nanoseconds, is too short. `unread`: lines of the input that could not be read.
     pub fn judge(&self, recorded: Option<&RecordedHosts>, at_least: u64, unread: u64) -> Judgement {
         let seen = self.seen();
-        let mut breaks: Vec<Break> = seen.breaks.values().cloned().collect();
+        let mut breaks: Vec<Break> = seen
+            .breaks
+            .iter()
+            .map(|(workload, broken)| Break {
+                workload: workload.clone(),
+                count: broken.count,
+                last_seen: broken.last_seen,
+                why: broken.why.iter().flatten().cloned().collect::<Vec<_>>().join("; "),
+            })
+            .collect();
         breaks.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.workload.cmp(&b.workload)));
         let doubts = seen.doubts(recorded, at_least, unread);
         let mut reasons = Vec::new();
@@ -145,8 +165,15 @@ impl Seen {
         if period < at_least {
             let (saw, wanted) = (text::span(period), text::span(at_least));
             doubts.push(format!(
-                "only {saw} were observed, not {wanted} (observe longer, or say --at-least)"
+                "only {saw} were observed, not {wanted} (observe longer, or say --min-duration)"
             ));
+        }
+        if let Some((host, watched)) = recorded.and_then(RecordedHosts::shortest)
+            && watched < at_least
+            && period >= at_least
+        {
+            let (saw, wanted) = (text::span(watched), text::span(at_least));
+            doubts.push(format!("{host} was observed for {saw} only, not {wanted}"));
         }
         let unattributed = LossCounts {
             unattributed: 0,
@@ -184,7 +211,7 @@ impl Seen {
         doubts
     }
 
-    fn exchange(&mut self, exchange: &Exchange, change: Change) {
+    fn exchange(&mut self, exchange: &Exchange, changes: &[Change]) {
         let request = &exchange.request;
         if !matches!(request.dialect, Dialect::Aws | Dialect::Unknown)
             || request.imds_version == Some(ImdsVersion::Other)
@@ -208,24 +235,31 @@ impl Seen {
         if !works {
             return;
         }
-        let why = match change {
-            Change::TokensRequired if version == ImdsVersion::V1 => "asks without a token and is answered".to_owned(),
-            Change::HopLimit(limit) if version == ImdsVersion::Token => match request.ttl.map(hops) {
-                Some(hops) if limit <= hops => {
-                    format!(
-                        "its token responses cross {hops} hop(s) and need a hop limit of {}",
-                        hops + 1
-                    )
+        let mut why = [None, None, None];
+        let mut undecided = false;
+        for change in changes {
+            match change {
+                Change::TokensRequired if version == ImdsVersion::V1 => {
+                    why[0] = Some("asks without a token and is answered".to_owned());
                 }
-                Some(_) => return,
-                None => {
-                    self.undecided += 1;
-                    return;
-                }
-            },
-            Change::EndpointDisabled => "asks IMDS and is answered".to_owned(),
-            Change::TokensRequired | Change::HopLimit(_) => return,
-        };
+                Change::HopLimit(limit) if version == ImdsVersion::Token => match request.ttl.map(hops) {
+                    Some(hops) if *limit <= hops => {
+                        why[1] = Some(format!(
+                            "its token responses cross {hops} hop(s) and need a hop limit of {}",
+                            hops.saturating_add(1)
+                        ));
+                    }
+                    Some(_) => {}
+                    None => undecided = true,
+                },
+                Change::EndpointDisabled => why[2] = Some("asks IMDS and is answered".to_owned()),
+                Change::TokensRequired | Change::HopLimit(_) => {}
+            }
+        }
+        self.undecided += u64::from(undecided);
+        if why.iter().all(Option::is_none) {
+            return;
+        }
         let local = exchange
             .connection
             .local
@@ -241,26 +275,15 @@ impl Seen {
             self.overflow += 1;
             return;
         }
-        let broken = self.breaks.entry(name.clone()).or_insert_with(|| Break {
-            workload: name,
-            count: 0,
-            last_seen: exchange.time,
-            why: why.clone(),
-        });
+        let broken = self.breaks.entry(name).or_default();
         broken.count += 1;
-        if exchange.time >= broken.last_seen {
-            broken.last_seen = exchange.time;
-            broken.why = why;
+        broken.last_seen = broken.last_seen.max(exchange.time);
+        for (known, new) in broken.why.iter_mut().zip(why) {
+            if new.is_some() {
+                *known = new;
+            }
         }
     }
-}
-
-/// Forwarding hops between the sender and where the TTL was read: systems start at 64, 128 or 255.
-fn hops(ttl: u8) -> u8 {
-    [64, 128, 255]
-        .into_iter()
-        .find(|initial| ttl <= *initial)
-        .map_or(0, |initial| initial - ttl)
 }
 
 impl Sink for Preflight {
@@ -271,7 +294,7 @@ impl Sink for Preflight {
     }
 
     fn write(&mut self, record: &Arc<Record>) {
-        let change = self.change;
+        let changes = self.changes.clone();
         let mut seen = self.seen();
         match record.as_ref() {
             Record::Start(start) => {
@@ -280,20 +303,10 @@ impl Sink for Preflight {
                     .map(|missing| format!("{}: {}", missing.capability, missing.blinds))
                     .collect();
             }
-            Record::Exchange(exchange) => seen.exchange(exchange, change),
+            Record::Exchange(exchange) => seen.exchange(exchange, &changes),
             Record::Loss(loss) => seen.loss = loss.counts(),
             Record::Summary(summary) if summary.total => seen.summary = Some(summary.clone()),
             _ => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hops_are_told_from_the_nearest_initial_ttl() {
-        assert_eq!([64, 63, 62, 128, 127, 255, 1].map(hops), [0, 1, 2, 0, 1, 0, 63]);
     }
 }

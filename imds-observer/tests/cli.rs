@@ -464,7 +464,7 @@ fn preflight(arguments: &[&str], name: &str) -> (Option<i32>, Value) {
 
 #[test]
 fn preflight_names_who_would_break() {
-    let required = ["--http-tokens", "required", "--at-least", "1m"];
+    let required = ["--http-tokens", "required", "--min-duration", "1m"];
     let (status, answer) = preflight(&required, TRACES[0]);
     assert_eq!((status, &answer["verdict"]), (Some(0), &Value::from("safe")));
     assert_eq!(answer["breaks"].as_array().unwrap().len(), 0);
@@ -477,10 +477,13 @@ fn preflight_names_who_would_break() {
 
     // A host process needs no hop; nobody lives with IMDS switched off.
     assert_eq!(
-        preflight(&["--hop-limit", "1", "--at-least", "1m"], TRACES[0]).0,
+        preflight(&["--hop-limit", "1", "--min-duration", "1m"], TRACES[0]).0,
         Some(0)
     );
-    let (status, answer) = preflight(&["--endpoint", "disabled", "--at-least", "1m"], TRACES[0]);
+    let both = ["--http-tokens", "required", "--hop-limit", "1", "--min-duration", "1m"];
+    let (status, answer) = preflight(&both, TRACES[1]);
+    assert_eq!((status, &answer["breaks"][0]["count"]), (Some(3), &Value::from(6)));
+    let (status, answer) = preflight(&["--endpoint", "disabled", "--min-duration", "1m"], TRACES[0]);
     assert_eq!((status, &answer["breaks"][0]["count"]), (Some(3), &Value::from(9)));
 }
 
@@ -489,7 +492,7 @@ fn preflight_says_what_keeps_it_from_an_answer() {
     let (status, answer) = preflight(&["--http-tokens", "required"], TRACES[0]);
     assert_eq!((status, &answer["verdict"]), (Some(4), &Value::from("cannot-say")));
     assert!(
-        answer["reasons"][0].as_str().unwrap().contains("--at-least"),
+        answer["reasons"][0].as_str().unwrap().contains("--min-duration"),
         "{answer}"
     );
 
@@ -501,7 +504,7 @@ fn preflight_says_what_keeps_it_from_an_answer() {
             "preflight",
             "--http-tokens",
             "required",
-            "--at-least",
+            "--min-duration",
             "1m",
             path.to_str().unwrap(),
         ]);
@@ -524,15 +527,55 @@ fn preflight_says_what_keeps_it_from_an_answer() {
 }
 
 #[test]
-fn preflight_needs_exactly_one_change() {
+fn preflight_needs_a_change() {
     let path = trace(TRACES[0]);
     for arguments in [
         &["preflight", path.as_str()][..],
-        &["preflight", "--http-tokens", "required", "--hop-limit", "1", &path],
         &["preflight", "--http-tokens", "optional", &path],
         &["preflight", "--hop-limit", "65", &path],
         &["preflight", "--endpoint", "enabled", &path],
     ] {
         assert_eq!(run(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn preflight_wants_each_node_watched_long_enough() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("short");
+    let whole = fs::read_to_string(trace(TRACES[0])).unwrap();
+    let short: String = whole.lines().take(2).map(|line| format!("{line}\n")).collect();
+    fs::write(&path, short.replace("\"host\":\"", "\"host\":\"other-")).unwrap();
+    let change = ["preflight", "--http-tokens", "required", "--min-duration", "1m"];
+    let output = run(&[&change[..], &[path.to_str().unwrap(), &trace(TRACES[0])]].concat());
+    assert_eq!(output.status.code(), Some(4));
+    assert!(stdout(&output).contains("other-"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_page_holds_no_foreign_markup_and_needs_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("hostile");
+    let text = fs::read_to_string(trace(TRACES[2])).unwrap();
+    let hostile = r#"</title></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\u202e\u0000"#;
+    let text = text.replace("instance-id", hostile).replace("curl", hostile);
+    fs::write(&path, text).unwrap();
+    let output = run(&["analyze", "-o", "html", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let page = stdout(&output);
+    assert!(
+        page.contains("&#60;script&#62;") || page.contains("&lt;script&gt;"),
+        "{page}"
+    );
+    for foreign in [
+        "<script", "<img", "\u{202e}", "\0", "http://", "https://", "@import", "url(",
+    ] {
+        assert!(!page.contains(foreign), "{foreign:?}");
+    }
+    assert_eq!(page.matches("</style>").count(), 1);
+    for section in [
+        "findings", "callers", "timeline", "latency", "versions", "ttl", "quota", "gaps",
+    ] {
+        assert!(page.contains(&format!("id=\"{section}\"")), "{section}");
     }
 }

@@ -37,6 +37,10 @@ impl Attribution {
 
     /// Learns from an event; most say nothing about processes.
     pub fn note(&mut self, event: &Event) {
+        if let Event::Caller { key, caller } = event {
+            self.know(*key, caller.clone());
+            return;
+        }
         let Event::Process { key, process, .. } = event else {
             return;
         };
@@ -48,15 +52,14 @@ impl Attribution {
             }
             Some(container::Found::None) | None => None,
         };
-        let known = Known {
-            caller: Caller {
-                process: Some(process.clone()),
-                container,
-            },
-            thread: None,
-        };
-        if let Some((gone, _)) = self.processes.push(*key, known) {
-            self.evicted += u64::from(gone != *key);
+        let process = Some(process.clone());
+        self.know(*key, Caller { process, container });
+    }
+
+    fn know(&mut self, key: ProcessKey, caller: Caller) {
+        let known = Known { caller, thread: None };
+        if let Some((gone, _)) = self.processes.push(key, known) {
+            self.evicted += u64::from(gone != key);
         }
     }
 

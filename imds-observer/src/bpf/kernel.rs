@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, RawTracePoint,
     SchedClassifier, SockOps, TcAttachType, TracePoint,
@@ -70,8 +70,13 @@ pub struct Kernel {
     interfaces: PerCpuHashMap<MapData, u32, [u64; size_of::<InterfaceCounters>() / 8]>,
     attached: Vec<Attached>,
     missing: Vec<Missing>,
-    /// Names of the uplinks by index: ours may be another network namespace than the reader's thread is in later.
-    uplinks: HashMap<u32, Arc<str>>,
+    uplinks: HashMap<u32, AttachedUplink>,
+}
+
+struct AttachedUplink {
+    /// Kept: the reader's thread may be in another network namespace later.
+    name: Arc<str>,
+    links: Vec<(&'static str, SchedClassifierLinkId)>,
 }
 
 /// Rights that all of this needs, for error lines.
@@ -271,52 +276,108 @@ impl Kernel {
     }
 
     /// Attaches to an uplink of the current network namespace: tcx where the kernel has it (6.6), else clsact.
+    /// Both directions or none.
     pub fn attach_uplink(&mut self, interface: &str) -> Result<(), KernelError> {
+        let index = nix::net::if_::if_nametoindex(interface).map_err(|errno| KernelError::Attach {
+            hook: "wire",
+            target: interface.to_owned(),
+            why: errno.desc().to_owned(),
+            hint: "see `ip link` for the interfaces of this network namespace",
+        })?;
+        let mut links = Vec::new();
+        let mut methods = Vec::new();
         for (hook, direction) in [
             ("wire_ingress", TcAttachType::Ingress),
             ("wire_egress", TcAttachType::Egress),
         ] {
-            let error = |error: &ProgramError| attach_error(hook, interface, error);
-            let program = self.program::<SchedClassifier>(hook).map_err(|e| error(&e))?;
-            if program.fd().is_err() {
-                program.load().map_err(|e| error(&e))?;
-            }
-            // First of all: another tool's program may consume the packet.
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            let method = match program.attach_with_options(interface, direction, order) {
-                Ok(_) => "tcx",
-                Err(tcx) => {
-                    tracing::debug!("{hook} at {interface} over tcx: {tcx:?}");
-                    // Exists: fine.
-                    let _ = qdisc_add_clsact(interface);
-                    let options = TcAttachOptions::Netlink(NlOptions {
-                        priority: 1,
-                        ..NlOptions::default()
-                    });
-                    program
-                        .attach_with_options(interface, direction, options)
-                        .map_err(|e| error(&e))?;
-                    "clsact"
+            match self.attach_wire(hook, interface, direction) {
+                Ok((link, method)) => {
+                    links.push((hook, link));
+                    methods.push((hook, method));
                 }
-            };
+                Err(error) => {
+                    self.detach(links);
+                    return Err(attach_error(hook, interface, &error));
+                }
+            }
+        }
+        for (hook, method) in methods {
             self.note(hook, method, interface);
         }
-        if let Ok(index) = nix::net::if_::if_nametoindex(interface) {
-            self.uplinks.insert(index, Arc::from(interface));
+        let name = Arc::from(interface);
+        if let Some(before) = self.uplinks.insert(index, AttachedUplink { name, links }) {
+            self.detach(before.links);
         }
         Ok(())
     }
 
+    fn attach_wire(
+        &mut self,
+        hook: &'static str,
+        interface: &str,
+        direction: TcAttachType,
+    ) -> Result<(SchedClassifierLinkId, &'static str), ProgramError> {
+        let program = self.program::<SchedClassifier>(hook)?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        // First of all: another tool's program may consume the packet.
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        match program.attach_with_options(interface, direction, order) {
+            Ok(link) => Ok((link, "tcx")),
+            Err(tcx) => {
+                tracing::debug!("{hook} at {interface} over tcx: {tcx:?}");
+                // Exists: fine.
+                let _ = qdisc_add_clsact(interface);
+                let options = TcAttachOptions::Netlink(NlOptions {
+                    priority: 1,
+                    ..NlOptions::default()
+                });
+                let link = program.attach_with_options(interface, direction, options)?;
+                Ok((link, "clsact"))
+            }
+        }
+    }
+
+    /// Lets go of an uplink that is no more.
+    pub fn detach_uplink(&mut self, index: u32) {
+        let Some(uplink) = self.uplinks.remove(&index) else {
+            return;
+        };
+        self.attached
+            .retain(|attached| !(attached.hook.starts_with("wire-") && attached.target == *uplink.name));
+        self.detach(uplink.links);
+    }
+
+    fn detach(&mut self, links: Vec<(&'static str, SchedClassifierLinkId)>) {
+        for (hook, link) in links {
+            let result = self
+                .program::<SchedClassifier>(hook)
+                .and_then(|program| program.detach(link));
+            // With the interface its programs are gone as well.
+            if let Err(error) = result {
+                tracing::debug!("detach {hook}: {}", explain(&error));
+            }
+        }
+    }
+
     /// Name of an uplink that was attached.
     pub fn uplink(&self, index: u32) -> Option<Arc<str>> {
-        self.uplinks.get(&index).cloned()
+        self.uplinks.get(&index).map(|uplink| Arc::clone(&uplink.name))
+    }
+
+    /// Uplinks that are attached.
+    pub fn uplinks(&self) -> impl Iterator<Item = (u32, Arc<str>)> + '_ {
+        self.uplinks
+            .iter()
+            .map(|(index, uplink)| (*index, Arc::clone(&uplink.name)))
     }
 
     /// Says that an uplink's traffic can't be seen.
-    pub fn miss_uplink(&mut self, interface: &str, error: &KernelError) {
+    pub fn miss_uplink(&mut self, why: String) {
         self.missing.push(Missing {
             capability: "wire".into(),
-            why: format!("{interface}: {error}"),
+            why,
             blinds: "TTLs on arrival, lost responses, and the packet quota".into(),
         });
     }

@@ -3,29 +3,32 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::observe::{INTERVAL, SelectArgs};
+use super::observe::{EndpointArgs, INTERVAL, SelectArgs};
 use super::offline::{InputSummary, Progress, open, period};
 use super::{Status, print, values};
 use crate::pipeline;
 use crate::record::{Finding, Loss, Severity, Summary, Time};
+use crate::report::history::History;
+use crate::report::html;
 use crate::report::text::{self, Colour};
 use crate::sinks::collect::{Collected, Collector};
 use crate::sinks::destination::Destination;
 use crate::sinks::ndjson::NdjsonOutput;
 use crate::sinks::{Direct, Sink};
 use crate::source::Source as _;
-use crate::source::ndjson::InputCounts;
+use crate::source::traces::InputCounts;
 use crate::stop::Stop;
 
 /// Say what recorded traces show
 #[derive(Debug, Args)]
 pub(super) struct AnalyzeArgs {
-    /// Our own NDJSON, also .gz and .zst; - is stdin; several are merged by time
+    /// Our own NDJSON, pcap or pcapng, also .gz and .zst; - is stdin; several are merged by time
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// What to write
@@ -38,6 +41,8 @@ pub(super) struct AnalyzeArgs {
     #[arg(long, value_name = "SEVERITY", value_parser = values::severity())]
     fail_on: Option<Severity>,
     #[command(flatten)]
+    endpoints: EndpointArgs,
+    #[command(flatten)]
     select: SelectArgs,
 }
 
@@ -49,6 +54,8 @@ enum OutputFormat {
     Json,
     /// The records, as stream would have written them
     Ndjson,
+    /// One self-contained page with pictures
+    Html,
 }
 
 /// The object that `-o json` writes; `preflight` writes the same and fills the verdict.
@@ -63,11 +70,14 @@ struct Analysis<'a> {
     verdict: Option<()>,
 }
 
+/// The quota picture's resolution.
+const HISTORY_STEP: Duration = Duration::from_secs(1);
+
 impl AnalyzeArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
         let settings = self.select.settings()?;
         let stop = Stop::on_signals()?;
-        let mut source = Progress::new(open(&self.files, &stop)?);
+        let mut source = Progress::new(open(&self.files, &settings.endpoints(&self.endpoints.endpoint), &stop)?);
         let host = settings.host(source.start().host)?;
         let collector = Collector::default();
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone())];
@@ -80,6 +90,17 @@ impl AnalyzeArgs {
             sinks.push(Box::new(Direct::new(NdjsonOutput::new(destination), settings.kinds)));
             interval = Some(settings.interval.unwrap_or(INTERVAL));
         }
+        let history = History::default();
+        if self.output == OutputFormat::Html {
+            sinks.push(Box::new(history.clone()));
+            interval = Some(settings.interval.unwrap_or(HISTORY_STEP));
+        }
+        let mut missing: Vec<String> = source
+            .start()
+            .missing
+            .iter()
+            .map(|missing| format!("{}: {} ({})", missing.capability, missing.blinds, missing.why))
+            .collect();
         let mut pipeline = settings.pipeline(host, None, interval, None, sinks);
         pipeline::run(&mut source, &mut pipeline, None, &stop)?;
         source.clear();
@@ -90,6 +111,28 @@ impl AnalyzeArgs {
             OutputFormat::Text => self.write(&report(&counts, &collected, self.colour()))?,
             OutputFormat::Json => self.write(&json(&counts, &collected)?)?,
             OutputFormat::Ndjson => {}
+            OutputFormat::Html => {
+                let recorded = pipeline.recorded_hosts();
+                missing.extend(recorded.missing().map(str::to_owned));
+                if recorded.restarts_seen() > 0 {
+                    missing.push(format!(
+                        "the observer restarted {} time(s): what happened in between was not seen",
+                        recorded.restarts_seen()
+                    ));
+                }
+                let page = html::page(&html::Input {
+                    files: counts.files,
+                    records: counts.records,
+                    skipped: counts.skipped,
+                    period: period(&collected),
+                    summary: collected.summary.as_ref(),
+                    findings: &collected.findings,
+                    loss: pipeline.loss(),
+                    missing,
+                    picture: &history.take(),
+                })?;
+                self.write(&page)?;
+            }
         }
         let found = |least| collected.findings.iter().any(|finding| finding.severity >= least);
         Ok(match self.fail_on {

@@ -125,21 +125,29 @@ impl SelectArgs {
 
 impl ObserveArgs {
     pub(super) fn live_options(&self, endpoints: &[IpAddr], config: &Config) -> LiveOptions {
-        let endpoints = or(endpoints, &config.endpoints);
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
             ring_bytes: config.limits.ring_bytes,
-            endpoints: if endpoints.is_empty() {
-                DEFAULT_ENDPOINTS.to_vec()
-            } else {
-                endpoints
-            },
+            endpoints: endpoints_of(endpoints, config),
         }
     }
 }
 
+fn endpoints_of(flag: &[IpAddr], config: &Config) -> Vec<IpAddr> {
+    let endpoints = or(flag, &config.endpoints);
+    if endpoints.is_empty() {
+        return DEFAULT_ENDPOINTS.to_vec();
+    }
+    endpoints
+}
+
 impl Settings {
+    /// Where IMDS is, by flag, file or default.
+    pub(super) fn endpoints(&self, flag: &[IpAddr]) -> Vec<IpAddr> {
+        endpoints_of(flag, &self.config)
+    }
+
     /// The name that was asked for, else that of the trace, else this host's.
     pub(super) fn host(&self, trace: Option<Host>) -> anyhow::Result<Host> {
         if let Some(host) = self.host.clone().or(trace) {

@@ -1,6 +1,7 @@
 //! What commands over traces share: opening them, progress, and the parts of their output that are the same.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,8 @@ use serde::Serialize;
 
 use crate::record::Time;
 use crate::sinks::collect::Collected;
-use crate::source::input::{Format, Input};
-use crate::source::ndjson::{InputCounts, NdjsonSource};
+use crate::source::input::Input;
+use crate::source::traces::{InputCounts, Traces};
 use crate::source::{Event, Source, SourceFacts, SourceState};
 use crate::stop::Stop;
 
@@ -30,26 +31,16 @@ impl From<InputCounts> for InputSummary {
     }
 }
 
-/// Opens every input before any is read: a name that is wrong is told at once.
-pub(super) fn open(files: &[PathBuf], stop: &Stop) -> anyhow::Result<NdjsonSource> {
+/// Opens every input before any is read: a name that is wrong is told at once. `endpoints`: where IMDS is in captures.
+pub(super) fn open(files: &[PathBuf], endpoints: &[IpAddr], stop: &Stop) -> anyhow::Result<Traces> {
     if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
         anyhow::bail!("read -: stdin can be read once only (name it once)");
     }
-    let open = |path: &PathBuf| -> anyhow::Result<Input> {
-        let input = Input::open(path, stop)?;
-        match input.format {
-            Format::Ndjson => Ok(input),
-            Format::Pcap | Format::Pcapng => {
-                anyhow::bail!(
-                    "read {}: captures can't be read yet (give NDJSON of imds-observer)",
-                    input.name
-                )
-            }
-        }
-    };
-    Ok(NdjsonSource::new(
-        files.iter().map(open).collect::<anyhow::Result<_>>()?,
-    ))
+    let inputs: Vec<Input> = files
+        .iter()
+        .map(|path| Input::open(path, stop))
+        .collect::<anyhow::Result<_>>()?;
+    Ok(Traces::new(inputs, endpoints))
 }
 
 /// From the first to the last observation; nothing if nothing was observed.
@@ -60,14 +51,14 @@ pub(super) fn period(collected: &Collected) -> Option<(Time, Time)> {
 
 /// Says on a terminal how far it has come.
 pub(super) struct Progress {
-    pub(super) inner: NdjsonSource,
+    pub(super) inner: Traces,
     terminal: bool,
     told: Option<Instant>,
     since: Instant,
 }
 
 impl Progress {
-    pub(super) fn new(inner: NdjsonSource) -> Self {
+    pub(super) fn new(inner: Traces) -> Self {
         Self {
             inner,
             terminal: io::stderr().is_terminal(),

@@ -27,7 +27,7 @@ use crate::stop::Stop;
 /// Ends with status 0 if the change is safe, 3 if it isn't, 4 if that can't be said.
 #[derive(Debug, Args)]
 pub(super) struct PreflightArgs {
-    /// Our own NDJSON, also .gz and .zst, of one node or of many; none: observe this host
+    /// Our own NDJSON, pcap or pcapng, also .gz and .zst, of one node or of many; none: observe this host
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Judge this change: tokens are required
@@ -40,8 +40,8 @@ pub(super) struct PreflightArgs {
     #[arg(long, value_name = "disabled|ADDR")]
     endpoint: Vec<Endpoint>,
     /// Observation that is shorter than this is too short for `safe`
-    #[arg(long, value_name = "SPAN", default_value = "1h")]
-    at_least: Span,
+    #[arg(long, value_name = "SPAN", default_value = "24h", alias = "at-least")]
+    min_duration: Span,
     /// What to write
     #[arg(short, value_name = "FORMAT", default_value = "text")]
     output: PreflightFormat,
@@ -95,10 +95,10 @@ struct Answer<'a> {
 
 impl PreflightArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
-        let change = self.change();
-        let at_least = self.at_least.0.as_nanos() as u64;
+        let changes = self.changes();
+        let at_least = self.min_duration.0.as_nanos() as u64;
         let settings = self.observe.select.settings()?;
-        let preflight = Preflight::new(change);
+        let preflight = Preflight::new(changes);
         let collector = Collector::default();
         let sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone()), Box::new(preflight.clone())];
         let (input, judgement) = if self.files.is_empty() {
@@ -111,7 +111,7 @@ impl PreflightArgs {
             (input, preflight.judge(None, at_least, 0))
         } else {
             let stop = Stop::on_signals()?;
-            let mut source = Progress::new(open(&self.files, &stop)?);
+            let mut source = Progress::new(open(&self.files, &settings.endpoints(&self.addresses()), &stop)?);
             let host = settings.host(source.start().host)?;
             let mut pipeline = settings.pipeline(host, None, None, None, sinks);
             pipeline::run(&mut source, &mut pipeline, None, &stop)?;
@@ -133,33 +133,38 @@ impl PreflightArgs {
     }
 
     fn live(&self, settings: &Settings, sinks: Vec<Box<dyn Sink>>) -> anyhow::Result<Status> {
-        let endpoints: Vec<IpAddr> = self
-            .endpoint
+        let endpoints = self.addresses();
+        live::observe(&self.observe, &endpoints, settings, None, |_| Ok(sinks))
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.endpoint
             .iter()
             .filter_map(|endpoint| match endpoint {
                 Endpoint::Disabled => None,
                 Endpoint::Address(address) => Some(*address),
             })
-            .collect();
-        live::observe(&self.observe, &endpoints, settings, None, |_| Ok(sinks))
+            .collect()
     }
 
-    /// Exactly one change must be asked about.
-    fn change(&self) -> Change {
+    /// What is asked about: all of it would be changed at once.
+    fn changes(&self) -> Vec<Change> {
         let disabled = self
             .endpoint
             .contains(&Endpoint::Disabled)
             .then_some(Change::EndpointDisabled);
-        let changes = [
+        let changes: Vec<Change> = [
             self.http_tokens.map(|HttpTokens::Required| Change::TokensRequired),
             self.hop_limit.map(Change::HopLimit),
             disabled,
-        ];
-        let mut asked = changes.into_iter().flatten();
-        match (asked.next(), asked.next()) {
-            (Some(change), None) => change,
-            _ => usage("give one of --http-tokens required, --hop-limit N, --endpoint disabled"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if changes.is_empty() {
+            usage("give --http-tokens required, --hop-limit N or --endpoint disabled, or several of them");
         }
+        changes
     }
 }
 

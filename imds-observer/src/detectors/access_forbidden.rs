@@ -15,6 +15,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:08.000300000Z",
+//!   "host": "node-1",
+//!   "code": "access-forbidden",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/amazon-ssm-agent.service","cmdline":["amazon-ssm-agent"],"comm":"amazon-ssm-agen","exe":"/usr/bin/amazon-ssm-agent","namespace_pid":null,"netns":4026531840,"pid":900,"start_time":"2023-11-14T21:13:20.000000000Z","tid":900,"uid":1000},"workload":"amazon-ssm-agent.service"},
+//!   "first_seen": "2023-11-14T22:13:20.010000000Z",
+//!   "last_seen": "2023-11-14T22:14:08.000000000Z",
+//!   "count": 12,
+//!   "summary": "IMDS answers every request with 403: the endpoint is disabled for this instance",
+//!   "evidence": {"cause":"endpoint-disabled","clients":2,"last_client":"amazon-ssm-agent (amazon-ssm-agent.service, pid 900)","last_path":"/latest/api/token"},
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-endpoint enabled"],"text":"Enable the endpoint if the host needs it; else set AWS_EC2_METADATA_DISABLED=true where SDKs run, so that they don't ask."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! With a single client on the host, its own 403 can't be told from a disabled endpoint. If one client is refused and
@@ -38,13 +57,14 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{normal_path, status};
+use super::table::bounded;
+use super::knowledge::{status};
 use super::remedy::{self, Sdk};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
-/// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// An answer this recent, before the first 403, speaks against a disabled endpoint until a second client is refused.
 const RECENT_NS: u64 = 600 * SECOND;
 /// The longest wait for a second client.
@@ -94,7 +114,7 @@ pub(super) struct AccessForbidden {
 pub(super) fn new(config: &Config) -> AccessForbidden {
     AccessForbidden {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         answered: None,
         pending: 0,
         evicted: 0,
@@ -145,7 +165,7 @@ impl Detector for AccessForbidden {
             return;
         }
         let subject = context.client_subject();
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
+        let path = context.path.to_owned();
         if let Some(refused) = refused {
             if time.since(refused.last) > self.config.quiet_s * SECOND {
                 refused.first = time;

@@ -11,6 +11,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:21.000300000Z",
+//!   "host": "node-1",
+//!   "code": "bad-token-request",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:21.000000000Z",
+//!   "count": 2,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) asks for a token with a lifetime of 86400 s, which is outside of 1 to 21600",
+//!   "evidence": {"requests":2,"token_ttl_s":86400,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":["curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600' -o /dev/null -w '%{http_code}\\n'"],"text":"Send X-aws-ec2-metadata-token-ttl-seconds with a number from 1 to 21600."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! None known.
@@ -31,6 +50,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::knowledge::status;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, Severity};
@@ -61,7 +81,7 @@ pub(super) struct BadTokenRequest {
 pub(super) fn new(config: &Config) -> BadTokenRequest {
     BadTokenRequest {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         evicted: 0,
     }
 }

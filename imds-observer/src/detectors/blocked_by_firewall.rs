@@ -16,6 +16,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:30.000000000Z",
+//!   "host": "node-1",
+//!   "code": "blocked-by-firewall",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":{"id":"000000000000000000000000000000000000000000000000000000000000141f","image":null,"name":"app","pod":{"name":"api-7c9d8b6f5d-x2x4z","namespace":"payments","uid":"00000000-0000-4000-8000-000000005151"},"runtime":"containerd"},"key":"pod/payments/api-7c9d8b6f5d-x2x4z","name":"pod payments/api-7c9d8b6f5d-x2x4z","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/kubepods/burstable/pod5151/000000000000000000000000000000000000000000000000000000000000141f","cmdline":["python3","app.py"],"comm":"python3.11","exe":"/usr/local/bin/python3.11","namespace_pid":1,"netns":4026537151,"pid":5151,"start_time":"2023-11-14T21:13:20.000000000Z","tid":5151,"uid":1000},"workload":"payments/api"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:30.000000000Z",
+//!   "count": 2,
+//!   "summary": "a firewall rule in FORWARD keeps pod payments/api-7c9d8b6f5d-x2x4z from IMDS (169.254.169.254)",
+//!   "evidence": {"at":"FORWARD","attempts":2,"cause":"firewall","drop":"NETFILTER_DROP@nft_do_chain","endpoint":"169.254.169.254:80","errno":null,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":2.0,"syns":2,"wire_syns":0},
+//!   "remedy": {"commands":["iptables-save -c | grep -nE 'FORWARD|169.254.169.254|169\\.254|fd00:ec2'","nft list ruleset","iptables -I FORWARD 1 -d 169.254.169.254 -p tcp --dport 80 -j ACCEPT"],"text":"Find the rule in FORWARD that matches 169.254.169.254 and take it out, or accept this traffic before it. If the block is wanted, give the workload credentials another way (IRSA, EKS Pod Identity) and stop it from asking IMDS: AWS_EC2_METADATA_DISABLED=true."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Blocking pods from IMDS is a common and good policy (`disablePodIMDS`, network policies): then the finding shows that it

@@ -12,6 +12,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:30.000400000Z",
+//!   "host": "node-1",
+//!   "code": "connection-refused",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:30.000000000Z",
+//!   "count": 3,
+//!   "summary": "the connection of host to IMDS (169.254.169.254) is refused: something else holds the address",
+//!   "evidence": {"at":null,"attempts":3,"cause":"refused","drop":null,"endpoint":"169.254.169.254:80","errno":111,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.001,"syns":1,"wire_syns":1},
+//!   "remedy": {"commands":["iptables-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","ip addr show to 169.254.169.254","ip route get 169.254.169.254"],"text":"Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam), and start that agent or take the rule out; look whether an interface of this host carries the address."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! A local stand-in or proxy that restarts refuses for a moment.

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 
 use super::knowledge::{answered, is_v6};
+use super::table::bounded;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{
     Code, Connect, ConnectOutcome, Drop, PacketDirection, Remedy, SECOND, Severity, Subject, Time, workload,
@@ -286,8 +287,8 @@ impl Verdict {
             boot_is_excuse: false,
             accepts,
             tell,
-            places: LruCache::new(MAX_PLACES),
-            counted: LruCache::new(MAX_COUNTED),
+            places: bounded(MAX_PLACES),
+            counted: bounded(MAX_COUNTED),
             held: Vec::new(),
             evicted: 0,
         }

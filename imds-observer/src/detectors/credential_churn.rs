@@ -13,6 +13,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:20:21.000300000Z",
+//!   "host": "node-1",
+//!   "code": "credential-churn",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:19:21.000000000Z",
+//!   "last_seen": "2023-11-14T22:20:21.000000000Z",
+//!   "count": 8,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) fetched the credentials of app-role 8 times in 10 min",
+//!   "evidence": {"client":"botocore (boto3, AWS CLI)","client_age_s":4021,"fetches_in_10_min":8,"per_min":0.8,"processes":1,"role":"app-role","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":[],"text":"Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! The .NET SDK fetches every 2 min (5 in 10 min), which is below the limit. Shortly before credentials expire some
@@ -36,7 +55,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{below_version, normal_path, status};
+use super::table::bounded;
+use super::knowledge::{below_version, status};
 use super::remedy::{self, Sdk};
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
@@ -73,7 +93,7 @@ pub(super) struct CredentialChurn {
 pub(super) fn new(config: &Config) -> CredentialChurn {
     CredentialChurn {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         evicted: 0,
     }
 }
@@ -100,8 +120,8 @@ impl Detector for CredentialChurn {
         let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
             return;
         };
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
-        let Some(role) = role(&path) else { return };
+        let path = context.path;
+        let Some(role) = role(path) else { return };
         if status(exchange) != Some(200) {
             return;
         }

@@ -16,6 +16,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:21.000010000Z",
+//!   "host": "node-1",
+//!   "code": "denied-by-policy",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:21.000000000Z",
+//!   "count": 2,
+//!   "summary": "a policy (cgroup connect program) keeps host from IMDS (169.254.169.254)",
+//!   "evidence": {"at":"cgroup connect program","attempts":2,"cause":"policy","drop":null,"endpoint":"169.254.169.254:80","errno":1,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.0,"syns":0,"wire_syns":0},
+//!   "remedy": {"commands":["bpftool cgroup tree","systemctl show --property=IPAddressDeny --property=IPAddressAllow '*.service'"],"text":"Allow the endpoint in the policy that denies it (a network policy's egress rule, or the unit's IPAddressAllow=). If the denial is wanted, set AWS_EC2_METADATA_DISABLED=true so that the SDK doesn't ask."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! A network policy that keeps pods from IMDS on purpose: the finding then shows that it works. `QDISC_DROP` is also what a

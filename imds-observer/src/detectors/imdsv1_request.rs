@@ -17,6 +17,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:20.000300000Z",
+//!   "host": "node-1",
+//!   "code": "imdsv1-request",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//user.slice/user-1000.slice/session-3.scope/curl/bash 4100","name":"curl (parent bash 4100)","process":{"ancestors":[{"comm":"bash","pid":4100},{"comm":"systemd","pid":1}],"cgroup":"/user.slice/user-1000.slice/session-3.scope","cmdline":["curl"],"comm":"curl","exe":"/usr/bin/curl","namespace_pid":null,"netns":4026531840,"pid":5002,"start_time":"2023-11-14T22:14:20.000000000Z","tid":5002,"uid":1000},"workload":"curl"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:14:20.000000000Z",
+//!   "count": 3,
+//!   "summary": "curl (parent bash 4100) uses IMDSv1: it asks without a token and is answered",
+//!   "evidence": {"breaks_when_tokens_are_required":true,"cause":"client","client":"curl","first_path":"/latest/meta-data/instance-id","last_path":"/latest/meta-data/instance-id","requests":3,"user_agent":"curl/7.88.1"},
+//!   "remedy": {"commands":[],"text":"Get a token first: TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600'), then send it as X-aws-ec2-metadata-token."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! None known: other clouds' dialects on the same address are not counted. Some tools (s3fs, older Datadog agents) ask
@@ -41,13 +60,14 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{V1Cause, normal_path, status, sufficient_hop_limit};
+use super::table::bounded;
+use super::knowledge::{V1Cause, status, sufficient_hop_limit};
 use super::remedy::{self, Sdk};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
-/// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -69,16 +89,12 @@ impl Default for Config {
 struct Caller {
     requests: u64,
     first_path: String,
-    last: Last,
-    /// Not reported yet: since when it is held back, and what was seen of it.
-    held: Option<Time>,
-}
-
-/// The newest request, as the finding tells it.
-struct Last {
-    time: Time,
-    subject: Subject,
+    /// As of the newest request that was told.
     path: String,
+    subject: Subject,
+    last_time: Time,
+    /// Not reported yet: held back since then.
+    held: Option<Time>,
 }
 
 pub(super) struct Imdsv1Request {
@@ -91,7 +107,7 @@ pub(super) struct Imdsv1Request {
 pub(super) fn new(config: &Config) -> Imdsv1Request {
     Imdsv1Request {
         config: config.clone(),
-        callers: LruCache::new(MAX_CLIENTS),
+        callers: bounded(MAX_CLIENTS),
         held: 0,
         evicted: 0,
     }
@@ -115,34 +131,32 @@ impl Detector for Imdsv1Request {
         {
             return;
         }
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
-        let last = Last {
-            time: exchange.time,
-            subject: context.client_subject(),
-            path,
-        };
         if let Some(caller) = self.callers.get_mut(&client.handle) {
             caller.requests += 1;
-            caller.last = last;
+            caller.last_time = caller.last_time.max(exchange.time);
             if caller.held.is_none() {
-                caller.report(client, 1, context, sightings);
+                caller.report(client, 1, context, true, sightings);
             }
             return;
         }
-        let caller = Caller {
+        let path = context.path;
+        // With its cause known, nothing that is still under way could change the verdict.
+        let certain = client.v1_cause.is_some();
+        let mut caller = Caller {
             requests: 1,
-            first_path: last.path.clone(),
-            last,
-            held: Some(context.now),
+            first_path: path.to_owned(),
+            path: path.to_owned(),
+            subject: context.client_subject(),
+            last_time: exchange.time,
+            held: (!certain).then_some(context.now),
         };
-        self.held += 1;
+        if certain {
+            caller.report(client, 1, context, false, sightings);
+        }
+        self.held += usize::from(!certain);
         if let Some((_, gone)) = self.callers.push(client.handle, caller) {
             self.evicted += 1;
             self.held -= usize::from(gone.held.is_some());
-        }
-        // Nothing that is still under way could change the verdict: it has its cause.
-        if client.v1_cause.is_some() {
-            self.release(context, true, sightings);
         }
     }
 
@@ -168,14 +182,22 @@ impl Imdsv1Request {
             if last || client.v1_cause.is_some() || context.now.since(since) >= self.config.hold_s * SECOND {
                 caller.held = None;
                 self.held -= 1;
-                caller.report(client, caller.requests, context, sightings);
+                caller.report(client, caller.requests, context, false, sightings);
             }
         }
     }
 }
 
 impl Caller {
-    fn report(&self, client: &Client, count: u64, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+    /// `newest`: the request at hand is told from now on. It is looked at only when something is to be written.
+    fn report(
+        &mut self,
+        client: &Client,
+        count: u64,
+        context: &Context<'_>,
+        newest: bool,
+        sightings: &mut Sightings<'_>,
+    ) {
         let sighting = Sighting {
             key: &client.key,
             severity: match client.v1_cause {
@@ -183,15 +205,21 @@ impl Caller {
                 Some(V1Cause::HopLimit { .. } | V1Cause::Proxy) => Severity::Info,
                 _ => Severity::Warning,
             },
-            time: self.last.time,
+            time: self.last_time,
             count,
             news: false,
         };
-        sightings.report(sighting, || self.details(client, context));
+        sightings.report(sighting, || {
+            if newest {
+                context.path.clone_into(&mut self.path);
+                self.subject = context.client_subject();
+            }
+            self.details(client, context)
+        });
     }
 
     fn details(&self, client: &Client, context: &Context<'_>) -> Details {
-        let name = &self.last.subject.name;
+        let name = &self.subject.name;
         let agent = client.user_agent.as_deref();
         let sdk = Sdk::of(agent);
         let (cause, summary, remedy) = match client.v1_cause {
@@ -235,13 +263,13 @@ impl Caller {
             ),
         };
         Details {
-            subject: self.last.subject.clone(),
+            subject: self.subject.clone(),
             summary,
             evidence: evidence! {
                 "cause": cause,
                 "requests": self.requests,
                 "first_path": self.first_path,
-                "last_path": self.last.path,
+                "last_path": self.path,
                 "user_agent": agent,
                 "client": sdk.name(),
                 "breaks_when_tokens_are_required": true,

@@ -14,6 +14,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:02.000000000Z",
+//!   "host": "node-1",
+//!   "code": "ipv6-endpoint-silent",
+//!   "severity": "info",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/modern.service/modern","name":"modern (modern.service, pid 4500)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/modern.service","cmdline":["modern"],"comm":"modern","exe":"/usr/bin/modern","namespace_pid":null,"netns":4026531840,"pid":4500,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4500,"uid":1000},"workload":"modern.service"},
+//!   "first_seen": "2023-11-14T22:13:21.000000000Z",
+//!   "last_seen": "2023-11-14T22:14:01.000000000Z",
+//!   "count": 3,
+//!   "summary": "modern (modern.service, pid 4500) tries IMDS over IPv6 in vain; over IPv4 it works",
+//!   "evidence": {"attempts":3,"cause":"no-answer","ipv4_works":true,"seconds_lost":3.0},
+//!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-protocol-ipv6 enabled --http-endpoint enabled"],"text":"Enable the IPv6 endpoint (Nitro instances in a subnet with IPv6; IPv4 stays on), or have the client use IPv4: unset AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE or set it to IPv4."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! cloud-init asks both endpoints at once at boot; it is left out, like everything in the first 120 s after boot.
@@ -36,14 +55,15 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::connectivity::{self, Cause};
 use super::knowledge::{answered, is_v6};
 use super::remedy::modify_options;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Subject, Time};
 
-/// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// How long a failure waits for the same client's IPv4 attempt to end.
 const HOLD_NS: u64 = 5 * SECOND;
 
@@ -87,7 +107,7 @@ pub(super) struct Ipv6EndpointSilent {
 pub(super) fn new(config: &Config) -> Ipv6EndpointSilent {
     Ipv6EndpointSilent {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         evicted: 0,
     }
 }

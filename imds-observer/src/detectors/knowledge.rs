@@ -1,5 +1,6 @@
 //! What several detectors must know to join causes: who the clients are, what became of their last token request, what works on this host.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::num::NonZeroUsize;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use lru::LruCache;
 
 use super::connectivity::{self, DropNote, V4_WORKS_NS};
+use super::table::bounded;
 use super::{Context, Observation};
 use crate::record::workload::{self, Group};
 use crate::record::{
@@ -101,11 +103,11 @@ impl Knowledge {
     pub(super) fn new() -> Self {
         Self {
             hasher: RandomState::new(),
-            clients: LruCache::new(MAX_CLIENTS),
+            clients: bounded(MAX_CLIENTS),
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
-            drops: LruCache::new(MAX_DROPS),
+            drops: bounded(MAX_DROPS),
             boot_crawl: None,
             quota_exceeded: None,
         }
@@ -338,9 +340,13 @@ pub(super) fn is_v6(address: &str) -> bool {
 }
 
 /// A path without its query and without the doubled and trailing slashes that some SDKs send.
-pub(super) fn normal_path(path: &str) -> String {
-    let path = path.split(['?', '#']).next().unwrap_or_default();
-    let mut normal = String::with_capacity(path.len());
+pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
+    let path = path.find('?').map_or(path, |query| &path[..query]);
+    let usual = path.len() > 1 && path.starts_with('/') && !path.ends_with('/') && !path.contains("//");
+    if usual {
+        return Cow::Borrowed(path);
+    }
+    let mut normal = String::with_capacity(path.len() + 1);
     for part in path.split('/').filter(|part| !part.is_empty()) {
         normal.push('/');
         normal.push_str(part);
@@ -348,7 +354,7 @@ pub(super) fn normal_path(path: &str) -> String {
     if normal.is_empty() {
         normal.push('/');
     }
-    normal
+    Cow::Owned(normal)
 }
 
 /// The path below the version: `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing.
@@ -418,31 +424,33 @@ impl<'a> Context<'a> {
 
     /// Where a fault of the network sits: in the pod that was hit, else the host.
     pub fn place_subject(&self) -> Subject {
-        let pod = self
-            .observation
-            .as_ref()
-            .and_then(Observation::container)
-            .map(|container| match &container.pod {
-                Some(pod) => format!("pod {}", workload::pod_name(pod)),
-                None => format!("container {}", container.name.as_deref().unwrap_or(&container.id)),
-            });
-        let netns = self
-            .observation
-            .as_ref()
-            .and_then(Observation::process)
-            .and_then(|process| process.netns);
-        match (pod, netns, self.host.netns) {
-            (Some(name), _, _) => self.subject(name.replacen(' ', "/", 1), name),
-            (None, Some(own), Some(host)) if own != host => {
-                self.subject(format!("netns/{own}"), format!("network namespace {own}"))
-            }
-            _ => self.host_subject(),
-        }
+        let (key, name) = self.place();
+        self.subject(key, name)
     }
 
     /// Key of [`Self::place_subject`].
     pub fn place_key(&self) -> String {
-        self.place_subject().key
+        self.place().0
+    }
+
+    fn place(&self) -> (String, String) {
+        if let Some(container) = self.observation.as_ref().and_then(Observation::container) {
+            return match &container.pod {
+                Some(pod) => {
+                    let name = workload::pod_name(pod);
+                    (format!("pod/{name}"), format!("pod {name}"))
+                }
+                None => {
+                    let name = container.name.as_deref().unwrap_or(&container.id);
+                    (format!("container/{name}"), format!("container {name}"))
+                }
+            };
+        }
+        let process = self.observation.as_ref().and_then(Observation::process);
+        match (process.and_then(|process| process.netns), self.host.netns) {
+            (Some(own), Some(host)) if own != host => (format!("netns/{own}"), format!("network namespace {own}")),
+            _ => ("host".to_owned(), "host".to_owned()),
+        }
     }
 
     /// The host, and the process that showed it.

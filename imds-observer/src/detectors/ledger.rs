@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::record::{Code, Finding, FindingState, Host, Kind, Remedy, SCHEMA, SECOND, Severity, Subject, Time};
 
 /// Open findings of one code.
-pub(super) const MAX_OPEN: usize = 512;
+pub(super) const MAX_OPEN: usize = 256;
 /// Shortest pause between two updates of one finding that only grew.
 pub(super) const UPDATE_NS: u64 = 60 * SECOND;
 /// Longest such pause.

@@ -24,7 +24,10 @@ mod connectivity;
 mod knowledge;
 mod ledger;
 mod remedy;
+mod table;
 mod window;
+
+use std::borrow::Cow;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,7 +40,7 @@ use crate::source::InterfaceSample;
 use ledger::Ledger;
 
 /// What all detectors together may hold, whatever a local process does.
-pub const MEMORY_LIMIT_BYTES: usize = 96 << 20;
+pub const MEMORY_LIMIT_BYTES: usize = 64 << 20;
 
 /// How long the evidence must be missing before a finding is resolved, unless the detector says otherwise.
 pub const QUIET_NS: u64 = 300 * record::SECOND;
@@ -105,13 +108,18 @@ pub struct Entry {
 /// the doc comment of the detector's own file. `None`: no detector has this code.
 pub fn manual(code: Code) -> Option<String> {
     let entry = CATALOGUE.iter().find(|entry| entry.code == code)?;
+    Some(manual_of(code, entry.source))
+}
+
+/// The manual page in a detector's source.
+pub fn manual_of(code: Code, source: &str) -> String {
     let mut page = format!("# {code}\n\n");
-    for line in entry.source.lines() {
+    for line in source.lines() {
         let Some(line) = line.strip_prefix("//!") else { break };
         page.push_str(line.strip_prefix(' ').unwrap_or(line));
         page.push('\n');
     }
-    Some(page)
+    page
 }
 
 /// What detectors look at.
@@ -211,6 +219,8 @@ pub struct Context<'a> {
     pub now: Time,
     pub host: &'a HostFacts,
     pub knowledge: &'a Knowledge,
+    /// Path of the observed request, normalised: no query, no doubled or trailing slash. Empty where there is no request.
+    pub path: &'a str,
     observation: Option<Observation<'a>>,
     client: Option<&'a Client>,
 }
@@ -263,10 +273,17 @@ impl Detectors {
     pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Finding>) {
         self.now = self.now.max(observation.end());
         let client = self.knowledge.learn(observation, self.now);
+        let path = match observation {
+            Observation::Exchange(exchange) => {
+                knowledge::normal_path(exchange.request.path.as_deref().unwrap_or_default())
+            }
+            _ => Cow::Borrowed(""),
+        };
         let context = Context {
             now: self.now,
             host: &self.host,
             knowledge: &self.knowledge,
+            path: &path,
             observation: Some(*observation),
             client: client.and_then(|client| self.knowledge.client(client)),
         };
@@ -320,6 +337,7 @@ impl Detectors {
             now: self.now,
             host: &self.host,
             knowledge: &self.knowledge,
+            path: "",
             observation: None,
             client: None,
         };

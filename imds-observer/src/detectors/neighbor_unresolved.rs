@@ -13,6 +13,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:33.049000000Z",
+//!   "host": "node-1",
+//!   "code": "neighbor-unresolved",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:33.049000000Z",
+//!   "count": 2,
+//!   "summary": "nobody on the link answers for IMDS (169.254.169.254) when host connects",
+//!   "evidence": {"at":null,"attempts":2,"cause":"neighbor","drop":"NEIGH_FAILED@neigh_invalidate","endpoint":"169.254.169.254:80","errno":113,"icmp":"3/1","programs":["python3.11 app.py"],"seconds_lost":3.05,"syns":1,"wire_syns":0},
+//!   "remedy": {"commands":["ip route get 169.254.169.254","ip neigh show 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"A route takes the endpoint for a neighbour on the link. Delete that route, or add a host route through the gateway, which is more specific and wins."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Attempts in the first 120 s after boot are left out. A gateway that is down for a moment shows in the same way.

@@ -17,6 +17,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:43.000000000Z",
+//!   "host": "node-1",
+//!   "code": "no-answer",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:40.000000000Z",
+//!   "count": 3,
+//!   "summary": "IMDS (169.254.169.254) does not answer host: packets leave and nothing comes back",
+//!   "evidence": {"at":null,"attempts":3,"cause":"silence","drop":null,"endpoint":"169.254.169.254:80","errno":110,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":9.0,"syns":2,"wire_syns":2},
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","ip route get 169.254.169.254","iptables-save -t nat | grep -nE 'MASQUERADE|SNAT'"],"text":"See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set AWS_EC2_METADATA_DISABLED=true."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! On a host that is no EC2 instance the endpoint does not exist, and SDKs try it all the same. Clients with very short
@@ -42,6 +61,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::connectivity::{Cause, Failure, Verdict};
 use super::knowledge::is_v6;
 use super::remedy::describe_options;
@@ -84,7 +104,7 @@ pub(super) fn new(config: &Config) -> NoAnswer {
     NoAnswer {
         config: config.clone(),
         verdict: Verdict::new(Code::NoAnswer, config.quiet_s, accepts, tell).excused_at_boot(),
-        unanswered: LruCache::new(MAX_PLACES),
+        unanswered: bounded(MAX_PLACES),
         evicted: 0,
     }
 }

@@ -14,6 +14,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:30.000010000Z",
+//!   "host": "node-1",
+//!   "code": "no-route",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:30.000000000Z",
+//!   "count": 3,
+//!   "summary": "host has no route to IMDS (169.254.169.254)",
+//!   "evidence": {"at":"missing","attempts":3,"cause":"route","drop":null,"endpoint":"169.254.169.254:80","errno":101,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.0,"syns":0,"wire_syns":0},
+//!   "remedy": {"commands":["ip route get 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"Add a route to the endpoint; the default gateway of the primary interface answers for it."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Attempts in the first 120 s after boot and those of cloud-init are left out: the network comes up after them. Where only

@@ -14,6 +14,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:15:46.000300000Z",
+//!   "host": "node-1",
+//!   "code": "not-found",
+//!   "severity": "info",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:14:56.000000000Z",
+//!   "last_seen": "2023-11-14T22:15:46.000000000Z",
+//!   "count": 30,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) asks again and again for /latest/meta-data/tags/instance/Environment, which is not there",
+//!   "evidence": {"known_category":true,"misses":30,"path":"/latest/meta-data/tags/instance/Environment","since":"2023-11-14T22:13:21.000000000Z","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --instance-metadata-tags enabled"],"text":"Tags are not in IMDS unless that is enabled for the instance."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! nodeadm and cloud-init retry at boot until the instance's role and tags are there; the first 120 s after boot and cloud-init
@@ -38,7 +57,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{below_version, normal_path, status};
+use super::table::bounded;
+use super::knowledge::{below_version, status};
 use super::path_disappeared::NORMALLY_404;
 use super::remedy;
 use super::window::Bins;
@@ -96,8 +116,8 @@ pub(super) struct NotFound {
 pub(super) fn new(config: &Config) -> NotFound {
     NotFound {
         config: config.clone(),
-        paths: LruCache::new(MAX_PATHS),
-        found: LruCache::new(MAX_FOUND),
+        paths: bounded(MAX_PATHS),
+        found: bounded(MAX_FOUND),
         hasher: RandomState::new(),
         evicted: 0,
     }
@@ -119,8 +139,8 @@ impl Detector for NotFound {
         let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
             return;
         };
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
-        let below = below_version(&path);
+        let path = context.path;
+        let below = below_version(path);
         let id = self.hasher.hash_one(below);
         if status == 200 {
             if self.found.get(&id).is_none() && self.found.push(id, ()).is_some() {

@@ -16,6 +16,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:40.000000000Z",
+//!   "host": "node-1",
+//!   "code": "packet-quota",
+//!   "severity": "critical",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"interface/ens5","name":"interface ens5","process":null,"workload":null},
+//!   "first_seen": "2023-11-14T22:13:30.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:40.000000000Z",
+//!   "count": 2,
+//!   "summary": "ens5 dropped 412 packets beyond the link-local quota",
+//!   "evidence": {"allowance_exceeded":412,"clients":[],"egress_per_s":{"dns":0,"imds":1024,"ntp":0,"other":0},"ingress_per_s":{"dns":0,"imds":0,"ntp":0,"other":0},"packets_per_s":1024,"peak_packets_per_s":1024,"quota_share":1.0,"throttled":false},
+//!   "remedy": {"commands":["ethtool -S ens5 | grep linklocal_allowance_exceeded"],"text":"Slow down the clients named here (token-not-reused, tight-polling and credential-churn say how). If DNS is the larger part, run a caching resolver on the host (NodeLocal DNSCache on Kubernetes). The quota itself can't be raised; a second interface has its own."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! The provider doesn't say which direction counts, so the larger one is taken; both are in the evidence. cloud-init's
@@ -25,7 +44,7 @@
 //!
 //! `[detectors.packet-quota]`
 //!
-//! - `packets_per_s` (1024): the quota of one interface.
+//! - `packets_per_s` (1024.0): the quota of one interface.
 //! - `warn_share` (0.5): share of it from which on it is a warning.
 //! - `high_share` (0.8): share of it from which on it is high.
 //!
@@ -41,6 +60,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::knowledge::status;
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
@@ -103,8 +123,8 @@ pub(super) struct PacketQuota {
 pub(super) fn new(config: &Config) -> PacketQuota {
     PacketQuota {
         config: config.clone(),
-        interfaces: LruCache::new(MAX_INTERFACES),
-        clients: LruCache::new(MAX_CLIENTS),
+        interfaces: bounded(MAX_INTERFACES),
+        clients: bounded(MAX_CLIENTS),
         throttled: None,
         evicted: 0,
     }

@@ -14,6 +14,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:39.020300000Z",
+//!   "host": "node-1",
+//!   "code": "path-disappeared",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":{"id":"0000000000000000000000000000000000000000000000000000000000000384","image":null,"name":"app","pod":{"name":"aws-node-termination-handler-4jk2b","namespace":"kube-system","uid":"00000000-0000-4000-8000-000000000900"},"runtime":"containerd"},"key":"path/meta-data/autoscaling/target-lifecycle-state","name":"path /latest/meta-data/autoscaling/target-lifecycle-state","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/kubepods/burstable/pod900/0000000000000000000000000000000000000000000000000000000000000384","cmdline":["node-termination-handler"],"comm":"node-terminatio","exe":"/node-termination-handler","namespace_pid":1,"netns":4026532900,"pid":900,"start_time":"2023-11-14T21:13:20.000000000Z","tid":900,"uid":1000},"workload":"kube-system/aws-node-termination-handler"},
+//!   "first_seen": "2023-11-14T22:14:01.020000000Z",
+//!   "last_seen": "2023-11-14T22:14:39.020000000Z",
+//!   "count": 35,
+//!   "summary": "/latest/meta-data/autoscaling/target-lifecycle-state is gone: the instance was probably live-migrated",
+//!   "evidence": {"first_404":"2023-11-14T22:13:31.020000000Z","last_200":"2023-11-14T22:13:29.020000000Z","likely_cause":"live-migration","misses":35,"path":"/latest/meta-data/autoscaling/target-lifecycle-state"},
+//!   "remedy": {"commands":[],"text":"Restart the client so that it stops relying on the path, or take the state from EventBridge (node termination handler: queue mode). Stopping and starting the instance brings the path back."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! A tag or a public address that was taken away on purpose.
@@ -38,7 +57,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{below_version, normal_path, status};
+use super::table::bounded;
+use super::knowledge::{below_version, status};
 use super::remedy;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
@@ -99,7 +119,7 @@ pub(super) struct PathDisappeared {
 pub(super) fn new(config: &Config) -> PathDisappeared {
     PathDisappeared {
         config: config.clone(),
-        paths: LruCache::new(MAX_PATHS),
+        paths: bounded(MAX_PATHS),
         hasher: RandomState::new(),
         answered: [(0, Time(0)); 2],
         evicted: 0,
@@ -131,8 +151,8 @@ impl Detector for PathDisappeared {
         let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
             return;
         };
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
-        let below = below_version(&path);
+        let path = context.path;
+        let below = below_version(path);
         let ignored = NORMALLY_404.iter().any(|prefix| below.starts_with(prefix))
             || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()));
         let id = self.hasher.hash_one(below);

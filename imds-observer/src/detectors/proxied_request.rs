@@ -13,6 +13,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:21.000300000Z",
+//!   "host": "node-1",
+//!   "code": "proxied-request",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:21.000000000Z",
+//!   "count": 2,
+//!   "summary": "requests of python3.11 app.py (app.service, pid 4242) reach IMDS through a proxy",
+//!   "evidence": {"answers_of_other_server":0,"answers_via_proxy":0,"forwarded_requests":2,"path":"/latest/meta-data/instance-id","refused":0,"server":null,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":["export no_proxy='169.254.169.254,[fd00:ec2::254]'"],"text":"Keep IMDS out of the proxy's way, in the environment of the client and in the proxy's own configuration: it must never forward to link-local addresses."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Stand-ins for tests (moto, LocalStack, amazon-ec2-metadata-mock) name themselves in `Server`: `info`.
@@ -34,7 +53,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{normal_path, status};
+use super::table::bounded;
+use super::knowledge::{status};
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Dialect, Remedy, Severity};
 
@@ -72,7 +92,7 @@ pub(super) struct ProxiedRequest {
 pub(super) fn new(config: &Config) -> ProxiedRequest {
     ProxiedRequest {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         evicted: 0,
     }
 }
@@ -136,7 +156,7 @@ impl Detector for ProxiedRequest {
                     "answers_via_proxy": signs.via,
                     "answers_of_other_server": signs.other_server,
                     "server": server,
-                    "path": normal_path(exchange.request.path.as_deref().unwrap_or_default()),
+                    "path": context.path,
                     "user_agent": client.user_agent,
                 },
                 remedy: Remedy {

@@ -12,6 +12,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:37.000300000Z",
+//!   "host": "node-1",
+//!   "code": "server-errors",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:29.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:37.000000000Z",
+//!   "count": 5,
+//!   "summary": "IMDS throttles this host: 5 answers 429 or 5xx within 60 s",
+//!   "evidence": {"by_status":{"503":5},"errors_in_window":5,"last_path":"/latest/meta-data/instance-id","most_met_by":"python3.11 app.py (app.service, pid 4242)"},
+//!   "remedy": {"commands":[],"text":"Slow down the client that asks most (tight-polling, token-not-reused and packet-quota name it), and retry with a growing, random pause."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! A single 5xx now and then is normal and stays below the limit.

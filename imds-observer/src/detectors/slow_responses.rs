@@ -13,6 +13,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:15:16.090000000Z",
+//!   "host": "node-1",
+//!   "code": "slow-responses",
+//!   "severity": "warning",
+//!   "state": "open",
+//!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:15:16.000000000Z",
+//!   "last_seen": "2023-11-14T22:15:16.000000000Z",
+//!   "count": 1,
+//!   "summary": "IMDS answers host slowly: 95th percentile 90 ms, slowest 90 ms",
+//!   "evidence": {"answers":25,"max_ms":90.0,"p50_ms":0.3,"p95_ms":90.0,"quota_exceeded":false,"very_slow":0},
+//!   "remedy": {"commands":["ethtool -S INTERFACE | grep linklocal_allowance_exceeded"],"text":"See whether a proxy answers instead of IMDS (proxied-request), whether packets are dropped for the quota (packet-quota) and whether the host or the pod is short of CPU. A longer timeout hides it: AWS_METADATA_SERVICE_TIMEOUT and AWS_METADATA_SERVICE_NUM_ATTEMPTS (botocore)."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! On hosts that are no EC2 instances a stand-in may be slower by nature.
@@ -37,6 +56,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::knowledge::answered;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
@@ -77,7 +97,7 @@ pub(super) struct SlowResponses {
 pub(super) fn new(config: &Config) -> SlowResponses {
     SlowResponses {
         config: config.clone(),
-        places: LruCache::new(MAX_PLACES),
+        places: bounded(MAX_PLACES),
         evicted: 0,
     }
 }

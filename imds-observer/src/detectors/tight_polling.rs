@@ -17,6 +17,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:22.960300000Z",
+//!   "host": "node-1",
+//!   "code": "tight-polling",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:22.460000000Z",
+//!   "last_seen": "2023-11-14T22:13:22.960000000Z",
+//!   "count": 60,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) asks for /latest/meta-data/instance-id 20.0 times a second",
+//!   "evidence": {"median_gap_ms":50,"method":"GET","parent":{"comm":"systemd","pid":1},"path":"/latest/meta-data/instance-id","processes":1,"quota_share":0.2,"rate_per_s":20.0,"requests":60,"rule":"50 identical requests within 10 s","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":[],"text":"Ask once and keep the answer: instance facts never change, credentials hold until their Expiration. Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Agents poll once a second (ECS agent, node termination handler): that is below the limits. Left out are the first
@@ -43,7 +62,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::normal_path;
+use super::table::bounded;
 use super::remedy::Sdk;
 use super::window::{Bins, Recent};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
@@ -111,8 +130,8 @@ pub(super) struct TightPolling {
 pub(super) fn new(config: &Config) -> TightPolling {
     TightPolling {
         config: config.clone(),
-        paths: LruCache::new(MAX_PATHS),
-        clients: LruCache::new(MAX_CLIENTS),
+        paths: bounded(MAX_PATHS),
+        clients: bounded(MAX_CLIENTS),
         hasher: RandomState::new(),
         evicted: 0,
     }
@@ -141,10 +160,10 @@ impl Detector for TightPolling {
             return;
         }
         let time = exchange.time;
-        let path = normal_path(exchange.request.path.as_deref().unwrap_or_default());
+        let path = context.path;
         let path_key = (
             client.handle,
-            self.hasher.hash_one((&path, exchange.request.method.as_deref())),
+            self.hasher.hash_one((path, exchange.request.method.as_deref())),
         );
         if !self.paths.contains(&path_key) {
             let track = PathTrack {
@@ -186,7 +205,7 @@ impl Detector for TightPolling {
             count,
             news: false,
         };
-        sightings.report(sighting, || details(&breach, &path, counted, exchange, client, context));
+        sightings.report(sighting, || details(&breach, path, counted, exchange, client, context));
     }
 
     fn evicted(&self) -> u64 {

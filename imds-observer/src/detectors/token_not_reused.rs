@@ -14,6 +14,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:17:20.010300000Z",
+//!   "host": "node-1",
+//!   "code": "token-not-reused",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:16:30.000000000Z",
+//!   "last_seen": "2023-11-14T22:17:20.000000000Z",
+//!   "count": 25,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) takes a new token every 10.0 s though each holds for 21600 s",
+//!   "evidence": {"client":"botocore (boto3, AWS CLI)","median_gap_s":10.0,"processes":1,"requests_per_token":0.96,"requests_wasted":24,"token_ttl_s":21600,"tokens":25,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":[],"text":"Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! The .NET SDK (10 tokens in 10 min), the Go SDK (2) and scripts that ask for a lifetime of 5 or 60 s stay below the
@@ -38,6 +57,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::knowledge::{token_fate};
 use super::remedy::{self, Sdk};
 use super::window::Bins;
@@ -87,7 +107,7 @@ pub(super) struct TokenNotReused {
 pub(super) fn new(config: &Config) -> TokenNotReused {
     TokenNotReused {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         evicted: 0,
     }
 }

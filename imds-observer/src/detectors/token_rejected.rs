@@ -13,6 +13,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:14:05.000300000Z",
+//!   "host": "node-1",
+//!   "code": "token-rejected",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:50.000000000Z",
+//!   "last_seen": "2023-11-14T22:14:05.000000000Z",
+//!   "count": 4,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) keeps using a token that IMDS rejects",
+//!   "evidence": {"cause":"same-token","client":"botocore (boto3, AWS CLI)","path":"/latest/meta-data/instance-id","rejections":4,"token":"9f2c51d0","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":[],"text":"Ask for a new token after a 401. Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process. Until then a restart of the client helps."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Many threads that share a token may see it expire all at once: more than two requests before one of them renews it
@@ -35,7 +54,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{normal_path, status};
+use super::table::bounded;
+use super::knowledge::{status};
 use super::remedy::{self, Sdk};
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
@@ -82,7 +102,7 @@ pub(super) struct TokenRejected {
 pub(super) fn new(config: &Config) -> TokenRejected {
     TokenRejected {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
+        clients: bounded(MAX_CLIENTS),
         evicted: 0,
     }
 }
@@ -182,7 +202,7 @@ impl Detector for TokenRejected {
                     "cause": cause,
                     "rejections": rejections,
                     "token": token,
-                    "path": normal_path(exchange.request.path.as_deref().unwrap_or_default()),
+                    "path": context.path,
                     "user_agent": agent,
                     "client": sdk.name(),
                 },

@@ -17,6 +17,25 @@
 //!
 //! ## Example record
 //!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:28:21.000000000Z",
+//!   "host": "node-1",
+//!   "code": "token-response-lost",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":{"id":"000000000000000000000000000000000000000000000000000000000000141f","image":null,"name":"app","pod":{"name":"api-7c9d8b6f5d-x2x4z","namespace":"payments","uid":"00000000-0000-4000-8000-000000005151"},"runtime":"containerd"},"key":"pod/payments/api-7c9d8b6f5d-x2x4z/app/python3.11 app.py","name":"pod payments/api-7c9d8b6f5d-x2x4z","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/kubepods/burstable/pod5151/000000000000000000000000000000000000000000000000000000000000141f","cmdline":["python3","app.py"],"comm":"python3.11","exe":"/usr/local/bin/python3.11","namespace_pid":1,"netns":4026537151,"pid":5151,"start_time":"2023-11-14T21:13:20.000000000Z","tid":5151,"uid":1000},"workload":"payments/api"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:28:20.000000000Z",
+//!   "count": 2,
+//!   "summary": "pod payments/api-7c9d8b6f5d-x2x4z lost 2 token responses to the hop limit and 2.0 s of waiting",
+//!   "evidence": {"drop":"IP_INHDR@ip_forward","hops":1,"request_retransmits":0,"request_ttl":63,"response_retransmits":4,"response_ttl":1,"seconds_lost":2.0,"smallest_sufficient_hop_limit":2,"times_lost":2,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2","v1_fallback":false,"v1_fallback_requests":0},
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2"],"text":"A hop limit of 2 is the smallest that suffices. Its price: whatever runs one hop from the host, every pod included, can then get tokens and with them the instance role's credentials, unless a network policy forbids it. A pod that needs AWS credentials is better served by IRSA or EKS Pod Identity, which give it a role of its own; hostNetwork: true needs no hop, but gives the pod the host's whole network."}
+//! }
+//! ```
+//!
 //! ## Known false positives
 //!
 //! Where pods are kept from IMDS on purpose the loss is wanted: set `intended`, and it is told as `info`. The formula
@@ -41,6 +60,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::table::bounded;
 use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
 use super::remedy::{self, Sdk};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings, TokenFate};
@@ -98,8 +118,8 @@ pub(super) struct TokenResponseLost {
 pub(super) fn new(config: &Config) -> TokenResponseLost {
     TokenResponseLost {
         config: config.clone(),
-        clients: LruCache::new(MAX_CLIENTS),
-        drops: LruCache::new(MAX_DROPS),
+        clients: bounded(MAX_CLIENTS),
+        drops: bounded(MAX_DROPS),
         evicted: 0,
     }
 }

@@ -97,9 +97,9 @@ impl Attempt {
         !self.done && self.established.is_none()
     }
 
-    /// Told, or on its way to be: what comes next belongs to another attempt.
-    pub(super) fn is_over(&self) -> bool {
-        self.done || self.established.is_some() || self.end.is_some()
+    /// Has failed, though that may not have been told yet.
+    pub(super) fn has_failed(&self) -> bool {
+        self.established.is_none() && (self.done || self.end.is_some())
     }
 
     /// A SYN; `socket` and `wire` say what the vantage point counts as, `place` tells the points apart.
@@ -227,7 +227,7 @@ impl Attempt {
         &mut self,
         now: Time,
         last: bool,
-        flow: FlowId,
+        flow: (FlowId, u32),
         connection: impl FnOnce() -> Connection,
     ) -> Option<ConnectFacts> {
         let due = self.due()?;
@@ -245,15 +245,16 @@ impl Attempt {
         if silent && !self.watched {
             return None;
         }
-        let (end, outcome) = match &self.end {
-            Some(end) => (end.time, end.outcome),
-            None => {
-                let given_up = self.last_syn.into_iter().flatten().max().filter(|_| self.socketless);
-                (given_up.unwrap_or(now), ConnectOutcome::Timeout)
-            }
-        };
+        let given_up = self.last_syn.into_iter().flatten().max().filter(|_| self.socketless);
+        let (end, outcome) = self
+            .end
+            .as_ref()
+            .map_or((given_up.unwrap_or(now), ConnectOutcome::Timeout), |end| {
+                (end.time, end.outcome)
+            });
         Some(ConnectFacts {
-            flow,
+            flow: flow.0,
+            ifindex: flow.1,
             sender: self.sender,
             time: self.time,
             connection: connection(),

@@ -11,8 +11,8 @@ use rustc_hash::FxHasher;
 
 use super::attempt::Attempt;
 use super::pending::{Answer, Pending};
-use super::{ConnectFacts, DropFacts, ExchangeFacts, Fact, Limits};
-use crate::flow::{FoundResponse, Meta, Pushed, RequestReader, ResponseReader, Seq};
+use super::{DropFacts, ExchangeFacts, Fact, Limits};
+use crate::flow::{FoundRequest, FoundResponse, Meta, Pushed, RequestReader, ResponseReader, Seq, StreamLimits};
 use crate::imds::{Hasher, no_request, read_request};
 use crate::record::{Connection, ExchangeOutcome, LossCounts, PacketDirection, SECOND, Time};
 use crate::source::{
@@ -69,6 +69,7 @@ pub(super) struct Flow {
     number: u32,
     socket_seen: bool,
     uplink_seen: bool,
+    ifindex: u32,
     wire_ttl: Option<u8>,
     socket_ttl: Option<u8>,
     client_ack: Option<Seq>,
@@ -82,6 +83,9 @@ pub(super) struct Flow {
     closed: Option<Time>,
     last: Time,
     gap_since: Option<Time>,
+    /// The client uses the port or socket for another connection: this one is over, since when nobody saw.
+    superseded: bool,
+    limits: StreamLimits,
     /// When the table's timer will look at this flow.
     pub(super) scheduled: Option<Time>,
 }
@@ -113,6 +117,7 @@ impl Flow {
             number: 0,
             socket_seen: false,
             uplink_seen: false,
+            ifindex: 0,
             wire_ttl: None,
             socket_ttl: None,
             client_ack: None,
@@ -125,6 +130,8 @@ impl Flow {
             closed: None,
             last: time,
             gap_since: None,
+            superseded: false,
+            limits: limits.stream,
             scheduled: None,
         }
     }
@@ -187,17 +194,43 @@ impl Flow {
         self.last = self.last.max(event.time);
         self.know_sender(Some(event.sender));
         self.remote = event.remote;
-        // A socket may try again after a failure, and a non-blocking one calls connect() again to ask how it went.
-        if self.attempt.as_ref().is_none_or(Attempt::is_over) && self.number == 0 {
-            self.attempt = Some(Attempt::new(event.time, Some(event.sender), false));
+        if self.tries_again() {
+            self.begin_again();
         }
+        self.attempt
+            .get_or_insert_with(|| Attempt::new(event.time, Some(event.sender), false));
     }
 
-    /// Whether a new attempt on this flow must wait until the old one's fact is out.
-    pub(super) fn has_failed_attempt(&self) -> bool {
+    /// The socket has been through a connection or a failed attempt: a `connect()` is a new one. While it is connecting or connected,
+    /// `connect()` only asks how it went.
+    pub(super) fn tries_again(&self) -> bool {
+        self.attempt.as_ref().is_some_and(Attempt::has_failed) || self.closed.is_some()
+    }
+
+    /// Forgets what belonged to the connection before, once its facts are out. Exchanges are counted on: the socket is the same.
+    pub(super) fn begin_again(&mut self) {
         self.attempt
-            .as_ref()
-            .is_some_and(|attempt| attempt.is_open() && attempt.is_over())
+            .take_if(|attempt| attempt.has_failed() || !attempt.is_open());
+        self.isn = None;
+        self.connect_ns = None;
+        self.requests = RequestReader::new(self.limits);
+        self.responses = ResponseReader::new(self.limits);
+        self.pending.clear();
+        self.early.clear();
+        self.client_ack = None;
+        self.last_response = None;
+        self.responded = None;
+        self.client_left = None;
+        self.server_fin = None;
+        self.server_rst = None;
+        self.error = 0;
+        self.closed = None;
+        self.gap_since = None;
+        self.superseded = false;
+    }
+
+    pub(super) fn supersede(&mut self) {
+        self.superseded = true;
     }
 
     pub(super) fn connect_returned(&mut self, event: &ConnectResult) {
@@ -270,6 +303,7 @@ impl Flow {
         let known = event.sender.filter(|sender| sender.key.tgid != 0);
         out.push(Fact::Drop(DropFacts {
             flow: self.id,
+            ifindex: self.ifindex,
             sender: known.or(self.sender).or(event.sender),
             time: event.time,
             connection: self.connection(0),
@@ -322,6 +356,9 @@ impl Flow {
             return;
         }
         self.know_local(packet.local, packet.vantage == Vantage::Socket);
+        if self.socketless() && self.ifindex == 0 {
+            self.ifindex = packet.ifindex;
+        }
         match packet.vantage {
             Vantage::Socket => self.socket_seen = true,
             Vantage::Uplink => self.uplink_seen = true,
@@ -473,7 +510,7 @@ impl Flow {
         let mut fresh = Vec::new();
         let hasher = context.hasher;
         let mut doubtful = 0;
-        let mut take = |found: crate::flow::FoundRequest<'_>| {
+        let mut take = |found: FoundRequest<'_>| {
             if found.doubtful {
                 doubtful += 1;
                 return;
@@ -708,7 +745,7 @@ impl Flow {
             .client_left
             .is_some_and(|(time, _)| now >= time.plus_ns(REORDER_NS))
             || self.server_rst.is_some();
-        let stale = self.pending.is_empty() && now >= self.last.plus_ns(IDLE_NS);
+        let stale = now >= self.last.plus_ns(IDLE_NS);
         if self.requests.partial().is_some() && (last || leaving || stale) {
             self.collect(context, true);
         }
@@ -737,7 +774,7 @@ impl Flow {
             }
         }
         sooner(self.gap_since.map(|since| since.plus_ns(GAP_NS)));
-        sooner(self.early.iter().map(|(.., seen)| seen.plus_ns(GAP_NS)).min());
+        sooner(self.early.first().map(|(.., seen)| seen.plus_ns(GAP_NS)));
         if self.requests.partial().is_some() {
             sooner(self.client_left.map(|(time, _)| time.plus_ns(REORDER_NS)));
             sooner(Some(self.last.plus_ns(IDLE_NS)));
@@ -770,19 +807,14 @@ impl Flow {
     }
 
     fn settle_attempt(&mut self, now: Time, last: bool, out: &mut Vec<Fact>) -> Option<Time> {
-        let mut attempt = self.attempt.take()?;
         if self.number == 0 && self.connect_ns.is_none() {
-            self.connect_ns = attempt.handshake_ns();
+            self.connect_ns = self.attempt.as_ref()?.handshake_ns();
         }
-        let fact: Option<ConnectFacts> = attempt.settle(now, last, self.id, || self.connection(0));
+        let mut attempt = self.attempt.take_if(|attempt| attempt.is_open())?;
+        let fact = attempt.settle(now, last, (self.id, self.ifindex), || self.connection(0));
         out.extend(fact.map(Fact::Connect));
-        if self.closed.is_none()
-            && attempt.is_over()
-            && !attempt.is_open()
-            && self.socketless()
-            && attempt.handshake_ns().is_none()
-        {
-            self.closed = Some(now);
+        if self.socketless() && attempt.has_failed() {
+            self.closed.get_or_insert(now);
         }
         let due = attempt.due();
         self.attempt = Some(attempt);
@@ -872,12 +904,15 @@ impl Flow {
         }
         if last {
             return match arrived {
-                Some(_) if killed => done((ExchangeOutcome::Lost, Some(false)), None),
+                Some(_) if killed || (proven && (self.superseded || !self.socket_seen)) => {
+                    done((ExchangeOutcome::Lost, Some(false)), None)
+                }
                 Some(_) if !self.socket_seen => done((ExchangeOutcome::Answered, None), None),
                 Some(at) => done(
                     (ExchangeOutcome::Open, (now.since(at) >= TRANSIT_NS).then_some(false)),
                     None,
                 ),
+                None if self.superseded => done((ExchangeOutcome::Closed, None), None),
                 None => done((ExchangeOutcome::Open, None), None),
             };
         }
@@ -911,6 +946,7 @@ impl Flow {
             .map(|first| first.since(pending.time));
         out.push(Fact::Exchange(ExchangeFacts {
             flow: self.id,
+            ifindex: self.ifindex,
             sender: pending.sender,
             time: pending.time,
             connection: self.connection(pending.number),

@@ -8,6 +8,8 @@ use crate::source::{FlowId, Sender};
 pub struct ExchangeFacts {
     pub flow: FlowId,
     pub sender: Option<Sender>,
+    /// Where a client without a socket of this host was seen; 0: not known, or it has one.
+    pub ifindex: u32,
     pub time: Time,
     pub connection: Connection,
     pub request: Request,
@@ -23,6 +25,8 @@ pub struct ExchangeFacts {
 pub struct ConnectFacts {
     pub flow: FlowId,
     pub sender: Option<Sender>,
+    /// Where a client without a socket of this host was seen; 0: not known, or it has one.
+    pub ifindex: u32,
     pub time: Time,
     pub connection: Connection,
     pub outcome: ConnectOutcome,
@@ -39,6 +43,8 @@ pub struct ConnectFacts {
 pub struct DropFacts {
     pub flow: FlowId,
     pub sender: Option<Sender>,
+    /// Where a client without a socket of this host was seen; 0: not known, or it has one.
+    pub ifindex: u32,
     pub time: Time,
     pub connection: Connection,
     pub direction: PacketDirection,

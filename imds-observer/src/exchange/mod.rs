@@ -5,10 +5,13 @@
 mod attempt;
 mod connection;
 mod facts;
+mod fuzz;
 mod pending;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use facts::{ConnectFacts, DropFacts, ExchangeFacts, Fact};
+#[doc(hidden)]
+pub use fuzz::fuzz_flow_table;
 pub use table::{FlowTable, Limits};

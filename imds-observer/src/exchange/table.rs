@@ -95,8 +95,8 @@ impl FlowTable {
         match event {
             Event::Connect(event) => {
                 let id = event.flow;
-                if self.flows.peek(&id).is_some_and(|flow| flow.has_failed_attempt()) {
-                    self.settle(id, true, out);
+                if self.flows.peek(&id).is_some_and(|flow| flow.tries_again()) {
+                    self.conclude(id, out);
                 }
                 self.reach(id, event.time, event.remote, |flow, _| flow.connect(event));
                 self.settle(id, false, out);
@@ -119,11 +119,11 @@ impl FlowTable {
             Event::Packet(packet) => {
                 let id = self.flow_of(packet, out);
                 self.reach(id, packet.time, packet.remote, |flow, context| {
-                    flow.packet(packet, context)
+                    flow.packet(packet, context);
                 });
                 self.settle(id, false, out);
             }
-            Event::Process { .. } | Event::Interface(_) | Event::Loss(_) | Event::Record(_) => {}
+            Event::Process { .. } | Event::Caller { .. } | Event::Interface(_) | Event::Loss(_) | Event::Record(_) => {}
         }
     }
 
@@ -161,12 +161,20 @@ impl FlowTable {
     /// The flow that a packet belongs to. In captures a connection may show under two address pairs, or a new one under an old pair.
     fn flow_of(&mut self, packet: &Packet, out: &mut Vec<Fact>) -> FlowId {
         let id = packet.flow;
-        if packet.vantage != Vantage::Capture || matches!(id, FlowId::Cookie(_)) {
-            return id;
-        }
         let first = packet.icmp.is_none()
             && packet.direction == Direction::Request
             && packet.tcp_flags & (Packet::SYN | Packet::RST) == Packet::SYN;
+        let another = |flow: &Flow| flow.isn().is_some_and(|isn| isn != Seq(packet.seq));
+        if let FlowId::Cookie(_) = id {
+            // The wire may lag behind the socket, so only the socket says that it begins again.
+            if first && packet.vantage == Vantage::Socket && self.flows.peek(&id).is_some_and(|flow| another(flow)) {
+                self.conclude(id, out);
+                if let Some(flow) = self.flows.peek_mut(&id) {
+                    flow.begin_again();
+                }
+            }
+            return id;
+        }
         if !first {
             return self.aliases.get(&id).copied().unwrap_or(id);
         }
@@ -182,12 +190,9 @@ impl FlowTable {
             }
         }
         self.aliases.pop(&id);
-        let reused = self
-            .flows
-            .peek(&id)
-            .is_some_and(|flow| flow.isn().is_some_and(|isn| isn != Seq(packet.seq)));
+        let reused = self.flows.peek(&id).is_some_and(|flow| another(flow));
         if reused {
-            self.settle(id, true, out);
+            self.conclude(id, out);
             self.flows.pop(&id);
         }
         id
@@ -210,6 +215,14 @@ impl FlowTable {
         act(flow, &mut context);
     }
 
+    /// Another connection begins under the same id: gives what is left of this one.
+    fn conclude(&mut self, id: FlowId, out: &mut Vec<Fact>) {
+        if let Some(flow) = self.flows.peek_mut(&id) {
+            flow.supersede();
+        }
+        self.settle(id, true, out);
+    }
+
     fn settle(&mut self, id: FlowId, last: bool, out: &mut Vec<Fact>) {
         let Some(flow) = self.flows.peek_mut(&id) else { return };
         let mut context = Context {
@@ -221,6 +234,13 @@ impl FlowTable {
             self.flows.pop(&id);
             return;
         };
+        // A date that has passed already would make `advance` come back here for ever.
+        debug_assert!(
+            last || due > self.now,
+            "{id:?} wants to be asked again at {due}, and it is {}",
+            self.now
+        );
+        let due = due.max(self.now.plus_ns(1));
         // One live entry a flow: only an earlier date needs a new one.
         if flow.scheduled.is_none_or(|scheduled| due < scheduled) {
             flow.scheduled = Some(due);

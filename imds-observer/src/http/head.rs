@@ -144,8 +144,8 @@ mod tests {
     #[test]
     fn the_cut_header_is_not_complete() {
         let headers = read(b"A: 1\r\nB: 2");
-        assert_eq!(headers[0].2, true);
-        assert_eq!(headers[1].2, false);
+        assert!(headers[0].2);
+        assert!(!headers[1].2);
         assert!(!read(b"A: 1\r\n")[0].2, "a fold might have followed");
     }
 

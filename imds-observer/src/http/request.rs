@@ -63,9 +63,7 @@ impl<'a> Request<'a> {
             .position(|byte| !matches!(byte, b'\r' | b'\n'))
             .unwrap_or(bytes.len());
         let (line, rest, ended) = split_line(&bytes[start..]);
-        let mut words = line
-            .split(|byte| byte.is_ascii_whitespace())
-            .filter(|word| !word.is_empty());
+        let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
         let method = words.next().and_then(|word| {
             METHODS
                 .iter()
@@ -194,11 +192,8 @@ mod tests {
             path in "/[a-z0-9/?=&.-]{0,40}",
             headers in proptest::collection::vec(("[A-Za-z][A-Za-z0-9-]{0,12}", "[ -~]{0,30}"), 0..6),
         ) {
-            let mut text = format!("GET {path} HTTP/1.1\r\n");
-            for (name, value) in &headers {
-                text += &format!("{name}: {value}\r\n");
-            }
-            text += "\r\n";
+            let headers: String = headers.iter().flat_map(|(name, value)| [name, ": ", value, "\r\n"]).collect();
+            let text = format!("GET {path} HTTP/1.1\r\n{headers}\r\n");
             let mut theirs = [httparse::EMPTY_HEADER; 16];
             let mut parsed = httparse::Request::new(&mut theirs);
             prop_assert!(parsed.parse(text.as_bytes()).unwrap().is_complete());

@@ -1,11 +1,14 @@
 //! What a request means to the metadata service: version, dialect, path. Secrets stop here: tokens become salted hashes.
 
 mod dialect;
+mod fuzz;
 mod path;
 mod redact;
 mod request;
 mod secret;
 
+#[doc(hidden)]
+pub use fuzz::fuzz_heads;
 pub use path::{Sensitivity, is_natural_404, is_token_path, normalise, role_of, sensitivity};
 pub use redact::printable;
 pub use request::{PATH_BYTES, USER_AGENT_BYTES, no_request, read_request, response_headers};

@@ -103,21 +103,22 @@ pub fn sensitivity(path: &str) -> Sensitivity {
     Sensitivity::Low
 }
 
+const USUAL: [&str; 7] = [
+    "spot",
+    "events/recommendations/rebalance",
+    "events/maintenance",
+    "outpost-arn",
+    "public-ipv4",
+    "public-hostname",
+    "tags/instance",
+];
+
 /// Whether 404 is this path's usual answer: nothing planned, nothing there.
 pub fn is_natural_404(path: &str) -> bool {
     let path = normalise(path);
     let Some(item) = behind_version(&path).and_then(|rest| rest.strip_prefix("meta-data/")) else {
         return false;
     };
-    const USUAL: [&str; 7] = [
-        "spot",
-        "events/recommendations/rebalance",
-        "events/maintenance",
-        "outpost-arn",
-        "public-ipv4",
-        "public-hostname",
-        "tags/instance",
-    ];
     USUAL.iter().any(|usual| starts(item, usual))
         || (item.starts_with("network/interfaces/macs/")
             && (item.ends_with("/network-card") || item.contains("ipv6") || item.contains("public-")))

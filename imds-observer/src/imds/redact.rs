@@ -23,25 +23,21 @@ fn decoded(bytes: &[u8]) -> Vec<(u8, usize)> {
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex
+        let code = hex
             .filter(|_| byte == b'%')
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
-        {
-            Some(code) => {
-                decoded.push((code, at));
-                at += 3;
-            }
-            None => {
-                decoded.push((byte, at));
-                at += 1;
-            }
-        }
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        decoded.push((code.unwrap_or(byte), at));
+        at += if code.is_some() { 3 } else { 1 };
     }
     decoded
 }
 
 /// Where the value of a parameter or header with `token` in its name begins and ends.
 fn named_token(bytes: &[u8]) -> Option<(usize, usize)> {
+    // Most text has neither the name nor anything encoded that could be it.
+    if !bytes.contains(&b'%') && find(bytes, b"token").is_none() {
+        return None;
+    }
     let map = decoded(bytes);
     let plain: Vec<u8> = map.iter().map(|&(byte, _)| byte).collect();
     let place = |at: usize| map.get(at).map_or(bytes.len(), |&(_, place)| place);

@@ -11,6 +11,9 @@ use super::{Ancestor, Container, Process};
 /// Bytes of an argument that may stand in a name: the rest of a path tells nobody more.
 const MAX_NAME: usize = 128;
 
+/// Longest name of an interpreter's executable, its version included.
+const MAX_INTERPRETER: usize = 24;
+
 /// Programs that run another one as their child and wait: a new one each time, so they identify no loop.
 const WRAPPERS: &[&str] = &["timeout", "sudo", "su", "runuser", "time", "doas", "setsid"];
 
@@ -231,6 +234,9 @@ pub fn nearest_parent(process: &Process) -> Option<&Ancestor> {
 }
 
 fn script<'a>(process: &'a Process, executable: &str) -> Option<&'a str> {
+    if executable.len() > MAX_INTERPRETER {
+        return None;
+    }
     let stem = executable.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
     if !INTERPRETERS.contains(&stem) {
         return None;

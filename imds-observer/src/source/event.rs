@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imds_observer_common::{Direction, ProcessKey};
 
-use crate::record::{LossCounts, Process, Record, Time};
+use crate::record::{Caller, LossCounts, Process, Record, Time};
 
 /// Which connection an event belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,7 +58,7 @@ pub struct Packet {
     pub direction: Direction,
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// Only for [`Vantage::Socket`].
+    /// For [`Vantage::Socket`], and where a capture's comments tell it.
     pub sender: Option<Sender>,
     pub seq: u32,
     pub ack: u32,
@@ -167,6 +167,11 @@ pub enum Event {
         process: Arc<Process>,
         cgroup_id: u64,
     },
+    /// The same from a trace that tells the container too.
+    Caller {
+        key: ProcessKey,
+        caller: Caller,
+    },
     Connect(ConnectAttempt),
     ConnectReturned(ConnectResult),
     Packet(Packet),
@@ -183,7 +188,7 @@ impl Event {
     /// Event time, where the event has one.
     pub fn time(&self) -> Option<Time> {
         Some(match self {
-            Self::Process { .. } | Self::Loss(_) => return None,
+            Self::Process { .. } | Self::Caller { .. } | Self::Loss(_) => return None,
             Self::Connect(event) => event.time,
             Self::ConnectReturned(event) => event.time,
             Self::Packet(event) => event.time,

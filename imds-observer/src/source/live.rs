@@ -12,6 +12,8 @@ use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::bpf::{Decoder, Kernel, LiveOptions};
+use crate::host::ethtool::AllowanceMeter;
+use crate::host::{UplinkChange, UplinkMonitor};
 use crate::record::{LossCounts, Mode, Time};
 use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 
@@ -22,50 +24,122 @@ const SAMPLE: Duration = Duration::from_secs(1);
 /// How often the wall clock is looked at again: it may be stepped under us.
 const CLOCK: Duration = Duration::from_secs(10);
 
+/// How often changes of routes and interfaces are looked at: a router's table may change all the time.
+const UPLINKS: Duration = Duration::from_millis(200);
+
 /// The kernel programs, their ring buffer and counters.
 pub struct LiveSource {
     kernel: Kernel,
     decoder: Decoder,
-    interfaces: Vec<String>,
+    /// Unless the user has named the interfaces.
+    monitor: Option<UplinkMonitor>,
+    followed: Instant,
+    allowance: AllowanceMeter,
     endpoints: Vec<IpAddr>,
     undecoded: u64,
     told_loss: LossCounts,
     sampled: Instant,
     clocked: Instant,
-    counters: HashMap<u32, InterfaceCounters>,
+    /// As last read, and the interface's name then. As many as the kernel's map holds.
+    counters: HashMap<u32, (InterfaceCounters, Arc<str>)>,
 }
 
 impl LiveSource {
     /// Loads, attaches and starts to listen. From here on nothing is missed.
     pub fn open(options: &LiveOptions) -> anyhow::Result<Self> {
         let (mut kernel, mut decoder) = Kernel::load(options)?;
-        let mut interfaces = Vec::new();
         for interface in &options.interfaces {
             // Asked for explicitly: an error.
             kernel.attach_uplink(interface)?;
-            interfaces.push(interface.clone());
+        }
+        let mut monitor = None;
+        if options.interfaces.is_empty() {
+            match UplinkMonitor::open(&options.endpoints) {
+                Ok(opened) => monitor = Some(opened),
+                Err(error) => kernel.miss_uplink(format!("find the uplinks: {error} (name one with --interface)")),
+            }
         }
         decoder.set_clock(boot_to_wall_ns()?);
         let now = Instant::now();
-        Ok(Self {
+        let mut source = Self {
             kernel,
             decoder,
-            interfaces,
+            monitor,
+            followed: now,
+            allowance: AllowanceMeter::open(),
             endpoints: options.endpoints.clone(),
             undecoded: 0,
             told_loss: LossCounts::default(),
             sampled: now,
             clocked: now,
             counters: HashMap::new(),
-        })
+        };
+        source.follow_uplinks();
+        if source.monitor.is_some()
+            && source.interfaces().is_empty()
+            && source
+                .kernel
+                .missing()
+                .iter()
+                .all(|missing| missing.capability != "wire")
+        {
+            source.kernel.miss_uplink(
+                "no route leads to the endpoints (see `imds-observer doctor`); one that appears is attached then"
+                    .into(),
+            );
+        }
+        let uplinks: Vec<_> = source.kernel.uplinks().collect();
+        for (ifindex, name) in uplinks {
+            source.begin_counting(ifindex, &name);
+        }
+        Ok(source)
     }
 
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
     }
 
-    pub fn interfaces(&self) -> &[String] {
-        &self.interfaces
+    /// Those that are attached now, by name.
+    pub fn interfaces(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.kernel.uplinks().map(|(_, name)| name.to_string()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Notes the name, which the interface may take with it, and the base that growth is counted from.
+    fn begin_counting(&mut self, ifindex: u32, name: &Arc<str>) {
+        let zero = || (InterfaceCounters::default(), Arc::clone(name));
+        self.counters.entry(ifindex).or_insert_with(zero);
+        self.allowance.growth(ifindex, name);
+    }
+
+    /// Attaches to uplinks that have come, lets go of those that are gone. Not being able to is no reason to stop.
+    fn follow_uplinks(&mut self) {
+        self.followed = Instant::now();
+        let Some(monitor) = &mut self.monitor else { return };
+        let changes = monitor.changes().unwrap_or_else(|error| {
+            tracing::warn!("follow the uplinks: {error}");
+            Vec::new()
+        });
+        for change in changes {
+            match change {
+                UplinkChange::Appeared(uplink) => match self.kernel.attach_uplink(&uplink.name) {
+                    Ok(()) => {
+                        tracing::info!("uplink {} is observed", uplink.name);
+                        self.begin_counting(uplink.ifindex, &Arc::from(uplink.name));
+                    }
+                    Err(error) => {
+                        tracing::warn!("{error}");
+                        self.kernel.miss_uplink(error.to_string());
+                    }
+                },
+                UplinkChange::Gone(uplink) => {
+                    tracing::info!("uplink {} is gone", uplink.name);
+                    self.kernel.detach_uplink(uplink.ifindex);
+                    self.allowance.forget(uplink.ifindex);
+                }
+            }
+        }
     }
 
     /// Waits up to `wait` for events and appends what is there. `false`: nothing came.
@@ -74,12 +148,20 @@ impl LiveSource {
         if self.drain(out) == 0 {
             let wait = wait.min(SAMPLE.saturating_sub(self.sampled.elapsed()));
             let timeout = PollTimeout::try_from(wait.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(self.kernel.ring_fd(), PollFlags::POLLIN)];
+            let mut fds = vec![PollFd::new(self.kernel.ring_fd(), PollFlags::POLLIN)];
+            if let Some(monitor) = &self.monitor
+                && self.followed.elapsed() >= UPLINKS
+            {
+                fds.push(PollFd::new(monitor.fd(), PollFlags::POLLIN));
+            }
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error).context("wait for the ring buffer"),
             }
             self.drain(out);
+        }
+        if self.followed.elapsed() >= UPLINKS {
+            self.follow_uplinks();
         }
         if self.clocked.elapsed() >= CLOCK {
             self.clocked = Instant::now();
@@ -107,21 +189,36 @@ impl LiveSource {
         let interval_ns = self.sampled.elapsed().as_nanos() as u64;
         self.sampled = Instant::now();
         let time = Time::now();
-        for (ifindex, now) in self.kernel.interfaces() {
-            let before = self.counters.insert(ifindex, now).unwrap_or_default();
+        let mut interfaces = self.kernel.interfaces();
+        // An uplink that had no link-local packet yet has no counters in the kernel.
+        for (ifindex, _) in self.kernel.uplinks() {
+            if !interfaces.iter().any(|(counted, _)| *counted == ifindex) {
+                interfaces.push((ifindex, InterfaceCounters::default()));
+            }
+        }
+        for (ifindex, now) in interfaces {
+            let attached = self.kernel.uplink(ifindex);
+            let (before, name) = match (self.counters.remove(&ifindex), &attached) {
+                // Of an interface that is gone, what came in its last second is still told.
+                (Some((before, name)), None) if before == now => {
+                    self.counters.insert(ifindex, (now, name));
+                    continue;
+                }
+                (Some((before, name)), _) => (before, name),
+                (None, Some(name)) => (InterfaceCounters::default(), Arc::clone(name)),
+                (None, None) => (InterfaceCounters::default(), Arc::from(format!("if{ifindex}"))),
+            };
+            self.counters.insert(ifindex, (now, Arc::clone(&name)));
             let egress = std::array::from_fn(|class| now.egress[class].saturating_sub(before.egress[class]));
             let ingress = std::array::from_fn(|class| now.ingress[class].saturating_sub(before.ingress[class]));
-            let name = self
-                .kernel
-                .uplink(ifindex)
-                .unwrap_or_else(|| Arc::from(format!("if{ifindex}")));
+            let allowance_exceeded = self.allowance.growth(ifindex, &name);
             out.push(Event::Interface(InterfaceSample {
                 time,
                 name,
                 interval_ns,
                 egress,
                 ingress,
-                allowance_exceeded: None,
+                allowance_exceeded,
             }));
         }
         let LossCounters {
@@ -153,7 +250,7 @@ impl Source for LiveSource {
             time: None,
             kernel: release,
             endpoints: self.endpoints.iter().map(ToString::to_string).collect(),
-            interfaces: self.interfaces.clone(),
+            interfaces: self.interfaces(),
             attached: self.kernel.attached().to_vec(),
             missing: self.kernel.missing().to_vec(),
         }

@@ -1,9 +1,11 @@
 //! Where events come from. Live kernel events and packets from a capture become the same [`Event`]s, so everything behind is one pipeline.
 
+pub mod capture;
 mod event;
 pub mod input;
 mod live;
 pub mod ndjson;
+pub mod traces;
 
 use std::time::Duration;
 

@@ -1,26 +1,16 @@
-//! Our own records, read back: many files at once, merged by time.
-//!
-//! An exchange is written when it has ended but bears the time at which it began, so lines are not sorted by `time`. Within a file their
-//! order is kept as it is: it is the order in which the live observer learnt things, and detectors must see the same. Between files, the one
-//! whose next record *ended* first goes first; a file's clock never runs backwards. So one record a file is all that is held in memory.
+//! Our own records, read back line by line.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::input::{Buffered, Input};
-use super::{Event, Source, SourceFacts, SourceState};
-use crate::record::{Host, Kind, Mode, Record, SCHEMA, Time};
+use crate::record::{Kind, Record, SCHEMA};
 
 /// Longest line that is read; what is longer is no record of ours.
-const MAX_LINE_BYTES: usize = 1 << 20;
-/// Records handed on at once.
-const BATCH: usize = 1024;
+pub(super) const MAX_LINE_BYTES: usize = 1 << 20;
 /// Skipped lines that are told one by one, per file.
 const TOLD_PER_FILE: u64 = 5;
 
@@ -70,121 +60,8 @@ impl fmt::Display for Skip {
     }
 }
 
-/// What was read so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InputCounts {
-    pub files: u64,
-    pub records: u64,
-    /// Lines that gave no record.
-    pub skipped: u64,
-    /// Skipped lines without those that were merely cut off at the end of a file.
-    pub broken: u64,
-}
-
-/// Reads records from all of its inputs.
-pub struct NdjsonSource {
-    readers: Vec<Reader>,
-    /// Next record of each reader that has one.
-    next: Vec<Option<Record>>,
-    order: BinaryHeap<Reverse<(Time, usize)>>,
-    /// Whose next record is still to be read, because reading it might have meant waiting.
-    behind: Option<usize>,
-    counts: InputCounts,
-    host: Option<Host>,
-    from: Option<Time>,
-}
-
-impl NdjsonSource {
-    /// Reads each input's first record.
-    pub fn new(inputs: Vec<Input>) -> Self {
-        let mut source = Self {
-            next: inputs.iter().map(|_| None).collect(),
-            counts: InputCounts {
-                files: inputs.len() as u64,
-                ..InputCounts::default()
-            },
-            readers: inputs.into_iter().map(Reader::new).collect(),
-            order: BinaryHeap::new(),
-            behind: None,
-            host: None,
-            from: None,
-        };
-        for index in 0..source.readers.len() {
-            source.refill(index);
-        }
-        let first = || source.next.iter().flatten();
-        source.from = first().map(Record::time).min();
-        source.host = first().next().map(|record| record.host().clone());
-        if first().any(|record| Some(record.host()) != source.host.as_ref()) {
-            source.host = Some("several".into());
-        }
-        source
-    }
-
-    pub fn counts(&self) -> InputCounts {
-        self.counts
-    }
-
-    fn refill(&mut self, index: usize) {
-        let reader = &mut self.readers[index];
-        let record = loop {
-            match reader.next_line() {
-                None => break None,
-                Some(Ok(record)) => {
-                    self.counts.records += 1;
-                    break Some(record);
-                }
-                Some(Err(skip)) => {
-                    self.counts.skipped += 1;
-                    self.counts.broken += u64::from(skip != Skip::CutOff);
-                    reader.tell(&skip);
-                }
-            }
-        };
-        if let Some(record) = &record {
-            reader.clock = reader.clock.max(record.settled());
-            self.order.push(Reverse((reader.clock, index)));
-        }
-        self.next[index] = record;
-    }
-}
-
-impl Source for NdjsonSource {
-    fn start(&self) -> SourceFacts {
-        SourceFacts {
-            mode: Mode::Offline,
-            host: self.host.clone(),
-            time: self.from,
-            kernel: None,
-            endpoints: Vec::new(),
-            interfaces: Vec::new(),
-            attached: Vec::new(),
-            missing: Vec::new(),
-        }
-    }
-
-    fn next_batch(&mut self, _: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
-        if let Some(index) = self.behind.take() {
-            self.refill(index);
-        }
-        for _ in 0..BATCH {
-            let Some(Reverse((_, index))) = self.order.pop() else {
-                return Ok(SourceState::End);
-            };
-            if let Some(record) = self.next[index].take() {
-                out.push(Event::Record(Box::new(record)));
-            }
-            if !self.readers[index].is_ready() {
-                self.behind = Some(index);
-                break;
-            }
-            self.refill(index);
-        }
-        Ok(SourceState::More)
-    }
-}
-
-struct Reader {
+/// Reads one file.
+pub struct Reader {
     name: Arc<str>,
     input: Box<dyn Buffered + Send>,
     line: Vec<u8>,
@@ -193,13 +70,12 @@ struct Reader {
     next_offset: u64,
     /// Of the current line, from 1.
     number: u64,
-    clock: Time,
     skipped: u64,
     ended: bool,
 }
 
 impl Reader {
-    fn new(input: Input) -> Self {
+    pub fn new(input: Input) -> Self {
         Self {
             name: input.name,
             input: input.reader,
@@ -207,15 +83,23 @@ impl Reader {
             offset: 0,
             next_offset: 0,
             number: 0,
-            clock: Time::default(),
             skipped: 0,
             ended: false,
         }
     }
 
     /// Whether a whole line is there already. A pipe may take its time for the next.
-    fn is_ready(&self) -> bool {
+    pub fn is_ready(&self) -> bool {
         self.ended || memchr::memchr(b'\n', self.input.buffered()).is_some()
+    }
+
+    /// The next record, or why a line gave none, which has been told. Empty lines are passed over.
+    pub fn next_record(&mut self) -> Option<Result<Record, Skip>> {
+        let next = self.next_line();
+        if let Some(Err(skip)) = &next {
+            self.tell(skip);
+        }
+        next
     }
 
     fn next_line(&mut self) -> Option<Result<Record, Skip>> {
@@ -382,63 +266,6 @@ mod tests {
 
     const LOSS: &str = r#"{"record":"loss","schema":1,"time":"2026-01-01T00:00:01.000000000Z","host":"a","ring_buffer":0,"unparsed":0,"truncated":0,"evicted":0,"unattributed":0}"#;
 
-    fn loss(host: &str, second: u32) -> String {
-        LOSS.replace("00:01.", &format!("00:{second:02}."))
-            .replace("\"a\"", &format!("\"{host}\""))
-    }
-
-    fn source(files: &[String]) -> NdjsonSource {
-        NdjsonSource::new(
-            files
-                .iter()
-                .map(|text| Input::new("t".into(), Box::new(io::Cursor::new(text.clone()))).unwrap())
-                .collect(),
-        )
-    }
-
-    fn times(source: &mut NdjsonSource) -> Vec<u64> {
-        let mut out = Vec::new();
-        while source.next_batch(Duration::ZERO, &mut out).unwrap() != SourceState::End {}
-        let second = |event: &Event| event.time().unwrap().0 / 1_000_000_000 % 60;
-        out.iter().map(second).collect()
-    }
-
-    #[test]
-    fn files_are_merged_and_each_keeps_its_order() {
-        let one = [loss("a", 1), loss("a", 5), loss("a", 4), loss("a", 9)].join("\n");
-        let two = [loss("a", 2), loss("a", 3), loss("a", 8)].join("\n");
-        let mut source = source(&[one, two]);
-        assert_eq!(times(&mut source), [1, 2, 3, 5, 4, 8, 9]);
-        assert_eq!(source.counts().records, 7);
-        assert_eq!(source.counts().skipped, 0);
-    }
-
-    #[test]
-    fn what_is_no_record_is_counted_and_passed_over() {
-        let lines = [
-            loss("a", 1),
-            "nonsense".into(),
-            "{\"record\":\"novelty\",\"schema\":1}".into(),
-            loss("a", 2).replace("\"schema\":1", "\"schema\":7"),
-            loss("a", 2).replace("\"evicted\":0,", ""),
-            "x".repeat(MAX_LINE_BYTES + 10),
-            "{\"Records\":[]}".into(),
-            String::new(),
-            loss("a", 3),
-            LOSS[..60].to_owned(),
-        ]
-        .join("\n");
-        let mut source = source(&[lines]);
-        assert_eq!(times(&mut source), [1, 3]);
-        let wanted = InputCounts {
-            files: 1,
-            records: 2,
-            skipped: 7,
-            broken: 6,
-        };
-        assert_eq!(source.counts(), wanted);
-    }
-
     #[test]
     fn reasons_never_quote_the_line() {
         let secret = "AQAEsecretsecret==";
@@ -460,15 +287,5 @@ mod tests {
             .replace('}', ", \"record\": \"loss\"}");
         assert_eq!(parse(spaced.as_bytes()), parse(LOSS.as_bytes()));
         assert!(parse(LOSS.as_bytes()).is_ok());
-    }
-
-    #[test]
-    fn trace_of_one_host_bears_its_name() {
-        assert_eq!(source(&[loss("a", 1), loss("a", 2)]).start().host.as_deref(), Some("a"));
-        assert_eq!(
-            source(&[loss("a", 1), loss("b", 2)]).start().host.as_deref(),
-            Some("several")
-        );
-        assert_eq!(source(&[String::new()]).start().host, None);
     }
 }

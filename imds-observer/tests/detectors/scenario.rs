@@ -342,7 +342,7 @@ pub(crate) fn quota(seconds: f64, packets: u64, allowance_exceeded: u64) -> Summ
 
 /// Records in the order in which they are written: at their end.
 #[derive(Default)]
-pub(crate) struct Trace(Vec<Record>);
+pub(crate) struct Trace(pub(crate) Vec<Record>);
 
 macro_rules! records {
     ($($kind:ident),*) => {
@@ -357,7 +357,7 @@ macro_rules! records {
 pub(crate) struct Line(pub(crate) Record);
 records!(Exchange, Connect, Drop, Summary);
 
-fn end(record: &Record) -> Time {
+pub(crate) fn end(record: &Record) -> Time {
     match record {
         Record::Exchange(exchange) => exchange
             .time

@@ -4,31 +4,46 @@ use std::fs;
 
 use nix::time::{ClockId, clock_gettime};
 
+use super::routes::{Hop, Routing};
 use crate::detectors::HostFacts;
 use crate::record::{Host, Time};
-use crate::route;
 
 /// On Nitro instances, firmware tells the instance's id here.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 
 /// Reads what this host tells of itself; what it doesn't tell stays unknown.
 pub fn facts(name: Host) -> HostFacts {
-    let route = route::default().ok();
+    let route = default_route();
     HostFacts {
         name,
-        instance_id: fs::read_to_string(ASSET_TAG).ok().and_then(|tag| instance_id(&tag)),
+        instance_id: instance_id(),
         boot_time: boot_time(),
         gateway: route
             .as_ref()
-            .and_then(|route| route.gateway)
+            .and_then(|(hop, _)| hop.gateway)
             .map(|gateway| gateway.to_string()),
         netns: netns(),
-        uplink: route.and_then(|route| route.interface),
+        uplink: route.map(|(_, interface)| interface),
     }
 }
 
+/// Where a default route leads, and through which interface; IPv4 first, as remedies are about that endpoint.
+fn default_route() -> Option<(Hop, String)> {
+    let mut routing = Routing::open().ok()?;
+    let hop = [false, true]
+        .into_iter()
+        .find_map(|v6| routing.default_route(v6).ok().flatten())?;
+    let name = nix::net::if_::if_indextoname(hop.ifindex).ok()?;
+    Some((hop, name.to_string_lossy().into_owned()))
+}
+
+/// This instance's id; `None` where the firmware tells none.
+pub fn instance_id() -> Option<String> {
+    fs::read_to_string(ASSET_TAG).ok().and_then(|tag| instance_id_in(&tag))
+}
+
 /// Other makers write other things into the tag.
-fn instance_id(tag: &str) -> Option<String> {
+fn instance_id_in(tag: &str) -> Option<String> {
     let tag = tag.trim();
     let digits = tag.strip_prefix("i-")?;
     let hexadecimal = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -54,11 +69,11 @@ mod tests {
     #[test]
     fn only_an_instance_id_is_one() {
         assert_eq!(
-            instance_id("i-0123456789abcdef0\n").as_deref(),
+            instance_id_in("i-0123456789abcdef0\n").as_deref(),
             Some("i-0123456789abcdef0")
         );
         for other in ["", "i-", "i-xyz", "Not Specified", "i-0123456789abcdef0; rm"] {
-            assert_eq!(instance_id(other), None, "{other}");
+            assert_eq!(instance_id_in(other), None, "{other}");
         }
     }
 }

@@ -1,0 +1,283 @@
+//! Which interfaces lead to the metadata service, now and as they come and go.
+//!
+//! Only the kernel is asked. Besides the way of this host's own packets, the ways of those that come from elsewhere count: rules
+//! by source or incoming interface, as the VPC CNI makes them for pods, lead through tables of their own.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use netlink_packet_route::route::RouteType;
+use netlink_packet_route::rule::RuleAction;
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::netlink::NetlinkError;
+use super::routes::{LOCAL_TABLE, Link, Route, Routed, Routing};
+
+/// Interfaces that are followed at once. An instance has at most 15 network cards' worth of them; trunks have more.
+const MAX_UPLINKS: usize = 128;
+/// Tables that rules by source lead to; more are left out.
+const MAX_TABLES: usize = 256;
+/// A VLAN on a bond on a ...: deeper stacks are no stacks.
+const MAX_DEPTH: usize = 8;
+/// `RTNLGRP_LINK`, `_IPV4_ROUTE`, `_IPV4_RULE`, `_IPV6_ROUTE`, `_IPV6_RULE`.
+const GROUPS: [u32; 5] = [1, 7, 8, 11, 19];
+
+/// An interface through which packets to an endpoint leave.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Uplink {
+    pub ifindex: u32,
+    pub name: String,
+}
+
+/// Finds uplinks.
+pub struct Uplinks;
+
+impl Uplinks {
+    /// Of the network namespace that the calling thread is in. Empty where no route leads out: a finding, not an error.
+    pub fn discover(endpoints: &[IpAddr]) -> Result<Vec<Uplink>, NetlinkError> {
+        discover(&mut Routing::open()?, endpoints)
+    }
+}
+
+fn discover(routing: &mut Routing, endpoints: &[IpAddr]) -> Result<Vec<Uplink>, NetlinkError> {
+    let mut found = BTreeSet::new();
+    for endpoint in endpoints {
+        if let Routed::Through(hop) = routing.route_to(*endpoint)? {
+            found.insert(hop.ifindex);
+            // A multipath route may take any of its ways.
+            let entry = routing.entry_for(*endpoint)?;
+            found.extend(entry.iter().flat_map(|route| &route.hops).map(|hop| hop.ifindex));
+        }
+    }
+    for v6 in [false, true] {
+        let wanted: Vec<_> = endpoints.iter().copied().filter(|ip| ip.is_ipv6() == v6).collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        let tables: BTreeSet<u32> = routing
+            .rules(v6)?
+            .iter()
+            .filter(|rule| rule.action == RuleAction::ToTable && rule.table != LOCAL_TABLE)
+            .filter(|rule| rule.from.is_some() || rule.iif.is_some())
+            .filter(|rule| wanted.iter().any(|endpoint| rule.may_concern(*endpoint)))
+            .map(|rule| rule.table)
+            .collect();
+        for table in tables.into_iter().take(MAX_TABLES) {
+            let routes = routing.table(table, v6)?;
+            for endpoint in &wanted {
+                let best = best(&routes, *endpoint).filter(|route| route.kind == RouteType::Unicast);
+                found.extend(best.iter().flat_map(|route| &route.hops).map(|hop| hop.ifindex));
+            }
+        }
+    }
+    let links = routing.links()?;
+    Ok(uplinks(&found, &links))
+}
+
+/// The entry of a table that a packet to `address` takes.
+pub fn best(routes: &[Route], address: IpAddr) -> Option<&Route> {
+    routes
+        .iter()
+        .filter(|route| route.covers(address))
+        .max_by_key(|route| (route.prefix_len, std::cmp::Reverse(route.metric)))
+}
+
+/// Names them, without loopback, and without devices whose packets pass another one of them again.
+fn uplinks(found: &BTreeSet<u32>, links: &[Link]) -> Vec<Uplink> {
+    let link = |index: u32| links.iter().find(|link| link.ifindex == index);
+    let passes_again = |index: u32| {
+        let mut at = index;
+        for _ in 0..MAX_DEPTH {
+            match link(at).and_then(|link| link.lower) {
+                // A VLAN device's packets pass its lower device with the tag beside the packet, so they are read there as well.
+                Some(lower) if lower != at && found.contains(&lower) => return true,
+                Some(lower) if lower != at => at = lower,
+                _ => return false,
+            }
+        }
+        false
+    };
+    found
+        .iter()
+        .filter_map(|index| link(*index))
+        .filter(|link| !link.loopback && !passes_again(link.ifindex))
+        .take(MAX_UPLINKS)
+        .map(|link| Uplink {
+            ifindex: link.ifindex,
+            name: link.name.clone(),
+        })
+        .collect()
+}
+
+/// What became of an uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UplinkChange {
+    Appeared(Uplink),
+    /// The interface is no more.
+    Gone(Uplink),
+}
+
+/// Follows the uplinks of the network namespace it was opened in.
+///
+/// An interface that is an uplink once stays one as long as it exists: a route that goes for a moment (a lease renewed, a link
+/// flapping) would otherwise cost the packets in between.
+pub struct UplinkMonitor {
+    events: Socket,
+    routing: Routing,
+    endpoints: Vec<IpAddr>,
+    known: Vec<Uplink>,
+    /// Changed while a question failed: ask again.
+    stale: bool,
+}
+
+impl UplinkMonitor {
+    /// Listens first, so that nothing is missed between. The uplinks that are there come as changes of the first call.
+    pub fn open(endpoints: &[IpAddr]) -> Result<Self, NetlinkError> {
+        let mut events = Socket::new(NETLINK_ROUTE)?;
+        events.bind_auto()?;
+        events.set_non_blocking(true)?;
+        for group in GROUPS {
+            // A kernel without IPv6 or policy routing may not have the group.
+            if let Err(error) = events.add_membership(group)
+                && group == GROUPS[0]
+            {
+                return Err(error.into());
+            }
+        }
+        Ok(Self {
+            events,
+            routing: Routing::open()?,
+            endpoints: endpoints.to_vec(),
+            known: Vec::new(),
+            stale: true,
+        })
+    }
+
+    /// For poll(2): readable when something may have changed.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    pub fn uplinks(&self) -> &[Uplink] {
+        &self.known
+    }
+
+    /// What has changed since the last call. Doesn't block; asks the kernel only when it has told of a change.
+    pub fn changes(&mut self) -> Result<Vec<UplinkChange>, NetlinkError> {
+        self.stale |= drain(&self.events)?;
+        if !self.stale {
+            return Ok(Vec::new());
+        }
+        let now = discover(&mut self.routing, &self.endpoints)?;
+        let links = self.routing.links()?;
+        self.stale = false;
+        Ok(settle(&mut self.known, now, &links))
+    }
+}
+
+fn settle(known: &mut Vec<Uplink>, now: Vec<Uplink>, links: &[Link]) -> Vec<UplinkChange> {
+    let mut changes = Vec::new();
+    known.retain(|uplink| {
+        let there = links.iter().any(|link| link.ifindex == uplink.ifindex);
+        if !there {
+            changes.push(UplinkChange::Gone(uplink.clone()));
+        }
+        there
+    });
+    for uplink in now {
+        if known.len() < MAX_UPLINKS && !known.iter().any(|known| known.ifindex == uplink.ifindex) {
+            known.push(uplink.clone());
+            changes.push(UplinkChange::Appeared(uplink));
+        }
+    }
+    changes
+}
+
+/// Whether anything was told. What exactly doesn't matter: the state is asked for afresh.
+fn drain(events: &Socket) -> Result<bool, NetlinkError> {
+    // Truncated messages are fine for that.
+    let mut buffer = [0_u8; 4096];
+    let mut told = false;
+    loop {
+        match events.recv(&mut &mut buffer[..], 0) {
+            Ok(_) => told = true,
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return Ok(told),
+                io::ErrorKind::Interrupted => {}
+                // More changes than the socket holds: some were not told, but that there were some is known.
+                _ if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
+                _ => return Err(error.into()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(ifindex: u32, name: &str, lower: Option<u32>) -> Link {
+        Link {
+            ifindex,
+            name: name.to_owned(),
+            loopback: name == "lo",
+            up: true,
+            lower,
+            controller: None,
+        }
+    }
+
+    fn names(found: &[u32], links: &[Link]) -> Vec<String> {
+        let found = found.iter().copied().collect();
+        uplinks(&found, links).into_iter().map(|uplink| uplink.name).collect()
+    }
+
+    #[test]
+    fn a_vlan_device_and_its_parent_are_counted_once() {
+        let links = [
+            link(1, "lo", None),
+            link(2, "eth0", None),
+            link(3, "eth1", None),
+            link(4, "vlan.eth.1", Some(3)),
+            link(5, "macvlan0", Some(4)),
+            link(6, "loop", Some(6)),
+        ];
+        assert_eq!(names(&[1, 2], &links), ["eth0"]);
+        assert_eq!(
+            names(&[2, 4], &links),
+            ["eth0", "vlan.eth.1"],
+            "the parent is no uplink itself"
+        );
+        assert_eq!(names(&[2, 3, 4, 5], &links), ["eth0", "eth1"]);
+        assert_eq!(names(&[6, 99], &links), ["loop"]);
+    }
+
+    #[test]
+    fn an_uplink_stays_one_while_it_exists() {
+        let (eth0, eth1) = (
+            Uplink {
+                ifindex: 2,
+                name: "eth0".into(),
+            },
+            Uplink {
+                ifindex: 3,
+                name: "eth1".into(),
+            },
+        );
+        let links = [link(2, "eth0", None), link(3, "eth1", None)];
+        let mut known = Vec::new();
+        assert_eq!(
+            settle(&mut known, vec![eth0.clone()], &links),
+            [UplinkChange::Appeared(eth0.clone())]
+        );
+        assert_eq!(
+            settle(&mut known, vec![eth1.clone()], &links),
+            [UplinkChange::Appeared(eth1)]
+        );
+        assert_eq!(settle(&mut known, vec![], &links), []);
+        assert_eq!(settle(&mut known, vec![], &links[1..]), [UplinkChange::Gone(eth0)]);
+    }
+}

@@ -1,0 +1,199 @@
+//! What a report shows over time: requests by workload, latencies, TTLs, the quota. A sink, so it sees what every other sink sees.
+//!
+//! Memory doesn't grow with the trace: time is cut into at most [`BUCKETS`] pieces, which are joined by twos when the trace outgrows them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::filter::Kinds;
+use crate::record::workload::{Group, workload};
+use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Kind, Record, SECOND, Summary, Time};
+use crate::sinks::Sink;
+
+/// Pieces of time, at most.
+pub const BUCKETS: usize = 120;
+/// Workloads with a line of their own; all others share one.
+const MAX_WORKLOADS: usize = 200;
+/// Interfaces whose packets are shown.
+const MAX_INTERFACES: usize = 32;
+/// Latencies by powers of two, from 1 µs on; the last takes all above.
+pub const LATENCIES: usize = 26;
+/// The workload of all that have no line of their own.
+pub const OTHERS: &str = "all others";
+
+/// One piece of time of one workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bucket {
+    pub requests: u64,
+    /// Without an answer that reached its client, whatever the reason.
+    pub failed: u64,
+}
+
+/// What is known of a workload.
+#[derive(Clone, Debug, Default)]
+pub struct Line {
+    pub buckets: Vec<Bucket>,
+    pub requests: u64,
+    /// Token requests by forwarding hops before the TTL was read; `None`: not seen.
+    pub hops: BTreeMap<Option<u8>, u64>,
+    /// TTLs of token responses on arrival.
+    pub response_ttls: BTreeMap<u8, u64>,
+    pub lost: u64,
+}
+
+/// Everything that the report draws.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    pub from: Time,
+    pub width_ns: u64,
+    pub lines: BTreeMap<String, Line>,
+    pub latencies: [u64; LATENCIES],
+    pub versions: BTreeMap<String, u64>,
+    pub statuses: BTreeMap<String, u64>,
+    /// Highest packets per second in each piece of time.
+    pub quota: BTreeMap<String, Vec<u64>>,
+    started: bool,
+}
+
+/// A sink whose other end the report holds.
+#[derive(Clone, Debug, Default)]
+pub struct History(Arc<Mutex<Picture>>);
+
+impl History {
+    pub fn take(&self) -> Picture {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sink for History {
+    fn kinds(&self) -> Kinds {
+        [Kind::Exchange, Kind::Summary].into_iter().collect()
+    }
+
+    fn write(&mut self, record: &Arc<Record>) {
+        let mut picture = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match record.as_ref() {
+            Record::Exchange(exchange) => picture.exchange(exchange),
+            Record::Summary(summary) if !summary.total => picture.summary(summary),
+            _ => {}
+        }
+    }
+}
+
+/// Forwarding hops between a sender and where its TTL was read: systems start at 64, 128 or 255.
+pub fn hops(ttl: u8) -> u8 {
+    [64, 128, 255]
+        .into_iter()
+        .find(|initial| ttl <= *initial)
+        .map_or(0, |initial| initial - ttl)
+}
+
+impl Picture {
+    /// The piece of time that `time` falls into. What is earlier than the first falls into the first.
+    fn place(&mut self, time: Time) -> usize {
+        if !self.started {
+            self.started = true;
+            self.from = Time(time.0 - time.0 % SECOND);
+            self.width_ns = SECOND;
+        }
+        let since = time.since(self.from);
+        while since / self.width_ns >= BUCKETS as u64 {
+            self.width_ns = self.width_ns.saturating_mul(2);
+            for line in self.lines.values_mut() {
+                join(&mut line.buckets, |a, b| Bucket {
+                    requests: a.requests + b.requests,
+                    failed: a.failed + b.failed,
+                });
+            }
+            for peaks in self.quota.values_mut() {
+                join(peaks, u64::max);
+            }
+        }
+        (since / self.width_ns) as usize
+    }
+
+    fn exchange(&mut self, exchange: &Exchange) {
+        let at = self.place(exchange.time);
+        let (process, container) = (exchange.process.as_deref(), exchange.container.as_deref());
+        let name = workload(process, container)
+            .unwrap_or_else(|| Group::of(process, container, exchange.connection.local.as_deref()).name(1));
+        let name = if self.lines.len() < MAX_WORKLOADS || self.lines.contains_key(&name) {
+            name
+        } else {
+            OTHERS.to_owned()
+        };
+        let line = self.lines.entry(name).or_default();
+        if line.buckets.len() <= at {
+            line.buckets.resize(at + 1, Bucket::default());
+        }
+        let failed = exchange.outcome != ExchangeOutcome::Answered;
+        line.requests += 1;
+        line.lost += u64::from(exchange.outcome == ExchangeOutcome::Lost);
+        line.buckets[at].requests += 1;
+        line.buckets[at].failed += u64::from(failed);
+        if exchange.request.imds_version == Some(ImdsVersion::Token) {
+            *line.hops.entry(exchange.request.ttl.map(hops)).or_default() += 1;
+            if let Some(ttl) = exchange.response.as_ref().and_then(|response| response.ttl) {
+                *line.response_ttls.entry(ttl).or_default() += 1;
+            }
+        }
+        if let Some(latency) = exchange.latency_ns {
+            let power = (latency / 1000).checked_ilog2().map_or(0, |power| power as usize + 1);
+            self.latencies[power.min(LATENCIES - 1)] += 1;
+        }
+        let version = exchange.request.imds_version.map_or("unknown", ImdsVersion::as_str);
+        *self.versions.entry(version.to_owned()).or_default() += 1;
+        let status = exchange.response.as_ref().and_then(|response| response.status);
+        let status = status.map_or_else(|| exchange.outcome.as_str().to_owned(), |status| status.to_string());
+        *self.statuses.entry(status).or_default() += 1;
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        let at = self.place(summary.from);
+        for interface in &summary.interfaces {
+            if self.quota.len() >= MAX_INTERFACES && !self.quota.contains_key(&interface.name) {
+                continue;
+            }
+            let peaks = self.quota.entry(interface.name.clone()).or_default();
+            if peaks.len() <= at {
+                peaks.resize(at + 1, 0);
+            }
+            peaks[at] = peaks[at].max(interface.peak_packets_per_s);
+        }
+    }
+}
+
+fn join<T: Copy + Default>(buckets: &mut Vec<T>, both: impl Fn(T, T) -> T) {
+    let joined = buckets
+        .chunks(2)
+        .map(|pair| both(pair[0], pair.get(1).copied().unwrap_or_default()))
+        .collect();
+    *buckets = joined;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_joined_by_twos_and_nothing_is_forgotten() {
+        let mut picture = Picture::default();
+        for second in 0..1000 {
+            let at = picture.place(Time(1_000_000 * SECOND + second * SECOND));
+            let line = picture.lines.entry("a".to_owned()).or_default();
+            line.buckets.resize(line.buckets.len().max(at + 1), Bucket::default());
+            line.buckets[at].requests += 1;
+        }
+        let buckets = &picture.lines["a"].buckets;
+        assert!(buckets.len() <= BUCKETS);
+        assert_eq!(buckets.iter().map(|bucket| bucket.requests).sum::<u64>(), 1000);
+        assert_eq!(picture.width_ns, 16 * SECOND);
+        assert!(buckets[..62].iter().all(|bucket| bucket.requests == 16));
+        assert_eq!(picture.place(Time(0)), 0);
+    }
+
+    #[test]
+    fn hops_are_told_from_the_nearest_initial_ttl() {
+        assert_eq!([64, 63, 62, 128, 127, 255, 1].map(hops), [0, 1, 2, 0, 1, 0, 63]);
+    }
+}

@@ -1,0 +1,492 @@
+//! pcap and pcapng: packets that others captured, as the events that the live source would tell.
+//!
+//! A capture is read block by block and never held. What can't be read is told with its file and byte; what stood before is used.
+
+mod comment;
+mod link;
+mod packet;
+mod quota;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use pcap_parser::traits::{PcapNGPacketBlock as _, PcapReaderIterator};
+use pcap_parser::{Block, LegacyPcapReader, OptionCode, PcapBlockOwned, PcapError, PcapNGReader};
+
+use self::comment::Processes;
+use self::link::{Link, Placed, Way};
+use self::packet::{Frame, Reader as PacketReader};
+use self::quota::Quota;
+use super::Event;
+use super::input::{Buffered, Format, Input};
+use crate::record::{LossCounts, SECOND, Time};
+
+/// First buffer of a file, and the largest that one block may need: captures hold packets of at most 256 KiB.
+const BUFFER_BYTES: usize = 128 * 1024;
+const MAX_BLOCK_BYTES: usize = 4 << 20;
+/// Interfaces of one capture that are told apart; packets of others are passed over.
+const MAX_INTERFACES: usize = 4096;
+/// Longest section header; those of known programs are below 1 KiB.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// Why a capture can't be read on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The last packet has no end: whoever captured was killed, or is still writing.
+    CutOff,
+    Header,
+    Block,
+    TooLong,
+    LinkType(i32),
+    Unreadable(io::ErrorKind),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CutOff => f.write_str("the capture is cut off here; what came before is used"),
+            Self::Header => f.write_str("the capture's header is broken or cut off (is it a pcap or pcapng file?)"),
+            Self::Block => f.write_str("broken block; what came before is used (pcapfix may repair the file)"),
+            Self::TooLong => write!(f, "block longer than {MAX_BLOCK_BYTES} bytes; what came before is used"),
+            Self::LinkType(number) => write!(
+                f,
+                "link type {number} can't be read, its packets are passed over \
+                 (known: Ethernet, Linux cooked, raw IP, loopback)"
+            ),
+            Self::Unreadable(kind) => write!(f, "can't be read on: {kind}; what came before is used"),
+        }
+    }
+}
+
+/// An interface as the capture describes it.
+struct Interface {
+    name: Option<Arc<str>>,
+    /// `None`: a link layer that we can't read, which has been told.
+    link: Option<Link>,
+    units: Units,
+}
+
+/// How a time stamp counts.
+#[derive(Clone, Copy)]
+struct Units {
+    /// Power of ten if positive or zero, else of two.
+    resolution: u8,
+    binary: bool,
+    offset_s: i64,
+}
+
+impl Units {
+    const MICROSECONDS: Self = Self {
+        resolution: 6,
+        binary: false,
+        offset_s: 0,
+    };
+
+    fn time(self, stamp: u64) -> Time {
+        let second = u128::from(SECOND);
+        let ns = if self.binary {
+            (u128::from(stamp) * second) >> self.resolution.min(127)
+        } else {
+            u128::from(stamp) * second / 10_u128.pow(u32::from(self.resolution.min(19)))
+        };
+        let offset = i128::from(self.offset_s) * i128::from(SECOND);
+        let ns = i128::try_from(ns).unwrap_or(i128::MAX).saturating_add(offset);
+        Time(u64::try_from(ns.max(0)).unwrap_or(u64::MAX))
+    }
+}
+
+/// Reads one capture.
+pub struct Capture {
+    pub name: Arc<str>,
+    blocks: Blocks,
+    interfaces: Vec<Interface>,
+    packets: PacketReader,
+    processes: Processes,
+    quota: Quota,
+    waiting: VecDeque<Event>,
+    counted: u64,
+    loss: LossCounts,
+    told_loss: LossCounts,
+    last: Time,
+    ended: bool,
+}
+
+/// What a capture yields next.
+pub enum Next {
+    Event(Event),
+    /// The rest is lost, or with a link type, the interface's packets are. `at`: byte of the capture, after decompression.
+    Broken {
+        at: u64,
+        why: Broken,
+    },
+    End,
+}
+
+enum Blocks {
+    Read(Box<dyn PcapReaderIterator + Send>, Format),
+    Failed(Broken),
+}
+
+impl Capture {
+    pub fn new(input: Input, endpoints: &[IpAddr]) -> Self {
+        let Input { name, format, reader } = input;
+        Self {
+            name,
+            blocks: open(format, reader),
+            interfaces: Vec::new(),
+            packets: PacketReader::new(endpoints),
+            processes: Processes::default(),
+            quota: Quota::default(),
+            waiting: VecDeque::new(),
+            counted: 0,
+            loss: LossCounts::default(),
+            told_loss: LossCounts::default(),
+            last: Time::default(),
+            ended: false,
+        }
+    }
+
+    /// Packets read so far, of whatever kind.
+    pub fn packets(&self) -> u64 {
+        self.counted
+    }
+
+    /// Whether the next packet is there already; a pipe may take its time.
+    pub fn is_ready(&self) -> bool {
+        if self.ended || !self.waiting.is_empty() {
+            return true;
+        }
+        let Blocks::Read(blocks, _) = &self.blocks else {
+            return true;
+        };
+        // The longest header of a block is below that; a longer packet costs a wait at most.
+        blocks.data().len() >= 4096
+    }
+
+    /// The next event. Reads on until there is one.
+    pub fn next(&mut self) -> Next {
+        loop {
+            if let Some(event) = self.waiting.pop_front() {
+                return Next::Event(event);
+            }
+            if self.ended {
+                return Next::End;
+            }
+            let at = match &self.blocks {
+                Blocks::Read(blocks, _) => blocks.consumed() as u64,
+                Blocks::Failed(why) => {
+                    let why = why.clone();
+                    self.ended = true;
+                    return Next::Broken { at: 0, why };
+                }
+            };
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => self.end(),
+                Err(why) => {
+                    if !matches!(why, Broken::LinkType(_)) {
+                        self.end();
+                    }
+                    return Next::Broken { at, why };
+                }
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        let waiting = &mut self.waiting;
+        self.quota.finish(|sample| waiting.push_back(Event::Interface(sample)));
+        self.tell_loss();
+    }
+
+    fn tell_loss(&mut self) {
+        let mut loss = self.loss;
+        loss.evicted += self.quota.evicted();
+        if loss != self.told_loss {
+            self.told_loss = loss;
+            self.waiting.push_back(Event::Loss(loss));
+        }
+    }
+
+    /// Reads a block. `false`: there is none left.
+    fn step(&mut self) -> Result<bool, Broken> {
+        let Blocks::Read(blocks, format) = &mut self.blocks else {
+            return Ok(false);
+        };
+        let nanoseconds = *format == Format::Pcap && blocks.consumed() == 0 && is_nanosecond(blocks.data());
+        let mut result = Ok(true);
+        let used = match blocks.next() {
+            Ok((used, block)) => {
+                let work = Work {
+                    interfaces: &mut self.interfaces,
+                    packets: &mut self.packets,
+                    processes: &mut self.processes,
+                    quota: &mut self.quota,
+                    waiting: &mut self.waiting,
+                    counted: &mut self.counted,
+                    loss: &mut self.loss,
+                    last: &mut self.last,
+                };
+                if let Err(why) = work.block(block, nanoseconds) {
+                    result = Err(why);
+                }
+                used
+            }
+            Err(PcapError::Eof) => return Ok(false),
+            Err(PcapError::Incomplete(_)) => {
+                let before = blocks.data().len();
+                match blocks.refill() {
+                    Ok(()) => {}
+                    Err(_) => return Err(Broken::Unreadable(io::ErrorKind::InvalidData)),
+                }
+                // A full buffer can't take more.
+                if blocks.data().len() == before && !blocks.reader_exhausted() {
+                    return self.widen();
+                }
+                return Ok(true);
+            }
+            Err(PcapError::BufferTooSmall) => return self.widen(),
+            Err(PcapError::UnexpectedEof) => {
+                return if blocks.data().is_empty() {
+                    Ok(false)
+                } else {
+                    Err(Broken::CutOff)
+                };
+            }
+            Err(PcapError::ReadError) => return Err(Broken::Unreadable(io::ErrorKind::InvalidData)),
+            Err(_) => return Err(Broken::Block),
+        };
+        // An empty block would be read forever.
+        if used == 0 {
+            return Err(Broken::Block);
+        }
+        blocks.consume(used);
+        if self.loss != self.told_loss && self.counted.is_multiple_of(4096) {
+            self.tell_loss();
+        }
+        result
+    }
+
+    fn widen(&mut self) -> Result<bool, Broken> {
+        let Blocks::Read(blocks, _) = &mut self.blocks else {
+            return Ok(false);
+        };
+        let wanted = (blocks.data().len() * 2).max(BUFFER_BYTES * 2);
+        if wanted > 2 * MAX_BLOCK_BYTES || !blocks.grow(wanted) {
+            return Err(Broken::TooLong);
+        }
+        blocks
+            .refill()
+            .map(|()| true)
+            .map_err(|_| Broken::Unreadable(io::ErrorKind::InvalidData))
+    }
+}
+
+fn is_nanosecond(header: &[u8]) -> bool {
+    matches!(header, [0x4d, 0x3c, 0xb2, 0xa1, ..] | [0xa1, 0xb2, 0x3c, 0x4d, ..])
+}
+
+/// The reader takes its header from one read, which a pipe or a decompressor may cut short: so it is read whole before.
+fn open(format: Format, mut reader: Box<dyn Buffered + Send>) -> Blocks {
+    let head = match header(format, &mut reader) {
+        Ok(head) => head,
+        Err(why) => return Blocks::Failed(why),
+    };
+    let whole = io::Cursor::new(head).chain(reader);
+    let blocks: Result<Box<dyn PcapReaderIterator + Send>, _> = if format == Format::Pcapng {
+        PcapNGReader::new(BUFFER_BYTES, whole).map(|reader| Box::new(reader) as _)
+    } else {
+        LegacyPcapReader::new(BUFFER_BYTES, whole).map(|reader| Box::new(reader) as _)
+    };
+    match blocks {
+        Ok(blocks) => Blocks::Read(blocks, format),
+        Err(_) => Blocks::Failed(Broken::Header),
+    }
+}
+
+fn header(format: Format, reader: &mut dyn Read) -> Result<Vec<u8>, Broken> {
+    let mut take = |head: &mut Vec<u8>, count: usize| {
+        let wanted = (count - head.len()) as u64;
+        match (&mut *reader).take(wanted).read_to_end(head) {
+            Ok(read) if read as u64 == wanted => Ok(()),
+            Ok(_) => Err(Broken::Header),
+            Err(error) => Err(Broken::Unreadable(error.kind())),
+        }
+    };
+    let mut head = Vec::new();
+    if format != Format::Pcapng {
+        take(&mut head, 24)?;
+        return Ok(head);
+    }
+    take(&mut head, 12)?;
+    let length = [head[4], head[5], head[6], head[7]];
+    let length = if head[8..12] == [0x1a, 0x2b, 0x3c, 0x4d] {
+        u32::from_be_bytes(length)
+    } else {
+        u32::from_le_bytes(length)
+    } as usize;
+    if !(28..=MAX_HEADER_BYTES).contains(&length) {
+        return Err(Broken::Header);
+    }
+    take(&mut head, length)?;
+    Ok(head)
+}
+
+/// A capture without its reader, while the reader's buffer lends a block.
+struct Work<'a> {
+    interfaces: &'a mut Vec<Interface>,
+    packets: &'a mut PacketReader,
+    processes: &'a mut Processes,
+    quota: &'a mut Quota,
+    waiting: &'a mut VecDeque<Event>,
+    counted: &'a mut u64,
+    loss: &'a mut LossCounts,
+    last: &'a mut Time,
+}
+
+impl Work<'_> {
+    fn block(mut self, block: PcapBlockOwned<'_>, nanoseconds: bool) -> Result<(), Broken> {
+        match block {
+            PcapBlockOwned::LegacyHeader(header) => {
+                let link = Link::of(header.network.0);
+                self.interfaces.push(Interface {
+                    name: None,
+                    link,
+                    units: Units {
+                        resolution: if nanoseconds { 9 } else { 6 },
+                        ..Units::MICROSECONDS
+                    },
+                });
+                link.map(|_| ()).ok_or(Broken::LinkType(header.network.0))
+            }
+            PcapBlockOwned::Legacy(block) => {
+                // One interface, whose unit is that of the fraction.
+                let fraction_ns = match self.interfaces.first().map(|interface| interface.units.resolution) {
+                    Some(9) => u64::from(block.ts_usec),
+                    _ => u64::from(block.ts_usec) * 1000,
+                };
+                let time = Time((u64::from(block.ts_sec) * SECOND).saturating_add(fraction_ns));
+                self.packet(0, time, block.data, &[], None);
+                Ok(())
+            }
+            PcapBlockOwned::NG(block) => self.next_generation(&block),
+        }
+    }
+
+    fn next_generation(&mut self, block: &Block<'_>) -> Result<(), Broken> {
+        match block {
+            Block::SectionHeader(_) => self.interfaces.clear(),
+            Block::InterfaceDescription(description) => {
+                let link = Link::of(description.linktype.0);
+                let name = description.if_name().and_then(Result::ok);
+                if self.interfaces.len() >= MAX_INTERFACES {
+                    self.loss.evicted += 1;
+                    return Ok(());
+                }
+                self.interfaces.push(Interface {
+                    name: name.map(|name| Arc::from(name.trim_end_matches('\0'))),
+                    link,
+                    units: Units {
+                        resolution: description.if_tsresol & 0x7f,
+                        binary: description.if_tsresol & 0x80 != 0,
+                        offset_s: description.if_tsoffset,
+                    },
+                });
+                return link.map(|_| ()).ok_or(Broken::LinkType(description.linktype.0));
+            }
+            Block::EnhancedPacket(packet) => {
+                let stamp = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
+                let index = packet.if_id as usize;
+                let time = self.time(index, stamp);
+                let mut comments: [&[u8]; 8] = [&[]; 8];
+                let mut count = 0;
+                let mut way = None;
+                for option in &packet.options {
+                    let Ok(value) = option.as_bytes() else { continue };
+                    if option.code == OptionCode::Comment && count < comments.len() {
+                        comments[count] = value;
+                        count += 1;
+                    } else if option.code.0 == 2 && value.len() == 4 {
+                        // epb_flags: the two lowest bits say whether the packet came in or went out.
+                        let low = if packet.big_endian() { value[3] } else { value[0] };
+                        way = match low & 3 {
+                            1 => Some(Way::In),
+                            2 => Some(Way::Out),
+                            _ => None,
+                        };
+                    }
+                }
+                self.packet(index, time, packet.packet_data(), &comments[..count], way);
+            }
+            Block::SimplePacket(packet) => {
+                // Has no time of its own: that of the packet before.
+                let time = *self.last;
+                self.packet(0, time, packet.packet_data(), &[], None);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn time(&self, interface: usize, stamp: u64) -> Time {
+        let units = self.interfaces.get(interface).map(|interface| interface.units);
+        units.unwrap_or(Units::MICROSECONDS).time(stamp)
+    }
+
+    fn packet(&mut self, index: usize, time: Time, data: &[u8], comments: &[&[u8]], way: Option<Way>) {
+        *self.counted += 1;
+        *self.last = time;
+        let Some(interface) = self.interfaces.get(index) else {
+            self.loss.unparsed += 1;
+            return;
+        };
+        let Some(link) = interface.link else { return };
+        let Some(Placed { ip, way: seen, ifindex }) = link.place(data) else {
+            return;
+        };
+        let frame = Frame {
+            time,
+            ip,
+            ifindex: ifindex.unwrap_or(index as u32 + 1),
+        };
+        let packets = &mut *self.packets;
+        let Some(found) = packets.read(&frame, self.loss) else {
+            return;
+        };
+        let way = way.or(seen);
+        if let Some(egress) = found.egress
+            && way.is_none_or(|way| (way == Way::Out) == egress)
+        {
+            let name = || match (&interface.name, ifindex) {
+                (_, Some(ifindex)) => Arc::from(format!("if{ifindex}")),
+                (Some(name), None) => name.clone(),
+                (None, None) => Arc::from("capture"),
+            };
+            let waiting = &mut *self.waiting;
+            self.quota.count(
+                (index as u32, ifindex.unwrap_or(0)),
+                time,
+                egress,
+                found.class,
+                name,
+                |sample| waiting.push_back(Event::Interface(sample)),
+            );
+        }
+        let told = comments.iter().any(|comment| !comment.is_empty());
+        for mut packet in found.packets {
+            if told && packet.icmp.is_none() {
+                let (sender, news) = self.processes.sender(comments);
+                packet.sender = sender;
+                self.waiting.extend(news);
+            }
+            self.waiting.push_back(Event::Packet(packet));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,443 @@
+//! From an IP packet to what the flow table wants to know of it.
+//!
+//! Bodies stop here: of what a server says only response heads are taken over, found by their status line and `Content-Length`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+
+use bytes::Bytes;
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TcpSlice, TransportSlice};
+use imds_observer_common::TrafficClass;
+use lru::LruCache;
+use rustc_hash::FxBuildHasher;
+
+use crate::record::{LossCounts, Time};
+use crate::source::{Direction, FlowId, IcmpError, Packet, Vantage};
+
+/// Longest response head that is taken over from one segment, and longest run of a request; the flow's own bounds are below.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Connections whose response head goes on in the next segment.
+const MAX_UNFINISHED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Response heads in one segment.
+const MAX_HEADS: usize = 16;
+
+/// A captured IP packet.
+pub(super) struct Frame<'a> {
+    pub(super) time: Time,
+    pub(super) ip: &'a [u8],
+    pub(super) ifindex: u32,
+}
+
+/// A packet that concerns us.
+pub(super) struct Found {
+    /// Whether it goes to a link-local service or comes from one; `None`: an ICMP error between others.
+    pub(super) egress: Option<bool>,
+    pub(super) class: TrafficClass,
+    /// One, or several where a segment holds several response heads; none for other services' packets.
+    pub(super) packets: Vec<Packet>,
+}
+
+pub(super) struct Reader {
+    endpoints: Vec<IpAddr>,
+    unfinished: LruCache<(SocketAddr, SocketAddr), (), FxBuildHasher>,
+}
+
+/// The two ends and what lies between, before the transport header is read.
+struct Ip<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    ttl: u8,
+    /// Bytes behind the IP header and its extensions as the header tells, captured or not.
+    length: usize,
+    fragment: bool,
+    sliced: LaxSlicedPacket<'a>,
+}
+
+impl Reader {
+    pub(super) fn new(endpoints: &[IpAddr]) -> Self {
+        Self {
+            endpoints: endpoints.to_vec(),
+            unfinished: LruCache::with_hasher(MAX_UNFINISHED, FxBuildHasher),
+        }
+    }
+
+    /// `None`: the packet is none of our business. One that is and can't be read is counted.
+    pub(super) fn read(&mut self, frame: &Frame<'_>, loss: &mut LossCounts) -> Option<Found> {
+        let (source, destination, may_be_icmp) = ends(frame.ip)?;
+        let egress = if self.is_service(destination) {
+            Some(true)
+        } else if self.is_service(source) {
+            Some(false)
+        } else if may_be_icmp {
+            None
+        } else {
+            return None;
+        };
+        let service = if egress == Some(true) { destination } else { source };
+        let endpoint = egress.is_some() && self.endpoints.contains(&service);
+        let mut found = Found {
+            egress,
+            class: if endpoint {
+                TrafficClass::Imds
+            } else {
+                TrafficClass::Other
+            },
+            packets: Vec::new(),
+        };
+        let Some(ip) = Ip::read(frame.ip) else {
+            loss.unparsed += u64::from(endpoint);
+            return egress.map(|_| found);
+        };
+        match &ip.sliced.transport {
+            Some(TransportSlice::Icmpv4(icmp)) => {
+                let error = IcmpError {
+                    v6: false,
+                    kind: icmp.type_u8(),
+                    code: icmp.code_u8(),
+                };
+                // Destination unreachable, time exceeded.
+                let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 3 | 11));
+                found
+                    .packets
+                    .extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
+            }
+            Some(TransportSlice::Icmpv6(icmp)) => {
+                let error = IcmpError {
+                    v6: true,
+                    kind: icmp.type_u8(),
+                    code: icmp.code_u8(),
+                };
+                let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 1 | 3));
+                found
+                    .packets
+                    .extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
+            }
+            Some(TransportSlice::Tcp(tcp)) if endpoint => {
+                self.segment(frame, &ip, tcp, egress == Some(true), &mut found)
+            }
+            Some(TransportSlice::Tcp(tcp)) => {
+                found.class = class(egress, tcp.source_port(), tcp.destination_port());
+            }
+            Some(TransportSlice::Udp(udp)) if !endpoint => {
+                found.class = class(egress, udp.source_port(), udp.destination_port());
+            }
+            _ => loss.unparsed += u64::from(endpoint && (ip.fragment || ip.sliced.stop_err.is_some())),
+        }
+        (egress.is_some() || !found.packets.is_empty()).then_some(found)
+    }
+
+    /// Addresses that the quota counts: link-local ones, and what the provider has in IPv6.
+    fn is_service(&self, address: IpAddr) -> bool {
+        let local = match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.segments()[..2] == [0xfd00, 0x0ec2],
+        };
+        local || self.endpoints.contains(&address)
+    }
+
+    fn segment(&mut self, frame: &Frame<'_>, ip: &Ip<'_>, tcp: &TcpSlice<'_>, request: bool, found: &mut Found) {
+        let (source, destination) = (
+            SocketAddr::new(ip.source, tcp.source_port()),
+            SocketAddr::new(ip.destination, tcp.destination_port()),
+        );
+        let (direction, local, remote) = if request {
+            (Direction::Request, source, destination)
+        } else {
+            (Direction::Response, destination, source)
+        };
+        // Longer than what was captured where a snap length cut it; shorter where the link layer padded it.
+        let length = ip.length.saturating_sub(tcp.header_slice().len());
+        let payload = tcp.payload();
+        let payload = &payload[..payload.len().min(length)];
+        let mut packet = Packet {
+            time: frame.time,
+            vantage: Vantage::Capture,
+            flow: FlowId::Addresses { local, remote },
+            direction,
+            local,
+            remote,
+            sender: None,
+            seq: tcp.sequence_number(),
+            ack: tcp.acknowledgment_number(),
+            tcp_flags: flags(tcp),
+            ttl: ip.ttl,
+            payload_len: length as u32,
+            data: Bytes::new(),
+            cut: payload.len() < length,
+            retransmit: false,
+            icmp: None,
+            ifindex: frame.ifindex,
+        };
+        if request {
+            packet.data = Bytes::copy_from_slice(&payload[..payload.len().min(MAX_HEAD_BYTES)]);
+            packet.cut |= payload.len() > MAX_HEAD_BYTES;
+            found.packets.push(packet);
+            return;
+        }
+        let flow = (local, remote);
+        let syn = packet.tcp_flags & Packet::SYN != 0;
+        if syn {
+            self.unfinished.pop(&flow);
+        }
+        let goes_on = !payload.is_empty() && !self.unfinished.is_empty() && self.unfinished.pop(&flow).is_some();
+        let heads = heads(payload, goes_on);
+        if heads.last().is_some_and(|head| !head.complete) && !packet.cut {
+            self.unfinished.put(flow, ());
+        }
+        if heads.is_empty() {
+            packet.cut = length > 0;
+            found.packets.push(packet);
+            return;
+        }
+        // Each piece reaches to the next head, so that none of the bytes between is looked at again.
+        let first = packet.seq;
+        let fin = packet.tcp_flags & Packet::FIN;
+        for (at, head) in heads.iter().enumerate() {
+            let from = if at == 0 { 0 } else { head.start };
+            let to = heads.get(at + 1).map_or(length, |next| next.start);
+            let last = at + 1 == heads.len();
+            let mut piece = packet.clone();
+            piece.seq = first.wrapping_add(from as u32);
+            piece.payload_len = (to - from) as u32;
+            // Bytes before the first head belong to a body: a head that starts there has none.
+            piece.data = if head.start == from {
+                Bytes::copy_from_slice(&payload[head.start..head.end])
+            } else {
+                Bytes::new()
+            };
+            piece.cut = piece.data.len() < to - from;
+            if !last {
+                piece.tcp_flags &= !fin;
+            }
+            found.packets.push(piece);
+        }
+    }
+
+    /// The packet that an ICMP error quotes, if it is one of ours. Eight bytes of TCP are promised: ports and sequence number.
+    fn quoted(&self, frame: &Frame<'_>, ip: &Ip<'_>, error: IcmpError, quote: &[u8]) -> Option<Packet> {
+        let quoted = Ip::read(quote)?;
+        let from_endpoint = self.endpoints.contains(&quoted.source);
+        if !from_endpoint && !self.endpoints.contains(&quoted.destination) {
+            return None;
+        }
+        let payload = match quoted.sliced.net.as_ref()? {
+            LaxNetSlice::Ipv4(slice) => slice.payload(),
+            LaxNetSlice::Ipv6(slice) => slice.payload(),
+            LaxNetSlice::Arp(_) => return None,
+        };
+        if payload.ip_number != etherparse::IpNumber::TCP || payload.fragmented {
+            return None;
+        }
+        let tcp = payload.payload;
+        let be16 = |at: usize| Some(u16::from_be_bytes(tcp.get(at..at + 2)?.try_into().ok()?));
+        let be32 = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
+        let (source, destination) = (
+            SocketAddr::new(quoted.source, be16(0)?),
+            SocketAddr::new(quoted.destination, be16(2)?),
+        );
+        let (local, remote) = if from_endpoint {
+            (destination, source)
+        } else {
+            (source, destination)
+        };
+        let header = tcp.get(12).map_or(20, |offset| usize::from(offset >> 4) * 4);
+        Some(Packet {
+            time: frame.time,
+            vantage: Vantage::Capture,
+            flow: FlowId::Addresses { local, remote },
+            direction: if self.endpoints.contains(&ip.destination) {
+                Direction::Request
+            } else {
+                Direction::Response
+            },
+            local,
+            remote,
+            sender: None,
+            seq: be32(4)?,
+            ack: be32(8).unwrap_or(0),
+            tcp_flags: tcp.get(13).copied().unwrap_or(0),
+            ttl: quoted.ttl,
+            payload_len: quoted.length.saturating_sub(header) as u32,
+            data: Bytes::new(),
+            cut: false,
+            retransmit: false,
+            icmp: Some(error),
+            ifindex: frame.ifindex,
+        })
+    }
+}
+
+impl<'a> Ip<'a> {
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let sliced = LaxSlicedPacket::from_ip(bytes).ok()?;
+        let (source, destination, ttl, total, fragment, payload) = match sliced.net.as_ref()? {
+            LaxNetSlice::Ipv4(slice) => {
+                let header = slice.header();
+                (
+                    IpAddr::V4(header.source_addr()),
+                    IpAddr::V4(header.destination_addr()),
+                    header.ttl(),
+                    usize::from(header.total_len()),
+                    slice.is_payload_fragmented(),
+                    slice.payload().payload,
+                )
+            }
+            LaxNetSlice::Ipv6(slice) => {
+                let header = slice.header();
+                let length = usize::from(header.payload_length());
+                (
+                    IpAddr::V6(header.source_addr()),
+                    IpAddr::V6(header.destination_addr()),
+                    header.hop_limit(),
+                    if length == 0 { 0 } else { 40 + length },
+                    slice.is_payload_fragmented(),
+                    slice.payload().payload,
+                )
+            }
+            LaxNetSlice::Arp(_) => return None,
+        };
+        // What segmentation offload hands over may be longer than the header can say: then it says 0.
+        let total = if total == 0 { bytes.len() } else { total };
+        let header = (payload.as_ptr() as usize).saturating_sub(bytes.as_ptr() as usize);
+        Some(Self {
+            source,
+            destination,
+            ttl,
+            length: total.saturating_sub(header),
+            fragment,
+            sliced,
+        })
+    }
+}
+
+/// Source, destination, and whether it may be ICMP: all that most packets of a capture are asked for.
+fn ends(ip: &[u8]) -> Option<(IpAddr, IpAddr, bool)> {
+    fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+        bytes.get(at..at + N)?.try_into().ok()
+    }
+    match ip.first()? >> 4 {
+        4 => Some((
+            Ipv4Addr::from(array::<4>(ip, 12)?).into(),
+            Ipv4Addr::from(array::<4>(ip, 16)?).into(),
+            ip[9] == 1,
+        )),
+        6 => Some((
+            Ipv6Addr::from(array::<16>(ip, 8)?).into(),
+            Ipv6Addr::from(array::<16>(ip, 24)?).into(),
+            ip[6] == 58,
+        )),
+        _ => None,
+    }
+}
+
+fn class(egress: Option<bool>, source: u16, destination: u16) -> TrafficClass {
+    match if egress == Some(true) { destination } else { source } {
+        53 => TrafficClass::Dns,
+        123 => TrafficClass::Ntp,
+        _ => TrafficClass::Other,
+    }
+}
+
+fn flags(tcp: &TcpSlice<'_>) -> u8 {
+    tcp.header_slice().get(13).map_or(0, |flags| flags & 0x1f)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    start: usize,
+    end: usize,
+    /// Its blank line is there.
+    complete: bool,
+}
+
+/// The response heads in a segment. `goes_on`: the segment continues one.
+fn heads(payload: &[u8], goes_on: bool) -> Vec<Head> {
+    let mut heads = Vec::new();
+    let mut at = 0;
+    while heads.len() < MAX_HEADS {
+        let rest = payload.get(at..).unwrap_or_default();
+        if !(rest.starts_with(b"HTTP/") || (goes_on && at == 0 && !rest.is_empty())) {
+            break;
+        }
+        let window = &rest[..rest.len().min(MAX_HEAD_BYTES)];
+        let Some(len) = end_of_head(window) else {
+            let complete = window.len() < rest.len();
+            heads.push(Head {
+                start: at,
+                end: at + window.len(),
+                complete,
+            });
+            break;
+        };
+        heads.push(Head {
+            start: at,
+            end: at + len,
+            complete: true,
+        });
+        // Without a length the body goes on to the end, or in chunks that aren't looked into.
+        let Some(body) = content_length(&rest[..len]) else {
+            break;
+        };
+        at = at.saturating_add(len).saturating_add(body);
+    }
+    heads
+}
+
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    memchr::memchr_iter(b'\n', bytes).find_map(|at| match &bytes[at + 1..] {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
+}
+
+fn content_length(head: &[u8]) -> Option<usize> {
+    head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
+        name.eq_ignore_ascii_case(b"content-length")
+            .then(|| std::str::from_utf8(&value[1..]).ok()?.trim().parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(payload: &str, goes_on: bool) -> Vec<&str> {
+        heads(payload.as_bytes(), goes_on)
+            .iter()
+            .map(|head| &payload[head.start..head.end])
+            .collect()
+    }
+
+    #[test]
+    fn of_a_response_the_head_and_no_byte_of_the_body() {
+        const ONE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n";
+        assert_eq!(found(&format!("{ONE}SECRET"), false), [ONE]);
+        assert_eq!(found(&format!("{ONE}SECRET{ONE}SECRET"), false), [ONE, ONE]);
+        assert_eq!(found("SECRET", false), [""; 0]);
+        assert_eq!(found("SECRETHTTP/1.1 200 OK\r\n\r\n", false), [""; 0]);
+        assert_eq!(found("Server: EC2ws\r\n\r\nSECRET", true), ["Server: EC2ws\r\n\r\n"]);
+        assert_eq!(
+            found("HTTP/1.1 200 OK\nA: b\n\nSECRET", false),
+            ["HTTP/1.1 200 OK\nA: b\n\n"]
+        );
+        let parts = heads(b"HTTP/1.1 200 OK\r\nSer", false);
+        assert_eq!(
+            parts,
+            [Head {
+                start: 0,
+                end: 20,
+                complete: false
+            }]
+        );
+        assert_eq!(
+            found(
+                &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\nS", usize::MAX),
+                false
+            )
+            .len(),
+            1
+        );
+    }
+}

@@ -1,0 +1,78 @@
+//! Link-local packets of a capture, by interface and second: what counts against the quota.
+
+use std::sync::Arc;
+
+use imds_observer_common::{TRAFFIC_CLASSES, TrafficClass};
+use rustc_hash::FxHashMap;
+
+use crate::record::{SECOND, Time};
+use crate::source::InterfaceSample;
+
+/// Interfaces that are counted at once; packets of others are counted as evicted.
+const MAX_INTERFACES: usize = 256;
+
+/// Number in the capture, and the kernel's index where the link layer tells it.
+type Key = (u32, u32);
+
+#[derive(Debug, Default)]
+pub(super) struct Quota {
+    windows: FxHashMap<Key, InterfaceSample>,
+    evicted: u64,
+}
+
+impl Quota {
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Counts a packet; a second that is over goes to `tell`.
+    pub(super) fn count(
+        &mut self,
+        key: Key,
+        time: Time,
+        egress: bool,
+        class: TrafficClass,
+        name: impl FnOnce() -> Arc<str>,
+        tell: impl FnOnce(InterfaceSample),
+    ) {
+        if !self.windows.contains_key(&key) {
+            if self.windows.len() >= MAX_INTERFACES {
+                self.evicted += 1;
+                return;
+            }
+            self.windows.insert(key, empty(name(), time));
+        }
+        let Some(window) = self.windows.get_mut(&key) else {
+            return;
+        };
+        // `time` of a sample is the end of its window.
+        if time >= window.time {
+            let name = window.name.clone();
+            let over = std::mem::replace(window, empty(name, time));
+            tell(over);
+        }
+        let side = if egress {
+            &mut window.egress
+        } else {
+            &mut window.ingress
+        };
+        side[class as usize] += 1;
+    }
+
+    pub(super) fn finish(&mut self, tell: impl FnMut(InterfaceSample)) {
+        let mut left: Vec<_> = self.windows.drain().map(|(_, window)| window).collect();
+        left.sort_by(|a, b| (a.time, &a.name).cmp(&(b.time, &b.name)));
+        left.into_iter().for_each(tell);
+    }
+}
+
+fn empty(name: Arc<str>, time: Time) -> InterfaceSample {
+    InterfaceSample {
+        time: Time(time.0 - time.0 % SECOND).plus_ns(SECOND),
+        name,
+        interval_ns: SECOND,
+        egress: [0; TRAFFIC_CLASSES],
+        ingress: [0; TRAFFIC_CLASSES],
+        allowance_exceeded: None,
+    }
+}

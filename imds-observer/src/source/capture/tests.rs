@@ -1,0 +1,309 @@
+//! Captures made byte by byte.
+
+use std::io::Cursor;
+
+use etherparse::PacketBuilder;
+use proptest::prelude::*;
+
+use super::*;
+use crate::bpf::DEFAULT_ENDPOINTS;
+use crate::source::{Direction, Packet};
+
+const IMDS: [u8; 4] = [169, 254, 169, 254];
+const POD: [u8; 4] = [10, 0, 0, 5];
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+
+fn tcp(from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let (source, destination) = if to == IMDS { (4000, 80) } else { (80, 4000) };
+    let builder = PacketBuilder::ethernet2([1; 6], [2; 6])
+        .ipv4(from, to, 63)
+        .tcp(source, destination, 1000, 1024)
+        .ack(77);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, payload).unwrap();
+    bytes
+}
+
+fn udp(to: [u8; 4], port: u16) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([1; 6], [2; 6])
+        .ipv4([10, 0, 0, 9], to, 64)
+        .udp(999, port);
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, b"?").unwrap();
+    bytes
+}
+
+fn time_exceeded(quoted_frame: &[u8]) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([1; 6], [2; 6])
+        .ipv4([10, 0, 0, 1], IMDS, 64)
+        .icmpv4_raw(11, 0, [0; 4]);
+    let mut bytes = Vec::new();
+    // IP header and eight bytes of TCP, as routers promise.
+    builder.write(&mut bytes, &quoted_frame[14..14 + 28]).unwrap();
+    bytes
+}
+
+/// A pcap of these frames, one a second, cut at `snap`.
+fn pcap(nanoseconds: bool, big: bool, snap: usize, frames: &[Vec<u8>]) -> Vec<u8> {
+    let u32 = |value: u32| if big { value.to_be_bytes() } else { value.to_le_bytes() };
+    let u16 = |value: u16| if big { value.to_be_bytes() } else { value.to_le_bytes() };
+    let mut bytes = u32(if nanoseconds { 0xa1b2_3c4d } else { 0xa1b2_c3d4 }).to_vec();
+    bytes.extend([u16(2), u16(4)].concat());
+    bytes.extend([u32(0), u32(0), u32(65535), u32(1)].concat());
+    for (second, frame) in frames.iter().enumerate() {
+        let cut = frame.len().min(snap);
+        bytes.extend(
+            [
+                u32(100 + second as u32),
+                u32(5),
+                u32(cut as u32),
+                u32(frame.len() as u32),
+            ]
+            .concat(),
+        );
+        bytes.extend(&frame[..cut]);
+    }
+    bytes
+}
+
+fn block(kind: u32, body: &[u8]) -> Vec<u8> {
+    let mut padded = body.to_vec();
+    padded.resize(body.len().next_multiple_of(4), 0);
+    let length = (padded.len() as u32 + 12).to_le_bytes();
+    [&kind.to_le_bytes()[..], &length, &padded, &length].concat()
+}
+
+fn option(code: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = [code.to_le_bytes(), (value.len() as u16).to_le_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// A pcapng with one interface `eth7` that counts nanoseconds.
+fn pcapng(frames: &[(Vec<u8>, &str)]) -> Vec<u8> {
+    let magic = [&0x1a2b_3c4d_u32.to_le_bytes()[..], &[1, 0, 0, 0], &[0xff; 8]].concat();
+    let mut bytes = block(0x0a0d_0d0a, &magic);
+    let options = [option(2, b"eth7"), option(9, &[9]), option(0, b"")].concat();
+    bytes.extend(block(1, &[&[1, 0, 0, 0, 0, 0, 4, 0][..], &options].concat()));
+    for (second, (frame, comment)) in frames.iter().enumerate() {
+        let stamp = (100 + second as u64) * SECOND + 5;
+        let mut body = 0_u32.to_le_bytes().to_vec();
+        body.extend(((stamp >> 32) as u32).to_le_bytes());
+        body.extend((stamp as u32).to_le_bytes());
+        body.extend((frame.len() as u32).to_le_bytes());
+        body.extend((frame.len() as u32).to_le_bytes());
+        body.extend(frame);
+        body.resize(body.len().next_multiple_of(4), 0);
+        if !comment.is_empty() {
+            body.extend([option(1, comment.as_bytes()), option(0, b"")].concat());
+        }
+        bytes.extend(block(6, &body));
+    }
+    bytes
+}
+
+fn read(bytes: Vec<u8>) -> (Vec<Event>, Vec<(u64, Broken)>) {
+    let input = Input::new("t".into(), Box::new(Cursor::new(bytes))).unwrap();
+    let mut capture = Capture::new(input, &DEFAULT_ENDPOINTS);
+    let (mut events, mut broken) = (Vec::new(), Vec::new());
+    loop {
+        match capture.next() {
+            Next::End => return (events, broken),
+            Next::Event(event) => events.push(event),
+            Next::Broken { at, why } => broken.push((at, why)),
+        }
+    }
+}
+
+fn packets(events: &[Event]) -> Vec<&Packet> {
+    events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Packet(packet) => Some(packet),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn both_byte_orders_and_both_units() {
+    let frames = [tcp(POD, IMDS, REQUEST)];
+    for (nanoseconds, big, ns) in [
+        (false, false, 5000),
+        (true, false, 5),
+        (false, true, 5000),
+        (true, true, 5),
+    ] {
+        let (events, broken) = read(pcap(nanoseconds, big, 9999, &frames));
+        assert!(broken.is_empty());
+        let packets = packets(&events);
+        assert_eq!(packets[0].time, Time(100 * SECOND + ns), "{nanoseconds} {big}");
+        assert_eq!(packets[0].data, REQUEST);
+        assert_eq!((packets[0].ttl, packets[0].seq, packets[0].ack), (63, 1000, 77));
+        assert_eq!((packets[0].direction, packets[0].cut), (Direction::Request, false));
+    }
+}
+
+#[test]
+fn pcapng_names_interfaces_and_ptcpdump_processes() {
+    let comment = "PID: 7\nCmd: /usr/bin/curl\nArgs: curl";
+    let frames = [(tcp(POD, IMDS, REQUEST), comment), (tcp(POD, IMDS, b""), comment)];
+    let (events, broken) = read(pcapng(&frames));
+    assert!(broken.is_empty(), "{broken:?}");
+    let callers = events
+        .iter()
+        .filter(|event| matches!(event, Event::Caller { .. }))
+        .count();
+    assert_eq!(callers, 1);
+    let packets = packets(&events);
+    assert_eq!(packets[0].time, Time(100 * SECOND + 5));
+    assert_eq!(packets[0].sender.unwrap().key.tgid, 7);
+    assert_eq!(packets[0].sender, packets[1].sender);
+    let samples: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Interface(sample) => Some((&*sample.name, sample.egress[0])),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(samples, [("eth7", 1), ("eth7", 1)]);
+}
+
+#[test]
+fn a_snap_length_leaves_the_payloads_length() {
+    let (events, _) = read(pcap(false, false, 14 + 40 + 6, &[tcp(POD, IMDS, REQUEST)]));
+    let packets = packets(&events);
+    assert_eq!(
+        (&packets[0].data[..], packets[0].payload_len),
+        (&REQUEST[..6], REQUEST.len() as u32)
+    );
+    assert!(packets[0].cut);
+}
+
+#[test]
+fn of_responses_the_heads_each_at_its_place() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n";
+    let (events, _) = read(pcap(
+        false,
+        false,
+        9999,
+        &[tcp(IMDS, POD, format!("{head}SECRET{head}SECRET").as_bytes())],
+    ));
+    let packets = packets(&events);
+    let length = head.len() as u32 + 6;
+    let got: Vec<_> = packets
+        .iter()
+        .map(|packet| (packet.seq, packet.payload_len, &packet.data[..]))
+        .collect();
+    assert_eq!(
+        got,
+        [
+            (1000, length, head.as_bytes()),
+            (1000 + length, length, head.as_bytes())
+        ]
+    );
+}
+
+#[test]
+fn icmp_errors_bring_what_they_quote() {
+    let (events, _) = read(pcap(false, false, 9999, &[time_exceeded(&tcp(IMDS, POD, &[0; 10]))]));
+    let packets = packets(&events);
+    let icmp = packets[0].icmp.unwrap();
+    assert_eq!((icmp.v6, icmp.kind, icmp.code), (false, 11, 0));
+    assert_eq!((packets[0].seq, packets[0].payload_len), (1000, 10));
+    assert_eq!(packets[0].direction, Direction::Request);
+    assert_eq!(packets[0].local.to_string(), "10.0.0.5:4000");
+}
+
+#[test]
+fn dns_and_ntp_count_and_strangers_do_not() {
+    let frames = [
+        udp([169, 254, 169, 253], 53),
+        udp([169, 254, 169, 123], 123),
+        udp([1, 1, 1, 1], 53),
+        tcp(POD, [1, 2, 3, 4], REQUEST),
+    ];
+    let (events, _) = read(pcap(false, false, 9999, &frames));
+    let egress: Vec<_> = events
+        .iter()
+        .map(|event| match event {
+            Event::Interface(sample) => sample.egress,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(egress, [[0, 1, 0, 0], [0, 0, 1, 0]]);
+}
+
+#[test]
+fn breaks_are_told_with_their_place() {
+    let whole = pcap(false, false, 9999, &[tcp(POD, IMDS, REQUEST), tcp(POD, IMDS, REQUEST)]);
+    let first = 24 + (whole.len() - 24) / 2;
+    let (events, broken) = read(whole[..whole.len() - 3].to_vec());
+    assert_eq!(
+        (packets(&events).len(), broken),
+        (1, vec![(first as u64, Broken::CutOff)])
+    );
+
+    let (_, broken) = read(whole[..10].to_vec());
+    assert_eq!(broken, [(0, Broken::Header)]);
+
+    let mut huge = whole.clone();
+    huge[first + 8..first + 12].copy_from_slice(&u32::MAX.to_le_bytes());
+    let (events, broken) = read(huge);
+    assert_eq!(packets(&events).len(), 1);
+    assert_eq!(broken[0].0, first as u64);
+
+    let mut strange = whole;
+    strange[20] = 105;
+    let (events, broken) = read(strange);
+    assert!(packets(&events).is_empty());
+    assert_eq!(broken, [(0, Broken::LinkType(105))]);
+}
+
+#[test]
+fn stamps_of_any_resolution() {
+    let units = |resolution, binary, offset_s| Units {
+        resolution,
+        binary,
+        offset_s,
+    };
+    assert_eq!(units(0, false, 0).time(3), Time(3 * SECOND));
+    assert_eq!(units(3, false, 1).time(1500), Time(2 * SECOND + SECOND / 2));
+    assert_eq!(units(10, true, 0).time(1536), Time(SECOND + SECOND / 2));
+    assert_eq!(units(6, false, -10).time(0), Time(0));
+    let _ = units(127, true, i64::MAX).time(u64::MAX);
+    let _ = units(127, false, i64::MIN).time(u64::MAX);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_behind_a_header_end(noise in proptest::collection::vec(any::<u8>(), 0..600), big: bool) {
+        read([pcap(false, big, 0, &[]), noise.clone()].concat());
+        read([pcapng(&[]), noise].concat());
+    }
+
+    #[test]
+    fn any_change_of_a_capture_ends(at in 0..900_usize, byte: u8, ng: bool) {
+        let frames = [tcp(POD, IMDS, REQUEST), time_exceeded(&tcp(IMDS, POD, &[0; 10])), tcp(IMDS, POD, b"HTTP/1.1 200 OK\r\n\r\n")];
+        let mut bytes = if ng {
+            pcapng(&frames.map(|frame| (frame, "PID: 7\nCmd: x")))
+        } else {
+            pcap(false, false, 9999, &frames)
+        };
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        if Input::new("t".into(), Box::new(Cursor::new(bytes.clone()))).unwrap().format != Format::Ndjson {
+            read(bytes);
+        }
+    }
+
+    #[test]
+    fn any_frame_is_read_or_passed_over(frame in proptest::collection::vec(any::<u8>(), 0..200), link in 0..300_i32) {
+        let Some(link) = Link::of(link) else { return Ok(()) };
+        if let Some(placed) = link.place(&frame) {
+            let frame = Frame { time: Time(0), ip: placed.ip, ifindex: 1 };
+            PacketReader::new(&DEFAULT_ENDPOINTS).read(&frame, &mut LossCounts::default());
+        }
+    }
+}

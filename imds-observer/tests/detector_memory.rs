@@ -1,0 +1,226 @@
+//! What the detectors hold in memory when a local process does its worst: the bound that they state is measured, not computed.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use imds_observer::detectors::{Detectors, HostFacts, MEMORY_LIMIT_BYTES, Observation};
+use imds_observer::record::{
+    Ancestor, Connect, ConnectOutcome, Connection, Dialect, Drop, Exchange, ExchangeOutcome, FindingState, Host,
+    ImdsVersion, Kind, PacketDirection, Process, Request, Response, SCHEMA, SECOND, Time,
+};
+
+/// Counts the bytes that are held.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is handed to the system's allocator unchanged; counting touches no memory of the caller.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        HELD.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's contract is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const PROCESSES: u64 = 100_000;
+const PATHS: u64 = 1_000_000;
+
+/// Fills names up to the length that the kernel side allows.
+fn long(n: u64) -> String {
+    let mut name = "x".repeat(480);
+    name.push_str(&n.to_string());
+    name
+}
+
+/// Names as long as the kernel side lets them be.
+fn hostile(n: u64) -> Arc<Process> {
+    Arc::new(Process {
+        pid: n as u32 + 2,
+        tid: None,
+        namespace_pid: None,
+        comm: format!("p{n}"),
+        exe: Some(long(n)),
+        cmdline: Some(vec![long(n)]),
+        uid: Some(1000),
+        start_time: Some(Time(n)),
+        ancestors: vec![Ancestor {
+            pid: 1,
+            comm: "evil".to_owned(),
+        }],
+        cgroup: Some(long(n)),
+        netns: Some(n as u32),
+    })
+}
+
+fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange {
+    let token = n % 5 == 0;
+    let status = [200, 404, 401, 403, 400, 503, 200, 200][(n / 3 % 8) as usize];
+    Exchange {
+        record: Kind::Exchange,
+        schema: SCHEMA,
+        time: Time(1_700_000_000 * SECOND + n * 100_000),
+        host: host.clone(),
+        process: Some(process.clone()),
+        container: None,
+        connection: Connection {
+            id: format!("connection-{n}-{n}-{n}-{n}-{n}-{n}"),
+            local: Some("10.0.0.1:1".to_owned()),
+            remote: if n % 7 == 0 {
+                "[fd00:ec2::254]:80"
+            } else {
+                "169.254.169.254:80"
+            }
+            .to_owned(),
+            exchange: 1,
+            interface: None,
+        },
+        request: Request {
+            method: Some("GET".to_owned()),
+            path: Some(if token {
+                "/latest/api/token".to_owned()
+            } else {
+                format!("/latest/meta-data/iam/security-credentials/{}", long(n))
+            }),
+            dialect: Dialect::Aws,
+            imds_version: Some(match n % 5 {
+                0 => ImdsVersion::Token,
+                1 | 2 => ImdsVersion::V1,
+                _ => ImdsVersion::V2,
+            }),
+            token: Some(format!("{n:016x}")),
+            token_ttl_s: None,
+            user_agent: Some(long(n)),
+            ttl: Some(63),
+            forwarded: n % 11 == 0,
+            retransmits: 0,
+        },
+        response: (n % 13 != 0).then(|| Response {
+            status: Some(status),
+            ttl: Some(if n % 3 == 0 { 1 } else { 255 }),
+            delivered: Some(n % 3 != 0),
+            server: Some(long(n)),
+            retransmits: 0,
+            via_proxy: None,
+        }),
+        outcome: match n % 13 {
+            0 => ExchangeOutcome::Unanswered,
+            _ if n % 3 == 0 => ExchangeOutcome::Lost,
+            _ => ExchangeOutcome::Answered,
+        },
+        latency_ns: Some(n % 600 * 1_000_000),
+        waited_ns: Some(n % 600 * 1_000_000),
+        connect_ns: None,
+    }
+}
+
+fn connect(n: u64, of: &Exchange) -> Connect {
+    const OUTCOMES: [(ConnectOutcome, i32); 5] = [
+        (ConnectOutcome::Refused, 111),
+        (ConnectOutcome::NoRoute, 101),
+        (ConnectOutcome::HostUnreachable, 113),
+        (ConnectOutcome::Denied, 1),
+        (ConnectOutcome::Timeout, 110),
+    ];
+    let (outcome, errno) = OUTCOMES[(n / 10 % 5) as usize];
+    Connect {
+        record: Kind::Connect,
+        schema: SCHEMA,
+        time: of.time,
+        host: of.host.clone(),
+        process: of.process.clone(),
+        container: None,
+        connection: Connection {
+            id: format!("attempt-{n}-{n}-{n}-{n}-{n}-{n}"),
+            ..of.connection.clone()
+        },
+        outcome,
+        errno: Some(errno),
+        elapsed_ns: n % 4 * SECOND,
+        syns: (n % 2) as u32,
+        wire_syns: (n % 2) as u32,
+        dropped: None,
+        icmp: None,
+    }
+}
+
+fn drop_of(n: u64, of: &Exchange) -> Drop {
+    Drop {
+        record: Kind::Drop,
+        schema: SCHEMA,
+        time: of.time,
+        host: of.host.clone(),
+        process: of.process.clone(),
+        container: None,
+        connection: of.connection.clone(),
+        direction: if n % 2 == 0 {
+            PacketDirection::Request
+        } else {
+            PacketDirection::Response
+        },
+        reason: Some(["NETFILTER_DROP", "IP_INHDR", "TC_EGRESS", "NEIGH_FAILED"][(n / 20 % 4) as usize].to_owned()),
+        location: Some("ip_forward".to_owned()),
+        ttl: Some(1),
+        netns: Some(1),
+    }
+}
+
+#[test]
+fn a_hostile_process_cannot_make_the_detectors_grow() {
+    let host = Host::from("node");
+    let facts = HostFacts {
+        name: host.clone(),
+        netns: Some(1),
+        ..HostFacts::default()
+    };
+    let before = HELD.load(Ordering::Relaxed);
+    let mut detectors = Detectors::new(&Default::default(), facts);
+    let empty = HELD.load(Ordering::Relaxed) - before;
+    assert!(empty < 1 << 20, "{empty} bytes before anything was seen");
+
+    let mut findings = Vec::new();
+    let (mut opened, mut written, mut worst) = (0_u64, 0_u64, 0);
+    for n in 0..PATHS {
+        // Ten requests of each process, all at different times.
+        let process = hostile(n % PROCESSES);
+        let exchange = exchange(n, &process, &host);
+        drop(process);
+        detectors.observe(&Observation::Exchange(&exchange), &mut findings);
+        if n % 10 == 0 {
+            detectors.observe(&Observation::Connect(&connect(n, &exchange)), &mut findings);
+            detectors.observe(&Observation::Drop(&drop_of(n, &exchange)), &mut findings);
+        }
+        opened += findings
+            .iter()
+            .filter(|finding| finding.state == FindingState::Open)
+            .count() as u64;
+        written += findings.len() as u64;
+        findings.clear();
+        if n % 10_000 == 0 {
+            drop(exchange);
+            worst = worst.max(HELD.load(Ordering::Relaxed) - before);
+        }
+    }
+    worst = worst.max(HELD.load(Ordering::Relaxed) - before);
+    println!(
+        "at most {:.1} MiB held (limit {} MiB), {opened} findings opened, {written} lines, {} entries evicted",
+        worst as f64 / f64::from(1 << 20),
+        MEMORY_LIMIT_BYTES >> 20,
+        detectors.evicted()
+    );
+    assert!(worst < MEMORY_LIMIT_BYTES, "{worst} bytes");
+    assert!(worst > 1 << 20, "nothing was held: the test tests nothing");
+    assert!(detectors.evicted() > PROCESSES, "what is given up is counted");
+    // Bounded output too: no more than what each code may have open, and the one for all others.
+    assert!(opened <= 21 * 257, "{opened} findings");
+}
