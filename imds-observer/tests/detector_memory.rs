@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use imds_observer::detectors::{Detectors, HostFacts, MEMORY_LIMIT_BYTES, Observation};
+use imds_observer::detectors::{DetectorConfig, Detectors, HostFacts, MEMORY_LIMIT_BYTES, Observation};
 use imds_observer::record::{
     Ancestor, Connect, ConnectOutcome, Connection, Dialect, Drop, Exchange, ExchangeOutcome, FindingState, Host,
     ImdsVersion, Kind, PacketDirection, Process, Request, Response, SCHEMA, SECOND, Time,
@@ -64,7 +64,7 @@ fn hostile(n: u64) -> Arc<Process> {
 }
 
 fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange {
-    let token = n % 5 == 0;
+    let token = n.is_multiple_of(5);
     let status = [200, 404, 401, 403, 400, 503, 200, 200][(n / 3 % 8) as usize];
     Exchange {
         record: Kind::Exchange,
@@ -76,7 +76,7 @@ fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange {
         connection: Connection {
             id: format!("connection-{n}-{n}-{n}-{n}-{n}-{n}"),
             local: Some("10.0.0.1:1".to_owned()),
-            remote: if n % 7 == 0 {
+            remote: if n.is_multiple_of(7) {
                 "[fd00:ec2::254]:80"
             } else {
                 "169.254.169.254:80"
@@ -102,20 +102,20 @@ fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange {
             token_ttl_s: None,
             user_agent: Some(long(n)),
             ttl: Some(63),
-            forwarded: n % 11 == 0,
+            forwarded: n.is_multiple_of(11),
             retransmits: 0,
         },
-        response: (n % 13 != 0).then(|| Response {
+        response: (!n.is_multiple_of(13)).then(|| Response {
             status: Some(status),
-            ttl: Some(if n % 3 == 0 { 1 } else { 255 }),
-            delivered: Some(n % 3 != 0),
+            ttl: Some(if n.is_multiple_of(3) { 1 } else { 255 }),
+            delivered: Some(!n.is_multiple_of(3)),
             server: Some(long(n)),
             retransmits: 0,
             via_proxy: None,
         }),
         outcome: match n % 13 {
             0 => ExchangeOutcome::Unanswered,
-            _ if n % 3 == 0 => ExchangeOutcome::Lost,
+            _ if n.is_multiple_of(3) => ExchangeOutcome::Lost,
             _ => ExchangeOutcome::Answered,
         },
         latency_ns: Some(n % 600 * 1_000_000),
@@ -163,7 +163,7 @@ fn drop_of(n: u64, of: &Exchange) -> Drop {
         process: of.process.clone(),
         container: None,
         connection: of.connection.clone(),
-        direction: if n % 2 == 0 {
+        direction: if n.is_multiple_of(2) {
             PacketDirection::Request
         } else {
             PacketDirection::Response
@@ -184,7 +184,7 @@ fn a_hostile_process_cannot_make_the_detectors_grow() {
         ..HostFacts::default()
     };
     let before = HELD.load(Ordering::Relaxed);
-    let mut detectors = Detectors::new(&Default::default(), facts);
+    let mut detectors = Detectors::new(&DetectorConfig::default(), facts);
     let empty = HELD.load(Ordering::Relaxed) - before;
     assert!(empty < 1 << 20, "{empty} bytes before anything was seen");
 
@@ -196,7 +196,7 @@ fn a_hostile_process_cannot_make_the_detectors_grow() {
         let exchange = exchange(n, &process, &host);
         drop(process);
         detectors.observe(&Observation::Exchange(&exchange), &mut findings);
-        if n % 10 == 0 {
+        if n.is_multiple_of(10) {
             detectors.observe(&Observation::Connect(&connect(n, &exchange)), &mut findings);
             detectors.observe(&Observation::Drop(&drop_of(n, &exchange)), &mut findings);
         }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -184,9 +184,7 @@ impl Knowledge {
         }
         let client = self.clients.get_mut(&handle)?;
         if let Some(process) = process {
-            let mut hasher = self.hasher.build_hasher();
-            (process.pid, process.start_time).hash(&mut hasher);
-            let image = hasher.finish();
+            let image = self.hasher.hash_one((process.pid, process.start_time));
             if !client.recent.contains(&image) {
                 if client.recent.len() == RECENT_PROCESSES {
                     client.recent.pop_front();
@@ -435,15 +433,12 @@ impl<'a> Context<'a> {
 
     fn place(&self) -> (String, String) {
         if let Some(container) = self.observation.as_ref().and_then(Observation::container) {
-            return match &container.pod {
-                Some(pod) => {
-                    let name = workload::pod_name(pod);
-                    (format!("pod/{name}"), format!("pod {name}"))
-                }
-                None => {
-                    let name = container.name.as_deref().unwrap_or(&container.id);
-                    (format!("container/{name}"), format!("container {name}"))
-                }
+            return if let Some(pod) = &container.pod {
+                let name = workload::pod_name(pod);
+                (format!("pod/{name}"), format!("pod {name}"))
+            } else {
+                let name = container.name.as_deref().unwrap_or(&container.id);
+                (format!("container/{name}"), format!("container {name}"))
             };
         }
         let process = self.observation.as_ref().and_then(Observation::process);

@@ -250,7 +250,7 @@ pub trait Detector: Send {
 /// All detectors of one run.
 pub struct Detectors {
     host: HostFacts,
-    detectors: Vec<Box<dyn Detector>>,
+    registered: Vec<Box<dyn Detector>>,
     knowledge: Knowledge,
     ledger: Ledger,
     now: Time,
@@ -260,7 +260,7 @@ pub struct Detectors {
 impl Detectors {
     pub fn new(config: &DetectorConfig, host: HostFacts) -> Self {
         Self {
-            detectors: build(config),
+            registered: build(config),
             knowledge: Knowledge::new(),
             ledger: Ledger::new(host.name.clone()),
             now: Time(0),
@@ -287,7 +287,7 @@ impl Detectors {
             observation: Some(*observation),
             client: client.and_then(|client| self.knowledge.client(client)),
         };
-        for detector in &mut self.detectors {
+        for detector in &mut self.registered {
             let mut sightings = Sightings::new(&mut self.ledger, detector.code(), detector.quiet_ns(), self.now, out);
             detector.observe(observation, &context, &mut sightings);
         }
@@ -321,7 +321,7 @@ impl Detectors {
 
     /// Entries that the detectors' bounded tables gave up.
     pub fn evicted(&self) -> u64 {
-        let detectors: u64 = self.detectors.iter().map(|detector| detector.evicted()).sum();
+        let detectors: u64 = self.registered.iter().map(|detector| detector.evicted()).sum();
         detectors + self.knowledge.evicted() + self.ledger.evicted()
     }
 
@@ -341,7 +341,7 @@ impl Detectors {
             observation: None,
             client: None,
         };
-        for detector in &mut self.detectors {
+        for detector in &mut self.registered {
             let mut sightings = Sightings::new(&mut self.ledger, detector.code(), detector.quiet_ns(), self.now, out);
             detector.tick(&context, last, &mut sightings);
         }

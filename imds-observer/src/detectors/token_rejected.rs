@@ -88,7 +88,7 @@ struct Row {
     in_window: u64,
     window_from: Time,
     /// Since the last success or token request.
-    in_row: u64,
+    unbroken: u64,
     last: Time,
     all: u64,
 }
@@ -122,7 +122,7 @@ impl Detector for TokenRejected {
             if let Some(row) = self.clients.get_mut(&client.handle)
                 && (version == Some(ImdsVersion::Token) || status(exchange).is_some_and(|status| status < 300))
             {
-                row.in_row = 0;
+                row.unbroken = 0;
                 if version != Some(ImdsVersion::Token) {
                     sightings.clear(&client.key, time);
                 }
@@ -138,7 +138,7 @@ impl Detector for TokenRejected {
                 token: token.clone(),
                 in_window: 0,
                 window_from: time,
-                in_row: 0,
+                unbroken: 0,
                 last: time,
                 all: 0,
             };
@@ -147,17 +147,17 @@ impl Detector for TokenRejected {
         }
         let Some(row) = self.clients.get_mut(&client.handle) else { return };
         if time.since(row.last) > ROW_NS {
-            row.in_row = 0;
+            row.unbroken = 0;
         }
         if time.since(row.window_from) > self.config.window_s * SECOND {
             row.in_window = 0;
             row.window_from = time;
         }
         row.in_window += 1;
-        row.in_row += 1;
+        row.unbroken += 1;
         row.all += 1;
         row.last = row.last.max(time);
-        if row.in_window.max(row.in_row) < self.config.rejections.max(1) && !sightings.is_open(&client.key) {
+        if row.in_window.max(row.unbroken) < self.config.rejections.max(1) && !sightings.is_open(&client.key) {
             return;
         }
         let rejections = row.all;
@@ -165,7 +165,7 @@ impl Detector for TokenRejected {
             key: &client.key,
             severity: Severity::Warning,
             time,
-            count: if sightings.is_open(&client.key) { 1 } else { row.in_window.max(row.in_row) },
+            count: if sightings.is_open(&client.key) { 1 } else { row.in_window.max(row.unbroken) },
             news: false,
         };
         sightings.report(sighting, || {

@@ -112,6 +112,12 @@ impl Picture {
         (since / self.width_ns) as usize
     }
 
+    /// Pieces of time that the pictures show: up to the last with anything in it.
+    pub fn shown(&self) -> usize {
+        let lines = self.lines.values().map(|line| line.buckets.len());
+        lines.chain(self.quota.values().map(Vec::len)).max().unwrap_or(0).max(1)
+    }
+
     fn exchange(&mut self, exchange: &Exchange) {
         let at = self.place(exchange.time);
         let (process, container) = (exchange.process.as_deref(), exchange.container.as_deref());

@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use askama::Template;
 
 use super::escape::Escaped;
-use super::history::{BUCKETS, LATENCIES, Picture};
+use super::history::{LATENCIES, Picture};
 use super::text;
-use crate::record::{Finding, FindingState, LossCounts, ProcessSummary, Severity, Summary, Time};
+use crate::record::{Finding, FindingState, LossCounts, ProcessSummary, SECOND, Severity, Summary, Time};
 
 /// Packets per second and interface (see imds quota in `docs/`): the line that the quota picture is drawn against.
 const QUOTA: u64 = 1024;
@@ -144,7 +144,7 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
         .filter(|finding| finding.severity >= Severity::High)
         .count();
     let (period, span) = match input.period {
-        Some((from, to)) => (format!("{from} to {to}"), text::span(to.since(from))),
+        Some((from, to)) => (format!("{from} to {to}"), long_span(to.since(from))),
         None => ("nothing was observed".to_owned(), "0 s".to_owned()),
     };
     let tile = |number: String, what| Tile { number, what };
@@ -196,8 +196,11 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
         },
         timeline: timeline(picture),
         timeline_from: picture.from.to_string(),
-        timeline_to: picture.from.plus_ns(picture.width_ns * BUCKETS as u64).to_string(),
-        bucket: text::span(picture.width_ns),
+        timeline_to: picture
+            .from
+            .plus_ns(picture.width_ns.saturating_mul(picture.shown() as u64))
+            .to_string(),
+        bucket: long_span(picture.width_ns),
         latency: latency(picture),
         latency_total: picture.latencies.iter().sum(),
         versions: shares(&picture.versions),
@@ -231,6 +234,7 @@ fn verdict(finding: &Finding) -> Verdict {
         evidence: finding
             .evidence
             .iter()
+            .filter(|(_, value)| !value.is_null())
             .map(|(name, value)| {
                 let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 (clean(name), clean(&value))
@@ -280,7 +284,7 @@ fn row(row: &ProcessSummary) -> Row {
 }
 
 fn timeline(picture: &Picture) -> Vec<Strip> {
-    let step = WIDTH / BUCKETS as f64;
+    let step = WIDTH / picture.shown() as f64;
     let mut lines: Vec<_> = picture.lines.iter().collect();
     lines.sort_by(|a, b| b.1.requests.cmp(&a.1.requests).then_with(|| a.0.cmp(b.0)));
     lines
@@ -384,7 +388,7 @@ fn quota_y(packets: u64, top: u64) -> f64 {
 
 fn quota(picture: &Picture) -> Vec<Peaks> {
     let top = quota_top(picture);
-    let step = WIDTH / BUCKETS as f64;
+    let step = WIDTH / picture.shown() as f64;
     let interfaces = picture.quota.iter().map(|(name, peaks)| {
         let peak = peaks.iter().copied().max().unwrap_or(0);
         let mut points = String::new();
@@ -400,6 +404,16 @@ fn quota(picture: &Picture) -> Vec<Peaks> {
         }
     });
     interfaces.collect()
+}
+
+/// Hours and days, where seconds are too many to read.
+fn long_span(ns: u64) -> String {
+    let hours = ns as f64 / (3600.0 * SECOND as f64);
+    match hours {
+        0.0..2.0 => text::span(ns),
+        2.0..72.0 => format!("{hours:.1} h"),
+        _ => format!("{:.1} days", hours / 24.0),
+    }
 }
 
 fn round(value: f64) -> f64 {

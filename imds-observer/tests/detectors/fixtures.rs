@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use imds_observer::detectors::{CATALOGUE, Detectors, HostFacts};
+use imds_observer::detectors::{CATALOGUE, DetectorConfig, Detectors, HostFacts};
 use imds_observer::record::{Code, Finding, FindingState, Record};
 use imds_observer::source::ndjson;
 
@@ -40,7 +40,7 @@ pub(crate) fn findings(code: Code, name: &str) -> Vec<Finding> {
         instance_id: Some(INSTANCE_ID.to_owned()),
         ..HostFacts::default()
     };
-    let mut detectors = Detectors::new(&Default::default(), facts);
+    let mut detectors = Detectors::new(&DetectorConfig::default(), facts);
     let mut findings = Vec::new();
     let mut now = records[0].time();
     for record in &records {
@@ -87,9 +87,9 @@ fn nothing_fires_on_a_quiet_fixture() {
 #[test]
 fn a_disabled_detector_is_silent() {
     for entry in CATALOGUE {
-        let config = imds_observer::detectors::DetectorConfig {
+        let config = DetectorConfig {
             disabled: vec![entry.code],
-            ..Default::default()
+            ..DetectorConfig::default()
         };
         let mut detectors = Detectors::new(&config, HostFacts::default());
         let mut found = Vec::new();

@@ -2,6 +2,7 @@
 //!
 //! `UPDATE_DOCS=1 cargo test -p imds-observer --test detectors manuals` writes the example records and the pages anew.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,8 +59,7 @@ fn pretty(finding: &Finding) -> String {
 fn example(code: Code) -> Finding {
     fixtures::findings(code, "fires.ndjson")
         .into_iter()
-        .filter(|finding| finding.code == code)
-        .next_back()
+        .rfind(|finding| finding.code == code)
         .unwrap_or_else(|| panic!("{code} doesn't fire on its fixture"))
 }
 
@@ -130,7 +130,7 @@ fn examples_are_what_the_fixtures_give() {
             let source = fs::read_to_string(&file).unwrap();
             let start = source.find("//! ## Example record\n").unwrap();
             let end = start + source[start..].find("//! ## Known false").unwrap();
-            let block: String = expected.lines().map(|line| format!("//! {line}\n")).collect();
+            let block = format!("//! {}\n", expected.replace('\n', "\n//! "));
             let source = format!(
                 "{}//! ## Example record\n//!\n{block}//!\n{}",
                 &source[..start],
@@ -159,7 +159,7 @@ fn pages_are_those_in_docs() {
          prints the same pages.\n\n",
     );
     for entry in CATALOGUE {
-        index.push_str(&format!("- [{0}]({0}.md): {1}\n", entry.code, entry.line));
+        let _ = writeln!(index, "- [{0}]({0}.md): {1}", entry.code, entry.line);
     }
     let mut pages = vec![("README.md".to_owned(), index)];
     for entry in CATALOGUE {

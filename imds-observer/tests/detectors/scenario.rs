@@ -101,7 +101,7 @@ impl Actor {
             }),
         }));
         actor.ttl = 63;
-        actor.local = "10.244.0.7".to_owned();
+        "10.244.0.7".clone_into(&mut actor.local);
         actor
     }
 
@@ -298,13 +298,6 @@ pub(crate) fn status(status: u16) -> impl Fn(&mut Exchange) {
     }
 }
 
-pub(crate) fn latency(ms: f64) -> impl Fn(&mut Exchange) {
-    move |exchange| {
-        exchange.latency_ns = Some((ms * 1e6) as u64);
-        exchange.waited_ns = exchange.latency_ns;
-    }
-}
-
 /// No answer came; the client gave up.
 pub(crate) fn unanswered(waited: f64) -> impl Fn(&mut Exchange) {
     move |exchange| {
@@ -422,16 +415,15 @@ pub(crate) fn verdicts(findings: &[Finding]) -> Vec<String> {
     let mut verdicts: Vec<(Code, String, Severity)> = Vec::new();
     for finding in findings {
         let key = &finding.subject.key;
-        match finding.state {
-            FindingState::Open => verdicts.push((finding.code, key.clone(), finding.severity)),
-            _ => {
-                let open = verdicts
-                    .iter_mut()
-                    .rev()
-                    .find(|(code, of, _)| *code == finding.code && of == key)
-                    .expect("an update follows its opening");
-                open.2 = finding.severity;
-            }
+        if finding.state == FindingState::Open {
+            verdicts.push((finding.code, key.clone(), finding.severity));
+        } else {
+            let open = verdicts
+                .iter_mut()
+                .rev()
+                .find(|(code, of, _)| *code == finding.code && of == key)
+                .expect("an update follows its opening");
+            open.2 = finding.severity;
         }
     }
     let mut verdicts: Vec<String> = verdicts

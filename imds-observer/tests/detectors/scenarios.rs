@@ -1,5 +1,6 @@
 //! The scenarios of clients and faults, each with the codes that it must give and no others.
 
+use imds_observer::detectors::DetectorConfig;
 use imds_observer::record::{ConnectOutcome, FindingState, ImdsVersion, PacketDirection};
 use rstest::rstest;
 
@@ -42,8 +43,7 @@ fn s02_botocore_in_a_pod_with_hop_limit_1() {
     assert_eq!(verdicts(&findings), ["imdsv1-request info", "token-response-lost high"]);
     let lost = findings
         .iter()
-        .filter(|finding| finding.code.as_str() == "token-response-lost")
-        .next_back()
+        .rfind(|finding| finding.code.as_str() == "token-response-lost")
         .unwrap();
     assert_eq!(lost.subject.name, "pod payments/api-7c9d8b6f5d-x2x4z");
     assert_eq!(lost.subject.workload.as_deref(), Some("payments/api"));
@@ -77,8 +77,7 @@ fn s03_two_token_requests_before_the_fallback() {
     assert_eq!(verdicts(&findings), ["imdsv1-request info", "token-response-lost high"]);
     let last = findings
         .iter()
-        .filter(|finding| finding.code.as_str() == "token-response-lost")
-        .next_back()
+        .rfind(|finding| finding.code.as_str() == "token-response-lost")
         .unwrap();
     assert_eq!((last.count, &last.evidence["seconds_lost"]), (2, &2.0.into()));
 }
@@ -345,32 +344,29 @@ fn s15_tokens_required_and_a_client_without() {
 
 /// The faults of the network: what the kernel shows of each, as measured, at the host and in a pod.
 #[rstest]
-#[case::output_reject("blocked-by-firewall", "OUTPUT", Some(("NETFILTER_DROP", "nft_do_chain")), ConnectOutcome::Refused, 111, 1.06, [0, 0], false)]
-#[case::output_reject_without_drops("blocked-by-firewall", "OUTPUT", None, ConnectOutcome::Refused, 111, 0.002, [0, 0], false)]
-#[case::output_drop("blocked-by-firewall", "OUTPUT", Some(("NETFILTER_DROP", "nf_hook_slow")), ConnectOutcome::Timeout, 0, 3.0, [0, 0], false)]
-#[case::output_drop_before_5_17("blocked-by-firewall", "OUTPUT", Some(("NOT_SPECIFIED", "nf_hook_slow")), ConnectOutcome::Timeout, 0, 3.0, [0, 0], false)]
-#[case::forward_drop("blocked-by-firewall", "FORWARD", Some(("NETFILTER_DROP", "nft_do_chain")), ConnectOutcome::Timeout, 0, 3.0, [2, 0], true)]
-#[case::no_route("no-route", "missing", None, ConnectOutcome::NoRoute, 101, 0.0, [0, 0], false)]
-#[case::unreachable("no-route", "unreachable", None, ConnectOutcome::HostUnreachable, 113, 0.0, [0, 0], false)]
-#[case::prohibit("no-route", "prohibit", None, ConnectOutcome::Denied, 13, 0.0, [0, 0], false)]
-#[case::blackhole("no-route", "blackhole", None, ConnectOutcome::Error, 22, 0.0, [0, 0], false)]
-#[case::no_route_for_a_pod("no-route", "missing", Some(("IP_INNOROUTES", "ip_error")), ConnectOutcome::NoRoute, 101, 0.0, [1, 0], true)]
-#[case::no_arp("neighbor-unresolved", "", Some(("NEIGH_FAILED", "neigh_invalidate")), ConnectOutcome::HostUnreachable, 113, 3.05, [1, 0], false)]
-#[case::no_arp_without_drops("neighbor-unresolved", "", None, ConnectOutcome::HostUnreachable, 113, 3.05, [1, 0], false)]
-#[case::server_down("connection-refused", "", None, ConnectOutcome::Refused, 111, 0.0, [1, 1], false)]
-#[case::tc_egress("denied-by-policy", "traffic control egress", Some(("TC_EGRESS", "sch_handle_egress")), ConnectOutcome::Timeout, 0, 3.0, [2, 2], false)]
-#[case::tc_ingress("denied-by-policy", "traffic control ingress", Some(("TC_INGRESS", "sch_handle_ingress")), ConnectOutcome::Timeout, 0, 3.0, [2, 0], true)]
-#[case::connect_hook("denied-by-policy", "cgroup connect program", None, ConnectOutcome::Denied, 1, 0.0, [0, 0], false)]
-#[case::cgroup_skb("denied-by-policy", "cgroup_skb egress program", Some(("BPF_CGROUP_EGRESS", "ip_finish_output")), ConnectOutcome::Timeout, 0, 3.0, [2, 0], false)]
-#[case::silence("no-answer", "", None, ConnectOutcome::Timeout, 0, 3.0, [2, 2], false)]
+#[case::output_reject("blocked-by-firewall", "OUTPUT", Some(("NETFILTER_DROP", "nft_do_chain")), (ConnectOutcome::Refused, 111, 1.06, [0, 0]), false)]
+#[case::output_reject_without_drops("blocked-by-firewall", "OUTPUT", None, (ConnectOutcome::Refused, 111, 0.002, [0, 0]), false)]
+#[case::output_drop("blocked-by-firewall", "OUTPUT", Some(("NETFILTER_DROP", "nf_hook_slow")), (ConnectOutcome::Timeout, 0, 3.0, [0, 0]), false)]
+#[case::output_drop_before_5_17("blocked-by-firewall", "OUTPUT", Some(("NOT_SPECIFIED", "nf_hook_slow")), (ConnectOutcome::Timeout, 0, 3.0, [0, 0]), false)]
+#[case::forward_drop("blocked-by-firewall", "FORWARD", Some(("NETFILTER_DROP", "nft_do_chain")), (ConnectOutcome::Timeout, 0, 3.0, [2, 0]), true)]
+#[case::no_route("no-route", "missing", None, (ConnectOutcome::NoRoute, 101, 0.0, [0, 0]), false)]
+#[case::unreachable("no-route", "unreachable", None, (ConnectOutcome::HostUnreachable, 113, 0.0, [0, 0]), false)]
+#[case::prohibit("no-route", "prohibit", None, (ConnectOutcome::Denied, 13, 0.0, [0, 0]), false)]
+#[case::blackhole("no-route", "blackhole", None, (ConnectOutcome::Error, 22, 0.0, [0, 0]), false)]
+#[case::no_route_for_a_pod("no-route", "missing", Some(("IP_INNOROUTES", "ip_error")), (ConnectOutcome::NoRoute, 101, 0.0, [1, 0]), true)]
+#[case::no_arp("neighbor-unresolved", "", Some(("NEIGH_FAILED", "neigh_invalidate")), (ConnectOutcome::HostUnreachable, 113, 3.05, [1, 0]), false)]
+#[case::no_arp_without_drops("neighbor-unresolved", "", None, (ConnectOutcome::HostUnreachable, 113, 3.05, [1, 0]), false)]
+#[case::server_down("connection-refused", "", None, (ConnectOutcome::Refused, 111, 0.0, [1, 1]), false)]
+#[case::tc_egress("denied-by-policy", "traffic control egress", Some(("TC_EGRESS", "sch_handle_egress")), (ConnectOutcome::Timeout, 0, 3.0, [2, 2]), false)]
+#[case::tc_ingress("denied-by-policy", "traffic control ingress", Some(("TC_INGRESS", "sch_handle_ingress")), (ConnectOutcome::Timeout, 0, 3.0, [2, 0]), true)]
+#[case::connect_hook("denied-by-policy", "cgroup connect program", None, (ConnectOutcome::Denied, 1, 0.0, [0, 0]), false)]
+#[case::cgroup_skb("denied-by-policy", "cgroup_skb egress program", Some(("BPF_CGROUP_EGRESS", "ip_finish_output")), (ConnectOutcome::Timeout, 0, 3.0, [2, 0]), false)]
+#[case::silence("no-answer", "", None, (ConnectOutcome::Timeout, 0, 3.0, [2, 2]), false)]
 fn s16_network_faults(
     #[case] code: &str,
     #[case] place: &str,
     #[case] drop: Option<(&str, &str)>,
-    #[case] outcome: ConnectOutcome,
-    #[case] errno: i32,
-    #[case] elapsed: f64,
-    #[case] syns: [u32; 2],
+    #[case] (outcome, errno, elapsed, syns): (ConnectOutcome, i32, f64, [u32; 2]),
     #[case] pod: bool,
 ) {
     let app = if pod {
@@ -486,7 +482,7 @@ fn s19_findings_resolve_when_the_evidence_stops() {
     for n in 0..200 {
         trace.add(app.get(f64::from(n) * 0.02, "/latest/meta-data/instance-id"));
     }
-    let findings = trace.run(&Default::default(), &facts(), 400);
+    let findings = trace.run(&DetectorConfig::default(), &facts(), 400);
     let states: Vec<_> = findings.iter().map(|finding| finding.state).collect();
     assert_eq!(states.first(), Some(&FindingState::Open));
     assert_eq!(states.last(), Some(&FindingState::Resolved));
@@ -499,7 +495,7 @@ fn s19_findings_resolve_when_the_evidence_stops() {
     let mut trace = Trace::default();
     trace.add(app.connect(0.0, ConnectOutcome::NoRoute, 101, 0.0, [0, 0]));
     trace.add(app.get(5.0, "/latest/meta-data/instance-id"));
-    let findings = trace.run(&Default::default(), &facts(), 40);
+    let findings = trace.run(&DetectorConfig::default(), &facts(), 40);
     assert_eq!(findings.last().unwrap().state, FindingState::Resolved);
 }
 

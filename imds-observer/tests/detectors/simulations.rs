@@ -1,6 +1,6 @@
 //! Days of a node in simulated time: silent when healthy, one finding for one fault.
 
-use imds_observer::detectors::Detectors;
+use imds_observer::detectors::{DetectorConfig, Detectors};
 use imds_observer::record::{Exchange, Finding, Record, SECOND};
 
 use crate::scenario::*;
@@ -22,7 +22,7 @@ fn day(mut change: impl FnMut(f64, &mut Exchange)) -> Vec<Finding> {
     let spot = Actor::service(905, "/usr/bin/ecs-agent", "ecs.service");
     let vector = Actor::pod(906, "/usr/bin/vector", "logging", "vector-9k2lm");
 
-    let mut detectors = Detectors::new(&Default::default(), facts());
+    let mut detectors = Detectors::new(&DetectorConfig::default(), facts());
     let mut findings = Vec::new();
     for minute in 0..24 * 60 {
         let start = f64::from(minute) * 60.0;
