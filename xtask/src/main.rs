@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod demo;
 mod fuzz;
 mod kernels;
 mod lab;
@@ -33,6 +34,7 @@ enum Verb {
     Setup(setup::Args),
     Bench(bench::Args),
     Build(build::Args),
+    Demo(demo::Args),
     Test(test::Args),
     Lab(lab::Args),
     Fuzz(fuzz::Args),
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Build(args) => build::run(&args),
+        Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),

@@ -114,7 +114,7 @@ fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
     let totals = count(
         cmd!(
             sh,
-            "cargo test --locked --no-fail-fast {targets...} -- --test-threads 1 {by_name...}"
+            "cargo test --locked --no-fail-fast {targets...} -- --include-ignored --test-threads 1 {by_name...}"
         )
         .env("CI", "true"),
     )?;
