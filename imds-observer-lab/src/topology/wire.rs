@@ -211,19 +211,6 @@ pub(crate) async fn add_address(handle: &Handle, interface: &str, address: IpAdd
         .with_context(|| format!("give {interface} the address {address}/{prefix}"))
 }
 
-pub(crate) async fn delete_address(handle: &Handle, interface: &str, address: IpAddr, prefix: u8) -> Result<()> {
-    let message = handle
-        .address()
-        .add(index(interface)?, address, prefix)
-        .message_mut()
-        .clone();
-    let request = handle.address().del(message);
-    request
-        .execute()
-        .await
-        .with_context(|| format!("take the address {address}/{prefix} from {interface}"))
-}
-
 /// The interfaces that could carry a packet away: up, and no loopback.
 pub(super) async fn active_interfaces(handle: &Handle) -> Result<Vec<String>> {
     let mut links = handle.link().get().execute();

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings};
+use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
+use crate::attribution::worker::{HostLookup, Worker};
 use super::{Status, live, offline, print};
 use crate::host;
 use crate::pipeline;
@@ -147,8 +148,14 @@ impl WatchArgs {
         stop: &Stop,
     ) -> anyhow::Result<()> {
         let name = settings.host(if live { None } else { source.start().host })?;
-        let facts = live.then(|| host::facts(name.clone()));
-        let mut pipeline = settings.pipeline(name, facts, interval, self.observe.count, sinks);
+        let this_host = live.then(|| {
+            let endpoints = settings.endpoints(&self.endpoints.endpoint);
+            ThisHost {
+                facts: host::facts(name.clone()),
+                worker: Worker::start(HostLookup::new(&self.observe.host_root(&settings.config), endpoints)),
+            }
+        });
+        let mut pipeline = settings.pipeline(name, this_host, interval, self.observe.count, sinks);
         pipeline::run(source, &mut pipeline, self.observe.duration.map(|span| span.0), stop)
     }
 
