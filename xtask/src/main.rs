@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod docs;
 mod fuzz;
 mod lab;
 mod run;
@@ -33,6 +34,7 @@ enum Verb {
     Demo(demo::Args),
     Test(test::Args),
     Lab(lab::Args),
+    Docs(docs::Args),
     Fuzz(fuzz::Args),
 }
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
+        Verb::Docs(args) => docs::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
     };
     match result {
