@@ -3,6 +3,8 @@
 //! cargo-fuzz wants nightly for its address sanitizer. These parsers are safe code, so coverage alone does, and its
 //! compiler flags are stable.
 
+use std::path::Path;
+
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
 use xshell::{Shell, cmd};
@@ -78,13 +80,24 @@ fn targets(sh: &Shell) -> anyhow::Result<Vec<String>> {
 /// With `--target`, so that the flags reach the parsers and not build scripts.
 fn build(sh: &Shell) -> anyhow::Result<()> {
     let host = host(sh)?;
+    follow_lock(sh)?;
     cmd!(
         sh,
-        "cargo build --release --locked --manifest-path fuzz/Cargo.toml --target {host} --target-dir target/fuzz"
+        "cargo build --release --manifest-path fuzz/Cargo.toml --target {host} --target-dir target/fuzz"
     )
     .env("RUSTFLAGS", FLAGS)
     .env("AYA_BUILD_SKIP", "1")
     .run()?;
+    Ok(())
+}
+
+/// The parsers are fuzzed with the dependencies that the program has: a lock file of its own would only lag behind.
+fn follow_lock(sh: &Shell) -> anyhow::Result<()> {
+    let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    let (program, ours) = (root().join("Cargo.lock"), root().join("fuzz/Cargo.lock"));
+    if changed(&ours) < changed(&program) {
+        sh.copy_file(&program, &ours)?;
+    }
     Ok(())
 }
 
@@ -95,10 +108,11 @@ fn fuzz(sh: &Shell, target: &str, limits: &[String]) -> anyhow::Result<()> {
     let corpus = root().join("target/fuzz/corpus").join(target);
     let found = format!("-artifact_prefix={}/", root().join("target/fuzz").display());
     sh.create_dir(&corpus)?;
-    let seeds: Vec<_> = Some(root().join("fuzz/seeds").join(target))
-        .into_iter()
-        .filter(|seeds| seeds.is_dir())
-        .collect();
+    let mut seeds = vec![root().join("fuzz/seeds").join(target)];
+    if target == "trace" {
+        seeds.push(root().join("imds-observer/tests/traces"));
+    }
+    seeds.retain(|seeds| seeds.is_dir());
     step(&format!("fuzz {target}"), || {
         Ok(cmd!(
             sh,

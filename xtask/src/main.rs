@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod docs;
 mod fuzz;
 mod kernels;
 mod lab;
@@ -37,6 +38,7 @@ enum Verb {
     Demo(demo::Args),
     Test(test::Args),
     Lab(lab::Args),
+    Docs(docs::Args),
     Fuzz(fuzz::Args),
     Screenshot(screenshot::Args),
 }
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
+        Verb::Docs(args) => docs::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Screenshot(args) => screenshot::run(&args),
     };

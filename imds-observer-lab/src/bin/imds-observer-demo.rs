@@ -5,6 +5,7 @@
 //! Ends with an error if the observer did not name both faults.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{BufRead as _, BufReader, BufWriter, Write as _},
     os::unix::process::CommandExt as _,
@@ -57,8 +58,8 @@ import botocore.session
 credentials = botocore.session.get_session().get_credentials()
 print('    (botocore: ' + ('has credentials' if credentials and credentials.access_key else 'has no credentials') + ')')
 ";
-/// Ends by itself, whatever becomes of us.
-const LOOP: &str = "end=$((SECONDS + 20)); while [ $SECONDS -lt $end ]; do \
+/// Ends by itself, whatever becomes of us; interrupted, it lets its last curl finish, which would else be an orphan.
+const LOOP: &str = "trap 'exit 0' INT; end=$((SECONDS + 20)); while [ $SECONDS -lt $end ]; do \
     curl --silent --output /dev/null http://169.254.169.254/latest/meta-data/instance-id; done";
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -101,15 +102,14 @@ fn run(cli: &Cli) -> Result<()> {
     finish(&mut client, "botocore in the pod")?;
 
     say("3. while :; do curl .../instance-id; done");
-    let mut client = Ended(
-        lab.node()
-            .command("bash")?
-            .args(["-c", LOOP])
-            .spawn()
-            .context("start bash")?,
-    );
+    let mut shell = with_signals(lab.node().command("bash")?)
+        .args(["-c", LOOP])
+        .spawn()
+        .map(Ended)
+        .context("start bash")?;
     observer.show_until(|record| is_finding(record, "tight-polling"))?;
-    client.end();
+    shell.interrupt()?;
+    finish(&mut shell, "the curl loop")?;
 
     observer.finish()?;
     say(&format!(
@@ -140,7 +140,7 @@ fn say(text: &str) {
     println!("\n== {text}");
 }
 
-/// Takes interrupts, so that the lab is removed on the way out. Children get their own.
+/// Takes interrupts, so that the lab is removed on the way out.
 fn note_interrupts() -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block()?;
@@ -152,10 +152,23 @@ fn note_interrupts() -> Result<()> {
     Ok(())
 }
 
+/// A child would inherit that our signals are blocked.
+fn with_signals(mut command: Command) -> Command {
+    let enter = || Ok(SigSet::all().thread_unblock()?);
+    // SAFETY: between fork and exec it makes one system call, on memory of its own.
+    unsafe { command.pre_exec(enter) };
+    command
+}
+
 /// A process that does not outlive us.
 struct Ended(Child);
 
 impl Ended {
+    fn interrupt(&self) -> Result<()> {
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT)
+            .with_context(|| format!("interrupt process {}", self.0.id()))
+    }
+
     fn end(&mut self) {
         // Both fail only when it is gone, which is what is wanted.
         let _ = self.0.kill();
@@ -170,7 +183,7 @@ impl Drop for Ended {
 }
 
 fn botocore(cli: &Cli, place: &Place) -> Result<Ended> {
-    let mut command = place.command(&cli.python)?;
+    let mut command = with_signals(place.command(&cli.python)?);
     for variable in [
         "AWS_CA_BUNDLE",
         "AWS_REGION",
@@ -229,6 +242,8 @@ struct Observer {
     findings: Vec<String>,
     /// Exchanges since the act began.
     exchanges: usize,
+    /// Connections of which a drop was shown.
+    dropped: BTreeSet<String>,
 }
 
 impl Observer {
@@ -266,6 +281,7 @@ impl Observer {
             trace: BufWriter::new(trace),
             findings: Vec::new(),
             exchanges: 0,
+            dropped: BTreeSet::new(),
         };
         observer.show_until(|record| record["record"] == "start")?;
         Ok(observer)
@@ -308,7 +324,8 @@ impl Observer {
                     println!("    ...");
                 }
             }
-            Some("drop") => show_drop(&record),
+            // The server sends it again for some seconds; one line tells it.
+            Some("drop") if self.dropped.insert(record["connection"]["id"].to_string()) => show_drop(&record),
             Some("finding") => {
                 if record["state"] == "open" {
                     show_finding(&record);
@@ -321,7 +338,7 @@ impl Observer {
     }
 
     fn finish(&mut self) -> Result<()> {
-        kill(Pid::from_raw(self.child.0.id().cast_signed()), Signal::SIGINT).context("interrupt the observer")?;
+        self.child.interrupt()?;
         let deadline = Instant::now() + PATIENCE;
         // Its last records come before its output closes.
         loop {
@@ -344,7 +361,7 @@ fn in_netns(place: &Place, program: &Path) -> Result<Command> {
     let enter = move || Ok(nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET)?);
     // SAFETY: between fork and exec it only makes one system call on a descriptor that was opened before.
     unsafe { command.pre_exec(enter) };
-    Ok(command)
+    Ok(with_signals(command))
 }
 
 fn text(value: &Value) -> &str {

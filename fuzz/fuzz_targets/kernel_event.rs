@@ -1,0 +1,10 @@
+//! What the ring buffer hands us. The kernel side is ours, but not always of the same version.
+#![no_main]
+
+use imds_observer::bpf::{Decoder, Symbols};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut decoder = Decoder::new(Vec::new(), Symbols::default());
+    let _ = decoder.decode(bytes);
+});
