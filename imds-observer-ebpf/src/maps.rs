@@ -51,6 +51,8 @@ pub(crate) struct SegmentScratch {
     pub(crate) event: SegmentEvent,
     pub(crate) head: [u8; HEAD_BYTES],
     pub(crate) ip: Ip,
+    /// Together with a process's announcement, which is called from here, the stack has 512 bytes and no room for it.
+    pub(crate) flow: Flow,
 }
 
 #[map]

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod faults;
+pub mod rights;
 pub mod server;
 pub mod topology;
 

@@ -22,6 +22,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     pub cgroup: Option<PathBuf>,
     pub endpoints: Vec<IpAddr>,
+    /// Where the host's root directory is mounted; `/` if not given.
+    pub host_root: Option<PathBuf>,
     /// Time between summaries.
     pub interval: Option<Span>,
     pub records: Option<Vec<Kind>>,

@@ -23,3 +23,4 @@ pub mod sinks;
 pub mod source;
 pub mod stop;
 pub mod summary;
+pub mod watch;

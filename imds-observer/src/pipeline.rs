@@ -137,6 +137,13 @@ impl Pipeline {
     pub fn finish(&mut self, now: Time) -> anyhow::Result<()> {
         self.parts.flow.finish(now, &mut self.facts);
         self.join_facts(now);
+        let mut last = Vec::new();
+        self.parts
+            .attribution
+            .finish(now, |fact, caller| last.push((fact, caller)));
+        for (fact, caller) in last {
+            self.joined(fact, caller);
+        }
         self.parts.detectors.finish(now, &mut self.findings);
         self.write_findings();
         let total = self.parts.summarizer.total(now);
@@ -176,21 +183,20 @@ impl Pipeline {
             .fold(own, LossCounts::plus)
     }
 
-    /// Facts become records once the caller is known.
+    /// Facts become records once the caller is known, which may take a moment.
     fn join_facts(&mut self, now: Time) {
-        let mut facts = std::mem::take(&mut self.facts);
-        for fact in facts.drain(..) {
-            let (sender, flow) = match &fact {
-                Fact::Exchange(fact) => (fact.sender, fact.flow),
-                Fact::Connect(fact) => (fact.sender, fact.flow),
-                Fact::Drop(fact) => (fact.sender, fact.flow),
-            };
-            let caller = self.parts.attribution.caller(sender.as_ref(), &flow, now);
-            let unknown = self.mode == Mode::Live && caller.process.is_none();
-            self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
-            self.observe(record_of(fact, caller, &self.parts.host));
+        for fact in self.facts.drain(..) {
+            self.parts.attribution.submit(fact, now);
         }
-        self.facts = facts;
+        while let Some((fact, caller)) = self.parts.attribution.next_resolved(now) {
+            self.joined(fact, caller);
+        }
+    }
+
+    fn joined(&mut self, fact: Fact, caller: Caller) {
+        let unknown = self.mode == Mode::Live && caller.process.is_none();
+        self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
+        self.observe(record_of(fact, caller, &self.parts.host));
     }
 
     /// From here on it is all the same whether a record was made now or read from a trace.
@@ -356,7 +362,7 @@ pub fn run(
 }
 
 /// When what an event tells of was over: records come in this order, see [`crate::source::ndjson`].
-fn settled(event: &Event) -> Option<Time> {
+pub(crate) fn settled(event: &Event) -> Option<Time> {
     match event {
         Event::Record(record) => Some(record.settled()),
         event => event.time(),

@@ -15,6 +15,7 @@ use signal_hook::{flag, low_level};
 pub struct Stop {
     requested: Arc<AtomicBool>,
     wake: Option<UnixStream>,
+    waker: Option<UnixStream>,
 }
 
 impl Stop {
@@ -32,6 +33,7 @@ impl Stop {
         Ok(Self {
             requested,
             wake: Some(wake),
+            waker: Some(write),
         })
     }
 
@@ -40,11 +42,20 @@ impl Stop {
         Self {
             requested: Arc::new(AtomicBool::new(false)),
             wake: None,
+            waker: None,
         }
     }
 
     pub fn requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
+    }
+
+    /// Asks for the end as the first signal does.
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+        if let Some(waker) = &self.waker {
+            let _ = io::Write::write(&mut &*waker, &[0]);
+        }
     }
 
     /// Becomes readable when the end is asked for, and stays so.
@@ -57,6 +68,7 @@ impl Stop {
         Ok(Self {
             requested: self.requested.clone(),
             wake: self.wake.as_ref().map(UnixStream::try_clone).transpose()?,
+            waker: self.waker.as_ref().map(UnixStream::try_clone).transpose()?,
         })
     }
 }

@@ -19,8 +19,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let sh = shell()?;
     let up = [String::from("up")];
     let args: &[String] = if args.args.is_empty() { &up } else { &args.args };
-    cmd!(sh, "cargo run --quiet --package imds-observer-lab -- {args...}")
-        .quiet()
-        .run()?;
+    cmd!(
+        sh,
+        "cargo run --quiet --package imds-observer-lab --bin imds-observer-lab -- {args...}"
+    )
+    .quiet()
+    .run()?;
     Ok(())
 }

@@ -2,9 +2,12 @@
 
 mod bench;
 mod build;
+mod demo;
 mod fuzz;
+mod kernels;
 mod lab;
 mod run;
+mod screenshot;
 mod setup;
 mod test;
 #[path = "../../imds-observer/build/toolchain.rs"]
@@ -31,9 +34,11 @@ enum Verb {
     Setup(setup::Args),
     Bench(bench::Args),
     Build(build::Args),
+    Demo(demo::Args),
     Test(test::Args),
     Lab(lab::Args),
     Fuzz(fuzz::Args),
+    Screenshot(screenshot::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,9 +46,11 @@ fn main() -> ExitCode {
         Verb::Setup(args) => setup::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Build(args) => build::run(&args),
+        Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Screenshot(args) => screenshot::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,6 +28,8 @@ pub(crate) enum Group {
     Demo,
     /// All that `cargo xtask test` runs.
     Test,
+    /// Guests that `cargo xtask test --kernel` boots.
+    Kernels,
 }
 
 impl Group {
@@ -42,16 +44,37 @@ impl Group {
                 "curl",
                 "python3-venv",
                 "bpftool",
+                "tmux",
                 "tcpdump",
                 "ethtool",
+                // Real containers.
+                "podman",
+                "buildah",
+                "runc",
+                "conmon",
+                "containerd",
+                "containernetworking-plugins",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
+            ],
+            Self::Kernels => &[
+                "qemu-system-x86",
+                "cpio",
+                "kmod",
+                "xz-utils",
+                // Copied into the guest.
+                "iproute2",
+                "nftables",
+                "iptables",
+                "curl",
+                "bpftool",
+                "ethtool",
             ],
         }
     }
 
     fn wants_python(self) -> bool {
-        self != Self::Lab
+        !matches!(self, Self::Lab | Self::Kernels)
     }
 }
 

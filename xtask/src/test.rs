@@ -1,6 +1,7 @@
 //! `test`: everything that must hold before a change lands, cheapest first.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::ops::AddAssign;
 use std::process::{Command, Stdio};
@@ -12,7 +13,7 @@ use xshell::{Cmd, Shell, cmd};
 
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
-use crate::{fuzz, run};
+use crate::{fuzz, kernels, run};
 
 /// Run all checks and tests; the live ones need root and a kernel that takes eBPF.
 #[derive(ClapArgs)]
@@ -26,11 +27,26 @@ pub(crate) struct Args {
     /// All but the live tests.
     #[arg(long)]
     no_live: bool,
+    /// Live tests on these kernels (6.1, 5.10, 7) inside QEMU, and nothing else.
+    #[arg(long, value_name = "VERSION", value_delimiter = ',', conflicts_with_all = ["fast", "no_live", "filter"])]
+    kernel: Vec<kernels::Version>,
+    /// Processor of those guests.
+    #[arg(long, default_value = "x86_64", requires = "kernel")]
+    arch: kernels::Arch,
+    /// In those guests also the tests of the whole program: every fault, minutes each.
+    #[arg(long, requires = "kernel")]
+    whole: bool,
+    /// Renew the table in docs/kernel-support.md.
+    #[arg(long, requires = "kernel")]
+    write_table: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if !args.kernel.is_empty() {
+        return kernels::run(&args.kernel, args.arch, args.whole, args.write_table);
+    }
     let begin = Instant::now();
     let live = !args.fast && !args.no_live;
     if live && !is_root() {
@@ -58,10 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         totals += step("live tests, one at a time", || live_tests(&sh, args.filter.as_deref()))?;
     }
     eprintln!("all of it in {:.0} s", begin.elapsed().as_secs_f64());
-    println!(
-        "total: {} passed, {} failed, {} skipped",
-        totals.passed, totals.failed, totals.skipped
-    );
+    println!("{totals}");
     Ok(())
 }
 
@@ -101,7 +114,7 @@ fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
     let totals = count(
         cmd!(
             sh,
-            "cargo test --locked --no-fail-fast {targets...} -- --test-threads 1 {by_name...}"
+            "cargo test --locked --no-fail-fast {targets...} -- --include-ignored --test-threads 1 {by_name...}"
         )
         .env("CI", "true"),
     )?;
@@ -139,9 +152,9 @@ fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec
 
 /// What the test binaries of one run said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Totals {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Totals {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     skipped: u64,
 }
 
@@ -153,9 +166,19 @@ impl AddAssign for Totals {
     }
 }
 
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "total: {} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
 impl Totals {
     /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`; other lines count nothing.
-    fn of_line(line: &str) -> Self {
+    pub(crate) fn of_line(line: &str) -> Self {
         let Some((_, counts)) = line
             .strip_prefix("test result: ")
             .and_then(|rest| rest.split_once(". "))
@@ -196,10 +219,7 @@ fn count(tests: Cmd<'_>) -> anyhow::Result<Totals> {
     }
     let status = child.wait().with_context(|| format!("wait for `{line}`"))?;
     if !status.success() {
-        println!(
-            "total: {} passed, {} failed, {} skipped",
-            totals.passed, totals.failed, totals.skipped
-        );
+        println!("{totals}");
         bail!("`{line}`: {status}");
     }
     Ok(totals)

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use imds_observer_common::{
-    Direction, EventKind, Flow, HEAD_BYTES, HEADS_PER_PACKET, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags,
+    Direction, EventKind, HEAD_BYTES, HEADS_PER_PACKET, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags,
 };
 
 use crate::config::{is_endpoint_v4, is_endpoint_v6};
@@ -78,7 +78,7 @@ fn try_egress(skb: *mut __sk_buff) -> u32 {
         return 0;
     };
     // SAFETY: a per-CPU slot, filled and sent within this run.
-    let SegmentScratch { event, head, ip } = unsafe { &mut *scratch };
+    let SegmentScratch { event, head, ip, flow } = unsafe { &mut *scratch };
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
         count(|loss| &mut loss.unparsed);
         return 0;
@@ -92,28 +92,26 @@ fn try_egress(skb: *mut __sk_buff) -> u32 {
         .seq
         .wrapping_add(payload_len)
         .wrapping_add(u32::from(tcp.flags & (SYN | FIN) != 0));
-    let tuple = tuple(ip, tcp.source, tcp.destination, true);
+    event.tuple = tuple(ip, tcp.source, tcp.destination, true);
 
     let mut fresh = true;
     let mut known = false;
     // SAFETY: copied at once.
-    let mut flow = if let Some(flow) = unsafe { FLOWS.get(cookie) } {
+    if let Some(noted) = unsafe { FLOWS.get(cookie) } {
+        *flow = *noted;
         known = flow.seq_known != 0;
         fresh = !known || end.wrapping_sub(flow.next_seq) as i32 > 0;
-        *flow
     } else {
-        Flow {
-            process: ProcessKey::default(),
-            // SAFETY: as above.
-            cgroup_id: unsafe { bpf_skb_cgroup_id(skb) },
-            tid: 0,
-            netns: 0,
-            next_seq: 0,
-            seq_known: 0,
-            awaiting: 0,
-            reserved: 0,
-        }
-    };
+        flow.process = ProcessKey::default();
+        // SAFETY: as above.
+        flow.cgroup_id = unsafe { bpf_skb_cgroup_id(skb) };
+        flow.tid = 0;
+        flow.netns = 0;
+        flow.next_seq = 0;
+        flow.seq_known = 0;
+        flow.awaiting = 0;
+        flow.reserved = 0;
+    }
     if fresh {
         // `current` is the sender for SYN and for payload that goes out for the first time, and for nothing else. A socket may
         // have been passed on or inherited since its connect().
@@ -130,7 +128,7 @@ fn try_egress(skb: *mut __sk_buff) -> u32 {
         }
         if !known || tcp.flags & SYN != 0 {
             let joined = SEQUENCES.insert(sequence_key(tcp.seq, tcp.destination), cookie, 0);
-            if joined.is_err() || TUPLES.insert(tuple, cookie, 0).is_err() {
+            if joined.is_err() || TUPLES.insert(&event.tuple, cookie, 0).is_err() {
                 count(|loss| &mut loss.map_full);
             }
         }
@@ -139,7 +137,7 @@ fn try_egress(skb: *mut __sk_buff) -> u32 {
         if payload_len > 0 {
             flow.awaiting = 1;
         }
-        if FLOWS.insert(cookie, flow, 0).is_err() {
+        if FLOWS.insert(cookie, &*flow, 0).is_err() {
             count(|loss| &mut loss.map_full);
         }
     }
@@ -149,7 +147,6 @@ fn try_egress(skb: *mut __sk_buff) -> u32 {
     event.cgroup_id = flow.cgroup_id;
     event.tid = flow.tid;
     event.netns = flow.netns;
-    event.tuple = tuple;
     event.ack = tcp.ack;
     // SAFETY: as above.
     event.ifindex = unsafe { (*skb).ifindex };
@@ -209,7 +206,7 @@ fn try_ingress(skb: *mut __sk_buff) -> u32 {
         return 0;
     };
     // SAFETY: a per-CPU slot, filled and sent within this run.
-    let SegmentScratch { event, head, ip } = unsafe { &mut *scratch };
+    let SegmentScratch { event, head, ip, .. } = unsafe { &mut *scratch };
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
         count(|loss| &mut loss.unparsed);
         return 0;

@@ -11,6 +11,7 @@ mod routes;
 use std::{net::IpAddr, process::Command};
 
 use anyhow::{Context as _, Result};
+use rtnetlink::packet_route::neighbour::NeighbourState;
 
 pub use firewall::{Chain, Firewall, Scope, Tool, Verdict};
 pub use policy::Hook;
@@ -151,21 +152,27 @@ fn switch(lab: &Lab, change: impl FnOnce(&mut Behaviour)) -> FaultGuard {
     })
 }
 
-/// The service's address goes; a host that doesn't forward drops what isn't for it without a word.
+/// The next hop takes the packets and does nothing: they go to a link-layer address that nobody there has. So the drop bears no
+/// sign of a cause, as on a real network, where it happens on another machine.
 fn silence(lab: &Lab, family: Family) -> Result<FaultGuard> {
-    let netns = lab.imds().shared_netns();
-    let endpoints = family.endpoints(lab);
-    let prefix = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
+    const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
+    let netns = lab.node().shared_netns();
+    let hops: Vec<IpAddr> = lab.next_hops().into_iter().filter(|hop| family.has(*hop)).collect();
     netns.netlink(async |handle| {
-        for endpoint in &endpoints {
-            wire::delete_address(&handle, "lo", *endpoint, prefix(endpoint)).await?;
+        let index = wire::index("eth0")?;
+        for hop in &hops {
+            let entry = handle.neighbours().add(index, *hop).link_layer_address(&NOBODY);
+            entry.state(NeighbourState::Permanent).replace().execute().await?;
         }
         Ok(())
     })?;
     Ok(FaultGuard::new(move || {
         netns.netlink(async |handle| {
-            for endpoint in &endpoints {
-                wire::add_address(&handle, "lo", *endpoint, prefix(endpoint)).await?;
+            let index = wire::index("eth0")?;
+            for hop in &hops {
+                let mut entry = handle.neighbours().add(index, *hop);
+                let entry = entry.message_mut().clone();
+                handle.neighbours().del(entry).execute().await?;
             }
             Ok(())
         })

@@ -291,6 +291,15 @@ impl Lab {
         }
     }
 
+    /// Gateways of the node's first uplink.
+    pub(crate) fn next_hops(&self) -> Vec<IpAddr> {
+        let mut hops = vec![gateway_v4(0).into()];
+        if self.has_ipv6() {
+            hops.push(gateway_v6(0).into());
+        }
+        hops
+    }
+
     /// The node's end of a pod's cable.
     pub(crate) fn cable_of(&self, victim: crate::faults::Victim) -> Result<String> {
         let crate::faults::Victim::Pod(number) = victim else {

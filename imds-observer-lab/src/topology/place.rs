@@ -41,6 +41,19 @@ impl Place {
         Ok(command)
     }
 
+    /// A command that will run in the namespace and stay in the caller's cgroup, as an observer of the place does.
+    pub fn command_beside(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        let netns = self.netns.descriptor()?;
+        let mut command = Command::new(program);
+        let enter = move || {
+            setns(&netns, CloneFlags::CLONE_NEWNET)?;
+            Ok(())
+        };
+        // SAFETY: as above.
+        unsafe { command.pre_exec(enter) };
+        Ok(command)
+    }
+
     /// Runs `work` on a thread in this namespace. **Not in this cgroup**: cgroup2 moves processes, not threads, so to
     /// an observer the thread is still in the caller's. Use `command` where the cgroup matters.
     pub fn run_in_thread<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {

@@ -1,138 +1,204 @@
 //! Which container a cgroup path names.
+//!
+//! Read from the leaf up: the innermost container is the caller's, whatever it makes inside (`init.scope`, `container`), and
+//! whatever it is in itself (a node in a container, `docker` in a pod). Names aren't in the path, see [`super::names`].
 
 use crate::record::{Container, Pod};
 
-/// What a cgroup path tells.
+/// Longest id that is taken from a path which isn't one of ours.
+const MAX_ID: usize = 128;
+
+/// A container, as its path tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// No container.
-    None,
-    Container(Container),
-    /// Below a directory of a container manager, but of no form that is known.
-    Unknown,
+pub struct Found {
+    pub container: Container,
+    /// Whether the path has a form that is known. If not, the id is a guess and the rest is null.
+    pub recognised: bool,
 }
 
-/// Reads the id, the runtime and the pod's uid from a cgroup path; names are not in it.
-pub fn from_cgroup(path: &str) -> Found {
-    let mut components = path.split('/').filter(|component| !component.is_empty()).rev();
-    let mut managed = false;
-    let mut container = None;
-    for component in components.by_ref() {
-        managed |= component.starts_with("kubepods") || component == "docker" || component.starts_with("libpod");
-        if let Some(found) = container_component(component) {
-            container = Some(found);
-            break;
-        }
+/// Reads the id, the runtime and the pod's uid from a cgroup path. `None`: no container.
+pub fn from_cgroup(path: &str) -> Option<Found> {
+    let components: Vec<&str> = path
+        .split('/')
+        // Relative to the reader's own cgroup namespace: what is above is not told.
+        .filter(|component| !component.is_empty() && *component != "..")
+        .collect();
+    let (at, id, mut runtime) = components
+        .iter()
+        .enumerate()
+        .rev()
+        .find_map(|(at, component)| named(component).map(|(id, runtime)| (at, id, runtime)))
+        .or_else(|| named_by_place(&components))?;
+    let above = &components[..at];
+    let pod = components[..=at].iter().rev().find_map(|component| pod_uid(component));
+    let place = above.iter().rev().find_map(|component| manager(component));
+    if runtime.is_none() {
+        runtime = place.as_ref().and_then(|place| place.runtime);
     }
-    let Some((id, mut runtime)) = container else {
-        return if managed && !path.trim_end_matches('/').ends_with("kubepods") && path.contains("/pod") {
-            Found::Unknown
-        } else {
-            Found::None
-        };
-    };
-    let mut pod = None;
-    for component in components {
-        pod = pod.or_else(|| pod_uid(component));
-        if component == "docker" {
-            runtime = runtime.or(Some("docker"));
-        }
-    }
-    Found::Container(Container {
-        id,
-        runtime: runtime.map(str::to_owned),
-        name: None,
-        image: None,
-        pod: pod.map(|uid| Pod {
-            namespace: None,
+    // A bare id under a pod or a manager's directory, or one behind a runtime's own prefix.
+    let recognised = is_id(&id) && (runtime.is_some() || is_id(components[at]) && (pod.is_some() || place.is_some()));
+    Some(Found {
+        container: Container {
+            id,
+            runtime: runtime.map(str::to_owned),
             name: None,
-            uid: Some(uid),
-        }),
+            image: None,
+            pod: pod.map(|uid| Pod {
+                namespace: None,
+                name: None,
+                uid: Some(uid),
+            }),
+        },
+        recognised,
     })
 }
 
-fn container_component(component: &str) -> Option<(String, Option<&'static str>)> {
+/// The container that a component names by itself.
+fn named(component: &str) -> Option<(String, Option<&'static str>)> {
     let stem = component.strip_suffix(".scope").unwrap_or(component);
-    // systemd's driver under containerd's CRI without a slice of its own: `kubepods-...-podUID.slice:cri-containerd:ID`.
-    let stem = stem.rsplit(':').next().unwrap_or(stem);
-    let runtime = |text: &str| {
-        Some(match text {
-            "cri-containerd" | "containerd" => "containerd",
-            "crio" => "cri-o",
-            "docker" => "docker",
-            "libpod" => "podman",
-            _ => return None,
-        })
-    };
-    if is_id(stem) {
-        let named = component.split(':').rev().nth(1).and_then(runtime);
-        return Some((stem.to_owned(), named));
+    // A path for systemd's driver in the hands of the other one: `kubepods-besteffort-podUID.slice:cri-containerd:ID`.
+    let mut parts = stem.rsplit(':');
+    let last = parts.next()?;
+    if is_id(last) {
+        return Some((last.to_owned(), parts.next().and_then(runtime)));
     }
-    let (prefix, id) = stem.rsplit_once('-')?;
-    (is_id(id) && runtime(prefix).is_some()).then(|| (id.to_owned(), runtime(prefix)))
+    let (prefix, id) = last.rsplit_once('-')?;
+    if !is_hex(id, 64) {
+        return None;
+    }
+    // `crio-conmon-ID` and `libpod-conmon-ID` are the monitors outside.
+    (!prefix.ends_with("conmon")).then(|| (id.to_owned(), runtime(prefix)))
 }
 
+/// A container whose name is no id, known by where it is: `ctr run` takes any name, and whatever a pod holds is one.
+fn named_by_place<'a>(components: &[&'a str]) -> Option<(usize, String, Option<&'static str>)> {
+    let at = components.iter().rposition(|component| is_pod(component))? + 1;
+    let name: &'a str = components.get(at)?;
+    // Overhead of a sandbox: the VM monitor's own threads.
+    let plain = !name.starts_with("kata_overhead") && !name.contains("conmon");
+    let id: String = name.chars().take(MAX_ID).collect();
+    plain.then_some((at, id, None))
+}
+
+fn runtime(prefix: &str) -> Option<&'static str> {
+    Some(match prefix {
+        "cri-containerd" | "containerd" | "nerdctl" => "containerd",
+        "crio" => "cri-o",
+        "docker" => "docker",
+        // With `--cgroups=split` (quadlets) the payload has a cgroup below the unit's.
+        "libpod" | "libpod-payload" => "podman",
+        _ => return None,
+    })
+}
+
+/// A directory that a container manager makes for its containers.
+struct Manager {
+    /// Where the manager has one only.
+    runtime: Option<&'static str>,
+}
+
+fn manager(component: &str) -> Option<Manager> {
+    let runtime = match component {
+        "docker" => Some("docker"),
+        "libpod_parent" => Some("podman"),
+        "k8s.io" | "nerdctl" => Some("containerd"),
+        // The ECS agent's tasks; its runtime is docker, on Fargate containerd.
+        "ecs" | "ecstasks.slice" => None,
+        _ if component.starts_with("kubepods") || component.contains("-kubepods") => None,
+        _ => return None,
+    };
+    Some(Manager { runtime })
+}
+
+/// 64 hexadecimal digits; on Fargate the task's 32 and a number.
 fn is_id(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    is_hex(text, 64)
+        || text.split_once('-').is_some_and(|(task, number)| {
+            is_hex(task, 32) && (6..=20).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit())
+        })
 }
 
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn is_pod(component: &str) -> bool {
+    pod_uid(component).is_some()
+}
+
+/// `pod<uid>`, `kubepods-besteffort-pod<uid>.slice`, also in front of a colon. The uid of a static pod is a hash.
 fn pod_uid(component: &str) -> Option<String> {
     let stem = component.split(':').next()?;
-    let stem = stem.strip_suffix(".slice").unwrap_or(stem);
-    let uid = stem
-        .strip_prefix("pod")
-        .or_else(|| stem.rsplit_once("-pod").map(|(_, uid)| uid))?;
-    // systemd has no `-` to spare in a slice's name.
-    (!uid.is_empty()).then(|| uid.replace('_', "-"))
+    let uid = match stem.strip_suffix(".slice") {
+        Some(slice) => slice
+            .rsplit_once("-pod")
+            .map(|(_, uid)| uid)
+            .or_else(|| slice.strip_prefix("pod"))?,
+        None => stem.strip_prefix("pod").or_else(|| {
+            // The driver's name without its suffix, as some runtimes write it.
+            stem.contains("kubepods")
+                .then(|| stem.rsplit_once("-pod"))?
+                .map(|(_, uid)| uid)
+        })?,
+    };
+    // In a slice's name `-` stands for a level, so the uid has `_` there.
+    let uid = uid.replace('_', "-");
+    let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();
+    let shaped = digits == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    shaped.then_some(uid)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-
-    fn found(path: &str) -> Option<(Option<String>, Option<String>)> {
-        match from_cgroup(&path.replace("ID", &"0a".repeat(32))) {
-            Found::Container(container) => {
-                assert_eq!(container.id, "0a".repeat(32));
-                Some((container.runtime, container.pod.and_then(|pod| pod.uid)))
-            }
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn layouts_seen_on_nodes() {
-        let some = |text: &str| Some(text.to_owned());
-        assert_eq!(found("/kubepods/besteffort/pod12-34/ID"), Some((None, some("12-34"))));
-        assert_eq!(
-            found("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12_34.slice/cri-containerd-ID.scope"),
-            Some((some("containerd"), some("12-34")))
-        );
-        assert_eq!(
-            found("/kubepods.slice/kubepods-pod12_34.slice/crio-ID.scope"),
-            Some((some("cri-o"), some("12-34")))
-        );
-        assert_eq!(
-            found("/system.slice/containerd.service/kubepods-besteffort-pod12_34.slice:cri-containerd:ID"),
-            Some((some("containerd"), None))
-        );
-        assert_eq!(found("/system.slice/docker-ID.scope"), Some((some("docker"), None)));
-        assert_eq!(found("/docker/ID"), Some((some("docker"), None)));
-        assert_eq!(found("/libpod_parent/libpod-ID"), Some((some("podman"), None)));
-        assert_eq!(found("/kubepods/pod12/ID/nested/child"), Some((None, some("12"))));
-    }
 
     #[test]
     fn what_is_no_container() {
         for path in [
             "",
             "/",
+            "/..",
             "/system.slice/app.service",
-            "/user.slice/user-1000.slice",
+            "/user.slice/user-1000.slice/session-4.scope",
             "/kubepods/besteffort",
+            "/kubepods/besteffort/pod6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33",
+            "/machine.slice/podman.service",
+            "/system.slice/podcast.service",
         ] {
-            assert_eq!(from_cgroup(path), Found::None, "{path}");
+            assert_eq!(from_cgroup(path), None, "{path}");
         }
-        assert_eq!(from_cgroup("/kubepods/besteffort/pod12/strange"), Found::Unknown);
+    }
+
+    #[test]
+    fn a_monitor_is_not_its_container() {
+        let id = "0a".repeat(32);
+        assert_eq!(from_cgroup(&format!("/machine.slice/libpod-conmon-{id}.scope")), None);
+        assert_eq!(from_cgroup(&format!("/system.slice/crio-conmon-{id}.scope")), None);
+    }
+
+    #[test]
+    fn a_strange_form_still_gives_the_id() {
+        let id = "0a".repeat(32);
+        let found = from_cgroup(&format!("/strange.slice/thing-{id}.scope")).unwrap();
+        assert_eq!((found.container.id, found.recognised), (id.clone(), false));
+        let found = from_cgroup(&format!("/strange/{id}")).unwrap();
+        assert_eq!((found.container.id, found.recognised), (id, false));
+        let found = from_cgroup("/kubepods/besteffort/pod6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33/web/child").unwrap();
+        assert_eq!((found.container.id.as_str(), found.recognised), ("web", false));
+        assert_eq!(
+            found.container.pod.unwrap().uid.as_deref(),
+            Some("6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_path(path in "[a-f0-9/.:_-]{0,200}|\\PC{0,80}|(/(pod|docker|kubepods|libpod-|[a-f0-9]{64}|\\.slice|:)){0,12}") {
+            if let Some(found) = from_cgroup(&path) {
+                prop_assert!(!found.container.id.is_empty() && found.container.id.len() <= 4 * MAX_ID);
+            }
+        }
     }
 }

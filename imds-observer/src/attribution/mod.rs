@@ -1,173 +1,551 @@
 //! Who called: joins what the kernel noted of a process with what the flow table found.
+//!
+//! Mostly this is a look at a table: the kernel side describes each process image before it mentions it. What only files can tell (what a
+//! container is called, a process whose description was lost, a socket that is older than the observer) a [`Worker`] finds out meanwhile.
+//! A fact waits for it a fifth of a second at most, and all facts keep their order. What stays unknown is told as unknown.
 
+mod asking;
+pub mod cgroup;
 pub mod container;
+pub mod host;
+pub mod names;
+pub mod process;
+pub mod sockets;
+pub mod worker;
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use imds_observer_common::ProcessKey;
 use lru::LruCache;
 
-use crate::record::{Caller, Process, Time};
+use self::asking::{Asking, still_within};
+use self::container::Found;
+use self::names::Names;
+use self::worker::{Answer, Question, Worker};
+use crate::exchange::Fact;
+use crate::record::{Caller, Container, Process, Time};
 use crate::source::{Event, FlowId, Sender};
 
-/// Remembers process images by the identity that the kernel gave them, the least recently used forgotten first.
+/// Bounds and patience.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Process images that are remembered, about 1 KiB each.
+    pub processes: usize,
+    /// Containers that are remembered, about 0.5 KiB each.
+    pub containers: usize,
+    /// Facts that may wait for a name, about 1 KiB each: 0.2 s of 5,000 exchanges a second are 1,000. Beyond that the oldest
+    /// goes out with what is known.
+    pub pending: usize,
+    /// Longest wait of one fact.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            processes: 4_096,
+            containers: 2_048,
+            pending: 8_192,
+            patience: Duration::from_millis(200),
+        }
+    }
+}
+
+/// Entries of the small tables below, whose loss costs a question more and nothing else.
+const LOOKUPS: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
+/// An image that was silent for longer isn't missed when the table needs its place: a loop of `curl` fills any table.
+const QUIET_NS: u64 = 30_000_000_000;
+
+/// What is known of the one behind a fact.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Resolved {
+    caller: Caller,
+    /// Path of the socket's cgroup, where no process tells it.
+    cgroup: Option<Arc<str>>,
+    /// Inode of the network namespace, where no process tells it.
+    netns: Option<u32>,
+    /// Interface of a flow that belongs to no socket of this host.
+    interface: Option<Arc<str>>,
+    /// More may be known in a moment.
+    pending: bool,
+}
+
+/// Remembers who is who, and holds facts back while a name is looked up.
 #[derive(Debug)]
 pub struct Attribution {
+    limits: Limits,
+    worker: Option<Worker>,
+    now: Time,
     processes: LruCache<ProcessKey, Known>,
+    /// Keys that came without a description.
+    strangers: LruCache<ProcessKey, Lookup<()>>,
+    containers: LruCache<String, Named>,
+    /// By cgroup v2 id.
+    cgroups: LruCache<u64, Lookup<Option<Place>>>,
+    /// Sockets that are older than the observer, by cookie.
+    sockets: LruCache<u64, ProcessKey>,
+    search: Lookup<()>,
+    /// Cookies that no search found, and when they were first asked for.
+    unheld: LruCache<u64, Time>,
+    interfaces: LruCache<u32, Lookup<Option<Arc<str>>>>,
+    pending: VecDeque<(Fact, Time)>,
     evicted: u64,
     unknown_containers: u64,
 }
 
 #[derive(Debug)]
 struct Known {
-    caller: Caller,
+    process: Option<Arc<Process>>,
+    /// Its container, where somebody else has found it out.
+    told: Option<Arc<Container>>,
     /// The same for the thread that called last, so that a loop in one thread shares one process.
     thread: Option<Arc<Process>>,
+    found: Option<Found>,
+    /// The kernel side could not read everything: the worker is asked for the rest, once.
+    gaps: Option<Asking>,
+    used: Time,
+}
+
+impl Known {
+    fn new(process: Option<Arc<Process>>, now: Time) -> Self {
+        Self {
+            process,
+            told: None,
+            thread: None,
+            found: None,
+            gaps: None,
+            used: now,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Named {
+    container: Arc<Container>,
+    /// `None`: nothing is open.
+    open: Option<Asking>,
+    counted: bool,
+    used: Time,
+}
+
+/// A cgroup, and the container that its path names.
+type Place = (Arc<str>, Option<Found>);
+
+/// A question and, once it is there, the answer.
+#[derive(Debug)]
+struct Lookup<T> {
+    answer: Option<T>,
+    asking: Asking,
+}
+
+impl<T> Default for Lookup<T> {
+    fn default() -> Self {
+        Self {
+            answer: None,
+            asking: Asking::default(),
+        }
+    }
+}
+
+fn at_least_one(limit: usize) -> NonZeroUsize {
+    NonZeroUsize::new(limit).unwrap_or(NonZeroUsize::MIN)
 }
 
 impl Attribution {
-    pub fn new(limit: usize) -> Self {
-        Self {
-            processes: LruCache::new(NonZeroUsize::new(limit).unwrap_or(NonZeroUsize::MIN)),
+    /// `worker`: `None` for traces, where nothing can be looked up and nothing waits.
+    pub fn new(limits: Limits, worker: Option<Worker>) -> Self {
+        let mut attribution = Self {
+            limits,
+            now: Time::default(),
+            processes: LruCache::new(at_least_one(limits.processes)),
+            strangers: LruCache::new(LOOKUPS),
+            containers: LruCache::new(at_least_one(limits.containers)),
+            cgroups: LruCache::new(LOOKUPS),
+            sockets: LruCache::new(LOOKUPS),
+            search: Lookup::default(),
+            unheld: LruCache::new(LOOKUPS),
+            interfaces: LruCache::new(LOOKUPS),
+            pending: VecDeque::new(),
             evicted: 0,
             unknown_containers: 0,
-        }
+            worker,
+        };
+        // Before anything else: sockets that are there already, while their owners are.
+        ask(attribution.worker.as_ref(), &mut attribution.search.asking, || {
+            Question::Sockets
+        });
+        attribution
     }
 
     /// Learns from an event; most say nothing about processes.
     pub fn note(&mut self, event: &Event) {
-        if let Event::Caller { key, caller } = event {
-            self.know(*key, caller.clone());
-            return;
-        }
-        let Event::Process { key, process, .. } = event else {
-            return;
-        };
-        let container = match process.cgroup.as_deref().map(container::from_cgroup) {
-            Some(container::Found::Container(container)) => Some(Arc::new(container)),
-            Some(container::Found::Unknown) => {
-                self.unknown_containers += 1;
-                None
-            }
-            Some(container::Found::None) | None => None,
-        };
-        let process = Some(process.clone());
-        self.know(*key, Caller { process, container });
-    }
-
-    fn know(&mut self, key: ProcessKey, caller: Caller) {
-        let known = Known { caller, thread: None };
-        if let Some((gone, _)) = self.processes.push(key, known) {
-            self.evicted += u64::from(gone != key);
+        match event {
+            Event::Process { key, process, .. } => self.learn(*key, process.clone()),
+            // From a trace, where everything was found out already.
+            Event::Caller { key, caller } => self.know(
+                *key,
+                Known {
+                    told: caller.container.clone(),
+                    ..Known::new(caller.process.clone(), self.now)
+                },
+            ),
+            _ => {}
         }
     }
 
-    /// Whom a sender belongs to; empty if nobody knows.
-    pub fn caller(&mut self, sender: Option<&Sender>, _flow: &FlowId, _now: Time) -> Caller {
-        let Some(sender) = sender else {
-            return Caller::default();
-        };
-        let Some(known) = self.processes.get_mut(&sender.key) else {
-            return Caller::default();
-        };
-        let mut caller = known.caller.clone();
-        if let Some(process) = &caller.process
-            && sender.tid != 0
-            && process.tid != Some(sender.tid)
+    fn learn(&mut self, key: ProcessKey, process: Arc<Process>) {
+        let found = process.cgroup.as_deref().and_then(container::from_cgroup);
+        // The question is on its way before the first fact needs the answer.
+        if let Some(found) = &found {
+            self.named(found);
+        }
+        let mut gaps = process::is_incomplete(&process).then(Asking::default);
+        if let Some(asking) = &mut gaps
+            && !ask(self.worker.as_ref(), asking, || Question::Process(key))
         {
+            gaps = None;
+        }
+        let known = Known {
+            found,
+            gaps,
+            ..Known::new(Some(process), self.now)
+        };
+        self.know(key, known);
+    }
+
+    fn know(&mut self, key: ProcessKey, known: Known) {
+        if let Some((gone, last)) = self.processes.push(key, known)
+            && gone != key
+        {
+            self.evicted += u64::from(self.now.since(last.used) < QUIET_NS);
+        }
+    }
+
+    /// Takes a fact; it comes out of [`Self::next_resolved`], now or soon, in order.
+    pub fn submit(&mut self, fact: Fact, now: Time) {
+        self.now = now;
+        if self.worker.is_some() {
+            // Asks what has to be asked, so that many wait at once and not one after the other.
+            self.take_answers();
+            self.resolve(&Whose::of(&fact), now);
+        }
+        self.pending.push_back((fact, now));
+    }
+
+    /// The next fact whose caller is known, or will not be.
+    pub fn next_resolved(&mut self, now: Time) -> Option<(Fact, Caller)> {
+        self.now = now;
+        self.take_answers();
+        self.pop(now, false)
+    }
+
+    /// At the end of a run: waits for what is being looked up, no longer than facts wait otherwise.
+    pub fn finish(&mut self, now: Time, mut out: impl FnMut(Fact, Caller)) {
+        let end = Instant::now() + self.limits.patience;
+        loop {
+            while let Some((fact, caller)) = self.pop(now, false) {
+                out(fact, caller);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let answer = match &self.worker {
+                Some(worker) if !self.pending.is_empty() && !left.is_zero() => worker.wait(left),
+                _ => None,
+            };
+            match answer {
+                Some(answer) => self.take(answer),
+                None => break,
+            }
+        }
+        while let Some((fact, caller)) = self.pop(now, true) {
+            out(fact, caller);
+        }
+    }
+
+    fn pop(&mut self, now: Time, at_once: bool) -> Option<(Fact, Caller)> {
+        let (fact, submitted) = self.pending.front()?;
+        let in_time = still_within(*submitted, now, self.limits.patience) && self.pending.len() <= self.limits.pending;
+        let whose = Whose::of(fact);
+        let resolved = self.resolve(&whose, now);
+        if resolved.pending && in_time && !at_once {
+            return None;
+        }
+        let (mut fact, _) = self.pending.pop_front()?;
+        if let Some(container) = &resolved.caller.container {
+            self.count_unknown(&container.id.clone());
+        }
+        let connection = match &mut fact {
+            Fact::Exchange(fact) => &mut fact.connection,
+            Fact::Connect(fact) => &mut fact.connection,
+            Fact::Drop(fact) => &mut fact.connection,
+        };
+        connection.cgroup = resolved.cgroup.as_deref().map(str::to_owned);
+        connection.netns = resolved.netns;
+        if let Some(interface) = resolved.interface {
+            connection.interface = Some(interface.as_ref().to_owned());
+        }
+        Some((fact, resolved.caller))
+    }
+
+    /// Whom a sender belongs to, as far as known by now.
+    fn resolve(&mut self, &Whose { sender, flow, ifindex }: &Whose, now: Time) -> Resolved {
+        let mut resolved = Resolved::default();
+        let cgroup_id = sender.map_or(0, |sender| sender.cgroup_id);
+        let (key, tid) = match sender {
+            Some(sender) if sender.key.tgid != 0 => (Some(sender.key), sender.tid),
+            _ => (self.holder(&flow, now, &mut resolved.pending), 0),
+        };
+        if let Some(key) = key {
+            self.process(key, tid, now, &mut resolved);
+        }
+        if resolved.caller.process.is_none() {
+            resolved.netns = sender.map(|sender| sender.netns).filter(|netns| *netns != 0);
+            if cgroup_id != 0 {
+                self.place(cgroup_id, now, &mut resolved);
+            }
+            if matches!(flow, FlowId::Addresses { .. }) && ifindex != 0 && self.worker.is_some() {
+                resolved.interface = self.interface(ifindex, now, &mut resolved.pending);
+            }
+        }
+        resolved
+    }
+
+    fn process(&mut self, key: ProcessKey, tid: u32, now: Time, resolved: &mut Resolved) {
+        let patience = self.limits.patience;
+        let Some(known) = self.processes.get_mut(&key) else {
+            // Lost on the way here, or forgotten: perhaps it still lives.
+            let stranger = self.strangers.get_or_insert_mut(key, Lookup::default);
+            if stranger.answer.is_none() {
+                ask_when_due(self.worker.as_ref(), &mut stranger.asking, now, || {
+                    Question::Process(key)
+                });
+                resolved.pending |= self.worker.is_some() && stranger.asking.is_worth_waiting(now, patience);
+            }
+            return;
+        };
+        known.used = now;
+        if let Some(gaps) = &mut known.gaps {
+            resolved.pending |= gaps.is_worth_waiting(now, patience);
+        }
+        resolved.caller.process = known.process.as_ref().map(|process| {
+            if tid == 0 || process.tid == Some(tid) {
+                return process.clone();
+            }
             let thread = match &known.thread {
-                Some(thread) if thread.tid == Some(sender.tid) => thread.clone(),
+                Some(thread) if thread.tid == Some(tid) => thread.clone(),
                 _ => Arc::new(Process {
-                    tid: Some(sender.tid),
+                    tid: Some(tid),
                     ..Process::clone(process)
                 }),
             };
             known.thread = Some(thread.clone());
-            caller.process = Some(thread);
+            thread
+        });
+        resolved.caller.container.clone_from(&known.told);
+        if let Some(found) = known.found.clone() {
+            resolved.caller.container = Some(self.named_for(&found, now, &mut resolved.pending));
         }
-        caller
     }
 
-    /// Process images forgotten because the table was full.
+    /// The cgroup of a socket whose process nobody knows.
+    fn place(&mut self, id: u64, now: Time, resolved: &mut Resolved) {
+        let lookup = self.cgroups.get_or_insert_mut(id, Lookup::default);
+        let Some(answer) = &lookup.answer else {
+            ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || Question::Cgroup(id));
+            resolved.pending |= self.worker.is_some() && lookup.asking.is_worth_waiting(now, self.limits.patience);
+            return;
+        };
+        let Some((path, found)) = answer.clone() else { return };
+        resolved.cgroup = Some(path);
+        if let Some(found) = found {
+            resolved.caller.container = Some(self.named_for(&found, now, &mut resolved.pending));
+        }
+    }
+
+    /// Who holds a socket that the kernel side has no sender for.
+    fn holder(&mut self, flow: &FlowId, now: Time, pending: &mut bool) -> Option<ProcessKey> {
+        let FlowId::Cookie(cookie) = flow else { return None };
+        if let Some(key) = self.sockets.get(cookie) {
+            return Some(*key);
+        }
+        let worker = self.worker.as_ref()?;
+        let first = self.unheld.get_or_insert(*cookie, || now);
+        // A search looks at every descriptor of the host: the same question to all who wait, and rarely.
+        if still_within(*first, now, self.limits.patience) {
+            ask_when_due(Some(worker), &mut self.search.asking, now, || Question::Sockets);
+            *pending = true;
+        }
+        None
+    }
+
+    fn interface(&mut self, index: u32, now: Time, pending: &mut bool) -> Option<Arc<str>> {
+        let lookup = self.interfaces.get_or_insert_mut(index, Lookup::default);
+        if lookup.answer.is_none() {
+            ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || {
+                Question::Interface(index)
+            });
+            *pending |= self.worker.is_some() && lookup.asking.is_worth_waiting(now, self.limits.patience);
+        }
+        lookup.answer.clone().flatten()
+    }
+
+    fn named_for(&mut self, found: &Found, now: Time, pending: &mut bool) -> Arc<Container> {
+        let patience = self.limits.patience;
+        let named = self.named(found);
+        named.used = now;
+        if let Some(asking) = &mut named.open {
+            *pending |= asking.is_worth_waiting(now, patience);
+        }
+        named.container.clone()
+    }
+
+    /// The container with what is known of it; asks for the rest when it is time.
+    fn named(&mut self, found: &Found) -> &mut Named {
+        let (worker, now) = (self.worker.as_ref(), self.now);
+        let id = &found.container.id;
+        if self.containers.peek(id).is_none()
+            && self.containers.len() == self.containers.cap().get()
+            && let Some((_, last)) = self.containers.pop_lru()
+        {
+            self.evicted += u64::from(now.since(last.used) < QUIET_NS);
+        }
+        let named = self.containers.get_or_insert_mut(id.clone(), || Named {
+            container: Arc::new(found.container.clone()),
+            open: worker.map(|_| Asking::default()),
+            // Without a worker, names are never looked for and not missed; the layout is.
+            counted: worker.is_none() && found.recognised,
+            used: now,
+        });
+        if let Some(asking) = &mut named.open {
+            let container = &named.container;
+            ask_when_due(worker, asking, now, || Question::Container(container.clone()));
+        }
+        named
+    }
+
+    /// A record goes out with a container whose names are still open.
+    fn count_unknown(&mut self, id: &str) {
+        if let Some(named) = self.containers.peek_mut(id)
+            && !named.counted
+            && (named.open.is_some() || self.worker.is_none())
+        {
+            named.counted = true;
+            self.unknown_containers += 1;
+        }
+    }
+
+    fn take_answers(&mut self) {
+        while let Some(answer) = self.worker.as_ref().and_then(Worker::answer) {
+            self.take(answer);
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        match answer {
+            Answer::Process(key, process) => self.take_process(key, process),
+            Answer::Container(container, names) => self.take_names(&container, *names),
+            Answer::Cgroup(id, path) => {
+                let lookup = self.cgroups.get_or_insert_mut(id, Lookup::default);
+                lookup.answer = Some(path.map(|path| {
+                    let found = container::from_cgroup(&path);
+                    (Arc::from(path), found)
+                }));
+            }
+            Answer::Interface(index, name) => {
+                self.interfaces.get_or_insert_mut(index, Lookup::default).answer = Some(name.map(Arc::from));
+            }
+            Answer::Sockets(held) => {
+                for (cookie, key, process) in held {
+                    self.unheld.pop(&cookie);
+                    self.sockets.put(cookie, key);
+                    if self.processes.peek(&key).is_none() {
+                        self.learn(key, process);
+                    }
+                }
+                let now = self.now;
+                self.search.asking.found_nothing(now);
+            }
+        }
+    }
+
+    fn take_process(&mut self, key: ProcessKey, process: Option<Box<Process>>) {
+        if let Some(known) = self.processes.peek_mut(&key) {
+            known.gaps = None;
+            let completed = process.and_then(|found| process::complete(known.process.as_deref()?, &found));
+            if let Some(completed) = completed {
+                known.found = completed.cgroup.as_deref().and_then(container::from_cgroup);
+                known.process = Some(Arc::new(completed));
+                known.thread = None;
+            }
+            return;
+        }
+        // Gone is gone: nobody asks twice.
+        self.strangers.get_or_insert_mut(key, Lookup::default).answer = Some(());
+        if let Some(process) = process {
+            self.learn(key, Arc::from(process));
+        }
+    }
+
+    fn take_names(&mut self, container: &Arc<Container>, names: Names) {
+        let now = self.now;
+        let Some(named) = self.containers.peek_mut(&container.id) else {
+            return;
+        };
+        if names.complete() {
+            named.open = None;
+        } else if let Some(asking) = &mut named.open {
+            asking.found_nothing(now);
+        }
+        let better = names.apply(&named.container);
+        if better != *named.container {
+            named.container = Arc::new(better);
+        }
+    }
+
+    /// Process images and containers forgotten while they were in use, because a table was full.
     pub fn evicted(&self) -> u64 {
         self.evicted
     }
 
+    /// Containers whose names were not there when their first record went out, or whose cgroup path has an unknown form.
     pub fn unknown_containers(&self) -> u64 {
         self.unknown_containers
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What of a fact tells whose it is.
+#[derive(Clone, Copy, Debug)]
+struct Whose {
+    sender: Option<Sender>,
+    flow: FlowId,
+    ifindex: u32,
+}
 
-    fn noted(tgid: u32) -> Event {
-        let process = Process {
-            pid: tgid,
-            tid: Some(tgid),
-            namespace_pid: None,
-            comm: "curl".into(),
-            exe: None,
-            cmdline: None,
-            uid: None,
-            start_time: None,
-            ancestors: Vec::new(),
-            cgroup: Some(format!("/kubepods/besteffort/pod1/{}", "a".repeat(64))),
-            netns: None,
+impl Whose {
+    fn of(fact: &Fact) -> Self {
+        let (sender, flow, ifindex) = match fact {
+            Fact::Exchange(fact) => (fact.sender, fact.flow, fact.ifindex),
+            Fact::Connect(fact) => (fact.sender, fact.flow, fact.ifindex),
+            Fact::Drop(fact) => (fact.sender, fact.flow, fact.ifindex),
         };
-        Event::Process {
-            key: key(tgid),
-            process: Arc::new(process),
-            cgroup_id: 1,
-        }
-    }
-
-    fn key(tgid: u32) -> ProcessKey {
-        ProcessKey {
-            start_time_ns: 1,
-            tgid,
-            exec_id: 0,
-        }
-    }
-
-    fn sender(tgid: u32, tid: u32) -> Sender {
-        Sender {
-            key: key(tgid),
-            tid,
-            cgroup_id: 1,
-            netns: 1,
-        }
-    }
-
-    #[test]
-    fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
-        let mut attribution = Attribution::new(2);
-        attribution.note(&noted(7));
-        let flow = FlowId::Cookie(1);
-        let caller = attribution.caller(Some(&sender(7, 9)), &flow, Time(0));
-        assert_eq!(
-            caller.process.as_ref().map(|process| (process.pid, process.tid)),
-            Some((7, Some(9)))
-        );
-        assert_eq!(caller.container.unwrap().id, "a".repeat(64));
-        let again = attribution.caller(Some(&sender(7, 9)), &flow, Time(0));
-        assert!(Arc::ptr_eq(&again.process.unwrap(), &caller.process.unwrap()));
-        assert_eq!(
-            attribution.caller(Some(&sender(8, 8)), &flow, Time(0)),
-            Caller::default()
-        );
-        assert_eq!(attribution.caller(None, &flow, Time(0)), Caller::default());
-    }
-
-    #[test]
-    fn the_table_is_bounded_and_says_what_it_forgot() {
-        let mut attribution = Attribution::new(2);
-        for tgid in 1..=5 {
-            attribution.note(&noted(tgid));
-            attribution.note(&noted(tgid));
-        }
-        assert_eq!(attribution.evicted(), 3);
+        Self { sender, flow, ifindex }
     }
 }
+
+/// `false`: there is nobody to ask, or no room.
+fn ask(worker: Option<&Worker>, asking: &mut Asking, question: impl FnOnce() -> Question) -> bool {
+    let accepted = worker.is_some_and(|worker| worker.ask(question()));
+    asking.asked(accepted);
+    accepted
+}
+
+fn ask_when_due(worker: Option<&Worker>, asking: &mut Asking, now: Time, question: impl FnOnce() -> Question) {
+    if worker.is_some() && asking.is_due(now) {
+        ask(worker, asking, question);
+    }
+}
+
+#[cfg(test)]
+mod tests;

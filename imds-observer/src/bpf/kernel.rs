@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, ProgramError, RawTracePoint,
-    SchedClassifier, SockOps, TcAttachType, TracePoint,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, ProgramError,
+    RawTracePoint, SchedClassifier, SockOps, TcAttachType, TracePoint,
 };
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use imds_observer_common::{Endpoints, InterfaceCounters, KernelOffsets, LossCounters, MAX_ENDPOINTS};
 use thiserror::Error;
@@ -23,7 +24,9 @@ use zerocopy::IntoBytes as _;
 use super::LiveOptions;
 use super::attach::cgroup2_mount;
 use super::btf::Btf;
+use super::clsact::Filters;
 use super::decode::Decoder;
+use super::occupied::{CgroupHook, exclusive_holder};
 use super::offsets::{drop_reasons, kernel_offsets};
 use super::symbols::Symbols;
 use crate::record::{Attached, Missing};
@@ -44,8 +47,12 @@ pub enum KernelError {
     Cgroup { path: String, source: io::Error },
     #[error("{family} endpoints: at most {MAX_ENDPOINTS} can be watched")]
     TooManyEndpoints { family: &'static str },
-    #[error("load the eBPF object: {0}")]
-    Load(#[from] aya::EbpfError),
+    #[error("load the eBPF object: {}", explain(.0))]
+    Load(aya::EbpfError),
+    #[error(
+        "load the eBPF object: at most {kib} KiB of locked memory (RLIMIT_MEMLOCK), against which this kernel counts maps: raise it (LimitMEMLOCK=infinity, ulimit -l unlimited) or add CAP_SYS_RESOURCE"
+    )]
+    LockedMemory { kib: u64 },
     #[error("map {name}: {source}")]
     Map {
         name: &'static str,
@@ -77,6 +84,8 @@ struct AttachedUplink {
     /// Kept: the reader's thread may be in another network namespace later.
     name: Arc<str>,
     links: Vec<(&'static str, SchedClassifierLinkId)>,
+    /// Where the kernel has no tcx.
+    filters: Option<Filters>,
 }
 
 /// Rights that all of this needs, for error lines.
@@ -130,7 +139,7 @@ impl Kernel {
         if let Some(bytes) = options.ring_bytes {
             loader.map_max_entries("EVENTS", bytes);
         }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?)
             .map_err(|source| KernelError::Map { name: "EVENTS", source })?;
         let loss = PerCpuArray::try_from(take_map(&mut ebpf, "LOSS")?)
@@ -176,19 +185,19 @@ impl Kernel {
             source,
         })?;
         // Ingress first: an answer must not be missed because its request was seen a moment before.
-        for (hook, direction) in [
-            ("segment_ingress", CgroupSkbAttachType::Ingress),
-            ("segment_egress", CgroupSkbAttachType::Egress),
+        for (hook, direction, kind) in [
+            ("segment_ingress", CgroupSkbAttachType::Ingress, CgroupHook::Ingress),
+            ("segment_egress", CgroupSkbAttachType::Egress, CgroupHook::Egress),
         ] {
             self.program::<CgroupSkb>(hook)
                 .and_then(|program| {
                     program.load()?;
                     program.attach(&cgroup, direction, CgroupAttachMode::Single)
                 })
-                .map_err(|error| attach_error(hook, &target, &error))?;
+                .map_err(|error| cgroup_error(hook, &path, kind, &error))?;
             self.note(hook, "cgroup", &target);
         }
-        for hook in ["connect4", "connect6"] {
+        for (hook, kind) in [("connect4", CgroupHook::Connect4), ("connect6", CgroupHook::Connect6)] {
             let result = self.program::<CgroupSockAddr>(hook).and_then(|program| {
                 program.load()?;
                 program.attach(&cgroup, CgroupAttachMode::Single)
@@ -197,7 +206,7 @@ impl Kernel {
                 hook,
                 "cgroup",
                 &target,
-                result,
+                result.map_err(|error| cgroup_why(&path, kind, &error)),
                 "attempts that fail before a packet leaves, and who made them",
             );
         }
@@ -210,25 +219,14 @@ impl Kernel {
             hook,
             "cgroup",
             &target,
-            result,
+            result.map_err(|error| cgroup_why(&path, CgroupHook::SockOps, &error)),
             "which process's packets a firewall in OUTPUT drops",
         );
         Ok(())
     }
 
     fn attach_tracing(&mut self, have_btf: bool) {
-        let hook = "connect_returned";
-        let result = self.program::<TracePoint>(hook).and_then(|program| {
-            program.load()?;
-            program.attach("syscalls", "sys_exit_connect")
-        });
-        self.settle(
-            hook,
-            "tracepoint",
-            "syscalls/sys_exit_connect",
-            result,
-            "the error that connect() returned",
-        );
+        self.attach_connect_returned(have_btf);
         if !have_btf {
             return;
         }
@@ -251,7 +249,7 @@ impl Kernel {
                 hook,
                 "raw_tp",
                 "kfree_skb",
-                result,
+                result.map_err(|error| explain(&error)),
                 "packets that this kernel drops, and why",
             );
         }
@@ -271,12 +269,56 @@ impl Kernel {
                 program.load()?;
                 program.attach(tracepoint)
             });
-            self.settle(hook, "raw_tp", tracepoint, result, blinds);
+            self.settle(
+                hook,
+                "raw_tp",
+                tracepoint,
+                result.map_err(|error| explain(&error)),
+                blinds,
+            );
         }
     }
 
+    /// The tracepoint sees calls of connect() only. The function behind it sees every TCP socket's, but needs what some
+    /// kernels lack: BTF, and on arm64 trampolines.
+    fn attach_connect_returned(&mut self, have_btf: bool) {
+        let (hook, tracepoint) = ("connect_returned", "syscalls/sys_exit_connect");
+        let refused = match self.program::<TracePoint>(hook).and_then(|program| {
+            program.load()?;
+            program.attach("syscalls", "sys_exit_connect")
+        }) {
+            Ok(_) => return self.note(hook, "tracepoint", tracepoint),
+            Err(error) => tracepoint_why(&error),
+        };
+        tracing::debug!("tracepoint {tracepoint}: {refused}");
+        let function = "inet_stream_connect";
+        let result = if have_btf {
+            self.attach_connect_exit(function).map_err(|error| explain(&error))
+        } else {
+            Err("needs BTF".to_owned())
+        };
+        match result {
+            Ok(()) => self.note(hook, "fexit", function),
+            Err(why) => self.settle::<()>(
+                hook,
+                "tracepoint",
+                tracepoint,
+                Err(format!("{refused}; fexit {function}: {why}")),
+                "the error that connect() returned",
+            ),
+        }
+    }
+
+    fn attach_connect_exit(&mut self, function: &str) -> Result<(), ProgramError> {
+        let btf = aya::Btf::from_sys_fs()?;
+        let program = self.program::<FExit>("connect_exit")?;
+        program.load(function, &btf)?;
+        program.attach()?;
+        Ok(())
+    }
+
     /// Attaches to an uplink of the current network namespace: tcx where the kernel has it (6.6), else clsact.
-    /// Both directions or none.
+    /// Both directions or none: half of an uplink would report lost responses that were not.
     pub fn attach_uplink(&mut self, interface: &str) -> Result<(), KernelError> {
         let index = nix::net::if_::if_nametoindex(interface).map_err(|errno| KernelError::Attach {
             hook: "wire",
@@ -284,19 +326,22 @@ impl Kernel {
             why: errno.desc().to_owned(),
             hint: "see `ip link` for the interfaces of this network namespace",
         })?;
-        let mut links = Vec::new();
+        // An interface that was replaced under its index has taken its filters along.
+        self.detach_uplink(index);
+        let mut uplink = AttachedUplink {
+            name: Arc::from(interface),
+            links: Vec::new(),
+            filters: None,
+        };
         let mut methods = Vec::new();
         for (hook, direction) in [
             ("wire_ingress", TcAttachType::Ingress),
             ("wire_egress", TcAttachType::Egress),
         ] {
-            match self.attach_wire(hook, interface, direction) {
-                Ok((link, method)) => {
-                    links.push((hook, link));
-                    methods.push((hook, method));
-                }
+            match self.attach_wire(hook, direction, &mut uplink) {
+                Ok(method) => methods.push((hook, method)),
                 Err(error) => {
-                    self.detach(links);
+                    self.detach(uplink);
                     return Err(attach_error(hook, interface, &error));
                 }
             }
@@ -304,39 +349,35 @@ impl Kernel {
         for (hook, method) in methods {
             self.note(hook, method, interface);
         }
-        let name = Arc::from(interface);
-        if let Some(before) = self.uplinks.insert(index, AttachedUplink { name, links }) {
-            self.detach(before.links);
-        }
+        self.uplinks.insert(index, uplink);
         Ok(())
     }
 
     fn attach_wire(
         &mut self,
         hook: &'static str,
-        interface: &str,
         direction: TcAttachType,
-    ) -> Result<(SchedClassifierLinkId, &'static str), ProgramError> {
+        uplink: &mut AttachedUplink,
+    ) -> Result<&'static str, ProgramError> {
         let program = self.program::<SchedClassifier>(hook)?;
         if program.fd().is_err() {
             program.load()?;
         }
         // First of all: another tool's program may consume the packet.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        match program.attach_with_options(interface, direction, order) {
-            Ok(link) => Ok((link, "tcx")),
-            Err(tcx) => {
-                tracing::debug!("{hook} at {interface} over tcx: {tcx:?}");
-                // Exists: fine.
-                let _ = qdisc_add_clsact(interface);
-                let options = TcAttachOptions::Netlink(NlOptions {
-                    priority: 1,
-                    ..NlOptions::default()
-                });
-                let link = program.attach_with_options(interface, direction, options)?;
-                Ok((link, "clsact"))
+        match program.attach_with_options(&uplink.name, direction, order) {
+            Ok(link) => {
+                uplink.links.push((hook, link));
+                return Ok("tcx");
             }
+            Err(tcx) => tracing::debug!("{hook} at {} over tcx: {}", uplink.name, explain(&tcx)),
         }
+        let filters = match &mut uplink.filters {
+            Some(filters) => filters,
+            none => none.insert(Filters::at(&uplink.name)?),
+        };
+        filters.attach(program, direction, hook)?;
+        Ok("clsact")
     }
 
     /// Lets go of an uplink that is no more.
@@ -346,11 +387,11 @@ impl Kernel {
         };
         self.attached
             .retain(|attached| !(attached.hook.starts_with("wire-") && attached.target == *uplink.name));
-        self.detach(uplink.links);
+        self.detach(uplink);
     }
 
-    fn detach(&mut self, links: Vec<(&'static str, SchedClassifierLinkId)>) {
-        for (hook, link) in links {
+    fn detach(&mut self, uplink: AttachedUplink) {
+        for (hook, link) in uplink.links {
             let result = self
                 .program::<SchedClassifier>(hook)
                 .and_then(|program| program.detach(link));
@@ -401,12 +442,12 @@ impl Kernel {
         });
     }
 
-    fn settle<T>(&mut self, hook: &str, method: &str, target: &str, result: Result<T, ProgramError>, blinds: &str) {
+    fn settle<T>(&mut self, hook: &str, method: &str, target: &str, result: Result<T, String>, blinds: &str) {
         match result {
             Ok(_) => self.note(hook, method, target),
-            Err(error) => self.missing.push(Missing {
+            Err(why) => self.missing.push(Missing {
                 capability: hook.replace('_', "-"),
-                why: format!("{method} {target}: {}", explain(&error)),
+                why: format!("{method} {target}: {why}"),
                 blinds: blinds.to_owned(),
             }),
         }
@@ -535,22 +576,100 @@ fn attach_error(hook: &'static str, target: &str, error: &ProgramError) -> Kerne
     }
 }
 
+/// What stands behind a refusal at a cgroup: EPERM is a lack of rights, or another tool that keeps it to itself.
+fn cgroup_why(cgroup: &Path, hook: CgroupHook, error: &ProgramError) -> String {
+    let why = explain(error);
+    if errno(error) == Some(libc::EPERM)
+        && let Some(holder) = exclusive_holder(cgroup, hook)
+    {
+        return format!("{why}: {holder}");
+    }
+    why
+}
+
+fn cgroup_error(hook: &'static str, cgroup: &Path, kind: CgroupHook, error: &ProgramError) -> KernelError {
+    let why = cgroup_why(cgroup, kind, error);
+    let hint = if why.ends_with("exclusively") {
+        "have that tool attach with BPF_F_ALLOW_MULTI, or name a cgroup beside it with --cgroup"
+    } else {
+        RIGHTS
+    };
+    KernelError::Attach {
+        hook,
+        target: cgroup.display().to_string(),
+        why,
+        hint,
+    }
+}
+
+/// Reasons for which a tracepoint is refused though the program was loaded.
+fn tracepoint_why(error: &ProgramError) -> String {
+    let why = explain(error);
+    match errno(error) {
+        Some(libc::EACCES | libc::EPERM) => {
+            let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
+            format!(
+                "{why} (kernel.perf_event_paranoid is {}: above 2, Debian's kernels give tracepoints to CAP_SYS_ADMIN only)",
+                paranoid.trim()
+            )
+        }
+        Some(libc::ENOENT) => format!("{why} (is tracefs mounted? mount -t tracefs tracefs /sys/kernel/tracing)"),
+        _ => why,
+    }
+}
+
+/// The system's error at the end of a chain.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    let mut found = None;
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            found = io.raw_os_error().or(found);
+        }
+        cause = error.source();
+    }
+    found
+}
+
+/// Up to 5.10 the kernel counts maps and programs as locked memory and says EPERM, as it does for a lack of rights.
+fn load_error(error: aya::EbpfError) -> KernelError {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+    if errno(&error) == Some(libc::EPERM)
+        && KernelVersion::current().is_ok_and(|running| running < KernelVersion::new(5, 11, 0))
+        && let Ok((soft, _)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && soft != RLIM_INFINITY
+    {
+        return KernelError::LockedMemory { kib: soft >> 10 };
+    }
+    KernelError::Load(error)
+}
+
+/// The verifier's last words, enough to see what it was about.
+const LOG_LINES: usize = 80;
+
 /// The whole chain, in one line. A verifier log is cut: it is of use in a bug report, not in a log.
-fn explain(error: &ProgramError) -> String {
-    if let ProgramError::LoadError { io_error, verifier_log } = error {
+fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(ProgramError::LoadError { io_error, verifier_log }) = error.downcast_ref() {
         let log = verifier_log.to_string();
-        tracing::debug!("verifier: {log}");
-        let last = log
-            .lines()
-            .rev()
-            .filter(|line| !line.trim().is_empty())
-            .nth(1)
-            .unwrap_or_default()
-            .to_owned();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        tracing::debug!(
+            "verifier: {}",
+            lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+        );
+        // Behind the reason come statistics.
+        let last = lines
+            .iter()
+            .rfind(|line| {
+                !["processed ", "stack depth ", "verification time "]
+                    .iter()
+                    .any(|statistics| line.starts_with(statistics))
+            })
+            .copied()
+            .unwrap_or_default();
         return format!("the kernel refused the program: {io_error} {last}");
     }
     let mut text = error.to_string();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
         if !text.contains(&next) {

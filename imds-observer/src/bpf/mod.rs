@@ -2,8 +2,10 @@
 
 mod attach;
 mod btf;
+mod clsact;
 mod decode;
 mod kernel;
+mod occupied;
 mod offsets;
 mod symbols;
 

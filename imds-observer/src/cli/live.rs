@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Status;
-use super::observe::{ObserveArgs, Settings};
+use super::observe::{ObserveArgs, Settings, ThisHost};
+use crate::attribution::worker::{HostLookup, Worker};
 use crate::host;
 use crate::pipeline;
 use crate::sinks::Sink;
@@ -20,15 +21,14 @@ pub(super) fn observe(
     sinks: impl FnOnce(&Settings) -> anyhow::Result<Vec<Box<dyn Sink>>>,
 ) -> anyhow::Result<Status> {
     let stop = Stop::on_signals()?;
-    let mut source = LiveSource::open(&args.live_options(endpoints, &settings.config))?;
+    let options = args.live_options(endpoints, &settings.config);
+    let mut source = LiveSource::open(&options)?;
     let name = settings.host(None)?;
-    let mut pipeline = settings.pipeline(
-        name.clone(),
-        Some(host::facts(name)),
-        interval,
-        args.count,
-        sinks(settings)?,
-    );
+    let this_host = ThisHost {
+        facts: host::facts(name.clone()),
+        worker: Worker::start(HostLookup::new(&args.host_root(&settings.config), options.endpoints)),
+    };
+    let mut pipeline = settings.pipeline(name, Some(this_host), interval, args.count, sinks(settings)?);
     let duration = args.duration.map(|span| span.0);
     pipeline::run(&mut source, &mut pipeline, duration, &stop)?;
     Ok(Status::Done)

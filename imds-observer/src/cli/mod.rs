@@ -90,7 +90,7 @@ fn log_to_stderr() {
     let terminal = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(|| crate::watch::log::Stderr)
         .with_ansi(crate::report::text::Colour::on(terminal).0)
         .with_target(false)
         .without_time()

@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::values;
-use crate::attribution::Attribution;
+use crate::attribution::worker::Worker;
+use crate::attribution::{self, Attribution};
 use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions};
 use crate::config::{Config, Span};
 use crate::detectors::HostFacts;
@@ -74,6 +75,9 @@ pub(super) struct ObserveArgs {
     /// Only processes below this cgroup v2 directory
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
+    /// Where the host's root directory is mounted, to name containers and pods from inside one [default: /]
+    #[arg(long, value_name = "DIR")]
+    host_root: Option<PathBuf>,
     /// Stop after this time, such as 30s or 5m
     #[arg(long, value_name = "SPAN")]
     pub(super) duration: Option<Span>,
@@ -132,6 +136,17 @@ impl ObserveArgs {
             endpoints: endpoints_of(endpoints, config),
         }
     }
+
+    pub(super) fn host_root(&self, config: &Config) -> PathBuf {
+        let root = self.host_root.as_ref().or(config.host_root.as_ref());
+        root.cloned().unwrap_or_else(|| PathBuf::from("/"))
+    }
+}
+
+/// What a pipeline that observes this host knows of it and asks it.
+pub(super) struct ThisHost {
+    pub(super) facts: HostFacts,
+    pub(super) worker: Option<Worker>,
 }
 
 fn endpoints_of(flag: &[IpAddr], config: &Config) -> Vec<IpAddr> {
@@ -157,21 +172,28 @@ impl Settings {
         Ok(Host::from(&*name.nodename().to_string_lossy()))
     }
 
-    /// `live`: what is known of this host, for a pipeline that observes it.
+    /// `live`: for a pipeline that observes this host.
     pub(super) fn pipeline(
         &self,
         host: Host,
-        live: Option<HostFacts>,
+        live: Option<ThisHost>,
         interval: Option<Duration>,
         count: Option<u64>,
         sinks: Vec<Box<dyn Sink>>,
     ) -> Pipeline {
         let limits = &self.config.limits;
+        let (facts, worker) = live.map_or((None, None), |host| (Some(host.facts), host.worker));
         Pipeline::new(Parts {
             flow: FlowTable::new(FlowLimits::default(), Hasher::random()),
-            attribution: Attribution::new(limits.processes),
+            attribution: Attribution::new(
+                attribution::Limits {
+                    processes: limits.processes,
+                    ..attribution::Limits::default()
+                },
+                worker,
+            ),
             filter: self.filter.clone(),
-            detectors: HostDetectors::new(self.config.detectors.clone(), live),
+            detectors: HostDetectors::new(self.config.detectors.clone(), facts),
             summarizer: Summarizer::new(host.clone(), limits.groups, limits.paths),
             host,
             sinks,

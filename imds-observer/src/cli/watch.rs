@@ -1,21 +1,34 @@
 //! `watch`: what happens now, for people.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::observe::{EndpointArgs, INTERVAL, ObserveArgs};
-use super::{Status, live};
-use crate::record::Kind;
-use crate::report::text::Colour;
-use crate::sinks::Sink;
+use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings};
+use super::{Status, live, offline, print};
+use crate::host;
+use crate::pipeline;
+use crate::record::{Finding, Kind};
+use crate::report::escape::Escaped;
+use crate::report::text::{self, Colour};
+use crate::sinks::collect::{Collected, Collector};
 use crate::sinks::destination::Destination;
 use crate::sinks::queue::Queue;
 use crate::sinks::text::TextOutput;
+use crate::sinks::{Direct, Sink};
+use crate::source::paced::{Paced, Playback, Speed};
+use crate::source::{LiveSource, Source};
+use crate::stop::Stop;
+use crate::watch::feed::{Feed, Trace};
+use crate::watch::view::Theme;
+use crate::watch::{self, log};
 
-/// Time between two drawings on a terminal.
-const REDRAW: Duration = Duration::from_secs(2);
+/// Packets are compared with the quota second by second.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Show processes, rates and findings as they come
 #[derive(Debug, Args)]
@@ -27,27 +40,180 @@ pub(super) struct WatchArgs {
     /// Plain text without cursor keys, as on a pipe
     #[arg(long)]
     plain: bool,
+    /// Play this trace instead of observing this host (repeatable; - is stdin)
+    #[arg(long, value_name = "FILE")]
+    from: Vec<PathBuf>,
+    /// How fast a trace is played: 1x, 10x, 0.5x, or max; silences are cut to 5 s
+    #[arg(long, value_name = "SPEED", default_value_t = Speed(Some(1.0)), requires = "from")]
+    speed: Speed,
 }
 
 impl WatchArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
         let settings = self.observe.select.settings()?;
-        let terminal = io::stdout().is_terminal();
-        let redraw = terminal && !self.plain;
-        let interval = settings.interval.unwrap_or(if terminal { REDRAW } else { INTERVAL });
-        live::observe(
-            &self.observe,
-            &self.endpoints.endpoint,
-            &settings,
-            Some(interval),
-            |settings| {
-                let output = TextOutput::new(Destination::stdout(), Colour::on(terminal), redraw);
-                let shown = [Kind::Start, Kind::Finding, Kind::Summary, Kind::Loss]
-                    .into_iter()
-                    .collect();
-                let queue = Queue::new(output, settings.kinds.and(shown), settings.config.limits.queue)?;
-                Ok(vec![Box::new(queue) as Box<dyn Sink>])
+        if io::stdout().is_terminal() && !self.plain {
+            return self.interactive(&settings);
+        }
+        let interval = Some(settings.interval.unwrap_or(INTERVAL));
+        let output = TextOutput::new(Destination::stdout(), Colour::on(io::stdout().is_terminal()), false);
+        let shown = [Kind::Start, Kind::Finding, Kind::Summary, Kind::Loss];
+        let kinds = settings.kinds.and(shown.into_iter().collect());
+        if self.from.is_empty() {
+            return live::observe(
+                &self.observe,
+                &self.endpoints.endpoint,
+                &settings,
+                interval,
+                |settings| {
+                    let queue = Queue::new(output, kinds, settings.config.limits.queue)?;
+                    Ok(vec![Box::new(queue) as Box<dyn Sink>])
+                },
+            );
+        }
+        let stop = Stop::on_signals()?;
+        let mut source = self.traces(&settings, &stop, Arc::default())?;
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Direct::new(output, kinds))];
+        self.observe_with(&settings, &mut source, false, interval, sinks, &stop)?;
+        Ok(Status::Done)
+    }
+
+    fn interactive(&self, settings: &Settings) -> anyhow::Result<Status> {
+        let stop = Stop::on_signals()?;
+        let limit = settings.config.limits.queue;
+        let playback = (!self.from.is_empty()).then(Arc::<Playback>::default);
+        // Before the terminal is taken: a name that is wrong is told plainly.
+        let traces = match &playback {
+            Some(playback) => Some(self.traces(settings, &stop, playback.clone())?),
+            None => None,
+        };
+        let (feed, records) = Feed::new(limit, playback.is_some());
+        let trace = Trace::new(settings.kinds, limit);
+        let collector = Collector::default();
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(feed), Box::new(trace.clone()), Box::new(collector.clone())];
+        let interval = Some(settings.interval.unwrap_or(SECOND));
+        let screen = watch::start(watch::Parts {
+            records,
+            trace: trace.clone(),
+            stop: stop.try_clone()?,
+            playback: playback.clone(),
+            theme: Theme {
+                colour: Colour::on(true).0,
             },
-        )
+            directory: PathBuf::from("."),
+        })?;
+        let ran = match traces {
+            Some(mut source) => {
+                let ran = self.observe_with(settings, &mut source, false, interval, sinks, &stop);
+                if let (Ok(()), Some(playback)) = (&ran, &playback) {
+                    // The trace is over; who looks at it may not be through.
+                    playback.ended.store(true, std::sync::atomic::Ordering::Relaxed);
+                } else {
+                    stop.request();
+                }
+                ran
+            }
+            None => {
+                let opened = LiveSource::open(&self.observe.live_options(&self.endpoints.endpoint, &settings.config));
+                let ran = opened
+                    .and_then(|mut source| self.observe_with(settings, &mut source, true, interval, sinks, &stop));
+                stop.request();
+                ran
+            }
+        };
+        let shown = screen.join();
+        log::release();
+        ran?;
+        match shown {
+            Ok(shown) => shown?,
+            Err(_) => anyhow::bail!("the live view panicked (this is a bug; --plain does without it)"),
+        }
+        print(&self.session(&collector.take(), &trace.files()))?;
+        Ok(Status::Done)
+    }
+
+    fn traces(&self, settings: &Settings, stop: &Stop, playback: Arc<Playback>) -> anyhow::Result<Paced<impl Source>> {
+        let endpoints = settings.endpoints(&self.endpoints.endpoint);
+        let traces = offline::open(&self.from, &endpoints, stop)?;
+        Ok(Paced::new(traces, self.speed, playback))
+    }
+
+    fn observe_with(
+        &self,
+        settings: &Settings,
+        source: &mut dyn Source,
+        live: bool,
+        interval: Option<Duration>,
+        sinks: Vec<Box<dyn Sink>>,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        let name = settings.host(if live { None } else { source.start().host })?;
+        let facts = live.then(|| host::facts(name.clone()));
+        let mut pipeline = settings.pipeline(name, facts, interval, self.observe.count, sinks);
+        pipeline::run(source, &mut pipeline, self.observe.duration.map(|span| span.0), stop)
+    }
+
+    /// What stays in the scrollback: what was seen, lost, found, and how to look at it again.
+    fn session(&self, collected: &Collected, files: &[String]) -> String {
+        let colour = Colour::on(true);
+        let mut out = String::new();
+        if let Some((from, to)) = offline::period(collected) {
+            let _ = writeln!(out, "{from} to {to} ({})", text::span(to.since(from)));
+        }
+        if let Some(summary) = &collected.summary {
+            let requests: u64 = summary.processes.iter().map(|row| row.requests).sum();
+            let _ = writeln!(
+                out,
+                "{requests} requests of {} callers, {} findings\n",
+                summary.processes.len(),
+                collected.findings.len()
+            );
+            out.push_str(&text::summary(summary, colour));
+        }
+        let mut findings: Vec<&Finding> = collected.findings.iter().collect();
+        findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
+        for finding in findings {
+            out.push('\n');
+            out.push_str(&text::finding(finding, colour));
+        }
+        let lost = collected
+            .loss
+            .as_ref()
+            .map_or_else(String::new, |loss| text::loss(&loss.counts()));
+        let _ = writeln!(
+            out,
+            "\n{}",
+            if lost.is_empty() {
+                "nothing was lost"
+            } else {
+                lost.trim_end()
+            }
+        );
+        let names: Vec<String> = if files.is_empty() {
+            self.from.iter().map(|path| path.display().to_string()).collect()
+        } else {
+            files.to_vec()
+        };
+        if names.is_empty() {
+            out.push_str("not recorded: w in the view does that, or imds-observer stream -w trace.ndjson\n");
+        } else {
+            let quoted: Vec<String> = names.iter().map(|name| quote(&Escaped(name).to_string())).collect();
+            let _ = writeln!(
+                out,
+                "again: imds-observer analyze {}\n   or: imds-observer watch --from {} --speed 10x",
+                quoted.join(" "),
+                quoted.join(" --from ")
+            );
+        }
+        out
+    }
+}
+
+/// For a shell, if it needs it.
+fn quote(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./+:,=@".contains(&byte);
+    if !name.is_empty() && name.bytes().all(plain) {
+        name.to_owned()
+    } else {
+        format!("'{}'", name.replace('\'', "'\\''"))
     }
 }

@@ -134,7 +134,7 @@ impl Detector for AccessForbidden {
     }
 
     fn quiet_ns(&self) -> u64 {
-        self.config.quiet_s * SECOND
+        self.config.quiet_s.saturating_mul(SECOND)
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
@@ -167,7 +167,7 @@ impl Detector for AccessForbidden {
         let subject = context.client_subject();
         let path = context.path.to_owned();
         if let Some(refused) = refused {
-            if time.since(refused.last) > self.config.quiet_s * SECOND {
+            if time.since(refused.last) > self.config.quiet_s.saturating_mul(SECOND) {
                 refused.first = time;
                 refused.answered_since = false;
             }
@@ -206,7 +206,7 @@ impl Detector for AccessForbidden {
         if self.pending == 0 {
             return;
         }
-        let hold_ns = self.config.hold_s * SECOND;
+        let hold_ns = self.config.hold_s.saturating_mul(SECOND);
         let recently = |refused: &Refused| context.now.since(refused.last) <= RECENT_NS;
         let first = self.clients.iter().map(|(_, refused)| refused).filter(|refused| recently(refused));
         let clients = first.clone().count();

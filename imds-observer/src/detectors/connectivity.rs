@@ -101,6 +101,8 @@ fn of_location(location: &str) -> Option<Cause> {
         "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => Cause::Firewall(""),
         "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
         "ip_error" | "ip6_pkt_drop" => Cause::Route("missing"),
+        // What a blackhole route does with what it is to forward.
+        "dst_discard" | "dst_discard_out" => Cause::Route("blackhole"),
         "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy("traffic control"),
         _ => return None,
     })
@@ -283,7 +285,7 @@ impl Verdict {
         Self {
             code,
             severity: Severity::High,
-            quiet_ns: quiet_s * SECOND,
+            quiet_ns: quiet_s.saturating_mul(SECOND),
             boot_is_excuse: false,
             accepts,
             tell,

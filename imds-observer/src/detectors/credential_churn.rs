@@ -132,7 +132,7 @@ impl Detector for CredentialChurn {
         bins.add(exchange.time, 1);
         let fetches = bins.total(exchange.time);
         let age_ns = exchange.time.since(client.started);
-        if fetches <= self.config.fetches || age_ns < self.config.min_age_s * SECOND {
+        if fetches <= self.config.fetches || age_ns < self.config.min_age_s.saturating_mul(SECOND) {
             return;
         }
         let per_min = fetches as f64 / WINDOW_MIN;

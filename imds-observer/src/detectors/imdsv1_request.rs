@@ -119,7 +119,7 @@ impl Detector for Imdsv1Request {
     }
 
     fn quiet_ns(&self) -> u64 {
-        self.config.quiet_s * SECOND
+        self.config.quiet_s.saturating_mul(SECOND)
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
@@ -179,7 +179,7 @@ impl Imdsv1Request {
             let (Some(since), Some(client)) = (caller.held, context.knowledge.client(*handle)) else {
                 continue;
             };
-            if last || client.v1_cause.is_some() || context.now.since(since) >= self.config.hold_s * SECOND {
+            if last || client.v1_cause.is_some() || context.now.since(since) >= self.config.hold_s.saturating_mul(SECOND) {
                 caller.held = None;
                 self.held -= 1;
                 caller.report(client, caller.requests, context, false, sightings);

@@ -118,7 +118,7 @@ impl Detector for Ipv6EndpointSilent {
     }
 
     fn quiet_ns(&self) -> u64 {
-        self.config.quiet_s * SECOND
+        self.config.quiet_s.saturating_mul(SECOND)
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
@@ -176,7 +176,7 @@ impl Detector for Ipv6EndpointSilent {
             let v4_works = context.knowledge.v4_works(failures.last);
             if client.v4_answered.is_some() {
                 let often = failures.attempts >= self.config.attempts
-                    && failures.last.since(failures.first) >= self.config.spread_s * SECOND;
+                    && failures.last.since(failures.first) >= self.config.spread_s.saturating_mul(SECOND);
                 if !often {
                     continue;
                 }

@@ -45,6 +45,9 @@ pub const MEMORY_LIMIT_BYTES: usize = 64 << 20;
 /// How long the evidence must be missing before a finding is resolved, unless the detector says otherwise.
 pub const QUIET_NS: u64 = 300 * record::SECOND;
 
+/// Nothing takes longer than an hour.
+const MAX_LASTED_NS: u64 = 3600 * record::SECOND;
+
 /// Registers a detector: `file => code, "a line for the list"`. Nothing else names it.
 macro_rules! registry {
     ($($file:ident => $code:ident, $line:literal;)*) => {
@@ -148,9 +151,10 @@ impl<'a> Observation<'a> {
         match self {
             Self::Exchange(exchange) => {
                 let lasted = exchange.waited_ns.or(exchange.latency_ns).unwrap_or(0);
-                exchange.time.plus_ns(lasted)
+                // A trace that says otherwise must not move the clock for all others.
+                exchange.time.plus_ns(lasted.min(MAX_LASTED_NS))
             }
-            Self::Connect(connect) => connect.time.plus_ns(connect.elapsed_ns),
+            Self::Connect(connect) => connect.time.plus_ns(connect.elapsed_ns.min(MAX_LASTED_NS)),
             Self::Drop(drop) => drop.time,
             Self::Interface(sample) => sample.time,
         }

@@ -63,7 +63,6 @@ use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
 use super::connectivity::{Cause, Failure, Verdict};
-use super::knowledge::is_v6;
 use super::remedy::describe_options;
 use super::window::Bins;
 use super::{Context, Detector, Observation, Sightings, TokenFate};
@@ -136,7 +135,7 @@ impl Detector for NoAnswer {
     }
 
     fn quiet_ns(&self) -> u64 {
-        self.config.quiet_s * SECOND
+        self.config.quiet_s.saturating_mul(SECOND)
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
@@ -180,7 +179,7 @@ impl NoAnswer {
 
 /// Nothing came, and no other detector knows why.
 fn unanswered(exchange: &Exchange, context: &Context<'_>) -> bool {
-    if exchange.response.is_some() || is_v6(&exchange.connection.remote) || context.booting(exchange.time) {
+    if exchange.response.is_some() || context.booting(exchange.time) {
         return false;
     }
     let waited = match exchange.outcome {

@@ -172,7 +172,7 @@ impl Detector for NotFound {
         misses.first = misses.first.min(time);
         misses.all += 1;
         misses.recent.add(time, 1);
-        if misses.recent.total(time) < self.config.misses || time.since(misses.first) < self.config.spread_s * SECOND {
+        if misses.recent.total(time) < self.config.misses || time.since(misses.first) < self.config.spread_s.saturating_mul(SECOND) {
             return;
         }
         let all = misses.all;

@@ -191,7 +191,7 @@ impl Detector for PathDisappeared {
         let first = *known.first_404.get_or_insert(time);
         known.misses += 1;
         let others = answered.iter().any(|(other, answered)| *other != id && *answered >= first);
-        if known.misses < self.config.misses.max(1) || time.since(first) < self.config.spread_s * SECOND || !others {
+        if known.misses < self.config.misses.max(1) || time.since(first) < self.config.spread_s.saturating_mul(SECOND) || !others {
             return;
         }
         let known = *known;

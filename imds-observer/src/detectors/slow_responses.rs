@@ -116,8 +116,8 @@ impl Detector for SlowResponses {
         let Some(latency_ns) = exchange.latency_ns.filter(|_| answered(exchange)) else {
             return;
         };
-        let slow_ns = self.config.slow_ms * 1_000_000;
-        let limit_ns = self.config.p95_ms * 1_000_000;
+        let slow_ns = self.config.slow_ms.saturating_mul(1_000_000);
+        let limit_ns = self.config.p95_ms.saturating_mul(1_000_000);
         let key = context.place_key();
         if !self.places.contains(&key) {
             self.evicted += u64::from(self.places.push(key.clone(), VecDeque::new()).is_some());

@@ -233,7 +233,7 @@ fn breach(
             });
         }
     }
-    if time.since(client.started.min(of_path.first)) >= config.startup_s * SECOND
+    if time.since(client.started.min(of_path.first)) >= config.startup_s.saturating_mul(SECOND)
         && let Some((rate_per_s, requests)) = sustained(&mut of_path.minute, 10, of_path.first, config.high_rate_per_s, time)
     {
         return Some(Breach {

@@ -205,7 +205,7 @@ impl Track {
         pids.sort_unstable();
         pids.dedup();
         let one_each = pids.len() * 2 > tokens;
-        if one_each && last.since(first) < config.loop_s * SECOND {
+        if one_each && last.since(first) < config.loop_s.saturating_mul(SECOND) {
             return None;
         }
         Some(Habit {

@@ -149,7 +149,7 @@ impl Detector for TokenRejected {
         if time.since(row.last) > ROW_NS {
             row.unbroken = 0;
         }
-        if time.since(row.window_from) > self.config.window_s * SECOND {
+        if time.since(row.window_from) > self.config.window_s.saturating_mul(SECOND) {
             row.in_window = 0;
             row.window_from = time;
         }

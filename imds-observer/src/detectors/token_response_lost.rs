@@ -130,7 +130,7 @@ impl Detector for TokenResponseLost {
     }
 
     fn quiet_ns(&self) -> u64 {
-        self.config.quiet_s * SECOND
+        self.config.quiet_s.saturating_mul(SECOND)
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

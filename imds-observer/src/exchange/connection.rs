@@ -167,6 +167,8 @@ impl Flow {
             remote: self.remote.to_string(),
             exchange,
             interface: None,
+            cgroup: None,
+            netns: None,
         }
     }
 

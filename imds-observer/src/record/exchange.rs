@@ -21,6 +21,12 @@ pub struct Connection {
     /// Network interface of traffic that belongs to no socket of this host.
     #[serde(default)]
     pub interface: Option<String>,
+    /// cgroup v2 path of the socket, where `process` is null and so doesn't tell it.
+    #[serde(default)]
+    pub cgroup: Option<String>,
+    /// Inode of the socket's network namespace, where `process` is null.
+    #[serde(default)]
+    pub netns: Option<u32>,
 }
 
 /// How a request asks.

@@ -19,7 +19,8 @@ const WRAPPERS: &[&str] = &["timeout", "sudo", "su", "runuser", "time", "doas", 
 
 /// Programs whose executable says little: the script does.
 const INTERPRETERS: &[&str] = &[
-    "python", "pypy", "ruby", "node", "nodejs", "perl", "php", "bash", "sh", "dash", "zsh", "ash", "busybox",
+    "python", "pypy", "ruby", "node", "nodejs", "perl", "php", "bash", "sh", "dash", "zsh", "ash", "busybox", "java",
+    "dotnet",
 ];
 
 /// The owner of a pod with this name: without the suffix that a ReplicaSet, Deployment, Job or `DaemonSet` adds.
@@ -64,9 +65,18 @@ pub fn systemd_unit(cgroup: &str) -> Option<&str> {
 pub fn program(process: &Process) -> String {
     let executable = base_name(process.exe.as_deref().unwrap_or(&process.comm));
     let mut name = clip(executable).to_owned();
-    if let Some(script) = script(process, executable) {
-        name.push(' ');
-        name.push_str(clip(script));
+    match script(process, executable) {
+        Some(Script::File(file)) => {
+            name.push(' ');
+            name.push_str(clip(file));
+        }
+        Some(Script::Module(module)) => {
+            name.push_str(" -m ");
+            name.push_str(clip(module));
+        }
+        // Code is no name, and who knows what stands in it.
+        Some(Script::Inline(code)) => name.push_str(&format!(" -c #{:08x}", fingerprint(code))),
+        None => {}
     }
     name
 }
@@ -233,7 +243,16 @@ pub fn nearest_parent(process: &Process) -> Option<&Ancestor> {
         .or_else(|| process.ancestors.first())
 }
 
-fn script<'a>(process: &'a Process, executable: &str) -> Option<&'a str> {
+/// What an interpreter runs.
+#[derive(Clone, Copy, Hash)]
+enum Script<'a> {
+    File(&'a str),
+    Module(&'a str),
+    /// Code on the command line.
+    Inline(&'a str),
+}
+
+fn script<'a>(process: &'a Process, executable: &str) -> Option<Script<'a>> {
     if executable.len() > MAX_INTERPRETER {
         return None;
     }
@@ -241,15 +260,27 @@ fn script<'a>(process: &'a Process, executable: &str) -> Option<&'a str> {
     if !INTERPRETERS.contains(&stem) {
         return None;
     }
-    let arguments = process.cmdline.as_deref()?;
-    let mut rest = arguments.iter().skip(1);
-    let mut previous = "";
-    rest.find(|argument| {
-        let takes_it = matches!(previous, "-W" | "-X" | "-r" | "--require" | "-I");
-        previous = argument;
-        !takes_it && !argument.starts_with('-')
+    let mut arguments = process.cmdline.as_deref()?.iter().skip(1).map(String::as_str);
+    while let Some(argument) = arguments.next() {
+        match argument {
+            "-c" | "-e" | "--eval" => return arguments.next().map(Script::Inline),
+            "-m" => return arguments.next().map(Script::Module),
+            // Options with a value of their own.
+            "-W" | "-X" | "-r" | "--require" | "-I" | "-cp" | "-classpath" | "--class-path" => {
+                arguments.next();
+            }
+            option if option.starts_with('-') => {}
+            file => return Some(Script::File(base_name(file))),
+        }
+    }
+    None
+}
+
+/// FNV-1a: enough to tell two one-liners of one run apart.
+fn fingerprint(code: &str) -> u32 {
+    code.bytes().fold(0x811c_9dc5, |hash: u32, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
-    .map(|argument| base_name(argument))
 }
 
 fn base_name(path: &str) -> &str {
@@ -338,6 +369,25 @@ mod tests {
             "payments/api"
         );
         assert_eq!(workload(None, None), None);
+        for (arguments, name) in [
+            (
+                &["python3", "-W", "error", "-m", "app.main"][..],
+                "python3.11 -m app.main",
+            ),
+            (&["python3", "-c", "print('/x')"], "python3.11 -c #b0d49472"),
+            (&["python3"], "python3.11"),
+            (&["python3", "-c"], "python3.11"),
+        ] {
+            let process = process("/usr/bin/python3.11", arguments, "/", &[]);
+            assert_eq!(program(&process), name);
+        }
+        let java = process(
+            "/usr/bin/java",
+            &["java", "-Xmx1g", "-cp", "/lib/a.jar", "com.example.Main"],
+            "/",
+            &[],
+        );
+        assert_eq!(program(&java), "java com.example.Main");
     }
 
     #[test]

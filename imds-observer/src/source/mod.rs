@@ -5,6 +5,7 @@ mod event;
 pub mod input;
 mod live;
 pub mod ndjson;
+pub mod paced;
 pub mod traces;
 
 use std::time::Duration;

@@ -5,7 +5,7 @@
 
 mod interfaces;
 mod paths;
-mod tally;
+pub(crate) mod tally;
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;

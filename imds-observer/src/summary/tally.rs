@@ -16,12 +16,13 @@ const MAX_STATUSES: usize = 64;
 /// Resolution and longest latency of the histogram: 1 us to 120 s, 1 % apart.
 const LATENCY_NS: (u64, u64, u8) = (1_000, 120 * SECOND, 2);
 
-#[derive(Debug)]
-pub(super) struct Tally {
-    requests: u64,
-    lost: u64,
-    pub(super) failed_connects: u64,
-    by_version: [u64; 5],
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    pub(crate) requests: u64,
+    pub(crate) lost: u64,
+    pub(crate) failed_connects: u64,
+    /// In the order of `ImdsVersion`, then unknown.
+    pub(crate) by_version: [u64; 5],
     by_status: BTreeMap<u16, u64>,
     by_outcome: [u64; 6],
     other_status: u64,
@@ -36,7 +37,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn new(max_paths: usize) -> Self {
+    pub(crate) fn new(max_paths: usize) -> Self {
         Self {
             requests: 0,
             lost: 0,
@@ -54,11 +55,11 @@ impl Tally {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.requests == 0 && self.failed_connects == 0
     }
 
-    pub(super) fn exchange(&mut self, exchange: &Exchange) {
+    pub(crate) fn exchange(&mut self, exchange: &Exchange) {
         let request = &exchange.request;
         let status = exchange.response.as_ref().and_then(|response| response.status);
         self.requests += 1;
@@ -96,7 +97,7 @@ impl Tally {
     }
 
     /// Forgets the numbers and keeps the memory.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.requests = 0;
         self.lost = 0;
         self.failed_connects = 0;
@@ -115,7 +116,7 @@ impl Tally {
     }
 
     /// Without the names of process, container and workload.
-    pub(super) fn summary(&self, interval_ns: u64) -> ProcessSummary {
+    pub(crate) fn summary(&self, interval_ns: u64) -> ProcessSummary {
         let mut by_status: BTreeMap<String, u64> = self
             .by_status
             .iter()
@@ -160,7 +161,12 @@ impl Tally {
         }
     }
 
-    fn quantiles(&self) -> Quantiles {
+    /// Process images that were told apart.
+    pub(crate) fn instances(&self) -> u64 {
+        self.instances.len() as u64
+    }
+
+    pub(crate) fn quantiles(&self) -> Quantiles {
         match &self.latency {
             Some(latency) if !latency.is_empty() => {
                 // The bucket's upper edge may lie above what was ever measured.

@@ -2,6 +2,7 @@
 
 mod fixtures;
 mod manuals;
+mod order;
 mod scenario;
 mod scenarios;
 mod simulations;

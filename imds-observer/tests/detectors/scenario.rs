@@ -27,7 +27,7 @@ pub(crate) fn host() -> Host {
 }
 
 /// Who asks.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Actor {
     pub(crate) process: Option<Arc<Process>>,
     pub(crate) container: Option<Arc<Container>>,
@@ -144,6 +144,8 @@ impl Actor {
             remote: self.remote.to_owned(),
             exchange,
             interface: None,
+            cgroup: None,
+            netns: None,
         }
     }
 

@@ -3,9 +3,12 @@
 //! Each test makes a lab of network namespaces without a way out, starts the built program in the node's, and reads what it writes.
 //! Needs root and a kernel that takes eBPF: `cargo xtask test` runs these one at a time; a machine that can't is an error, not a skip.
 
+mod callers;
 mod command_line;
+mod containers;
 mod faults;
 mod harmless;
 mod main_job;
 mod secrets;
+mod short_lived;
 mod support;

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use imds_observer_lab::rights::Rights;
 use imds_observer_lab::topology::{Lab, LabOptions, Place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -72,7 +73,10 @@ impl Observer {
 
     /// Any command line of the program in a place of the lab. It does not join the place's cgroup: it must not observe itself.
     pub(crate) fn spawn(place: &Place, arguments: &[&str]) -> Self {
-        let mut child = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"))
+        let mut command = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"));
+        // Its own, not the tests': those make and enter namespaces.
+        Rights::from_env().expect("read the rights").reduce(&mut command);
+        let mut child = command
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -218,11 +222,9 @@ fn parse(line: &str) -> Value {
 
 /// A command in a place's network namespace only.
 pub(crate) fn in_netns(place: &Place, program: impl AsRef<OsStr>) -> Command {
-    let mut command = Command::new("nsenter");
-    let mut netns = std::ffi::OsString::from("--net=");
-    netns.push(place.netns().path());
-    command.arg(netns).arg(program);
-    command
+    place
+        .command_beside(program)
+        .expect("prepare a command in the lab's namespace")
 }
 
 /// A client in a place; must succeed to start, may fail to succeed.

@@ -1,0 +1,68 @@
+//! With which rights does the observer under test run?
+//!
+//! The lab itself always needs all of them. Tests that start an observer reduce the rights of that thread or process
+//! alone, so one suite serves both for root on a host and for a DaemonSet.
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+use caps::{CapSet, Capability, CapsHashSet};
+
+/// `full` (or unset), or `daemonset`.
+pub const VARIABLE: &str = "IMDS_OBSERVER_TEST_RIGHTS";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rights {
+    /// Whatever the tests have.
+    Full,
+    /// User 0 with the four capabilities of the shipped DaemonSet, and no others.
+    DaemonSet,
+}
+
+/// What the DaemonSet's manifest asks for.
+const DAEMONSET: [Capability; 4] = [
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+];
+
+impl Rights {
+    /// What [`VARIABLE`] says.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var(VARIABLE).as_deref() {
+            Err(_) | Ok("" | "full") => Ok(Self::Full),
+            Ok("daemonset") => Ok(Self::DaemonSet),
+            Ok(other) => bail!("{VARIABLE}={other}: neither full nor daemonset"),
+        }
+    }
+
+    /// Gives up what these rights don't include: on the calling thread, its later threads and its later children, for
+    /// good. Network namespaces can't be entered afterwards.
+    pub fn reduce_thread(self) -> Result<()> {
+        if self == Self::Full {
+            return Ok(());
+        }
+        let keep: CapsHashSet = DAEMONSET.into_iter().collect();
+        // The bounding set first, which needs a capability that goes next: without it user 0 gets all back at execve.
+        for capability in caps::runtime::thread_all_supported().difference(&keep) {
+            caps::drop(None, CapSet::Bounding, *capability)
+                .with_context(|| format!("drop {capability} from the bounding set"))?;
+        }
+        for (set, capabilities) in [
+            (CapSet::Inheritable, &CapsHashSet::new()),
+            (CapSet::Effective, &keep),
+            (CapSet::Permitted, &keep),
+        ] {
+            caps::set(None, set, capabilities).with_context(|| format!("reduce the {set:?} capabilities"))?;
+        }
+        Ok(())
+    }
+
+    /// Lets `command` run with these rights.
+    pub fn reduce(self, command: &mut Command) -> &mut Command {
+        // SAFETY: between fork and exec. The capability crate allocates, which is safe here because tests that use this
+        // run one at a time and glibc's allocator is usable after fork in any case.
+        unsafe { command.pre_exec(move || self.reduce_thread().map_err(std::io::Error::other)) }
+    }
+}

@@ -1,0 +1,168 @@
+//! Answers what only files can tell, on a thread of its own: nothing here may hold up the reading of the ring buffer.
+//!
+//! Both queues are bounded. A full queue of questions refuses, and the asker comes back; a full queue of answers makes the worker wait.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use imds_observer_common::ProcessKey;
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::host::HostRoot;
+use super::names::{self, Names};
+use super::process::Clock;
+use super::{cgroup, process, sockets};
+use crate::record::{Container, Process, Time};
+
+/// Questions that wait for the worker. One costs 0.1 to 10 ms.
+const QUESTIONS: usize = 256;
+const ANSWERS: usize = 256;
+
+/// What can be asked.
+#[derive(Clone, Debug)]
+pub enum Question {
+    Process(ProcessKey),
+    Container(Arc<Container>),
+    /// The path of a cgroup v2 id.
+    Cgroup(u64),
+    /// The name of an interface.
+    Interface(u32),
+    /// All sockets towards the endpoints.
+    Sockets,
+}
+
+/// What comes back.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Process(ProcessKey, Option<Box<Process>>),
+    Container(Arc<Container>, Box<Names>),
+    Cgroup(u64, Option<String>),
+    Interface(u32, Option<String>),
+    /// Cookie, and the process that holds the socket, with its start time.
+    Sockets(Vec<(u64, ProcessKey, Arc<Process>)>),
+}
+
+/// Something that answers questions and takes its time.
+pub trait Lookup: Send + 'static {
+    fn answer(&mut self, question: Question) -> Answer;
+}
+
+/// The thread, as the asker sees it. It ends when this is dropped, after the question it is at.
+#[derive(Debug)]
+pub struct Worker {
+    questions: SyncSender<Question>,
+    answers: Receiver<Answer>,
+}
+
+impl Worker {
+    /// `None`: no thread could be had; everything goes on with what the kernel side tells.
+    pub fn start(mut lookup: impl Lookup) -> Option<Self> {
+        let (questions, asked) = sync_channel(QUESTIONS);
+        let (given, answers) = sync_channel(ANSWERS);
+        let spawned = thread::Builder::new().name("attribution".to_owned()).spawn(move || {
+            for question in asked {
+                if given.send(lookup.answer(question)).is_err() {
+                    break;
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!("start the attribution thread: {error}; names of containers stay unknown");
+            return None;
+        }
+        Some(Self { questions, answers })
+    }
+
+    /// `false`: the queue is full, ask again.
+    pub fn ask(&self, question: Question) -> bool {
+        match self.questions.try_send(question) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// An answer that is there already.
+    pub fn answer(&self) -> Option<Answer> {
+        self.answers.try_recv().ok()
+    }
+
+    /// The next answer, within `patience`. Only for the end of a run, when there is nothing else to do.
+    pub fn wait(&self, patience: Duration) -> Option<Answer> {
+        self.answers.recv_timeout(patience).ok()
+    }
+}
+
+/// Looks at the files of a host.
+#[derive(Debug)]
+pub struct HostLookup {
+    host: HostRoot,
+    endpoints: Vec<IpAddr>,
+    ticks_per_s: u64,
+    cgroups: Option<PathBuf>,
+}
+
+impl HostLookup {
+    pub fn new(host_root: &std::path::Path, endpoints: Vec<IpAddr>) -> Self {
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
+        let host = HostRoot::new(host_root);
+        Self {
+            cgroups: cgroup::mount_point(&host),
+            host,
+            endpoints,
+            ticks_per_s: ticks.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100),
+        }
+    }
+
+    fn clock(&self) -> Clock {
+        let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+        Clock {
+            ticks_per_s: self.ticks_per_s,
+            boot_to_wall_ns: Time::now().0.saturating_sub(boot.as_nanos() as u64),
+        }
+    }
+}
+
+impl Lookup for HostLookup {
+    fn answer(&mut self, question: Question) -> Answer {
+        match question {
+            Question::Process(key) => Answer::Process(key, process::read(&self.host, key, self.clock()).map(Box::new)),
+            Question::Container(container) => {
+                let names = names::find(&self.host, &container);
+                Answer::Container(container, Box::new(names))
+            }
+            Question::Cgroup(id) => Answer::Cgroup(
+                id,
+                self.cgroups.as_ref().and_then(|mounted| cgroup::path_of(mounted, id)),
+            ),
+            // The kernel side sees interfaces of the namespace that the observer runs in.
+            Question::Interface(index) => Answer::Interface(
+                index,
+                nix::net::if_::if_indextoname(index)
+                    .ok()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            ),
+            Question::Sockets => {
+                let clock = self.clock();
+                let held = sockets::find(&self.host, &self.endpoints);
+                Answer::Sockets(
+                    held.into_iter()
+                        .filter_map(|held| {
+                            let (process, start_time_ns) = process::read_now(&self.host, held.pid, clock)?;
+                            let key = ProcessKey {
+                                start_time_ns,
+                                tgid: held.pid,
+                                exec_id: 0,
+                            };
+                            Some((held.cookie, key, Arc::new(process)))
+                        })
+                        .collect(),
+                )
+            }
+        }
+    }
+}

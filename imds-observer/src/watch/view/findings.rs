@@ -1,0 +1,112 @@
+//! The list of findings, worst first, each with what to do.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::style::Style;
+
+use super::{BOLD, DIM, REVERSED, Theme, clip, clock, put, row, safe, title};
+use crate::record::{Finding, FindingState};
+use crate::watch::state::State;
+use crate::watch::ui::{Ui, finding_id};
+
+/// What it is, what it says, what to do.
+const LINES: u16 = 3;
+
+pub(super) fn height(findings: usize) -> u16 {
+    (findings.max(1).min(1000) as u16) * if findings == 0 { 1 } else { LINES } + 1
+}
+
+pub(super) fn draw(
+    buffer: &mut Buffer,
+    area: Rect,
+    findings: &[&Finding],
+    ui: &Ui,
+    theme: Theme,
+    focus: bool,
+    state: &State,
+) {
+    if area.height < 2 {
+        return;
+    }
+    let open = findings
+        .iter()
+        .filter(|finding| finding.state != FindingState::Resolved)
+        .count();
+    title(buffer, row(area, 0), &format!("FINDINGS {open}, worst first"), focus);
+    if findings.is_empty() {
+        let text = if ui.filter.is_empty() {
+            "nothing wrong so far"
+        } else {
+            "none matches the filter"
+        };
+        put(buffer, row(area, 1), 2, text, Style::new());
+        return;
+    }
+    let selected = ui.selected_finding(state).map(finding_id);
+    let at = findings
+        .iter()
+        .position(|finding| Some(finding_id(finding)) == selected)
+        .unwrap_or(0);
+    let room = usize::from(((area.height - 1) / LINES).max(1));
+    let skip = (at + 1).saturating_sub(room);
+    let mut y = 1;
+    for (index, finding) in findings.iter().enumerate().skip(skip) {
+        let chosen = index == at;
+        for (number, (text, style)) in lines(finding, theme, usize::from(area.width)).into_iter().enumerate() {
+            if y >= area.height {
+                return;
+            }
+            let line = row(area, y);
+            let base = if chosen && focus && number == 0 {
+                REVERSED
+            } else {
+                Style::new()
+            };
+            buffer.set_style(line, base);
+            if number == 0 {
+                put(buffer, line, 0, if chosen { ">" } else { " " }, base);
+            }
+            let mut x = 2;
+            for (text, style) in [(text.0, style), (text.1, Style::new())] {
+                put(buffer, line, x, &text, style.patch(base));
+                x += text.chars().count().min(1000) as u16;
+            }
+            y += 1;
+        }
+    }
+}
+
+type Parts = ((String, String), Style);
+
+fn lines(finding: &Finding, theme: Theme, width: usize) -> Vec<Parts> {
+    let over = finding.state == FindingState::Resolved;
+    let label = if over {
+        "over".to_owned()
+    } else {
+        finding.severity.as_str().to_uppercase()
+    };
+    let style = if over { DIM } else { theme.severity(finding.severity) };
+    let rest = format!(
+        " {} {} ×{} since {}",
+        finding.code,
+        safe(&finding.subject.name),
+        finding.count,
+        clock(finding.first_seen)
+    );
+    let room = width.saturating_sub(4);
+    let rest = clip(&rest, width.saturating_sub(2 + label.len()));
+    let mut lines = vec![((label, rest), style)];
+    let indent = "  ";
+    lines.push((
+        (
+            format!("{indent}{}", clip(&safe(&finding.summary), room)),
+            String::new(),
+        ),
+        if over { DIM } else { Style::new() },
+    ));
+    if !over && !finding.remedy.text.is_empty() {
+        let remedy = clip(&safe(&finding.remedy.text), room.saturating_sub(4));
+        lines.push(((format!("{indent}do: "), remedy), BOLD));
+    }
+    lines
+}

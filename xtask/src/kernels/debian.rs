@@ -1,0 +1,235 @@
+//! Debian's kernel packages: found by version, downloaded with apt directories of our own, unpacked, not installed.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context as _, bail, ensure};
+use xshell::{Shell, cmd};
+
+use super::{Arch, directory};
+
+/// `6.1`, `7` or `6.12.43`: the newest package whose version starts with these numbers is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Version(Vec<u32>);
+
+impl FromStr for Version {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let numbers: Result<Vec<u32>, _> = text.split('.').map(str::parse).collect();
+        let numbers = numbers.with_context(|| format!("{text} is no kernel version (6.1, 5.10, 7)"))?;
+        ensure!(
+            (1..=3).contains(&numbers.len()),
+            "{text} is no kernel version (6.1, 5.10, 7)"
+        );
+        Ok(Self(numbers))
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&numbers.join("."))
+    }
+}
+
+impl Version {
+    /// Suites that have it; the security suite comes along where there is one.
+    fn suites(&self) -> &'static [&'static str] {
+        match self.0.as_slice() {
+            [5, 10, ..] => &["bullseye", "bullseye-security"],
+            [6, 1, ..] => &["bookworm", "bookworm-security"],
+            [6, 12, ..] => &["trixie", "trixie-security"],
+            _ => &["trixie-backports"],
+        }
+    }
+}
+
+/// An unpacked kernel.
+pub(super) struct Kernel {
+    /// As `uname -r` says.
+    pub(super) release: String,
+    /// The packages' files: `boot/`, `lib/modules/`.
+    pub(super) files: PathBuf,
+}
+
+impl Kernel {
+    pub(super) fn image(&self) -> PathBuf {
+        self.files.join("boot").join(format!("vmlinuz-{}", self.release))
+    }
+}
+
+/// The newest kernel of this version; what was unpacked before is taken as it is. Delete its directory for a newer one.
+pub(super) fn fetch(sh: &Shell, arch: Arch, version: &Version) -> anyhow::Result<Kernel> {
+    let files = directory(arch).join(version.to_string());
+    if let Some(kernel) = unpacked(sh, &files) {
+        return Ok(kernel);
+    }
+    let apt = Apt::new(sh, arch, version.suites())?;
+    let candidates = apt.kernels(version)?;
+    for package in candidates.iter().take(4) {
+        // The newest one may be listed and not (or no longer) there.
+        match apt.unpack(package, &files) {
+            Ok(()) => {
+                return unpacked(sh, &files).with_context(|| format!("{package} holds no kernel and modules"));
+            }
+            Err(error) => eprintln!("kernels: {package}: {error:#}; trying an older one"),
+        }
+    }
+    bail!(
+        "no package of kernel {version} for {} in {} could be had (tried {candidates:?})",
+        arch.debian(),
+        version.suites().join(", ")
+    )
+}
+
+fn unpacked(sh: &Shell, files: &Path) -> Option<Kernel> {
+    let entries = sh.read_dir(files.join("boot")).ok()?;
+    let release = entries
+        .iter()
+        .find_map(|path| path.file_name()?.to_str()?.strip_prefix("vmlinuz-").map(str::to_owned))?;
+    sh.path_exists(files.join("lib/modules").join(&release).join("modules.dep"))
+        .then(|| Kernel {
+            release,
+            files: files.to_path_buf(),
+        })
+}
+
+/// apt with lists and caches of its own: it reads other suites and leaves the machine's alone.
+struct Apt<'a> {
+    sh: &'a Shell,
+    options: Vec<String>,
+    debian: &'static str,
+}
+
+impl<'a> Apt<'a> {
+    fn new(sh: &'a Shell, arch: Arch, suites: &[&str]) -> anyhow::Result<Self> {
+        let home = directory(arch).join("apt").join(suites[0]);
+        sh.create_dir(home.join("lists/partial"))?;
+        sh.create_dir(home.join("cache/archives/partial"))?;
+        let mut sources = String::new();
+        for suite in suites {
+            let label = if suite.ends_with("-security") {
+                "Debian-Security"
+            } else {
+                "Debian"
+            };
+            sources.push_str(&format!("deb {} {suite} main\n", mirror(sh, label)?));
+        }
+        let list = home.join("sources.list");
+        sh.write_file(&list, sources)?;
+        let debian = arch.debian();
+        let settings = [
+            format!("Dir::Etc::sourcelist={}", list.display()),
+            "Dir::Etc::sourceparts=/dev/null".to_owned(),
+            format!("Dir::State::lists={}", home.join("lists").display()),
+            format!("Dir::Cache={}", home.join("cache").display()),
+            "Acquire::Languages=none".to_owned(),
+            // The download user can't write to our directories.
+            "APT::Sandbox::User=root".to_owned(),
+            format!("APT::Architecture={debian}"),
+            format!("APT::Architectures={debian}"),
+        ];
+        let options = settings
+            .into_iter()
+            .flat_map(|setting| ["-o".to_owned(), setting])
+            .collect();
+        let apt = Self { sh, options, debian };
+        let options = &apt.options;
+        cmd!(sh, "apt-get --quiet=2 {options...} update").run()?;
+        Ok(apt)
+    }
+
+    /// Packages of this version, newest first.
+    fn kernels(&self, version: &Version) -> anyhow::Result<Vec<String>> {
+        let options = &self.options;
+        let numbers = version.to_string().replace('.', "\\.");
+        let debian = self.debian;
+        let pattern = format!("^linux-image-{numbers}[.][0-9.]+[^ ]*-cloud-{debian}$");
+        let sh = self.sh;
+        let found = cmd!(sh, "apt-cache {options...} search --names-only {pattern}")
+            .quiet()
+            .read()?;
+        let mut names: Vec<&str> = found.lines().filter_map(|line| line.split(' ').next()).collect();
+        // Backported builds of other releases have other dependencies and the same version twice.
+        names.retain(|name| !name.contains("~") && !name.contains("-0.deb"));
+        names.sort_by_key(|name| std::cmp::Reverse(numbers_in(name)));
+        ensure!(!names.is_empty(), "no package matches {pattern}");
+        Ok(names.into_iter().map(str::to_owned).collect())
+    }
+
+    /// The package and those that since 6.19 hold its image and modules.
+    fn unpack(&self, package: &str, files: &Path) -> anyhow::Result<()> {
+        let (sh, options) = (self.sh, &self.options);
+        let depends = cmd!(sh, "apt-cache {options...} depends --important {package}")
+            .quiet()
+            .read()?;
+        let mut packages = vec![package.to_owned()];
+        packages.extend(
+            depends
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("Depends: "))
+                .filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"))
+                .map(|name| name.split(':').next().unwrap_or(name).to_owned()),
+        );
+        let downloads = files.with_extension("download");
+        sh.remove_path(&downloads)?;
+        sh.remove_path(files)?;
+        sh.create_dir(&downloads)?;
+        sh.create_dir(files)?;
+        {
+            let _inside = sh.push_dir(&downloads);
+            cmd!(sh, "apt-get --quiet=2 {options...} download {packages...}").run()?;
+        }
+        for deb in sh.read_dir(&downloads)? {
+            cmd!(sh, "dpkg -x {deb} {files}").quiet().run()?;
+        }
+        sh.remove_path(&downloads)?;
+        if !sh.path_exists(files.join("lib")) {
+            std::os::unix::fs::symlink("usr/lib", files.join("lib"))?;
+        }
+        for modules in sh.read_dir(files.join("lib/modules"))? {
+            let release = modules.file_name().context("a directory of modules has a name")?;
+            cmd!(sh, "depmod --basedir {files} {release}").quiet().run()?;
+        }
+        Ok(())
+    }
+}
+
+/// The machine's own mirror of an archive: which one that is, is its administrator's choice.
+fn mirror(sh: &Shell, label: &str) -> anyhow::Result<String> {
+    let format = "$(REPO_URI) $(LABEL)";
+    let targets = cmd!(sh, "apt-get indextargets --format {format}")
+        .quiet()
+        .read()
+        .context("ask apt for its mirrors (kernels are taken from Debian's packages)")?;
+    targets
+        .lines()
+        .find_map(|line| line.strip_suffix(label)?.strip_suffix(' ').map(str::to_owned))
+        .with_context(|| format!("apt knows no archive labelled {label}: kernels are taken from Debian's packages"))
+}
+
+fn numbers_in(name: &str) -> Vec<u64> {
+    name.split(|c: char| !c.is_ascii_digit())
+        .filter_map(|digits| digits.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers() {
+        assert_eq!("6.1".parse::<Version>().unwrap().to_string(), "6.1");
+        for wrong in ["", "six", "6.x", "1.2.3.4"] {
+            assert!(wrong.parse::<Version>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn newer_builds_sort_behind_older_ones() {
+        assert!(numbers_in("linux-image-6.1.0-56-cloud-amd64") > numbers_in("linux-image-6.1.0-9-cloud-amd64"));
+    }
+}
