@@ -52,15 +52,12 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let program = match &args.program {
-        Some(program) => program.clone(),
-        None => {
-            build::release()?;
-            root()
-                .join("target/release/imds-observer")
-                .to_string_lossy()
-                .into_owned()
-        }
+    let program = if let Some(program) = &args.program {
+        program.clone()
+    } else {
+        build::release()?;
+        let built = root().join("target/release/imds-observer");
+        built.to_string_lossy().into_owned()
     };
     let directory = root().join("target/bench");
     fs::create_dir_all(&directory).context("make target/bench")?;
