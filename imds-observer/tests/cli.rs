@@ -544,7 +544,7 @@ fn preflight_wants_each_node_watched_long_enough() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("short");
     let whole = fs::read_to_string(trace(TRACES[0])).unwrap();
-    let short: String = whole.lines().take(2).map(|line| format!("{line}\n")).collect();
+    let short: String = whole.split_inclusive('\n').take(2).collect();
     fs::write(&path, short.replace("\"host\":\"", "\"host\":\"other-")).unwrap();
     let change = ["preflight", "--http-tokens", "required", "--min-duration", "1m"];
     let output = run(&[&change[..], &[path.to_str().unwrap(), &trace(TRACES[0])]].concat());

@@ -84,6 +84,8 @@ fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange {
             .to_owned(),
             exchange: 1,
             interface: None,
+            cgroup: None,
+            netns: None,
         },
         request: Request {
             method: Some("GET".to_owned()),

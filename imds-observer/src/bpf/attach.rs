@@ -10,16 +10,13 @@ pub fn cgroup2_mount() -> Option<PathBuf> {
 
 /// `mountinfo`: id, parent, device, root, mount point, options, optional fields, `-`, type, source, options.
 fn cgroup2_mount_in(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (before, after) = line.split_once(" - ")?;
-            let mut before = before.split(' ').skip(3);
-            let (root, point) = (before.next()?, before.next()?);
-            // A bind mount of a part of the tree (a container's own) doesn't show the host.
-            (after.split(' ').next()? == "cgroup2" && root == "/").then(|| PathBuf::from(unescape(point)))
-        })
-        .next()
+    mountinfo.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, point) = (before.next()?, before.next()?);
+        // A bind mount of a part of the tree (a container's own) doesn't show the host.
+        (after.split(' ').next()? == "cgroup2" && root == "/").then(|| PathBuf::from(unescape(point)))
+    })
 }
 
 /// `\040` and the like.

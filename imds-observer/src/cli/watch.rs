@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
-use crate::attribution::worker::{HostLookup, Worker};
 use super::{Status, live, offline, print};
+use crate::attribution::worker::{HostLookup, Worker};
 use crate::host;
 use crate::pipeline;
 use crate::record::{Finding, Kind};

@@ -191,7 +191,7 @@ impl Traces {
                         continue;
                     }
                 },
-                Trace::Capture(capture) => match capture.next() {
+                Trace::Capture(capture) => match capture.next_event() {
                     Next::End => break None,
                     Next::Event(Event::Loss(loss)) => {
                         self.losses[index] = loss;

@@ -153,7 +153,7 @@ impl<'a> Apt<'a> {
             .read()?;
         let mut names: Vec<&str> = found.lines().filter_map(|line| line.split(' ').next()).collect();
         // Backported builds of other releases have other dependencies and the same version twice.
-        names.retain(|name| !name.contains("~") && !name.contains("-0.deb"));
+        names.retain(|name| !name.contains('~') && !name.contains("-0.deb"));
         names.sort_by_key(|name| std::cmp::Reverse(numbers_in(name)));
         ensure!(!names.is_empty(), "no package matches {pattern}");
         Ok(names.into_iter().map(str::to_owned).collect())

@@ -64,7 +64,9 @@ pub(super) fn write(page: &Path) -> anyhow::Result<()> {
 
 /// One column per kernel and set of rights, one row per feature. A cell that no run filled is a dash.
 fn table(facts: &str) -> String {
-    let mut columns: BTreeMap<(Vec<u64>, &str, &str, &str), BTreeMap<&str, &str>> = BTreeMap::new();
+    // (version's numbers, version, machine, rights) -> check -> outcome.
+    type Column<'a> = (Vec<u64>, &'a str, &'a str, &'a str);
+    let mut columns: BTreeMap<Column<'_>, BTreeMap<&str, &str>> = BTreeMap::new();
     let mut features: Vec<&str> = Vec::new();
     for line in facts.lines() {
         let fields: Vec<&str> = line.split('\t').collect();

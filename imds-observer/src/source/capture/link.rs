@@ -51,7 +51,7 @@ impl Link {
     }
 
     /// `None`: no IP, or too short to tell.
-    pub(super) fn place<'a>(self, frame: &'a [u8]) -> Option<Placed<'a>> {
+    pub(super) fn place(self, frame: &[u8]) -> Option<Placed<'_>> {
         let (ethertype, rest, kind, ifindex) = match self {
             Self::Raw => return plain(frame),
             Self::Loopback => return plain(frame.get(4..)?),

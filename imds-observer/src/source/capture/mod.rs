@@ -115,6 +115,7 @@ pub struct Capture {
 }
 
 /// What a capture yields next.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once and never stored")]
 pub enum Next {
     Event(Event),
     /// The rest is lost, or with a link type, the interface's packets are. `at`: byte of the capture, after decompression.
@@ -167,7 +168,7 @@ impl Capture {
     }
 
     /// The next event. Reads on until there is one.
-    pub fn next(&mut self) -> Next {
+    pub fn next_event(&mut self) -> Next {
         loop {
             if let Some(event) = self.waiting.pop_front() {
                 return Next::Event(event);

@@ -113,7 +113,7 @@ impl Reader {
                     .extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
             }
             Some(TransportSlice::Tcp(tcp)) if endpoint => {
-                self.segment(frame, &ip, tcp, egress == Some(true), &mut found)
+                self.segment(frame, &ip, tcp, egress == Some(true), &mut found);
             }
             Some(TransportSlice::Tcp(tcp)) => {
                 found.class = class(egress, tcp.source_port(), tcp.destination_port());

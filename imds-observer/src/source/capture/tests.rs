@@ -108,7 +108,7 @@ fn read(bytes: Vec<u8>) -> (Vec<Event>, Vec<(u64, Broken)>) {
     let mut capture = Capture::new(input, &DEFAULT_ENDPOINTS);
     let (mut events, mut broken) = (Vec::new(), Vec::new());
     loop {
-        match capture.next() {
+        match capture.next_event() {
             Next::End => return (events, broken),
             Next::Event(event) => events.push(event),
             Next::Broken { at, why } => broken.push((at, why)),

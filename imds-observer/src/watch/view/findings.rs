@@ -13,7 +13,7 @@ use crate::watch::ui::{Ui, finding_id};
 const LINES: u16 = 3;
 
 pub(super) fn height(findings: usize) -> u16 {
-    (findings.max(1).min(1000) as u16) * if findings == 0 { 1 } else { LINES } + 1
+    (findings.clamp(1, 1000) as u16) * if findings == 0 { 1 } else { LINES } + 1
 }
 
 pub(super) fn draw(
