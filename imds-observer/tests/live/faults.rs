@@ -146,7 +146,10 @@ fn try_fault(lab: &Lab, entry: &Entry, family: Family) -> Row {
         );
     }
     if let Some(finding) = opened.first() {
-        row.severity = finding["severity"].as_str().unwrap_or_default().to_owned();
+        finding["severity"]
+            .as_str()
+            .unwrap_or_default()
+            .clone_into(&mut row.severity);
         row.evidence = finding["evidence"].to_string();
         let process = &finding["subject"]["process"];
         let whole_host = matches!(entry.code, Some("packet-quota" | "access-forbidden"));
