@@ -30,6 +30,8 @@ pub(crate) enum Group {
     Test,
     /// Guests that `cargo xtask test --kernel` boots.
     Kernels,
+    /// Such guests with another processor.
+    CrossKernels,
 }
 
 impl Group {
@@ -70,11 +72,12 @@ impl Group {
                 "bpftool",
                 "ethtool",
             ],
+            Self::CrossKernels => &["qemu-system-arm", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
         }
     }
 
     fn wants_python(self) -> bool {
-        !matches!(self, Self::Lab | Self::Kernels)
+        !matches!(self, Self::Lab | Self::Kernels | Self::CrossKernels)
     }
 }
 

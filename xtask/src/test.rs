@@ -45,7 +45,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.kernel.is_empty() {
-        return kernels::run(&args.kernel, args.arch, args.whole, args.write_table);
+        let request = kernels::Request {
+            versions: &args.kernel,
+            arch: args.arch,
+            whole: args.whole,
+        };
+        return kernels::run(&request, args.write_table);
     }
     let begin = Instant::now();
     let live = !args.fast && !args.no_live;
@@ -125,12 +130,12 @@ fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
 }
 
 /// Integration tests that make network namespaces or attach eBPF programs are told by the name of their file.
-fn is_live(target: &str) -> bool {
+pub(crate) fn is_live(target: &str) -> bool {
     target == "lab" || target.starts_with("live")
 }
 
 /// `--test NAME` for each `tests/NAME.rs` and `tests/NAME/main.rs` of all crates that is `wanted`.
-fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
+pub(crate) fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
     let mut names = BTreeSet::new();
     for tests in sh.read_dir(root())?.iter().map(|directory| directory.join("tests")) {
         if !tests.is_dir() {

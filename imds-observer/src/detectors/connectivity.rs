@@ -24,6 +24,8 @@ const MAX_HELD: usize = 256;
 const HOLD_NS: u64 = 5 * SECOND;
 /// An IPv4 answer this recent means that IPv4 works.
 pub(super) const V4_WORKS_NS: u64 = 600 * SECOND;
+/// TTLs that systems send with.
+const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 /// Programs that one finding names.
 const MAX_NAMED: usize = 8;
 
@@ -59,7 +61,40 @@ impl Cause {
 /// What a drop told about its connection, for the connect record that comes later.
 #[derive(Clone, Copy, Debug)]
 pub struct DropNote {
-    pub cause: Cause,
+    /// `None`: this kernel dropped it, and nothing says why.
+    pub cause: Option<Cause>,
+    /// The drop told neither reason nor function (before 5.17, to an observer that may not read addresses). What else the
+    /// attempt met counts more than where its packet had come to.
+    pub guessed: bool,
+}
+
+impl DropNote {
+    /// What this drop has to say beside others of its connection; `None`: nothing.
+    pub(super) fn of(drop: &Drop) -> Option<Self> {
+        if let Some(cause) = of_drop(drop) {
+            return Some(Self {
+                cause: Some(cause),
+                guessed: false,
+            });
+        }
+        (drop.reason.is_none() && drop.location.is_none() && drop.direction == PacketDirection::Request).then(|| Self {
+            cause: guess(drop),
+            guessed: true,
+        })
+    }
+}
+
+/// Where a request had come to when it was dropped. It has no device before OUTPUT is through, and only forwarding takes
+/// from its TTL, right before FORWARD.
+fn guess(drop: &Drop) -> Option<Cause> {
+    let own = drop.process.as_ref().and_then(|process| process.netns);
+    match (own, drop.netns) {
+        (_, None) => Some(Cause::Firewall("OUTPUT")),
+        (Some(own), Some(dropped)) if own == dropped => Some(Cause::Policy("cgroup_skb egress program")),
+        // Before its route was looked up: an ingress filter, PREROUTING, or no route.
+        _ if drop.ttl.is_none_or(|ttl| INITIAL_TTLS.contains(&ttl)) => None,
+        _ => Some(Cause::Firewall("FORWARD")),
+    }
 }
 
 /// `reason@location`, as far as both are known.
@@ -97,13 +132,19 @@ fn of_reason(reason: Option<&str>, location: Option<&str>) -> Option<Cause> {
 }
 
 fn of_location(location: &str) -> Option<Cause> {
-    Some(match location {
+    // The compiler names what it made of a function `ip_error.part.0` or the like.
+    let function = location.split('.').next().unwrap_or(location);
+    Some(match function {
         "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => Cause::Firewall(""),
         "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
         "ip_error" | "ip6_pkt_drop" => Cause::Route("missing"),
         // What a blackhole route does with what it is to forward.
         "dst_discard" | "dst_discard_out" => Cause::Route("blackhole"),
         "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy("traffic control"),
+        // Before 5.17 there is no reason, and what these call is part of them.
+        "__dev_queue_xmit" => Cause::Policy("traffic control egress"),
+        "__netif_receive_skb_core" => Cause::Policy("traffic control ingress"),
+        "ip_finish_output" | "ip6_finish_output" => Cause::Policy("cgroup_skb egress program"),
         _ => return None,
     })
 }
@@ -141,8 +182,8 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
     } else {
         "POSTROUTING"
     };
-    if let Some(note) = note {
-        return Some(note.cause);
+    if let Some(note) = note.filter(|note| !note.guessed) {
+        return note.cause;
     }
     if let Some(dropped) = connect.dropped.as_deref() {
         let (reason, location) = dropped.split_once('@').unwrap_or((dropped, ""));
@@ -165,8 +206,19 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
         (false, Some((3, 1 | 2 | 3 | 9 | 10 | 13))) | (true, Some((1, 1 | 3 | 4))) => Some(Cause::Firewall(own_hook)),
         _ => None,
     };
-    if by_icmp.is_some() {
-        return by_icmp;
+    if let Some(met) = by_icmp {
+        return Some(match (met, note) {
+            // The same "prohibited" comes from a route and from a firewall in FORWARD, which has taken from the TTL by then.
+            (Cause::Firewall(_), Some(DropNote { cause: None, .. })) => Cause::Route("prohibit"),
+            (
+                Cause::Firewall(_),
+                Some(DropNote {
+                    cause: Some(cause @ Cause::Firewall(_)),
+                    ..
+                }),
+            ) => cause,
+            _ => met,
+        });
     }
     match connect.errno {
         Some(EPERM) if no_syn => return Some(Cause::Policy("cgroup connect program")),
@@ -188,6 +240,12 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
         ConnectOutcome::HostUnreachable if slow => Some(Cause::Neighbor),
         ConnectOutcome::HostUnreachable => Some(Cause::Route("unreachable")),
         ConnectOutcome::Denied => Some(Cause::Policy("cgroup connect program")),
+        ConnectOutcome::Timeout if note.is_some() => match (note?.cause, connect.wire_syns) {
+            (cause, 0) => cause,
+            (Some(Cause::Policy(_)), _) => Some(Cause::Policy("traffic control egress")),
+            // It has left: what was dropped was somebody else's copy.
+            _ => Some(Cause::Silence),
+        },
         ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
         ConnectOutcome::Timeout => Some(Cause::Silence),
         ConnectOutcome::Error => None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
-use super::connectivity::{self, DropNote, V4_WORKS_NS};
+use super::connectivity::{DropNote, V4_WORKS_NS};
 use super::table::bounded;
 use super::{Context, Observation};
 use crate::record::workload::{self, Group};
@@ -147,8 +147,8 @@ impl Knowledge {
             self.quota_exceeded = Some(now);
         }
         if let Observation::Drop(drop) = observation
-            && let Some(cause) = connectivity::of_drop(drop)
-            && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), DropNote { cause })
+            && let Some(note) = DropNote::of(drop)
+            && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), note)
             && other != drop.connection.id
         {
             self.evicted += 1;
