@@ -77,6 +77,36 @@ pub(crate) struct Request<'a> {
     pub(crate) whole: bool,
 }
 
+/// Kernels that `cargo xtask test` runs: of Amazon Linux 2, of Amazon Linux 2023, and its newer one.
+const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
+
+fn usual_versions() -> anyhow::Result<(Arch, Vec<Version>)> {
+    let arch = [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.is_native());
+    let arch = arch.with_context(|| format!("no guests with a processor of type {}", std::env::consts::ARCH))?;
+    let versions: Vec<Version> = USUAL.iter().map(|version| version.parse()).collect::<Result<_, _>>()?;
+    Ok((arch, versions))
+}
+
+/// Fetches the usual kernels while something else goes on; what fails here is tried again, and told, when they are needed.
+pub(crate) fn fetch_usual() -> anyhow::Result<()> {
+    let (arch, versions) = usual_versions()?;
+    let sh = shell()?;
+    for version in &versions {
+        debian::fetch(&sh, arch, version)?;
+    }
+    Ok(())
+}
+
+/// The suite on the usual kernels, with this machine's processor.
+pub(crate) fn usual() -> anyhow::Result<Totals> {
+    let (arch, versions) = usual_versions()?;
+    suite(&Request {
+        versions: &versions,
+        arch,
+        whole: false,
+    })
+}
+
 /// Runs the suite on each kernel.
 pub(crate) fn run(request: &Request<'_>, write_table: bool) -> anyhow::Result<()> {
     let groups: &[Group] = match request.arch {

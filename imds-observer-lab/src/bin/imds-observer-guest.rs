@@ -1,4 +1,4 @@
-//! First process of a kernel under test: mounts, loads modules, runs the test programs once per set of rights, powers off.
+//! First process of a kernel under test: mounts, loads modules, runs each test program once per set of rights, powers off.
 //!
 //! `cargo xtask test --kernel VERSION` packs it as `/init`. What it prints on the console is read by that verb: lines
 //! that start with `@@`. It refuses to run as anything but process 1.
@@ -85,20 +85,20 @@ fn run() -> Result<()> {
     let plan = fs::read_to_string(PLAN)?;
     ensure!(!plan.trim().is_empty(), "no test programs in {PLAN}");
     let (skip, environment) = (fs::read_to_string(SKIP)?, fs::read_to_string(ENVIRONMENT)?);
-    for (round, rights, paranoid) in ROUNDS {
-        fs::write("/proc/sys/kernel/perf_event_paranoid", paranoid)?;
-        println!("@@ round {round}");
-        for line in plan.lines() {
-            let mut words = line.split(' ').filter(|word| !word.is_empty());
-            let Some(name) = words.next() else { continue };
-            if name == "wait" {
-                wait_until_up_for(words.next().unwrap_or_default().parse()?)?;
-                continue;
-            }
+    for line in plan.lines() {
+        let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+        let [name, filters @ ..] = &words[..] else { continue };
+        if *name == "wait" {
+            wait_until_up_for(filters.concat().parse()?)?;
+            continue;
+        }
+        for (round, rights, paranoid) in ROUNDS {
+            fs::write("/proc/sys/kernel/perf_event_paranoid", paranoid)?;
+            println!("@@ round {round}");
             let mut command = Command::new(PathBuf::from(TESTS).join(name));
             command
                 .args(["--test-threads", "1", "--nocapture", "--include-ignored"])
-                .args(words)
+                .args(filters)
                 .args(skip.lines().flat_map(|name| ["--skip", name]))
                 .env_clear()
                 .envs(environment.lines().filter_map(|line| line.split_once('=')))

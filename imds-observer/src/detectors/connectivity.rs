@@ -24,6 +24,8 @@ const MAX_HELD: usize = 256;
 const HOLD_NS: u64 = 5 * SECOND;
 /// An IPv4 answer this recent means that IPv4 works.
 pub(super) const V4_WORKS_NS: u64 = 600 * SECOND;
+/// The kernel asks three times, a second apart, who has an address, and then drops what waited for it.
+const NEIGHBOR_NS: u64 = 5 * SECOND / 2;
 /// TTLs that systems send with.
 const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 /// Programs that one finding names.
@@ -63,9 +65,10 @@ impl Cause {
 pub struct DropNote {
     /// `None`: this kernel dropped it, and nothing says why.
     pub cause: Option<Cause>,
-    /// The drop told neither reason nor function (before 5.17, to an observer that may not read addresses). What else the
-    /// attempt met counts more than where its packet had come to.
+    /// The drop told neither reason nor function (before 5.17, and for some reasons later, to an observer that may not read
+    /// addresses). What else the attempt met counts more than where its packet had come to.
     pub guessed: bool,
+    pub time: Time,
 }
 
 impl DropNote {
@@ -75,11 +78,14 @@ impl DropNote {
             return Some(Self {
                 cause: Some(cause),
                 guessed: false,
+                time: drop.time,
             });
         }
-        (drop.reason.is_none() && drop.location.is_none() && drop.direction == PacketDirection::Request).then(|| Self {
+        let untold = matches!(drop.reason.as_deref(), None | Some("NOT_SPECIFIED")) && drop.location.is_none();
+        (untold && drop.direction == PacketDirection::Request).then(|| Self {
             cause: guess(drop),
             guessed: true,
+            time: drop.time,
         })
     }
 }
@@ -240,13 +246,20 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
         ConnectOutcome::HostUnreachable if slow => Some(Cause::Neighbor),
         ConnectOutcome::HostUnreachable => Some(Cause::Route("unreachable")),
         ConnectOutcome::Denied => Some(Cause::Policy("cgroup connect program")),
-        ConnectOutcome::Timeout if note.is_some() => match (note?.cause, connect.wire_syns) {
-            (cause, 0) => cause,
-            (Some(Cause::Policy(_)), _) => Some(Cause::Policy("traffic control egress")),
-            // It has left: what was dropped was somebody else's copy.
-            _ => Some(Cause::Silence),
-        },
+        ConnectOutcome::Timeout if note.is_some() => {
+            let note = note?;
+            match (note.cause, connect.wire_syns) {
+                // A policy drops at once. What waited this long waited for an address.
+                (Some(Cause::Policy(_)), 0) if note.time.since(connect.time) >= NEIGHBOR_NS => Some(Cause::Neighbor),
+                (cause, 0) => cause,
+                (Some(Cause::Policy(_)), _) => Some(Cause::Policy("traffic control egress")),
+                // It has left: what was dropped was somebody else's copy.
+                _ => Some(Cause::Silence),
+            }
+        }
         ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
+        // Dropped here, and nothing says why: that is no silence.
+        ConnectOutcome::Timeout if connect.dropped.is_some() && connect.wire_syns == 0 => None,
         ConnectOutcome::Timeout => Some(Cause::Silence),
         ConnectOutcome::Error => None,
     }

@@ -148,6 +148,8 @@ impl Knowledge {
         }
         if let Observation::Drop(drop) = observation
             && let Some(note) = DropNote::of(drop)
+            // Of guesses the first one counts: a connection's first packet tells when its trouble began.
+            && !(note.guessed && self.drops.contains(&drop.connection.id))
             && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), note)
             && other != drop.connection.id
         {

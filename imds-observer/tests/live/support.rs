@@ -21,6 +21,10 @@ const SLOWNESS: &str = "IMDS_OBSERVER_TEST_PATIENCE";
 /// `lab`: the lab's own client, where there is no Python.
 const CLIENT: &str = "IMDS_OBSERVER_TEST_CLIENT";
 
+/// Where observers attach, instead of the lab's own cgroup: in a guest the root's, as on a host. Only there the ICMP is seen that
+/// a node sends to its pods.
+const CGROUP: &str = "IMDS_OBSERVER_TEST_CGROUP";
+
 /// Longer than anything here takes; a test that hits it has failed.
 pub(crate) fn patience() -> Duration {
     Duration::from_secs(20) * slowness()
@@ -76,13 +80,8 @@ pub(crate) struct Finished {
 impl Observer {
     /// `stream` in the node, ready to see.
     pub(crate) fn stream(lab: &Lab, arguments: &[&str]) -> Self {
-        let mut all = vec![
-            "stream",
-            "-i",
-            UPLINK,
-            "--cgroup",
-            lab.cgroup_directory().to_str().unwrap(),
-        ];
+        let cgroup = std::env::var(CGROUP).unwrap_or_else(|_| lab.cgroup_directory().to_str().unwrap().to_owned());
+        let mut all = vec!["stream", "-i", UPLINK, "--cgroup", &cgroup];
         all.extend(arguments);
         let mut observer = Self::spawn(lab.node(), &all);
         observer.wait_for(|record| record["record"] == "start");
