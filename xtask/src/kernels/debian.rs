@@ -74,8 +74,13 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
+    /// In `/boot`, or since 7.2 beside the modules.
     pub(super) fn image(&self) -> PathBuf {
-        self.files.join("boot").join(format!("vmlinuz-{}", self.release))
+        let image = self.files.join("boot").join(format!("vmlinuz-{}", self.release));
+        if image.is_file() {
+            return image;
+        }
+        self.files.join("lib/modules").join(&self.release).join("vmlinuz")
     }
 }
 
@@ -104,15 +109,13 @@ pub(super) fn fetch(sh: &Shell, arch: Arch, version: &Version) -> anyhow::Result
 }
 
 fn unpacked(sh: &Shell, files: &Path) -> Option<Kernel> {
-    let entries = sh.read_dir(files.join("boot")).ok()?;
-    let release = entries
-        .iter()
-        .find_map(|path| path.file_name()?.to_str()?.strip_prefix("vmlinuz-").map(str::to_owned))?;
-    sh.path_exists(files.join("lib/modules").join(&release).join("modules.dep"))
-        .then(|| Kernel {
-            release,
+    sh.read_dir(files.join("lib/modules")).ok()?.iter().find_map(|modules| {
+        let kernel = Kernel {
+            release: modules.file_name()?.to_str()?.to_owned(),
             files: files.to_path_buf(),
-        })
+        };
+        (modules.join("modules.dep").is_file() && kernel.image().is_file()).then_some(kernel)
+    })
 }
 
 /// apt with lists and caches of its own: it reads other suites and leaves the machine's alone.
@@ -207,7 +210,9 @@ impl<'a> Apt<'a> {
     /// Replaces `files` by what is in these packages.
     fn unpack_all(&self, packages: &[String], files: &Path) -> anyhow::Result<()> {
         let (sh, options) = (self.sh, &self.options);
-        let downloads = files.with_extension("download");
+        let mut downloads = files.as_os_str().to_owned();
+        downloads.push(".download");
+        let downloads = PathBuf::from(downloads);
         sh.remove_path(&downloads)?;
         sh.remove_path(files)?;
         sh.create_dir(&downloads)?;

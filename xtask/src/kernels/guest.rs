@@ -182,20 +182,20 @@ pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBu
     for (alias, program) in ALIASES {
         std::os::unix::fs::symlink(program, tree.join("usr/bin").join(alias))?;
     }
-    let lines: String = plan
+    let lines: Vec<String> = plan
         .iter()
-        .map(|(program, tests)| format!("{program} {}\n", tests.join(" ")))
+        .map(|(program, tests)| format!("{program} {}", tests.join(" ")))
         .collect();
-    sh.write_file(tree.join("guest/plan"), lines)?;
+    sh.write_file(tree.join("guest/plan"), lines.join("\n"))?;
     sh.write_file(tree.join("guest/skip"), SKIPPED.join("\n"))?;
-    let mut environment: String = ENVIRONMENT
+    let mut environment: Vec<String> = ENVIRONMENT
         .iter()
-        .map(|(name, value)| format!("{name}={value}\n"))
+        .map(|(name, value)| format!("{name}={value}"))
         .collect();
     if !whole {
-        environment.push_str(&format!("IMDS_OBSERVER_FAULTS={}\n", BRIEF_FAULTS.join(",")));
+        environment.push(format!("IMDS_OBSERVER_FAULTS={}", BRIEF_FAULTS.join(",")));
     }
-    sh.write_file(tree.join("guest/env"), environment)?;
+    sh.write_file(tree.join("guest/env"), environment.join("\n"))?;
     let archive = directory(arch).join("base.cpio");
     pack(&tree, &archive)?;
     Ok(archive)
@@ -394,7 +394,7 @@ pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) ->
         .arg(initramfs)
         .arg("-append")
         .arg(format!(
-            "console={serial} quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1"
+            "console={serial} quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1 no_timer_check"
         ))
         .stdin(Stdio::null())
         .spawn()
