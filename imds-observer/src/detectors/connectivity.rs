@@ -251,6 +251,8 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
             match (note.cause, connect.wire_syns) {
                 // A policy drops at once. What waited this long waited for an address.
                 (Some(Cause::Policy(_)), 0) if note.time.since(connect.time) >= NEIGHBOR_NS => Some(Cause::Neighbor),
+                // IPv6 gives its packets a device before OUTPUT.
+                (Some(Cause::Policy(_)), 0) if connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
                 (cause, 0) => cause,
                 (Some(Cause::Policy(_)), _) => Some(Cause::Policy("traffic control egress")),
                 // It has left: what was dropped was somebody else's copy.

@@ -418,6 +418,7 @@ fn s16b_response_dropped_in_forward() {
 /// A drop that tells neither reason nor function: where its packet had come to, and what else the attempt met.
 #[rstest]
 #[case::output(0.0, None, 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
+#[case::output_of_ipv6(0.0, Some(4_026_531_840), 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
 #[case::cgroup_skb(0.0, Some(4_026_531_840), 64, [2, 0], None, false, Some(("denied-by-policy", "cgroup_skb egress program")))]
 #[case::tc_egress(0.0, Some(4_026_531_840), 64, [2, 2], None, false, Some(("denied-by-policy", "traffic control egress")))]
 #[case::no_neighbor(3.05, Some(4_026_531_840), 64, [1, 0], None, false, Some(("neighbor-unresolved", "")))]

@@ -100,6 +100,8 @@ fn token(place: &Place, host: &str, patience: &str) {
 const UNTOLD: &[&str] = &[
     "policy-tc-ingress-pod",
     "policy-tc-egress-pod",
+    "no-route-forwarded",
+    "route-prohibit-forwarded",
     "route-blackhole-forwarded",
 ];
 
