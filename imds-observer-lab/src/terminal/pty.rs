@@ -3,10 +3,7 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    os::{
-        fd::AsFd as _,
-        unix::process::CommandExt as _,
-    },
+    os::{fd::AsFd as _, unix::process::CommandExt as _},
     process::{Child, Command, ExitStatus},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -213,7 +210,9 @@ fn read(outer: &File, shared: &Shared, begun: Instant) {
             Err(_) => return,
         }
         // EIO: nobody has the inner end open any more.
-        let Ok(length @ 1..) = outer.read(&mut part) else { return };
+        let Ok(length @ 1..) = outer.read(&mut part) else {
+            return;
+        };
         let mut output = shared.output();
         output.bytes.extend_from_slice(&part[..length]);
         let now = (output.bytes.len(), begun.elapsed());

@@ -117,7 +117,9 @@ impl Tmux {
     /// The process that runs in it.
     pub fn pid(&self) -> Result<u32> {
         let pid = self.run(&["display-message", "-p", "#{pane_pid}"])?;
-        pid.trim().parse().with_context(|| format!("read a process id from {pid:?}"))
+        pid.trim()
+            .parse()
+            .with_context(|| format!("read a process id from {pid:?}"))
     }
 }
 

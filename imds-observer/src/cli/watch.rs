@@ -238,7 +238,7 @@ fn end<T>(screen: JoinHandle<T>) -> Option<thread::Result<T>> {
 fn say(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if !terminal::is_gone(&error) => Err(error).context("write to the terminal"),
+        Err(error) if !terminal::is_gone() => Err(error).context("write to the terminal"),
         _ => Ok(()),
     }
 }

@@ -13,8 +13,7 @@ mod tests;
 pub mod ui;
 pub mod view;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -100,10 +99,7 @@ impl View {
 
     fn run(mut self) -> anyhow::Result<()> {
         let result = self.look();
-        match result.as_ref().err().and_then(|error| error.downcast_ref::<io::Error>()) {
-            Some(error) if terminal::is_gone(error) => Ok(()),
-            _ => result,
-        }
+        if terminal::is_gone() { Ok(()) } else { result }
     }
 
     fn look(&mut self) -> anyhow::Result<()> {
@@ -212,7 +208,7 @@ impl View {
             return;
         }
         let name = trace_name(Time::now());
-        match self.parts.trace.begin(&self.parts.directory.join(Path::new(&name))) {
+        match self.parts.trace.begin(&self.parts.directory.join(&name)) {
             Ok(()) => {
                 self.ui.message = format!("writing {name}; w ends it");
                 self.ui.writing = Some(name);

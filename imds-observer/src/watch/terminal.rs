@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Stdout, Write as _};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Once, OnceLock};
@@ -31,7 +32,8 @@ const LEAVE: &[u8] = b"\x1b[?1049l\x1b[?25h";
 
 /// Raw mode and the alternate screen, until it is dropped.
 pub struct Screen {
-    pub terminal: Terminal<CrosstermBackend<Stdout>>,
+    /// Never dropped: ratatui would show the cursor once more, and panic where neither that nor saying so succeeds.
+    pub terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
     /// Where keys come from; `None`: stdin.
     keys: Option<File>,
     /// The last look found something: more may have been read along with it, which `poll` can't see.
@@ -73,7 +75,7 @@ impl Screen {
             .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
         match screen {
             Ok(terminal) => Ok(Self {
-                terminal,
+                terminal: ManuallyDrop::new(terminal),
                 keys,
                 more: false,
             }),
@@ -160,9 +162,15 @@ pub fn give_back_at_once() {
     }
 }
 
-/// Whether this error means that there is no terminal any more: that is a normal end.
-pub fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::BrokenPipe || matches!(error.raw_os_error(), Some(libc::EIO | libc::ENXIO))
+/// Whether there is no terminal any more, which is a normal end. Errors don't tell: a size that can't be had may mean anything.
+pub fn is_gone() -> bool {
+    let stdout = io::stdout();
+    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds
+            .iter()
+            .any(|fd| fd.revents().is_some_and(|seen| seen.intersects(gone)))
 }
 
 /// The bytes that have a terminal take a text to the clipboard.
@@ -184,17 +192,13 @@ mod tests {
         // Neither ends the sequence early nor runs a line when it is pasted.
         let hostile = copying("a\x07\x1b\\\u{9c}b\rrm\u{202e}");
         let inside = &hostile["\x1b]52;c;".len()..hostile.len() - 1];
-        assert!(inside.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte)));
+        assert!(
+            inside
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
+        );
         use base64::Engine as _;
         let pasted = base64::engine::general_purpose::STANDARD.decode(inside).unwrap();
         assert_eq!(pasted, br"a\u{7}\u{1b}\\u{9c}b\rrm\u{202e}");
-    }
-
-    #[test]
-    fn a_terminal_that_is_gone_is_no_failure() {
-        for errno in [libc::EIO, libc::EPIPE] {
-            assert!(is_gone(&io::Error::from_raw_os_error(errno)));
-        }
-        assert!(!is_gone(&io::Error::from_raw_os_error(libc::ENOSPC)));
     }
 }

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use imds_observer_lab::client::{Script, Step};
-use imds_observer_lab::terminal::{Control, Pty};
+use imds_observer_lab::terminal::{Control, Pty, Tmux};
 use imds_observer_lab::topology::LabOptions;
 
 use super::support::{self, in_netns, lab, lab_binary};
-use super::{ENTER, PROGRAM, watch_trace};
+use super::{PROGRAM, watch_lab, watch_trace};
 
 /// What a program tells a terminal besides text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,10 +40,14 @@ impl Sequence {
                 40..=47 => drop(background.insert(number - 40)),
                 38 | 48 => {
                     assert_eq!(numbers.next(), Some(5), "an indexed colour: {parameters}");
-                    let set = if number == 38 { &mut *foreground } else { &mut *background };
+                    let set = if number == 38 {
+                        &mut *foreground
+                    } else {
+                        &mut *background
+                    };
                     set.insert(numbers.next().unwrap());
                 }
-                39 | 49 => {}
+                39 | 49 | 59 => {}
                 0..=29 => drop(attributes.insert(number)),
                 _ => panic!("unknown in {parameters}"),
             }
@@ -123,7 +129,7 @@ fn y_copies_the_remedy_and_nothing_else() {
         .unwrap();
     let decoded = String::from_utf8(decoded.stdout).unwrap();
     assert!(
-        decoded.starts_with("aws ec2 modify-instance-metadata-options ")
+        decoded.lines().all(|line| line.starts_with("aws ec2 "))
             && decoded.ends_with("--http-put-response-hop-limit 2"),
         "{decoded:?}"
     );
@@ -166,32 +172,44 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     let cgroup = lab.cgroup_directory();
     let arguments = ["watch", "-i", support::UPLINK, "--cgroup", cgroup.to_str().unwrap()];
 
-    let mut command = in_netns(lab.node(), PROGRAM);
-    command.args(arguments).current_dir(scratch.path());
-    let mut pty = Pty::spawn(command, (160, 50), Control::Controlling).unwrap();
-    pty.wait_for("no requests to IMDS yet").unwrap();
+    let command = format!("read go; {}; echo \"status $?\"; cat", watch_lab(&lab));
+    let tmux = Tmux::start("hostile", (160, 50), &command).unwrap();
+    // Every byte that the program writes, while the screen says where it is.
+    let raw = scratch.path().join("raw");
+    tmux.run(&["pipe-pane", &format!("cat > '{}'", raw.display())]).unwrap();
+    tmux.press("Enter").unwrap();
+    tmux.wait_for("no requests to IMDS yet").unwrap();
     client();
     // As text it is there: the observer lost nothing.
-    pty.wait_for(r"\u{1b}[2Jc").unwrap();
-    pty.press(ENTER).unwrap();
-    pty.wait_for("LAST EXCHANGES").unwrap();
-    pty.wait_for(r"\u{1b}]52;c;cHduZWQ=\u{7}").unwrap();
+    tmux.wait_for(r"asks for /latest/meta-data/\u{1b}[2J").unwrap();
+    tmux.press("Enter").unwrap();
+    let detail = tmux.wait_for("LAST EXCHANGES").unwrap();
+    for part in [
+        r"process    \u{1b}[2Jc",
+        r"command    \u{1b}[2J\u{1b}]0;pwned\u{7}",
+        r"/latest/meta-data/\u{1b}[2J\u{1b}]0;pwned\u{7}\u{1b}]52;c;cHduZWQ=\u{7}",
+    ] {
+        assert!(detail.contains(part), "{part:?} is missing:\n{detail}");
+    }
     // A finding about it.
-    pty.press("\x7f\t\r").unwrap();
-    pty.wait_for("EVIDENCE").unwrap();
-    pty.press("/pwned\r").unwrap();
-    pty.wait_for("filter /pwned").unwrap();
-    pty.press("q").unwrap();
-    assert_eq!(pty.wait().unwrap().code(), Some(0));
-    let foreign: Vec<_> = sequences(&pty.bytes())
+    tmux.press("Escape").unwrap();
+    tmux.press("Tab").unwrap();
+    tmux.press("Enter").unwrap();
+    tmux.wait_for("EVIDENCE").unwrap();
+    tmux.press("q").unwrap();
+    tmux.wait_for("status 0").unwrap();
+    let mut bytes = Vec::new();
+    tmux_wrote(&raw, "status 0", &mut bytes);
+    let foreign: Vec<_> = sequences(&bytes)
         .unwrap()
         .into_iter()
         .filter(|sequence| !is_ours(sequence))
         .collect();
+    let text = String::from_utf8(bytes).unwrap();
     // The summary in the scrollback is part of it.
-    assert!(pty.text().contains("not recorded: w in the view does that"));
+    assert!(text.contains("not recorded: w in the view does that"));
     assert_eq!(foreign, []);
-    assert!(!pty.text().contains('\u{202e}'));
+    assert!(!text.contains('\u{202e}'));
 
     let mut plain = in_netns(lab.node(), PROGRAM);
     plain.args(arguments).args(["--plain", "-c", "60"]);
@@ -200,11 +218,21 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     client();
     assert_eq!(pty.wait().unwrap().code(), Some(0));
     let text = pty.text();
-    assert!(text.contains(r"\u{1b}[2Jc"), "{text}");
+    assert!(text.contains(r"\u{1b}[2J\u{1b}]0;pwned\u{7}"), "{text}");
     let foreign: Vec<_> = sequences(text.as_bytes())
         .unwrap()
         .into_iter()
         .filter(|sequence| !matches!(sequence, Sequence::Control(_, 'm')))
         .collect();
     assert_eq!(foreign, []);
+}
+
+/// What came through tmux's pipe, up to a text that is known to have been written.
+fn tmux_wrote(path: &Path, last: &str, bytes: &mut Vec<u8>) {
+    let deadline = Instant::now() + support::PATIENCE;
+    while !String::from_utf8_lossy(bytes).contains(last) {
+        assert!(Instant::now() < deadline, "no {last:?} in the pipe");
+        std::thread::sleep(Duration::from_millis(10));
+        *bytes = std::fs::read(path).unwrap();
+    }
 }

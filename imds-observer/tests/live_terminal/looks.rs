@@ -42,7 +42,10 @@ fn styles(sequences: &[Sequence]) -> (BTreeSet<u16>, BTreeSet<u16>, BTreeSet<u16
 fn colours_are_few_and_can_be_read_on_dark_and_light() {
     let (foreground, background, attributes) = styles(&visit(false));
     // Red and magenta: the terminal's own, of the first eight. White, black, yellow, blue and cyan vanish on one ground or the other.
-    assert_eq!(foreground, BTreeSet::from([1, 5]));
+    assert!(
+        foreground.contains(&1) && foreground.is_subset(&BTreeSet::from([1, 5])),
+        "{foreground:?}"
+    );
     assert_eq!(background, BTreeSet::new());
     assert!(attributes.is_superset(&BTreeSet::from([1, 2, 7])), "{attributes:?}");
 }

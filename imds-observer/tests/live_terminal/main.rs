@@ -20,9 +20,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_imds-observer");
 const ENTER: &str = "\r";
 
 fn trace(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/traces")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces").join(name)
 }
 
 /// `watch` over a recorded trace, at once.

@@ -120,7 +120,7 @@ fn after_a_panic_in_any_thread() {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture"]).env(PANICS, &cue);
     let mut pty = Pty::spawn(command, SIZE, Control::Controlling).unwrap();
-    pty.wait_for("PROCESSES 1").unwrap();
+    pty.wait_for("pod payments/api").unwrap();
     std::fs::write(&cue, "").unwrap();
     assert_eq!(pty.wait().unwrap().code(), Some(101));
     let after = after_leaving(&pty);

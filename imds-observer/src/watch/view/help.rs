@@ -33,7 +33,12 @@ pub(super) fn lines(missing: &[Missing], theme: Theme, width: u16) -> Vec<Line<'
     if !missing.is_empty() {
         lines.push(Line::styled(" MISSING HERE", BOLD));
     }
-    for Missing { capability, why, blinds } in missing {
+    for Missing {
+        capability,
+        why,
+        blinds,
+    } in missing
+    {
         lines.push(Line::styled(format!(" {}", safe(capability)), theme.bad()));
         for (name, text) in [("why", why), ("blinds", blinds)] {
             for (index, part) in wrap(&safe(text), columns.saturating_sub(10)).into_iter().enumerate() {
