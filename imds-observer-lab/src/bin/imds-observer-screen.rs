@@ -169,8 +169,9 @@ impl Cost {
 fn under_load(lab: &Lab, pid: u32, rate: u32, span: Duration) -> Result<Cost> {
     let mut control = ControlClient::connect(&lab.control_socket())?;
     let begun = control.stats()?.requests;
+    let program = lab_program()?;
     let clients: Result<Vec<Ended>> = (0..rate.div_ceil(CLIENT_RATE))
-        .map(|number| start_client(lab.node(), &poller(number, span)))
+        .map(|number| start_client(lab.node(), &program, &poller(number, span)))
         .collect();
     let _clients = clients?;
     // Measured from when all run, and for three seconds less than they do.
@@ -231,11 +232,15 @@ impl Drop for Ended {
     }
 }
 
-fn start_client(place: &Place, script: &Script) -> Result<Ended> {
+/// Beside this one.
+fn lab_program() -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
-    let program = own.with_file_name("imds-observer-lab");
+    Ok(own.with_file_name("imds-observer-lab"))
+}
+
+fn start_client(place: &Place, program: &Path, script: &Script) -> Result<Ended> {
     let mut child = place
-        .command(&program)?
+        .command(program)?
         .args(["client", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -301,11 +306,15 @@ fn picture(program: &Path) -> Result<()> {
     let tmux = Tmux::start("picture", PICTURE, &command)?;
     tmux.wait_for(LIVE)?;
     let _loop = lab.node().command("bash")?.args(["-c", LOOP]).spawn().map(Ended)?;
-    let mut handler = client::node_termination_handler(30, 2000);
-    handler.comm = Some("node-terminatio".to_owned());
-    let _handler = start_client(lab.node(), &handler)?;
+    // Under a name of its own: processes are told by their program.
+    let healthy = host.0.join("healthy-poller");
+    fs::copy(lab_program()?, &healthy).context("copy the lab's client")?;
+    let script = client::node_termination_handler(30, 2000);
+    let _healthy = start_client(lab.node(), &healthy, &script)?;
     for _ in 0..3 {
-        start_client(lab.pod(0), &client::problem_report())?.0.wait()?;
+        start_client(lab.pod(0), &lab_program()?, &client::problem_report())?
+            .0
+            .wait()?;
     }
     tmux.wait_for("token-response-lost")?;
     tmux.wait_for("tight-polling")?;

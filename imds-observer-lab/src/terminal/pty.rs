@@ -200,7 +200,7 @@ impl Pty {
 }
 
 fn read(outer: &File, shared: &Shared, begun: Instant) {
-    let mut part = [0; 64 * 1024];
+    let mut part = vec![0; 64 * 1024];
     let mut outer = outer;
     while !shared.hang_up.load(Ordering::Relaxed) {
         let mut fds = [PollFd::new(outer.as_fd(), PollFlags::POLLIN)];

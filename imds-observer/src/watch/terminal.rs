@@ -183,6 +183,8 @@ fn copying(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+
     use super::*;
 
     #[test]
@@ -197,7 +199,6 @@ mod tests {
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
         );
-        use base64::Engine as _;
         let pasted = base64::engine::general_purpose::STANDARD.decode(inside).unwrap();
         assert_eq!(pasted, br"a\u{7}\u{1b}\\u{9c}b\rrm\u{202e}");
     }
