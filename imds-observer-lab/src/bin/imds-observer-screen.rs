@@ -392,7 +392,7 @@ impl Style {
 fn svg(screen: &str) -> Result<String> {
     let (width, height) = (PICTURE.0 * CELL.0 + 2 * MARGIN, PICTURE.1 * CELL.1 + 2 * MARGIN);
     let mut out = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="ui-monospace, 'DejaVu Sans Mono', monospace" font-size="15" xml:space="preserve"><title>imds-observer watch: an incident</title><rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="ui-monospace, 'DejaVu Sans Mono', monospace" font-size="15"><title>imds-observer watch: an incident</title><rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>
 "#
     );
     let mut style = Style::default();
@@ -424,31 +424,36 @@ fn svg(screen: &str) -> Result<String> {
 }
 
 fn run(out: &mut String, (x, y): (u16, u16), text: &str, style: Style) {
-    // Spaces at the ends are left out, if nobody sees them.
-    let inner = if style.reversed { text } else { text.trim() };
-    if inner.is_empty() {
-        return;
-    }
-    let skipped = text.find(inner).map_or(0, |at| text[..at].chars().count()) as u16;
-    let cells = inner.chars().count() as u16;
-    let (left, top) = (MARGIN + (x + skipped) * CELL.0, MARGIN + y * CELL.1);
+    let (top, cells) = (MARGIN + y * CELL.1, text.chars().count() as u16);
     let mut fill = style.fill();
-    if style.reversed {
+    if style.reversed && cells > 0 {
+        let (left, width) = (MARGIN + x * CELL.0, cells * CELL.0);
         let _ = writeln!(
             out,
-            r#"<rect x="{left}" y="{top}" width="{}" height="{}" fill="{fill}"/>"#,
-            cells * CELL.0,
+            r#"<rect x="{left}" y="{top}" width="{width}" height="{}" fill="{fill}"/>"#,
             CELL.1
         );
         fill = BACKGROUND;
     }
     let weight = if style.bold { r#" font-weight="bold""# } else { "" };
     let dim = if style.dim { r#" opacity="0.6""# } else { "" };
-    let inner = inner.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let _ = writeln!(
-        out,
-        r#"<text x="{left}" y="{}" textLength="{}" fill="{fill}"{weight}{dim}>{inner}</text>"#,
-        top + 14,
-        cells * CELL.0
-    );
+    // Viewers join spaces, so each piece between two of them gets a place of its own.
+    let mut rest = text;
+    let mut at = x;
+    while let Some(begin) = rest.find(|character| character != ' ') {
+        at += begin as u16;
+        rest = &rest[begin..];
+        let (piece, after) = rest.split_at(rest.find("  ").unwrap_or(rest.trim_end().len()));
+        let cells = piece.chars().count() as u16;
+        let _ = writeln!(
+            out,
+            r#"<text x="{}" y="{}" textLength="{}" fill="{fill}"{weight}{dim}>{}</text>"#,
+            MARGIN + at * CELL.0,
+            top + 14,
+            cells * CELL.0,
+            piece.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+        );
+        at += cells;
+        rest = after;
+    }
 }
