@@ -112,7 +112,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         "200 came with TTL 1 after",
         "never delivered",
         "sent again",
-        "ICMP 11/0 told IMDS so",
+        "ICMP 11/0 sent",
         "response dropped in ip_forward: IP_INHDR, TTL 1",
         "GET iam/security-credentials/ v1",
         "requests 63, answers 1 to 255",

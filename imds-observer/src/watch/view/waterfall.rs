@@ -160,7 +160,7 @@ fn remarks(exchange: &Exchange) -> Vec<String> {
         remarks.push(format!("{status} came{ttl}{after}, never delivered"));
     }
     if let Some(icmp) = &response.icmp {
-        remarks.push(format!("ICMP {} told IMDS so", safe(icmp)));
+        remarks.push(format!("ICMP {} sent", safe(icmp)));
     }
     if response.retransmits > 0 {
         remarks.push(format!("sent again {}", times(response.retransmits)));
