@@ -25,6 +25,8 @@ const BATCH: usize = 8_192;
 const GATHER: Duration = Duration::from_millis(10);
 /// So many events in that time, and the next look comes at once: the ring holds a few times as many.
 const MANY: usize = 1_000;
+/// Events of a full ring buffer, even one enlarged to 16 MiB.
+const LAST_EVENTS: usize = 1 << 17;
 /// How often counters are read.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// How often the wall clock is looked at again: it may be stepped under us.
@@ -178,6 +180,8 @@ impl LiveSource {
             self.clocked = Instant::now();
             self.decoder.set_clock(boot_to_wall_ns()?);
         }
+        #[cfg(feature = "kernel-log")]
+        self.kernel.flush_log();
         if self.sampled.elapsed() >= SAMPLE {
             self.sample(out);
         }
@@ -283,7 +287,9 @@ impl Source for LiveSource {
     }
 
     fn last_batch(&mut self, out: &mut Vec<Event>) {
-        self.drain(out);
+        // All that was there; not what goes on coming in a flood.
+        let most = out.len() + LAST_EVENTS;
+        while self.drain(out) == BATCH && out.len() < most {}
         self.sample(out);
     }
 }
