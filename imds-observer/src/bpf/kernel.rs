@@ -29,6 +29,7 @@ use super::decode::Decoder;
 use super::occupied::{CgroupHook, exclusive_holder};
 use super::offsets::{drop_reasons, kernel_offsets};
 use super::symbols::Symbols;
+use crate::host::rights::{self, Held};
 use crate::record::{Attached, Missing};
 
 /// The object that build.rs made. Aligned: aya reads ELF structs in place.
@@ -104,7 +105,19 @@ impl Kernel {
             .as_ref()
             .map_err(ToString::to_string)
             .and_then(|bytes| Btf::parse(bytes).map_err(|error| error.to_string()));
+        let reads_memory = rights::PERFMON.held() != Some(Held::No);
+        for right in [rights::PERFMON, rights::SYS_PTRACE] {
+            if right.held() == Some(Held::No) {
+                missing.push(Missing {
+                    capability: right.capability.to_string(),
+                    why: "not held by this process".into(),
+                    blinds: right.blinds.into(),
+                });
+            }
+        }
         let (offsets, reasons) = match &parsed {
+            // Without offsets no program asks for what it may not have, and the rest of it loads.
+            Ok(btf) if !reads_memory => (KernelOffsets::NONE, drop_reasons(btf)),
             Ok(btf) => (kernel_offsets(btf), drop_reasons(btf)),
             Err(why) => {
                 missing.push(Missing {
@@ -159,7 +172,7 @@ impl Kernel {
             uplinks: HashMap::new(),
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
-        kernel.attach_tracing(parsed.is_ok());
+        kernel.attach_tracing(parsed.is_ok() && reads_memory);
         drop(parsed);
         drop(vmlinux);
         give_back_memory();
