@@ -58,7 +58,9 @@ impl Rights {
 pub fn withhold<'a>(command: &'a mut Command, names: &[&str]) -> Result<&'a mut Command> {
     let mut keep = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
     for name in names {
-        let capability: Capability = name.parse().with_context(|| format!("no capability is called {name}"))?;
+        let capability: Capability = name
+            .parse()
+            .with_context(|| format!("no capability is called {name}"))?;
         keep.remove(&capability);
     }
     // SAFETY: between fork and exec; as above.

@@ -120,7 +120,9 @@ pub struct CgroupOccupants {
 
 /// Programs at our hooks of `root` and of all cgroups below, with paths as from `mount`. Needs CAP_NET_ADMIN.
 pub fn cgroup_occupants(root: &Path, mount: Option<&Path>) -> io::Result<CgroupOccupants> {
-    let prefix = mount.and_then(|mount| root.strip_prefix(mount).ok()).unwrap_or(Path::new(""));
+    let prefix = mount
+        .and_then(|mount| root.strip_prefix(mount).ok())
+        .unwrap_or(Path::new(""));
     // The first question shows whether we may ask at all.
     attached(&File::open(root)?, CgroupHook::Egress)?;
     let names = Names::read();
@@ -136,7 +138,11 @@ pub fn cgroup_occupants(root: &Path, mount: Option<&Path>) -> io::Result<CgroupO
             continue;
         };
         let shown = format!("/{}", prefix.join(&path).display());
-        let shown = if shown.len() > 1 { shown.trim_end_matches('/').to_owned() } else { shown };
+        let shown = if shown.len() > 1 {
+            shown.trim_end_matches('/').to_owned()
+        } else {
+            shown
+        };
         if let Ok(metadata) = directory.metadata() {
             found.paths.insert(metadata.ino(), shown.clone());
         }

@@ -37,8 +37,9 @@ fn of(driver: &str, exceeded: Option<u64>) -> Check {
             ["imds-observer watch".to_owned()],
         )
         .told_as(Code::PacketQuota),
-        None => Check::new(NAME, State::Unknown, format!("driver {driver} doesn't count it"))
-            .blinding("whether packets beyond the quota were dropped; the packets themselves are counted at the uplink"),
+        None => Check::new(NAME, State::Unknown, format!("driver {driver} doesn't count it")).blinding(
+            "whether packets beyond the quota were dropped; the packets themselves are counted at the uplink",
+        ),
     }
 }
 

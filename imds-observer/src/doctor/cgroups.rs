@@ -19,7 +19,7 @@ pub(super) fn checks(wanted: Option<&Path>) -> Vec<Check> {
     if let Some(path) = wanted.filter(|path| !path.join("cgroup.procs").exists()) {
         checks.push(
             Check::new(NAME, State::Missing, "not a cgroup2 directory")
-                .about(path.display())
+                .about(&path.display())
                 .blinding("everything: programs can't be attached there")
                 .remedied("Name a directory below a cgroup2 mount with --cgroup.", []),
         );
@@ -42,9 +42,16 @@ fn of(mounts: &[String], usable: bool) -> Check {
         );
     }
     if !usable {
-        return Check::new(NAME, State::Missing, format!("{found}, which shows a part of the hierarchy only"))
-            .blinding(blinds)
-            .remedied("Mount the host's /sys/fs/cgroup into this container (or use the host's cgroup namespace).", []);
+        return Check::new(
+            NAME,
+            State::Missing,
+            format!("{found}, which shows a part of the hierarchy only"),
+        )
+        .blinding(blinds)
+        .remedied(
+            "Mount the host's /sys/fs/cgroup into this container (or use the host's cgroup namespace).",
+            [],
+        );
     }
     Check::ok(NAME, found)
 }

@@ -65,11 +65,13 @@ impl Check {
         if held {
             Self::ok(name, found)
         } else {
-            Self::new(name, State::Missing, found).blinding(blinds).remedied(remedy, [])
+            Self::new(name, State::Missing, found)
+                .blinding(blinds)
+                .remedied(remedy, [])
         }
     }
 
-    pub(super) fn about(mut self, subject: impl ToString) -> Self {
+    pub(super) fn about(mut self, subject: &(impl ToString + ?Sized)) -> Self {
         self.subject = Some(subject.to_string());
         self
     }

@@ -185,7 +185,7 @@ fn stops(ruleset: &Ruleset, endpoint: IpAddr, cgroups: &mut Cgroups) -> (Vec<Che
         chains += walked.chains;
         given_up |= walked.given_up;
         for stop in walked.stops {
-            let check = check(&stop, way, cgroups).about(endpoint);
+            let check = check(&stop, way, cgroups).about(&endpoint);
             // A rule of PREROUTING is met by both kinds of answers.
             if !checks.iter().any(|known: &Check| known.found == check.found) {
                 checks.push(check);
@@ -220,7 +220,11 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
     if !stop.unless.is_empty() {
         found = format!("{found}, except for {}", texts(&stop.unless, " or ", cgroups));
     }
-    let told = stop.conditions.iter().chain(&stop.unless).all(|condition| condition.told);
+    let told = stop
+        .conditions
+        .iter()
+        .chain(&stop.unless)
+        .all(|condition| condition.told);
     let state = match stop.outcome {
         Outcome::Queued => State::Unknown,
         Outcome::Redirected(_) => State::Note,

@@ -43,7 +43,7 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
         if let Some(holder) = exclusive_holder(root, hook) {
             checks.push(
                 Check::new("exclusive-program", State::Missing, format!("{holder}, at {hook}"))
-                    .about(root.display())
+                    .about(&root.display())
                     .blinding(match hook {
                         CgroupHook::Ingress | CgroupHook::Egress => "everything: the observer can't start there",
                         CgroupHook::SockOps => "which process's packets a firewall in OUTPUT drops",
@@ -72,7 +72,10 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
 /// One check for each program and hook, wherever it is attached.
 fn told(programs: &[Occupant]) -> Vec<Check> {
     let mut groups: BTreeMap<(String, String), Vec<&Occupant>> = BTreeMap::new();
-    for program in programs.iter().filter(|program| !program.name.as_deref().is_some_and(is_ours)) {
+    for program in programs
+        .iter()
+        .filter(|program| !program.name.as_deref().is_some_and(is_ours))
+    {
         let shown = match &program.name {
             Some(name) => name.clone(),
             None => format!("id {}", program.id),
@@ -115,7 +118,9 @@ fn at_interface(uplink: &Uplink) -> Vec<Check> {
     let mut occupied = |hook: &str, program: String| {
         checks.push(
             Check::new(name, State::Note, format!("{program} at {hook}"))
-                .meaning("may drop requests or answers, or send them another way; the observer's program comes before it")
+                .meaning(
+                    "may drop requests or answers, or send them another way; the observer's program comes before it",
+                )
                 .remedied(
                     "Look what it does if the observer reports denied-by-policy.",
                     [
@@ -129,7 +134,10 @@ fn at_interface(uplink: &Uplink) -> Vec<Check> {
     let mut unread = None;
     match interface_occupants(uplink.ifindex, &uplink.name) {
         Ok(programs) => {
-            for program in programs.iter().filter(|program| !program.name.as_deref().is_some_and(is_ours)) {
+            for program in programs
+                .iter()
+                .filter(|program| !program.name.as_deref().is_some_and(is_ours))
+            {
                 let shown = program.name.clone().unwrap_or_else(|| format!("id {}", program.id));
                 occupied(&program.hook, format!("program {shown}"));
             }

@@ -64,7 +64,8 @@ fn tcx(version: Option<(u32, u32)>) -> Check {
 
 fn btf(path: &Path) -> Check {
     let (name, remedy) = ("btf", "Run a kernel built with CONFIG_DEBUG_INFO_BTF.");
-    let blinds = "executable, command line, ancestors and cgroup of short-lived processes; dropped packets; socket outcomes";
+    let blinds =
+        "executable, command line, ancestors and cgroup of short-lived processes; dropped packets; socket outcomes";
     match fs::File::open(path) {
         Ok(_) => Check::ok(name, path.display().to_string()),
         Err(error) => Check::needed(name, false, format!("{}: {error}", path.display()), blinds, remedy),

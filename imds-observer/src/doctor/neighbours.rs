@@ -32,19 +32,19 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
             .flatten()
             .filter(|default| default.ifindex == hop.ifindex)
             .and_then(|default| default.gateway);
-        checks.push(check(*endpoint, &hop, &neighbours, gateway).about(endpoint));
+        let device = interface(hop.ifindex);
+        checks.push(check(*endpoint, &hop, &device, &neighbours, gateway).about(endpoint));
     }
     checks
 }
 
 /// `gateway`: of the default route through the same interface.
-fn check(endpoint: IpAddr, hop: &Hop, neighbours: &[Neighbour], gateway: Option<IpAddr>) -> Check {
+fn check(endpoint: IpAddr, hop: &Hop, device: &str, neighbours: &[Neighbour], gateway: Option<IpAddr>) -> Check {
     let next = hop.gateway.unwrap_or(endpoint);
     let state = neighbours
         .iter()
         .find(|neighbour| neighbour.ifindex == hop.ifindex && neighbour.address == next)
         .map(|neighbour| neighbour.state);
-    let device = interface(hop.ifindex);
     let on_link = hop.gateway.is_none();
     let who = if on_link {
         format!("{next} itself, on the link of {device}")
@@ -55,12 +55,12 @@ fn check(endpoint: IpAddr, hop: &Hop, neighbours: &[Neighbour], gateway: Option<
         Some(NeighbourState::Failed | NeighbourState::Incomplete) => {
             Check::new(NAME, State::Fault, format!("{who} doesn't answer"))
                 .meaning("connect() fails with \"no route to host\" after three seconds")
-                .remedied(remedy_text(on_link), remedy(endpoint, on_link, &device, gateway))
+                .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway))
                 .told_as(Code::NeighborUnresolved)
         }
         None if on_link => Check::new(NAME, State::Note, format!("{who}: nobody has asked for it yet"))
             .meaning("whether it answers shows with the first request; on EC2 the gateway forwards to IMDS in any case")
-            .remedied(remedy_text(on_link), remedy(endpoint, on_link, &device, gateway)),
+            .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway)),
         None => Check::ok(NAME, format!("{who}: nobody has asked for it yet")),
         Some(state) => Check::ok(NAME, format!("{who}: {}", format!("{state:?}").to_ascii_lowercase())),
     }
@@ -108,19 +108,23 @@ mod tests {
             source: None,
         };
         let failed = [neighbour(endpoint, NeighbourState::Failed)];
-        let told = check(endpoint, &on_link, &failed, Some(gateway));
+        let told = check(endpoint, &on_link, "eth0", &failed, Some(gateway));
         assert_eq!(told.state, State::Fault);
         let commands = told.remedy.unwrap().commands;
-        assert_eq!(commands[1], "ip route add 169.254.169.254/32 via 10.0.0.1 dev 7");
-        assert_eq!(check(endpoint, &on_link, &[], None).state, State::Note);
+        assert_eq!(commands[1], "ip route add 169.254.169.254/32 via 10.0.0.1 dev eth0");
+        assert_eq!(check(endpoint, &on_link, "eth0", &[], None).state, State::Note);
         let stale = [neighbour(endpoint, NeighbourState::Stale)];
-        assert_eq!(check(endpoint, &on_link, &stale, None).state, State::Ok);
+        assert_eq!(check(endpoint, &on_link, "eth0", &stale, None).state, State::Ok);
         let routed = Hop {
             gateway: Some(gateway),
             ..on_link
         };
-        assert_eq!(check(endpoint, &routed, &failed, None).state, State::Ok, "another one");
+        assert_eq!(
+            check(endpoint, &routed, "eth0", &failed, None).state,
+            State::Ok,
+            "another one"
+        );
         let down = [neighbour(gateway, NeighbourState::Incomplete)];
-        assert_eq!(check(endpoint, &routed, &down, None).state, State::Fault);
+        assert_eq!(check(endpoint, &routed, "eth0", &down, None).state, State::Fault);
     }
 }

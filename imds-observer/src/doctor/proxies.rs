@@ -70,7 +70,9 @@ fn scan(proc: &Path, endpoints: &[IpAddr]) -> io::Result<Scan> {
         let environment = match environment(&directory) {
             Ok(environment) => environment,
             // It has ended in the meantime.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
+                continue;
+            }
             Err(_) => {
                 scan.refused += 1;
                 continue;
@@ -107,7 +109,11 @@ impl Scan {
             checks.push(group.check(pids));
         }
         if more > 0 {
-            checks.push(Check::new(NAME, State::Note, format!("{more} more kinds of processes have such a proxy")));
+            checks.push(Check::new(
+                NAME,
+                State::Note,
+                format!("{more} more kinds of processes have such a proxy"),
+            ));
         }
         if checks.is_empty() {
             let found = format!("none of {} processes would ask a proxy", self.looked_at);
@@ -118,8 +124,9 @@ impl Scan {
                 format!("there are more than {MAX_PROCESSES} processes")
             } else {
                 format!(
-                    "the environment of {} processes is kept from this one (needs CAP_SYS_PTRACE)",
-                    self.refused
+                    "{} of {} environments are kept from this process (needs CAP_SYS_PTRACE)",
+                    self.refused,
+                    self.refused + self.looked_at
                 )
             };
             checks.push(Check::unread(NAME, why));
@@ -184,7 +191,11 @@ fn proxied(environment: &[u8], endpoints: &[IpAddr]) -> Option<(&'static str, St
     let (variable, proxy) = PROXIES.iter().find_map(|name| Some((*name, value(name)?)))?;
     let exceptions: Vec<_> = EXCEPTIONS.iter().filter_map(|name| value(name)).collect();
     let excepted = |endpoint: &IpAddr| exceptions.iter().any(|list| excepts(list, *endpoint));
-    let concerned: Vec<IpAddr> = endpoints.iter().copied().filter(|endpoint| !excepted(endpoint)).collect();
+    let concerned: Vec<IpAddr> = endpoints
+        .iter()
+        .copied()
+        .filter(|endpoint| !excepted(endpoint))
+        .collect();
     (!concerned.is_empty()).then(|| (variable, shown(&proxy), concerned))
 }
 
@@ -260,13 +271,30 @@ mod tests {
     fn exceptions_are_understood_as_clients_do() {
         let v4 = DEFAULT_ENDPOINTS[0];
         let v6 = DEFAULT_ENDPOINTS[1];
-        for list in ["*", "a,169.254.169.254", "169.254.169.254:80", "169.254.0.0/16", "x 169.254.169.254"] {
+        for list in [
+            "*",
+            "a,169.254.169.254",
+            "169.254.169.254:80",
+            "169.254.0.0/16",
+            "x 169.254.169.254",
+        ] {
             assert!(excepts(list, v4), "{list}");
         }
-        for list in ["", "localhost,127.0.0.1", "169.254.169.25", "10.0.0.0/8", "169.254.169.254.example.com"] {
+        for list in [
+            "",
+            "localhost,127.0.0.1",
+            "169.254.169.25",
+            "10.0.0.0/8",
+            "169.254.169.254.example.com",
+        ] {
             assert!(!excepts(list, v4), "{list}");
         }
-        for list in ["fd00:ec2::254", "[fd00:ec2::254]", "[fd00:ec2::254]:80", "fd00:ec2::/32"] {
+        for list in [
+            "fd00:ec2::254",
+            "[fd00:ec2::254]",
+            "[fd00:ec2::254]:80",
+            "fd00:ec2::/32",
+        ] {
             assert!(excepts(list, v6) && !excepts(list, v4), "{list}");
         }
     }

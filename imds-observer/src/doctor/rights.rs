@@ -14,10 +14,10 @@ fn check(right: &Right, held: Option<Held>) -> Check {
         Some(Held::Itself) => "held",
         Some(Held::ThroughAdmin) => "held through CAP_SYS_ADMIN",
         Some(Held::No) => "not held by this process",
-        None => return Check::unread(NAME, "the kernel doesn't tell").about(right.capability),
+        None => return Check::unread(NAME, "the kernel doesn't tell").about(&right.capability),
     };
     let remedy = "Run as root, or add it to the capabilities of the service or container.";
-    Check::needed(NAME, held != Some(Held::No), found, right.blinds, remedy).about(right.capability)
+    Check::needed(NAME, held != Some(Held::No), found, right.blinds, remedy).about(&right.capability)
 }
 
 #[cfg(test)]

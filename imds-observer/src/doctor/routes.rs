@@ -40,7 +40,10 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
 /// An interface's name, or its number.
 pub(super) fn interface(ifindex: u32) -> String {
     nix::net::if_::if_indextoname(ifindex)
-        .map_or_else(|_| ifindex.to_string(), |name| name.to_string_lossy().into_owned())
+        .ok()
+        .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| ifindex.to_string())
 }
 
 pub(super) fn dash6(endpoint: IpAddr) -> &'static str {

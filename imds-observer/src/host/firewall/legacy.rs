@@ -10,8 +10,8 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::{
-    Base, Chain, ChainId, Engine, Family, FirewallError, Hook, Match, Rule, Ruleset, Step, TableId, Verdict, text, u16_at,
-    u32_at, xt,
+    Base, Chain, ChainId, Engine, Family, FirewallError, Hook, Match, Rule, Ruleset, Step, TableId, Verdict, text,
+    u16_at, u32_at, xt,
 };
 
 /// `IPT_SO_GET_INFO` and `_GET_ENTRIES`; those of IPv6 have the same numbers.
@@ -109,7 +109,9 @@ fn read_table(family: Family, name: &str, ruleset: &mut Ruleset) -> io::Result<(
     ask(&socket, level, GET_INFO, &mut info)?;
     let size = u32_at(&info, 80).unwrap_or(0) as usize;
     if size > MAX_BYTES {
-        return Err(io::Error::other(format!("{size} bytes of rules are more than {MAX_BYTES}")));
+        return Err(io::Error::other(format!(
+            "{size} bytes of rules are more than {MAX_BYTES}"
+        )));
     }
     let mut entries = vec![0; ENTRIES_HEADER + size];
     put_name(&mut entries, name)?;
@@ -186,7 +188,13 @@ fn chains(table: &TableId, layout: &Layout, info: &[u8], blob: &[u8]) -> HashMap
                 // The policy is the last entry.
                 drops: false,
             });
-            found.insert(id.clone(), Chain { base, rules: Vec::new() });
+            found.insert(
+                id.clone(),
+                Chain {
+                    base,
+                    rules: Vec::new(),
+                },
+            );
             current = Some(id);
             number = 0;
         }

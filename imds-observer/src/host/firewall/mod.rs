@@ -348,11 +348,6 @@ impl Ruleset {
         self.sets.extend(other.sets);
         self.left_out += other.left_out;
     }
-
-    /// Whether a set's keys can be compared with this packet's; for tests of decoding.
-    pub fn rules(&self) -> usize {
-        self.chains.values().map(|chain| chain.rules.len()).sum()
-    }
 }
 
 /// Why rules can't be read.

@@ -14,11 +14,11 @@ use crate::host::netlink::{Netlink, NetlinkError, Reply};
 
 /// `NFNL_SUBSYS_NFTABLES`, and the questions in `enum nf_tables_msg_types`.
 const SUBSYSTEM: u16 = 10 << 8;
-const GET_TABLES: u16 = SUBSYSTEM | 1;
-const GET_CHAINS: u16 = SUBSYSTEM | 4;
-const GET_RULES: u16 = SUBSYSTEM | 7;
-const GET_SETS: u16 = SUBSYSTEM | 10;
-const GET_ELEMENTS: u16 = SUBSYSTEM | 13;
+const GET_TABLES: u16 = SUBSYSTEM + 1;
+const GET_CHAINS: u16 = SUBSYSTEM + 4;
+const GET_RULES: u16 = SUBSYSTEM + 7;
+const GET_SETS: u16 = SUBSYSTEM + 10;
+const GET_ELEMENTS: u16 = SUBSYSTEM + 13;
 /// `struct nfgenmsg`.
 const HEADER: usize = 4;
 
@@ -221,7 +221,11 @@ fn expression(name: &str, of: &Attributes<'_>) -> Option<Vec<Step>> {
     let verdict = |verdict| Some(vec![Step::Verdict(verdict)]);
     let other = |to: Option<Word>, name| {
         let what = Loaded::Other(name);
-        Some(vec![Step::Load { what, to: to?, bytes: 16 }])
+        Some(vec![Step::Load {
+            what,
+            to: to?,
+            bytes: 16,
+        }])
     };
     let step = match name {
         "immediate" => match of.u32(1)? {
@@ -299,7 +303,11 @@ fn expression(name: &str, of: &Attributes<'_>) -> Option<Vec<Step>> {
             // NFT_SOCKET_CGROUPV2
             let cgroup = of.u32(1)? == 3;
             Step::Load {
-                what: if cgroup { Loaded::Cgroup } else { Loaded::Other("socket") },
+                what: if cgroup {
+                    Loaded::Cgroup
+                } else {
+                    Loaded::Other("socket")
+                },
                 to: of.word(2)?,
                 bytes: if cgroup { 8 } else { 4 },
             }
@@ -308,7 +316,11 @@ fn expression(name: &str, of: &Attributes<'_>) -> Option<Vec<Step>> {
             // NFT_FIB_RESULT_ADDRTYPE of the destination.
             let kind = of.u32(2)? == 3 && of.u32(3)? & 0b11 == 0b10;
             Step::Load {
-                what: if kind { Loaded::DestinationType } else { Loaded::Other("fib") },
+                what: if kind {
+                    Loaded::DestinationType
+                } else {
+                    Loaded::Other("fib")
+                },
                 to: of.word(1)?,
                 bytes: 4,
             }
@@ -412,8 +424,10 @@ fn elements(reply: &Reply) -> Vec<Element> {
 
 /// Whether the error says that this kernel has no nftables.
 pub fn absent(error: &FirewallError) -> bool {
-    matches!(error, FirewallError::Nft(NetlinkError::Refused(libc::EOPNOTSUPP | libc::EINVAL)))
-        || matches!(error.errno(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
+    matches!(
+        error,
+        FirewallError::Nft(NetlinkError::Refused(libc::EOPNOTSUPP | libc::EINVAL))
+    ) || matches!(error.errno(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
 }
 
 #[cfg(test)]

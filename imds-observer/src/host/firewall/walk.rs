@@ -168,19 +168,26 @@ impl Walker<'_> {
 
     fn rule(&mut self, id: &ChainId, rule: &Rule, path: &[Condition], depth: usize) -> Next {
         let mut own: Vec<Condition> = Vec::new();
+        self.steps += 1 + rule.steps.len();
+        if self.steps > MAX_STEPS {
+            self.walk.given_up = true;
+            return Next::Ended;
+        }
         for step in &rule.steps {
-            self.steps += 1;
-            if self.steps > MAX_STEPS {
-                self.walk.given_up = true;
-                return Next::Ended;
-            }
             if let Step::Verdict(verdict) = step {
                 if *verdict == Verdict::Continue {
                     continue;
                 }
                 return self.verdict(id, &rule.name, verdict, path, own, depth);
             }
-            if let Step::Lookup { word, set, to: None, verdict: true, .. } = step {
+            if let Step::Lookup {
+                word,
+                set,
+                to: None,
+                verdict: true,
+                ..
+            } = step
+            {
                 return self.verdict_map(id, &rule.name, (*word, set), path, own, depth);
             }
             match self.step(&id.table, step, !own.is_empty()) {
@@ -443,9 +450,9 @@ impl Walker<'_> {
                 return;
             };
             let cell = match cell {
-                Cell::Known(bytes) => {
-                    Cell::Known(std::array::from_fn(|at| bytes[at] & bit(masks, at) ^ bit(xor, word * 4 + at)))
-                }
+                Cell::Known(bytes) => Cell::Known(std::array::from_fn(|at| {
+                    bytes[at] & bit(masks, at) ^ bit(xor, word * 4 + at)
+                })),
                 Cell::Open {
                     open,
                     mask: old,
@@ -561,7 +568,9 @@ impl Walker<'_> {
         for at in word..word + bytes.div_ceil(4).min(WORDS) {
             match self.words.get(at) {
                 Some(Cell::Open {
-                    mask: cell, swapped: turned, ..
+                    mask: cell,
+                    swapped: turned,
+                    ..
                 }) => {
                     mask.extend(cell);
                     swapped |= turned;
@@ -602,7 +611,8 @@ impl Walker<'_> {
 
     fn open_lookup(&self, open: Open, word: Word, name: &str, set: &Set, inverted: bool) -> Truth {
         let begins = || set.elements.iter().filter(|element| !element.ends);
-        let possible = set.intervals || begins().any(|element| element.catch_all || !self.contradicts(word, &element.key));
+        let possible =
+            set.intervals || begins().any(|element| element.catch_all || !self.contradicts(word, &element.key));
         if !possible {
             return Truth::of(inverted);
         }
@@ -624,9 +634,7 @@ impl Walker<'_> {
     fn matches(&self, wanted: &Match) -> Truth {
         match wanted {
             Match::Always => Truth::Yes,
-            Match::Protocol { number, inverted } => {
-                invert(Truth::of(*number == Packet::protocol()), *inverted)
-            }
+            Match::Protocol { number, inverted } => invert(Truth::of(*number == Packet::protocol()), *inverted),
             Match::Address {
                 source,
                 address,
@@ -634,7 +642,11 @@ impl Walker<'_> {
                 inverted,
             } => match self.packet.address(*source) {
                 Ok(own) if own.len() == address.len() => {
-                    let equal = own.iter().zip(address).zip(mask).all(|((a, b), mask)| a & mask == b & mask);
+                    let equal = own
+                        .iter()
+                        .zip(address)
+                        .zip(mask)
+                        .all(|((a, b), mask)| a & mask == b & mask);
                     invert(Truth::of(equal), *inverted)
                 }
                 Ok(_) => invert(Truth::No, *inverted),
@@ -734,24 +746,25 @@ enum Next {
 
 impl Set {
     fn find(&self, key: &[u8]) -> Option<&Element> {
-        let own = if self.parts.is_empty() && self.intervals && self.elements.iter().all(|element| element.key_end.is_none())
-        {
-            // Intervals as begins and ends: the last one that isn't above the key decides. Where one ends and another
-            // begins, the begin counts.
-            self.elements
-                .iter()
-                .filter(|element| !element.catch_all && element.key.as_slice() <= key)
-                .max_by(|a, b| (&a.key, !a.ends).cmp(&(&b.key, !b.ends)))
-                .filter(|element| !element.ends)
-        } else {
-            self.elements
-                .iter()
-                .filter(|element| !element.catch_all && !element.ends)
-                .find(|element| match &element.key_end {
-                    None => element.key == key,
-                    Some(end) => self.within(key, &element.key, end),
-                })
-        };
+        let own =
+            if self.parts.is_empty() && self.intervals && self.elements.iter().all(|element| element.key_end.is_none())
+            {
+                // Intervals as begins and ends: the last one that isn't above the key decides. Where one ends and another
+                // begins, the begin counts.
+                self.elements
+                    .iter()
+                    .filter(|element| !element.catch_all && element.key.as_slice() <= key)
+                    .max_by(|a, b| (&a.key, !a.ends).cmp(&(&b.key, !b.ends)))
+                    .filter(|element| !element.ends)
+            } else {
+                self.elements
+                    .iter()
+                    .filter(|element| !element.catch_all && !element.ends)
+                    .find(|element| match &element.key_end {
+                        None => element.key == key,
+                        Some(end) => self.within(key, &element.key, end),
+                    })
+            };
         own.or_else(|| self.elements.iter().find(|element| element.catch_all))
     }
 
@@ -762,7 +775,8 @@ impl Set {
         let mut at = 0;
         for width in parts {
             let part = at..at + width;
-            let (Some(key), Some(from), Some(to)) = (key.get(part.clone()), from.get(part.clone()), to.get(part)) else {
+            let (Some(key), Some(from), Some(to)) = (key.get(part.clone()), from.get(part.clone()), to.get(part))
+            else {
                 return false;
             };
             if key < from || key > to {
@@ -891,7 +905,11 @@ impl fmt::Display for Stop {
                 self.chain.name, self.rule, self.hook
             ),
             Engine::Legacy => {
-                let program = if family.takes(true) { "ip6tables-legacy" } else { "iptables-legacy" };
+                let program = if family.takes(true) {
+                    "ip6tables-legacy"
+                } else {
+                    "iptables-legacy"
+                };
                 write!(
                     formatter,
                     "{program} table {name}, chain {}, {}, at {}",
@@ -906,6 +924,7 @@ impl fmt::Display for Stop {
 mod tests {
     use super::super::{Base, Family};
     use super::*;
+    use proptest::prelude::*;
 
     fn table() -> TableId {
         TableId {
@@ -1013,7 +1032,12 @@ mod tests {
 
     #[test]
     fn a_rule_for_the_endpoint_stops_it_and_one_for_another_does_not() {
-        let drop = |address| ruleset(false, vec![("output", vec![rule(&[&destination(address)], Verdict::Drop)])]);
+        let drop = |address| {
+            ruleset(
+                false,
+                vec![("output", vec![rule(&[&destination(address)], Verdict::Drop)])],
+            )
+        };
         assert_eq!(told(&drop(IMDS)), ["handle 0 Dropped for [] unless []"]);
         assert_eq!(told(&drop([10, 0, 0, 1])), [""; 0]);
     }
@@ -1049,10 +1073,7 @@ mod tests {
             told(&ruleset(true, chains(jump()))),
             ["policy Dropped for [] unless []"]
         );
-        let accepted = vec![
-            rule(&[&destination(IMDS)], Verdict::Accept),
-            rule(&[], Verdict::Drop),
-        ];
+        let accepted = vec![rule(&[&destination(IMDS)], Verdict::Accept), rule(&[], Verdict::Drop)];
         assert_eq!(told(&ruleset(true, vec![("output", accepted)])), [""; 0]);
         let endless = vec![("output", vec![rule(&[], Verdict::Goto("output".into()))])];
         assert_eq!(told(&ruleset(false, endless)), [""; 0]);
@@ -1081,7 +1102,11 @@ mod tests {
                 Step::Verdict(Verdict::Drop),
             ]
         };
-        assert_eq!(told(&ruleset(false, vec![("output", vec![state(1)])])), [""; 0], "invalid");
+        assert_eq!(
+            told(&ruleset(false, vec![("output", vec![state(1)])])),
+            [""; 0],
+            "invalid"
+        );
         assert_eq!(told(&ruleset(false, vec![("output", vec![state(8)])])).len(), 1, "new");
 
         let lookup = |inverted| {
@@ -1118,9 +1143,35 @@ mod tests {
         assert_eq!(with_set(true), [""; 0]);
     }
 
+    proptest! {
+        #[test]
+        fn any_steps_are_survived(
+            steps in proptest::collection::vec((0..7, 0..20_usize, 0..80_usize, proptest::collection::vec(any::<u8>(), 0..80)), 0..12),
+            v6 in any::<bool>(),
+            response in any::<bool>(),
+        ) {
+            let steps = steps.into_iter().map(|(kind, word, bytes, data)| match kind {
+                0 => Step::Load { what: Loaded::Network { offset: bytes }, to: word, bytes },
+                1 => Step::Load { what: Loaded::Cgroup, to: word, bytes },
+                2 => Step::Bits { from: word, to: bytes, mask: data.clone(), xor: data },
+                3 => Step::Swap { from: word, to: bytes, bytes, unit: data.len() },
+                4 => Step::Range { word, from: data.clone(), to: data, inverted: v6 },
+                5 => Step::Match(Match::AddressRange { source: v6, from: data.clone(), to: data, inverted: response }),
+                _ => Step::Compare { word, how: Comparison::Equal, data },
+            });
+            let steps = steps.chain([Step::Verdict(Verdict::Drop)]).collect();
+            let endpoint = if v6 { "fd00:ec2::254" } else { "169.254.169.254" };
+            let packet = Packet { endpoint: endpoint.parse().unwrap(), response, ..request() };
+            let _ = walk(&ruleset(true, vec![("output", vec![steps])]), &[Hook::Output], &packet);
+        }
+    }
+
     #[test]
     fn what_is_not_read_makes_a_verdict_uncertain() {
-        let limited = vec![rule(&[&destination(IMDS), &[Step::Unread("limit".into())]], Verdict::Drop)];
+        let limited = vec![rule(
+            &[&destination(IMDS), &[Step::Unread("limit".into())]],
+            Verdict::Drop,
+        )];
         let walk = walk(&ruleset(false, vec![("output", limited)]), &[Hook::Output], &request());
         assert!(!walk.stops[0].conditions[0].told);
     }
