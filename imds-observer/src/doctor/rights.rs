@@ -1,7 +1,7 @@
 //! Which capabilities does this process hold?
 
-use super::check::Check;
-use crate::host::rights::{ALL, Held, Right};
+use super::check::{Check, State};
+use crate::host::rights::{ALL, Held, NET_ADMIN, Right};
 
 const NAME: &str = "capability";
 
@@ -10,6 +10,12 @@ pub(super) fn checks() -> Vec<Check> {
 }
 
 fn check(right: &Right, held: Option<Held>) -> Check {
+    if *right == NET_ADMIN && held == Some(Held::ThroughAdmin) {
+        // That does for BPF, and for nothing else.
+        return Check::new(NAME, State::Note, "not held; CAP_SYS_ADMIN does for attaching programs")
+            .about(&right.capability)
+            .blinding("firewall rules can't be read, and before kernel 6.6 uplinks can't be attached");
+    }
     let found = match held {
         Some(Held::Itself) => "held",
         Some(Held::ThroughAdmin) => "held through CAP_SYS_ADMIN",
@@ -22,7 +28,6 @@ fn check(right: &Right, held: Option<Held>) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
     use super::*;
 
     #[test]
@@ -32,5 +37,6 @@ mod tests {
             [Some(Held::Itself), Some(Held::ThroughAdmin), Some(Held::No), None].map(state),
             [State::Ok, State::Ok, State::Missing, State::Unknown]
         );
+        assert_eq!(check(&NET_ADMIN, Some(Held::ThroughAdmin)).state, State::Note);
     }
 }

@@ -8,7 +8,7 @@ pub struct Right {
     pub capability: Capability,
     /// What isn't seen without it.
     pub blinds: &'static str,
-    /// It was split off from CAP_SYS_ADMIN, and is still included there.
+    /// Included in CAP_SYS_ADMIN, as far as BPF goes.
     within_admin: bool,
 }
 
@@ -26,7 +26,7 @@ pub const PERFMON: Right = Right {
 pub const NET_ADMIN: Right = Right {
     capability: Capability::CAP_NET_ADMIN,
     blinds: "everything: programs can't be attached to cgroups and uplinks; firewall rules can't be read",
-    within_admin: false,
+    within_admin: true,
 };
 pub const SYS_PTRACE: Right = Right {
     capability: Capability::CAP_SYS_PTRACE,
@@ -66,10 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_split_off_is_within_admin() {
+    fn all_but_ptrace_is_within_admin() {
         assert_eq!(ALL.map(|right| right.judge(true, false)), [Held::Itself; 4]);
         let through = ALL.map(|right| right.judge(false, true));
-        assert_eq!(through, [Held::ThroughAdmin, Held::ThroughAdmin, Held::No, Held::No]);
+        assert_eq!(
+            through,
+            [Held::ThroughAdmin, Held::ThroughAdmin, Held::ThroughAdmin, Held::No]
+        );
         assert!(BPF.held().is_some());
     }
 }

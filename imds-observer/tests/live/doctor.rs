@@ -298,11 +298,28 @@ fn an_exclusive_program_of_another_tool_is_named() {
 #[ignore = "live"]
 fn what_cannot_be_looked_at_leaves_the_rest_alone() {
     let lab = lab(LabOptions::default());
-    let lacking = ["CAP_NET_ADMIN", "CAP_SYS_PTRACE", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_ADMIN"];
+    let lacking = [
+        "CAP_NET_ADMIN",
+        "CAP_SYS_PTRACE",
+        "CAP_BPF",
+        "CAP_PERFMON",
+        "CAP_SYS_ADMIN",
+    ];
     let mut command = in_netns(lab.node(), env!("CARGO_BIN_EXE_imds-observer"));
-    command.args(["doctor", "-o", "json", "--cgroup", lab.cgroup_directory().to_str().unwrap()]);
+    command.args([
+        "doctor",
+        "-o",
+        "json",
+        "--cgroup",
+        lab.cgroup_directory().to_str().unwrap(),
+    ]);
     let output = withhold(&mut command, &lacking).unwrap().output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let checks = report["checks"].as_array().unwrap();
     let states = |name: &str, subject: Value| -> Vec<&Value> {
@@ -320,7 +337,10 @@ fn what_cannot_be_looked_at_leaves_the_rest_alone() {
         assert_eq!(states("capability", name.into()), ["missing"]);
     }
     for check in checks.iter().filter(|check| check["state"] == "missing") {
-        assert!(check["blinds"].is_string() && check["remedy"]["text"].is_string(), "{check}");
+        assert!(
+            check["blinds"].is_string() && check["remedy"]["text"].is_string(),
+            "{check}"
+        );
     }
 }
 

@@ -513,7 +513,11 @@ fn a_fault_belongs_to_the_pod_or_to_the_host_that_has_it() {
         let mut child = victim.command("curl").unwrap();
         let mut child = child.args(["-s", "-m", "1", &url]).spawn().unwrap();
         let pid = child.id();
-        assert!(run(healthy, "curl", &["-s", "-m", "5", "-o", "/dev/null", &url]).status.success());
+        assert!(
+            run(healthy, "curl", &["-s", "-m", "5", "-o", "/dev/null", &url])
+                .status
+                .success()
+        );
         let finding = observer.wait_for(|record| record["record"] == "finding" && record["state"] == "open");
         child.wait().unwrap();
         assert_eq!(finding["code"], "blocked-by-firewall");
