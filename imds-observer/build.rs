@@ -32,11 +32,17 @@ fn main() -> anyhow::Result<()> {
         // SAFETY: as above. It reaches only the cargo that aya-build starts, never the user-space build.
         unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
     }
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some() {
+        &["log"]
+    } else {
+        &[]
+    };
     // aya-build asks for a package of ours by name; the directory is watched for changes.
     aya_build::build_ebpf(
         [Package {
             name: "imds-observer-ebpf",
             root_dir: "../imds-observer-ebpf",
+            features,
             ..Package::default()
         }],
         match compiler {

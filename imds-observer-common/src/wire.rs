@@ -7,7 +7,10 @@ use crate::{EventHeader, Tuple};
 /// Bytes of a response that may leave the kernel: `HTTP/1.1 200 OK` and no further.
 pub const STATUS_LINE_BYTES: usize = 16;
 
-/// A TCP packet of an IMDS flow, or an ICMP error that quotes one.
+/// A TCP packet of an IMDS flow, or an ICMP error that quotes one. Followed by `head_len` bytes of a request's payload.
+///
+/// A request whose socket isn't on this host (a virtual machine's, behind a tap) can be read nowhere else: it comes like a
+/// [`crate::SegmentEvent`]'s, in several events if it is long.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct WireEvent {
@@ -30,7 +33,9 @@ pub struct WireEvent {
     pub icmp_code: u8,
     /// Bytes of `status_line` that hold; 0 unless the payload starts with `HTTP/1.`.
     pub status_len: u8,
-    pub reserved: u8,
+    /// [`crate::SegmentFlags`].
+    pub flags: u8,
     pub status_line: [u8; STATUS_LINE_BYTES],
-    pub reserved2: u32,
+    pub head_len: u16,
+    pub reserved: u16,
 }

@@ -1,9 +1,11 @@
 //! Events into the ring buffer, and what didn't fit into a counter.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_output};
-use imds_observer_common::{EventHeader, EventKind, LossCounters};
+use imds_observer_common::{EventHeader, EventKind, HEAD_BYTES, HEADS_PER_PACKET, LossCounters};
 
 use crate::maps::{EVENTS, LOSS};
+use crate::packet::load_payload;
 
 #[inline(always)]
 pub(crate) fn header(kind: EventKind, len: usize) -> EventHeader {
@@ -14,6 +16,13 @@ pub(crate) fn header(kind: EventKind, len: usize) -> EventHeader {
         len: len as u16,
         reserved: 0,
     }
+}
+
+/// Takes what a function of ours returned. Without a taker the compiler leaves its return register as it happens to be, and the
+/// verifier refuses a function that may return with a pointer to its stack there.
+#[inline(always)]
+pub(crate) fn returned(result: bool) {
+    core::hint::black_box(result);
 }
 
 /// Copies an event of a fixed size. `false`: the ring was full; counted.
@@ -31,6 +40,45 @@ pub(crate) fn emit_bytes(event: *const u8, len: u64) -> bool {
         count(|loss| &mut loss.ring_buffer);
     }
     result == 0
+}
+
+/// Brings a request's payload into `head`, piece by piece, and calls `emit` with each one's offset, with what is left from there on,
+/// with the piece's length, and with whether more follows that no event will bring. `false`: not all came through.
+#[inline(always)]
+pub(crate) fn each_head(
+    skb: *mut __sk_buff,
+    payload: u32,
+    payload_len: u32,
+    head: &mut [u8; HEAD_BYTES],
+    mut emit: impl FnMut(u32, u32, u32, bool) -> bool,
+) -> bool {
+    let mut done = 0_u32;
+    let mut all = true;
+    for _ in 0..HEADS_PER_PACKET {
+        let left = payload_len.wrapping_sub(done);
+        if left == 0 || left > payload_len {
+            break;
+        }
+        let wanted = if left > HEAD_BYTES as u32 {
+            HEAD_BYTES as u32
+        } else {
+            left
+        };
+        // 1..=512, in the form that all verifiers follow.
+        let len = (wanted.wrapping_sub(1) & (HEAD_BYTES as u32 - 1)) + 1;
+        if !load_payload(skb, payload.wrapping_add(done), head.as_mut_ptr(), len) {
+            count(|loss| &mut loss.unparsed);
+            return false;
+        }
+        let offset = done;
+        done = done.wrapping_add(len);
+        let cut = done >= HEADS_PER_PACKET * HEAD_BYTES as u32 && done < payload_len;
+        if cut {
+            count(|loss| &mut loss.truncated);
+        }
+        all &= emit(offset, left, len, cut);
+    }
+    all
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@
 mod config;
 mod emit;
 mod hooks;
+mod log;
 mod maps;
 mod packet;
 mod task;

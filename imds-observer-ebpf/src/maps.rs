@@ -11,10 +11,10 @@ use imds_observer_common::{
 
 use crate::packet::Ip;
 
-/// An exchange gives about 12 events of 130 to 250 bytes, 2.5 KB in all: 2 MiB hold some 800 exchanges, which at 5,000
-/// exchanges/s is the time of 160 ms without a reader. User space may raise it before loading.
+/// An exchange gives about 12 events of 130 to 250 bytes, 2.5 KB in all: 4 MiB hold some 1,600 exchanges, which at 5,000
+/// exchanges/s is the time of 320 ms without a reader. User space may raise it before loading.
 #[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(2 << 20, 0);
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 
 /// Socket cookie -> connection. IMDS closes after each answer and a flow is wanted for 5 s after its end: 5,000
 /// connections/s * 5 s = 25,000.
@@ -64,6 +64,7 @@ pub(crate) static DROP_SCRATCH: PerCpuArray<DropEvent> = PerCpuArray::with_max_e
 #[repr(C)]
 pub(crate) struct WireScratch {
     pub(crate) event: WireEvent,
+    pub(crate) head: [u8; HEAD_BYTES],
     pub(crate) ip: Ip,
     /// Of the packet that an ICMP error quotes.
     pub(crate) quoted: Ip,

@@ -3,19 +3,26 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use imds_observer_common::{Tuple, mapped_v4};
+use network_types::eth::EtherType;
+use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
+use network_types::tcp::TcpHdr;
 
-pub(crate) const ETH_P_IP: u16 = 0x0800;
-pub(crate) const ETH_P_IPV6: u16 = 0x86dd;
-pub(crate) const IPPROTO_ICMP: u8 = 1;
-pub(crate) const IPPROTO_TCP: u8 = 6;
-pub(crate) const IPPROTO_UDP: u8 = 17;
-pub(crate) const IPPROTO_ICMPV6: u8 = 58;
+/// As `__sk_buff::protocol` has it: in network byte order.
+pub(crate) const ETH_P_IP: u16 = EtherType::Ipv4 as u16;
+pub(crate) const ETH_P_IPV6: u16 = EtherType::Ipv6 as u16;
+pub(crate) const ETH_P_8021Q: u16 = EtherType::Ieee8021q as u16;
+pub(crate) const ETH_P_8021AD: u16 = EtherType::Ieee8021ad as u16;
+pub(crate) const IPPROTO_ICMP: u8 = IpProto::Icmp as u8;
+pub(crate) const IPPROTO_TCP: u8 = IpProto::Tcp as u8;
+pub(crate) const IPPROTO_UDP: u8 = IpProto::Udp as u8;
+pub(crate) const IPPROTO_ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 
 pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 
-/// IP header, of either family.
+/// IP header, of either family. Aligned, so that addresses are copied by words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(crate) struct Ip {
     pub(crate) source: [u8; 16],
@@ -41,6 +48,11 @@ pub(crate) struct Tcp {
     pub(crate) header_len: u32,
 }
 
+/// A header as a word-aligned value: by itself it has an alignment of one, and would be copied byte by byte.
+#[repr(align(4))]
+#[derive(Clone, Copy)]
+struct Words<T>(T);
+
 /// Reads `T` at `offset` from the start of the data, wherever in the packet's pages it lies. All bytes of `T` are data.
 #[inline(always)]
 pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
@@ -57,30 +69,19 @@ pub(crate) fn load_payload(skb: *mut __sk_buff, offset: u32, to: *mut u8, len: u
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), len) == 0 }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct RawTcp {
-    source: [u8; 2],
-    destination: [u8; 2],
-    seq: [u8; 4],
-    ack: [u8; 4],
-    offset: u8,
-    flags: u8,
-    window: [u8; 2],
-    checksum: [u8; 2],
-    urgent: [u8; 2],
-}
-
-impl RawTcp {
+impl From<&TcpHdr> for Tcp {
     #[inline(always)]
-    pub(crate) fn decode(&self) -> Tcp {
-        Tcp {
-            source: u16::from_be_bytes(self.source),
-            destination: u16::from_be_bytes(self.destination),
-            seq: u32::from_be_bytes(self.seq),
-            ack: u32::from_be_bytes(self.ack),
-            flags: self.flags & 0x3f,
-            header_len: u32::from(self.offset >> 4) * 4,
+    fn from(header: &TcpHdr) -> Self {
+        // The crate's accessors become functions that return pointers to the stack, which the verifier refuses.
+        // SAFETY: the field is two bytes, any bits of which are valid.
+        let [offset, flags]: [u8; 2] = unsafe { core::mem::transmute(header._bitfield_1) };
+        Self {
+            source: u16::from_be_bytes(header.source),
+            destination: u16::from_be_bytes(header.dest),
+            seq: u32::from_be_bytes(header.seq),
+            ack: u32::from_be_bytes(header.ack_seq),
+            flags: flags & 0x3f,
+            header_len: u32::from(offset >> 4) * 4,
         }
     }
 }
@@ -90,35 +91,33 @@ impl RawTcp {
 #[inline(always)]
 pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<()> {
     if v6 {
-        // Version, payload length, next header, hop limit.
-        let first: [u8; 8] = load(skb, at)?;
-        if first[0] >> 4 != 6 {
+        let Words(header): Words<Ipv6Hdr> = load(skb, at)?;
+        if header.vcf[0] >> 4 != 6 {
             return None;
         }
-        ip.source = load(skb, at + 8)?;
-        ip.destination = load(skb, at + 24)?;
-        ip.protocol = first[6];
-        ip.ttl = first[7];
+        ip.source = header.src_addr;
+        ip.destination = header.dst_addr;
+        ip.protocol = header.next_hdr;
+        ip.ttl = header.hop_limit;
         ip.later_fragment = false;
-        ip.next = at + 40;
-        ip.end = match u16::from_be_bytes([first[4], first[5]]) {
+        ip.next = at + Ipv6Hdr::LEN as u32;
+        ip.end = match u16::from_be_bytes(header.payload_len) {
             0 => 0,
-            payload => at + 40 + u32::from(payload),
+            payload => ip.next + u32::from(payload),
         };
         return Some(());
     }
-    // Version and length, TOS, total, id, fragment, TTL, protocol.
-    let first: [u8; 10] = load(skb, at)?;
-    if first[0] >> 4 != 4 {
+    let Words(header): Words<Ipv4Hdr> = load(skb, at)?;
+    if header.vihl >> 4 != 4 {
         return None;
     }
-    ip.source = mapped_v4(load(skb, at + 12)?);
-    ip.destination = mapped_v4(load(skb, at + 16)?);
-    ip.protocol = first[9];
-    ip.ttl = first[8];
-    ip.later_fragment = (u16::from_be_bytes([first[6], first[7]]) & 0x1fff) != 0;
-    ip.next = at + u32::from(first[0] & 15) * 4;
-    ip.end = match u16::from_be_bytes([first[2], first[3]]) {
+    ip.source = mapped_v4(header.src_addr);
+    ip.destination = mapped_v4(header.dst_addr);
+    ip.protocol = header.proto;
+    ip.ttl = header.ttl;
+    ip.later_fragment = (u16::from_be_bytes(header.frags) & 0x1fff) != 0;
+    ip.next = at + u32::from(header.vihl & 15) * 4;
+    ip.end = match u16::from_be_bytes(header.tot_len) {
         0 => 0,
         total => at + u32::from(total),
     };
@@ -136,7 +135,7 @@ pub(crate) fn payload(skb: *mut __sk_buff, ip: &Ip, tcp: &Tcp) -> (u32, u32) {
 
 #[inline(always)]
 pub(crate) fn tcp(skb: *mut __sk_buff, at: u32) -> Option<Tcp> {
-    load::<RawTcp>(skb, at).map(|raw| raw.decode())
+    load::<Words<TcpHdr>>(skb, at).map(|Words(header)| Tcp::from(&header))
 }
 
 /// Ports and sequence number: all of a TCP header that an ICMP error must quote.

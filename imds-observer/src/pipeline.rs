@@ -336,6 +336,12 @@ pub fn run(
             break;
         }
         state = source.next_batch(left.min(WAIT), &mut batch)?;
+        // Behind in a flood, it is as late as what was last read: an answer that waits in the ring isn't missing.
+        let seen = batch
+            .iter()
+            .rev()
+            .find(|event| event.is_traffic())
+            .and_then(Event::time);
         for event in batch.drain(..) {
             if !live {
                 // A trace is its own clock. It jumps ahead of an event, so that what was due before is decided before.
@@ -351,14 +357,14 @@ pub fn run(
             }
         }
         if live {
-            now = Time::now();
+            now = seen.unwrap_or_else(Time::now);
             pipeline.advance(now);
         }
         pipeline.flush();
     }
     source.last_batch(&mut batch);
     batch.drain(..).for_each(|event| pipeline.handle(event));
-    pipeline.finish(now)
+    pipeline.finish(if live { Time::now() } else { now })
 }
 
 /// When what an event tells of was over: records come in this order, see [`crate::source::ndjson`].

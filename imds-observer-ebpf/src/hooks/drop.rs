@@ -7,11 +7,12 @@ use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use imds_observer_common::{Direction, DropEvent, EventKind, ProcessKey, Tuple, mapped_v4};
+use network_types::tcp::TcpHdr;
 
 use crate::config::{drop_reasons, is_endpoint, offset};
 use crate::emit::{emit, header};
 use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES};
-use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, RawTcp, SYN};
+use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, SYN, Tcp};
 use crate::task::netns;
 
 #[btf_tracepoint(function = "kfree_skb")]
@@ -22,7 +23,7 @@ pub(crate) fn drop_btf(ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: a BTF pointer: the verifier knows the struct, and a fault reads as 0.
     let protocol = unsafe { skb.add(protocol_offset).cast::<u16>().read_volatile() };
-    if protocol != ETH_P_IP.to_be() && protocol != ETH_P_IPV6.to_be() {
+    if protocol != ETH_P_IP && protocol != ETH_P_IPV6 {
         return 0;
     }
     let reason = match drop_reasons() {
@@ -49,7 +50,7 @@ pub(crate) fn drop_btf(ctx: BtfTracePointContext) -> i32 {
         skb as u64,
         ctx.arg::<u64>(1),
         reason,
-        protocol == ETH_P_IPV6.to_be(),
+        protocol == ETH_P_IPV6,
         head + u64::from(network),
     );
     0
@@ -75,18 +76,12 @@ pub(crate) fn drop_raw(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn raw(skb: u64, location: u64, reason: u32) -> Option<()> {
     let protocol: u16 = read(skb, offset!(skb_protocol)?)?;
-    if protocol != ETH_P_IP.to_be() && protocol != ETH_P_IPV6.to_be() {
+    if protocol != ETH_P_IP && protocol != ETH_P_IPV6 {
         return None;
     }
     let head: u64 = read(skb, offset!(skb_head)?)?;
     let network: u16 = read(skb, offset!(skb_network_header)?)?;
-    try_drop(
-        skb,
-        location,
-        reason,
-        protocol == ETH_P_IPV6.to_be(),
-        head + u64::from(network),
-    );
+    try_drop(skb, location, reason, protocol == ETH_P_IPV6, head + u64::from(network));
     Some(())
 }
 
@@ -128,7 +123,7 @@ fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Opt
     if protocol != IPPROTO_TCP {
         return None;
     }
-    let tcp = read::<RawTcp>(network, header_len as usize)?.decode();
+    let tcp = Tcp::from(&read::<TcpHdr>(network, header_len as usize)?);
     let payload_len = total.saturating_sub(header_len + tcp.header_len);
     // Purged FINs, duplicate ACKs and the like are the kernel's own housekeeping.
     if payload_len == 0 && tcp.flags & SYN == 0 {

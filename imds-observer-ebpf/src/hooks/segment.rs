@@ -6,12 +6,11 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use imds_observer_common::{
-    Direction, EventKind, HEAD_BYTES, HEADS_PER_PACKET, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags,
-};
+use imds_observer_common::{Direction, EventKind, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags};
 
 use crate::config::{is_endpoint_v4, is_endpoint_v6};
-use crate::emit::{count, emit_bytes, header};
+use crate::emit::{count, each_head, emit_bytes, header, returned};
+use crate::log::debug;
 use crate::maps::{FLOWS, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES};
 use crate::packet::{self, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, sequence_key, tuple};
 use crate::task::{current, current_netns};
@@ -19,7 +18,8 @@ use crate::task::{current, current_netns};
 #[cgroup_skb]
 pub(crate) fn segment_egress(ctx: SkBuffContext) -> i32 {
     if towards_endpoint::<true>(&ctx) {
-        try_egress(ctx.skb.skb);
+        debug!(&ctx, "segment to an endpoint: {} bytes", ctx.len());
+        returned(try_egress(ctx.skb.skb));
     }
     1
 }
@@ -27,7 +27,8 @@ pub(crate) fn segment_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb]
 pub(crate) fn segment_ingress(ctx: SkBuffContext) -> i32 {
     if towards_endpoint::<false>(&ctx) {
-        try_ingress(ctx.skb.skb);
+        debug!(&ctx, "segment from an endpoint: {} bytes", ctx.len());
+        returned(try_ingress(ctx.skb.skb));
     }
     1
 }
@@ -41,14 +42,14 @@ fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
         let protocol = (*skb).protocol as u16;
         let data = (*skb).data as usize;
         let end = (*skb).data_end as usize;
-        if protocol == ETH_P_IP.to_be() {
+        if protocol == ETH_P_IP {
             if data + 20 > end {
                 return false;
             }
             let address = *((data + if EGRESS { 16 } else { 12 }) as *const u32);
             return is_endpoint_v4(address) && *((data + 9) as *const u8) == IPPROTO_TCP;
         }
-        if protocol == ETH_P_IPV6.to_be() {
+        if protocol == ETH_P_IPV6 {
             if data + 40 > end {
                 return false;
             }
@@ -62,7 +63,7 @@ fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
 #[inline(always)]
 fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
     // SAFETY: the context is valid.
-    let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6.to_be();
+    let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
     packet::ip(skb, v6, 0, ip)?;
     if ip.later_fragment || ip.protocol != IPPROTO_TCP {
         return None;
@@ -73,18 +74,18 @@ fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
 }
 
 #[inline(never)]
-fn try_egress(skb: *mut __sk_buff) -> u32 {
+fn try_egress(skb: *mut __sk_buff) -> bool {
     let Some(scratch) = SEGMENT_SCRATCH.get_ptr_mut(0) else {
-        return 0;
+        return false;
     };
     // SAFETY: a per-CPU slot, filled and sent within this run.
     let SegmentScratch { event, head, ip, flow } = unsafe { &mut *scratch };
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
         count(|loss| &mut loss.unparsed);
-        return 0;
+        return false;
     };
     if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
-        return 0;
+        return false;
     }
     // SAFETY: the context is valid.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
@@ -163,56 +164,33 @@ fn try_egress(skb: *mut __sk_buff) -> u32 {
             event.flags = SegmentFlags::RETRANSMIT;
         }
         event.header = header(EventKind::Segment, size_of::<SegmentEvent>());
-        emit_bytes((&raw const *event).cast(), size_of::<SegmentEvent>() as u64);
-        return 0;
+        return emit_bytes((&raw const *event).cast(), size_of::<SegmentEvent>() as u64);
     }
 
-    let mut done = 0_u32;
-    for _ in 0..HEADS_PER_PACKET {
-        let left = payload_len.wrapping_sub(done);
-        if left == 0 || left > payload_len {
-            break;
-        }
-        let wanted = if left > HEAD_BYTES as u32 {
-            HEAD_BYTES as u32
-        } else {
-            left
-        };
-        // 1..=512, in the form that all verifiers follow.
-        let len = (wanted.wrapping_sub(1) & (HEAD_BYTES as u32 - 1)) + 1;
-        if !packet::load_payload(skb, payload.wrapping_add(done), head.as_mut_ptr(), len) {
-            count(|loss| &mut loss.unparsed);
-            break;
-        }
+    each_head(skb, payload, payload_len, head, |done, left, len, cut| {
         event.seq = tcp.seq.wrapping_add(done);
         event.payload_len = left;
         event.head_len = len as u16;
-        done = done.wrapping_add(len);
-        let last = done >= HEADS_PER_PACKET * HEAD_BYTES as u32 && done < payload_len;
-        event.flags = if last { SegmentFlags::CUT } else { 0 };
-        if last {
-            count(|loss| &mut loss.truncated);
-        }
+        event.flags = if cut { SegmentFlags::CUT } else { 0 };
         let size = size_of::<SegmentEvent>() as u64 + u64::from(len);
         event.header = header(EventKind::Segment, size as usize);
-        emit_bytes((&raw const *event).cast(), size);
-    }
-    0
+        emit_bytes((&raw const *event).cast(), size)
+    })
 }
 
 #[inline(never)]
-fn try_ingress(skb: *mut __sk_buff) -> u32 {
+fn try_ingress(skb: *mut __sk_buff) -> bool {
     let Some(scratch) = SEGMENT_SCRATCH.get_ptr_mut(0) else {
-        return 0;
+        return false;
     };
     // SAFETY: a per-CPU slot, filled and sent within this run.
     let SegmentScratch { event, head, ip, .. } = unsafe { &mut *scratch };
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
         count(|loss| &mut loss.unparsed);
-        return 0;
+        return false;
     };
     if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
-        return 0;
+        return false;
     }
     // SAFETY: the context is valid; at this hook the kernel has put the receiving socket into it.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
@@ -235,13 +213,13 @@ fn try_ingress(skb: *mut __sk_buff) -> u32 {
             if payload_len > 0 {
                 // The body's further segments are nobody's business; the first one of an unknown form is.
                 if head_len == 0 && (*flow).awaiting == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
-                    return 0;
+                    return false;
                 }
                 (*flow).awaiting = 0;
             }
         }
     } else if payload_len > 0 && head_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
-        return 0;
+        return false;
     }
 
     event.cookie = cookie;
@@ -259,8 +237,7 @@ fn try_ingress(skb: *mut __sk_buff) -> u32 {
     event.head_len = head_len as u16;
     let size = size_of::<SegmentEvent>() as u64 + u64::from(head_len & (2 * STATUS_LINE_BYTES as u32 - 1));
     event.header = header(EventKind::Segment, size as usize);
-    emit_bytes((&raw const *event).cast(), size);
-    0
+    emit_bytes((&raw const *event).cast(), size)
 }
 
 /// Copies the status line's first bytes if it is one; how many.

@@ -6,20 +6,20 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use imds_observer_common::{
-    Direction, EventKind, InterfaceCounters, STATUS_LINE_BYTES, TRAFFIC_CLASSES, TrafficClass, Tuple, WireEvent,
+    Direction, EventKind, HEAD_BYTES, InterfaceCounters, STATUS_LINE_BYTES, SegmentFlags, TRAFFIC_CLASSES,
+    TrafficClass, Tuple, WireEvent,
 };
 
 use crate::config::is_endpoint;
-use crate::emit::{count, emit, header};
+use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
+use crate::log::debug;
 use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch};
 use crate::packet::{
-    self, ETH_P_IP, ETH_P_IPV6, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Ip, RST, SYN, load,
-    sequence_key, tuple,
+    self, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
+    Ip, RST, SYN, load, sequence_key, tuple,
 };
 
 const ETHERNET_HEADER: usize = 14;
-const ETH_P_8021Q: u16 = 0x8100;
-const ETH_P_8021AD: u16 = 0x88a8;
 /// ICMP destination unreachable and time exceeded; ICMPv6 the same.
 const ICMP_ERRORS: [u8; 2] = [3, 11];
 const ICMPV6_ERRORS: [u8; 2] = [1, 3];
@@ -27,7 +27,8 @@ const ICMPV6_ERRORS: [u8; 2] = [1, 3];
 #[classifier]
 pub(crate) fn wire_egress(ctx: TcContext) -> i32 {
     if concerns_us::<true>(&ctx) {
-        try_wire(ctx.skb.skb, 1);
+        debug!(&ctx, "packet out: {} bytes", ctx.len());
+        returned(try_wire(ctx.skb.skb, 1));
     }
     TC_ACT_UNSPEC
 }
@@ -35,7 +36,8 @@ pub(crate) fn wire_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub(crate) fn wire_ingress(ctx: TcContext) -> i32 {
     if concerns_us::<false>(&ctx) {
-        try_wire(ctx.skb.skb, 0);
+        debug!(&ctx, "packet in: {} bytes", ctx.len());
+        returned(try_wire(ctx.skb.skb, 0));
     }
     TC_ACT_UNSPEC
 }
@@ -49,7 +51,7 @@ fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
         let protocol = (*skb).protocol as u16;
         let data = (*skb).data as usize;
         let end = (*skb).data_end as usize;
-        if protocol == ETH_P_IP.to_be() {
+        if protocol == ETH_P_IP {
             if data + ETHERNET_HEADER + 20 > end || *((data + 12) as *const u16) != protocol {
                 // A link layer without Ethernet header, a VLAN tag in the data, or a header that isn't linear.
                 return true;
@@ -58,7 +60,7 @@ fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
             let address = *((ip + if EGRESS { 16 } else { 12 }) as *const u32);
             return near_v4(address) || *((ip + 9) as *const u8) == IPPROTO_ICMP;
         }
-        if protocol == ETH_P_IPV6.to_be() {
+        if protocol == ETH_P_IPV6 {
             if data + ETHERNET_HEADER + 40 > end || *((data + 12) as *const u16) != protocol {
                 return true;
             }
@@ -84,17 +86,22 @@ fn near_v6(first: u32) -> bool {
 }
 
 #[inline(never)]
-fn try_wire(skb: *mut __sk_buff, egress: u32) -> u32 {
+fn try_wire(skb: *mut __sk_buff, egress: u32) -> bool {
     let egress = egress != 0;
     // SAFETY: the context is valid.
-    let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6.to_be();
+    let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
     let Some(scratch) = WIRE_SCRATCH.get_ptr_mut(0) else {
-        return 0;
+        return false;
     };
     // SAFETY: a per-CPU slot, filled and sent within this run.
-    let WireScratch { event, ip, quoted } = unsafe { &mut *scratch };
+    let WireScratch {
+        event,
+        head,
+        ip,
+        quoted,
+    } = unsafe { &mut *scratch };
     if packet::ip(skb, v6, network_header(skb), ip).is_none() {
-        return 0;
+        return false;
     }
     let far = if egress { ip.destination } else { ip.source };
     let far_is_endpoint = is_endpoint(&far);
@@ -107,16 +114,16 @@ fn try_wire(skb: *mut __sk_buff, egress: u32) -> u32 {
         if far_is_endpoint {
             count(|loss| &mut loss.unparsed);
         }
-        return 0;
+        return false;
     }
     if ip.protocol == IPPROTO_TCP {
         if far_is_endpoint {
-            segment(skb, event, ip, egress);
+            return segment(skb, event, head, ip, egress);
         }
     } else if ip.protocol == IPPROTO_ICMP || ip.protocol == IPPROTO_ICMPV6 {
-        icmp_error(skb, event, ip.next, quoted, v6, far_is_endpoint, egress);
+        return icmp_error(skb, event, ip.next, quoted, v6, far_is_endpoint, egress);
     }
-    0
+    false
 }
 
 /// Where the IP header starts. The data of a TC program starts at the link layer's header, if there is one.
@@ -126,7 +133,7 @@ fn network_header(skb: *mut __sk_buff) -> u32 {
     let protocol = unsafe { (*skb).protocol } as u16;
     match load::<u16>(skb, 12) {
         Some(kind) if kind == protocol => ETHERNET_HEADER as u32,
-        Some(kind) if kind == ETH_P_8021Q.to_be() || kind == ETH_P_8021AD.to_be() => ETHERNET_HEADER as u32 + 4,
+        Some(kind) if kind == ETH_P_8021Q || kind == ETH_P_8021AD => ETHERNET_HEADER as u32 + 4,
         // A device without link layer: tunnels, some virtual ones.
         _ => 0,
     }
@@ -200,14 +207,14 @@ fn join(tuple: &Tuple, seq: u32, egress: bool, first: bool) -> u64 {
 }
 
 #[inline(always)]
-fn segment(skb: *mut __sk_buff, event: &mut WireEvent, ip: &Ip, egress: bool) {
+fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTES], ip: &Ip, egress: bool) -> bool {
     let Some(tcp) = packet::tcp(skb, ip.next) else {
         count(|loss| &mut loss.unparsed);
-        return;
+        return false;
     };
     let (payload, payload_len) = packet::payload(skb, ip, &tcp);
-    if payload_len == 0 && tcp.flags & (SYN | RST) == 0 {
-        return;
+    if payload_len == 0 && tcp.flags & (SYN | RST | FIN) == 0 {
+        return false;
     }
     event.status_len = 0;
     if !egress && payload_len > 0 {
@@ -224,11 +231,15 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, ip: &Ip, egress: bool) {
             event.status_len = STATUS_LINE_BYTES as u8;
         } else if tcp.flags & RST == 0 {
             // A body's further segments.
-            return;
+            return false;
         }
     }
     event.tuple = tuple(ip, tcp.source, tcp.destination, egress);
     event.cookie = join(&event.tuple, tcp.seq, egress, tcp.flags & SYN != 0);
+    // A known socket's own hooks tell how it closes.
+    if payload_len == 0 && tcp.flags & (SYN | RST) == 0 && event.cookie != 0 {
+        return false;
+    }
     event.seq = tcp.seq;
     event.ack = tcp.ack;
     event.payload_len = payload_len;
@@ -237,12 +248,25 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, ip: &Ip, egress: bool) {
     event.icmp_protocol = 0;
     event.icmp_type = 0;
     event.icmp_code = 0;
-    send(event, skb, egress);
+    describe(event, skb, egress);
+    if !egress || payload_len == 0 || event.cookie != 0 {
+        return emit(event);
+    }
+    // No socket of this host has sent it: its head is to be read here or nowhere.
+    each_head(skb, payload, payload_len, head, |done, left, len, cut| {
+        event.seq = tcp.seq.wrapping_add(done);
+        event.payload_len = left;
+        event.head_len = len as u16;
+        event.flags = if cut { SegmentFlags::CUT } else { 0 };
+        let size = size_of::<WireEvent>() as u64 + u64::from(len);
+        event.header = header(EventKind::Wire, size as usize);
+        emit_bytes((&raw const *event).cast(), size)
+    })
 }
 
 /// What all wire events have in common.
 #[inline(always)]
-fn send(event: &mut WireEvent, skb: *mut __sk_buff, egress: bool) {
+fn describe(event: &mut WireEvent, skb: *mut __sk_buff, egress: bool) {
     // SAFETY: the context is valid.
     event.ifindex = unsafe { (*skb).ifindex };
     event.direction = if egress {
@@ -250,10 +274,10 @@ fn send(event: &mut WireEvent, skb: *mut __sk_buff, egress: bool) {
     } else {
         Direction::Response
     } as u8;
+    event.flags = 0;
+    event.head_len = 0;
     event.reserved = 0;
-    event.reserved2 = 0;
     event.header = header(EventKind::Wire, size_of::<WireEvent>());
-    emit(event);
 }
 
 /// An ICMP error that quotes a packet between a client and an endpoint, either way round.
@@ -266,24 +290,24 @@ fn icmp_error(
     v6: bool,
     to_endpoint: bool,
     egress: bool,
-) {
+) -> bool {
     let Some([kind, code]) = load::<[u8; 2]>(skb, at) else {
-        return;
+        return false;
     };
     let errors = if v6 { ICMPV6_ERRORS } else { ICMP_ERRORS };
     if kind != errors[0] && kind != errors[1] {
-        return;
+        return false;
     }
     if packet::ip(skb, v6, at + 8, quoted).is_none() || quoted.protocol != IPPROTO_TCP {
-        return;
+        return false;
     }
     // What this host sends to IMDS quotes a response; what comes in quotes a request.
     let quotes_request = is_endpoint(&quoted.destination);
     if !quotes_request && !(to_endpoint && is_endpoint(&quoted.source)) {
-        return;
+        return false;
     }
     let Some((source, destination, seq)) = packet::quoted_tcp(skb, quoted.next) else {
-        return;
+        return false;
     };
     event.tuple = tuple(quoted, source, destination, quotes_request);
     // SAFETY: copied at once.
@@ -297,5 +321,6 @@ fn icmp_error(
     event.icmp_type = kind;
     event.icmp_code = code;
     event.status_len = 0;
-    send(event, skb, egress);
+    describe(event, skb, egress);
+    emit(event)
 }

@@ -108,7 +108,10 @@ impl Decoder {
                 let (event, head) = take::<SegmentEvent>(bytes)?;
                 segment(time, &event, head)
             }
-            EventKind::Wire => wire(time, &take::<WireEvent>(bytes)?.0),
+            EventKind::Wire => {
+                let (event, head) = take::<WireEvent>(bytes)?;
+                wire(time, &event, head)
+            }
             EventKind::Drop => self.dropped(time, &take::<DropEvent>(bytes)?.0),
             EventKind::Socket => socket(time, &take::<SocketEvent>(bytes)?.0),
         }
@@ -177,13 +180,18 @@ impl Decoder {
     }
 }
 
+/// The payload behind an event.
+fn payload(len: u16, bytes: &[u8]) -> Result<&[u8], WireError> {
+    let len = usize::from(len).min(HEAD_BYTES);
+    bytes.get(..len).ok_or(WireError::Truncated {
+        need: len,
+        have: bytes.len(),
+    })
+}
+
 fn segment(time: Time, event: &SegmentEvent, head: &[u8]) -> Result<Event, WireError> {
     let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
-    let len = usize::from(event.head_len).min(HEAD_BYTES);
-    let head = head.get(..len).ok_or(WireError::Truncated {
-        need: len,
-        have: head.len(),
-    })?;
+    let head = payload(event.head_len, head)?;
     Ok(Event::Packet(Packet {
         time,
         vantage: Vantage::Socket,
@@ -205,9 +213,12 @@ fn segment(time: Time, event: &SegmentEvent, head: &[u8]) -> Result<Event, WireE
     }))
 }
 
-fn wire(time: Time, event: &WireEvent) -> Result<Event, WireError> {
+fn wire(time: Time, event: &WireEvent, head: &[u8]) -> Result<Event, WireError> {
     let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
-    let status = &event.status_line[..usize::from(event.status_len).min(STATUS_LINE_BYTES)];
+    let data = match direction {
+        Direction::Request => payload(event.head_len, head)?,
+        Direction::Response => &event.status_line[..usize::from(event.status_len).min(STATUS_LINE_BYTES)],
+    };
     Ok(Event::Packet(Packet {
         time,
         vantage: Vantage::Uplink,
@@ -221,8 +232,8 @@ fn wire(time: Time, event: &WireEvent) -> Result<Event, WireError> {
         tcp_flags: event.tcp_flags,
         ttl: event.ttl,
         payload_len: event.payload_len,
-        data: Bytes::copy_from_slice(status),
-        cut: false,
+        data: Bytes::copy_from_slice(data),
+        cut: event.flags & SegmentFlags::CUT != 0,
         retransmit: false,
         icmp: (event.icmp_protocol != 0).then_some(IcmpError {
             v6: event.icmp_protocol == 58,

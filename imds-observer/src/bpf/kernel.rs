@@ -81,6 +81,8 @@ pub struct Kernel {
     attached: Vec<Attached>,
     missing: Vec<Missing>,
     uplinks: HashMap<u32, AttachedUplink>,
+    #[cfg(feature = "kernel-log")]
+    log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
 
 struct AttachedUplink {
@@ -175,6 +177,10 @@ impl Kernel {
                 name: "INTERFACES",
                 source,
             })?;
+        #[cfg(feature = "kernel-log")]
+        let log = aya_log::EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| tracing::warn!("kernel log: {error}"))
+            .ok();
         let mut kernel = Self {
             ebpf,
             ring,
@@ -183,6 +189,8 @@ impl Kernel {
             attached: Vec::new(),
             missing,
             uplinks: HashMap::new(),
+            #[cfg(feature = "kernel-log")]
+            log,
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
         kernel.attach_tracing(parsed.is_ok() && reads_memory);
@@ -483,6 +491,14 @@ impl Kernel {
     pub fn ring_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor lives as long as the ring, which lives as long as self.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    }
+
+    /// Passes the kernel programs' debug log on to ours.
+    #[cfg(feature = "kernel-log")]
+    pub fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
     }
 
     /// Hands up to `most` waiting events to `take`; how many there were.

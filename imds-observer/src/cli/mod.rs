@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Observes traffic to the EC2 instance metadata service (IMDS): who asked, what became of it, and what is wrong.
 ///
-/// It never talks to IMDS itself, and no token, credential or response body ever leaves the kernel.
+/// It never talks to IMDS itself. Response bodies never leave the kernel; tokens in requests become salted hashes at once and are never written.
 #[derive(Debug, Parser)]
 #[command(name = "imds-observer", version, propagate_version = true)]
 #[command(

@@ -424,8 +424,11 @@ impl Flow {
 
     fn request_payload(&mut self, packet: &Packet, context: &mut Context<'_>) {
         let seq = Seq(packet.seq);
-        let again = packet.retransmit || (packet.vantage == Vantage::Capture && self.is_old(packet));
-        if again && packet.vantage != Vantage::Uplink {
+        let captured = packet.vantage == Vantage::Capture;
+        // Where an uplink is all there is, it is like a capture: it tells by itself what is sent again.
+        let only_wire = packet.vantage == Vantage::Uplink && self.socketless();
+        let again = packet.retransmit || ((captured || only_wire) && self.is_old(packet));
+        if again && (packet.vantage != Vantage::Uplink || only_wire) {
             let touches = |pending: &&mut Pending| {
                 let behind = pending.end.from(seq) > 0;
                 behind && seq.plus(packet.payload_len).from(pending.start) > 0
@@ -434,9 +437,8 @@ impl Flow {
                 pending.sent_again(packet.time);
             }
         }
-        let captured = packet.vantage == Vantage::Capture;
         if packet.data.is_empty() && !packet.cut && !captured {
-            if packet.vantage == Vantage::Uplink && self.socketless() {
+            if only_wire {
                 self.unreadable_request(packet, context);
             }
             return;

@@ -198,4 +198,12 @@ impl Event {
             Self::Record(record) => record.time(),
         })
     }
+
+    /// Whether it comes from the kernel's events, in whose order time passes.
+    pub(crate) fn is_traffic(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(_) | Self::ConnectReturned(_) | Self::Packet(_) | Self::Socket(_) | Self::Drop(_)
+        )
+    }
 }

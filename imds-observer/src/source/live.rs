@@ -19,6 +19,8 @@ use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 
 /// Events that one call hands over, so that timers get their turn in a flood.
 const BATCH: usize = 8_192;
+/// Events of a full ring buffer, even one enlarged to 16 MiB.
+const LAST_EVENTS: usize = 1 << 17;
 /// How often counters are read.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// How often the wall clock is looked at again: it may be stepped under us.
@@ -167,6 +169,8 @@ impl LiveSource {
             self.clocked = Instant::now();
             self.decoder.set_clock(boot_to_wall_ns()?);
         }
+        #[cfg(feature = "kernel-log")]
+        self.kernel.flush_log();
         if self.sampled.elapsed() >= SAMPLE {
             self.sample(out);
         }
@@ -262,7 +266,9 @@ impl Source for LiveSource {
     }
 
     fn last_batch(&mut self, out: &mut Vec<Event>) {
-        self.drain(out);
+        // All that was there; not what goes on coming in a flood.
+        let most = out.len() + LAST_EVENTS;
+        while self.drain(out) == BATCH && out.len() < most {}
         self.sample(out);
     }
 }
