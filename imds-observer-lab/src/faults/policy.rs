@@ -106,7 +106,35 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
 
 /// `r0 = verdict; exit`.
 fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
-    let instructions = [0xb7_u64 | (u64::from(verdict as u32) << 32), 0x95];
+    load(kind, attach, &[0xb7 | immediate(verdict), 0x95])
+}
+
+fn immediate(value: i32) -> u64 {
+    u64::from(value as u32) << 32
+}
+
+/// A program at an interface that drops all but what finds neighbours: without those the kernel would give up its gateway after
+/// some seconds, and that would be another fault.
+fn shoot_all_but_neighbours(attach: u32) -> Result<OwnedFd> {
+    let protocol = |ethertype: u16| immediate(i32::from(ethertype.to_be()));
+    let instructions = [
+        // r6 = ctx; r0 = skb->protocol
+        0x16_bf,
+        0x61 | 0x60 << 8 | 16 << 16,
+        // ARP: next program. Not IPv6: drop. ICMPv6: next program.
+        0x15 | 5 << 16 | protocol(0x0806),
+        0x55 | 2 << 16 | protocol(0x86dd),
+        0x30 | immediate(14 + 6),
+        0x15 | 2 << 16 | immediate(58),
+        0xb7 | immediate(SHOT),
+        0x95,
+        0xb7 | immediate(NEXT),
+        0x95,
+    ];
+    load(PROG_TYPE_SCHED_CLS, attach, &instructions)
+}
+
+fn load(kind: u32, attach: u32, instructions: &[u64]) -> Result<OwnedFd> {
     bpf(
         BPF_PROG_LOAD,
         &LoadAttributes {
@@ -195,7 +223,7 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
         bpf(BPF_LINK_CREATE, &link).context("attach a policy program to a cgroup")
     };
     let interface = |attach: u32, name: &str| -> Result<OwnedFd> {
-        let program = program(PROG_TYPE_SCHED_CLS, attach, SHOT)?;
+        let program = shoot_all_but_neighbours(attach)?;
         lab.node().netns().run(|| {
             let index = if_nametoindex(name).with_context(|| format!("find interface {name}"))?;
             let link = LinkAttributes {
