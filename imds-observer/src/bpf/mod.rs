@@ -5,7 +5,7 @@ mod btf;
 mod clsact;
 mod decode;
 mod kernel;
-mod occupied;
+pub mod occupied;
 mod offsets;
 mod symbols;
 
@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 pub use attach::cgroup2_mount;
 pub use btf::{Btf, BtfError};
+pub use clsact::HANDLES as CLSACT_HANDLES;
 pub use decode::{Decoder, WireError};
 pub use kernel::{Kernel, KernelError};
 pub use symbols::Symbols;

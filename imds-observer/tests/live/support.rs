@@ -93,8 +93,12 @@ impl Observer {
         let mut command = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"));
         // Its own, not the tests': those make and enter namespaces.
         Rights::from_env().expect("read the rights").reduce(&mut command);
+        Self::start(command.args(arguments))
+    }
+
+    /// A command that writes records.
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
-            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -335,7 +339,7 @@ pub(crate) fn run_script(place: &Place, script: &imds_observer_lab::client::Scri
     )
 }
 
-fn lab_binary() -> PathBuf {
+pub(crate) fn lab_binary() -> PathBuf {
     // Beside the test's own directory: target/debug/deps/live-... -> target/debug/imds-observer-lab.
     let own = std::env::current_exe().unwrap();
     let binary = own.ancestors().nth(2).unwrap().join("imds-observer-lab");

@@ -25,6 +25,11 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Whether these rights, or the guest as a whole, failed.
+    pub(super) fn failed_in(&self, round: &Round) -> bool {
+        !self.errors.is_empty() || !round.failures.is_empty()
+    }
+
     pub(super) fn failed(&self) -> bool {
         self.totals.failed > 0 || !self.errors.is_empty() || self.rounds.iter().any(|round| !round.failures.is_empty())
     }

@@ -23,7 +23,7 @@ pub(super) fn keep(arch: Arch, version: &Version, outcome: &Outcome) -> anyhow::
     fs::create_dir_all(results())?;
     let mut text = String::new();
     for round in &outcome.rounds {
-        let state = if outcome.failed() { "FAILED" } else { "passed" };
+        let state = if outcome.failed_in(round) { "FAILED" } else { "passed" };
         writeln!(
             text,
             "{}\t{}\t{}\tsuite\t{state}",
