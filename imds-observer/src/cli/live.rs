@@ -5,15 +5,28 @@ use std::time::Duration;
 
 use super::Status;
 use super::observe::{ObserveArgs, Settings, ThisHost};
+use super::service::Service;
 use crate::attribution::worker::{HostLookup, Worker};
 use crate::host;
-use crate::pipeline;
+use crate::pipeline::{self, Pipeline};
 use crate::sinks::Sink;
 use crate::source::LiveSource;
 use crate::stop::Stop;
 
-/// Opens the source before the sinks: what can't be observed must not overwrite a file.
 pub(super) fn observe(
+    args: &ObserveArgs,
+    endpoints: &[IpAddr],
+    settings: &Settings,
+    interval: Option<Duration>,
+    sinks: impl FnOnce(&Settings) -> anyhow::Result<Vec<Box<dyn Sink>>>,
+) -> anyhow::Result<Status> {
+    observe_as(None, args, endpoints, settings, interval, sinks)
+}
+
+/// Opens the source before the sinks: what can't be observed must not overwrite a file.
+/// With a `service`, tells the service manager, and reads the configuration again when asked.
+pub(super) fn observe_as(
+    service: Option<Service>,
     args: &ObserveArgs,
     endpoints: &[IpAddr],
     settings: &Settings,
@@ -30,6 +43,13 @@ pub(super) fn observe(
     };
     let mut pipeline = settings.pipeline(name, Some(this_host), interval, args.count, sinks(settings)?);
     let duration = args.duration.map(|span| span.0);
-    pipeline::run(&mut source, &mut pipeline, duration, &stop)?;
+    match service {
+        Some(mut service) => {
+            service.ready(source.interfaces().len());
+            let mut tick = |pipeline: &mut Pipeline| service.tick(pipeline);
+            pipeline::run_supervised(&mut source, &mut pipeline, duration, &stop, &mut tick)?;
+        }
+        None => pipeline::run(&mut source, &mut pipeline, duration, &stop)?,
+    }
     Ok(Status::Done)
 }

@@ -10,5 +10,6 @@ mod faults;
 mod harmless;
 mod main_job;
 mod secrets;
+mod service;
 mod short_lived;
 mod support;
