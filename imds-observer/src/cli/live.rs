@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Status;
 use super::observe::{ObserveArgs, Settings, ThisHost};
-use super::service::Service;
+use super::service::{self, Service};
 use crate::attribution::worker::{HostLookup, Worker};
 use crate::host;
 use crate::pipeline::{self, Pipeline};
@@ -45,7 +45,7 @@ pub(super) fn observe_as(
     let duration = args.duration.map(|span| span.0);
     match service {
         Some(mut service) => {
-            service.ready(source.interfaces().len());
+            service::tell_ready(source.interfaces().len());
             let mut tick = |pipeline: &mut Pipeline| service.tick(pipeline);
             pipeline::run_supervised(&mut source, &mut pipeline, duration, &stop, &mut tick)?;
         }

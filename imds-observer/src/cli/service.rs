@@ -37,12 +37,6 @@ impl Service {
         })
     }
 
-    /// The hooks are attached.
-    pub(super) fn ready(&mut self, uplinks: usize) {
-        let status = format!("observing, {uplinks} uplinks");
-        notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
-    }
-
     pub(super) fn tick(&mut self, pipeline: &mut Pipeline) {
         if let Some(period) = self.watchdog
             && self.beaten.elapsed() >= period
@@ -84,6 +78,12 @@ impl Drop for Service {
     fn drop(&mut self) {
         notify(&[NotifyState::Stopping]);
     }
+}
+
+/// The hooks are attached.
+pub(super) fn tell_ready(uplinks: usize) {
+    let status = format!("observing, {uplinks} uplinks");
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
 /// Keys that were changed and are only looked at when observation begins.

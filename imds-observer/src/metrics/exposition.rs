@@ -59,8 +59,6 @@ pub(super) fn prometheus(openmetrics: &str) -> String {
 
 type Label<'a> = (&'static str, &'a str);
 
-const NO_LABELS: [Label<'static>; 0] = [];
-
 fn counters<S: EncodeLabelSet>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -95,6 +93,12 @@ fn gauges<S: EncodeLabelSet>(
         metric.encode_family(&labels)?.encode_gauge(&value)?;
     }
     Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+    encoder
+        .encode_descriptor(name, help, None, MetricType::Gauge)?
+        .encode_gauge(&value)
 }
 
 fn workloads(encoder: &mut DescriptorEncoder<'_>, state: &State) -> fmt::Result {
@@ -287,11 +291,11 @@ fn own(encoder: &mut DescriptorEncoder<'_>, state: &State) -> fmt::Result {
             "Capabilities that this host does not give, always 1; see the `start` record",
             start.missing.iter().map(|name| ([("capability", name.as_str())], 1.0)),
         )?;
-        gauges(
+        gauge(
             encoder,
             "process_start_time_seconds",
             "Start of observation, Unix time",
-            [(NO_LABELS, start.time.0 as f64 / 1e9)],
+            start.time.0 as f64 / 1e9,
         )?;
     }
     let Some(process) = own_process() else { return Ok(()) };
@@ -302,17 +306,17 @@ fn own(encoder: &mut DescriptorEncoder<'_>, state: &State) -> fmt::Result {
         MetricType::Counter,
     )?;
     cpu.encode_counter::<NoLabelSet, _, u64>(&process.cpu_s, None)?;
-    gauges(
+    gauge(
         encoder,
         "process_resident_memory_bytes",
         "Resident memory of the observer",
-        [(NO_LABELS, process.resident_bytes)],
+        process.resident_bytes,
     )?;
-    gauges(
+    gauge(
         encoder,
         "process_open_fds",
         "Open file descriptors of the observer",
-        [(NO_LABELS, process.open_fds)],
+        process.open_fds,
     )
 }
 
