@@ -4,6 +4,7 @@ pub mod client;
 pub mod faults;
 pub mod rights;
 pub mod server;
+pub mod terminal;
 pub mod topology;
 
 /// For tests that build a lab: whether this process can. Says why not; in CI (`CI=true`) it panics instead, so that a

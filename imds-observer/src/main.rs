@@ -1,5 +1,6 @@
 //! Parse, run, exit code.
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use imds_observer::cli;
@@ -8,7 +9,8 @@ fn main() -> ExitCode {
     match cli::run() {
         Ok(status) => status.into(),
         Err(error) => {
-            eprintln!("imds-observer: {error:#}");
+            // Where nobody listens, `eprintln!` would panic.
+            let _ = writeln!(io::stderr(), "imds-observer: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -1,14 +1,29 @@
 //! Ends a run on request: the first SIGINT or SIGTERM asks for an orderly end, the second ends the program at once.
+//!
+//! SIGHUP, the terminal's going, asks for an orderly end too, unless somebody has the program ignore it (`nohup`). It comes twice,
+//! from the kernel and from the shell, and so never ends anything at once.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use libc::c_int;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
+
+static LAST_ACT: OnceLock<fn()> = OnceLock::new();
+
+/// What is still done when a second signal ends the program. One for the program's life, called in the signal's handler.
+///
+/// # Safety
+///
+/// `act` does only what is safe in a signal handler: no lock, no allocation.
+pub unsafe fn on_sudden_end(act: fn()) {
+    LAST_ACT.get_or_init(|| act);
+}
 
 /// Whether the end was asked for, and a descriptor that wakes a `poll` when it is.
 #[derive(Debug)]
@@ -24,11 +39,23 @@ impl Stop {
         let requested = Arc::new(AtomicBool::new(false));
         let (wake, write) = UnixStream::pair().context("make a pipe for signals")?;
         for signal in [SIGINT, SIGTERM] {
-            // In this order: the shutdown looks at the flag before the next line sets it.
-            let registered = flag::register_conditional_shutdown(signal, 128 + signal, requested.clone())
-                .and_then(|_| flag::register(signal, requested.clone()))
-                .and_then(|_| low_level::pipe::register(signal, write.try_clone()?));
+            let earlier = requested.clone();
+            let at_once = move || {
+                if earlier.load(Ordering::SeqCst) {
+                    if let Some(act) = LAST_ACT.get() {
+                        act();
+                    }
+                    low_level::exit(128 + signal);
+                }
+            };
+            // In this order: `at_once` looks at the flag before the next line sets it.
+            // SAFETY: two atomic loads, an act whose author promised that it is safe here, and `_exit`.
+            let registered = unsafe { low_level::register(signal, at_once) };
             registered.context("take over SIGINT and SIGTERM")?;
+            ask(signal, &requested, &write).context("take over SIGINT and SIGTERM")?;
+        }
+        if !is_ignored(SIGHUP) {
+            ask(SIGHUP, &requested, &write).context("take over SIGHUP")?;
         }
         Ok(Self {
             requested,
@@ -71,4 +98,20 @@ impl Stop {
             waker: self.waker.as_ref().map(UnixStream::try_clone).transpose()?,
         })
     }
+}
+
+/// From now on this signal asks for the end.
+fn ask(signal: c_int, requested: &Arc<AtomicBool>, waker: &UnixStream) -> io::Result<()> {
+    flag::register(signal, requested.clone())?;
+    low_level::pipe::register(signal, waker.try_clone()?)?;
+    Ok(())
+}
+
+fn is_ignored(signal: c_int) -> bool {
+    // SAFETY: all zeroes is a valid sigaction, and the call only reads into it.
+    let (asked, action) = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        (libc::sigaction(signal, std::ptr::null(), &raw mut action), action)
+    };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }

@@ -113,6 +113,7 @@ fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange {
             delivered: Some(!n.is_multiple_of(3)),
             server: Some(long(n)),
             retransmits: 0,
+            icmp: None,
             via_proxy: None,
         }),
         outcome: match n % 13 {

@@ -1,7 +1,7 @@
 //! `build`: the optimised program, eBPF object inside, at `target/release/imds-observer`.
 
 use clap::Args as ClapArgs;
-use xshell::cmd;
+use xshell::{Shell, cmd};
 
 use crate::run::{root, shell, step};
 use crate::setup;
@@ -24,6 +24,16 @@ pub(crate) fn release() -> anyhow::Result<()> {
     cmd!(
         sh,
         "cargo build --release --locked --package imds-observer --target-dir target"
+    )
+    .run()?;
+    Ok(())
+}
+
+/// The lab's programs at target/debug.
+pub(crate) fn lab(sh: &Shell) -> anyhow::Result<()> {
+    cmd!(
+        sh,
+        "cargo build --locked --package imds-observer-lab --bins --target-dir target"
     )
     .run()?;
     Ok(())

@@ -19,13 +19,7 @@ pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
     setup::ensure(&[Group::Demo])?;
     step("build", build::release)?;
     let sh = shell()?;
-    step("build the lab", || {
-        Ok(cmd!(
-            sh,
-            "cargo build --locked --package imds-observer-lab --bins --target-dir target"
-        )
-        .run()?)
-    })?;
+    step("build the lab", || build::lab(&sh))?;
     let (observer, demo) = (
         root().join("target/release/imds-observer"),
         root().join("target/debug/imds-observer-demo"),

@@ -1,28 +1,39 @@
-//! `screenshot`: draws the live view over the tests' traces into `docs/watch.svg`.
+//! `screenshot`: puts the live view of an incident in the lab, as a terminal shows it, into `docs/watch.svg`.
 
+use anyhow::bail;
 use clap::Args as ClapArgs;
 use xshell::cmd;
 
-use crate::run::shell;
+use crate::build;
+use crate::run::{is_root, root, shell, step};
+use crate::setup::{self, Group};
 
-/// Draw docs/watch.svg anew from recorded traces.
+/// Draw docs/watch.svg anew from a session over the lab (needs root).
 #[derive(ClapArgs)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Show this program instead of building one
+    #[arg(long)]
+    program: Option<String>,
+}
 
-pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if !is_root() {
+        bail!("needs root: it makes network namespaces and attaches eBPF programs in them");
+    }
+    setup::ensure(&[Group::Test])?;
+    let program = if let Some(program) = &args.program {
+        program.clone()
+    } else {
+        step("build", build::release)?;
+        root()
+            .join("target/release/imds-observer")
+            .to_string_lossy()
+            .into_owned()
+    };
     let sh = shell()?;
-    // Drawing needs no eBPF object.
-    sh.set_var("AYA_BUILD_SKIP", "1");
-    let traces = ["lost-token-pod", "tight-loop", "healthy-botocore"]
-        .map(|name| format!("imds-observer/tests/traces/{name}.ndjson"));
-    let records = cmd!(
-        sh,
-        "cargo run --quiet --package imds-observer --bin imds-observer -- analyze -o ndjson {traces...}"
-    )
-    .read()?;
-    let svg = cmd!(sh, "cargo run --quiet --package imds-observer --example screenshot")
-        .stdin(records)
-        .read()?;
+    step("build the lab", || build::lab(&sh))?;
+    let screen = root().join("target/debug/imds-observer-screen");
+    let svg = cmd!(sh, "{screen} --observer {program} picture").quiet().read()?;
     sh.write_file("docs/watch.svg", format!("{svg}\n"))?;
     eprintln!("screenshot: docs/watch.svg");
     Ok(())

@@ -1,15 +1,17 @@
 //! `watch`: what happens now, for people.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use clap::Args;
 
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
-use super::{Status, live, offline, print};
+use super::{Status, live, offline};
 use crate::attribution::worker::{HostLookup, Worker};
 use crate::host;
 use crate::pipeline;
@@ -26,10 +28,12 @@ use crate::source::{LiveSource, Source};
 use crate::stop::Stop;
 use crate::watch::feed::{Feed, Trace};
 use crate::watch::view::Theme;
-use crate::watch::{self, log};
+use crate::watch::{self, log, terminal};
 
 /// Packets are compared with the quota second by second.
 const SECOND: Duration = Duration::from_secs(1);
+/// How long the screen's thread may take to end.
+const LAST_DRAWING: Duration = Duration::from_secs(2);
 
 /// Show processes, rates and findings as they come
 #[derive(Debug, Args)]
@@ -121,14 +125,16 @@ impl WatchArgs {
                 ran
             }
         };
-        let shown = screen.join();
+        let shown = end(screen);
         log::release();
         ran?;
-        match shown {
-            Ok(shown) => shown?,
-            Err(_) => anyhow::bail!("the live view panicked (this is a bug; --plain does without it)"),
+        if let Some(shown) = shown {
+            match shown {
+                Ok(shown) => shown?,
+                Err(_) => anyhow::bail!("the live view panicked (this is a bug; --plain does without it)"),
+            }
+            say(&self.session(&collector.take(), &trace.files()))?;
         }
-        print(&self.session(&collector.take(), &trace.files()))?;
         Ok(Status::Done)
     }
 
@@ -212,6 +218,28 @@ impl WatchArgs {
             );
         }
         out
+    }
+}
+
+/// Waits for the screen's thread; `None` if the terminal takes nothing any more (Ctrl-S) or gives half a key.
+fn end<T>(screen: JoinHandle<T>) -> Option<thread::Result<T>> {
+    let begin = Instant::now();
+    while !screen.is_finished() {
+        if begin.elapsed() > LAST_DRAWING {
+            terminal::give_back_at_once();
+            return None;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Some(screen.join())
+}
+
+/// To the terminal that was there; if it is gone, nobody is there to tell.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if !terminal::is_gone() => Err(error).context("write to the terminal"),
+        _ => Ok(()),
     }
 }
 

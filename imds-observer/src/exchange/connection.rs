@@ -353,7 +353,7 @@ impl Flow {
             if packet.direction == Direction::Request
                 && let Some(answer) = self.answer_in(Seq(packet.seq), packet.payload_len)
             {
-                answer.killed = true;
+                answer.refused(icmp);
             }
             return;
         }

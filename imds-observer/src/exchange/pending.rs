@@ -3,7 +3,7 @@
 use super::attempt::COPY_NS;
 use crate::flow::{FoundResponse, Seq};
 use crate::record::{Request, Response, Time};
-use crate::source::{Sender, Vantage};
+use crate::source::{IcmpError, Sender, Vantage};
 
 /// The response to one request, wherever it was seen.
 #[derive(Clone, Debug)]
@@ -21,6 +21,7 @@ pub(super) struct Answer {
     socket_ttl: Option<u8>,
     /// This kernel freed it, or an ICMP error says that somebody did.
     pub(super) killed: bool,
+    icmp: Option<IcmpError>,
     pub(super) retransmits: u32,
     server: Option<String>,
     via_proxy: Option<bool>,
@@ -38,6 +39,7 @@ impl Answer {
             wire_ttl: None,
             socket_ttl: None,
             killed: false,
+            icmp: None,
             retransmits: 0,
             server: None,
             via_proxy: None,
@@ -81,6 +83,12 @@ impl Answer {
         }
     }
 
+    /// Somebody told the server that it can't be delivered.
+    pub(super) fn refused(&mut self, icmp: IcmpError) {
+        self.killed = true;
+        self.icmp.get_or_insert(icmp);
+    }
+
     pub(super) fn acknowledge(&mut self, time: Time) {
         self.acknowledged.get_or_insert(time);
     }
@@ -106,6 +114,7 @@ impl Answer {
             delivered,
             server: self.server,
             retransmits: self.retransmits,
+            icmp: self.icmp.map(|icmp| format!("{}/{}", icmp.kind, icmp.code)),
             via_proxy: self.via_proxy,
         }
     }

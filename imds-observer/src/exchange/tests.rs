@@ -719,6 +719,7 @@ fn lost_token_response_in_a_capture(#[case] icmp: bool, #[case] times: u64) {
         (response.ttl, response.delivered, u64::from(response.retransmits)),
         (Some(1), Some(false), times - 1)
     );
+    assert_eq!(response.icmp.as_deref(), icmp.then_some("11/0"));
 }
 
 #[test]

@@ -112,6 +112,9 @@ pub struct Response {
     /// Times that it arrived again.
     #[serde(default)]
     pub retransmits: u32,
+    /// `type/code` of the ICMP error by which this host told IMDS that it died on the way.
+    #[serde(default)]
+    pub icmp: Option<String>,
     /// Carries `Via` or `X-Cache`: from captures only.
     #[serde(default)]
     pub via_proxy: Option<bool>,

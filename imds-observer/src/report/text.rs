@@ -179,8 +179,9 @@ pub fn finding(finding: &Finding, colour: Colour) -> String {
 
 fn severity(severity: Severity, colour: Colour) -> String {
     let style = match severity {
-        Severity::Info => AnsiColor::Blue.on_default(),
-        Severity::Warning => AnsiColor::Yellow.on_default(),
+        // Blue can't be read on black, yellow not on white.
+        Severity::Info => Style::new(),
+        Severity::Warning => AnsiColor::Magenta.on_default(),
         Severity::High => AnsiColor::Red.on_default(),
         Severity::Critical => AnsiColor::Red.on_default().bold().invert(),
     };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -19,6 +20,11 @@ use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 
 /// Events that one call hands over, so that timers get their turn in a flood.
 const BATCH: usize = 8_192;
+/// Least time between two looks into the ring buffer. Each look costs a wake-up, which is dearer than what it brings: a request is some
+/// ten packets, one after the other.
+const GATHER: Duration = Duration::from_millis(10);
+/// So many events in that time, and the next look comes at once: the ring holds a few times as many.
+const MANY: usize = 1_000;
 /// Events of a full ring buffer, even one enlarged to 16 MiB.
 const LAST_EVENTS: usize = 1 << 17;
 /// How often counters are read.
@@ -40,6 +46,8 @@ pub struct LiveSource {
     endpoints: Vec<IpAddr>,
     undecoded: u64,
     told_loss: LossCounts,
+    /// The last look into the ring, and what it brought.
+    drained: (Instant, usize),
     sampled: Instant,
     clocked: Instant,
     /// As last read, and the interface's name then. As many as the kernel's map holds.
@@ -72,6 +80,7 @@ impl LiveSource {
             endpoints: options.endpoints.clone(),
             undecoded: 0,
             told_loss: LossCounts::default(),
+            drained: (now, 0),
             sampled: now,
             clocked: now,
             counters: HashMap::new(),
@@ -147,6 +156,7 @@ impl LiveSource {
     /// Waits up to `wait` for events and appends what is there. `false`: nothing came.
     fn read(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
         let before = out.len();
+        self.gather();
         if self.drain(out) == 0 {
             let wait = wait.min(SAMPLE.saturating_sub(self.sampled.elapsed()));
             let timeout = PollTimeout::try_from(wait.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
@@ -160,6 +170,7 @@ impl LiveSource {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error).context("wait for the ring buffer"),
             }
+            self.gather();
             self.drain(out);
         }
         if self.followed.elapsed() >= UPLINKS {
@@ -177,15 +188,25 @@ impl LiveSource {
         Ok(out.len() > before)
     }
 
+    /// Waits for more to come along, unless much comes.
+    fn gather(&self) {
+        let (when, count) = self.drained;
+        if count < MANY {
+            sleep(GATHER.saturating_sub(when.elapsed()));
+        }
+    }
+
     fn drain(&mut self, out: &mut Vec<Event>) -> usize {
         let (decoder, undecoded) = (&mut self.decoder, &mut self.undecoded);
-        self.kernel.drain(BATCH, |bytes| match decoder.decode(bytes) {
+        let count = self.kernel.drain(BATCH, |bytes| match decoder.decode(bytes) {
             Ok(event) => out.push(event),
             Err(error) => {
                 *undecoded += 1;
                 tracing::debug!("event from the kernel: {error}");
             }
-        })
+        });
+        self.drained = (Instant::now(), count);
+        count
     }
 
     /// Reads the counters: packets by interface since the last time, and what was lost.

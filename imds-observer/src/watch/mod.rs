@@ -13,30 +13,30 @@ mod tests;
 pub mod ui;
 pub mod view;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use ratatui::crossterm::event::{self, Event};
+use ratatui::crossterm::event::Event;
 
-use crate::record::Time;
+use crate::record::{SECOND, Time};
 use crate::source::paced::Playback;
 use crate::stop::Stop;
 use feed::{Records, Trace};
 use state::State;
-use terminal::Screen;
+use terminal::{Screen, Waited};
 use ui::{Effect, Ui};
 use view::Theme;
 
 /// Least time between two drawings for records' sake; keys are answered at once.
 const REDRAW: Duration = Duration::from_millis(200);
-/// Longest wait for a key before records are looked at.
-const WAIT: Duration = Duration::from_millis(50);
 /// Records that are taken in before keys get their turn.
 const BATCH: usize = 20_000;
+/// So many at once mean that somebody waits to hand over more.
+const MANY: usize = 1_000;
 
 /// What the view's thread works with.
 pub struct Parts {
@@ -98,38 +98,53 @@ impl View {
     }
 
     fn run(mut self) -> anyhow::Result<()> {
+        let result = self.look();
+        if terminal::is_gone() { Ok(()) } else { result }
+    }
+
+    fn look(&mut self) -> anyhow::Result<()> {
         let mut drawn = Instant::now();
         let mut second = 0;
         let mut changed = true;
+        let mut wait = Duration::ZERO;
         while !self.parts.stop.requested() && self.screen.is_ours() {
             let mut now = false;
-            if event::poll(WAIT).context("wait for a key")? {
-                match event::read().context("read a key")? {
-                    Event::Key(key) => {
-                        if let Some(action) = input::action(key, self.ui.typing) {
-                            let shown = self.frozen.as_deref().unwrap_or(&self.state);
-                            let effect = self.ui.apply(action, shown, self.last_scroll);
-                            if effect == Effect::Quit {
-                                break;
-                            }
-                            self.affect(effect);
+            match self
+                .screen
+                .wait(self.parts.stop.wake(), wait)
+                .context("wait for a key")?
+            {
+                Waited::Gone => break,
+                Waited::Event(Event::Key(key)) => {
+                    if let Some(action) = input::action(key, self.ui.typing) {
+                        let shown = self.frozen.as_deref().unwrap_or(&self.state);
+                        let effect = self.ui.apply(action, shown, self.last_scroll);
+                        if effect == Effect::Quit {
+                            break;
                         }
-                        now = true;
+                        self.affect(effect);
                     }
-                    Event::Resize(..) => now = true,
-                    _ => {}
+                    now = true;
                 }
+                Waited::Event(Event::Resize(..)) => now = true,
+                Waited::Event(_) | Waited::Nothing => {}
             }
-            changed |= self.take_in();
+            let came = self.take_in(&mut changed);
             // Rates fall though nothing comes.
             let time = self.time();
             self.state.advance(time);
-            changed |= std::mem::replace(&mut second, self.state.now.0 / 1_000_000_000) != second;
+            changed |= std::mem::replace(&mut second, self.state.now.0 / SECOND) != second;
             if now || changed && drawn.elapsed() >= REDRAW {
                 self.draw()?;
                 drawn = Instant::now();
                 changed = false;
             }
+            wait = if came >= MANY {
+                Duration::ZERO
+            } else {
+                // Rounded up: `poll` counts milliseconds.
+                REDRAW.saturating_sub(drawn.elapsed()).max(Duration::from_millis(10))
+            };
         }
         Ok(())
     }
@@ -141,18 +156,20 @@ impl View {
         }
     }
 
-    fn take_in(&mut self) -> bool {
-        let mut changed = false;
+    /// How many records came.
+    fn take_in(&mut self, changed: &mut bool) -> usize {
+        let mut came = 0;
         for record in self.parts.records.receiver.try_iter().take(BATCH) {
             self.state.apply(&record);
-            changed = true;
+            came += 1;
         }
+        *changed |= came > 0;
         if let Some(playback) = &self.parts.playback {
             let ended = playback.ended.load(Ordering::Relaxed);
-            changed |= ended != self.state.ended;
+            *changed |= ended != self.state.ended;
             self.state.ended = ended;
         }
-        changed
+        came
     }
 
     fn draw(&mut self) -> anyhow::Result<()> {
@@ -191,7 +208,7 @@ impl View {
             return;
         }
         let name = trace_name(Time::now());
-        match self.parts.trace.begin(&self.parts.directory.join(Path::new(&name))) {
+        match self.parts.trace.begin(&self.parts.directory.join(&name)) {
             Ok(()) => {
                 self.ui.message = format!("writing {name}; w ends it");
                 self.ui.writing = Some(name);

@@ -1,25 +1,52 @@
-//! The terminal, taken over and given back: at the end, on a panic, and when it no longer takes what we write.
+//! The terminal, taken over and given back: at the end, on a panic, on a second signal, and when it no longer takes what we write.
 
-use std::io::{self, Stdout, Write as _};
-use std::sync::Once;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Stdout, Write as _};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Once, OnceLock};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::termios::tcgetattr;
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::cursor::Show;
+use ratatui::crossterm::event::{self, Event};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 
 use crate::report::escape::Escaped;
+use crate::stop;
 
 /// Whether the terminal is ours now. One process has one.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static HOOK: Once = Once::new();
+/// The settings that we found, for an end that comes in a signal handler.
+static FOUND: OnceLock<libc::termios> = OnceLock::new();
+/// Leaves the alternate screen and shows the cursor.
+const LEAVE: &[u8] = b"\x1b[?1049l\x1b[?25h";
 
 /// Raw mode and the alternate screen, until it is dropped.
 pub struct Screen {
-    pub terminal: Terminal<CrosstermBackend<Stdout>>,
+    /// Never dropped: ratatui would show the cursor once more, and panic where neither that nor saying so succeeds.
+    pub terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
+    /// Where keys come from; `None`: stdin.
+    keys: Option<File>,
+    /// The last look found something: more may have been read along with it, which `poll` can't see.
+    more: bool,
+}
+
+/// What came of waiting for somebody.
+#[derive(Debug)]
+pub enum Waited {
+    Nothing,
+    Event(Event),
+    /// The terminal was hung up.
+    Gone,
 }
 
 impl Screen {
@@ -30,13 +57,28 @@ impl Screen {
                 give_back();
                 before(panic);
             }));
+            // SAFETY: an atomic swap, tcsetattr, poll and write.
+            unsafe { stop::on_sudden_end(give_back_at_once) };
         });
+        // As crossterm chooses.
+        let keys = if io::stdin().is_terminal() {
+            None
+        } else {
+            Some(File::open("/dev/tty").context("open /dev/tty for keys (--plain needs none)")?)
+        };
+        if let Ok(found) = tcgetattr(io::stdout()) {
+            FOUND.get_or_init(|| found.into());
+        }
         enable_raw_mode().context("put the terminal into raw mode (--plain needs none)")?;
         TAKEN.store(true, Ordering::SeqCst);
         let screen = execute!(io::stdout(), EnterAlternateScreen)
             .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
         match screen {
-            Ok(terminal) => Ok(Self { terminal }),
+            Ok(terminal) => Ok(Self {
+                terminal: ManuallyDrop::new(terminal),
+                keys,
+                more: false,
+            }),
             Err(error) => {
                 give_back();
                 Err(error).context("take over the terminal")
@@ -49,11 +91,37 @@ impl Screen {
         TAKEN.load(Ordering::SeqCst)
     }
 
+    /// Waits for a key or a resize, or until `wake` becomes readable.
+    ///
+    /// Does its own waiting, and looks for a hang-up before each reading: crossterm 0.29 reads a terminal that was hung up over and
+    /// over and never returns.
+    pub fn wait(&mut self, wake: Option<BorrowedFd<'_>>, wait: Duration) -> io::Result<Waited> {
+        let stdin = io::stdin();
+        let keys = self.keys.as_ref().map_or(stdin.as_fd(), File::as_fd);
+        let mut fds = vec![PollFd::new(keys, PollFlags::POLLIN)];
+        fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
+        let wait = if self.more { Duration::ZERO } else { wait };
+        match poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
+            // A resize is told by a signal.
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let keys = fds.first().and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        if keys.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
+            return Ok(Waited::Gone);
+        }
+        self.more = event::poll(Duration::ZERO)?;
+        Ok(if self.more {
+            Waited::Event(event::read()?)
+        } else {
+            Waited::Nothing
+        })
+    }
+
     /// To the clipboard of whoever looks at this terminal (OSC 52), without characters that would run or rewrite a pasted line.
     pub fn copy(&mut self, text: &str) -> io::Result<()> {
-        let lines: Vec<String> = text.lines().map(|line| Escaped(line).to_string()).collect();
         let mut stdout = io::stdout();
-        write!(stdout, "\x1b]52;c;{}\x07", base64(lines.join("\n").as_bytes()))?;
+        stdout.write_all(copying(text).as_bytes())?;
         stdout.flush()
     }
 }
@@ -72,7 +140,66 @@ fn give_back() {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// The same without locks and without waiting: for a signal handler, and for a terminal that takes nothing any more (Ctrl-S).
+pub fn give_back_at_once() {
+    if !TAKEN.swap(false, Ordering::SeqCst) {
+        return;
+    }
+    if let Some(found) = FOUND.get() {
+        // SAFETY: reads a whole termios; safe in a signal handler.
+        unsafe { libc::tcsetattr(libc::STDOUT_FILENO, libc::TCSANOW, found) };
+    }
+    let mut stdout = libc::pollfd {
+        fd: libc::STDOUT_FILENO,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one pollfd that lives here, and a constant's bytes; both are safe in a signal handler.
+    unsafe {
+        if libc::poll(&raw mut stdout, 1, 0) == 1 && stdout.revents & libc::POLLOUT != 0 {
+            libc::write(libc::STDOUT_FILENO, LEAVE.as_ptr().cast(), LEAVE.len());
+        }
+    }
+}
+
+/// Whether there is no terminal any more, which is a normal end. Errors don't tell: a size that can't be had may mean anything.
+pub fn is_gone() -> bool {
+    let stdout = io::stdout();
+    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds
+            .iter()
+            .any(|fd| fd.revents().is_some_and(|seen| seen.intersects(gone)))
+}
+
+/// The bytes that have a terminal take a text to the clipboard.
+fn copying(text: &str) -> String {
     use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
+    let lines: Vec<String> = text.lines().map(|line| Escaped(line).to_string()).collect();
+    let encoded = base64::engine::general_purpose::STANDARD.encode(lines.join("\n"));
+    format!("\x1b]52;c;{encoded}\x07")
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+
+    use super::*;
+
+    #[test]
+    fn copying_is_one_sequence_of_harmless_text() {
+        assert_eq!(copying("aws\nec2"), "\x1b]52;c;YXdzCmVjMg==\x07");
+        assert_eq!(copying(""), "\x1b]52;c;\x07");
+        // Neither ends the sequence early nor runs a line when it is pasted.
+        let hostile = copying("a\x07\x1b\\\u{9c}b\rrm\u{202e}");
+        let inside = &hostile["\x1b]52;c;".len()..hostile.len() - 1];
+        assert!(
+            inside
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte))
+        );
+        let pasted = base64::engine::general_purpose::STANDARD.decode(inside).unwrap();
+        assert_eq!(pasted, br"a\u{7}\u{1b}\\u{9c}b\rrm\u{202e}");
+    }
 }

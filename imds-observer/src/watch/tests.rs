@@ -10,7 +10,7 @@ use super::input::action;
 use super::state::{MAX_LAST, Sort, State};
 use super::ui::{Effect, Pane, Screen, Ui};
 use super::view::{self, Theme};
-use crate::record::{Record, SECOND, Time};
+use crate::record::{Missing, Record, SECOND, Time};
 use crate::source::ndjson;
 
 const LOST: &str = include_str!("../../tests/traces/lost-token-pod.ndjson");
@@ -182,6 +182,32 @@ fn keys_lead_where_help_says() {
     assert_eq!(
         press(&mut ui, &state, &[KeyCode::Char('?'), KeyCode::Char('q')]),
         Effect::Quit
+    );
+}
+
+#[test]
+fn help_lists_what_is_missing_and_scrolls() {
+    let mut state = state(&[LOST]);
+    let mut ui = Ui::default();
+    press(&mut ui, &state, &[KeyCode::Char('?')]);
+    let text = |state: &State, ui: &Ui| draw(state, ui, true, (80, 24)).backend().to_string();
+    assert!(!text(&state, &ui).contains("MISSING"));
+    let missing = |capability: &str| Missing {
+        capability: capability.to_owned(),
+        why: "no CAP_\u{1b}[2JBPF".to_owned(),
+        blinds: "TTLs and what arrived and was not delivered ".repeat(3),
+    };
+    state.start.as_mut().unwrap().missing = vec![missing("wire"), missing("drop"), missing("connect")];
+    insta::assert_snapshot!("help-80x24", draw(&state, &ui, true, (80, 24)).backend());
+    assert!(text(&state, &Ui::default()).contains("3 capabilities missing (see ?)"));
+    press(&mut ui, &state, &[KeyCode::Char('G')]);
+    assert!(ui.help && text(&state, &ui).contains("requests in all"));
+    press(&mut ui, &state, &[KeyCode::Char('x'), KeyCode::Enter]);
+    assert!(!ui.help);
+    assert_eq!(
+        ui.screen,
+        Screen::Overview,
+        "the key that closes help does nothing else"
     );
 }
 

@@ -37,6 +37,7 @@ pub struct Ui {
     pub screen: Screen,
     pub pane: Pane,
     pub help: bool,
+    pub help_scroll: usize,
     pub sort: Sort,
     pub filter: String,
     /// The filter is being typed.
@@ -67,13 +68,21 @@ impl Ui {
     /// `last`: the highest useful scroll of what is shown, in lines.
     pub fn apply(&mut self, action: Action, state: &State, last: usize) -> Effect {
         self.message.clear();
-        if self.help && action != Action::Quit {
-            self.help = false;
-            return Effect::None;
+        match action {
+            Action::Move(lines) if self.help => {
+                self.help_scroll = self.help_scroll.min(last).saturating_add_signed(lines).min(last);
+                return Effect::None;
+            }
+            Action::Quit => {}
+            _ if self.help => {
+                self.help = false;
+                return Effect::None;
+            }
+            _ => {}
         }
         match action {
             Action::Quit => return Effect::Quit,
-            Action::Help => self.help = true,
+            Action::Help => (self.help, self.help_scroll) = (true, 0),
             Action::Pause => {
                 self.paused = !self.paused;
                 return Effect::Pause;

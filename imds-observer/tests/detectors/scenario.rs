@@ -178,6 +178,7 @@ impl Actor {
                 delivered: Some(true),
                 server: None,
                 retransmits: 0,
+                icmp: None,
                 via_proxy: None,
             }),
             outcome: ExchangeOutcome::Answered,

@@ -326,7 +326,7 @@ pub(crate) fn run_script(place: &Place, script: &imds_observer_lab::client::Scri
     )
 }
 
-fn lab_binary() -> PathBuf {
+pub(crate) fn lab_binary() -> PathBuf {
     // Beside the test's own directory: target/debug/deps/live-... -> target/debug/imds-observer-lab.
     let own = std::env::current_exe().unwrap();
     let binary = own.ancestors().nth(2).unwrap().join("imds-observer-lab");

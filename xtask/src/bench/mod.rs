@@ -2,6 +2,7 @@
 
 mod offline;
 mod trace;
+mod watch;
 
 use clap::{Args as ClapArgs, Subcommand};
 
@@ -15,10 +16,12 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum What {
     Offline(offline::Args),
+    Watch(watch::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.what {
         What::Offline(args) => offline::run(args),
+        What::Watch(args) => watch::run(args),
     }
 }

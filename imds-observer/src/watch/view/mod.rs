@@ -30,16 +30,12 @@ pub struct Theme {
 
 impl Theme {
     fn severity(self, severity: Severity) -> Style {
-        let colour = match severity {
-            Severity::Info => Color::Blue,
-            Severity::Warning => Color::Yellow,
-            Severity::High | Severity::Critical => Color::Red,
-        };
-        let style = self.fg(colour);
+        // Blue can't be read on black, yellow and cyan can't on white.
         match severity {
-            Severity::Info => style,
-            Severity::Warning | Severity::High => style.add_modifier(Modifier::BOLD),
-            Severity::Critical => style.add_modifier(Modifier::BOLD | Modifier::REVERSED),
+            Severity::Info => Style::new(),
+            Severity::Warning => self.fg(Color::Magenta).add_modifier(Modifier::BOLD),
+            Severity::High => self.bad(),
+            Severity::Critical => self.bad().add_modifier(Modifier::REVERSED),
         }
     }
 
@@ -74,9 +70,11 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, ui: &Ui, theme: Theme) -> usiz
     put_lines(buffer, top, &headline, 0);
     status::draw(buffer, bottom, ui);
     if ui.help {
-        let lines = help::lines();
-        put_lines(buffer, middle, &lines, 0);
-        return 0;
+        let missing = state.start.as_ref().map_or(&[][..], |start| &start.missing);
+        let lines = help::lines(missing, theme, middle.width);
+        let last = lines.len().saturating_sub(usize::from(middle.height));
+        put_lines(buffer, middle, &lines, ui.help_scroll.min(last));
+        return last;
     }
     let lines = match &ui.screen {
         Screen::Overview => {

@@ -22,6 +22,10 @@ pub(super) fn draw(buffer: &mut Buffer, area: Rect, ui: &Ui) {
         put(buffer, area, 0, &super::safe(&ui.message), BOLD);
         return;
     }
+    if ui.help {
+        put(buffer, area, 0, "↑↓ scroll  any other key closes  q quit", DIM);
+        return;
+    }
     let keys = match ui.screen {
         Screen::Overview if area.width < 70 => "q quit ? help / filter ↵ open Tab pane",
         Screen::Overview => "q quit ? help / filter s sort p pause w write y copy remedy Tab pane ↵ open",

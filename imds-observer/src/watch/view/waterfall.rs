@@ -159,6 +159,9 @@ fn remarks(exchange: &Exchange) -> Vec<String> {
             .map_or_else(String::new, |latency| format!(" after {}", span(latency)));
         remarks.push(format!("{status} came{ttl}{after}, never delivered"));
     }
+    if let Some(icmp) = &response.icmp {
+        remarks.push(format!("ICMP {} sent", safe(icmp)));
+    }
     if response.retransmits > 0 {
         remarks.push(format!("sent again {}", times(response.retransmits)));
     }
@@ -174,6 +177,9 @@ fn connect_line(connect: &Connect, scale: &Scale, theme: Theme, width: usize) ->
     let mut result = connect.outcome.as_str().to_owned();
     if let Some(dropped) = &connect.dropped {
         result = format!("{result}: {}", safe(dropped));
+    }
+    if let Some(icmp) = &connect.icmp {
+        result = format!("{result}, ICMP {}", safe(icmp));
     }
     Line::from(vec![
         Span::styled(scale.offset(connect.time), DIM),

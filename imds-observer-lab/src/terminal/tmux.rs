@@ -1,0 +1,130 @@
+//! A tmux server of one's own: a real terminal whose screen can be read and whose keys can be pressed.
+
+use std::{
+    process::{Command, Output},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::PATIENCE;
+
+/// Gone, with what runs in it, when it is dropped.
+pub struct Tmux {
+    socket: String,
+}
+
+impl Tmux {
+    /// Runs a shell command in a new terminal of this size.
+    pub fn start(name: &str, (columns, rows): (u16, u16), command: &str) -> Result<Self> {
+        let tmux = Self {
+            socket: format!("imds-observer-{name}-{}", std::process::id()),
+        };
+        let (columns, rows) = (columns.to_string(), rows.to_string());
+        // Programs may set the clipboard, which ends in a buffer that can be read.
+        tmux.run(&[
+            "-f",
+            "/dev/null",
+            "start-server",
+            ";",
+            "set-option",
+            "-g",
+            "set-clipboard",
+            "on",
+            ";",
+            "set-option",
+            "-g",
+            "default-terminal",
+            "tmux-256color",
+            ";",
+            "new-session",
+            "-d",
+            "-x",
+            &columns,
+            "-y",
+            &rows,
+            command,
+        ])?;
+        Ok(tmux)
+    }
+
+    /// A tmux command; gives what it prints.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.output(arguments)?;
+        ensure!(
+            output.status.success(),
+            "tmux {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn output(&self, arguments: &[&str]) -> Result<Output> {
+        Command::new("tmux")
+            .args(["-L", &self.socket])
+            .args(arguments)
+            .output()
+            .context("run tmux (cargo xtask setup --for test installs it)")
+    }
+
+    /// A key by tmux's name, or several characters.
+    pub fn press(&self, key: &str) -> Result<()> {
+        self.run(&["send-keys", key]).map(drop)
+    }
+
+    pub fn resize(&self, (columns, rows): (u16, u16)) -> Result<()> {
+        self.run(&["resize-window", "-x", &columns.to_string(), "-y", &rows.to_string()])
+            .map(drop)
+    }
+
+    /// What stands on the screen.
+    pub fn screen(&self) -> Result<String> {
+        self.run(&["capture-pane", "-p"])
+    }
+
+    /// The same with its colours, as escape sequences.
+    pub fn painted_screen(&self) -> Result<String> {
+        self.run(&["capture-pane", "-p", "-e"])
+    }
+
+    /// The screen and what was above it, wrapped lines joined.
+    pub fn scrollback(&self) -> Result<String> {
+        self.run(&["capture-pane", "-p", "-J", "-S", "-500"])
+    }
+
+    /// Waits until this stands on the screen or above, and gives all of that.
+    pub fn wait_for(&self, wanted: &str) -> Result<String> {
+        self.wait_until(wanted, |text| text.contains(wanted))
+    }
+
+    /// The same for more than a text; `what` says what was waited for.
+    pub fn wait_until(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = self.scrollback()?;
+            if wanted(&text) {
+                return Ok(text);
+            }
+            if Instant::now() >= deadline {
+                bail!("no {what:?} on\n{text}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The process that runs in it.
+    pub fn pid(&self) -> Result<u32> {
+        let pid = self.run(&["display-message", "-p", "#{pane_pid}"])?;
+        pid.trim()
+            .parse()
+            .with_context(|| format!("read a process id from {pid:?}"))
+    }
+}
+
+impl Drop for Tmux {
+    fn drop(&mut self) {
+        let _ = self.output(&["kill-server"]);
+    }
+}

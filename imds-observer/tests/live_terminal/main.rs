@@ -1,0 +1,42 @@
+//! Does the interactive view hold its promises in a real terminal?
+//!
+//! tmux shows what a person would see and types what one would type; a pseudo-terminal of our own has every byte that was written.
+
+mod escapes;
+mod incident;
+mod looks;
+mod recorded;
+mod restore;
+#[path = "../live/support.rs"]
+#[expect(dead_code, reason = "the other live tests use the rest")]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use imds_observer_lab::topology::Lab;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_imds-observer");
+const ENTER: &str = "\r";
+
+fn trace(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces").join(name)
+}
+
+/// `watch` over a recorded trace, at once.
+fn watch_trace(name: &str) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(["watch", "--speed", "max", "--from"]).arg(trace(name));
+    command.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+    command
+}
+
+/// A shell command that watches a lab from its node.
+fn watch_lab(lab: &Lab) -> String {
+    format!(
+        "nsenter --net={} {PROGRAM} watch -i {} --cgroup {}",
+        lab.node().netns().path().display(),
+        support::UPLINK,
+        lab.cgroup_directory().display()
+    )
+}
