@@ -7,6 +7,7 @@ use super::Status;
 use super::observe::{ObserveArgs, Settings, ThisHost};
 use super::service::{self, Service};
 use crate::attribution::worker::{HostLookup, Worker};
+use crate::bpf::UNHURRIED;
 use crate::host;
 use crate::pipeline::{self, Pipeline};
 use crate::sinks::Sink;
@@ -33,8 +34,14 @@ pub(super) fn observe_as(
     interval: Option<Duration>,
     sinks: impl FnOnce(&Settings) -> anyhow::Result<Vec<Box<dyn Sink>>>,
 ) -> anyhow::Result<Status> {
-    let stop = Stop::on_signals()?;
-    let options = args.live_options(endpoints, &settings.config);
+    let stop = match &service {
+        Some(service) if service.reloads() => Stop::but_on_hangup()?,
+        _ => Stop::on_signals()?,
+    };
+    let mut options = args.live_options(endpoints, &settings.config);
+    if service.is_none() {
+        options.gather = UNHURRIED;
+    }
     let mut source = LiveSource::open(&options)?;
     let name = settings.host(None)?;
     let this_host = ThisHost {

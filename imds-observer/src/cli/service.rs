@@ -26,7 +26,9 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn start(select: SelectArgs, settings: &Settings) -> anyhow::Result<Self> {
         let hangup = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(SIGHUP, Arc::clone(&hangup)).context("take over SIGHUP")?;
+        if select.has_config() {
+            signal_hook::flag::register(SIGHUP, Arc::clone(&hangup)).context("take over SIGHUP")?;
+        }
         Ok(Self {
             hangup,
             select,
@@ -35,6 +37,11 @@ impl Service {
             watchdog: sd_notify::watchdog_enabled().map(|period| period / 2),
             beaten: Instant::now(),
         })
+    }
+
+    /// Whether SIGHUP means that: without a file to read it means the end, as for any program.
+    pub(super) fn reloads(&self) -> bool {
+        self.select.has_config()
     }
 
     pub(super) fn tick(&mut self, pipeline: &mut Pipeline) {
