@@ -43,20 +43,7 @@ impl Rights {
         if self == Self::Full {
             return Ok(());
         }
-        let keep: CapsHashSet = DAEMONSET.into_iter().collect();
-        // The bounding set first, which needs a capability that goes next: without it user 0 gets all back at execve.
-        for capability in caps::runtime::thread_all_supported().difference(&keep) {
-            caps::drop(None, CapSet::Bounding, *capability)
-                .with_context(|| format!("drop {capability} from the bounding set"))?;
-        }
-        for (set, capabilities) in [
-            (CapSet::Inheritable, &CapsHashSet::new()),
-            (CapSet::Effective, &keep),
-            (CapSet::Permitted, &keep),
-        ] {
-            caps::set(None, set, capabilities).with_context(|| format!("reduce the {set:?} capabilities"))?;
-        }
-        Ok(())
+        keep_only(&DAEMONSET.into_iter().collect())
     }
 
     /// Lets `command` run with these rights.
@@ -65,4 +52,35 @@ impl Rights {
         // run one at a time and glibc's allocator is usable after fork in any case.
         unsafe { command.pre_exec(move || self.reduce_thread().map_err(std::io::Error::other)) }
     }
+}
+
+/// Lets `command` run without these capabilities, by their names in capabilities(7), and with all others that the caller has.
+pub fn withhold<'a>(command: &'a mut Command, names: &[&str]) -> Result<&'a mut Command> {
+    let mut keep = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
+    for name in names {
+        let capability: Capability = name
+            .parse()
+            .with_context(|| format!("no capability is called {name}"))?;
+        keep.remove(&capability);
+    }
+    // SAFETY: between fork and exec; as above.
+    unsafe { command.pre_exec(move || keep_only(&keep).map_err(std::io::Error::other)) };
+    Ok(command)
+}
+
+/// Of the calling thread, for good.
+fn keep_only(keep: &CapsHashSet) -> Result<()> {
+    // The bounding set first, which needs a capability that goes next: without it user 0 gets all back at execve.
+    for capability in caps::runtime::thread_all_supported().difference(keep) {
+        caps::drop(None, CapSet::Bounding, *capability)
+            .with_context(|| format!("drop {capability} from the bounding set"))?;
+    }
+    for (set, capabilities) in [
+        (CapSet::Inheritable, &CapsHashSet::new()),
+        (CapSet::Effective, keep),
+        (CapSet::Permitted, keep),
+    ] {
+        caps::set(None, set, capabilities).with_context(|| format!("reduce the {set:?} capabilities"))?;
+    }
+    Ok(())
 }

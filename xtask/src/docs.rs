@@ -1,6 +1,7 @@
-//! `docs`: writes anew what is made from sources: the detectors' manual pages and their example records.
+//! `docs`: writes anew what is made from sources and runs: the detectors' manual pages with their example records, and the
+//! table of faults.
 //!
-//! `cargo xtask test` fails when they are out of date.
+//! `cargo xtask test` fails when the pages are out of date.
 
 use clap::Args as ClapArgs;
 use xshell::cmd;
@@ -9,10 +10,24 @@ use crate::run::shell;
 
 /// Write docs/detectors anew from the detectors' doc comments and fixtures.
 #[derive(ClapArgs)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The table in docs/faults.md instead, from a live run over all faults; needs root, and some minutes.
+    #[arg(long)]
+    faults: bool,
+}
 
-pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let sh = shell()?;
+    if args.faults {
+        cmd!(sh, "cargo build --locked --package imds-observer-lab").run()?;
+        cmd!(
+            sh,
+            "cargo test --locked --package imds-observer --test live -- --include-ignored --test-threads 1 every_fault_is_named"
+        )
+        .env("UPDATE_DOCS", "1")
+        .run()?;
+        return Ok(());
+    }
     cmd!(
         sh,
         "cargo test --locked --package imds-observer --test detectors manuals"

@@ -29,6 +29,8 @@ pub enum Hook {
 }
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_CGROUP_SKB: u32 = 8;
@@ -40,7 +42,12 @@ const ATTACH_TCX_INGRESS: u32 = 46;
 const ATTACH_TCX_EGRESS: u32 = 47;
 /// What a cgroup program returns to deny, and what a TC program does (`TC_ACT_SHOT`).
 const DENY: i32 = 0;
+const ALLOW: i32 = 1;
 const SHOT: i32 = 2;
+/// `TCX_NEXT`: the next program decides.
+const NEXT: i32 = -1;
+/// Programs that one side of an interface takes (`BPF_MPROG_MAX`).
+const TCX_PROGRAMS: usize = 64;
 
 /// The head of `union bpf_attr` for loading, up to what is used.
 #[repr(C)]
@@ -73,19 +80,61 @@ struct LinkAttributes {
     expected_revision: u64,
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+/// For attaching and detaching without a link.
+#[repr(C)]
+struct AttachAttributes {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+}
+
+fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
     // SAFETY: the attributes are a prefix of `union bpf_attr` and outlive the call; the kernel takes the rest as zero.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if fd < 0 {
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(result as i32)
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
+    let fd = call(command, attributes)?;
     // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// `r0 = verdict; exit`.
 fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
-    let instructions = [0xb7_u64 | (u64::from(verdict as u32) << 32), 0x95];
+    load(kind, attach, &[0xb7 | immediate(verdict), 0x95])
+}
+
+fn immediate(value: i32) -> u64 {
+    u64::from(value as u32) << 32
+}
+
+/// A program at an interface that drops all but what finds neighbours: without those the kernel would give up its gateway after
+/// some seconds, and that would be another fault.
+fn shoot_all_but_neighbours(attach: u32) -> Result<OwnedFd> {
+    let protocol = |ethertype: u16| immediate(i32::from(ethertype.to_be()));
+    let instructions = [
+        // r6 = ctx; r0 = skb->protocol
+        0x16_bf,
+        0x61 | 0x60 << 8 | 16 << 16,
+        // ARP: next program. Not IPv6: drop. ICMPv6: next program.
+        0x15 | 5 << 16 | protocol(0x0806),
+        0x55 | 2 << 16 | protocol(0x86dd),
+        0x30 | immediate(14 + 6),
+        0x15 | 2 << 16 | immediate(58),
+        0xb7 | immediate(SHOT),
+        0x95,
+        0xb7 | immediate(NEXT),
+        0x95,
+    ];
+    load(PROG_TYPE_SCHED_CLS, attach, &instructions)
+}
+
+fn load(kind: u32, attach: u32, instructions: &[u64]) -> Result<OwnedFd> {
     bpf(
         BPF_PROG_LOAD,
         &LoadAttributes {
@@ -99,6 +148,65 @@ fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
         },
     )
     .context("load a policy program")
+}
+
+/// Another tool's program that lets all through, but has the lab's whole cgroup to itself at this hook: attached without
+/// `BPF_F_ALLOW_MULTI`.
+pub fn occupy(lab: &Lab, hook: Hook) -> Result<FaultGuard> {
+    let (attach_type, kind) = match hook {
+        Hook::Connect4 => (ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
+        Hook::Connect6 => (ATTACH_CGROUP_INET6_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
+        Hook::CgroupEgress => (ATTACH_CGROUP_INET_EGRESS, PROG_TYPE_CGROUP_SKB),
+        Hook::TcEgress | Hook::TcIngress => anyhow::bail!("only a cgroup can be had exclusively"),
+    };
+    let directory = File::open(lab.cgroup_directory()).context("open the lab's cgroup")?;
+    let program = program(kind, attach_type, ALLOW)?;
+    let attributes = move || AttachAttributes {
+        target_fd: directory.as_raw_fd() as u32,
+        attach_bpf_fd: program.as_raw_fd() as u32,
+        attach_type,
+        attach_flags: 0,
+    };
+    call(BPF_PROG_ATTACH, &attributes()).context("attach an exclusive program to a cgroup")?;
+    Ok(FaultGuard::new(move || {
+        call(BPF_PROG_DETACH, &attributes()).context("detach an exclusive program")?;
+        Ok(())
+    }))
+}
+
+/// Programs of other tools that let all through, as many as both sides of the node's uplink take over tcx: one more is refused.
+pub fn crowd_uplink(lab: &Lab) -> Result<FaultGuard> {
+    let links = lab.node().netns().run(|| {
+        let index = if_nametoindex("eth0").context("find interface eth0")?;
+        let mut links = Vec::new();
+        for attach_type in [ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS] {
+            let program = program(PROG_TYPE_SCHED_CLS, attach_type, NEXT)?;
+            for number in 0..TCX_PROGRAMS {
+                // A program can be there once only.
+                let program = if number == 0 {
+                    program.try_clone()?
+                } else {
+                    self::program(PROG_TYPE_SCHED_CLS, attach_type, NEXT)?
+                };
+                let link = LinkAttributes {
+                    prog_fd: program.as_raw_fd() as u32,
+                    target: index,
+                    attach_type,
+                    ..LinkAttributes::default()
+                };
+                match bpf(BPF_LINK_CREATE, &link) {
+                    Ok(link) => links.push(link),
+                    Err(error) if error.raw_os_error() == Some(libc::ERANGE) => break,
+                    Err(error) => return Err(error).context("attach a program to eth0 (needs tcx: 6.6)"),
+                }
+            }
+        }
+        Ok(links)
+    })??;
+    Ok(FaultGuard::new(move || {
+        drop(links);
+        Ok(())
+    }))
 }
 
 pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard> {
@@ -115,7 +223,7 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
         bpf(BPF_LINK_CREATE, &link).context("attach a policy program to a cgroup")
     };
     let interface = |attach: u32, name: &str| -> Result<OwnedFd> {
-        let program = program(PROG_TYPE_SCHED_CLS, attach, SHOT)?;
+        let program = shoot_all_but_neighbours(attach)?;
         lab.node().netns().run(|| {
             let index = if_nametoindex(name).with_context(|| format!("find interface {name}"))?;
             let link = LinkAttributes {

@@ -18,7 +18,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 /// Before all others: another tool's program may consume the packet.
 const PRIORITY: u16 = 1;
 /// Upper half of our handles; other tools count from 1 or let the kernel count.
-const HANDLES: u16 = 0x1bd5;
+pub const HANDLES: u16 = 0x1bd5;
 /// Observers of one interface at a time.
 const PLACES: u16 = 8;
 

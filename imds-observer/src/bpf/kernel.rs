@@ -29,6 +29,7 @@ use super::decode::Decoder;
 use super::occupied::{CgroupHook, exclusive_holder};
 use super::offsets::{drop_reasons, kernel_offsets};
 use super::symbols::Symbols;
+use crate::host::rights::{self, Held, Right};
 use crate::record::{Attached, Missing};
 
 /// The object that build.rs made. Aligned: aya reads ELF structs in place.
@@ -53,6 +54,8 @@ pub enum KernelError {
         "load the eBPF object: at most {kib} KiB of locked memory (RLIMIT_MEMLOCK), against which this kernel counts maps: raise it (LimitMEMLOCK=infinity, ulimit -l unlimited) or add CAP_SYS_RESOURCE"
     )]
     LockedMemory { kib: u64 },
+    #[error("load the eBPF object: this process lacks {0} (run as root, or add it)")]
+    Right(&'static str),
     #[error("map {name}: {source}")]
     Map {
         name: &'static str,
@@ -90,8 +93,19 @@ struct AttachedUplink {
     filters: Option<Filters>,
 }
 
-/// Rights that all of this needs, for error lines.
-const RIGHTS: &str = "needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN";
+/// Which of the rights that all of this needs may be lacking, for error lines.
+fn rights_hint() -> &'static str {
+    let lacks = |right: &Right| right.held() == Some(Held::No);
+    if lacks(&rights::BPF) {
+        "this process lacks CAP_BPF: run as root, or add it"
+    } else if lacks(&rights::PERFMON) {
+        "this process lacks CAP_PERFMON: run as root, or add it"
+    } else if lacks(&rights::NET_ADMIN) {
+        "this process lacks CAP_NET_ADMIN: run as root, or add it"
+    } else {
+        "needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    }
+}
 
 impl Kernel {
     /// Loads and attaches all but the uplinks' programs, which [`Self::attach_uplink`] adds.
@@ -106,7 +120,19 @@ impl Kernel {
             .as_ref()
             .map_err(ToString::to_string)
             .and_then(|bytes| Btf::parse(bytes).map_err(|error| error.to_string()));
+        let reads_memory = rights::PERFMON.held() != Some(Held::No);
+        for right in [rights::PERFMON, rights::SYS_PTRACE] {
+            if right.held() == Some(Held::No) {
+                missing.push(Missing {
+                    capability: right.capability.to_string(),
+                    why: "not held by this process".into(),
+                    blinds: right.blinds.into(),
+                });
+            }
+        }
         let (offsets, reasons) = match &parsed {
+            // Without offsets no program asks for what it may not have, and the rest of it loads.
+            Ok(btf) if !reads_memory => (KernelOffsets::NONE, drop_reasons(btf)),
             Ok(btf) => (kernel_offsets(btf), drop_reasons(btf)),
             Err(why) => {
                 missing.push(Missing {
@@ -167,7 +193,7 @@ impl Kernel {
             log,
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
-        kernel.attach_tracing(parsed.is_ok());
+        kernel.attach_tracing(parsed.is_ok() && reads_memory);
         drop(parsed);
         drop(vmlinux);
         give_back_memory();
@@ -588,7 +614,7 @@ fn attach_error(hook: &'static str, target: &str, error: &ProgramError) -> Kerne
         hook,
         target: target.to_owned(),
         why: explain(error),
-        hint: RIGHTS,
+        hint: rights_hint(),
     }
 }
 
@@ -608,7 +634,7 @@ fn cgroup_error(hook: &'static str, cgroup: &Path, kind: CgroupHook, error: &Pro
     let hint = if why.ends_with("exclusively") {
         "have that tool attach with BPF_F_ALLOW_MULTI, or name a cgroup beside it with --cgroup"
     } else {
-        RIGHTS
+        rights_hint()
     };
     KernelError::Attach {
         hook,
@@ -656,6 +682,9 @@ fn load_error(error: aya::EbpfError) -> KernelError {
         && soft != RLIM_INFINITY
     {
         return KernelError::LockedMemory { kib: soft >> 10 };
+    }
+    if matches!(errno(&error), Some(libc::EPERM | libc::EACCES)) && rights::BPF.held() == Some(Held::No) {
+        return KernelError::Right("CAP_BPF");
     }
     KernelError::Load(error)
 }

@@ -5,7 +5,7 @@ mod btf;
 mod clsact;
 mod decode;
 mod kernel;
-mod occupied;
+pub mod occupied;
 mod offsets;
 mod symbols;
 
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 pub use attach::cgroup2_mount;
 pub use btf::{Btf, BtfError};
+pub use clsact::HANDLES as CLSACT_HANDLES;
 pub use decode::{Decoder, WireError};
 pub use kernel::{Kernel, KernelError};
 pub use symbols::Symbols;

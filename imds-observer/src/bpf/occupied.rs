@@ -1,16 +1,20 @@
-//! Which program of another tool keeps ours away from a cgroup?
+//! Which programs of other tools are at our hooks, and which of them keep ours away?
 //!
 //! A program that was attached without `BPF_F_ALLOW_MULTI` has its cgroup, and unless it may be overridden all below, to
 //! itself: attaching there gives EPERM, which looks like a lack of rights and is none.
 
-use std::fs::File;
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
 /// `enum bpf_attach_type`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
-pub(super) enum CgroupHook {
+pub enum CgroupHook {
     Ingress = 0,
     Egress = 1,
     SockOps = 3,
@@ -18,46 +22,205 @@ pub(super) enum CgroupHook {
     Connect6 = 11,
 }
 
+impl CgroupHook {
+    pub const ALL: [Self; 5] = [
+        Self::Ingress,
+        Self::Egress,
+        Self::SockOps,
+        Self::Connect4,
+        Self::Connect6,
+    ];
+}
+
+impl fmt::Display for CgroupHook {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Ingress => "cgroup_skb ingress",
+            Self::Egress => "cgroup_skb egress",
+            Self::SockOps => "sock_ops",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+        })
+    }
+}
+
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` (since 6.6).
+const TCX: [(&str, u32); 2] = [("tcx ingress", 46), ("tcx egress", 47)];
+
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_F_ALLOW_OVERRIDE: u32 = 1;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 /// Programs that are looked at; a cgroup holds 64 at most.
 const MAX_PROGRAMS: usize = 64;
 
-/// The part of `union bpf_attr` that `BPF_PROG_QUERY` has had from its beginning.
+/// Cgroups that are looked at; a node with a thousand pods has some five thousand.
+const MAX_CGROUPS: usize = 16_384;
+
+/// `union bpf_attr` for `BPF_PROG_QUERY`, whole: asked for interfaces, the kernel writes its last field whatever size it is told.
+/// Kernels that know only its beginning take the rest as zero.
 #[repr(C)]
+#[derive(Default)]
 struct Query {
-    target_fd: u32,
+    /// Or an interface's index.
+    target: u32,
     attach_type: u32,
     query_flags: u32,
     attach_flags: u32,
     prog_ids: u64,
     prog_cnt: u32,
     padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
-/// Flags and ids of what is attached at a cgroup itself.
-fn attached(cgroup: &File, hook: CgroupHook) -> Option<(u32, Vec<u32>)> {
+/// Flags and ids of what is attached at a cgroup (a descriptor) or an interface (an index) itself.
+fn query(target: u32, attach_type: u32) -> io::Result<(u32, Vec<u32>)> {
     let mut ids = [0_u32; MAX_PROGRAMS];
     let mut query = Query {
-        target_fd: cgroup.as_raw_fd() as u32,
-        attach_type: hook as u32,
-        query_flags: 0,
-        attach_flags: 0,
+        target,
+        attach_type,
         prog_ids: ids.as_mut_ptr() as u64,
         prog_cnt: ids.len() as u32,
-        padding: 0,
+        ..Query::default()
     };
     // SAFETY: the attributes and the array that they point to live through the call and have the stated sizes.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
-    (result == 0).then(|| {
-        let count = (query.prog_cnt as usize).min(ids.len());
-        (query.attach_flags, ids[..count].to_vec())
-    })
+    nix::errno::Errno::result(result)?;
+    let count = (query.prog_cnt as usize).min(ids.len());
+    Ok((query.attach_flags, ids[..count].to_vec()))
+}
+
+fn attached(cgroup: &File, hook: CgroupHook) -> io::Result<(u32, Vec<u32>)> {
+    query(cgroup.as_raw_fd() as u32, hook as u32)
+}
+
+/// A program at a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Occupant {
+    /// `connect4`, `tcx ingress`.
+    pub hook: String,
+    /// A cgroup, as `/proc/PID/cgroup` shows it, or an interface.
+    pub target: String,
+    pub id: u32,
+    /// `None`: not told to us (needs CAP_SYS_ADMIN).
+    pub name: Option<String>,
+}
+
+/// What was found in a tree of cgroups.
+#[derive(Debug, Default)]
+pub struct CgroupOccupants {
+    pub programs: Vec<Occupant>,
+    /// Paths by id, as nftables names cgroups.
+    pub paths: HashMap<u64, String>,
+    /// There are more cgroups than were looked at.
+    pub incomplete: bool,
+}
+
+/// Programs at our hooks of `root` and of all cgroups below, with paths as from `mount`. Needs CAP_NET_ADMIN.
+pub fn cgroup_occupants(root: &Path, mount: Option<&Path>) -> io::Result<CgroupOccupants> {
+    let prefix = mount
+        .and_then(|mount| root.strip_prefix(mount).ok())
+        .unwrap_or(Path::new(""));
+    // The first question shows whether we may ask at all.
+    attached(&File::open(root)?, CgroupHook::Egress)?;
+    let names = Names::read();
+    let mut found = CgroupOccupants::default();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(path) = waiting.pop() {
+        if found.paths.len() == MAX_CGROUPS {
+            found.incomplete = true;
+            break;
+        }
+        // A cgroup may go away at any time.
+        let Ok(directory) = File::open(root.join(&path)) else {
+            continue;
+        };
+        let shown = format!("/{}", prefix.join(&path).display());
+        let shown = if shown.len() > 1 {
+            shown.trim_end_matches('/').to_owned()
+        } else {
+            shown
+        };
+        if let Ok(metadata) = directory.metadata() {
+            found.paths.insert(metadata.ino(), shown.clone());
+        }
+        for hook in CgroupHook::ALL {
+            let Ok((_, ids)) = attached(&directory, hook) else {
+                continue;
+            };
+            found.programs.extend(ids.into_iter().map(|id| Occupant {
+                hook: hook.to_string(),
+                target: shown.clone(),
+                id,
+                name: names.of(id),
+            }));
+        }
+        if let Ok(entries) = fs::read_dir(root.join(&path)) {
+            let below = entries
+                .filter_map(Result::ok)
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| path.join(entry.file_name()));
+            waiting.extend(below);
+        }
+    }
+    Ok(found)
+}
+
+/// Programs at an interface over tcx. Before 6.6 there is no such hook, which is told as none.
+pub fn interface_occupants(ifindex: u32, name: &str) -> io::Result<Vec<Occupant>> {
+    let names = Names::read();
+    let mut found = Vec::new();
+    for (hook, attach_type) in TCX {
+        let (_, ids) = match query(ifindex, attach_type) {
+            Ok(attached) => attached,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(found),
+            Err(error) => return Err(error),
+        };
+        found.extend(ids.into_iter().map(|id| Occupant {
+            hook: hook.to_owned(),
+            target: name.to_owned(),
+            id,
+            name: names.of(id),
+        }));
+    }
+    Ok(found)
+}
+
+/// Names of the loaded programs, where we may ask for them.
+pub struct Names(HashMap<u32, String>);
+
+impl Names {
+    pub fn read() -> Self {
+        let named = aya::programs::loaded_programs()
+            .map_while(Result::ok)
+            .filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())))
+            .filter(|(_, name)| !name.is_empty());
+        Self(named.collect())
+    }
+
+    pub fn of(&self, id: u32) -> Option<String> {
+        self.0.get(&id).cloned()
+    }
+}
+
+/// Whether a program of this name is an observer's: the kernel keeps 15 bytes of it.
+pub fn is_ours(name: &str) -> bool {
+    const OURS: [&str; 7] = [
+        "segment_ingress",
+        "segment_egress",
+        "connect4",
+        "connect6",
+        "connect_tuple",
+        "wire_ingress",
+        "wire_egress",
+    ];
+    OURS.contains(&name)
 }
 
 /// Names the program that has `cgroup` to itself at this hook. `None`: there is none, or the kernel doesn't tell us.
-pub(super) fn exclusive_holder(cgroup: &Path, hook: CgroupHook) -> Option<String> {
+pub fn exclusive_holder(cgroup: &Path, hook: CgroupHook) -> Option<String> {
     let tolerated = |own: bool| {
         if own {
             BPF_F_ALLOW_MULTI
@@ -66,7 +229,7 @@ pub(super) fn exclusive_holder(cgroup: &Path, hook: CgroupHook) -> Option<String
         }
     };
     cgroup.ancestors().enumerate().find_map(|(above, path)| {
-        let (flags, ids) = attached(&File::open(path).ok()?, hook)?;
+        let (flags, ids) = attached(&File::open(path).ok()?, hook).ok()?;
         if ids.is_empty() || flags & tolerated(above == 0) != 0 {
             return None;
         }

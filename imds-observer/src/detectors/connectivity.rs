@@ -24,7 +24,7 @@ const MAX_HELD: usize = 256;
 const HOLD_NS: u64 = 5 * SECOND;
 /// An IPv4 answer this recent means that IPv4 works.
 pub(super) const V4_WORKS_NS: u64 = 600 * SECOND;
-/// Programs that one finding names.
+/// Programs, users and cgroups that one finding names of each.
 const MAX_NAMED: usize = 8;
 
 const EPERM: i32 = 1;
@@ -100,7 +100,8 @@ fn of_location(location: &str) -> Option<Cause> {
     Some(match location {
         "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => Cause::Firewall(""),
         "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
-        "ip_error" | "ip6_pkt_drop" => Cause::Route("missing"),
+        // The kernel frees what has no route in the same place as what a route refuses.
+        "ip_error" | "ip6_pkt_drop" => Cause::Route("missing or refusing"),
         // What a blackhole route does with what it is to forward.
         "dst_discard" | "dst_discard_out" => Cause::Route("blackhole"),
         "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy("traffic control"),
@@ -251,6 +252,9 @@ struct Place {
     /// Clients that failed last; one of them must succeed before the fault counts as gone.
     client: Option<u64>,
     named: Vec<String>,
+    /// Whom a rule by user or cgroup may have meant.
+    uids: Vec<u32>,
+    cgroups: Vec<String>,
     dropped: Option<String>,
     icmp: Option<String>,
     errno: Option<i32>,
@@ -328,10 +332,9 @@ impl Verdict {
         place.errno = failure.errno.or(place.errno);
         place.syns = failure.syns.or(place.syns);
         if let Some(process) = subject.process.as_deref() {
-            let name = workload::program(process);
-            if place.named.len() < MAX_NAMED && !place.named.contains(&name) {
-                place.named.push(name);
-            }
+            note(&mut place.named, Some(workload::program(process)));
+            note(&mut place.uids, process.uid);
+            note(&mut place.cgroups, process.cgroup.clone());
         }
         // The first connect record behind a drop tells what the drop couldn't: errno and time.
         let news = failure.syns.is_some() && !place.connect_told && !fresh;
@@ -391,7 +394,18 @@ impl Place {
             "syns": self.syns.map(|(socket, _)| socket),
             "wire_syns": self.syns.map(|(_, wire)| wire),
             "programs": self.named,
+            "uids": self.uids,
+            "cgroups": self.cgroups,
         }
+    }
+}
+
+fn note<T: PartialEq>(known: &mut Vec<T>, new: Option<T>) {
+    if let Some(new) = new
+        && known.len() < MAX_NAMED
+        && !known.contains(&new)
+    {
+        known.push(new);
     }
 }
 

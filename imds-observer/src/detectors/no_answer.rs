@@ -31,7 +31,7 @@
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 3,
 //!   "summary": "IMDS (169.254.169.254) does not answer host: packets leave and nothing comes back",
-//!   "evidence": {"at":null,"attempts":3,"cause":"silence","drop":null,"endpoint":"169.254.169.254:80","errno":110,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":9.0,"syns":2,"wire_syns":2},
+//!   "evidence": {"at":null,"attempts":3,"cause":"silence","cgroups":["/system.slice/app.service"],"drop":null,"endpoint":"169.254.169.254:80","errno":110,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":9.0,"syns":2,"uids":[1000],"wire_syns":2},
 //!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","ip route get 169.254.169.254","iptables-save -t nat | grep -nE 'MASQUERADE|SNAT'"],"text":"See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set AWS_EC2_METADATA_DISABLED=true."}
 //! }
 //! ```

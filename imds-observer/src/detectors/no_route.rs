@@ -28,7 +28,7 @@
 //!   "last_seen": "2023-11-14T22:13:30.000000000Z",
 //!   "count": 3,
 //!   "summary": "host has no route to IMDS (169.254.169.254)",
-//!   "evidence": {"at":"missing","attempts":3,"cause":"route","drop":null,"endpoint":"169.254.169.254:80","errno":101,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.0,"syns":0,"wire_syns":0},
+//!   "evidence": {"at":"missing","attempts":3,"cause":"route","cgroups":["/system.slice/app.service"],"drop":null,"endpoint":"169.254.169.254:80","errno":101,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.0,"syns":0,"uids":[1000],"wire_syns":0},
 //!   "remedy": {"commands":["ip route get 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"Add a route to the endpoint; the default gateway of the primary interface answers for it."}
 //! }
 //! ```
@@ -86,6 +86,7 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
     let family = if failure.v6 { "-6 " } else { "" };
     let summary = match kind {
         "missing" => format!("{subject} has no route to IMDS ({endpoint})"),
+        "missing or refusing" => format!("{subject} has no route to IMDS ({endpoint}), or one that refuses"),
         "reverse path filter" => format!("the reverse path filter drops the packets of {subject} to IMDS ({endpoint})"),
         kind => format!("a route of type {kind} keeps {subject} from IMDS ({endpoint})"),
     };
@@ -94,6 +95,12 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
         "missing" => Remedy {
             text: "Add a route to the endpoint; the default gateway of the primary interface answers for it.".to_owned(),
             commands: vec![look, route_add(failure, context)],
+        },
+        "missing or refusing" => Remedy {
+            text: "Look for a route or a rule that refuses (unreachable, prohibit, blackhole) and delete it; if there is none, add a \
+                   route to the endpoint. `imds-observer doctor` names the rule."
+                .to_owned(),
+            commands: vec![look, format!("ip {family}rule show"), route_add(failure, context)],
         },
         "reverse path filter" => Remedy {
             text: "Packets arrive at an interface through which their source would not be reached. Loosen the filter (2) \

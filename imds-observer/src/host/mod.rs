@@ -1,8 +1,11 @@
 //! Facts about this host that IMDS depends on. Read only: asks the kernel, sends no packet, changes nothing.
 
 pub mod ethtool;
+pub mod filters;
+pub mod firewall;
 pub mod instance;
 pub mod netlink;
+pub mod rights;
 pub mod routes;
 pub mod uplinks;
 

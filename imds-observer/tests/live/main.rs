@@ -6,9 +6,11 @@
 mod callers;
 mod command_line;
 mod containers;
+mod doctor;
 mod faults;
 mod harmless;
 mod main_job;
+mod reduced;
 mod secrets;
 mod service;
 mod short_lived;

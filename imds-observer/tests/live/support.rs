@@ -81,9 +81,12 @@ impl Observer {
         let mut command = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"));
         // Its own, not the tests': those make and enter namespaces.
         Rights::from_env().expect("read the rights").reduce(&mut command);
+        Self::start(command.args(arguments).envs(environment.iter().copied()))
+    }
+
+    /// A command that writes records.
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
-            .args(arguments)
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,0 +1,56 @@
+//! What do the uplinks' drivers count of the link-local quota?
+
+use super::check::{Check, State};
+use crate::host::Uplink;
+use crate::host::ethtool::Ethtool;
+use crate::record::Code;
+
+const NAME: &str = "link-local-allowance";
+
+pub(super) fn checks(uplinks: &[Uplink]) -> Vec<Check> {
+    let mut ethtool = match Ethtool::open() {
+        Ok(ethtool) => ethtool,
+        Err(error) => return vec![Check::unread(NAME, error)],
+    };
+    let mut check = |uplink: &Uplink| {
+        let driver = ethtool.driver(&uplink.name).unwrap_or_else(|_| "unknown".to_owned());
+        match ethtool.allowance_exceeded(&uplink.name) {
+            Ok(count) => of(&driver, count),
+            Err(error) => Check::unread(NAME, error),
+        }
+        .about(&uplink.name)
+    };
+    uplinks.iter().map(&mut check).collect()
+}
+
+fn of(driver: &str, exceeded: Option<u64>) -> Check {
+    match exceeded {
+        Some(0) => Check::ok(NAME, format!("driver {driver} counts no packet beyond it")),
+        Some(count) => Check::new(
+            NAME,
+            State::Note,
+            format!("driver {driver} counts {count} packets dropped beyond it since it was started"),
+        )
+        .meaning("requests to IMDS, DNS and NTP were lost without a word; whether they still are shows in a live run")
+        .remedied(
+            "Watch who sends them, and slow those down.",
+            ["imds-observer watch".to_owned()],
+        )
+        .told_as(Code::PacketQuota),
+        None => Check::new(NAME, State::Unknown, format!("driver {driver} doesn't count it")).blinding(
+            "whether packets beyond the quota were dropped; the packets themselves are counted at the uplink",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_told_and_none_is_no_fault() {
+        assert_eq!(of("ena", Some(0)).state, State::Ok);
+        assert_eq!(of("ena", Some(412)).state, State::Note);
+        assert_eq!(of("veth", None).state, State::Unknown);
+    }
+}

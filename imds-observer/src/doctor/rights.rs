@@ -1,0 +1,42 @@
+//! Which capabilities does this process hold?
+
+use super::check::{Check, State};
+use crate::host::rights::{ALL, Held, NET_ADMIN, Right};
+
+const NAME: &str = "capability";
+
+pub(super) fn checks() -> Vec<Check> {
+    ALL.iter().map(|right| check(right, right.held())).collect()
+}
+
+fn check(right: &Right, held: Option<Held>) -> Check {
+    if *right == NET_ADMIN && held == Some(Held::ThroughAdmin) {
+        // That does for BPF, and for nothing else.
+        return Check::new(NAME, State::Note, "not held; CAP_SYS_ADMIN does for attaching programs")
+            .about(&right.capability)
+            .blinding("firewall rules can't be read, and before kernel 6.6 uplinks can't be attached");
+    }
+    let found = match held {
+        Some(Held::Itself) => "held",
+        Some(Held::ThroughAdmin) => "held through CAP_SYS_ADMIN",
+        Some(Held::No) => "not held by this process",
+        None => return Check::unread(NAME, "the kernel doesn't tell").about(&right.capability),
+    };
+    let remedy = "Run as root, or add it to the capabilities of the service or container.";
+    Check::needed(NAME, held != Some(Held::No), found, right.blinds, remedy).about(&right.capability)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_held_is_missing() {
+        let state = |held| check(&ALL[0], held).state;
+        assert_eq!(
+            [Some(Held::Itself), Some(Held::ThroughAdmin), Some(Held::No), None].map(state),
+            [State::Ok, State::Ok, State::Missing, State::Unknown]
+        );
+        assert_eq!(check(&NET_ADMIN, Some(Held::ThroughAdmin)).state, State::Note);
+    }
+}
