@@ -58,6 +58,14 @@ impl HostDetectors {
         }
     }
 
+    /// Takes over other thresholds.
+    pub fn reconfigure(&mut self, config: DetectorConfig) {
+        for (_, detectors) in &mut self.hosts {
+            detectors.reconfigure(&self.config, &config);
+        }
+        self.config = config;
+    }
+
     /// Entries that bounded tables gave up, and hosts.
     pub fn evicted(&self) -> u64 {
         self.evicted + self.hosts.iter().map(|(_, detectors)| detectors.evicted()).sum::<u64>()

@@ -15,6 +15,7 @@ pub mod host;
 pub mod hosts;
 pub mod http;
 pub mod imds;
+pub mod metrics;
 pub mod pipeline;
 pub mod preflight;
 pub mod record;

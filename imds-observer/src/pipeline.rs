@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::attribution::Attribution;
-use crate::detectors::Observation;
+use crate::detectors::{DetectorConfig, Observation};
 use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
@@ -126,6 +126,12 @@ impl Pipeline {
             self.next_loss = now.plus_ns(SECOND);
             self.tell_loss(now, false);
         }
+    }
+
+    /// Takes over another filter and other thresholds from here on.
+    pub fn reconfigure(&mut self, filter: Filter, detectors: DetectorConfig) {
+        self.parts.filter = filter;
+        self.parts.detectors.reconfigure(detectors);
     }
 
     /// Nothing may come for a while.
@@ -318,6 +324,17 @@ pub fn run(
     duration: Option<Duration>,
     stop: &Stop,
 ) -> anyhow::Result<()> {
+    run_supervised(source, pipeline, duration, stop, &mut |_| {})
+}
+
+/// The same, with somebody who looks in each time round, live at least every 100 ms.
+pub fn run_supervised(
+    source: &mut dyn Source,
+    pipeline: &mut Pipeline,
+    duration: Option<Duration>,
+    stop: &Stop,
+    supervisor: &mut dyn FnMut(&mut Pipeline),
+) -> anyhow::Result<()> {
     let facts = source.start();
     let live = facts.mode == Mode::Live;
     let end = duration.map(|duration| Instant::now() + duration);
@@ -361,6 +378,7 @@ pub fn run(
             pipeline.advance(now);
         }
         pipeline.flush();
+        supervisor(pipeline);
     }
     source.last_batch(&mut batch);
     batch.drain(..).for_each(|event| pipeline.handle(event));

@@ -36,6 +36,17 @@ pub struct Stop {
 impl Stop {
     /// Takes over the signals, for the rest of the program's life.
     pub fn on_signals() -> anyhow::Result<Self> {
+        let stop = Self::but_on_hangup()?;
+        if !is_ignored(SIGHUP)
+            && let Some(waker) = &stop.waker
+        {
+            ask(SIGHUP, &stop.requested, waker).context("take over SIGHUP")?;
+        }
+        Ok(stop)
+    }
+
+    /// The same without SIGHUP, which means something else to a service.
+    pub fn but_on_hangup() -> anyhow::Result<Self> {
         let requested = Arc::new(AtomicBool::new(false));
         let (wake, write) = UnixStream::pair().context("make a pipe for signals")?;
         for signal in [SIGINT, SIGTERM] {
@@ -53,9 +64,6 @@ impl Stop {
             let registered = unsafe { low_level::register(signal, at_once) };
             registered.context("take over SIGINT and SIGTERM")?;
             ask(signal, &requested, &write).context("take over SIGINT and SIGTERM")?;
-        }
-        if !is_ignored(SIGHUP) {
-            ask(SIGHUP, &requested, &write).context("take over SIGHUP")?;
         }
         Ok(Self {
             requested,

@@ -109,6 +109,52 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     if groups.iter().any(|group| group.wants_python()) {
         python_clients(&sh)?;
     }
+    if groups.contains(&Group::Test) {
+        prometheus(&sh)?;
+    }
+    Ok(())
+}
+
+/// Prometheus and promtool, unpacked and not installed: Debian's package would start a service.
+fn prometheus(sh: &Shell) -> anyhow::Result<()> {
+    const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
+    let bin = toolchain::tools().join("bin");
+    if PROGRAMS.iter().all(|program| is_program(&bin.join(program))) {
+        return Ok(());
+    }
+    if !has_apt(sh) {
+        eprintln!(
+            "setup: no apt-get here; put prometheus and promtool into {}",
+            bin.display()
+        );
+        return Ok(());
+    }
+    say(&format!("unpack Debian's prometheus into {}", bin.display()));
+    let directory = sh.create_temp_dir()?;
+    let _inside = sh.push_dir(directory.path());
+    let download = || cmd!(sh, "apt-get download -q prometheus").run();
+    if download().is_err() {
+        if is_root() {
+            say("apt-get update (the package was not found)");
+            cmd!(sh, "apt-get update -o DPkg::Lock::Timeout=300").run()?;
+        }
+        download().context("download Debian's prometheus")?;
+    }
+    let package = sh
+        .read_dir(directory.path())?
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("find the package that apt-get downloaded")?;
+    cmd!(sh, "dpkg -x {package} unpacked").run()?;
+    sh.create_dir(&bin)?;
+    for program in PROGRAMS {
+        let (from, to) = (
+            directory.path().join("unpacked/usr/bin").join(program),
+            bin.join(program),
+        );
+        sh.copy_file(&from, &to)
+            .with_context(|| format!("take {program} from the package"))?;
+    }
     Ok(())
 }
 

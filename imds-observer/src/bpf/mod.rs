@@ -11,6 +11,7 @@ mod symbols;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use attach::cgroup2_mount;
 pub use btf::{Btf, BtfError};
@@ -35,7 +36,15 @@ pub struct LiveOptions {
     pub endpoints: Vec<IpAddr>,
     /// Size of the ring buffer in bytes, a power of two; `None`: what the object says.
     pub ring_bytes: Option<u32>,
+    /// Least time between two looks into the ring buffer. Each look costs a wake-up, which is dearer than what it brings: a request is
+    /// some ten packets, one after the other.
+    pub gather: Duration,
 }
+
+/// For a program that reads along: a record comes within milliseconds.
+const PROMPT: Duration = Duration::from_millis(2);
+/// For people, who see no difference.
+pub const UNHURRIED: Duration = Duration::from_millis(10);
 
 impl Default for LiveOptions {
     fn default() -> Self {
@@ -44,6 +53,7 @@ impl Default for LiveOptions {
             cgroup: None,
             endpoints: DEFAULT_ENDPOINTS.to_vec(),
             ring_bytes: None,
+            gather: PROMPT,
         }
     }
 }

@@ -9,6 +9,7 @@ mod observe;
 mod offline;
 mod preflight;
 mod schema;
+mod service;
 mod stream;
 mod values;
 mod watch;

@@ -100,6 +100,10 @@ pub(super) struct Settings {
 }
 
 impl SelectArgs {
+    pub(super) fn has_config(&self) -> bool {
+        self.config.is_some()
+    }
+
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
         let config = match &self.config {
             Some(path) => Config::read(path)?,
@@ -134,6 +138,7 @@ impl ObserveArgs {
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
             ring_bytes: config.limits.ring_bytes,
             endpoints: endpoints_of(endpoints, config),
+            ..LiveOptions::default()
         }
     }
 

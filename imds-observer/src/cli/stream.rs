@@ -1,12 +1,15 @@
 //! `stream`: records as NDJSON, for as long as it takes.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs};
+use super::service::Service;
 use super::{Status, live};
 use crate::config::Size;
+use crate::metrics::MetricsSink;
 use crate::sinks::Sink;
 use crate::sinks::destination::{DEFAULT_FILES, Destination, Rotation};
 use crate::sinks::ndjson::NdjsonOutput;
@@ -30,6 +33,9 @@ pub(super) struct StreamArgs {
     /// Keep this many files in all [default: 10]
     #[arg(short = 'W', value_name = "COUNT", requires = "size", value_parser = clap::value_parser!(u32).range(1..))]
     files: Option<u32>,
+    /// Serve metrics for Prometheus at http://ADDR/metrics, and /healthz and /readyz; such as 127.0.0.1:9469
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
 }
 
 impl StreamArgs {
@@ -39,7 +45,8 @@ impl StreamArgs {
             size,
             files: self.files.unwrap_or(DEFAULT_FILES),
         });
-        live::observe(
+        live::observe_as(
+            Some(Service::start(self.observe.select.clone(), &settings)?),
             &self.observe,
             &self.endpoints.endpoint,
             &settings,
@@ -54,7 +61,13 @@ impl StreamArgs {
                     settings.kinds,
                     settings.config.limits.queue,
                 )?;
-                Ok(vec![Box::new(queue) as Box<dyn Sink>])
+                let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
+                if let Some(address) = self.metrics {
+                    let metrics = MetricsSink::serve(address)?;
+                    tracing::info!("metrics are served at http://{}/metrics", metrics.address());
+                    sinks.push(Box::new(metrics));
+                }
+                Ok(sinks)
             },
         )
     }

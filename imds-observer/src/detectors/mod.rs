@@ -71,6 +71,14 @@ macro_rules! registry {
             let all: Vec<Box<dyn Detector>> = vec![$(Box::new($file::new(&config.$file)),)*];
             all.into_iter().filter(|detector| !config.disabled.contains(&detector.code())).collect()
         }
+
+        /// Codes whose thresholds differ.
+        fn changed(before: &DetectorConfig, after: &DetectorConfig) -> Vec<Code> {
+            [$((Code::$code, before.$file != after.$file),)*]
+                .into_iter()
+                .filter_map(|(code, changed)| changed.then_some(code))
+                .collect()
+        }
     };
 }
 
@@ -321,6 +329,21 @@ impl Detectors {
         self.now = self.now.max(now);
         self.tick(true, out);
         self.ledger.finish(self.now, out);
+    }
+
+    /// Takes over other thresholds. A detector whose own ones are the same keeps what it knows; open findings end as they would by themselves.
+    pub fn reconfigure(&mut self, before: &DetectorConfig, after: &DetectorConfig) {
+        let changed = changed(before, after);
+        let mut fresh = build(after);
+        for detector in &mut fresh {
+            let code = detector.code();
+            if !changed.contains(&code)
+                && let Some(known) = self.registered.iter_mut().find(|known| known.code() == code)
+            {
+                std::mem::swap(detector, known);
+            }
+        }
+        self.registered = fresh;
     }
 
     /// Entries that the detectors' bounded tables gave up.

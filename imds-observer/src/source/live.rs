@@ -20,9 +20,6 @@ use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 
 /// Events that one call hands over, so that timers get their turn in a flood.
 const BATCH: usize = 8_192;
-/// Least time between two looks into the ring buffer. Each look costs a wake-up, which is dearer than what it brings: a request is some
-/// ten packets, one after the other.
-const GATHER: Duration = Duration::from_millis(10);
 /// So many events in that time, and the next look comes at once: the ring holds a few times as many.
 const MANY: usize = 1_000;
 /// Events of a full ring buffer, even one enlarged to 16 MiB.
@@ -44,6 +41,8 @@ pub struct LiveSource {
     followed: Instant,
     allowance: AllowanceMeter,
     endpoints: Vec<IpAddr>,
+    /// See [`LiveOptions::gather`].
+    gather: Duration,
     undecoded: u64,
     told_loss: LossCounts,
     /// The last look into the ring, and what it brought.
@@ -78,6 +77,7 @@ impl LiveSource {
             followed: now,
             allowance: AllowanceMeter::open(),
             endpoints: options.endpoints.clone(),
+            gather: options.gather,
             undecoded: 0,
             told_loss: LossCounts::default(),
             drained: (now, 0),
@@ -192,7 +192,7 @@ impl LiveSource {
     fn gather(&self) {
         let (when, count) = self.drained;
         if count < MANY {
-            sleep(GATHER.saturating_sub(when.elapsed()));
+            sleep(self.gather.saturating_sub(when.elapsed()));
         }
     }
 

@@ -12,5 +12,6 @@ mod harmless;
 mod main_job;
 mod reduced;
 mod secrets;
+mod service;
 mod short_lived;
 mod support;

@@ -80,20 +80,25 @@ pub(crate) struct Finished {
 impl Observer {
     /// `stream` in the node, ready to see.
     pub(crate) fn stream(lab: &Lab, arguments: &[&str]) -> Self {
+        Self::stream_with(lab, &[], arguments)
+    }
+
+    /// The same, with environment variables.
+    pub(crate) fn stream_with(lab: &Lab, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let cgroup = std::env::var(CGROUP).unwrap_or_else(|_| lab.cgroup_directory().to_str().unwrap().to_owned());
         let mut all = vec!["stream", "-i", UPLINK, "--cgroup", &cgroup];
         all.extend(arguments);
-        let mut observer = Self::spawn(lab.node(), &all);
+        let mut observer = Self::spawn(lab.node(), environment, &all);
         observer.wait_for(|record| record["record"] == "start");
         observer
     }
 
     /// Any command line of the program in a place of the lab. It does not join the place's cgroup: it must not observe itself.
-    pub(crate) fn spawn(place: &Place, arguments: &[&str]) -> Self {
+    fn spawn(place: &Place, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut command = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"));
         // Its own, not the tests': those make and enter namespaces.
         Rights::from_env().expect("read the rights").reduce(&mut command);
-        Self::start(command.args(arguments))
+        Self::start(command.args(arguments).envs(environment.iter().copied()))
     }
 
     /// A command that writes records.
@@ -256,6 +261,21 @@ pub(crate) fn run(place: &Place, program: &str, arguments: &[&str]) -> std::proc
         .args(arguments)
         .output()
         .unwrap_or_else(|error| panic!("run {program}: {error}"))
+}
+
+/// A program that `cargo xtask setup` put among its tools.
+pub(crate) fn tool(name: &str) -> PathBuf {
+    let tools = std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
+        || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),
+        PathBuf::from,
+    );
+    let path = tools.join("bin").join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo xtask setup --for test`",
+        path.display()
+    );
+    path
 }
 
 /// Python with botocore, made by `cargo xtask setup --for test`.

@@ -1,0 +1,282 @@
+//! The numbers behind the metrics.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::record::workload::workload;
+use crate::record::{
+    Code, Connect, ConnectOutcome, Container, Drop, Exchange, ExchangeOutcome, Finding, FindingState, ImdsVersion,
+    LossCounts, PacketDirection, Process, Record, Severity, Start, Summary, Time,
+};
+
+use super::{FORGET_NS, MAX_WORKLOADS};
+
+/// Everyone beyond the bound.
+pub(super) const OTHER: &str = "other";
+/// Callers of whom neither process nor container is known.
+const UNKNOWN: &str = "unknown";
+/// Status codes that are told apart, per workload: a hostile server may send a thousand.
+const MAX_STATUSES: usize = 16;
+/// Drop reasons, interfaces and missing capabilities that are told apart.
+const MAX_NAMES: usize = 64;
+/// Findings that are known to be open.
+const MAX_OPEN: usize = 4096;
+
+/// Upper bounds of the latency buckets, seconds. IMDS answers within 1 ms; clients wait for 1 s, the most patient for 5 s.
+pub(super) const BUCKETS_S: [f64; 12] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0,
+];
+
+pub(super) const VERSIONS: [Option<ImdsVersion>; 5] = [
+    Some(ImdsVersion::Token),
+    Some(ImdsVersion::V2),
+    Some(ImdsVersion::V1),
+    Some(ImdsVersion::Other),
+    None,
+];
+pub(super) const OUTCOMES: [ExchangeOutcome; 6] = [
+    ExchangeOutcome::Answered,
+    ExchangeOutcome::Lost,
+    ExchangeOutcome::Unanswered,
+    ExchangeOutcome::Reset,
+    ExchangeOutcome::Closed,
+    ExchangeOutcome::Open,
+];
+pub(super) const CONNECT_OUTCOMES: [ConnectOutcome; 6] = [
+    ConnectOutcome::Refused,
+    ConnectOutcome::NoRoute,
+    ConnectOutcome::HostUnreachable,
+    ConnectOutcome::Denied,
+    ConnectOutcome::Timeout,
+    ConnectOutcome::Error,
+];
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) start: Option<Begun>,
+    pub(super) workloads: HashMap<String, Workload>,
+    /// Packets of IMDS flows that the kernel dropped, by reason and direction.
+    pub(super) dropped: BTreeMap<(String, &'static str), u64>,
+    /// Findings that were opened.
+    pub(super) findings: BTreeMap<(&'static str, &'static str), u64>,
+    open: HashMap<(Code, String), Severity>,
+    pub(super) interfaces: BTreeMap<String, Interface>,
+    pub(super) loss: LossCounts,
+    pub(super) records: BTreeMap<&'static str, u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) time: Time,
+    pub(super) version: String,
+    pub(super) kernel: String,
+    pub(super) missing: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Workload {
+    last: Time,
+    pub(super) exchanges: [[u64; OUTCOMES.len()]; VERSIONS.len()],
+    /// `None`: those beyond the bound.
+    pub(super) statuses: BTreeMap<Option<u16>, u64>,
+    /// By bucket, the last for what is longer.
+    pub(super) latency: [u64; BUCKETS_S.len() + 1],
+    pub(super) latency_sum_s: f64,
+    pub(super) lost_seconds: f64,
+    pub(super) failed_connects: [u64; CONNECT_OUTCOMES.len()],
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Interface {
+    pub(super) egress: u64,
+    pub(super) ingress: u64,
+    /// Of the last interval.
+    pub(super) peak_per_s: u64,
+    pub(super) quota_share: f64,
+    /// The driver's own count since the start, if it has one.
+    pub(super) allowance_exceeded: Option<u64>,
+}
+
+impl State {
+    pub(super) fn observe(&mut self, record: &Record) {
+        *self.records.entry(record.kind().as_str()).or_default() += 1;
+        match record {
+            Record::Start(start) => self.begin(start),
+            Record::Exchange(exchange) => self.exchange(exchange),
+            Record::Connect(connect) => self.connect(connect),
+            Record::Drop(drop) => self.dropped(drop),
+            Record::Finding(finding) => self.finding(finding),
+            Record::Summary(summary) => self.summary(summary),
+            Record::Loss(loss) => self.loss = loss.counts(),
+        }
+    }
+
+    /// Open findings by code and severity.
+    pub(super) fn open_findings(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        let mut counts = BTreeMap::new();
+        for ((code, _), severity) in &self.open {
+            *counts.entry((code.as_str(), severity.as_str())).or_default() += 1;
+        }
+        counts
+    }
+
+    fn begin(&mut self, start: &Start) {
+        let mut missing: Vec<String> = start.missing.iter().map(|missing| missing.capability.clone()).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing.truncate(MAX_NAMES);
+        self.start = Some(Begun {
+            time: start.time,
+            version: start.version.clone(),
+            kernel: start.kernel.clone().unwrap_or_default(),
+            missing,
+        });
+    }
+
+    fn exchange(&mut self, exchange: &Exchange) {
+        let workload = self.of(
+            exchange.process.as_deref(),
+            exchange.container.as_deref(),
+            exchange.time,
+        );
+        let version = VERSIONS
+            .iter()
+            .position(|version| *version == exchange.request.imds_version)
+            .unwrap_or(VERSIONS.len() - 1);
+        if let Some(outcome) = OUTCOMES.iter().position(|outcome| *outcome == exchange.outcome) {
+            workload.exchanges[version][outcome] += 1;
+        }
+        if let Some(status) = exchange.response.as_ref().and_then(|response| response.status) {
+            let full = workload.statuses.len() >= MAX_STATUSES && !workload.statuses.contains_key(&Some(status));
+            *workload.statuses.entry((!full).then_some(status)).or_default() += 1;
+        }
+        let waited_s = exchange.waited_ns.unwrap_or(0) as f64 / 1e9;
+        if exchange.outcome != ExchangeOutcome::Answered {
+            workload.lost_seconds += waited_s;
+        } else if let Some(latency_ns) = exchange.latency_ns {
+            let latency_s = latency_ns as f64 / 1e9;
+            workload.latency[BUCKETS_S.partition_point(|bound| *bound < latency_s)] += 1;
+            workload.latency_sum_s += latency_s;
+        }
+    }
+
+    fn connect(&mut self, connect: &Connect) {
+        let workload = self.of(connect.process.as_deref(), connect.container.as_deref(), connect.time);
+        workload.lost_seconds += connect.elapsed_ns as f64 / 1e9;
+        if let Some(outcome) = CONNECT_OUTCOMES.iter().position(|outcome| *outcome == connect.outcome) {
+            workload.failed_connects[outcome] += 1;
+        }
+    }
+
+    fn dropped(&mut self, drop: &Drop) {
+        let direction = match drop.direction {
+            PacketDirection::Request => "request",
+            PacketDirection::Response => "response",
+        };
+        let reason = drop.reason.as_deref().unwrap_or(UNKNOWN);
+        let known = self.dropped.contains_key(&(reason.to_owned(), direction));
+        let reason = if known || self.dropped.len() < MAX_NAMES {
+            reason
+        } else {
+            OTHER
+        };
+        *self.dropped.entry((reason.to_owned(), direction)).or_default() += 1;
+    }
+
+    fn finding(&mut self, finding: &Finding) {
+        let key = (finding.code, finding.subject.key.clone());
+        match finding.state {
+            FindingState::Resolved => {
+                self.open.remove(&key);
+            }
+            FindingState::Open | FindingState::Update => {
+                if finding.state == FindingState::Open {
+                    let counted = (finding.code.as_str(), finding.severity.as_str());
+                    *self.findings.entry(counted).or_default() += 1;
+                }
+                if self.open.len() < MAX_OPEN || self.open.contains_key(&key) {
+                    self.open.insert(key, finding.severity);
+                }
+            }
+        }
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        // The total repeats what the intervals told.
+        if summary.total {
+            return;
+        }
+        for seen in &summary.interfaces {
+            let full = self.interfaces.len() >= MAX_NAMES && !self.interfaces.contains_key(&seen.name);
+            let name = if full { OTHER } else { seen.name.as_str() };
+            let interface = self.interfaces.entry(name.to_owned()).or_default();
+            interface.egress += seen.egress_packets;
+            interface.ingress += seen.ingress_packets;
+            interface.peak_per_s = seen.peak_packets_per_s;
+            interface.quota_share = seen.quota_share;
+            if let Some(grown) = seen.allowance_exceeded {
+                *interface.allowance_exceeded.get_or_insert(0) += grown;
+            }
+        }
+    }
+
+    fn of(&mut self, process: Option<&Process>, container: Option<&Container>, now: Time) -> &mut Workload {
+        let name = workload(process, container).unwrap_or_else(|| UNKNOWN.to_owned());
+        if self.workloads.len() >= MAX_WORKLOADS && !self.workloads.contains_key(&name) {
+            self.workloads
+                .retain(|name, workload| name == OTHER || now.since(workload.last) < FORGET_NS);
+        }
+        let full = self.workloads.len() >= MAX_WORKLOADS && !self.workloads.contains_key(&name);
+        let workload = self
+            .workloads
+            .entry(if full { OTHER.to_owned() } else { name })
+            .or_default();
+        workload.last = workload.last.max(now);
+        workload
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXCHANGE: &str = r#"{"record":"exchange","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/NAME","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":null},"container":null,"connection":{"id":"1","local":null,"remote":"169.254.169.254:80","exchange":1},"request":{"method":"GET","path":"/","dialect":"aws","imds_version":"v1","token":null,"token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false},"response":{"status":STATUS,"ttl":255,"delivered":true,"server":null},"outcome":"answered","latency_ns":300000}"#;
+
+    fn exchange(name: &str, status: u16, second: u64) -> Record {
+        let text = EXCHANGE.replace("NAME", name).replace("STATUS", &status.to_string());
+        let mut exchange: Exchange = serde_json::from_str(&text).unwrap();
+        exchange.time = exchange.time.plus_ns(second * 1_000_000_000);
+        Record::Exchange(exchange)
+    }
+
+    #[test]
+    fn workloads_are_bounded_and_the_silent_make_room() {
+        let mut state = State::default();
+        for number in 0..1000 {
+            state.observe(&exchange(&format!("app{number}"), 200, 0));
+        }
+        assert_eq!(state.workloads.len(), MAX_WORKLOADS + 1);
+        let sum = |state: &State| -> u64 {
+            let all = state
+                .workloads
+                .values()
+                .flat_map(|workload| workload.exchanges)
+                .flatten();
+            all.sum()
+        };
+        assert_eq!(sum(&state), 1000, "nothing is lost");
+        state.observe(&exchange("late", 200, 2 * 3600));
+        assert!(state.workloads.contains_key("late") && state.workloads.contains_key(OTHER));
+        assert_eq!(state.workloads.len(), 2);
+    }
+
+    #[test]
+    fn a_servers_statuses_are_bounded() {
+        let mut state = State::default();
+        for status in 100..600 {
+            state.observe(&exchange("app", status, 0));
+        }
+        let statuses = &state.workloads["app"].statuses;
+        assert_eq!(statuses.len(), MAX_STATUSES + 1);
+        assert_eq!(statuses.values().sum::<u64>(), 500);
+    }
+}
