@@ -56,10 +56,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{below_version, status};
+use super::knowledge::status;
 use super::remedy::{self, Sdk};
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::imds::{below_version, role_of};
 use crate::record::{Code, SECOND, Severity};
 
 /// Clients that are remembered.
@@ -98,15 +99,6 @@ pub(super) fn new(config: &Config) -> CredentialChurn {
     }
 }
 
-/// The role whose credentials this path gives.
-fn role(path: &str) -> Option<&str> {
-    let below = below_version(path).strip_prefix("meta-data/")?;
-    let role = below
-        .strip_prefix("iam/security-credentials/")
-        .or_else(|| below.strip_prefix("identity-credentials/ec2/security-credentials/"))?;
-    (!role.is_empty()).then_some(role)
-}
-
 impl Detector for CredentialChurn {
     fn code(&self) -> Code {
         Code::CredentialChurn
@@ -121,7 +113,7 @@ impl Detector for CredentialChurn {
             return;
         };
         let path = context.path;
-        let Some(role) = role(path) else { return };
+        let Some(role) = role_of(below_version(path)) else { return };
         if status(exchange) != Some(200) {
             return;
         }

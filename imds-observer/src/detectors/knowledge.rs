@@ -1,6 +1,5 @@
 //! What several detectors must know to join causes: who the clients are, what became of their last token request, what works on this host.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroUsize;
@@ -54,6 +53,8 @@ pub enum V1Cause {
     TokenUnanswered,
     /// Its token request was forbidden.
     Proxy,
+    /// Its token request was answered 429 or 5xx.
+    Throttled(u16),
 }
 
 /// The processes that one verdict may be about: see [`Group`].
@@ -267,6 +268,7 @@ fn cause_of(fate: TokenFate) -> Option<V1Cause> {
         TokenFate::Lost { request_ttl, .. } => Some(V1Cause::HopLimit { request_ttl }),
         TokenFate::Unanswered => Some(V1Cause::TokenUnanswered),
         TokenFate::Forbidden => Some(V1Cause::Proxy),
+        TokenFate::Rejected(status) if status == 429 || status >= 500 => Some(V1Cause::Throttled(status)),
         TokenFate::Granted | TokenFate::Rejected(_) => None,
     }
 }
@@ -337,33 +339,6 @@ pub(super) fn status(exchange: &Exchange) -> Option<u16> {
 
 pub(super) fn is_v6(address: &str) -> bool {
     address.starts_with('[') || address.bytes().filter(|byte| *byte == b':').count() > 1
-}
-
-/// A path without its query and without the doubled and trailing slashes that some SDKs send.
-pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
-    let path = path.find('?').map_or(path, |query| &path[..query]);
-    let usual = path.len() > 1 && path.starts_with('/') && !path.ends_with('/') && !path.contains("//");
-    if usual {
-        return Cow::Borrowed(path);
-    }
-    let mut normal = String::with_capacity(path.len() + 1);
-    for part in path.split('/').filter(|part| !part.is_empty()) {
-        normal.push('/');
-        normal.push_str(part);
-    }
-    if normal.is_empty() {
-        normal.push('/');
-    }
-    Cow::Owned(normal)
-}
-
-/// The path below the version: `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing.
-pub(super) fn below_version(normal: &str) -> &str {
-    let rest = normal.strip_prefix('/').unwrap_or(normal);
-    match rest.split_once('/') {
-        Some((version, rest)) if version == "latest" || version.starts_with(|c: char| c.is_ascii_digit()) => rest,
-        _ => rest,
-    }
 }
 
 fn is_cloud_init(process: &Process) -> bool {

@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use knowledge::{Client, Knowledge, TokenFate, V1Cause};
 pub use ledger::{Details, Sighting, Sightings};
 
+use crate::imds;
 use crate::record::{self, Code, Finding, Host, Time};
 use crate::source::InterfaceSample;
 use ledger::Ledger;
@@ -286,9 +287,7 @@ impl Detectors {
         self.now = self.now.max(observation.end());
         let client = self.knowledge.learn(observation, self.now);
         let path = match observation {
-            Observation::Exchange(exchange) => {
-                knowledge::normal_path(exchange.request.path.as_deref().unwrap_or_default())
-            }
+            Observation::Exchange(exchange) => imds::normalise(exchange.request.path.as_deref().unwrap_or_default()),
             _ => Cow::Borrowed(""),
         };
         let context = Context {

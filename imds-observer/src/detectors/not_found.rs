@@ -58,11 +58,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{below_version, status};
-use super::path_disappeared::NORMALLY_404;
+use super::knowledge::status;
 use super::remedy;
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::imds::{below_version, is_natural_404};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Paths of clients that are followed, about 100 bytes each.
@@ -150,7 +150,7 @@ impl Detector for NotFound {
         }
         if self.found.contains(&id)
             || context.booting(time)
-            || NORMALLY_404.iter().any(|prefix| below.starts_with(prefix))
+            || is_natural_404(below)
         {
             return;
         }

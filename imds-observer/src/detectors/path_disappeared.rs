@@ -58,28 +58,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{below_version, status};
+use super::knowledge::status;
 use super::remedy;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::imds::{below_version, is_natural_404};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Paths that gave 200 and are remembered, 40 bytes each.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 /// Longest part of a path that stands in a key.
 const MAX_KEY: usize = 200;
-
-/// Below the version. Their 404 means "nothing is due" or "no such thing here" [imds-facts section 2].
-pub(super) const NORMALLY_404: &[&str] = &[
-    "meta-data/spot/",
-    "meta-data/events/recommendations/",
-    "meta-data/network/interfaces/macs/",
-    "meta-data/managed-ssh-keys/",
-    "meta-data/outpost-arn",
-    "meta-data/public-ipv4",
-    "meta-data/public-hostname",
-    "meta-data/elastic-gpus/",
-    "meta-data/elastic-inference/",
-];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -153,7 +141,7 @@ impl Detector for PathDisappeared {
         };
         let path = context.path;
         let below = below_version(path);
-        let ignored = NORMALLY_404.iter().any(|prefix| below.starts_with(prefix))
+        let ignored = is_natural_404(below)
             || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()));
         let id = self.hasher.hash_one(below);
         if status == 200 {
