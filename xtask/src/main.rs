@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod demo;
 mod docs;
+mod foreign;
 mod fuzz;
 mod kernels;
 mod lab;
