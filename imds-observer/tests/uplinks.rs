@@ -1,7 +1,7 @@
 //! Are the interfaces towards the metadata service found, and followed? Needs root; everything happens in the lab's namespaces.
 
 use std::io::{BufRead as _, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use imds_observer::bpf::DEFAULT_ENDPOINTS;
 use imds_observer::host::{UplinkChange, UplinkMonitor, Uplinks};
 use imds_observer_lab::can_run_live;
-use imds_observer_lab::topology::{Lab, LabOptions, Place, RouteStyle};
+use imds_observer_lab::rights::Rights;
+use imds_observer_lab::topology::{Lab, LabOptions, Place, PodOptions, RouteStyle};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -158,11 +159,9 @@ fn stream_follows_the_uplinks_when_none_is_named() {
     let Some(mut lab) = lab(RouteStyle::Endpoints) else {
         return;
     };
-    let mut netns = std::ffi::OsString::from("--net=");
-    netns.push(lab.node().netns().path());
-    let mut child = Command::new("nsenter")
-        .arg(netns)
-        .arg(env!("CARGO_BIN_EXE_imds-observer"))
+    let mut command = lab.node().command_beside(env!("CARGO_BIN_EXE_imds-observer")).unwrap();
+    Rights::from_env().unwrap().reduce(&mut command);
+    let mut child = command
         .args(["stream", "--cgroup", lab.cgroup_directory().to_str().unwrap()])
         .env("IMDS_OBSERVER_LOG", "info")
         .stdin(Stdio::null())
@@ -189,6 +188,13 @@ fn stream_follows_the_uplinks_when_none_is_named() {
     };
     curl(lab.node());
     assert_eq!(answered(&mut records), 255, "through the first uplink");
+    let late = lab.add_pod(&PodOptions::default()).unwrap();
+    curl(lab.pod(late));
+    assert_eq!(
+        answered(&mut records),
+        255,
+        "from a namespace that the observer is older than"
+    );
     let second = lab.add_uplink().unwrap();
     lab.route_through(&second).unwrap();
     until(&mut log, |line| line.contains("uplink eth1 is observed")).expect("the second uplink is found");

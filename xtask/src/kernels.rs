@@ -5,12 +5,14 @@
 //! (`imds-observer-lab/src/bin/imds-observer-guest.rs`). The processor is emulated: a boot takes seconds, no
 //! virtualisation is asked of the host, and nothing of the guest reaches the host's network.
 
+mod cross;
 mod debian;
 mod guest;
 mod outcome;
 mod table;
 
 use std::path::PathBuf;
+use std::thread;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
@@ -46,6 +48,11 @@ impl Arch {
         }
     }
 
+    /// Whether this machine's own programs run there.
+    fn is_native(self) -> bool {
+        self.name() == std::env::consts::ARCH
+    }
+
     fn target(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64-unknown-linux-gnu",
@@ -59,40 +66,125 @@ fn directory(arch: Arch) -> PathBuf {
     root().join("target/kernels").join(arch.name())
 }
 
-/// Runs the suite on each kernel in turn: one guest keeps two cores busy.
-pub(crate) fn run(versions: &[Version], arch: Arch, whole: bool, write_table: bool) -> anyhow::Result<()> {
-    step("setup", || setup::ensure(&[Group::Kernels]))?;
+/// Guests that run at a time. Their tests mostly wait for clients to give up.
+const AT_A_TIME: usize = 3;
+
+/// What to run where.
+pub(crate) struct Request<'a> {
+    pub(crate) versions: &'a [Version],
+    pub(crate) arch: Arch,
+    /// Every test that a guest can run, instead of a choice.
+    pub(crate) whole: bool,
+}
+
+/// Kernels that `cargo xtask test` runs: of Amazon Linux 2, of Amazon Linux 2023, and its newer one.
+const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
+
+fn usual_versions() -> anyhow::Result<(Arch, Vec<Version>)> {
+    let arch = [Arch::X86_64, Arch::Aarch64].into_iter().find(|arch| arch.is_native());
+    let arch = arch.with_context(|| format!("no guests with a processor of type {}", std::env::consts::ARCH))?;
+    let versions: Vec<Version> = USUAL.iter().map(|version| version.parse()).collect::<Result<_, _>>()?;
+    Ok((arch, versions))
+}
+
+/// Fetches the usual kernels while something else goes on; what fails here is tried again, and told, when they are needed.
+pub(crate) fn fetch_usual() -> anyhow::Result<()> {
+    let (arch, versions) = usual_versions()?;
     let sh = shell()?;
-    let base = step("static test programs and their tools", || guest::base(&sh, arch, whole))?;
-    let mut totals = Totals::default();
-    let mut failed = Vec::new();
-    for version in versions {
-        let result = step(&format!("kernel {version} on {}", arch.name()), || {
-            let kernel = debian::fetch(&sh, arch, version)?;
-            let console = guest::run(&sh, arch, &kernel, &base)?;
-            outcome::read(&console)
-        });
-        let outcome = match result {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                eprintln!("kernel {version}: {error:#}");
-                failed.push(version.to_string());
-                continue;
-            }
-        };
-        totals += outcome.totals;
-        println!("{outcome}");
-        if outcome.failed() {
-            failed.push(version.to_string());
-        }
-        table::keep(arch, version, &outcome)?;
-    }
-    if write_table {
-        table::write(&root().join("docs/kernel-support.md")).context("write docs/kernel-support.md")?;
-    }
-    println!("{totals}");
-    if !failed.is_empty() {
-        bail!("the live suite failed on kernel {}", failed.join(", "));
+    for version in &versions {
+        debian::fetch(&sh, arch, version)?;
     }
     Ok(())
+}
+
+/// The suite on the usual kernels, with this machine's processor.
+pub(crate) fn usual() -> anyhow::Result<Totals> {
+    let (arch, versions) = usual_versions()?;
+    suite(&Request {
+        versions: &versions,
+        arch,
+        whole: false,
+    })
+}
+
+/// Runs the suite on each kernel.
+pub(crate) fn run(request: &Request<'_>, write_table: bool) -> anyhow::Result<()> {
+    let groups: &[Group] = match request.arch {
+        arch if arch.is_native() => &[Group::Kernels],
+        _ => &[Group::Kernels, Group::CrossKernels],
+    };
+    step("setup", || setup::ensure(groups))?;
+    let totals = suite(request);
+    if write_table {
+        // A run that failed says so there too.
+        table::write(&root().join("docs/kernel-support.md")).context("write docs/kernel-support.md")?;
+    }
+    println!("{}", totals?);
+    Ok(())
+}
+
+/// The suite, after setup; fails if it did on any kernel.
+pub(crate) fn suite(request: &Request<'_>) -> anyhow::Result<Totals> {
+    let Request { versions, arch, whole } = *request;
+    let sh = shell()?;
+    let base = step("test programs and their tools for guests", || {
+        guest::base(&sh, arch, whole)
+    })?;
+    let mut failed = Vec::new();
+    let mut ready = Vec::new();
+    step("kernels", || {
+        for version in versions {
+            let prepared = debian::fetch(&sh, arch, version).and_then(|kernel| {
+                let initramfs = guest::initramfs(&sh, arch, &kernel, &base)?;
+                Ok((kernel, initramfs))
+            });
+            match prepared {
+                Ok((kernel, initramfs)) => ready.push((version, kernel, initramfs)),
+                Err(error) => {
+                    eprintln!("kernel {version}: {error:#}");
+                    failed.push(version.to_string());
+                }
+            }
+        }
+        Ok(())
+    })?;
+    let mut totals = Totals::default();
+    for some in ready.chunks(AT_A_TIME) {
+        // Scoped threads: the guests end with this verb, whatever becomes of it.
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let guests: Vec<_> = some
+                .iter()
+                .map(|(version, kernel, initramfs)| {
+                    scope.spawn(move || {
+                        step(&format!("kernel {version} on {}", arch.name()), || {
+                            outcome::read(&guest::run(arch, kernel, initramfs, whole)?)
+                        })
+                    })
+                })
+                .collect();
+            guests.into_iter().map(thread::ScopedJoinHandle::join).collect()
+        });
+        for ((version, ..), outcome) in some.iter().zip(outcomes) {
+            let outcome = match outcome {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(error)) => {
+                    eprintln!("kernel {version}: {error:#}");
+                    failed.push(version.to_string());
+                    continue;
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            };
+            totals += outcome.totals;
+            println!("{outcome}");
+            if outcome.failed() {
+                failed.push(version.to_string());
+            }
+            table::keep(arch, version, &outcome)?;
+        }
+    }
+    if !failed.is_empty() {
+        println!("{totals}");
+        bail!("the live suite failed on kernel {}", failed.join(", "));
+    }
+    Ok(totals)
 }

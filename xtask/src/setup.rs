@@ -34,6 +34,8 @@ pub(crate) enum Group {
     Bench,
     /// What unpacks the captures of `cargo xtask test --foreign-captures`.
     Foreign,
+    /// Such guests with another processor.
+    CrossKernels,
 }
 
 impl Group {
@@ -76,6 +78,7 @@ impl Group {
             ],
             Self::Foreign => &["xz-utils", "bzip2"],
             Self::Bench => &["tshark", "jq", "time", "python3-venv"],
+            Self::CrossKernels => &["qemu-system-arm", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
         }
     }
 
@@ -85,7 +88,7 @@ impl Group {
     }
 
     fn wants_python(self) -> bool {
-        !matches!(self, Self::Lab | Self::Kernels | Self::Foreign)
+        !matches!(self, Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign)
     }
 }
 

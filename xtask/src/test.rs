@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::ops::AddAssign;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// All but the live tests.
     #[arg(long)]
     no_live: bool,
+    /// All but the live tests on other kernels.
+    #[arg(long, conflicts_with_all = ["fast", "no_live", "kernel"])]
+    no_kernels: bool,
     /// Live tests on these kernels (6.1, 5.10, 7) inside QEMU, and nothing else.
     #[arg(long, value_name = "VERSION", value_delimiter = ',', conflicts_with_all = ["fast", "no_live", "filter"])]
     kernel: Vec<kernels::Version>,
@@ -48,7 +52,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.kernel.is_empty() {
-        return kernels::run(&args.kernel, args.arch, args.whole, args.write_table);
+        let request = kernels::Request {
+            versions: &args.kernel,
+            arch: args.arch,
+            whole: args.whole,
+        };
+        return kernels::run(&request, args.write_table);
     }
     if args.foreign_captures {
         return foreign::run();
@@ -59,7 +68,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         // Never skipped unasked: a green run without them says little.
         bail!("the live tests need root: run as root, or leave them out with --no-live");
     }
-    step("setup", || setup::ensure(if args.fast { &[] } else { &[Group::Test] }))?;
+    let kernels = live && !args.no_kernels && args.filter.is_none();
+    let groups: &[Group] = match (args.fast, kernels) {
+        (true, _) => &[],
+        (false, false) => &[Group::Test],
+        (false, true) => &[Group::Test, Group::Kernels],
+    };
+    step("setup", || setup::ensure(groups))?;
+    // From a mirror, while this machine compiles.
+    let fetching = kernels.then(|| thread::spawn(kernels::fetch_usual));
     let sh = shell()?;
     if args.fast {
         sh.set_var("AYA_BUILD_SKIP", "1");
@@ -78,6 +95,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if live {
         totals += step("live tests, one at a time", || live_tests(&sh, args.filter.as_deref()))?;
+    }
+    if let Some(fetching) = fetching {
+        if let Ok(Err(error)) = fetching.join() {
+            eprintln!("kernels: {error:#}; trying again");
+        }
+        totals += step(
+            "live tests on other kernels (--no-kernels leaves them out)",
+            kernels::usual,
+        )?;
     }
     eprintln!("all of it in {:.0} s", begin.elapsed().as_secs_f64());
     println!("{totals}");
@@ -136,12 +162,12 @@ fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
 }
 
 /// Integration tests that make network namespaces or attach eBPF programs are told by the name of their file.
-fn is_live(target: &str) -> bool {
+pub(crate) fn is_live(target: &str) -> bool {
     target == "lab" || target.starts_with("live")
 }
 
 /// `--test NAME` for each `tests/NAME.rs` and `tests/NAME/main.rs` of all crates that is `wanted`.
-fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
+pub(crate) fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
     let mut names = BTreeSet::new();
     for tests in sh.read_dir(root())?.iter().map(|directory| directory.join("tests")) {
         if !tests.is_dir() {

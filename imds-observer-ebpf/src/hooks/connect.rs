@@ -5,8 +5,8 @@ use core::ptr::read_volatile;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_get_socket_cookie};
-use aya_ebpf::macros::{cgroup_sock_addr, fexit, sock_ops, tracepoint};
-use aya_ebpf::programs::{FExitContext, SockAddrContext, SockOpsContext, TracePointContext};
+use aya_ebpf::macros::{cgroup_sock_addr, fexit, raw_tracepoint, sock_ops, tracepoint};
+use aya_ebpf::programs::{FExitContext, RawTracePointContext, SockAddrContext, SockOpsContext, TracePointContext};
 use imds_observer_common::{ConnectEvent, Connecting, EventKind, Flow, ProcessKey, Tuple, mapped_v4};
 
 use crate::config::{is_endpoint, is_endpoint_v4};
@@ -118,6 +118,15 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
     });
 }
 
+/// Behind this function lie the cgroup's verdict, the route and the SYN, for system calls and `io_uring` alike.
+#[fexit(function = "inet_stream_connect")]
+pub(crate) fn connect_exit(ctx: FExitContext) -> i32 {
+    // The value returned follows the four arguments. The helper that tells it came with 5.17.
+    returned(ctx.arg::<i64>(4) as i32 as i64);
+    0
+}
+
+/// Where the kernel can't trace functions: no BTF, or arm64 before 6.4.
 #[tracepoint]
 pub(crate) fn connect_returned(ctx: TracePointContext) -> u32 {
     // SAFETY: the tracepoint's layout; a bad offset fails the read.
@@ -127,12 +136,11 @@ pub(crate) fn connect_returned(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// The same where tracepoints are refused (`perf_event_paranoid` above 2 on Debian's kernels): tracing programs are not.
-/// Behind this function lie the cgroup's verdict, the route and the SYN, for system calls and `io_uring` alike.
-#[fexit(function = "inet_stream_connect")]
-pub(crate) fn connect_exit(ctx: FExitContext) -> i32 {
-    // The value returned follows the four arguments. The helper that tells it came with 5.17.
-    returned(ctx.arg::<i64>(4) as i32 as i64);
+/// Where it refuses that as well (`perf_event_paranoid` above 2 on Debian's kernels): the end of any system call. A task that
+/// is connecting makes no other call in between, so its next return is that of `connect()`, or of what called it.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub(crate) fn any_call_returned(ctx: RawTracePointContext) -> i32 {
+    returned(ctx.arg::<i64>(1));
     0
 }
 
@@ -150,6 +158,10 @@ fn returned(result: i64) {
         ..
     } = *connecting;
     let _ = CONNECTING.remove(task);
+    // io_uring_enter, with the number of calls that it took.
+    if result > 0 {
+        return;
+    }
     // SAFETY: copied at once.
     let flow = unsafe { FLOWS.get(cookie) };
     let (process, cgroup_id, tid, netns) = match flow {

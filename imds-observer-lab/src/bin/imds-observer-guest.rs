@@ -1,4 +1,4 @@
-//! First process of a kernel under test: mounts, loads modules, runs the test programs once per set of rights, powers off.
+//! First process of a kernel under test: mounts, loads modules, runs each test program once per set of rights, powers off.
 //!
 //! `cargo xtask test --kernel VERSION` packs it as `/init`. What it prints on the console is read by that verb: lines
 //! that start with `@@`. It refuses to run as anything but process 1.
@@ -6,7 +6,7 @@
 use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -31,8 +31,13 @@ const MODULES: &str = "/guest/modules";
 const TESTS: &str = "/guest/target/deps";
 /// Names of tests that a guest can't run, one a line.
 const SKIP: &str = "/guest/skip";
-/// TCG runs some ten times slower than the machine does.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// Test programs, and of each the tests to run by name (none: all), one program a line. `wait SECONDS`: not before the kernel
+/// has been up for so long.
+const PLAN: &str = "/guest/plan";
+/// `NAME=VALUE` lines for the tests.
+const ENVIRONMENT: &str = "/guest/env";
+/// For one program. TCG runs some ten times slower than the machine does, and the whole table of faults is long.
+const PATIENCE: Duration = Duration::from_secs(3_000);
 
 const MOUNTS: &[(&str, &str)] = &[
     ("proc", "/proc"),
@@ -77,37 +82,53 @@ fn run() -> Result<()> {
     }
     // As container runtimes set it; what becomes of a lower limit is a test of its own.
     setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
-    let mut tests: Vec<PathBuf> = fs::read_dir(TESTS)?.flatten().map(|entry| entry.path()).collect();
-    tests.sort();
-    ensure!(!tests.is_empty(), "no test programs in {TESTS}");
-    let skip = fs::read_to_string(SKIP)?;
-    for (round, rights, paranoid) in ROUNDS {
-        fs::write("/proc/sys/kernel/perf_event_paranoid", paranoid)?;
-        println!("@@ round {round}");
-        for test in &tests {
-            run_test(test, rights, &skip)?;
+    let plan = fs::read_to_string(PLAN)?;
+    ensure!(!plan.trim().is_empty(), "no test programs in {PLAN}");
+    let (skip, environment) = (fs::read_to_string(SKIP)?, fs::read_to_string(ENVIRONMENT)?);
+    for line in plan.lines() {
+        let words: Vec<&str> = line.split(' ').filter(|word| !word.is_empty()).collect();
+        let [name, filters @ ..] = &words[..] else { continue };
+        if *name == "wait" {
+            wait_until_up_for(filters.concat().parse()?)?;
+            continue;
+        }
+        for (round, rights, paranoid) in ROUNDS {
+            fs::write("/proc/sys/kernel/perf_event_paranoid", paranoid)?;
+            println!("@@ round {round}");
+            let mut command = Command::new(PathBuf::from(TESTS).join(name));
+            command
+                .args(["--test-threads", "1", "--nocapture", "--include-ignored"])
+                .args(filters)
+                .args(skip.lines().flat_map(|name| ["--skip", name]))
+                .env_clear()
+                .envs(environment.lines().filter_map(|line| line.split_once('=')))
+                .env(rights::VARIABLE, rights);
+            run_test(name, &mut command)?;
         }
     }
     Ok(())
 }
 
-fn run_test(test: &Path, rights: &str, skip: &str) -> Result<()> {
-    let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// Sleeps until the kernel has been up for so many seconds: detectors forgive what happens right after a boot.
+fn wait_until_up_for(seconds: u64) -> Result<()> {
+    let uptime = fs::read_to_string("/proc/uptime")?;
+    let up: f64 = uptime.split(' ').next().unwrap_or_default().parse()?;
+    std::thread::sleep(Duration::from_secs(seconds).saturating_sub(Duration::from_secs_f64(up)));
+    Ok(())
+}
+
+fn run_test(name: &str, command: &mut Command) -> Result<()> {
     println!("@@ test {name}");
     let begin = Instant::now();
-    let child = Command::new(test)
-        .args(["--test-threads", "1", "--nocapture", "--include-ignored"])
-        .args(skip.lines().flat_map(|name| ["--skip", name]))
-        .env_clear()
+    let child = command
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("HOME", "/tmp")
         .env("CI", "true")
         .env("RUST_BACKTRACE", "0")
         .env("RUST_LOG", "imds_observer=debug")
-        .env(rights::VARIABLE, rights)
         .stdin(Stdio::null())
         .spawn()
-        .with_context(|| format!("start {}", test.display()))?;
+        .with_context(|| format!("start {name}"))?;
     let pid = Pid::from_raw(child.id() as i32);
     let status = loop {
         // Orphans of the tests are ours to reap too.

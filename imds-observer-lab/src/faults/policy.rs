@@ -3,9 +3,12 @@
 //! The programs have two instructions, so they are written out here and loaded by system call: an object file and a loader
 //! would be more than what they hold.
 
-use std::fs::File;
+use std::ffi::CString;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
@@ -29,6 +32,7 @@ pub enum Hook {
 }
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -40,6 +44,8 @@ const ATTACH_CGROUP_INET4_CONNECT: u32 = 10;
 const ATTACH_CGROUP_INET6_CONNECT: u32 = 11;
 const ATTACH_TCX_INGRESS: u32 = 46;
 const ATTACH_TCX_EGRESS: u32 = 47;
+/// Behind the observer's own filter, which is the first.
+const PRIORITY: &str = "20";
 /// What a cgroup program returns to deny, and what a TC program does (`TC_ACT_SHOT`).
 const DENY: i32 = 0;
 const ALLOW: i32 = 1;
@@ -80,6 +86,14 @@ struct LinkAttributes {
     expected_revision: u64,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct PinAttributes {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
 /// For attaching and detaching without a link.
 #[repr(C)]
 struct AttachAttributes {
@@ -98,6 +112,7 @@ fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
     Ok(result as i32)
 }
 
+/// For commands that make a descriptor.
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
     let fd = call(command, attributes)?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -222,9 +237,9 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
         };
         bpf(BPF_LINK_CREATE, &link).context("attach a policy program to a cgroup")
     };
-    let interface = |attach: u32, name: &str| -> Result<OwnedFd> {
+    let interface = |attach: u32, name: &str| -> Result<FaultGuard> {
         let program = shoot_all_but_neighbours(attach)?;
-        lab.node().netns().run(|| {
+        let link = lab.node().netns().run(|| {
             let index = if_nametoindex(name).with_context(|| format!("find interface {name}"))?;
             let link = LinkAttributes {
                 prog_fd: program.as_raw_fd() as u32,
@@ -232,19 +247,61 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
                 attach_type: attach,
                 ..LinkAttributes::default()
             };
-            bpf(BPF_LINK_CREATE, &link).with_context(|| format!("attach a policy program to {name} (needs tcx: 6.6)"))
-        })?
+            anyhow::Ok(bpf(BPF_LINK_CREATE, &link))
+        })??;
+        match link {
+            Ok(link) => Ok(held(link)),
+            // No tcx before 6.6.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => filter(lab, program.as_fd(), attach, name),
+            Err(error) => Err(error).with_context(|| format!("attach a policy program to {name}")),
+        }
     };
-    let link = match hook {
-        Hook::Connect4 => cgroup(ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
-        Hook::Connect6 => cgroup(ATTACH_CGROUP_INET6_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
-        Hook::CgroupEgress => cgroup(ATTACH_CGROUP_INET_EGRESS, PROG_TYPE_CGROUP_SKB),
+    match hook {
+        Hook::Connect4 => cgroup(ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR).map(held),
+        Hook::Connect6 => cgroup(ATTACH_CGROUP_INET6_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR).map(held),
+        Hook::CgroupEgress => cgroup(ATTACH_CGROUP_INET_EGRESS, PROG_TYPE_CGROUP_SKB).map(held),
         Hook::TcEgress => interface(ATTACH_TCX_EGRESS, "eth0"),
         Hook::TcIngress => interface(ATTACH_TCX_INGRESS, &lab.cable_of(victim)?),
-    }?;
-    // The link goes with its descriptor.
-    Ok(FaultGuard::new(move || {
+    }
+}
+
+/// The link goes with its descriptor.
+fn held(link: OwnedFd) -> FaultGuard {
+    FaultGuard::new(move || {
         drop(link);
         Ok(())
+    })
+}
+
+/// tc takes a program by a name in the BPF file system.
+fn filter(lab: &Lab, program: BorrowedFd<'_>, attach: u32, name: &str) -> Result<FaultGuard> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let pin = format!("/sys/fs/bpf/imdslab-{}-policy-{number}", lab.id());
+    let path = CString::new(pin.as_str()).context("name a policy program")?;
+    let attributes = PinAttributes {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: program.as_raw_fd() as u32,
+        ..PinAttributes::default()
+    };
+    call(BPF_OBJ_PIN, &attributes).with_context(|| format!("pin a policy program at {pin} (is bpffs mounted?)"))?;
+    let side = if attach == ATTACH_TCX_EGRESS {
+        "egress"
+    } else {
+        "ingress"
+    };
+    let netns = lab.node().shared_netns();
+    // It may be there already, the observer's or an earlier fault's.
+    let _ = netns.run_program(Command::new("tc").args(["qdisc", "add", "dev", name, "clsact"]));
+    let added = netns.run_program(
+        Command::new("tc")
+            .args(["filter", "add", "dev", name, side, "prio", PRIORITY])
+            .args(["bpf", "direct-action", "object-pinned", &pin]),
+    );
+    fs::remove_file(&pin).with_context(|| format!("remove {pin}"))?;
+    added?;
+    let name = name.to_owned();
+    Ok(FaultGuard::new(move || {
+        netns.run_program(Command::new("tc").args(["filter", "del", "dev", &name, side, "prio", PRIORITY]))
     }))
 }

@@ -160,8 +160,11 @@ impl Kernel {
         }
 
         let endpoints = endpoints(&options.endpoints)?;
+        // Parsed once for all that asks for it: it is most of the time that starting takes.
+        let types = aya::Btf::from_sys_fs();
         let mut loader = EbpfLoader::new();
         loader
+            .btf(types.as_ref().ok())
             .override_global("ENDPOINTS", endpoints.as_bytes(), true)
             .override_global("OFFSETS", offsets.as_bytes(), true);
         if let Some(bytes) = options.ring_bytes {
@@ -193,8 +196,8 @@ impl Kernel {
             log,
         };
         kernel.attach_cgroup(options.cgroup.as_deref())?;
-        kernel.attach_tracing(parsed.is_ok() && reads_memory);
-        drop(parsed);
+        kernel.attach_tracing(types.as_ref().ok().filter(|_| parsed.is_ok() && reads_memory));
+        drop((parsed, types));
         drop(vmlinux);
         give_back_memory();
         Ok((kernel, Decoder::new(reasons, symbols)))
@@ -259,15 +262,12 @@ impl Kernel {
         Ok(())
     }
 
-    fn attach_tracing(&mut self, have_btf: bool) {
-        self.attach_connect_returned(have_btf);
-        if !have_btf {
-            return;
-        }
+    fn attach_tracing(&mut self, types: Option<&aya::Btf>) {
+        self.attach_connect_returned(types);
+        let Some(types) = types else { return };
         let hook = "drop_btf";
-        let result = aya::Btf::from_sys_fs().map_err(ProgramError::Btf).and_then(|btf| {
-            let program = self.program::<BtfTracePoint>(hook)?;
-            program.load("kfree_skb", &btf)?;
+        let result = self.program::<BtfTracePoint>(hook).and_then(|program| {
+            program.load("kfree_skb", types)?;
             program.attach()
         });
         if result.is_ok() {
@@ -313,40 +313,52 @@ impl Kernel {
         }
     }
 
-    /// The tracepoint sees calls of connect() only. The function behind it sees every TCP socket's, but needs what some
-    /// kernels lack: BTF, and on arm64 trampolines.
-    fn attach_connect_returned(&mut self, have_btf: bool) {
-        let (hook, tracepoint) = ("connect_returned", "syscalls/sys_exit_connect");
-        let refused = match self.program::<TracePoint>(hook).and_then(|program| {
+    /// Three ways, the cheapest first. The function behind `connect()` costs nobody else anything, but needs BTF and, on arm64,
+    /// 6.4. The tracepoint of that one call is refused by Debian's kernels to all but CAP_SYS_ADMIN. The raw tracepoint of all
+    /// calls takes neither. Both tracepoints make every call of every process return the slow way.
+    fn attach_connect_returned(&mut self, types: Option<&aya::Btf>) {
+        let hook = "connect_returned";
+        let (function, event, every) = ("inet_stream_connect", "syscalls/sys_exit_connect", "sys_exit");
+        let exit = match types {
+            Some(types) => self
+                .attach_connect_exit(function, types)
+                .map_err(|error| explain(&error)),
+            None => Err("needs BTF".to_owned()),
+        };
+        let Err(exit) = exit else {
+            return self.note(hook, "fexit", function);
+        };
+        tracing::debug!("fexit {function}: {exit}");
+        let traced = self.program::<TracePoint>(hook).and_then(|program| {
             program.load()?;
             program.attach("syscalls", "sys_exit_connect")
-        }) {
-            Ok(_) => return self.note(hook, "tracepoint", tracepoint),
-            Err(error) => tracepoint_why(&error),
+        });
+        let Err(refused) = traced.map_err(|error| tracepoint_why(&error)) else {
+            return self.note(hook, "tracepoint", event);
         };
-        tracing::debug!("tracepoint {tracepoint}: {refused}");
-        let function = "inet_stream_connect";
-        let result = if have_btf {
-            self.attach_connect_exit(function).map_err(|error| explain(&error))
-        } else {
-            Err("needs BTF".to_owned())
-        };
-        match result {
-            Ok(()) => self.note(hook, "fexit", function),
-            Err(why) => self.settle::<()>(
+        tracing::debug!("tracepoint {event}: {refused}");
+        let raw = self.program::<RawTracePoint>("any_call_returned").and_then(|program| {
+            program.load()?;
+            program.attach(every)
+        });
+        match raw {
+            Ok(_) => self.note(hook, "raw_tp", every),
+            Err(error) => self.settle::<()>(
                 hook,
-                "tracepoint",
-                tracepoint,
-                Err(format!("{refused}; fexit {function}: {why}")),
+                "fexit",
+                function,
+                Err(format!(
+                    "{exit}; tracepoint {event}: {refused}; raw_tp {every}: {}",
+                    explain(&error)
+                )),
                 "the error that connect() returned",
             ),
         }
     }
 
-    fn attach_connect_exit(&mut self, function: &str) -> Result<(), ProgramError> {
-        let btf = aya::Btf::from_sys_fs()?;
+    fn attach_connect_exit(&mut self, function: &str, types: &aya::Btf) -> Result<(), ProgramError> {
         let program = self.program::<FExit>("connect_exit")?;
-        program.load(function, &btf)?;
+        program.load(function, types)?;
         program.attach()?;
         Ok(())
     }

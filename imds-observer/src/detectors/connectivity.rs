@@ -24,6 +24,10 @@ const MAX_HELD: usize = 256;
 const HOLD_NS: u64 = 5 * SECOND;
 /// An IPv4 answer this recent means that IPv4 works.
 pub(super) const V4_WORKS_NS: u64 = 600 * SECOND;
+/// The kernel asks three times, a second apart, who has an address, and then drops what waited for it.
+const NEIGHBOR_NS: u64 = 5 * SECOND / 2;
+/// TTLs that systems send with.
+const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 /// Programs, users and cgroups that one finding names of each.
 const MAX_NAMED: usize = 8;
 
@@ -59,7 +63,44 @@ impl Cause {
 /// What a drop told about its connection, for the connect record that comes later.
 #[derive(Clone, Copy, Debug)]
 pub struct DropNote {
-    pub cause: Cause,
+    /// `None`: this kernel dropped it, and nothing says why.
+    pub cause: Option<Cause>,
+    /// The drop told neither reason nor function (before 5.17, and for some reasons later, to an observer that may not read
+    /// addresses). What else the attempt met counts more than where its packet had come to.
+    pub guessed: bool,
+    pub time: Time,
+}
+
+impl DropNote {
+    /// What this drop has to say beside others of its connection; `None`: nothing.
+    pub(super) fn of(drop: &Drop) -> Option<Self> {
+        if let Some(cause) = of_drop(drop) {
+            return Some(Self {
+                cause: Some(cause),
+                guessed: false,
+                time: drop.time,
+            });
+        }
+        let untold = matches!(drop.reason.as_deref(), None | Some("NOT_SPECIFIED")) && drop.location.is_none();
+        (untold && drop.direction == PacketDirection::Request).then(|| Self {
+            cause: guess(drop),
+            guessed: true,
+            time: drop.time,
+        })
+    }
+}
+
+/// Where a request had come to when it was dropped. It has no device before OUTPUT is through, and only forwarding takes
+/// from its TTL, right before FORWARD.
+fn guess(drop: &Drop) -> Option<Cause> {
+    let own = drop.process.as_ref().and_then(|process| process.netns);
+    match (own, drop.netns) {
+        (_, None) => Some(Cause::Firewall("OUTPUT")),
+        (Some(own), Some(dropped)) if own == dropped => Some(Cause::Policy("cgroup_skb egress program")),
+        // Before its route was looked up: an ingress filter, PREROUTING, or no route.
+        _ if drop.ttl.is_none_or(|ttl| INITIAL_TTLS.contains(&ttl)) => None,
+        _ => Some(Cause::Firewall("FORWARD")),
+    }
 }
 
 /// `reason@location`, as far as both are known.
@@ -97,7 +138,9 @@ fn of_reason(reason: Option<&str>, location: Option<&str>) -> Option<Cause> {
 }
 
 fn of_location(location: &str) -> Option<Cause> {
-    Some(match location {
+    // The compiler names what it made of a function `ip_error.part.0` or the like.
+    let function = location.split('.').next().unwrap_or(location);
+    Some(match function {
         "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => Cause::Firewall(""),
         "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
         // The kernel frees what has no route in the same place as what a route refuses.
@@ -105,6 +148,10 @@ fn of_location(location: &str) -> Option<Cause> {
         // What a blackhole route does with what it is to forward.
         "dst_discard" | "dst_discard_out" => Cause::Route("blackhole"),
         "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy("traffic control"),
+        // Before 5.17 there is no reason, and what these call is part of them.
+        "__dev_queue_xmit" => Cause::Policy("traffic control egress"),
+        "__netif_receive_skb_core" => Cause::Policy("traffic control ingress"),
+        "ip_finish_output" | "ip6_finish_output" => Cause::Policy("cgroup_skb egress program"),
         _ => return None,
     })
 }
@@ -142,8 +189,8 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
     } else {
         "POSTROUTING"
     };
-    if let Some(note) = note {
-        return Some(note.cause);
+    if let Some(note) = note.filter(|note| !note.guessed) {
+        return note.cause;
     }
     if let Some(dropped) = connect.dropped.as_deref() {
         let (reason, location) = dropped.split_once('@').unwrap_or((dropped, ""));
@@ -166,8 +213,19 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
         (false, Some((3, 1 | 2 | 3 | 9 | 10 | 13))) | (true, Some((1, 1 | 3 | 4))) => Some(Cause::Firewall(own_hook)),
         _ => None,
     };
-    if by_icmp.is_some() {
-        return by_icmp;
+    if let Some(met) = by_icmp {
+        return Some(match (met, note) {
+            // The same "prohibited" comes from a route and from a firewall in FORWARD, which has taken from the TTL by then.
+            (Cause::Firewall(_), Some(DropNote { cause: None, .. })) => Cause::Route("prohibit"),
+            (
+                Cause::Firewall(_),
+                Some(DropNote {
+                    cause: Some(cause @ Cause::Firewall(_)),
+                    ..
+                }),
+            ) => cause,
+            _ => met,
+        });
     }
     match connect.errno {
         Some(EPERM) if no_syn => return Some(Cause::Policy("cgroup connect program")),
@@ -189,7 +247,22 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
         ConnectOutcome::HostUnreachable if slow => Some(Cause::Neighbor),
         ConnectOutcome::HostUnreachable => Some(Cause::Route("unreachable")),
         ConnectOutcome::Denied => Some(Cause::Policy("cgroup connect program")),
+        ConnectOutcome::Timeout if note.is_some() => {
+            let note = note?;
+            match (note.cause, connect.wire_syns) {
+                // A policy drops at once. What waited this long waited for an address.
+                (Some(Cause::Policy(_)), 0) if note.time.since(connect.time) >= NEIGHBOR_NS => Some(Cause::Neighbor),
+                // IPv6 gives its packets a device before OUTPUT.
+                (Some(Cause::Policy(_)), 0) if connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
+                (cause, 0) => cause,
+                (Some(Cause::Policy(_)), _) => Some(Cause::Policy("traffic control egress")),
+                // It has left: what was dropped was somebody else's copy.
+                _ => Some(Cause::Silence),
+            }
+        }
         ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
+        // Dropped here, and nothing says why: that is no silence.
+        ConnectOutcome::Timeout if connect.dropped.is_some() && connect.wire_syns == 0 => None,
         ConnectOutcome::Timeout => Some(Cause::Silence),
         ConnectOutcome::Error => None,
     }

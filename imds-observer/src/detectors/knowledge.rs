@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
-use super::connectivity::{self, DropNote, V4_WORKS_NS};
+use super::connectivity::{DropNote, V4_WORKS_NS};
 use super::table::{bounded, entry};
 use super::{Context, HostFacts, Observation};
 use crate::callers::ByCaller;
@@ -151,8 +151,10 @@ impl Knowledge {
             self.quota_exceeded = Some(now);
         }
         if let Observation::Drop(drop) = observation
-            && let Some(cause) = connectivity::of_drop(drop)
-            && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), DropNote { cause })
+            && let Some(note) = DropNote::of(drop)
+            // Of guesses the first one counts: a connection's first packet tells when its trouble began.
+            && !(note.guessed && self.drops.contains(&drop.connection.id))
+            && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), note)
             && other != drop.connection.id
         {
             self.evicted += 1;

@@ -80,7 +80,7 @@ fn tracefs() -> Check {
     match mounted {
         Some(path) => Check::ok(name, path),
         None => Check::new(name, State::Missing, "not mounted, or not readable")
-            .blinding("the error that connect() returned, unless the function behind it can be attached")
+            .blinding("the error that connect() returned, unless the function behind it or the end of all system calls can be traced")
             .remedied(
                 "Mount it; in a container, from the host.",
                 ["mount -t tracefs tracefs /sys/kernel/tracing".to_owned()],
@@ -97,7 +97,7 @@ fn perf_events() -> Check {
     match value.parse::<i32>() {
         Ok(level) if level > 2 => Check::new(name, State::Note, value)
             .meaning("Debian's kernels give tracepoints to CAP_SYS_ADMIN only above 2; raw tracepoints are not affected")
-            .blinding("the error that connect() returned, unless CAP_SYS_ADMIN is held or the function behind it can be attached"),
+            .blinding("nothing: the error that connect() returned is then read from the function behind it, or from the end of all system calls"),
         Ok(_) => Check::ok(name, value),
         Err(_) => Check::unread(name, format!("{path} holds {value:?}")),
     }

@@ -415,6 +415,61 @@ fn s16b_response_dropped_in_forward() {
     assert_eq!(trace.verdicts(), ["blocked-by-firewall high"]);
 }
 
+/// A drop that tells neither reason nor function: where its packet had come to, and what else the attempt met.
+#[rstest]
+#[case::output(0.0, None, 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
+#[case::output_of_ipv6(0.0, Some(4_026_531_840), 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
+#[case::cgroup_skb(0.0, Some(4_026_531_840), 64, [2, 0], None, false, Some(("denied-by-policy", "cgroup_skb egress program")))]
+#[case::tc_egress(0.0, Some(4_026_531_840), 64, [2, 2], None, false, Some(("denied-by-policy", "traffic control egress")))]
+#[case::no_neighbor(3.05, Some(4_026_531_840), 64, [1, 0], None, false, Some(("neighbor-unresolved", "")))]
+#[case::forward(0.0, Some(4_026_531_840), 63, [2, 0], None, true, Some(("blocked-by-firewall", "FORWARD")))]
+#[case::forward_reject(0.0, Some(4_026_531_840), 63, [1, 0], Some("3/13"), true, Some(("blocked-by-firewall", "FORWARD")))]
+#[case::forwarded_prohibit(0.0, Some(4_026_531_840), 64, [1, 0], Some("3/13"), true, Some(("no-route", "prohibit")))]
+#[case::before_routing(0.0, Some(4_026_531_840), 64, [2, 0], None, true, None)]
+#[case::elsewhere(0.0, Some(4_026_539_999), 64, [2, 2], None, false, Some(("no-answer", "")))]
+fn s16d_drops_that_tell_nothing(
+    #[case] dropped_at: f64,
+    #[case] netns: Option<u32>,
+    #[case] ttl: u8,
+    #[case] syns: [u32; 2],
+    #[case] icmp: Option<&str>,
+    #[case] pod: bool,
+    #[case] told: Option<(&str, &str)>,
+) {
+    let app = if pod {
+        Actor::pod(4242, "/usr/bin/curl", "payments", "api-0")
+    } else {
+        Actor::host(4242, "/usr/bin/curl")
+    };
+    for reason in [None, Some("NOT_SPECIFIED")] {
+        let mut trace = Trace::default();
+        for n in 0..3 {
+            let begin = f64::from(n) * 10.0;
+            // The record of an attempt comes when nothing more can.
+            let connect = app
+                .connect(begin, ConnectOutcome::Timeout, 0, dropped_at + 2.0, syns)
+                .but(|connect| {
+                    connect.dropped = Some("unknown@unknown".to_owned());
+                    connect.icmp = icmp.map(str::to_owned);
+                });
+            trace.add(app.drop(begin + dropped_at, "", "").but(|drop| {
+                drop.connection.id.clone_from(&connect.connection.id);
+                drop.reason = reason.map(str::to_owned);
+                drop.location = None;
+                drop.netns = netns;
+                drop.ttl = Some(ttl);
+            }));
+            trace.add(connect);
+        }
+        let findings = trace.findings();
+        let codes: Vec<String> = told.iter().map(|(code, _)| format!("{code} high")).collect();
+        assert_eq!(verdicts(&findings), codes, "{reason:?}");
+        if let (Some((_, at)), Some(last)) = (told, findings.last()) {
+            assert_eq!(last.evidence["at"].as_str().unwrap_or_default(), at);
+        }
+    }
+}
+
 #[test]
 fn s16c_only_ipv6_fails() {
     let mut trace = Trace::default();

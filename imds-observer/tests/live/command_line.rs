@@ -87,7 +87,7 @@ fn stream_rotates_its_file_at_whole_lines_and_survives_kill_9() {
             .args(arguments)
             .spawn()
             .unwrap();
-        let deadline = std::time::Instant::now() + crate::support::PATIENCE;
+        let deadline = std::time::Instant::now() + crate::support::patience();
         // Each run begins a new file, and that with the `start` record.
         while !fs::read_to_string(&path).is_ok_and(|text| text.lines().count() == 1 && text.contains("\"start\"")) {
             assert!(std::time::Instant::now() < deadline, "no start record");

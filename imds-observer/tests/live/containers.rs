@@ -13,7 +13,7 @@ use imds_observer_lab::topology::{Lab, LabOptions, cgroup_mount_point};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Observer, PATIENCE, in_netns, lab, output};
+use crate::support::{Observer, in_netns, lab, output, patience};
 
 const IMAGE: &str = "localhost/imds-client:1";
 const ENDPOINT: &str = "169.254.169.254:80";
@@ -140,7 +140,7 @@ impl Containerd {
             .spawn()
             .expect("start containerd");
         let containerd = Self { child, socket };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         while !containerd.ctr().arg("version").output().unwrap().status.success() {
             assert!(Instant::now() < deadline, "containerd doesn't answer");
             std::thread::sleep(Duration::from_millis(50));

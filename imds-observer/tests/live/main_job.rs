@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use imds_observer_lab::topology::{LabOptions, PodCgroup, PodOptions};
 use serde_json::json;
 
-use crate::support::{Observer, botocore, cgroup_of, lab, run_script};
+use crate::support::{Observer, cgroup_of, fetch_credentials, kernel, lab, run_script, slowness};
 
 const CONTAINER: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 
@@ -29,12 +29,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
     let lab = lab(pod());
     let mut observer = Observer::stream(&lab, &[]);
     let begin = Instant::now();
-    let output = botocore(lab.pod(0));
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout).trim(),
-        "have credentials",
-        "the fallback to v1 works"
-    );
+    assert!(fetch_credentials(lab.pod(0)), "the fallback to v1 works");
     // The role's credentials come last.
     observer.wait_for(|record| {
         record["record"] == "exchange" && record["request"]["imds_version"] == "v1" && {
@@ -62,7 +57,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
         assert_eq!(put["process"]["cgroup"], cgroup_of(lab.pod(0)));
         assert_eq!(put["container"]["id"], CONTAINER);
         assert!(
-            put["latency_ns"].as_u64().unwrap() < 500_000_000,
+            put["latency_ns"].as_u64().unwrap() < 500_000_000 * u64::from(slowness()),
             "the response's arrival, not the client's patience"
         );
         assert!(put["waited_ns"].as_u64().unwrap() >= 900_000_000, "what it cost: {put}");
@@ -70,7 +65,8 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
     let drops = finished.kind("drop");
     assert!(
         drops.iter().any(|drop| {
-            drop["reason"] == "IP_INHDR"
+            // Before 5.17 there are no reasons.
+            (drop["reason"] == "IP_INHDR" || kernel() < (5, 17) && drop["reason"].is_null())
                 && drop["direction"] == "response"
                 && drop["ttl"] == 1
                 && drop["process"]["pid"] == puts[0]["process"]["pid"]
@@ -99,7 +95,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
         .filter(|record| record["request"]["imds_version"] == "v1")
         .count();
     assert!(v1 >= 2, "listing and role were asked for without a token");
-    assert!(took < Duration::from_secs(20));
+    assert!(took < Duration::from_secs(20) * slowness());
 }
 
 #[test]
@@ -107,8 +103,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
 fn hop_limit_1_alone_is_no_finding_for_a_host_process() {
     let lab = lab(LabOptions::default());
     let mut observer = Observer::stream(&lab, &[]);
-    let output = botocore(lab.node());
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "have credentials");
+    assert!(fetch_credentials(lab.node()));
     observer.wait_for(|record| {
         record["record"] == "exchange" && {
             let path = record["request"]["path"].as_str().unwrap();

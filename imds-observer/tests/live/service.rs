@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Observer, PATIENCE, in_netns, lab, run, tool};
+use crate::support::{Observer, in_netns, lab, patience, run, tool};
 
 const ADDRESS: &str = "127.0.0.1:9469";
 
@@ -187,7 +187,7 @@ fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
         "X-aws-ec2-metadata-token-ttl-seconds: 60",
     ];
     let mut wanted: Vec<String> = expressions(&deploy);
-    let deadline = Instant::now() + 3 * PATIENCE;
+    let deadline = Instant::now() + patience() * 3;
     while !wanted.is_empty() && Instant::now() < deadline {
         ask(&lab, "meta-data/instance-id");
         let token = "http://169.254.169.254/latest/api/token";
@@ -259,7 +259,7 @@ fn a_service_manager_is_told_and_a_bad_configuration_changes_nothing() {
     let (config, socket) = (directory.path().join("config.toml"), directory.path().join("notify"));
     fs::write(&config, "[filter]\ncomm = ['nobody']\n").unwrap();
     let manager = UnixDatagram::bind(&socket).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(patience())).unwrap();
     let next = |wanted: &str| {
         let mut seen = Vec::new();
         loop {

@@ -16,8 +16,30 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+/// So much longer than on this machine may things take; for guests whose processor is emulated.
+const SLOWNESS: &str = "IMDS_OBSERVER_TEST_PATIENCE";
+/// `lab`: the lab's own client, where there is no Python.
+const CLIENT: &str = "IMDS_OBSERVER_TEST_CLIENT";
+
+/// Where observers attach, instead of the lab's own cgroup: in a guest the root's, as on a host. Only there the ICMP is seen that
+/// a node sends to its pods.
+const CGROUP: &str = "IMDS_OBSERVER_TEST_CGROUP";
+
 /// Longer than anything here takes; a test that hits it has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) fn patience() -> Duration {
+    Duration::from_secs(20) * slowness()
+}
+
+pub(crate) fn slowness() -> u32 {
+    std::env::var(SLOWNESS).map_or(1, |factor| factor.parse().expect("a whole number"))
+}
+
+/// Major and minor number of the running kernel.
+pub(crate) fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.trim().parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
 
 /// The node's uplink in every lab.
 pub(crate) const UPLINK: &str = "eth0";
@@ -63,13 +85,8 @@ impl Observer {
 
     /// The same, with environment variables.
     pub(crate) fn stream_with(lab: &Lab, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let mut all = vec![
-            "stream",
-            "-i",
-            UPLINK,
-            "--cgroup",
-            lab.cgroup_directory().to_str().unwrap(),
-        ];
+        let cgroup = std::env::var(CGROUP).unwrap_or_else(|_| lab.cgroup_directory().to_str().unwrap().to_owned());
+        let mut all = vec!["stream", "-i", UPLINK, "--cgroup", &cgroup];
         all.extend(arguments);
         let mut observer = Self::spawn(lab.node(), environment, &all);
         observer.wait_for(|record| record["record"] == "start");
@@ -136,7 +153,7 @@ impl Observer {
 
     /// The next record that `wanted` accepts, from those that come from now on.
     pub(crate) fn wait_for(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         loop {
             match self
                 .lines
@@ -273,13 +290,13 @@ pub(crate) fn python() -> PathBuf {
 }
 
 /// Fetches credentials once with the real SDK, as an application at its start does.
-pub(crate) const BOTOCORE: &str = "
+const BOTOCORE: &str = "
 import botocore.session
 credentials = botocore.session.get_session().get_credentials()
 print('have credentials' if credentials and credentials.access_key else 'no credentials')
 ";
 
-pub(crate) fn botocore(place: &Place) -> std::process::Output {
+fn botocore(place: &Place) -> std::process::Output {
     let python = python();
     assert!(
         python.exists(),
@@ -297,6 +314,19 @@ pub(crate) fn botocore(place: &Place) -> std::process::Output {
         .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
         .output()
         .expect("run botocore")
+}
+
+/// Fetches credentials as botocore does, and says whether it got them.
+pub(crate) fn fetch_credentials(place: &Place) -> bool {
+    if std::env::var(CLIENT).is_ok_and(|client| client == "lab") {
+        let output = run_script(place, &imds_observer_lab::client::botocore());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let outcomes = String::from_utf8(output.stdout).unwrap();
+        let last: Value = serde_json::from_str(outcomes.lines().last().unwrap()).unwrap();
+        return last["status"] == 200;
+    }
+    let output = botocore(place);
+    String::from_utf8_lossy(&output.stdout).trim() == "have credentials"
 }
 
 /// Path of a place's cgroup as records tell it.

@@ -164,12 +164,14 @@ fn every_hook_is_attached_or_named_as_missing() {
     assert_eq!(method("socket-state"), Some("raw_tp"));
     assert_eq!(method("socket-error").is_some(), kernel() >= (5, 14));
     assert_eq!(missing("socket-error"), kernel() < (5, 14));
-    if !tracepoints_are_refused() {
-        assert_eq!(method("connect-returned"), Some("tracepoint"));
-    } else if cfg!(target_arch = "x86_64") {
-        assert_eq!(method("connect-returned"), Some("fexit"));
-    }
-    assert_eq!(missing("connect-returned"), method("connect-returned").is_none());
+    // Some kernels let nobody trace functions.
+    let next_best = if tracepoints_are_refused() {
+        "raw_tp"
+    } else {
+        "tracepoint"
+    };
+    let returned = method("connect-returned");
+    assert!([Some("fexit"), Some(next_best)].contains(&returned), "{returned:?}");
 }
 
 #[test]
@@ -302,21 +304,15 @@ fn an_answer_with_too_small_a_ttl_is_seen_to_die() {
     nothing_lost(observer);
 }
 
-/// The attempt of the newest `connect()` to `remote`, and its outcome where this observer is told.
-fn attempt(observer: &mut Observer, remote: SocketAddr) -> (FlowId, Option<ConnectResult>) {
+/// The attempt of the newest `connect()` to `remote`, and its outcome.
+fn attempt(observer: &mut Observer, remote: SocketAddr) -> (FlowId, ConnectResult) {
     let flow = observer.wait("connect attempt", |event| match event {
         Event::Connect(attempt) if attempt.remote == remote => Some(attempt.flow),
         _ => None,
     });
-    let is_told = observer
-        .attached
-        .iter()
-        .any(|attached| attached.hook == "connect-returned");
-    let result = is_told.then(|| {
-        observer.wait("return of connect()", |event| match event {
-            Event::ConnectReturned(result) if result.flow == flow => Some(*result),
-            _ => None,
-        })
+    let result = observer.wait("return of connect()", |event| match event {
+        Event::ConnectReturned(result) if result.flow == flow => Some(*result),
+        _ => None,
     });
     (flow, result)
 }
@@ -337,38 +333,24 @@ fn a_failed_connect_is_told_apart() {
     let status = curl(lab.node(), &["http://169.254.170.99/"]).status().unwrap();
     assert_eq!(status.code(), Some(7));
     let (flow, result) = attempt(&mut observer, nowhere);
-    if let Some(result) = result {
-        assert_eq!(result.errno, libc::ENETUNREACH);
-    }
-    fact("errno of connect()", if result.is_some() { "yes" } else { "no" });
+    assert_eq!(result.errno, libc::ENETUNREACH);
+    fact("errno of connect()", "yes");
 
     for endpoint in lab.endpoints() {
         let closed = SocketAddr::new(endpoint.ip(), 81);
         let url = format!("http://{}:81/", host(&closed));
         assert_eq!(curl(lab.node(), &[&url]).status().unwrap().code(), Some(7));
         let (flow, result) = attempt(&mut observer, closed);
-        if let Some(result) = result {
-            // curl doesn't block in connect().
-            assert!(
-                [libc::EINPROGRESS, libc::ECONNREFUSED].contains(&result.errno),
-                "{result:?}"
-            );
-        }
+        // curl doesn't block in connect().
+        assert!(
+            [libc::EINPROGRESS, libc::ECONNREFUSED].contains(&result.errno),
+            "{result:?}"
+        );
         observer.wait("RST", |event| match event {
             Event::Packet(packet) if packet.flow == flow && packet.tcp_flags & Packet::RST != 0 => Some(()),
             _ => None,
         });
     }
-    // What tells a local refusal without the errno. The later attempts' events are here, so this one's would be too.
-    let states: Vec<_> = observer
-        .events
-        .iter()
-        .filter_map(|event| match event {
-            Event::Socket(change) if change.flow == flow => Some(change.state),
-            _ => None,
-        })
-        .collect();
-    fact("socket states of an attempt without a route", &format!("{states:?}"));
     assert!(
         !observer
             .events

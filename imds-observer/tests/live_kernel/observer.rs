@@ -14,7 +14,7 @@ use imds_observer_lab::rights::Rights;
 use imds_observer_lab::topology::Lab;
 
 /// Generous: a guest without hardware virtualisation runs ten times slower.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Observer {
     pub(crate) attached: Vec<Attached>,

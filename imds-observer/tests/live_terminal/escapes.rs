@@ -229,7 +229,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
 
 /// What came through tmux's pipe, up to a text that is known to have been written.
 fn tmux_wrote(path: &Path, last: &str, bytes: &mut Vec<u8>) {
-    let deadline = Instant::now() + support::PATIENCE;
+    let deadline = Instant::now() + support::patience();
     while !String::from_utf8_lossy(bytes).contains(last) {
         assert!(Instant::now() < deadline, "no {last:?} in the pipe");
         std::thread::sleep(Duration::from_millis(10));

@@ -227,7 +227,7 @@ fn plain_text_tells_the_same() {
         .spawn()
         .unwrap();
     let wait_for = |wanted: &str| {
-        let deadline = std::time::Instant::now() + super::support::PATIENCE;
+        let deadline = std::time::Instant::now() + super::support::patience();
         loop {
             let text = std::fs::read_to_string(&path).unwrap();
             if text.contains(wanted) {

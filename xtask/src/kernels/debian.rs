@@ -1,8 +1,11 @@
 //! Debian's kernel packages: found by version, downloaded with apt directories of our own, unpacked, not installed.
 
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use xshell::{Shell, cmd};
@@ -46,6 +49,22 @@ impl Version {
     }
 }
 
+/// Mirrors have bad moments.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(5);
+
+fn patiently(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut tries = 1;
+    loop {
+        match work() {
+            Err(error) if tries < TRIES => eprintln!("kernels: {error:#}; trying again"),
+            result => return result,
+        }
+        tries += 1;
+        sleep(PAUSE);
+    }
+}
+
 /// An unpacked kernel.
 pub(super) struct Kernel {
     /// As `uname -r` says.
@@ -55,8 +74,13 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
+    /// In `/boot`, or since 7.2 beside the modules.
     pub(super) fn image(&self) -> PathBuf {
-        self.files.join("boot").join(format!("vmlinuz-{}", self.release))
+        let image = self.files.join("boot").join(format!("vmlinuz-{}", self.release));
+        if image.is_file() {
+            return image;
+        }
+        self.files.join("lib/modules").join(&self.release).join("vmlinuz")
     }
 }
 
@@ -85,15 +109,13 @@ pub(super) fn fetch(sh: &Shell, arch: Arch, version: &Version) -> anyhow::Result
 }
 
 fn unpacked(sh: &Shell, files: &Path) -> Option<Kernel> {
-    let entries = sh.read_dir(files.join("boot")).ok()?;
-    let release = entries
-        .iter()
-        .find_map(|path| path.file_name()?.to_str()?.strip_prefix("vmlinuz-").map(str::to_owned))?;
-    sh.path_exists(files.join("lib/modules").join(&release).join("modules.dep"))
-        .then(|| Kernel {
-            release,
+    sh.read_dir(files.join("lib/modules")).ok()?.iter().find_map(|modules| {
+        let kernel = Kernel {
+            release: modules.file_name()?.to_str()?.to_owned(),
             files: files.to_path_buf(),
-        })
+        };
+        (modules.join("modules.dep").is_file() && kernel.image().is_file()).then_some(kernel)
+    })
 }
 
 /// apt with lists and caches of its own: it reads other suites and leaves the machine's alone.
@@ -130,6 +152,7 @@ impl<'a> Apt<'a> {
             "APT::Sandbox::User=root".to_owned(),
             format!("APT::Architecture={debian}"),
             format!("APT::Architectures={debian}"),
+            format!("Acquire::Retries={TRIES}"),
         ];
         let options = settings
             .into_iter()
@@ -137,7 +160,7 @@ impl<'a> Apt<'a> {
             .collect();
         let apt = Self { sh, options, debian };
         let options = &apt.options;
-        cmd!(sh, "apt-get --quiet=2 {options...} update").run()?;
+        patiently(|| Ok(cmd!(sh, "apt-get --quiet=2 {options...} update").run()?))?;
         Ok(apt)
     }
 
@@ -173,7 +196,23 @@ impl<'a> Apt<'a> {
                 .filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"))
                 .map(|name| name.split(':').next().unwrap_or(name).to_owned()),
         );
-        let downloads = files.with_extension("download");
+        self.unpack_all(&packages, files)?;
+        if !sh.path_exists(files.join("lib")) {
+            std::os::unix::fs::symlink("usr/lib", files.join("lib"))?;
+        }
+        for modules in sh.read_dir(files.join("lib/modules"))? {
+            let release = modules.file_name().context("a directory of modules has a name")?;
+            cmd!(sh, "depmod --basedir {files} {release}").quiet().run()?;
+        }
+        Ok(())
+    }
+
+    /// Replaces `files` by what is in these packages.
+    fn unpack_all(&self, packages: &[String], files: &Path) -> anyhow::Result<()> {
+        let (sh, options) = (self.sh, &self.options);
+        let mut downloads = files.as_os_str().to_owned();
+        downloads.push(".download");
+        let downloads = PathBuf::from(downloads);
         sh.remove_path(&downloads)?;
         sh.remove_path(files)?;
         sh.create_dir(&downloads)?;
@@ -185,16 +224,90 @@ impl<'a> Apt<'a> {
         for deb in sh.read_dir(&downloads)? {
             cmd!(sh, "dpkg -x {deb} {files}").quiet().run()?;
         }
-        sh.remove_path(&downloads)?;
-        if !sh.path_exists(files.join("lib")) {
-            std::os::unix::fs::symlink("usr/lib", files.join("lib"))?;
-        }
-        for modules in sh.read_dir(files.join("lib/modules"))? {
-            let release = modules.file_name().context("a directory of modules has a name")?;
-            cmd!(sh, "depmod --basedir {files} {release}").quiet().run()?;
-        }
-        Ok(())
+        Ok(sh.remove_path(&downloads)?)
     }
+
+    /// These packages and the libraries behind them.
+    fn with_libraries(&self, packages: &[&str]) -> anyhow::Result<Vec<String>> {
+        let (sh, options) = (self.sh, &self.options);
+        let only = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"]
+            .map(|kind| format!("--no-{kind}"));
+        let listed = cmd!(sh, "apt-cache {options...} depends --recurse {only...} {packages...}")
+            .quiet()
+            .read()?;
+        let mut names: Vec<String> = listed
+            .lines()
+            .filter(|name| packages.contains(name) || name.starts_with("lib") || name.starts_with("zlib"))
+            .map(|name| name.split(':').next().unwrap_or(name).to_owned())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// The suites of this machine's own release.
+fn own_suites() -> anyhow::Result<Vec<String>> {
+    let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
+    let name = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .context("find this machine's release in /etc/os-release: guests' programs are taken from Debian's packages")?;
+    Ok(vec![
+        name.to_owned(),
+        format!("{name}-security"),
+        format!("{name}-updates"),
+    ])
+}
+
+/// Fetches packages of this machine's own release for another processor, unpacked.
+pub(super) fn unpack_from_own_release(sh: &Shell, arch: Arch, packages: &[String], files: &Path) -> anyhow::Result<()> {
+    let suites = own_suites()?;
+    let suites: Vec<&str> = suites.iter().map(String::as_str).collect();
+    Apt::new(sh, arch, &suites)?.unpack_all(packages, files)
+}
+
+/// Packages of what the lab and the tests call.
+const TOOLS: &[&str] = &[
+    "bpftool",
+    "coreutils",
+    "curl",
+    "dash",
+    "ethtool",
+    "iproute2",
+    "iptables",
+    "nftables",
+    "util-linux",
+];
+
+/// Puts `programs` for another processor and their libraries into a guest's tree.
+pub(super) fn tools(sh: &Shell, arch: Arch, programs: &[&str], tree: &Path) -> anyhow::Result<()> {
+    let files = directory(arch).join("tools");
+    if !sh.path_exists(files.join("usr/bin")) {
+        let suites = own_suites()?;
+        let suites: Vec<&str> = suites.iter().map(String::as_str).collect();
+        let apt = Apt::new(sh, arch, &suites)?;
+        let packages = apt.with_libraries(TOOLS)?;
+        apt.unpack_all(&packages, &files)?;
+    }
+    for program in programs {
+        let found = ["usr/sbin", "usr/bin", "sbin", "bin"]
+            .iter()
+            .map(|directory| files.join(directory).join(program))
+            // An absolute link would lead to this machine's own.
+            .find(|path| path.exists() && fs::read_link(path).map_or(true, |target| target.is_relative()))
+            .with_context(|| format!("find {program} in Debian's packages for {}", arch.debian()))?;
+        let to = tree.join("usr/bin").join(program);
+        fs::copy(&found, &to).with_context(|| format!("copy {} to {}", found.display(), to.display()))?;
+    }
+    for libraries in ["lib", "usr/lib"] {
+        let (from, to) = (files.join(libraries), tree.join(libraries));
+        if from.is_dir() {
+            sh.create_dir(&to)?;
+            cmd!(sh, "cp --archive {from}/. {to}").quiet().run()?;
+        }
+    }
+    Ok(())
 }
 
 /// The machine's own mirror of an archive: which one that is, is its administrator's choice.

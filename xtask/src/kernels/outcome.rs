@@ -6,7 +6,7 @@ use anyhow::ensure;
 
 use crate::test::Totals;
 
-/// A pass over all test programs with one set of rights.
+/// All test programs with one set of rights.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Round {
     pub(super) rights: String,
@@ -25,6 +25,11 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Whether these rights, or the guest as a whole, failed.
+    pub(super) fn failed_in(&self, round: &Round) -> bool {
+        !self.errors.is_empty() || !round.failures.is_empty()
+    }
+
     pub(super) fn failed(&self) -> bool {
         self.totals.failed > 0 || !self.errors.is_empty() || self.rounds.iter().any(|round| !round.failures.is_empty())
     }
@@ -48,6 +53,7 @@ impl fmt::Display for Outcome {
 pub(super) fn read(console: &str) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut ended = false;
+    let mut current = None;
     for line in console.lines() {
         let line = line.trim_end();
         // The first line follows what the firmware wrote.
@@ -55,12 +61,19 @@ pub(super) fn read(console: &str) -> anyhow::Result<Outcome> {
             let (word, rest) = word.split_once(' ').unwrap_or((word, ""));
             match word {
                 "kernel" => rest.clone_into(&mut outcome.kernel),
-                "round" => outcome.rounds.push(Round {
-                    rights: rest.to_owned(),
-                    ..Round::default()
-                }),
+                // Each comes up once per test program.
+                "round" => {
+                    let known = outcome.rounds.iter().position(|round| round.rights == rest);
+                    current = Some(known.unwrap_or_else(|| {
+                        outcome.rounds.push(Round {
+                            rights: rest.to_owned(),
+                            ..Round::default()
+                        });
+                        outcome.rounds.len() - 1
+                    }));
+                }
                 "result" if !rest.contains(" exit 0 ") => {
-                    if let Some(round) = outcome.rounds.last_mut() {
+                    if let Some(round) = current.and_then(|current| outcome.rounds.get_mut(current)) {
                         round.failures.push(rest.to_owned());
                     }
                 }
@@ -71,7 +84,7 @@ pub(super) fn read(console: &str) -> anyhow::Result<Outcome> {
             continue;
         }
         outcome.totals += Totals::of_line(line);
-        let Some(round) = outcome.rounds.last_mut() else {
+        let Some(round) = current.and_then(|current| outcome.rounds.get_mut(current)) else {
             continue;
         };
         // libtest prints `test NAME ... ` first, and a test's own output follows on that line.
@@ -100,13 +113,16 @@ mod tests {
 
     const CONSOLE: &str = "noise\r\n@@ kernel 6.1.0\r\n@@ round full\r\ntest a ... fact: wire = tcx\r\nok\r\n\
         test result: ok. 1 passed; 0 failed; 0 ignored;\r\n@@ result live exit 0 12 ms\r\n@@ round daemonset\r\n\
-        test result: FAILED. 0 passed; 1 failed; 0 ignored;\r\n@@ result live exit 101 3 ms\r\n@@ end\r\n";
+        test result: FAILED. 0 passed; 1 failed; 0 ignored;\r\n@@ result live exit 101 3 ms\r\n\
+        @@ round full\r\ntest b ... fact: reasons = yes\r\nok\r\n@@ result live_kernel exit 0 7 ms\r\n@@ end\r\n";
 
     #[test]
     fn reads_rounds_facts_and_failures() {
         let outcome = read(CONSOLE).unwrap();
         assert_eq!(outcome.kernel, "6.1.0");
-        assert_eq!(outcome.rounds[0].facts, [("wire".to_owned(), "tcx".to_owned())]);
+        assert_eq!(outcome.rounds.len(), 2);
+        let facts = [("wire", "tcx"), ("reasons", "yes")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(outcome.rounds[0].facts, facts);
         assert_eq!(outcome.rounds[0].failures, Vec::<String>::new());
         assert_eq!(outcome.rounds[1].failures, ["live exit 101 3 ms"]);
         assert_eq!((outcome.totals.passed, outcome.totals.failed), (1, 1));

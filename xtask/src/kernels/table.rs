@@ -23,7 +23,7 @@ pub(super) fn keep(arch: Arch, version: &Version, outcome: &Outcome) -> anyhow::
     fs::create_dir_all(results())?;
     let mut text = String::new();
     for round in &outcome.rounds {
-        let state = if outcome.failed() { "FAILED" } else { "passed" };
+        let state = if outcome.failed_in(round) { "FAILED" } else { "passed" };
         writeln!(
             text,
             "{}\t{}\t{}\tsuite\t{state}",
@@ -58,50 +58,102 @@ pub(super) fn write(page: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(results())? {
         text.push_str(&fs::read_to_string(entry?.path())?);
     }
-    fs::write(page, format!("{before}{BEGIN}\n\n{}\n{END}{after}", table(&text)))?;
+    fs::write(page, format!("{before}{BEGIN}\n\n{}\n{END}{after}", tables(&text)))?;
     Ok(())
 }
 
-/// One column per kernel and set of rights, one row per feature. A cell that no run filled is a dash.
-fn table(facts: &str) -> String {
-    // (version's numbers, version, machine, rights) -> check -> outcome.
-    type Column<'a> = (Vec<u64>, &'a str, &'a str, &'a str);
-    let mut columns: BTreeMap<Column<'_>, BTreeMap<&str, &str>> = BTreeMap::new();
-    let mut features: Vec<&str> = Vec::new();
-    for line in facts.lines() {
-        let fields: Vec<&str> = line.split('\t').collect();
-        let [arch, kernel, rights, feature, value] = fields[..] else {
-            continue;
-        };
-        let order = kernel
-            .split(['.', '-', '+'])
-            .filter_map(|number| number.parse().ok())
-            .collect();
-        // All rights before fewer.
-        let rank = if rights == "full" { "0" } else { "1" };
-        columns
-            .entry((order, arch, rank, kernel))
-            .or_default()
-            .insert(feature, value);
-        if !features.contains(&feature) {
-            features.push(feature);
+/// A run of one kernel with one set of rights: version's numbers, machine, rank of the rights, version.
+type Column<'a> = (Vec<u64>, &'a str, &'a str, &'a str);
+
+/// What runs told: one column per run, facts in the order in which they came up.
+#[derive(Default)]
+struct Facts<'a> {
+    columns: BTreeMap<Column<'a>, BTreeMap<&'a str, &'a str>>,
+    names: Vec<&'a str>,
+}
+
+impl<'a> Facts<'a> {
+    fn read(text: &'a str) -> Self {
+        let mut facts = Self::default();
+        for line in text.lines() {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let [arch, kernel, rights, name, value] = fields[..] else {
+                continue;
+            };
+            let order = kernel
+                .split(['.', '-', '+'])
+                .filter_map(|number| number.parse().ok())
+                .collect();
+            // All rights before fewer.
+            let rank = if rights == "full" { "0" } else { "1" };
+            let column = facts.columns.entry((order, arch, rank, kernel)).or_default();
+            column.insert(name, value);
+            if !facts.names.contains(&name) {
+                facts.names.push(name);
+            }
         }
+        facts
     }
-    let mut out = String::from("| |");
-    for (_, arch, rank, kernel) in columns.keys() {
-        let rights = if *rank == "0" { "root" } else { "DaemonSet" };
-        let _ = write!(out, " {kernel} {arch}, {rights} |");
-    }
-    out.push_str("\n|---|");
-    out.push_str(&"---|".repeat(columns.len()));
-    out.push('\n');
-    for feature in features {
-        let _ = write!(out, "| {feature} |");
-        for values in columns.values() {
-            let _ = write!(out, " {} |", values.get(feature).unwrap_or(&"-").replace('|', "\\|"));
+
+    /// Of the facts that `wanted` accepts and calls so. A cell that no run filled is a dash.
+    fn table(&self, wanted: impl Fn(&'a str) -> Option<&'a str>) -> String {
+        let mut out = String::from("| |");
+        for (_, arch, rank, kernel) in self.columns.keys() {
+            let rights = if *rank == "0" { "root" } else { "DaemonSet" };
+            let _ = write!(out, " {kernel} {arch}, {rights} |");
         }
+        out.push_str("\n|---|");
+        out.push_str(&"---|".repeat(self.columns.len()));
         out.push('\n');
+        for name in &self.names {
+            let Some(called) = wanted(name) else { continue };
+            let _ = write!(out, "| {called} |");
+            for values in self.columns.values() {
+                let value = values.get(name).unwrap_or(&"-");
+                // Why it is missing stands below.
+                let value = value
+                    .split_once(" (")
+                    .filter(|_| value.starts_with(MISSING))
+                    .map_or(*value, |(value, _)| value);
+                let _ = write!(out, " {} |", value.replace('|', "\\|"));
+            }
+            out.push('\n');
+        }
+        out
     }
+
+    /// Each reason for which something was missing, once.
+    fn reasons(&self) -> String {
+        let mut reasons: Vec<String> = Vec::new();
+        for name in &self.names {
+            for values in self.columns.values() {
+                let why = values.get(name).and_then(|value| value.strip_prefix(MISSING));
+                if let Some(why) = why.and_then(|why| why.strip_prefix(" (")?.strip_suffix(')')) {
+                    let reason = format!("- `{name}`: {why}\n");
+                    if !reasons.contains(&reason) {
+                        reasons.push(reason);
+                    }
+                }
+            }
+        }
+        reasons.concat()
+    }
+}
+
+/// How the value of what a kernel lacks begins.
+const MISSING: &str = "missing";
+/// How the name of a fact about a fault begins.
+const FAULT: &str = "fault ";
+
+fn tables(text: &str) -> String {
+    let facts = Facts::read(text);
+    let mut out = facts.table(|name| (!name.starts_with(FAULT)).then_some(name));
+    let reasons = facts.reasons();
+    if !reasons.is_empty() {
+        let _ = write!(out, "\nWhy something is missing:\n\n{reasons}");
+    }
+    let faults = facts.table(|name| name.strip_prefix(FAULT));
+    let _ = write!(out, "\nFaults, and the finding that each must lead to:\n\n{faults}");
     out
 }
 
@@ -109,14 +161,25 @@ fn table(facts: &str) -> String {
 mod tests {
     use super::*;
 
+    const FACTS: &str = "x86_64\t6.12.1\tfull\twire\ttcx\nx86_64\t5.10.0-46\tdaemonset\twire\tclsact\n\
+                         x86_64\t5.10.0-46\tfull\twire\tclsact\nx86_64\t6.12.1\tfull\treasons\tyes\n\
+                         x86_64\t5.10.0-46\tfull\treasons\tmissing (older than 5.17)\n\
+                         x86_64\t6.12.1\tfull\tfault no-route over IPv4\tno-route\n";
+
     #[test]
     fn columns_are_in_order_of_kernels_and_gaps_are_dashes() {
-        let facts = "x86_64\t6.12.1\tfull\twire\ttcx\nx86_64\t5.10.0-46\tdaemonset\twire\tclsact\n\
-                     x86_64\t5.10.0-46\tfull\twire\tclsact\nx86_64\t6.12.1\tfull\treasons\tyes\n";
         assert_eq!(
-            table(facts),
+            Facts::read(FACTS).table(|name| (!name.starts_with(FAULT)).then_some(name)),
             "| | 5.10.0-46 x86_64, root | 5.10.0-46 x86_64, DaemonSet | 6.12.1 x86_64, root |\n|---|---|---|---|\n\
-             | wire | clsact | clsact | tcx |\n| reasons | - | - | yes |\n"
+             | wire | clsact | clsact | tcx |\n| reasons | missing | - | yes |\n"
         );
+    }
+
+    #[test]
+    fn reasons_stand_below_and_faults_apart() {
+        let page = tables(FACTS);
+        assert!(page.contains("- `reasons`: older than 5.17\n"), "{page}");
+        assert!(page.contains("| no-route over IPv4 | - | - | no-route |\n"), "{page}");
+        assert_eq!(page.matches("no-route over").count(), 1);
     }
 }
