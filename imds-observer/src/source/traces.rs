@@ -19,7 +19,7 @@ use super::{Event, Source, SourceFacts, SourceState};
 use crate::record::{Host, LossCounts, Missing, Mode, Record, Time};
 
 /// Events handed on at once.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 /// The host of a capture, which doesn't tell it; `--host` does.
 const UNKNOWN_HOST: &str = "unknown";
 

@@ -13,19 +13,18 @@ use super::written::Written;
 use super::{MAX_LINE_BYTES, Skip, parse};
 use crate::record::Record;
 
-/// Bytes that are read at once: large enough that handing over costs little, and so small that what is under way, records included, stays
-/// in the processors' own caches.
-const CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes that are read at once: half of that, with fewer under way, cost more in handing over than it saved in caches (measured).
+const CHUNK_BYTES: usize = 128 * 1024;
 /// Chunks of all files together that are read and wait, about; more only because each file has at least one, and that a least size.
 const WAITING_BYTES: usize = 16 << 20;
 const LEAST_CHUNK_BYTES: usize = 16 * 1024;
 /// Chunks of one file that wait.
-const WAITING: usize = 3;
+const WAITING: usize = 4;
 /// Skipped lines that are told one by one, per file.
 const TOLD_PER_FILE: u64 = 5;
 /// Records of handled batches that are kept to be filled again: batches, and records in each.
 const SPARE_BATCHES: usize = 8;
-const SPARE_RECORDS: usize = 256;
+const SPARE_RECORDS: usize = 1024;
 
 /// Records that were handled and may be filled again. Shared by all files.
 #[derive(Clone, Default)]
