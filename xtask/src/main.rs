@@ -5,6 +5,7 @@ mod build;
 mod clients;
 mod demo;
 mod docs;
+mod foreign;
 mod fuzz;
 mod kernels;
 mod lab;

@@ -9,7 +9,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use xshell::{Shell, cmd};
 
 use crate::clients;
-use crate::run::{is_root, root, shell, venv};
+use crate::run::{is_root, python, root, shell, venv};
 use crate::toolchain::{self, Compiler, LINKED};
 
 /// Install what building and testing need (idempotent; every other verb calls it).
@@ -31,6 +31,10 @@ pub(crate) enum Group {
     Test,
     /// Guests that `cargo xtask test --kernel` boots.
     Kernels,
+    /// What `cargo xtask bench offline` measures against.
+    Bench,
+    /// What unpacks the captures of `cargo xtask test --foreign-captures`.
+    Foreign,
     /// Such guests with another processor.
     CrossKernels,
     /// The lab and all the real clients of `cargo xtask scenarios`.
@@ -75,13 +79,23 @@ impl Group {
                 "bpftool",
                 "ethtool",
             ],
+            Self::Foreign => &["xz-utils", "bzip2"],
+            Self::Bench => &["tshark", "jq", "time", "python3-venv"],
             Self::CrossKernels => &["qemu-system-arm", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
             Self::Scenarios => &["iproute2", "nftables", "iptables", "curl", "python3-venv", "tcpdump"],
         }
     }
 
+    /// The engines that `deploy/sql` is written for.
+    fn wants_engines(self) -> bool {
+        matches!(self, Self::Test | Self::Bench)
+    }
+
     fn wants_python(self) -> bool {
-        !matches!(self, Self::Lab | Self::Kernels | Self::CrossKernels | Self::Scenarios)
+        !matches!(
+            self,
+            Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign | Self::Scenarios
+        )
     }
 }
 
@@ -119,6 +133,9 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     }
     if groups.iter().any(|group| group.wants_python()) {
         python_clients(&sh)?;
+    }
+    if groups.iter().any(|group| group.wants_engines()) {
+        python_engines(&sh)?;
     }
     if groups.contains(&Group::Test) {
         prometheus(&sh)?;
@@ -362,6 +379,28 @@ pub(crate) fn make_venv(sh: &Shell, directory: &Path, wanted: &Path, what: &str)
     )
     .run()?;
     sh.copy_file(wanted, &stamp)?;
+    Ok(())
+}
+
+/// DuckDB and ClickHouse (chdb), into the same environment: 610 MB of disk, and no seconds once they are there.
+fn python_engines(sh: &Shell) -> anyhow::Result<()> {
+    let wanted = root().join("deploy/sql/requirements.txt");
+    // Goes with the environment when that is made anew.
+    let stamp = venv().join("engines.txt");
+    if sh
+        .read_file(&stamp)
+        .is_ok_and(|have| sh.read_file(&wanted).is_ok_and(|want| want == have))
+    {
+        return Ok(());
+    }
+    say("install DuckDB and chdb into the Python environment");
+    let python = python();
+    cmd!(
+        sh,
+        "{python} -m pip install --quiet --disable-pip-version-check --no-deps --requirement {wanted}"
+    )
+    .run()?;
+    sh.copy_file(&wanted, &stamp)?;
     Ok(())
 }
 

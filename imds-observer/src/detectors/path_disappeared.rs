@@ -50,7 +50,6 @@
 //! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>
 //! - <https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>
 
-use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -61,7 +60,7 @@ use super::table::bounded;
 use super::knowledge::status;
 use super::remedy;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
-use crate::imds::{below_version, is_natural_404};
+use crate::imds::is_natural_404;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Paths that gave 200 and are remembered, 40 bytes each.
@@ -98,7 +97,6 @@ struct Known {
 pub(super) struct PathDisappeared {
     config: Config,
     paths: LruCache<u64, Known>,
-    hasher: RandomState,
     /// The newest two answers 200, by path: one of them is of another path than any that is asked about.
     answered: [(u64, Time); 2],
     evicted: u64,
@@ -108,7 +106,6 @@ pub(super) fn new(config: &Config) -> PathDisappeared {
     PathDisappeared {
         config: config.clone(),
         paths: bounded(MAX_PATHS),
-        hasher: RandomState::new(),
         answered: [(0, Time(0)); 2],
         evicted: 0,
     }
@@ -123,6 +120,13 @@ fn cause_path(below: &str) -> &str {
         end -= 1;
     }
     &path[..end]
+}
+
+impl PathDisappeared {
+    fn is_ignored(&self, below: &str) -> bool {
+        is_natural_404(below)
+            || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()))
+    }
 }
 
 impl Detector for PathDisappeared {
@@ -140,18 +144,13 @@ impl Detector for PathDisappeared {
             return;
         };
         let path = context.path;
-        let below = below_version(path);
-        let ignored = is_natural_404(below)
-            || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()));
-        let id = self.hasher.hash_one(below);
+        let below = context.below;
+        let id = context.below_id;
         if status == 200 {
             if self.answered[0].0 == id {
                 self.answered[0].1 = self.answered[0].1.max(time);
             } else {
                 self.answered = [(id, time), self.answered[0]];
-            }
-            if ignored {
-                return;
             }
             let known = Known {
                 last_200: time,
@@ -164,12 +163,9 @@ impl Detector for PathDisappeared {
                     *before = known;
                     sightings.clear(&format!("path/{}", cause_path(below)), time);
                 }
-            } else {
+            } else if !self.is_ignored(below) {
                 self.evicted += u64::from(self.paths.push(id, known).is_some());
             }
-            return;
-        }
-        if ignored {
             return;
         }
         let answered = self.answered;
