@@ -8,6 +8,7 @@ use imds_observer::bpf::DEFAULT_ENDPOINTS;
 use imds_observer::exchange::{FlowTable, Limits};
 use imds_observer::imds::Hasher;
 use imds_observer::source::input::Input;
+use imds_observer::source::ndjson::fuzz_lines;
 use imds_observer::source::traces::Traces;
 use imds_observer::source::{Source as _, SourceState};
 use libfuzzer_sys::fuzz_target;
@@ -16,6 +17,7 @@ use libfuzzer_sys::fuzz_target;
 const BATCHES: usize = 16;
 
 fuzz_target!(|bytes: &[u8]| {
+    fuzz_lines(bytes);
     let Ok(input) = Input::new("fuzz".into(), Box::new(Cursor::new(bytes.to_vec()))) else {
         return;
     };

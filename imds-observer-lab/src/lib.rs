@@ -3,6 +3,7 @@
 pub mod client;
 pub mod faults;
 pub mod rights;
+pub mod scenarios;
 pub mod server;
 pub mod terminal;
 pub mod topology;

@@ -22,6 +22,8 @@ pub struct HostDetectors {
     /// Of the host that this program runs on; `None` offline.
     own: Option<HostFacts>,
     hosts: LruCache<Host, Detectors>,
+    /// Whose detectors were asked for last: they are in the table.
+    last: Option<Host>,
     now: Time,
     evicted: u64,
 }
@@ -32,6 +34,7 @@ impl HostDetectors {
             config,
             own,
             hosts: LruCache::new(MAX_HOSTS),
+            last: None,
             now: Time::default(),
             evicted: 0,
         }
@@ -72,15 +75,13 @@ impl HostDetectors {
     }
 
     fn of(&mut self, host: &Host, out: &mut Vec<Finding>) -> &mut Detectors {
-        if !self.hosts.contains(host)
-            && self.hosts.len() == MAX_HOSTS.get()
-            && let Some((_, mut silent)) = self.hosts.pop_lru()
-        {
-            silent.finish(self.now, out);
-            self.evicted += 1 + silent.evicted();
+        let again = self.last.as_ref().is_some_and(|last| Host::ptr_eq(last, host));
+        if !again {
+            self.make_room(host, out);
+            self.last = Some(host.clone());
         }
         let Self { config, own, hosts, .. } = self;
-        hosts.get_or_insert_mut(host.clone(), || {
+        hosts.get_or_insert_mut_ref(host, || {
             let facts = own.as_ref().filter(|own| own.name == *host).cloned();
             let unknown = || HostFacts {
                 name: host.clone(),
@@ -89,12 +90,26 @@ impl HostDetectors {
             Detectors::new(config, facts.unwrap_or_else(unknown))
         })
     }
+
+    fn make_room(&mut self, host: &Host, out: &mut Vec<Finding>) {
+        if !self.hosts.contains(host)
+            && self.hosts.len() == MAX_HOSTS.get()
+            && let Some((_, mut silent)) = self.hosts.pop_lru()
+        {
+            silent.finish(self.now, out);
+            self.evicted += 1 + silent.evicted();
+        }
+    }
 }
 
 /// What the traces of earlier runs tell of their own loss, and of what they hold.
 #[derive(Debug, Default)]
 pub struct RecordedHosts {
-    hosts: FxHashMap<Host, Recorded>,
+    hosts: Vec<(Host, Recorded)>,
+    /// Where each stands in `hosts`.
+    places: FxHashMap<Host, usize>,
+    /// The one that was asked for last: records of one host come in a row.
+    last: Option<(Host, usize)>,
     /// Of runs that have ended.
     before: LossCounts,
     /// Runs beyond the first of each host.
@@ -114,9 +129,10 @@ struct Recorded {
 }
 
 impl RecordedHosts {
-    /// A record of this host has been read, which bears this time.
-    pub fn sees(&mut self, host: &Host, time: Time) {
+    /// A record of this host has been read, which bears this time. `observed`: it is an exchange, connect or drop.
+    pub fn sees(&mut self, host: &Host, time: Time, observed: bool) {
         if let Some(recorded) = self.of(host) {
+            recorded.exchanges |= observed;
             let (from, to) = recorded.period.unwrap_or((time, time));
             recorded.period = Some((from.min(time), to.max(time)));
         }
@@ -130,15 +146,11 @@ impl RecordedHosts {
             .min_by(|a, b| a.1.cmp(&b.1).then_with(|| a.0.cmp(b.0)))
     }
 
-    /// An exchange, connect or drop of this host has been read.
-    pub fn brings_exchanges(&mut self, host: &Host) {
-        if let Some(recorded) = self.of(host) {
-            recorded.exchanges = true;
-        }
-    }
-
+    /// Whether an exchange, connect or drop of this host has been read.
     pub fn has_exchanges(&self, host: &Host) -> bool {
-        self.hosts.get(host).is_some_and(|recorded| recorded.exchanges)
+        self.places
+            .get(host)
+            .is_some_and(|place| self.hosts[*place].1.exchanges)
     }
 
     pub fn loses(&mut self, loss: &Loss) {
@@ -175,18 +187,27 @@ impl RecordedHosts {
 
     pub fn loss(&self) -> LossCounts {
         self.hosts
-            .values()
-            .fold(self.before, |sum, recorded| sum.plus(recorded.loss))
+            .iter()
+            .fold(self.before, |sum, (_, recorded)| sum.plus(recorded.loss))
     }
 
     fn of(&mut self, host: &Host) -> Option<&mut Recorded> {
-        if !self.hosts.contains_key(host) {
-            if self.hosts.len() >= MAX_RECORDED_HOSTS {
-                return None;
-            }
-            self.hosts.insert(host.clone(), Recorded::default());
+        if let Some((last, place)) = &self.last
+            && Host::ptr_eq(last, host)
+        {
+            return Some(&mut self.hosts[*place].1);
         }
-        self.hosts.get_mut(host)
+        let place = match self.places.get(host) {
+            Some(place) => *place,
+            None if self.hosts.len() >= MAX_RECORDED_HOSTS => return None,
+            None => {
+                self.places.insert(host.clone(), self.hosts.len());
+                self.hosts.push((host.clone(), Recorded::default()));
+                self.hosts.len() - 1
+            }
+        };
+        self.last = Some((host.clone(), place));
+        Some(&mut self.hosts[place].1)
     }
 }
 

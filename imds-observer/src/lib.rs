@@ -4,6 +4,7 @@
 
 pub mod attribution;
 pub mod bpf;
+mod callers;
 pub mod cli;
 pub mod config;
 pub mod detectors;

@@ -80,7 +80,7 @@ impl Pipeline {
         if self.mode == Mode::Live {
             self.parts.summarizer.begin(now);
         }
-        self.write(Record::Start(Start {
+        self.tell(Record::Start(Start {
             record: Kind::Start,
             schema: SCHEMA,
             time: facts.time.unwrap_or(now),
@@ -95,21 +95,20 @@ impl Pipeline {
         }));
     }
 
-    pub fn handle(&mut self, event: Event) {
+    pub fn handle(&mut self, event: &Event) {
         match event {
-            Event::Record(record) => self.recorded(*record),
-            Event::Loss(counts) => self.source_loss = counts,
+            Event::Record(record) => self.recorded(record),
+            Event::Loss(counts) => self.source_loss = *counts,
             Event::Interface(sample) => {
-                self.parts.summarizer.interface(&sample);
-                let host = self.parts.host.clone();
+                self.parts.summarizer.interface(sample);
                 self.parts
                     .detectors
-                    .observe(&host, &Observation::Interface(&sample), &mut self.findings);
+                    .observe(&self.parts.host, &Observation::Interface(sample), &mut self.findings);
                 self.write_findings();
             }
             event => {
-                self.parts.attribution.note(&event);
-                self.parts.flow.handle(&event, &mut self.facts);
+                self.parts.attribution.note(event);
+                self.parts.flow.handle(event, &mut self.facts);
                 self.join_facts(event.time().unwrap_or_default());
             }
         }
@@ -153,7 +152,7 @@ impl Pipeline {
         self.parts.detectors.finish(now, &mut self.findings);
         self.write_findings();
         let total = self.parts.summarizer.total(now);
-        self.write(Record::Summary(total));
+        self.tell(Record::Summary(total));
         self.tell_loss(now, true);
         self.parts
             .sinks
@@ -164,8 +163,12 @@ impl Pipeline {
 
     /// Whether nobody wants more: as many exchanges as were asked for, or every sink's reader gone.
     pub fn is_done(&self) -> bool {
+        self.is_full() || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
+    }
+
+    /// As many exchanges as were asked for.
+    fn is_full(&self) -> bool {
         self.parts.count.is_some_and(|count| self.exchanges >= count)
-            || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
     }
 
     /// What the traces tell of the runs that wrote them.
@@ -202,12 +205,12 @@ impl Pipeline {
     fn joined(&mut self, fact: Fact, caller: Caller) {
         let unknown = self.mode == Mode::Live && caller.process.is_none();
         self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
-        self.observe(record_of(fact, caller, &self.parts.host));
+        self.observe(&Arc::new(record_of(fact, caller, &self.parts.host)));
     }
 
     /// From here on it is all the same whether a record was made now or read from a trace.
-    fn observe(&mut self, record: Record) {
-        let (host, caller) = match &record {
+    fn observe(&mut self, record: &Arc<Record>) {
+        let (host, caller) = match record.as_ref() {
             Record::Exchange(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
             Record::Connect(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
             Record::Drop(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
@@ -216,9 +219,9 @@ impl Pipeline {
         if !self.parts.filter.allows(caller.0, caller.1) {
             return;
         }
-        let observation = match &record {
+        let observation = match record.as_ref() {
             Record::Exchange(exchange) => {
-                if self.parts.count.is_some_and(|count| self.exchanges >= count) {
+                if self.is_full() {
                     return;
                 }
                 self.exchanges += 1;
@@ -237,13 +240,11 @@ impl Pipeline {
         self.write_findings();
     }
 
-    fn recorded(&mut self, record: Record) {
-        self.recorded.sees(record.host(), record.time());
-        match record {
-            Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => {
-                self.recorded.brings_exchanges(record.host());
-                self.observe(record);
-            }
+    fn recorded(&mut self, record: &Arc<Record>) {
+        let observed = matches!(**record, Record::Exchange(_) | Record::Connect(_) | Record::Drop(_));
+        self.recorded.sees(record.host(), record.time(), observed);
+        match record.as_ref() {
+            Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => self.observe(record),
             // Findings are found anew, unless the trace lacks what they rest on.
             Record::Finding(finding) => {
                 let anew = self.recorded.has_exchanges(&finding.host) || finding.code == Code::PacketQuota;
@@ -254,25 +255,28 @@ impl Pipeline {
                         .filter
                         .allows(subject.process.as_deref(), subject.container.as_deref())
                 {
-                    self.write(Record::Finding(finding));
+                    self.write(record);
                 }
             }
             // Processes are added up anew; packet counts are nowhere else.
             Record::Summary(summary) if !summary.total => {
-                self.parts.summarizer.recorded(&summary);
-                self.parts.detectors.observe_summary(&summary, &mut self.findings);
+                self.parts.summarizer.recorded(summary);
+                self.parts.detectors.observe_summary(summary, &mut self.findings);
                 self.write_findings();
             }
             Record::Summary(_) => {}
-            Record::Loss(loss) => self.recorded.loses(&loss),
-            Record::Start(start) => self.recorded.starts(&start),
+            Record::Loss(loss) => self.recorded.loses(loss),
+            Record::Start(start) => self.recorded.starts(start),
         }
     }
 
     fn write_findings(&mut self) {
+        if self.findings.is_empty() {
+            return;
+        }
         let mut findings = std::mem::take(&mut self.findings);
         for finding in findings.drain(..) {
-            self.write(Record::Finding(finding));
+            self.tell(Record::Finding(finding));
         }
         self.findings = findings;
     }
@@ -289,7 +293,7 @@ impl Pipeline {
         // Live, an idle interval is news too; in a trace it is a gap.
         if self.mode == Mode::Live || self.parts.summarizer.is_busy() {
             let summary = self.parts.summarizer.interval(now);
-            self.write(Record::Summary(summary));
+            self.tell(Record::Summary(summary));
         }
     }
 
@@ -297,16 +301,22 @@ impl Pipeline {
         let counts = self.loss();
         if last || counts != self.loss_told {
             self.loss_told = counts;
-            self.write(Record::Loss(Loss::new(now, self.parts.host.clone(), &counts)));
+            self.tell(Record::Loss(Loss::new(now, self.parts.host.clone(), &counts)));
         }
     }
 
-    fn write(&mut self, record: Record) {
+    /// Writes a record of this run's own.
+    fn tell(&mut self, record: Record) {
+        if self.wanted.has(record.kind()) {
+            self.write(&Arc::new(record));
+        }
+    }
+
+    fn write(&mut self, record: &Arc<Record>) {
         let kind = record.kind();
         if self.wanted.has(kind) {
-            let record = Arc::new(record);
             for sink in self.parts.sinks.iter_mut().filter(|sink| sink.kinds().has(kind)) {
-                sink.write(&record);
+                sink.write(record);
             }
         }
     }
@@ -357,22 +367,23 @@ pub fn run_supervised(
         let seen = batch
             .iter()
             .rev()
-            .find(|event| event.is_traffic())
+            .find(|event| live && event.is_traffic())
             .and_then(Event::time);
-        for event in batch.drain(..) {
+        for event in &batch {
             if !live {
                 // A trace is its own clock. It jumps ahead of an event, so that what was due before is decided before.
-                now = now.max(settled(&event).unwrap_or(now));
+                now = now.max(settled(event).unwrap_or(now));
                 if now.since(advanced) >= STEP_NS {
                     advanced = now;
                     pipeline.advance(now);
                 }
             }
             pipeline.handle(event);
-            if pipeline.is_done() {
+            if pipeline.is_full() {
                 break;
             }
         }
+        source.take_back(&mut batch);
         if live {
             now = seen.unwrap_or_else(Time::now);
             pipeline.advance(now);
@@ -381,7 +392,9 @@ pub fn run_supervised(
         supervisor(pipeline);
     }
     source.last_batch(&mut batch);
-    batch.drain(..).for_each(|event| pipeline.handle(event));
+    for event in &batch {
+        pipeline.handle(event);
+    }
     pipeline.finish(if live { Time::now() } else { now })
 }
 

@@ -21,7 +21,7 @@ use crate::run::{root, shell, step};
 use crate::setup::{self, Group};
 use crate::test::Totals;
 
-pub(crate) use debian::Version;
+pub(crate) use debian::{Version, mirror};
 
 /// What the guest's processor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -2,12 +2,15 @@
 
 mod bench;
 mod build;
+mod clients;
 mod demo;
 mod docs;
+mod foreign;
 mod fuzz;
 mod kernels;
 mod lab;
 mod run;
+mod scenarios;
 mod screenshot;
 mod setup;
 mod test;
@@ -40,6 +43,7 @@ enum Verb {
     Lab(lab::Args),
     Docs(docs::Args),
     Fuzz(fuzz::Args),
+    Scenarios(scenarios::Args),
     Screenshot(screenshot::Args),
 }
 
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Verb::Lab(args) => lab::run(&args),
         Verb::Docs(args) => docs::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Scenarios(args) => scenarios::run(&args),
         Verb::Screenshot(args) => screenshot::run(&args),
     };
     match result {

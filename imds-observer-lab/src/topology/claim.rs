@@ -66,7 +66,7 @@ impl Drop for Claim {
 }
 
 /// Makes live tests of several processes take turns.
-pub(super) fn take_turn() -> Result<Flock<File>> {
+pub fn take_turn() -> Result<Flock<File>> {
     fs::create_dir_all(DIRECTORY).with_context(|| format!("make {DIRECTORY} (needs root)"))?;
     let path = Path::new(DIRECTORY).join("exclusive.lock");
     let file = open(&path)?;

@@ -30,7 +30,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::fcntl::Flock;
 
 pub use cgroup::{Cgroup, mount_point as cgroup_mount_point};
-pub use claim::{DIRECTORY as RUN_DIRECTORY, clean};
+pub use claim::{DIRECTORY as RUN_DIRECTORY, clean, take_turn};
 pub use netns::Netns;
 pub use place::Place;
 
@@ -156,7 +156,7 @@ impl Lab {
     /// Makes a lab and returns when every place in it reaches the service. Needs root.
     pub fn new(options: LabOptions) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "making network namespaces needs root");
-        let turn = options.exclusive.then(claim::take_turn).transpose()?;
+        let turn = options.exclusive.then(take_turn).transpose()?;
         clean().context("clean up after labs whose owner died")?;
         let claim = Claim::new()?;
         let mut options = options;

@@ -104,7 +104,7 @@ fn read_any(host: &HostRoot, pid: u32, clock: Clock, is_it: impl Fn(&Stat) -> bo
             namespace_pid: namespace_pid.filter(|inner| *inner != pid),
             comm: last.comm,
             exe: exe.map(|exe| exe.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(exe)),
-            cmdline: cmdline.map(|bytes| arguments(&bytes)),
+            cmdline: cmdline.map(|bytes| crate::imds::arguments(&bytes)),
             uid,
             start_time: Some(Time((start_ns as u64).saturating_add(clock.boot_to_wall_ns))),
             ancestors,
@@ -114,16 +114,6 @@ fn read_any(host: &HostRoot, pid: u32, clock: Clock, is_it: impl Fn(&Stat) -> bo
         start_ns as u64,
     ))
 }
-
-fn arguments(bytes: &[u8]) -> Vec<String> {
-    bytes
-        .strip_suffix(b"\0")
-        .unwrap_or(bytes)
-        .split(|byte| *byte == 0)
-        .map(|argument| String::from_utf8_lossy(argument).into_owned())
-        .collect()
-}
-
 /// `net:[4026531840]`
 pub fn namespace_inode(link: &str) -> Option<u32> {
     link.split_once('[')?.1.strip_suffix(']')?.parse().ok()
@@ -216,7 +206,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text(text in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (stat(&text), status(&text), arguments(&text));
+            let _ = (stat(&text), status(&text), crate::imds::arguments(&text));
             let _ = namespace_inode(&String::from_utf8_lossy(&text));
         }
     }

@@ -142,7 +142,7 @@ impl Decoder {
                 namespace_pid: (event.namespace_pid != event.key.tgid).then_some(event.namespace_pid),
                 comm: text(&event.comm),
                 exe: known(event.exe_len, &event.exe).and_then(|bytes| executable(&bytes)),
-                cmdline: known(event.cmdline_len, &event.cmdline).map(|bytes| arguments(&bytes)),
+                cmdline: known(event.cmdline_len, &event.cmdline).map(|bytes| crate::imds::arguments(&bytes)),
                 uid: (event.uid != u32::MAX).then_some(event.uid),
                 start_time: (event.key.start_time_ns != 0).then(|| self.time(event.key.start_time_ns)),
                 ancestors,
@@ -343,16 +343,6 @@ fn join(components: &[&[u8]], whole: bool) -> Option<String> {
     }
     Some(path)
 }
-
-fn arguments(bytes: &[u8]) -> Vec<String> {
-    bytes
-        .strip_suffix(b"\0")
-        .unwrap_or(bytes)
-        .split(|byte| *byte == 0)
-        .map(|argument| String::from_utf8_lossy(argument).into_owned())
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -368,7 +358,7 @@ mod tests {
             Some("/system.slice/app.service")
         );
         assert_eq!(cgroup(b"\0").as_deref(), Some("/"));
-        assert_eq!(arguments(b"curl\0-s\0\0"), ["curl", "-s", ""]);
+        assert_eq!(crate::imds::arguments(b"curl\0-s\0\0"), ["curl", "-s", ""]);
     }
 
     proptest! {

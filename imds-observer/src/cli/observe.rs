@@ -187,6 +187,7 @@ impl Settings {
         sinks: Vec<Box<dyn Sink>>,
     ) -> Pipeline {
         let limits = &self.config.limits;
+        let summarizer = Summarizer::new(host.clone(), limits.groups, limits.paths);
         let (facts, worker) = live.map_or((None, None), |host| (Some(host.facts), host.worker));
         Pipeline::new(Parts {
             flow: FlowTable::new(FlowLimits::default(), Hasher::random()),
@@ -199,7 +200,11 @@ impl Settings {
             ),
             filter: self.filter.clone(),
             detectors: HostDetectors::new(self.config.detectors.clone(), facts),
-            summarizer: Summarizer::new(host.clone(), limits.groups, limits.paths),
+            summarizer: if interval.is_some() {
+                summarizer
+            } else {
+                summarizer.without_intervals()
+            },
             host,
             sinks,
             interval,

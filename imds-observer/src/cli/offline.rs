@@ -87,4 +87,8 @@ impl Source for Progress {
         }
         self.inner.next_batch(wait, out)
     }
+
+    fn take_back(&mut self, events: &mut Vec<Event>) {
+        self.inner.take_back(events);
+    }
 }

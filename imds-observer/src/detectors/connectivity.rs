@@ -437,10 +437,10 @@ impl Verdict {
             return;
         }
         let key = context.place_key();
-        if let Some(place) = self.places.get(&key)
+        if let Some(place) = self.places.get(key)
             && place.client == context.client().map(|client| client.handle)
         {
-            sightings.clear(&key, time);
+            sightings.clear(key, time);
         }
     }
 }

@@ -55,11 +55,12 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
-use super::knowledge::{below_version, status};
+use super::table::{bounded, entry};
+use super::knowledge::status;
 use super::remedy::{self, Sdk};
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::imds::role_of;
 use crate::record::{Code, SECOND, Severity};
 
 /// Clients that are remembered.
@@ -98,15 +99,6 @@ pub(super) fn new(config: &Config) -> CredentialChurn {
     }
 }
 
-/// The role whose credentials this path gives.
-fn role(path: &str) -> Option<&str> {
-    let below = below_version(path).strip_prefix("meta-data/")?;
-    let role = below
-        .strip_prefix("iam/security-credentials/")
-        .or_else(|| below.strip_prefix("identity-credentials/ec2/security-credentials/"))?;
-    (!role.is_empty()).then_some(role)
-}
-
 impl Detector for CredentialChurn {
     fn code(&self) -> Code {
         Code::CredentialChurn
@@ -120,15 +112,11 @@ impl Detector for CredentialChurn {
         let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
             return;
         };
-        let path = context.path;
-        let Some(role) = role(path) else { return };
+        let Some(role) = role_of(context.below) else { return };
         if status(exchange) != Some(200) {
             return;
         }
-        if !self.clients.contains(&client.handle) {
-            self.evicted += u64::from(self.clients.push(client.handle, Bins::new()).is_some());
-        }
-        let Some(bins) = self.clients.get_mut(&client.handle) else { return };
+        let bins = entry(&mut self.clients, client.handle, &mut self.evicted, Bins::new);
         bins.add(exchange.time, 1);
         let fetches = bins.total(exchange.time);
         let age_ns = exchange.time.since(client.started);

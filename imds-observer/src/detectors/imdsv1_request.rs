@@ -6,8 +6,8 @@
 //! requests follow; it counts them.
 //!
 //! Where the client had asked for a token at most 16 s before and did not get it, the request is a fallback and the
-//! finding names the cause: the response was lost (`token-response-lost` says more), or it was refused with 403
-//! (`access-forbidden` or `proxied-request` say more). Then this finding is only `info`: the other one is the alarm. If
+//! finding names the cause: the response was lost (`token-response-lost` says more), it was refused with 403
+//! (`access-forbidden` or `proxied-request` say more), or with 429 or 5xx (`server-errors` says more). Then this finding is only `info`: the other one is the alarm. If
 //! the token request was not answered for a reason that can't be seen, that is named too.
 //!
 //! ## Why it matters
@@ -202,7 +202,7 @@ impl Caller {
             key: &client.key,
             severity: match client.v1_cause {
                 // Another finding names the cause, at its own weight.
-                Some(V1Cause::HopLimit { .. } | V1Cause::Proxy) => Severity::Info,
+                Some(V1Cause::HopLimit { .. } | V1Cause::Proxy | V1Cause::Throttled(_)) => Severity::Info,
                 _ => Severity::Warning,
             },
             time: self.last_time,
@@ -247,6 +247,14 @@ impl Caller {
                     text: "IMDS answers 403 to a token request that was forwarded: take the proxy out of the way.".into(),
                     commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".into()],
                 },
+            ),
+            Some(V1Cause::Throttled(status)) => (
+                "token-request-throttled",
+                format!("{name} falls back to IMDSv1 because its token request was answered {status}"),
+                remedy::text(
+                    "The service had no answer to the token request: server-errors says who keeps it busy. A client that can't do \
+                     without a token asks again, a moment later.",
+                ),
             ),
             Some(V1Cause::TokenUnanswered) => (
                 "token-request-unanswered",

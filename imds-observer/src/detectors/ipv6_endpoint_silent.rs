@@ -124,7 +124,7 @@ impl Detector for Ipv6EndpointSilent {
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
         let Some(client) = context.client() else { return };
         if let Observation::Exchange(exchange) = observation {
-            if answered(exchange) && is_v6(&exchange.connection.remote) {
+            if sightings.any_open() && answered(exchange) && is_v6(&exchange.connection.remote) {
                 sightings.clear(&client.key, exchange.time);
             }
             return;

@@ -1,6 +1,5 @@
 //! What several detectors must know to join causes: who the clients are, what became of their last token request, what works on this host.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::num::NonZeroUsize;
@@ -9,8 +8,9 @@ use std::sync::Arc;
 use lru::LruCache;
 
 use super::connectivity::{DropNote, V4_WORKS_NS};
-use super::table::bounded;
-use super::{Context, Observation};
+use super::table::{bounded, entry};
+use super::{Context, HostFacts, Observation};
+use crate::callers::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{
     Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
@@ -25,8 +25,10 @@ const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const RECENT_PROCESSES: usize = 16;
 /// A fallback follows its token request within this time. .NET takes longest, about 15.75 s [imds-facts section 3].
 pub(super) const FALLBACK_NS: u64 = 16 * SECOND;
-/// Bytes of a user agent that are kept.
+/// Characters of a user agent that are kept.
 const MAX_USER_AGENT: usize = 96;
+/// Key and name of the host itself among places.
+pub(super) const HOST: &str = "host";
 
 /// What became of a token request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub enum V1Cause {
     TokenUnanswered,
     /// Its token request was forbidden.
     Proxy,
+    /// Its token request was answered 429 or 5xx.
+    Throttled(u16),
 }
 
 /// The processes that one verdict may be about: see [`Group`].
@@ -87,6 +91,7 @@ pub struct Client {
 pub struct Knowledge {
     hasher: RandomState,
     clients: LruCache<u64, Client>,
+    callers: ByCaller<Caller>,
     evicted: u64,
     /// Newest answer over IPv4, whoever asked.
     pub v4_answered: Option<Time>,
@@ -104,6 +109,7 @@ impl Knowledge {
         Self {
             hasher: RandomState::new(),
             clients: bounded(MAX_CLIENTS),
+            callers: ByCaller::default(),
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
@@ -139,8 +145,8 @@ impl Knowledge {
             .is_some_and(|exceeded| time.since(exceeded) <= 10 * SECOND)
     }
 
-    /// Takes in an observation before the detectors see it. Gives the client's handle.
-    pub(super) fn learn(&mut self, observation: &Observation<'_>, now: Time) -> Option<u64> {
+    /// Takes in an observation before the detectors see it. `None`: it has no caller.
+    pub(super) fn learn(&mut self, observation: &Observation<'_>, host: &HostFacts, now: Time) -> Option<Caller> {
         if let Observation::Interface(sample) = observation
             && sample.allowance_exceeded.is_some_and(|grown| grown > 0)
         {
@@ -155,38 +161,38 @@ impl Knowledge {
         {
             self.evicted += 1;
         }
-        let group = group(observation)?;
-        let mut hasher = self.hasher.build_hasher();
-        group.hash_into(&mut hasher);
-        let handle = hasher.finish();
-        let process = observation.process().map(AsRef::as_ref);
+        observation.connection()?;
+        let (shared, container) = (observation.process(), observation.container());
+        let process = shared.map(AsRef::as_ref);
+        let Self { hasher, callers, .. } = self;
+        let work_out = || Caller::of(observation, hasher, host);
+        let caller = if shared.is_some() || container.is_some() {
+            callers.get(shared, container, work_out).clone()
+        } else {
+            work_out()
+        };
+        let handle = caller.handle;
         let time = observation.time();
-        if !self.clients.contains(&handle) {
-            let client = Client {
-                handle,
-                key: group.key().into(),
-                first_seen: time,
-                started: process
-                    .and_then(|process| process.start_time)
-                    .map_or(time, |start| start.min(time)),
-                requests: 0,
-                processes: 0,
-                recent: VecDeque::with_capacity(4),
-                token: None,
-                v1_cause: None,
-                last_v1: None,
-                v4_answered: None,
-                v6_answered: None,
-                user_agent: None,
-                cloud_init: false,
-            };
-            if self.clients.push(handle, client).is_some() {
-                self.evicted += 1;
-            }
-        }
-        let client = self.clients.get_mut(&handle)?;
-        if let Some(process) = process {
-            let image = self.hasher.hash_one((process.pid, process.start_time));
+        let client = entry(&mut self.clients, handle, &mut self.evicted, || Client {
+            handle,
+            key: group(observation).map_or_else(String::new, |group| group.key()).into(),
+            first_seen: time,
+            started: process
+                .and_then(|process| process.start_time)
+                .map_or(time, |start| start.min(time)),
+            requests: 0,
+            processes: 0,
+            recent: VecDeque::with_capacity(4),
+            token: None,
+            v1_cause: None,
+            last_v1: None,
+            v4_answered: None,
+            v6_answered: None,
+            user_agent: None,
+            cloud_init: false,
+        });
+        if process.is_some() {
+            let image = caller.image;
             if !client.recent.contains(&image) {
                 if client.recent.len() == RECENT_PROCESSES {
                     client.recent.pop_front();
@@ -194,7 +200,7 @@ impl Knowledge {
                 client.recent.push_back(image);
                 client.processes += 1;
             }
-            client.cloud_init |= is_cloud_init(process);
+            client.cloud_init |= caller.cloud_init;
         }
         if client.cloud_init {
             self.boot_crawl = self.boot_crawl.max(Some(time));
@@ -211,7 +217,34 @@ impl Knowledge {
                 *of_host = (*of_host).max(Some(time));
             }
         }
-        Some(handle)
+        Some(caller)
+    }
+}
+
+/// What is worked out of a caller's description once, however often it asks.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) handle: u64,
+    pub(super) place_key: Arc<str>,
+    /// Tells process images apart.
+    image: u64,
+    cloud_init: bool,
+}
+
+impl Caller {
+    fn of(observation: &Observation<'_>, hasher: &RandomState, host: &HostFacts) -> Self {
+        let mut handle = hasher.build_hasher();
+        if let Some(group) = group(observation) {
+            group.hash_into(&mut handle);
+        }
+        let process = observation.process();
+        let (place_key, _) = place(Some(observation), host);
+        Self {
+            handle: handle.finish(),
+            place_key: place_key.into(),
+            image: process.map_or(0, |process| hasher.hash_one((process.pid, process.start_time))),
+            cloud_init: process.is_some_and(|process| is_cloud_init(process)),
+        }
     }
 }
 
@@ -219,9 +252,9 @@ impl Client {
     fn learn(&mut self, exchange: &Exchange) {
         self.requests += 1;
         if let Some(agent) = exchange.request.user_agent.as_deref()
-            && self.user_agent.as_deref() != Some(agent)
+            && self.user_agent.as_deref() != Some(clip(agent))
         {
-            self.user_agent = Some(agent.chars().take(MAX_USER_AGENT).collect::<String>().into());
+            self.user_agent = Some(clip(agent).into());
             self.cloud_init |= agent.starts_with("Cloud-Init");
         }
         let time = exchange.time;
@@ -267,6 +300,7 @@ fn cause_of(fate: TokenFate) -> Option<V1Cause> {
         TokenFate::Lost { request_ttl, .. } => Some(V1Cause::HopLimit { request_ttl }),
         TokenFate::Unanswered => Some(V1Cause::TokenUnanswered),
         TokenFate::Forbidden => Some(V1Cause::Proxy),
+        TokenFate::Rejected(status) if status == 429 || status >= 500 => Some(V1Cause::Throttled(status)),
         TokenFate::Granted | TokenFate::Rejected(_) => None,
     }
 }
@@ -339,31 +373,15 @@ pub(super) fn is_v6(address: &str) -> bool {
     address.starts_with('[') || address.bytes().filter(|byte| *byte == b':').count() > 1
 }
 
-/// A path without its query and without the doubled and trailing slashes that some SDKs send.
-pub(super) fn normal_path(path: &str) -> Cow<'_, str> {
-    let path = path.find('?').map_or(path, |query| &path[..query]);
-    let usual = path.len() > 1 && path.starts_with('/') && !path.ends_with('/') && !path.contains("//");
-    if usual {
-        return Cow::Borrowed(path);
+/// The first [`MAX_USER_AGENT`] characters.
+fn clip(agent: &str) -> &str {
+    if agent.len() <= MAX_USER_AGENT {
+        return agent;
     }
-    let mut normal = String::with_capacity(path.len() + 1);
-    for part in path.split('/').filter(|part| !part.is_empty()) {
-        normal.push('/');
-        normal.push_str(part);
-    }
-    if normal.is_empty() {
-        normal.push('/');
-    }
-    Cow::Owned(normal)
-}
-
-/// The path below the version: `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing.
-pub(super) fn below_version(normal: &str) -> &str {
-    let rest = normal.strip_prefix('/').unwrap_or(normal);
-    match rest.split_once('/') {
-        Some((version, rest)) if version == "latest" || version.starts_with(|c: char| c.is_ascii_digit()) => rest,
-        _ => rest,
-    }
+    agent
+        .char_indices()
+        .nth(MAX_USER_AGENT)
+        .map_or(agent, |(end, _)| &agent[..end])
 }
 
 fn is_cloud_init(process: &Process) -> bool {
@@ -374,6 +392,24 @@ fn is_cloud_init(process: &Process) -> bool {
                 .take(3)
                 .any(|argument| argument.ends_with("/cloud-init"))
         })
+}
+
+/// Key and name of the place where a fault of the network sits.
+fn place(observation: Option<&Observation<'_>>, host: &HostFacts) -> (String, String) {
+    if let Some(container) = observation.and_then(Observation::container) {
+        return if let Some(pod) = &container.pod {
+            let name = workload::pod_name(pod);
+            (format!("pod/{name}"), format!("pod {name}"))
+        } else {
+            let name = container.name.as_deref().unwrap_or(&container.id);
+            (format!("container/{name}"), format!("container {name}"))
+        };
+    }
+    let process = observation.and_then(Observation::process);
+    match (process.and_then(|process| process.netns), host.netns) {
+        (Some(own), Some(host)) if own != host => (format!("netns/{own}"), format!("network namespace {own}")),
+        _ => (HOST.to_owned(), HOST.to_owned()),
+    }
 }
 
 fn group<'a>(observation: &Observation<'a>) -> Option<Group<'a>> {
@@ -424,30 +460,13 @@ impl<'a> Context<'a> {
 
     /// Where a fault of the network sits: in the pod that was hit, else the host.
     pub fn place_subject(&self) -> Subject {
-        let (key, name) = self.place();
+        let (key, name) = place(self.observation.as_ref(), self.host);
         self.subject(key, name)
     }
 
     /// Key of [`Self::place_subject`].
-    pub fn place_key(&self) -> String {
-        self.place().0
-    }
-
-    fn place(&self) -> (String, String) {
-        if let Some(container) = self.observation.as_ref().and_then(Observation::container) {
-            return if let Some(pod) = &container.pod {
-                let name = workload::pod_name(pod);
-                (format!("pod/{name}"), format!("pod {name}"))
-            } else {
-                let name = container.name.as_deref().unwrap_or(&container.id);
-                (format!("container/{name}"), format!("container {name}"))
-            };
-        }
-        let process = self.observation.as_ref().and_then(Observation::process);
-        match (process.and_then(|process| process.netns), self.host.netns) {
-            (Some(own), Some(host)) if own != host => (format!("netns/{own}"), format!("network namespace {own}")),
-            _ => ("host".to_owned(), "host".to_owned()),
-        }
+    pub fn place_key(&self) -> &'a str {
+        self.place_key
     }
 
     /// The host, and the process that showed it.

@@ -7,7 +7,6 @@
 //! At most [`MAX_OPEN`] findings of one code are open. Further subjects are counted together under one finding for
 //! [`OTHERS`]: a hostile process must not be able to open 100,000, nor to push an honest finding out.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -23,8 +22,10 @@ pub(super) const UPDATE_NS: u64 = 60 * SECOND;
 const MAX_UPDATE_NS: u64 = 3600 * SECOND;
 /// After counter-evidence (the same client succeeds) a finding is resolved once it has been silent for this long.
 const SETTLE_NS: u64 = 30 * SECOND;
-/// Below this count details are kept fresh at every sighting; above, once a second. Building them costs microseconds.
+/// Below this count details are kept fresh at every sighting; above, they may be as old as that many sightings seldom change: a second
+/// at first, and longer as the count grows. Building them costs microseconds, and nobody reads them before they are written.
 const ALWAYS_FRESH: u64 = 64;
+const MAX_STALE_S: u64 = 60;
 /// Key of the subject that stands for all those beyond [`MAX_OPEN`].
 const OTHERS: &str = "others";
 
@@ -67,7 +68,8 @@ struct Open {
 
 pub(super) struct Ledger {
     host: Host,
-    open: BTreeMap<Code, FxHashMap<Arc<str>, Open>>,
+    /// By code, in the order of [`Code::ALL`].
+    open: Vec<FxHashMap<Arc<str>, Open>>,
     folded: u64,
 }
 
@@ -105,7 +107,7 @@ impl<'a> Sightings<'a> {
 
     /// Counter-evidence: what the finding complains of works. If nothing more is seen it is resolved soon.
     pub fn clear(&mut self, key: &str, time: Time) {
-        if let Some(open) = self.ledger.open.get_mut(&self.code).and_then(|open| open.get_mut(key))
+        if let Some(open) = self.ledger.open[self.code as usize].get_mut(key)
             && time >= open.last_seen
         {
             open.cleared.get_or_insert(time);
@@ -114,14 +116,11 @@ impl<'a> Sightings<'a> {
 
     /// Whether any finding of this code is open.
     pub fn any_open(&self) -> bool {
-        self.ledger.open.get(&self.code).is_some_and(|open| !open.is_empty())
+        !self.ledger.open[self.code as usize].is_empty()
     }
 
     pub fn is_open(&self, key: &str) -> bool {
-        self.ledger
-            .open
-            .get(&self.code)
-            .is_some_and(|open| open.contains_key(key))
+        self.ledger.open[self.code as usize].contains_key(key)
     }
 }
 
@@ -129,7 +128,7 @@ impl Ledger {
     pub(super) fn new(host: Host) -> Self {
         Self {
             host,
-            open: BTreeMap::new(),
+            open: Code::ALL.iter().map(|_| FxHashMap::default()).collect(),
             folded: 0,
         }
     }
@@ -143,7 +142,7 @@ impl Ledger {
         details: impl FnOnce() -> Details,
         out: &mut Vec<Finding>,
     ) {
-        let of_code = self.open.entry(code).or_default();
+        let of_code = &mut self.open[code as usize];
         let others = !of_code.contains_key(sighting.key) && of_code.len() >= MAX_OPEN;
         let key = if others { OTHERS } else { sighting.key };
         if others {
@@ -184,7 +183,7 @@ impl Ledger {
             || open.count >= open.written_count.saturating_mul(2)
             || (open.count > open.written_count && now.since(open.written_at) >= open.pause_ns);
         open.severity = open.severity.max(sighting.severity);
-        if due || open.count <= ALWAYS_FRESH || now.since(open.details_at) >= SECOND {
+        if due || open.count <= ALWAYS_FRESH || now.since(open.details_at) >= stale_ns(open.count) {
             open.details = details();
             open.details_at = now;
         }
@@ -197,7 +196,7 @@ impl Ledger {
     }
 
     pub(super) fn resolve(&mut self, now: Time, out: &mut Vec<Finding>) {
-        for (code, of_code) in &mut self.open {
+        for (code, of_code) in Code::ALL.iter().zip(&mut self.open) {
             let mut done = of_code
                 .extract_if(|_, open| {
                     now.since(open.last_seen) >= open.quiet_ns
@@ -213,7 +212,7 @@ impl Ledger {
 
     pub(super) fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
         let mut changed = Vec::new();
-        for (code, of_code) in &mut self.open {
+        for (code, of_code) in Code::ALL.iter().zip(&mut self.open) {
             for (key, open) in of_code {
                 if open.count > open.written_count {
                     changed.push((
@@ -232,6 +231,11 @@ impl Ledger {
     pub(super) fn evicted(&self) -> u64 {
         self.folded
     }
+}
+
+/// Age at which details are renewed though nothing is written.
+fn stale_ns(count: u64) -> u64 {
+    (count / ALWAYS_FRESH).clamp(1, MAX_STALE_S) * SECOND
 }
 
 impl Open {

@@ -23,11 +23,10 @@ macro_rules! evidence {
 mod connectivity;
 mod knowledge;
 mod ledger;
+mod path;
 mod remedy;
 mod table;
 mod window;
-
-use std::borrow::Cow;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,7 +36,9 @@ pub use ledger::{Details, Sighting, Sightings};
 
 use crate::record::{self, Code, Finding, Host, Time};
 use crate::source::InterfaceSample;
+use knowledge::HOST;
 use ledger::Ledger;
+use path::Paths;
 
 /// What all detectors together may hold, whatever a local process does.
 pub const MEMORY_LIMIT_BYTES: usize = 64 << 20;
@@ -233,6 +234,14 @@ pub struct Context<'a> {
     pub knowledge: &'a Knowledge,
     /// Path of the observed request, normalised: no query, no doubled or trailing slash. Empty where there is no request.
     pub path: &'a str,
+    /// What of `path` is below the version.
+    pub below: &'a str,
+    /// Stands for `path` in tables; salted, so that nobody can make two paths collide.
+    pub path_id: u64,
+    /// Stands for `below`.
+    pub below_id: u64,
+    /// Where a fault of the network would sit: in the caller's pod, else the host.
+    place_key: &'a str,
     observation: Option<Observation<'a>>,
     client: Option<&'a Client>,
 }
@@ -259,10 +268,29 @@ pub trait Detector: Send {
     }
 }
 
+/// A detector, and what it says of itself once and for all.
+struct Registered {
+    code: Code,
+    quiet_ns: u64,
+    detector: Box<dyn Detector>,
+}
+
+fn registered(config: &DetectorConfig) -> Vec<Registered> {
+    build(config)
+        .into_iter()
+        .map(|detector| Registered {
+            code: detector.code(),
+            quiet_ns: detector.quiet_ns(),
+            detector,
+        })
+        .collect()
+}
+
 /// All detectors of one run.
 pub struct Detectors {
     host: HostFacts,
-    registered: Vec<Box<dyn Detector>>,
+    registered: Vec<Registered>,
+    paths: Paths,
     knowledge: Knowledge,
     ledger: Ledger,
     now: Time,
@@ -272,7 +300,8 @@ pub struct Detectors {
 impl Detectors {
     pub fn new(config: &DetectorConfig, host: HostFacts) -> Self {
         Self {
-            registered: build(config),
+            registered: registered(config),
+            paths: Paths::new(),
             knowledge: Knowledge::new(),
             ledger: Ledger::new(host.name.clone()),
             now: Time(0),
@@ -284,23 +313,32 @@ impl Detectors {
     /// Looks at one record. Findings that open or change are appended to `out`.
     pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Finding>) {
         self.now = self.now.max(observation.end());
-        let client = self.knowledge.learn(observation, self.now);
+        let who = self.knowledge.learn(observation, &self.host, self.now);
         let path = match observation {
             Observation::Exchange(exchange) => {
-                knowledge::normal_path(exchange.request.path.as_deref().unwrap_or_default())
+                Some(self.paths.get(exchange.request.path.as_deref().unwrap_or_default()))
             }
-            _ => Cow::Borrowed(""),
+            _ => None,
         };
         let context = Context {
             now: self.now,
             host: &self.host,
             knowledge: &self.knowledge,
-            path: &path,
+            path: path.map_or("", |path| &path.normal),
+            below: path.map_or("", |path| path.below()),
+            path_id: path.map_or(0, |path| path.id),
+            below_id: path.map_or(0, |path| path.below_id),
+            place_key: who.as_ref().map_or(HOST, |who| &who.place_key),
             observation: Some(*observation),
-            client: client.and_then(|client| self.knowledge.client(client)),
+            client: who.as_ref().and_then(|who| self.knowledge.client(who.handle)),
         };
-        for detector in &mut self.registered {
-            let mut sightings = Sightings::new(&mut self.ledger, detector.code(), detector.quiet_ns(), self.now, out);
+        for Registered {
+            code,
+            quiet_ns,
+            detector,
+        } in &mut self.registered
+        {
+            let mut sightings = Sightings::new(&mut self.ledger, *code, *quiet_ns, self.now, out);
             detector.observe(observation, &context, &mut sightings);
         }
         self.tick_if_due(out);
@@ -334,11 +372,10 @@ impl Detectors {
     /// Takes over other thresholds. A detector whose own ones are the same keeps what it knows; open findings end as they would by themselves.
     pub fn reconfigure(&mut self, before: &DetectorConfig, after: &DetectorConfig) {
         let changed = changed(before, after);
-        let mut fresh = build(after);
+        let mut fresh = registered(after);
         for detector in &mut fresh {
-            let code = detector.code();
-            if !changed.contains(&code)
-                && let Some(known) = self.registered.iter_mut().find(|known| known.code() == code)
+            if !changed.contains(&detector.code)
+                && let Some(known) = self.registered.iter_mut().find(|known| known.code == detector.code)
             {
                 std::mem::swap(detector, known);
             }
@@ -348,7 +385,11 @@ impl Detectors {
 
     /// Entries that the detectors' bounded tables gave up.
     pub fn evicted(&self) -> u64 {
-        let detectors: u64 = self.registered.iter().map(|detector| detector.evicted()).sum();
+        let detectors: u64 = self
+            .registered
+            .iter()
+            .map(|registered| registered.detector.evicted())
+            .sum();
         detectors + self.knowledge.evicted() + self.ledger.evicted()
     }
 
@@ -365,11 +406,20 @@ impl Detectors {
             host: &self.host,
             knowledge: &self.knowledge,
             path: "",
+            below: "",
+            path_id: 0,
+            below_id: 0,
+            place_key: HOST,
             observation: None,
             client: None,
         };
-        for detector in &mut self.registered {
-            let mut sightings = Sightings::new(&mut self.ledger, detector.code(), detector.quiet_ns(), self.now, out);
+        for Registered {
+            code,
+            quiet_ns,
+            detector,
+        } in &mut self.registered
+        {
+            let mut sightings = Sightings::new(&mut self.ledger, *code, *quiet_ns, self.now, out);
             detector.tick(&context, last, &mut sightings);
         }
         self.ledger.resolve(self.now, out);

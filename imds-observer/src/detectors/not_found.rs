@@ -50,19 +50,18 @@
 //! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>
 //! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html>
 
-use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
-use super::knowledge::{below_version, status};
-use super::path_disappeared::NORMALLY_404;
+use super::table::{bounded, entry};
+use super::knowledge::status;
 use super::remedy;
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::imds::is_natural_404;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Paths of clients that are followed, about 100 bytes each.
@@ -109,7 +108,6 @@ pub(super) struct NotFound {
     config: Config,
     paths: LruCache<(u64, u64), Misses>,
     found: LruCache<u64, ()>,
-    hasher: RandomState,
     evicted: u64,
 }
 
@@ -118,7 +116,6 @@ pub(super) fn new(config: &Config) -> NotFound {
         config: config.clone(),
         paths: bounded(MAX_PATHS),
         found: bounded(MAX_FOUND),
-        hasher: RandomState::new(),
         evicted: 0,
     }
 }
@@ -140,8 +137,8 @@ impl Detector for NotFound {
             return;
         };
         let path = context.path;
-        let below = below_version(path);
-        let id = self.hasher.hash_one(below);
+        let below = context.below;
+        let id = context.below_id;
         if status == 200 {
             if self.found.get(&id).is_none() && self.found.push(id, ()).is_some() {
                 self.evicted += 1;
@@ -150,20 +147,16 @@ impl Detector for NotFound {
         }
         if self.found.contains(&id)
             || context.booting(time)
-            || NORMALLY_404.iter().any(|prefix| below.starts_with(prefix))
+            || is_natural_404(below)
         {
             return;
         }
-        if !self.paths.contains(&(client.handle, id)) {
-            let misses = Misses {
-                recent: Bins::new(),
-                first: time,
-                last: time,
-                all: 0,
-            };
-            self.evicted += u64::from(self.paths.push((client.handle, id), misses).is_some());
-        }
-        let Some(misses) = self.paths.get_mut(&(client.handle, id)) else { return };
+        let misses = entry(&mut self.paths, (client.handle, id), &mut self.evicted, || Misses {
+            recent: Bins::new(),
+            first: time,
+            last: time,
+            all: 0,
+        });
         if time.since(misses.last) > 600 * SECOND {
             misses.first = time;
             misses.all = 0;

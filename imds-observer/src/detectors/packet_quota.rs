@@ -142,17 +142,12 @@ impl Detector for PacketQuota {
                     self.throttled = self.throttled.max(Some(exchange.time));
                 }
                 let Some(client) = context.client() else { return };
-                if !self.clients.contains(&client.handle) {
-                    let requests = Requests {
-                        name: context.client_subject().name,
-                        recent: Bins::new(),
-                    };
-                    // Not counted as evicted: the busiest clients stay, and only names are lost.
-                    self.clients.push(client.handle, requests);
-                }
-                if let Some(requests) = self.clients.get_mut(&client.handle) {
-                    requests.recent.add(exchange.time, 1);
-                }
+                // Not counted as evicted: the busiest clients stay, and only names are lost.
+                let requests = self.clients.get_or_insert_mut(client.handle, || Requests {
+                    name: context.client_subject().name,
+                    recent: Bins::new(),
+                });
+                requests.recent.add(exchange.time, 1);
             }
             Observation::Interface(sample) => self.sample(sample, context, sightings),
             _ => {}

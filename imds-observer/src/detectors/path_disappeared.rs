@@ -50,7 +50,6 @@
 //! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>
 //! - <https://docs.aws.amazon.com/autoscaling/ec2/userguide/retrieving-target-lifecycle-state-through-imds.html>
 
-use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -58,28 +57,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
-use super::knowledge::{below_version, status};
+use super::knowledge::status;
 use super::remedy;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use crate::imds::is_natural_404;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Paths that gave 200 and are remembered, 40 bytes each.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 /// Longest part of a path that stands in a key.
 const MAX_KEY: usize = 200;
-
-/// Below the version. Their 404 means "nothing is due" or "no such thing here" [imds-facts section 2].
-pub(super) const NORMALLY_404: &[&str] = &[
-    "meta-data/spot/",
-    "meta-data/events/recommendations/",
-    "meta-data/network/interfaces/macs/",
-    "meta-data/managed-ssh-keys/",
-    "meta-data/outpost-arn",
-    "meta-data/public-ipv4",
-    "meta-data/public-hostname",
-    "meta-data/elastic-gpus/",
-    "meta-data/elastic-inference/",
-];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -110,7 +97,6 @@ struct Known {
 pub(super) struct PathDisappeared {
     config: Config,
     paths: LruCache<u64, Known>,
-    hasher: RandomState,
     /// The newest two answers 200, by path: one of them is of another path than any that is asked about.
     answered: [(u64, Time); 2],
     evicted: u64,
@@ -120,7 +106,6 @@ pub(super) fn new(config: &Config) -> PathDisappeared {
     PathDisappeared {
         config: config.clone(),
         paths: bounded(MAX_PATHS),
-        hasher: RandomState::new(),
         answered: [(0, Time(0)); 2],
         evicted: 0,
     }
@@ -135,6 +120,13 @@ fn cause_path(below: &str) -> &str {
         end -= 1;
     }
     &path[..end]
+}
+
+impl PathDisappeared {
+    fn is_ignored(&self, below: &str) -> bool {
+        is_natural_404(below)
+            || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()))
+    }
 }
 
 impl Detector for PathDisappeared {
@@ -152,18 +144,13 @@ impl Detector for PathDisappeared {
             return;
         };
         let path = context.path;
-        let below = below_version(path);
-        let ignored = NORMALLY_404.iter().any(|prefix| below.starts_with(prefix))
-            || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()));
-        let id = self.hasher.hash_one(below);
+        let below = context.below;
+        let id = context.below_id;
         if status == 200 {
             if self.answered[0].0 == id {
                 self.answered[0].1 = self.answered[0].1.max(time);
             } else {
                 self.answered = [(id, time), self.answered[0]];
-            }
-            if ignored {
-                return;
             }
             let known = Known {
                 last_200: time,
@@ -176,12 +163,9 @@ impl Detector for PathDisappeared {
                     *before = known;
                     sightings.clear(&format!("path/{}", cause_path(below)), time);
                 }
-            } else {
+            } else if !self.is_ignored(below) {
                 self.evicted += u64::from(self.paths.push(id, known).is_some());
             }
-            return;
-        }
-        if ignored {
             return;
         }
         let answered = self.answered;

@@ -56,7 +56,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
+use super::table::{bounded, entry_of};
 use super::knowledge::answered;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
@@ -119,10 +119,7 @@ impl Detector for SlowResponses {
         let slow_ns = self.config.slow_ms.saturating_mul(1_000_000);
         let limit_ns = self.config.p95_ms.saturating_mul(1_000_000);
         let key = context.place_key();
-        if !self.places.contains(&key) {
-            self.evicted += u64::from(self.places.push(key.clone(), VecDeque::new()).is_some());
-        }
-        let Some(answers) = self.places.get_mut(&key) else { return };
+        let answers = entry_of(&mut self.places, key, &mut self.evicted, VecDeque::new);
         answers.push_back((exchange.time, latency_ns));
         while answers.len() > MAX_ANSWERS
             || answers.front().is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)
@@ -146,7 +143,7 @@ impl Detector for SlowResponses {
             return;
         };
         let sighting = Sighting {
-            key: &key,
+            key,
             severity,
             time: exchange.time,
             count: 1,

@@ -13,6 +13,34 @@ pub(super) fn bounded<K: Hash + Eq, V>(bound: NonZeroUsize) -> LruCache<K, V> {
     table
 }
 
+/// The entry of this key, made if there is none; `evicted` counts the one that had to go for it.
+pub(super) fn entry<'a, K: Hash + Eq, V>(
+    table: &'a mut LruCache<K, V>,
+    key: K,
+    evicted: &mut u64,
+    make: impl FnOnce() -> V,
+) -> &'a mut V {
+    let full = table.len() == table.cap().get();
+    table.get_or_insert_mut(key, || {
+        *evicted += u64::from(full);
+        make()
+    })
+}
+
+/// [`entry`] for a name that is owned only if it is new.
+pub(super) fn entry_of<'a, V>(
+    table: &'a mut LruCache<String, V>,
+    name: &str,
+    evicted: &mut u64,
+    make: impl FnOnce() -> V,
+) -> &'a mut V {
+    let full = table.len() == table.cap().get();
+    table.get_or_insert_mut_ref(name, || {
+        *evicted += u64::from(full);
+        make()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -25,5 +53,19 @@ mod tests {
         }
         assert_eq!(table.len(), 2);
         assert!(table.contains(&4));
+    }
+
+    #[test]
+    fn an_entry_is_made_once_and_what_goes_for_it_is_counted() {
+        let mut table = bounded(NonZeroUsize::new(2).unwrap());
+        let mut evicted = 0;
+        for n in [1, 2, 1, 2, 3, 1] {
+            *entry(&mut table, n, &mut evicted, || 0) += 1;
+        }
+        assert_eq!(evicted, 2);
+        assert_eq!(
+            (table.peek(&1), table.peek(&2), table.peek(&3)),
+            (Some(&1), None, Some(&1))
+        );
     }
 }

@@ -62,7 +62,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
+use super::table::{bounded, entry};
 use super::remedy::Sdk;
 use super::window::{Bins, Recent};
 use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
@@ -161,30 +161,23 @@ impl Detector for TightPolling {
         }
         let time = exchange.time;
         let path = context.path;
-        let path_key = (
-            client.handle,
-            self.hasher.hash_one((path, exchange.request.method.as_deref())),
-        );
-        if !self.paths.contains(&path_key) {
-            let track = PathTrack {
-                minute: Bins::new(),
-                recent: Recent::new(),
-                first: time,
-            };
-            self.evicted += u64::from(self.paths.push(path_key, track).is_some());
-        }
-        if !self.clients.contains(&client.handle) {
-            let track = ClientTrack {
-                minute: Bins::new(),
-                first: time,
-                counted: 0,
-            };
-            self.evicted += u64::from(self.clients.push(client.handle, track).is_some());
-        }
-        let (Some(of_path), Some(of_client)) = (self.paths.get_mut(&path_key), self.clients.get_mut(&client.handle))
-        else {
-            return;
+        // Which of the usual methods, next to a hash nobody can foresee.
+        let method = match exchange.request.method.as_deref() {
+            Some("GET") => 1,
+            Some("PUT") => 2,
+            other => self.hasher.hash_one(other),
         };
+        let path_key = (client.handle, context.path_id.wrapping_add(method));
+        let of_path = entry(&mut self.paths, path_key, &mut self.evicted, || PathTrack {
+            minute: Bins::new(),
+            recent: Recent::new(),
+            first: time,
+        });
+        let of_client = entry(&mut self.clients, client.handle, &mut self.evicted, || ClientTrack {
+            minute: Bins::new(),
+            first: time,
+            counted: 0,
+        });
         of_path.minute.add(time, 1);
         of_path.recent.add(time);
         of_client.minute.add(time, 1);
@@ -267,7 +260,11 @@ fn breach(
 
 /// More than `limit` a second over `seconds`, without a long pause in it: a burst is no polling.
 fn sustained(minute: &mut Minute, seconds: usize, first: Time, limit: f64, time: Time) -> Option<(f64, u64)> {
-    minute.total(time);
+    let all = minute.total(time);
+    // Nearly always: no part of the minute can hold more than all of it.
+    if all as f64 <= limit * seconds as f64 {
+        return None;
+    }
     if time.since(first) < (seconds as u64 - 1) * SECOND {
         return None;
     }

@@ -8,6 +8,8 @@ pub(super) struct Bins<const N: usize, const WIDTH_NS: u64> {
     /// Number of the newest bin since the epoch.
     newest: u64,
     counts: [u32; N],
+    /// Of all counts.
+    sum: u64,
 }
 
 impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
@@ -15,6 +17,7 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
         Self {
             newest: 0,
             counts: [0; N],
+            sum: 0,
         }
     }
 
@@ -23,7 +26,8 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
         self.roll(bin);
         if self.newest - bin < N as u64 {
             let slot = &mut self.counts[(bin % N as u64) as usize];
-            *slot = slot.saturating_add(count);
+            let before = std::mem::replace(slot, slot.saturating_add(count));
+            self.sum += u64::from(*slot - before);
         }
     }
 
@@ -34,9 +38,11 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
         }
         if bin - self.newest >= N as u64 {
             self.counts = [0; N];
+            self.sum = 0;
         } else {
             for stale in self.newest + 1..=bin {
-                self.counts[(stale % N as u64) as usize] = 0;
+                let gone = std::mem::take(&mut self.counts[(stale % N as u64) as usize]);
+                self.sum -= u64::from(gone);
             }
         }
         self.newest = bin;
@@ -45,7 +51,7 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
     /// In all bins, as of `now`.
     pub(super) fn total(&mut self, now: Time) -> u64 {
         self.roll(now.0 / WIDTH_NS);
-        self.counts.iter().map(|count| u64::from(*count)).sum()
+        self.sum
     }
 
     /// In the newest `bins` bins, and in the emptiest of the parts of `part` bins that these fall into.
@@ -91,7 +97,11 @@ impl<const N: usize> Recent<N> {
                 offset_ms(self.base).unwrap_or(0)
             }
         };
-        let place = self.times.partition_point(|earlier| *earlier <= offset);
+        let place = if self.times.last().is_none_or(|last| *last <= offset) {
+            self.times.len()
+        } else {
+            self.times.partition_point(|earlier| *earlier <= offset)
+        };
         if self.times.len() == N {
             if place == 0 {
                 return;

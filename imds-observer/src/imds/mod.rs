@@ -9,7 +9,7 @@ mod secret;
 
 #[doc(hidden)]
 pub use fuzz::fuzz_heads;
-pub use path::{Sensitivity, is_natural_404, is_token_path, normalise, role_of, sensitivity};
-pub use redact::printable;
+pub use path::{below_version, is_natural_404, is_token_path, normalise, role_of};
+pub use redact::{arguments, printable};
 pub use request::{PATH_BYTES, USER_AGENT_BYTES, no_request, read_request, response_headers};
 pub use secret::Hasher;

@@ -1,17 +1,6 @@
-//! What a path is: the same as another, secret, or one whose 404 means nothing. Facts: imds-facts, the provider's user guide.
+//! What a path is: the same as another, a role's credentials, or one whose 404 means nothing. Facts: imds-facts, the provider's user guide.
 
 use std::borrow::Cow;
-
-/// How much harm the answer can do in the wrong hands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Sensitivity {
-    Low,
-    Medium,
-    /// Keys for logins, proof of identity, user data that may hold secrets.
-    High,
-    /// Credentials.
-    Secret,
-}
 
 /// The path without query, doubled slashes and trailing slash: `//latest/meta-data/?x` is `/latest/meta-data`. For grouping; records keep the raw path.
 pub fn normalise(path: &str) -> Cow<'_, str> {
@@ -49,79 +38,53 @@ pub(super) fn is_aws_path(path: &str) -> bool {
     path == "/" || path.split('/').nth(1).is_some_and(is_version)
 }
 
-/// The part behind the version: `meta-data/iam/info`.
-fn behind_version(path: &str) -> Option<&str> {
-    let (version, rest) = path.strip_prefix('/')?.split_once('/')?;
-    is_version(version).then_some(rest)
+/// The part of a normalised path behind the version: `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing,
+/// `meta-data/x`. A path without a version stays whole.
+pub fn below_version(normal: &str) -> &str {
+    let rest = normal.strip_prefix('/').unwrap_or(normal);
+    match rest.split_once('/') {
+        Some((version, rest)) if is_version(version) => rest,
+        _ => rest,
+    }
 }
 
 /// The path that gives tokens; dated versions give none, but clients try.
 pub fn is_token_path(path: &str) -> bool {
-    behind_version(&normalise(path)) == Some("api/token")
-}
-
-/// The role whose credentials are asked for.
-pub fn role_of(path: &str) -> Option<String> {
     let path = normalise(path);
-    let role = behind_version(&path)?.strip_prefix("meta-data/iam/security-credentials/")?;
-    Some(role.to_owned())
+    is_aws_path(&path) && below_version(&path) == "api/token"
 }
 
-fn starts(rest: &str, prefix: &str) -> bool {
-    rest.strip_prefix(prefix)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// The role whose credentials a path gives, from its part below the version.
+pub fn role_of(below: &str) -> Option<&str> {
+    let role = below
+        .strip_prefix("meta-data/iam/security-credentials/")
+        .or_else(|| below.strip_prefix("meta-data/identity-credentials/ec2/security-credentials/"))?;
+    (!role.is_empty()).then_some(role)
 }
 
-/// How secret the answer to a path is.
-pub fn sensitivity(path: &str) -> Sensitivity {
-    let path = normalise(path);
-    let Some(rest) = behind_version(&path) else {
-        return Sensitivity::Low;
-    };
-    if starts(rest, "api/token") {
-        return Sensitivity::Secret;
-    }
-    if starts(rest, "user-data") || starts(rest, "dynamic/instance-identity") {
-        return Sensitivity::High;
-    }
-    let Some(item) = rest.strip_prefix("meta-data/") else {
-        return Sensitivity::Low;
-    };
-    // The bare list names the role only.
-    if item == "iam/security-credentials" {
-        return Sensitivity::Medium;
-    }
-    if starts(item, "iam/security-credentials") || starts(item, "identity-credentials/ec2") {
-        return Sensitivity::Secret;
-    }
-    if starts(item, "managed-ssh-keys") {
-        return Sensitivity::High;
-    }
-    if starts(item, "iam") || starts(item, "tags/instance") || starts(item, "identity-credentials") {
-        return Sensitivity::Medium;
-    }
-    Sensitivity::Low
-}
-
-const USUAL: [&str; 7] = [
+/// Paths whose 404 means "nothing is due" or "no such thing here" [imds-facts section 2]. Not `tags/instance`: whoever asks for
+/// tags that are not enabled waits in vain.
+const NATURAL_404: &[&str] = &[
     "spot",
-    "events/recommendations/rebalance",
-    "events/maintenance",
+    "events/recommendations",
+    "network/interfaces/macs",
+    "managed-ssh-keys",
     "outpost-arn",
     "public-ipv4",
     "public-hostname",
-    "tags/instance",
+    "elastic-gpus",
+    "elastic-inference",
 ];
 
-/// Whether 404 is this path's usual answer: nothing planned, nothing there.
-pub fn is_natural_404(path: &str) -> bool {
-    let path = normalise(path);
-    let Some(item) = behind_version(&path).and_then(|rest| rest.strip_prefix("meta-data/")) else {
+/// Whether 404 is an answer like any other for this path, given from below its version.
+pub fn is_natural_404(below: &str) -> bool {
+    let Some(item) = below.strip_prefix("meta-data/") else {
         return false;
     };
-    USUAL.iter().any(|usual| starts(item, usual))
-        || (item.starts_with("network/interfaces/macs/")
-            && (item.ends_with("/network-card") || item.contains("ipv6") || item.contains("public-")))
+    NATURAL_404.iter().any(|natural| {
+        item.strip_prefix(natural)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
 }
 
 #[cfg(test)]
@@ -144,24 +107,41 @@ mod tests {
     }
 
     #[test]
+    fn versions_are_one_thing() {
+        for path in [
+            "/latest/meta-data/mac",
+            "/2021-03-23/meta-data/mac",
+            "/1.0/meta-data/mac",
+        ] {
+            assert_eq!(below_version(path), "meta-data/mac");
+        }
+        assert_eq!(below_version("/computeMetadata/v1"), "computeMetadata/v1");
+        assert_eq!(below_version("/latest"), "latest");
+        assert_eq!(below_version("/"), "");
+    }
+
+    #[test]
     fn tables() {
         assert!(is_token_path("//latest/api/token/"));
         assert!(!is_token_path("/latest/api/tokens"));
         assert!(!is_token_path("/api/token"));
-        let below = |item: &str| format!("/2021-03-23/meta-data/{item}");
-        assert_eq!(
-            sensitivity(&below("iam/security-credentials/role")),
-            Sensitivity::Secret
-        );
-        assert_eq!(sensitivity(&below("iam/security-credentials/")), Sensitivity::Medium);
-        assert_eq!(sensitivity("/latest/user-data"), Sensitivity::High);
-        assert_eq!(sensitivity(&below("instance-id")), Sensitivity::Low);
-        assert_eq!(sensitivity("/x"), Sensitivity::Low);
-        assert!(is_natural_404(&below("spot/instance-action")));
-        assert!(is_natural_404(&below("network/interfaces/macs/0a:1b/network-card")));
-        assert!(!is_natural_404(&below("autoscaling/target-lifecycle-state")));
-        assert!(!is_natural_404(&below("spotted")));
-        assert_eq!(role_of(&below("iam/security-credentials/web")).as_deref(), Some("web"));
-        assert_eq!(role_of(&below("iam/security-credentials/")), None);
+        for natural in [
+            "spot/instance-action",
+            "network/interfaces/macs/0a:1b/network-card",
+            "outpost-arn",
+        ] {
+            assert!(is_natural_404(&format!("meta-data/{natural}")), "{natural}");
+        }
+        for telling in [
+            "autoscaling/target-lifecycle-state",
+            "spotted",
+            "tags/instance/Name",
+            "iam/info",
+        ] {
+            assert!(!is_natural_404(&format!("meta-data/{telling}")), "{telling}");
+        }
+        assert_eq!(role_of("meta-data/iam/security-credentials/web"), Some("web"));
+        assert_eq!(role_of("meta-data/iam/security-credentials/"), None);
+        assert_eq!(role_of("meta-data/iam/security-credentials"), None);
     }
 }

@@ -115,6 +115,16 @@ pub fn printable(bytes: &[u8], limit: usize) -> String {
     text
 }
 
+/// The arguments of a command line, each ended by a zero byte. `curl -H 'X-aws-ec2-metadata-token: ...'` carries a token too.
+pub fn arguments(bytes: &[u8]) -> Vec<String> {
+    bytes
+        .strip_suffix(b"\0")
+        .unwrap_or(bytes)
+        .split(|byte| *byte == 0)
+        .map(|argument| printable(argument, usize::MAX))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -123,6 +133,15 @@ mod tests {
 
     fn text(bytes: &str) -> String {
         printable(bytes.as_bytes(), 512)
+    }
+
+    #[test]
+    fn a_command_line_loses_its_token() {
+        let line =
+            b"curl\0-H\0X-aws-ec2-metadata-token:AQAEmadeup==\0-H\0X-aws-ec2-metadata-token: made up\0http://h/x\0";
+        let header = "X-aws-ec2-metadata-token:[redacted]";
+        assert_eq!(arguments(line), ["curl", "-H", header, "-H", header, "http://h/x"]);
+        assert_eq!(arguments(b"sh\0\0"), ["sh", ""]);
     }
 
     #[test]

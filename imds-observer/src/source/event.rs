@@ -180,8 +180,8 @@ pub enum Event {
     Interface(InterfaceSample),
     /// The source's own loss so far: absolute counts, not growth.
     Loss(LossCounts),
-    /// A record of a trace that was written earlier.
-    Record(Box<Record>),
+    /// A record of a trace that was written earlier. Shared, so that a sink can keep it as it is.
+    Record(Arc<Record>),
 }
 
 impl Event {

@@ -54,6 +54,11 @@ pub trait Source {
     /// (a source of files doesn't wait). An error ends the run.
     fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState>;
 
+    /// Takes back events that have been handled: what they hold in memory may serve those that come.
+    fn take_back(&mut self, events: &mut Vec<Event>) {
+        events.clear();
+    }
+
     /// What is still to be told when the run ends before the source does.
     fn last_batch(&mut self, out: &mut Vec<Event>) {
         let _ = out;

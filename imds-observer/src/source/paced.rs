@@ -183,7 +183,7 @@ mod tests {
 
     fn at(ns: u64) -> Event {
         let loss = Loss::new(Time(ns), "h".into(), &LossCounts::default());
-        Event::Record(Box::new(Record::Loss(loss)))
+        Event::Record(Arc::new(Record::Loss(loss)))
     }
 
     fn play(speed: &str, playback: &Arc<Playback>, times: &[u64]) -> (usize, Duration) {

@@ -3,17 +3,18 @@
 //! An exchange is written when it has ended but bears the time at which it began, so lines are not sorted by `time`. Within a file their
 //! order is kept as it is: it is the order in which the live observer learnt things, and detectors must see the same. Between files, the one
 //! whose next event *ended* first goes first; a file's clock never runs backwards. So little is held in memory: of a file of records, what its
-//! thread has read ahead, at most five batches.
+//! threads have read ahead.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::capture::{Broken, Capture, Next};
 use super::input::{Format, Input};
-use super::ndjson::{Reader, Skip};
+use super::ndjson::Skip;
+use super::ndjson::ahead::{Ahead, Spares};
 use super::{Event, Source, SourceFacts, SourceState};
 use crate::record::{Host, LossCounts, Missing, Mode, Record, Time};
 
@@ -41,6 +42,7 @@ pub struct Traces {
     next: Vec<Option<Event>>,
     clocks: Vec<Time>,
     order: BinaryHeap<Reverse<(Time, usize)>>,
+    spares: Spares,
     /// Whose next event is still to be read, because reading it might have meant waiting.
     behind: Option<usize>,
     counts: InputCounts,
@@ -56,82 +58,14 @@ enum Trace {
     Capture(Box<Capture>),
 }
 
-type Batch = Vec<Result<Record, Skip>>;
-
-/// Records that a thread of their own reads ahead of the pipeline, which has enough to do.
-struct Ahead {
-    batches: Option<Receiver<Batch>>,
-    current: std::vec::IntoIter<Result<Record, Skip>>,
-}
-
-/// Records that are handed over at once, and such batches that may wait: the thread then waits too.
-const AHEAD_RECORDS: usize = 256;
-const AHEAD_BATCHES: usize = 4;
-
-impl Ahead {
-    fn new(mut reader: Reader) -> Self {
-        let (sender, receiver) = std::sync::mpsc::sync_channel::<Batch>(AHEAD_BATCHES);
-        std::thread::spawn(move || {
-            loop {
-                let mut batch = Vec::with_capacity(AHEAD_RECORDS);
-                let mut ended = false;
-                while batch.len() < AHEAD_RECORDS {
-                    match reader.next_record() {
-                        Some(record) => batch.push(record),
-                        None => {
-                            ended = true;
-                            break;
-                        }
-                    }
-                    // Whoever writes into a pipe may take its time: what is there already goes on.
-                    if !reader.is_ready() {
-                        break;
-                    }
-                }
-                if sender.send(batch).is_err() || ended {
-                    return;
-                }
-            }
-        });
-        Self {
-            batches: Some(receiver),
-            current: Vec::new().into_iter(),
-        }
-    }
-
-    fn next_record(&mut self) -> Option<Result<Record, Skip>> {
-        loop {
-            if let Some(record) = self.current.next() {
-                return Some(record);
-            }
-            match self.batches.as_ref()?.recv() {
-                Ok(batch) => self.current = batch.into_iter(),
-                Err(_) => self.batches = None,
-            }
-        }
-    }
-
-    /// Whether the next record is there already, or none will come.
-    fn is_ready(&mut self) -> bool {
-        while self.current.len() == 0 {
-            let Some(batches) = &self.batches else { return true };
-            match batches.try_recv() {
-                Ok(batch) => self.current = batch.into_iter(),
-                Err(TryRecvError::Empty) => return false,
-                Err(TryRecvError::Disconnected) => self.batches = None,
-            }
-        }
-        true
-    }
-}
-
 impl Traces {
     /// Reads each input's first event. `endpoints`: where IMDS is in captures.
     pub fn new(inputs: Vec<Input>, endpoints: &[IpAddr]) -> Self {
+        let (files, spares) = (inputs.len(), Spares::default());
         let traces: Vec<Trace> = inputs
             .into_iter()
             .map(|input| match input.format {
-                Format::Ndjson => Trace::Records(Box::new(Ahead::new(Reader::new(input)))),
+                Format::Ndjson => Trace::Records(Box::new(Ahead::new(input, files, &spares))),
                 Format::Pcap | Format::Pcapng => Trace::Capture(Box::new(Capture::new(input, endpoints))),
             })
             .collect();
@@ -145,6 +79,7 @@ impl Traces {
             },
             captures: traces.iter().any(|trace| matches!(trace, Trace::Capture(_))),
             traces,
+            spares,
             order: BinaryHeap::new(),
             behind: None,
             host: None,
@@ -183,7 +118,7 @@ impl Traces {
                     None => break None,
                     Some(Ok(record)) => {
                         self.counts.records += 1;
-                        Event::Record(Box::new(record))
+                        Event::Record(record)
                     }
                     Some(Err(skip)) => {
                         self.counts.skipped += 1;
@@ -271,6 +206,16 @@ impl Source for Traces {
             self.refill(index);
         }
         Ok(SourceState::More)
+    }
+
+    fn take_back(&mut self, events: &mut Vec<Event>) {
+        let record = |event| match event {
+            Event::Record(record) if matches!(*record, Record::Exchange(_)) && Arc::strong_count(&record) == 1 => {
+                Some(record)
+            }
+            _ => None,
+        };
+        self.spares.give(events.drain(..).filter_map(record).collect());
     }
 }
 

@@ -7,11 +7,13 @@ mod interfaces;
 mod paths;
 pub(crate) mod tally;
 
+use std::collections::hash_map::Entry;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHasher};
 
+use crate::callers::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{Connect, Container, Exchange, Host, Kind, Process, ProcessSummary, SCHEMA, Summary, Time};
 use crate::source::InterfaceSample;
@@ -23,6 +25,7 @@ use tally::Tally;
 pub struct Summarizer {
     host: Host,
     groups: FxHashMap<u64, Row>,
+    callers: ByCaller<u64>,
     max_groups: usize,
     max_paths: usize,
     interfaces: Interfaces,
@@ -33,6 +36,8 @@ pub struct Summarizer {
     interval_started: Option<Time>,
     /// Whether anything came since the last interval's end.
     busy: bool,
+    /// Whether anybody asks for intervals; without, they are not added up.
+    intervals: bool,
 }
 
 #[derive(Debug)]
@@ -50,6 +55,7 @@ impl Summarizer {
         Self {
             host,
             groups: FxHashMap::default(),
+            callers: ByCaller::default(),
             max_groups,
             max_paths,
             interfaces: Interfaces::default(),
@@ -58,6 +64,16 @@ impl Summarizer {
             started: None,
             interval_started: None,
             busy: false,
+            intervals: true,
+        }
+    }
+
+    /// Nobody will ask for [`Self::interval`].
+    #[must_use]
+    pub fn without_intervals(self) -> Self {
+        Self {
+            intervals: false,
+            ..self
         }
     }
 
@@ -72,8 +88,11 @@ impl Summarizer {
         self.busy = true;
         let local = exchange.connection.local.as_deref();
         let (process, container) = (exchange.process.as_ref(), exchange.container.as_ref());
+        let intervals = self.intervals;
         if let Some(row) = self.row(&exchange.host, process, container, local) {
-            row.interval.exchange(exchange);
+            if intervals {
+                row.interval.exchange(exchange);
+            }
             row.total.exchange(exchange);
         } else {
             self.other.0 += 1;
@@ -144,33 +163,36 @@ impl Summarizer {
         container: Option<&Arc<Container>>,
         local: Option<&str>,
     ) -> Option<&mut Row> {
-        let mut hasher = FxHasher::default();
-        host.hash(&mut hasher);
-        let local = if process.is_some() || container.is_some() {
-            None
-        } else {
-            local
+        let of = |local| {
+            let mut hasher = FxHasher::default();
+            Group::of(process.map(Arc::as_ref), container.map(Arc::as_ref), local).hash_into(&mut hasher);
+            hasher.finish()
         };
-        Group::of(process.map(Arc::as_ref), container.map(Arc::as_ref), local).hash_into(&mut hasher);
+        let group = if process.is_some() || container.is_some() {
+            *self.callers.get(process, container, || of(None))
+        } else {
+            of(local)
+        };
+        let mut hasher = FxHasher::default();
+        (host, group).hash(&mut hasher);
         let key = hasher.finish();
-        if self.groups.len() >= self.max_groups && !self.groups.contains_key(&key) {
-            self.evicted += 1;
-            return None;
-        }
-        let max_paths = self.max_paths;
-        let row = self.groups.entry(key).or_insert_with(|| Row {
-            process: None,
-            container: None,
-            workload: workload::workload(process.map(Arc::as_ref), container.map(Arc::as_ref)),
-            interval: Tally::new(max_paths),
-            total: Tally::new(max_paths),
-        });
-        if let Some(process) = process {
-            row.process = Some(process.clone());
-        }
-        if let Some(container) = container {
-            row.container = Some(container.clone());
-        }
+        let full = self.groups.len() >= self.max_groups;
+        let row = match self.groups.entry(key) {
+            Entry::Occupied(row) => row.into_mut(),
+            Entry::Vacant(_) if full => {
+                self.evicted += 1;
+                return None;
+            }
+            Entry::Vacant(place) => place.insert(Row {
+                process: None,
+                container: None,
+                workload: workload::workload(process.map(Arc::as_ref), container.map(Arc::as_ref)),
+                interval: Tally::new(self.max_paths),
+                total: Tally::new(self.max_paths),
+            }),
+        };
+        newest(&mut row.process, process);
+        newest(&mut row.container, container);
         Some(row)
     }
 
@@ -209,5 +231,14 @@ impl Summarizer {
             interfaces: self.interfaces.summary(total),
             other_requests: if total { self.other.1 } else { self.other.0 },
         }
+    }
+}
+
+/// Takes over what is known, without touching a count of references that other threads touch too where nothing changes.
+fn newest<T>(kept: &mut Option<Arc<T>>, new: Option<&Arc<T>>) {
+    match (&kept, new) {
+        (_, None) => {}
+        (Some(kept), Some(new)) if Arc::ptr_eq(kept, new) => {}
+        (_, Some(new)) => *kept = Some(new.clone()),
     }
 }

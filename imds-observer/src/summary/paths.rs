@@ -22,7 +22,7 @@ impl TopPaths {
 
     /// Counts a request target without its query.
     pub(super) fn add(&mut self, target: &str) {
-        let path = target.split('?').next().unwrap_or_default();
+        let path = memchr::memchr(b'?', target.as_bytes()).map_or(target, |query| &target[..query]);
         if let Some(known) = self.counts.iter_mut().find(|known| known.path == path) {
             known.requests += 1;
             return;

@@ -28,8 +28,8 @@ pub(crate) struct Tally {
     other_status: u64,
     /// Token PUTs that were answered with 200.
     issued: u64,
-    tokens: FxHashSet<u64>,
-    instances: FxHashSet<u64>,
+    tokens: Distinct,
+    instances: Distinct,
     latency: Option<Histogram<u32>>,
     /// Exact, where the histogram has only its bucket's edge.
     max_latency: u64,
@@ -47,8 +47,8 @@ impl Tally {
             by_outcome: [0; 6],
             other_status: 0,
             issued: 0,
-            tokens: FxHashSet::default(),
-            instances: FxHashSet::default(),
+            tokens: Distinct::default(),
+            instances: Distinct::default(),
             latency: None,
             max_latency: 0,
             paths: TopPaths::new(max_paths),
@@ -76,11 +76,11 @@ impl Tally {
             self.issued += 1;
         }
         if let Some(token) = &request.token {
-            insert_bounded(&mut self.tokens, token);
+            self.tokens.insert(token);
         }
         if let Some(process) = exchange.process.as_deref() {
             let Process { pid, start_time, .. } = process;
-            insert_bounded(&mut self.instances, &(pid, start_time));
+            self.instances.insert(&(pid, start_time));
         }
         if let Some(latency) = exchange.latency_ns {
             let histogram = self.latency.get_or_insert_with(|| {
@@ -139,7 +139,7 @@ impl Tally {
             process: None,
             container: None,
             workload: None,
-            instances: self.instances.len() as u64,
+            instances: self.instances.count(),
             requests: self.requests,
             rate_per_s: if interval_ns == 0 {
                 0.0
@@ -153,7 +153,7 @@ impl Tally {
                 .collect(),
             by_status,
             // Issued tokens that nobody used yet are tokens too; used ones that were issued before the start are as well.
-            tokens: self.issued.max(self.tokens.len() as u64),
+            tokens: self.issued.max(self.tokens.count()),
             latency_ns: self.quantiles(),
             top_paths: self.paths.top(),
             lost: self.lost,
@@ -163,7 +163,7 @@ impl Tally {
 
     /// Process images that were told apart.
     pub(crate) fn instances(&self) -> u64 {
-        self.instances.len() as u64
+        self.instances.count()
     }
 
     pub(crate) fn quantiles(&self) -> Quantiles {
@@ -192,10 +192,31 @@ const OUTCOMES: [ExchangeOutcome; 6] = [
     ExchangeOutcome::Open,
 ];
 
-fn insert_bounded(set: &mut FxHashSet<u64>, value: &(impl Hash + ?Sized)) {
-    if set.len() < MAX_DISTINCT {
+/// Tells apart up to [`MAX_DISTINCT`] values.
+#[derive(Clone, Debug, Default)]
+struct Distinct {
+    seen: FxHashSet<u64>,
+    /// The same comes many times in a row.
+    last: Option<u64>,
+}
+
+impl Distinct {
+    fn insert(&mut self, value: &(impl Hash + ?Sized)) {
         let mut hasher = FxHasher::default();
         value.hash(&mut hasher);
-        set.insert(hasher.finish());
+        let hash = hasher.finish();
+        if self.last != Some(hash) && self.seen.len() < MAX_DISTINCT {
+            self.seen.insert(hash);
+            self.last = Some(hash);
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.seen.len() as u64
+    }
+
+    fn clear(&mut self) {
+        self.seen.clear();
+        self.last = None;
     }
 }

@@ -11,6 +11,7 @@ mod faults;
 mod harmless;
 mod main_job;
 mod reduced;
+mod scenarios;
 mod secrets;
 mod service;
 mod short_lived;

@@ -311,7 +311,7 @@ pub(super) fn tools(sh: &Shell, arch: Arch, programs: &[&str], tree: &Path) -> a
 }
 
 /// The machine's own mirror of an archive: which one that is, is its administrator's choice.
-fn mirror(sh: &Shell, label: &str) -> anyhow::Result<String> {
+pub(crate) fn mirror(sh: &Shell, label: &str) -> anyhow::Result<String> {
     let format = "$(REPO_URI) $(LABEL)";
     let targets = cmd!(sh, "apt-get indextargets --format {format}")
         .quiet()

@@ -89,7 +89,8 @@ fn read(text: &str) -> Option<(u32, Caller)> {
     });
     let arguments = value("Args").map(|line| {
         let mut left = MAX_ARGUMENT_BYTES;
-        line.split(' ')
+        crate::imds::printable(line.as_bytes(), usize::MAX)
+            .split(' ')
             .take_while(|argument| {
                 let fits = argument.len() < left;
                 left = left.saturating_sub(argument.len() + 1);

@@ -1,0 +1,167 @@
+//! A client of a scenario as a process: started, given input, ended.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::sys::signal::{SigSet, Signal, killpg};
+use nix::unistd::Pid;
+
+use super::{Client, Tools};
+use crate::client::{self, Script};
+use crate::topology::Place;
+
+/// A client that takes longer, and is not to be cut off, hangs.
+const PATIENCE: Duration = Duration::from_secs(180);
+const TICK: Duration = Duration::from_millis(20);
+/// Clients find the machine's programs and nothing of its settings: proxies, profiles, keys.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A client that runs, in a process group of its own. Dropping it ends the group.
+pub(super) struct Player {
+    name: String,
+    child: Child,
+    cut: Option<Duration>,
+    begin: Instant,
+    log: std::path::PathBuf,
+}
+
+impl Player {
+    pub(super) fn start(name: &str, client: &Client, place: &Place, tools: &Tools, scratch: &Path) -> Result<Self> {
+        let words = words(name, client, tools, scratch)?;
+        let (program, arguments) = words.split_first().with_context(|| format!("{name} has no command"))?;
+        let mut command = with_signals(place.command(program)?);
+        // Each start has a log of its own, so that the one that failed can be shown.
+        let log = scratch.join(format!("{name}.log"));
+        let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+        command
+            .args(arguments)
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", scratch)
+            .env("LANG", "C.UTF-8")
+            .envs(client.env.iter().map(|(key, value)| (key, tools.fill(value, scratch))))
+            .current_dir(scratch)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let mut child = command.spawn().with_context(|| {
+            format!("start {name} ({program}; `cargo xtask setup --for scenarios` installs the clients)")
+        })?;
+        if let Some(input) = &client.input {
+            use std::io::Write as _;
+            let mut stdin = child.stdin.take().context("take a client's input")?;
+            // One that has ended by itself shows that in its status.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            cut: client.cut_s.map(Duration::from_secs),
+            begin: Instant::now(),
+            log,
+        })
+    }
+
+    pub(super) fn nudge(&mut self) -> Result<()> {
+        use std::io::Write as _;
+        let stdin = self
+            .child
+            .stdin
+            .as_mut()
+            .with_context(|| format!("{} takes no input", self.name))?;
+        stdin
+            .write_all(b"\n")
+            .with_context(|| format!("give {} a line of input: {}", self.name, self.last_words()))
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    /// Waits until it has ended, by itself or cut off. What it thinks of its own success counts for nothing: most clients fail as
+    /// soon as they go on from IMDS to services that aren't there.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        // A client that reads lines ends when there are no more.
+        drop(self.child.stdin.take());
+        let limit = self.cut.unwrap_or(PATIENCE);
+        let begin = Instant::now();
+        loop {
+            if self.child.try_wait()?.is_some() {
+                return Ok(());
+            }
+            if begin.elapsed() >= limit {
+                self.end();
+                if self.cut.is_some() {
+                    return Ok(());
+                }
+                bail!("{} does not end; it said: {}", self.name, self.last_words());
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    /// The end of what it printed.
+    pub(super) fn last_words(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
+    }
+
+    fn end(&mut self) {
+        // Fails only when it is gone, which is what is wanted.
+        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn words(name: &str, client: &Client, tools: &Tools, scratch: &Path) -> Result<Vec<String>> {
+    if !client.is_scripted() {
+        return Ok(client.command.iter().map(|word| tools.fill(word, scratch)).collect());
+    }
+    let script = script(client)?;
+    let path = scratch.join(format!("{name}.json"));
+    fs::write(&path, serde_json::to_vec(&script)?).with_context(|| format!("write {}", path.display()))?;
+    let words = [tools.lab.as_path(), Path::new("client"), &path];
+    Ok(words.iter().map(|word| word.to_string_lossy().into_owned()).collect())
+}
+
+/// What a scripted client does.
+fn script(client: &Client) -> Result<Script> {
+    if let Some(script) = &client.script {
+        return Ok(script.clone());
+    }
+    let name = client.preset.as_deref().unwrap_or_default();
+    let mut script = client::presets()
+        .into_iter()
+        .find_map(|(known, script)| (known == name).then_some(script))
+        .ok_or_else(|| anyhow!("there is no preset {name}"))?;
+    script.rounds = client.rounds.unwrap_or(script.rounds);
+    if let (Some(pause_ms), Some(first)) = (
+        client.pause_ms,
+        script.steps.iter_mut().find(|step| step.sleep_before_ms > 0),
+    ) {
+        first.sleep_before_ms = pause_ms;
+    }
+    Ok(script)
+}
+
+/// A child would inherit that our signals are blocked.
+pub(super) fn with_signals(mut command: Command) -> Command {
+    let enter = || Ok(SigSet::all().thread_unblock()?);
+    // SAFETY: between fork and exec it makes one system call, on memory of its own.
+    unsafe { command.pre_exec(enter) };
+    command
+}

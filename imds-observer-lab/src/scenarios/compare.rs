@@ -1,0 +1,138 @@
+//! What was found against what was owed.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// How well findings fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Score {
+    /// Owed and found.
+    pub right: usize,
+    /// Found and not owed.
+    pub false_alarms: usize,
+    /// Owed and not found.
+    pub missed: usize,
+}
+
+impl Score {
+    /// Of what was found, the share that was owed. Nothing found is nothing wrong.
+    pub fn precision(&self) -> f64 {
+        share(self.right, self.false_alarms)
+    }
+
+    /// Of what was owed, the share that was found.
+    pub fn recall(&self) -> f64 {
+        share(self.right, self.missed)
+    }
+
+    pub fn is_perfect(&self) -> bool {
+        self.false_alarms == 0 && self.missed == 0
+    }
+}
+
+impl std::ops::AddAssign for Score {
+    fn add_assign(&mut self, other: Self) {
+        self.right += other.right;
+        self.false_alarms += other.false_alarms;
+        self.missed += other.missed;
+    }
+}
+
+fn share(right: usize, wrong: usize) -> f64 {
+    if right + wrong == 0 {
+        return 1.0;
+    }
+    right as f64 / (right + wrong) as f64
+}
+
+/// Compares as multisets.
+pub fn score(owed: &[String], found: &[String]) -> Score {
+    let mut missing = owed.to_vec();
+    let mut score = Score::default();
+    for one in found {
+        match missing.iter().position(|other| other == one) {
+            Some(at) => {
+                missing.swap_remove(at);
+                score.right += 1;
+            }
+            None => score.false_alarms += 1,
+        }
+    }
+    score.missed = missing.len();
+    score
+}
+
+/// The findings that a trace tells: each `code severity`, with its highest severity, sorted. One that ended and came again is two.
+pub fn findings_of<'a>(records: impl IntoIterator<Item = &'a Value>) -> Vec<String> {
+    const SEVERITIES: [&str; 4] = ["info", "warning", "high", "critical"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut open: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut all: Vec<(String, usize)> = Vec::new();
+    for record in records {
+        if record["record"] != "finding" {
+            continue;
+        }
+        let key = (text(&record["code"]), text(&record["subject"]["key"]));
+        let severity = SEVERITIES
+            .iter()
+            .position(|severity| record["severity"] == *severity)
+            .unwrap_or_default();
+        let index = match open.get(&key) {
+            Some(index) if record["state"] != "open" => *index,
+            _ => {
+                all.push((key.0.clone(), severity));
+                open.insert(key, all.len() - 1);
+                all.len() - 1
+            }
+        };
+        all[index].1 = all[index].1.max(severity);
+    }
+    let mut told: Vec<String> = all
+        .into_iter()
+        .map(|(code, severity)| format!("{code} {}", SEVERITIES[severity]))
+        .collect();
+    told.sort();
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn each_counts_once() {
+        let result = score(&names(&["a", "a", "b"]), &names(&["a", "c", "b", "c"]));
+        assert_eq!(
+            result,
+            Score {
+                right: 2,
+                false_alarms: 2,
+                missed: 1
+            }
+        );
+        assert!((result.precision() - 0.5).abs() < 1e-9);
+        assert!((result.recall() - 2.0 / 3.0).abs() < 1e-9);
+        assert!(score(&[], &[]).is_perfect());
+        assert!((score(&[], &[]).precision() - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_finding_is_told_once_with_its_highest_severity() {
+        let finding = |code: &str, key: &str, severity: &str, state: &str| json!({"record": "finding", "code": code, "severity": severity, "state": state, "subject": {"key": key}});
+        let records = [
+            finding("x", "1", "warning", "open"),
+            finding("x", "2", "info", "open"),
+            finding("x", "1", "high", "update"),
+            json!({"record": "exchange"}),
+            finding("x", "1", "high", "resolved"),
+            finding("x", "1", "info", "open"),
+        ];
+        assert_eq!(findings_of(&records), ["x high", "x info", "x info"]);
+    }
+}

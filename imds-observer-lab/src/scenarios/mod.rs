@@ -1,0 +1,317 @@
+//! Scenarios: what clients do in which surroundings, and which findings an observer owes for it.
+//!
+//! They are data, in `scenarios.toml`. [`run`] plays one in a lab and records it, [`score`] compares what was found with
+//! what was owed, and the golden test of the observer reads the recordings again, without a lab.
+
+mod client;
+mod compare;
+pub mod neutral;
+mod run;
+pub mod scrub;
+mod tools;
+mod trace;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+pub use compare::{Score, findings_of, score};
+pub use run::{Outcome, Prepared, Stage};
+pub use tools::Tools;
+
+use crate::client::Script;
+use crate::faults::{Entry, Family, registry};
+use crate::server::Behaviour;
+
+/// All that there is, in the order in which they are played.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    #[serde(rename = "client")]
+    pub clients: BTreeMap<String, Client>,
+    #[serde(rename = "scenario")]
+    pub scenarios: Vec<Scenario>,
+}
+
+/// A program that talks to IMDS, or what stands in for one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Where the program is from; for a script, what it stands in for.
+    pub from: String,
+    /// A program and its arguments. `{tools}` is what setup installed, `{clients}` our own few lines around libraries.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// Instead of a command, one of the lab client's presets: for programs that can't be had.
+    pub preset: Option<String>,
+    /// Instead of both, a script of its own.
+    pub script: Option<Script>,
+    /// Rounds of the preset.
+    pub rounds: Option<u32>,
+    /// Pause before each round of the preset, where it has one.
+    pub pause_ms: Option<u64>,
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Written to its standard input, which is then closed.
+    pub input: Option<String>,
+    /// Is itself a fault: it has no healthy day.
+    #[serde(default)]
+    pub faulty: bool,
+    /// Ended after this time, which is no failure: it has what it wanted of IMDS, and goes on to services that aren't there.
+    pub cut_s: Option<u64>,
+}
+
+impl Client {
+    pub fn is_scripted(&self) -> bool {
+        self.command.is_empty()
+    }
+}
+
+/// One play.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    pub name: String,
+    /// What happens, in a line.
+    pub about: String,
+    /// Changes the server's behaviour from that of a fresh instance: tokens optional, hop limit 1.
+    #[serde(default)]
+    pub server: Map<String, Value>,
+    /// One of the registry's faults, in force all the time.
+    pub fault: Option<String>,
+    #[serde(default = "v4")]
+    pub family: IpFamily,
+    /// A server that this project did not write, in the place of its own.
+    pub stand_in: Option<StandIn>,
+    /// The clients that are started first must be as old as this before anything is observed. The scenario then comes last.
+    pub age_s: Option<u64>,
+    pub steps: Vec<Step>,
+    /// Exchanges and failed connections that there must be, so that a client that didn't run is no success.
+    #[serde(default = "one")]
+    pub least: usize,
+    /// Findings, each `code severity`, with the highest severity that it had; no others may be there. Two of the same kind
+    /// (for two subjects) stand twice.
+    pub expect: Vec<String>,
+    /// The same for a packet capture at the node's uplink alone. Left out: the same.
+    pub capture: Option<Vec<String>>,
+    /// Why a capture shows something else.
+    pub capture_why: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpFamily {
+    V4,
+    V6,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandIn {
+    /// Its name among the clients.
+    pub client: String,
+    /// Set on its token responses by iptables: no stand-in knows hop limits.
+    pub hop_limit: u8,
+    /// By what the segments of a token response are known; head and body may come apart.
+    pub token_marks: Vec<String>,
+}
+
+/// Where a client runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum On {
+    #[default]
+    Node,
+    /// In a container of a Kubernetes pod: one hop.
+    Pod,
+    /// In another pod.
+    OtherPod,
+    /// In a pod within a pod: two hops.
+    NestedPod,
+}
+
+/// What happens next.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Step {
+    /// Runs a client to its end.
+    Run {
+        client: String,
+        #[serde(default)]
+        on: On,
+        /// So many times, one after the other.
+        #[serde(default = "once")]
+        times: u32,
+    },
+    /// Starts a client that goes on by itself.
+    Start {
+        client: String,
+        #[serde(default)]
+        on: On,
+    },
+    /// Waits until a started client has ended by itself.
+    Finish { client: String },
+    /// Gives a started client, which waits for that, a line of input.
+    Nudge { client: String },
+    /// Waits for exchanges from now on.
+    Await {
+        path: String,
+        status: Option<u16>,
+        #[serde(default = "one")]
+        count: usize,
+    },
+    /// Changes the server's behaviour.
+    Set { server: Map<String, Value> },
+    /// No token holds any longer.
+    ExpireTokens,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn once() -> u32 {
+    1
+}
+
+fn v4() -> IpFamily {
+    IpFamily::V4
+}
+
+impl Suite {
+    /// The suite of `scenarios.toml`.
+    pub fn load() -> Result<Self> {
+        let suite: Self = toml::from_str(include_str!("../../scenarios.toml")).context("read scenarios.toml")?;
+        for (name, client) in &suite.clients {
+            let kinds = usize::from(!client.command.is_empty())
+                + usize::from(client.preset.is_some())
+                + usize::from(client.script.is_some());
+            ensure!(
+                kinds == 1,
+                "client {name}: one of command, preset and script, not {kinds}"
+            );
+        }
+        for scenario in &suite.scenarios {
+            scenario
+                .check(&suite)
+                .with_context(|| format!("scenario {}", scenario.name))?;
+        }
+        Ok(suite)
+    }
+
+    pub fn client(&self, name: &str) -> Result<&Client> {
+        self.clients
+            .get(name)
+            .with_context(|| format!("scenarios.toml has no client {name}"))
+    }
+}
+
+impl Scenario {
+    fn check(&self, suite: &Suite) -> Result<()> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        ensure!(
+            self.name.chars().all(plain),
+            "a name is a file's name too: a-z, 0-9 and -"
+        );
+        ensure!(
+            suite.scenarios.iter().filter(|other| other.name == self.name).count() == 1,
+            "there are two of that name"
+        );
+        for client in self.clients() {
+            suite.client(client)?;
+        }
+        ensure!(self.clients().next().is_some(), "nobody does anything");
+        self.behaviour()?;
+        self.fault_entry()?;
+        ensure!(
+            self.capture.is_some() == self.capture_why.is_some(),
+            "`capture` and `capture_why` go together"
+        );
+        ensure!(
+            self.capture.as_ref().is_none_or(|capture| *capture != self.expect),
+            "`capture` says what `expect` says"
+        );
+        Ok(())
+    }
+
+    /// Names of its clients, in the order of their appearance.
+    pub fn clients(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Run { client, .. } | Step::Start { client, .. } => Some(client.as_str()),
+            _ => None,
+        })
+    }
+
+    /// The server's behaviour at the beginning.
+    pub fn behaviour(&self) -> Result<Behaviour> {
+        Ok(Behaviour::default().patched(&Value::Object(self.server.clone()))?)
+    }
+
+    /// What a capture alone must show.
+    pub fn in_capture(&self) -> &[String] {
+        self.capture.as_ref().unwrap_or(&self.expect)
+    }
+
+    fn fault_entry(&self) -> Result<Option<Entry>> {
+        let Some(name) = &self.fault else { return Ok(None) };
+        let family = match self.family {
+            IpFamily::V4 => Family::V4,
+            IpFamily::V6 => Family::V6,
+        };
+        registry(family)
+            .into_iter()
+            .find(|entry| entry.name == name)
+            .map(Some)
+            .with_context(|| format!("there is no fault {name}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_suite_is_sound() {
+        let suite = Suite::load().unwrap();
+        let used: std::collections::BTreeSet<&str> = suite
+            .scenarios
+            .iter()
+            .flat_map(|scenario| {
+                let stand_in = scenario.stand_in.as_ref().map(|stand_in| stand_in.client.as_str());
+                scenario.clients().chain(stand_in)
+            })
+            .collect();
+        for name in suite.clients.keys() {
+            assert!(used.contains(name.as_str()), "nobody plays {name}");
+        }
+        for (name, client) in &suite.clients {
+            if let Some(preset) = &client.preset {
+                assert!(
+                    crate::client::presets().iter().any(|(known, _)| known == preset),
+                    "{name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_client_has_a_healthy_day() {
+        let suite = Suite::load().unwrap();
+        for (name, client) in suite.clients.iter().filter(|(_, client)| !client.is_scripted()) {
+            let healthy = suite
+                .scenarios
+                .iter()
+                .any(|scenario| scenario.expect.is_empty() && scenario.clients().any(|one| one == name));
+            let serves = suite
+                .scenarios
+                .iter()
+                .any(|scenario| scenario.stand_in.as_ref().is_some_and(|it| it.client == *name));
+            assert!(
+                healthy || client.faulty || serves,
+                "{name} is never seen without a fault"
+            );
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Takes this machine out of a trace, so that it can be kept: where things lie here, and who started the scenarios.
+
+use std::path::Path;
+
+/// What programs of the scenarios are said to lie in.
+const PLACE: &str = "/opt/clients";
+
+/// Replaces names of this machine's own in lines of a trace.
+pub struct Neutral {
+    /// Longest first, so that a directory doesn't hide one below it.
+    names: Vec<(String, String)>,
+    /// The process that started all others.
+    root_pid: u32,
+    /// What of this kernel's release is no version.
+    build: String,
+}
+
+impl Neutral {
+    /// `directories`: each with what it is to be called below `/opt/clients`. `root`: number and name of the process that started
+    /// all others.
+    pub fn new(directories: &[(&Path, &str)], root: (u32, &str), kernel: &str) -> Self {
+        let mut names: Vec<(String, String)> = directories
+            .iter()
+            .map(|(path, name)| (json_text(&path.to_string_lossy()), format!("{PLACE}/{name}")))
+            .collect();
+        // Findings name a parent too.
+        names.push((json_text(root.1), "systemd".to_owned()));
+        names.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        Self {
+            names,
+            root_pid: root.0,
+            build: json_text(build_of(kernel)),
+        }
+    }
+
+    pub fn line(&self, line: &str) -> String {
+        let line = self
+            .names
+            .iter()
+            .fold(line.to_owned(), |line, (from, to)| line.replace(from, to));
+        let line = if self.build.is_empty() {
+            line
+        } else {
+            // As long as before, as in the capture of the same scenario.
+            line.replace(&self.build, &"x".repeat(self.build.len()))
+        };
+        self.ancestors(&line)
+    }
+
+    /// Whoever started the scenarios, and everybody above, becomes init.
+    fn ancestors(&self, line: &str) -> String {
+        const INIT: &str = r#"{"pid":1,"comm":"systemd"}"#;
+        let root = format!(r#"{{"pid":{},"#, self.root_pid);
+        let mut out = String::with_capacity(line.len());
+        let mut rest = line;
+        while let Some(at) = rest.find(r#""ancestors":["#) {
+            let (before, list) = rest.split_at(at + r#""ancestors":["#.len());
+            out.push_str(before);
+            // The list ends behind an object; a bracket within a name has no brace before it.
+            let end = if list.starts_with(']') {
+                0
+            } else {
+                list.find("}]").map_or(list.len(), |end| end + 1)
+            };
+            let (list, after) = list.split_at(end);
+            match list.find(&root) {
+                Some(at) => {
+                    out.push_str(&list[..at]);
+                    out.push_str(INIT);
+                }
+                None => out.push_str(list),
+            }
+            rest = after;
+        }
+        out + rest
+    }
+}
+
+/// `-mine` of `6.1.2-mine`: clients tell it in their user agents.
+pub fn build_of(kernel: &str) -> &str {
+    kernel.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.')
+}
+
+/// As it stands inside a JSON string.
+fn json_text(text: &str) -> String {
+    let quoted = serde_json::Value::from(text).to_string();
+    quoted[1..quoted.len() - 1].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_this_machine_stays() {
+        let neutral = Neutral::new(
+            &[(Path::new("/home/me"), "home"), (Path::new("/home/me/tools"), "tools")],
+            (77, "mine-too"),
+            "6.1.2-mine",
+        );
+        let line = r#"{"exe":"/home/me/tools/bin/x","ancestors":[{"pid":80,"comm":"bash"},{"pid":77,"comm":"mine"},{"pid":5,"comm":"[x]"}],"b":[{"ancestors":[]},{"ancestors":[{"pid":1,"comm":"a"}]}],"c":"/home/me/y"}"#;
+        assert_eq!(
+            neutral.line(line),
+            r#"{"exe":"/opt/clients/tools/bin/x","ancestors":[{"pid":80,"comm":"bash"},{"pid":1,"comm":"systemd"}],"b":[{"ancestors":[]},{"ancestors":[{"pid":1,"comm":"a"}]}],"c":"/opt/clients/home/y"}"#
+        );
+        assert_eq!(neutral.line(r#"{"kernel":"6.1.2-mine"}"#), r#"{"kernel":"6.1.2xxxxx"}"#);
+        assert_eq!(
+            neutral.line(r#""curl (parent mine-too 77)""#),
+            r#""curl (parent systemd 77)""#
+        );
+    }
+}

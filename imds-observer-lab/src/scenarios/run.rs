@@ -1,0 +1,341 @@
+//! Plays one scenario: a lab, a capture, the observer, the clients, and what was found.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::fcntl::Flock;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::client::Player;
+use super::compare::{Score, findings_of, score};
+use super::trace::{Capture, Observer};
+use super::{Client, On, Scenario, StandIn, Step, Suite, Tools};
+use crate::faults::FaultGuard;
+use crate::topology::{IMDS_PORT, IMDS_V4, Lab, LabOptions, Place, PodCgroup, PodOptions, take_turn};
+
+/// What is owed must come within this time after the clients have ended.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Nothing new for so long: nothing more will come by itself.
+const QUIET: Duration = Duration::from_millis(1500);
+/// What a step waits for comes within this time.
+const AWAITED: Duration = Duration::from_secs(90);
+const STAND_IN_READY: Duration = Duration::from_secs(60);
+
+/// Made up, in the form of the real ones.
+const PODS: [(&str, &str); 3] = [
+    (
+        "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33",
+        "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d",
+    ),
+    (
+        "a2d94c1e-7b56-4c0d-8e3f-51c60d7ab9f2",
+        "7c2e9a4b6d8f0a1c3e5b7d9f2a4c6e8b0d1f3a5c7e9b2d4f6a8c0e1b3d5f7a9c",
+    ),
+    (
+        "c5f70b83-1d2a-4e69-b8a4-0e9d3c7f6152",
+        "e4b6d8a0c2f1e3b5d7a9c0f2e4b6d8a1c3f5e7b9d0a2c4f6e8b1d3a5c7f9e0b2",
+    ),
+];
+
+/// Everything that all scenarios share.
+pub struct Stage {
+    pub suite: Suite,
+    pub tools: Tools,
+}
+
+/// What came of a scenario.
+pub struct Outcome {
+    pub found: Vec<String>,
+    pub score: Score,
+    /// Exchanges and failed connections, in order, each in a few words.
+    pub told: Vec<String>,
+    /// What the observer wrote.
+    pub trace: Vec<String>,
+    /// What tcpdump wrote: with tokens and bodies.
+    pub capture: Vec<u8>,
+    /// Names of files and directories that stand in the trace and are this machine's own.
+    pub scratch: std::path::PathBuf,
+    pub took: Duration,
+    /// What went wrong in the playing, not in the finding.
+    pub failure: Option<String>,
+}
+
+/// A scenario whose lab is up. Dropping it ends its clients, then the lab.
+pub struct Prepared<'a> {
+    stage: &'a Stage,
+    scenario: &'a Scenario,
+    players: BTreeMap<String, Player>,
+    next_step: usize,
+    guard: Option<FaultGuard>,
+    stand_in: Option<Player>,
+    lab: Lab,
+    scratch: TempDir,
+    turn: Option<Flock<std::fs::File>>,
+}
+
+impl Stage {
+    /// Makes a scenario's lab. Clients that must be of some age are started, which then wait for a nudge.
+    pub fn prepare<'a>(&'a self, scenario: &'a Scenario) -> Result<Prepared<'a>> {
+        let turn = take_turn()?;
+        let pod = |number: usize, nested| PodOptions {
+            cgroup: PodCgroup::Kubepods {
+                qos: "burstable".to_owned(),
+                uid: PODS[number].0.to_owned(),
+                container_id: PODS[number].1.to_owned(),
+            },
+            nested,
+        };
+        let lab = Lab::new(LabOptions {
+            behaviour: scenario.behaviour()?,
+            pods: vec![pod(0, false), pod(1, false), pod(2, true)],
+            // The turn is ours already, and is given up while clients age.
+            exclusive: false,
+            ..LabOptions::default()
+        })?;
+        let mut prepared = Prepared {
+            stage: self,
+            scenario,
+            players: BTreeMap::new(),
+            next_step: 0,
+            guard: None,
+            stand_in: None,
+            lab,
+            scratch: TempDir::with_prefix("imds-observer-scenario-").context("make a temporary directory")?,
+            turn: Some(turn),
+        };
+        if scenario.age_s.is_some() {
+            while let Some(Step::Start { client, on }) = scenario.steps.get(prepared.next_step) {
+                prepared.start(client, *on)?;
+                prepared.next_step += 1;
+            }
+            // They are silent until they are nudged: nobody else's test is disturbed.
+            prepared.turn = None;
+        }
+        Ok(prepared)
+    }
+}
+
+impl<'a> Prepared<'a> {
+    pub fn scenario(&self) -> &'a Scenario {
+        self.scenario
+    }
+
+    /// Plays it to its end.
+    pub fn play(mut self) -> Result<Outcome> {
+        let begin = Instant::now();
+        if let Some(age_s) = self.scenario.age_s {
+            let wanted = Duration::from_secs(age_s);
+            let youngest = self.players.values().map(Player::age).min().unwrap_or(wanted);
+            // Age itself is what is waited for.
+            std::thread::sleep(wanted.saturating_sub(youngest));
+            self.turn = Some(take_turn()?);
+        }
+        if let Some(stand_in) = &self.scenario.stand_in {
+            self.replace_server(stand_in)?;
+        }
+        if let Some(entry) = self.scenario.fault_entry()? {
+            self.guard = Some(self.lab.inject(&entry.fault)?);
+        }
+        let capture = Capture::start(&self.lab, self.scratch.path())?;
+        let mut observer = Observer::start(&self.lab, &self.stage.tools.observer, self.scratch.path())?;
+        let played = self.steps(&mut observer);
+        let settled = played.and_then(|()| self.settle(&mut observer));
+        let logs = self.logs();
+        // Those that go on by themselves.
+        self.players.clear();
+        let trace = observer.finish()?;
+        let capture = capture.finish()?;
+        let records: Vec<Value> = trace
+            .iter()
+            .map(|line| serde_json::from_str(line))
+            .collect::<Result<_, _>>()?;
+        let told = told(&records);
+        let found = findings_of(&records);
+        let failure = settled.err().map(|error| format!("{error:#}")).or_else(|| {
+            (told.len() < self.scenario.least).then(|| {
+                format!(
+                    "{} exchanges and failed connections, not {}; the clients said: {}",
+                    told.len(),
+                    self.scenario.least,
+                    logs
+                )
+            })
+        });
+        if let Some(guard) = self.guard.take() {
+            guard.undo()?;
+        }
+        Ok(Outcome {
+            score: score(&self.scenario.expect, &found),
+            found,
+            told,
+            trace,
+            capture,
+            scratch: self.scratch.path().to_owned(),
+            took: begin.elapsed(),
+            failure,
+        })
+    }
+
+    fn steps(&mut self, observer: &mut Observer) -> Result<()> {
+        let scenario = self.scenario;
+        for step in &scenario.steps[self.next_step..] {
+            match step {
+                Step::Run { client, on, times } => {
+                    for _ in 0..*times {
+                        self.start(client, *on)?;
+                        self.player(client)?.finish()?;
+                    }
+                }
+                Step::Start { client, on } => self.start(client, *on)?,
+                Step::Finish { client } => self.player(client)?.finish()?,
+                Step::Nudge { client } => self.player(client)?.nudge()?,
+                Step::Await { path, status, count } => self.await_exchanges(observer, path, *status, *count)?,
+                Step::Set { server } => {
+                    let wanted = self.lab.server().behaviour().patched(&Value::Object(server.clone()))?;
+                    self.lab.server().set(wanted);
+                }
+                Step::ExpireTokens => self.lab.server().expire_tokens(),
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, name: &str, on: On) -> Result<()> {
+        let client: &Client = self.stage.suite.client(name)?;
+        let place = self.place(on);
+        let player = Player::start(name, client, place, &self.stage.tools, self.scratch.path())?;
+        self.players.insert(name.to_owned(), player);
+        Ok(())
+    }
+
+    fn player(&mut self, name: &str) -> Result<&mut Player> {
+        self.players
+            .get_mut(name)
+            .with_context(|| format!("client {name} was not started"))
+    }
+
+    fn place(&self, on: On) -> &Place {
+        match on {
+            On::Node => self.lab.node(),
+            On::Pod => self.lab.pod(0),
+            On::OtherPod => self.lab.pod(1),
+            On::NestedPod => self.lab.pod(2),
+        }
+    }
+
+    fn await_exchanges(&self, observer: &mut Observer, path: &str, status: Option<u16>, count: usize) -> Result<()> {
+        let mut seen = 0;
+        let came = observer.wait(AWAITED, |record| {
+            let fits = record["record"] == "exchange"
+                && record["request"]["path"]
+                    .as_str()
+                    .is_some_and(|asked| asked.ends_with(path))
+                && status.is_none_or(|status| record["response"]["status"] == status);
+            seen += usize::from(fits);
+            seen >= count
+        })?;
+        ensure!(
+            came,
+            "{seen} of {count} requests for {path} came; the clients said: {}",
+            self.logs()
+        );
+        Ok(())
+    }
+
+    /// Waits for what is owed, and then until nothing new comes.
+    fn settle(&self, observer: &mut Observer) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let records: Vec<Value> = observer
+                .lines()
+                .iter()
+                .filter(|line| line.contains("\"finding\""))
+                .map(|line| serde_json::from_str(line))
+                .collect::<Result<_, _>>()?;
+            let missed = score(&self.scenario.expect, &findings_of(&records)).missed;
+            // Summaries come by the clock and tell nothing new; findings that are held back come at the end in any case.
+            let news = observer.wait(QUIET, |record| record["record"] != "summary")?;
+            if missed == 0 && !news {
+                return Ok(());
+            }
+        }
+        // The comparison says what is missing.
+        Ok(())
+    }
+
+    fn replace_server(&mut self, stand_in: &StandIn) -> Result<()> {
+        self.lab.server().update(|behaviour| behaviour.listening = false);
+        let client = self.stage.suite.client(&stand_in.client)?;
+        let place = self.lab.imds();
+        for mark in &stand_in.token_marks {
+            let mut mangle = Command::new("iptables");
+            mangle.args(["-w", "-t", "mangle", "-A", "POSTROUTING", "-p", "tcp", "--sport", "80"]);
+            mangle.args(["-m", "string", "--algo", "bm", "--string", mark]);
+            mangle.args(["-j", "TTL", "--ttl-set", &stand_in.hop_limit.to_string()]);
+            place.netns().run_program(&mut mangle)?;
+        }
+        let player = Player::start(&stand_in.client, client, place, &self.stage.tools, self.scratch.path())?;
+        let address = SocketAddr::from((IMDS_V4, IMDS_PORT));
+        let deadline = Instant::now() + STAND_IN_READY;
+        let ready = place.run_in_thread(|| {
+            while Instant::now() < deadline {
+                if TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok() {
+                    return true;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            false
+        })?;
+        if !ready {
+            bail!(
+                "{} does not listen on {address}; it said: {}",
+                stand_in.client,
+                player.last_words()
+            );
+        }
+        self.stand_in = Some(player);
+        Ok(())
+    }
+
+    fn logs(&self) -> String {
+        let logs: Vec<String> = self
+            .players
+            .iter()
+            .map(|(name, player)| format!("{name}: {}", player.last_words()))
+            .collect();
+        logs.join("\n")
+    }
+}
+
+/// `PUT token 200`, `GET v1 200`, `connect refused`.
+fn told(records: &[Value]) -> Vec<String> {
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => "?".to_owned(),
+    };
+    records
+        .iter()
+        .filter_map(|record| match record["record"].as_str()? {
+            "exchange" => {
+                let (request, response) = (&record["request"], &record["response"]);
+                let end = if record["outcome"] == "answered" {
+                    text(&response["status"])
+                } else {
+                    text(&record["outcome"])
+                };
+                Some(format!(
+                    "{} {} {end}",
+                    text(&request["method"]),
+                    text(&request["imds_version"])
+                ))
+            }
+            "connect" => Some(format!("connect {}", text(&record["outcome"]))),
+            _ => None,
+        })
+        .collect()
+}

@@ -1,0 +1,32 @@
+//! Where the clients' programs are.
+
+use std::path::PathBuf;
+
+/// What commands of clients are put together from.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// What `cargo xtask setup --for scenarios` made.
+    pub tools: PathBuf,
+    /// Our few lines around libraries: `imds-observer-lab/clients`.
+    pub clients: PathBuf,
+    /// The lab's own program, which plays scripts.
+    pub lab: PathBuf,
+    /// The observer.
+    pub observer: PathBuf,
+}
+
+impl Tools {
+    /// A command's word with its places filled in. `scratch`: a directory of the run's own.
+    pub(super) fn fill(&self, word: &str, scratch: &std::path::Path) -> String {
+        [
+            ("{tools}", &self.tools),
+            ("{clients}", &self.clients),
+            ("{lab}", &self.lab),
+        ]
+        .iter()
+        .fold(
+            word.replace("{scratch}", &scratch.to_string_lossy()),
+            |word, (place, path)| word.replace(place, &path.to_string_lossy()),
+        )
+    }
+}

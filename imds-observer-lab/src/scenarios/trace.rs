@@ -1,0 +1,207 @@
+//! The observer and tcpdump at work in the node of a lab, and what they wrote.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::client::with_signals;
+use crate::topology::Lab;
+
+/// Longer than starting or ending takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The node's uplink.
+const UPLINK: &str = "eth0";
+/// What the node is called in records.
+pub(super) const HOST: &str = "lab-node";
+
+struct Ended(Child);
+
+impl Ended {
+    fn interrupt(&self) -> Result<()> {
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT)
+            .with_context(|| format!("interrupt process {}", self.0.id()))
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Both fail only when it is gone, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(super) struct Observer {
+    child: Ended,
+    incoming: Receiver<String>,
+    stderr: PathBuf,
+    lines: Vec<String>,
+}
+
+impl Observer {
+    /// In the node's network namespace and on the lab's cgroup: nothing of the machine's own is touched. Ready when this returns.
+    pub(super) fn start(lab: &Lab, program: &Path, scratch: &Path) -> Result<Self> {
+        let stderr = scratch.join("observer.log");
+        let mut command = with_signals(lab.node().command_beside(program)?);
+        let mut child = command
+            .args(["stream", "-i", UPLINK, "--host", HOST, "--cgroup"])
+            .arg(lab.cgroup_directory())
+            // The terminal's interrupt is for us; the observer gets its own from us.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&stderr)?)
+            .spawn()
+            .map(Ended)
+            .with_context(|| format!("start the observer {}", program.display()))?;
+        let stdout = child.0.stdout.take().context("take the observer's output")?;
+        let (sender, incoming) = channel();
+        thread::spawn(move || {
+            BufReader::new(stdout)
+                .lines()
+                .map_while(Result::ok)
+                .all(|line| sender.send(line).is_ok())
+        });
+        let mut observer = Self {
+            child,
+            incoming,
+            stderr,
+            lines: Vec::new(),
+        };
+        ensure!(
+            observer.wait(PATIENCE, |record| record["record"] == "start")?,
+            "the observer does not start: {}",
+            observer.last_words()
+        );
+        Ok(observer)
+    }
+
+    /// Reads on until a record that `wanted` accepts; false when it did not come in time.
+    pub(super) fn wait(&mut self, patience: Duration, mut wanted: impl FnMut(&Value) -> bool) -> Result<bool> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.incoming.recv_timeout(left) {
+                Ok(line) => {
+                    let record = serde_json::from_str(&line).context("read a record of the observer")?;
+                    self.lines.push(line);
+                    if wanted(&record) {
+                        return Ok(true);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => return Ok(false),
+                Err(RecvTimeoutError::Disconnected) => bail!("the observer ended: {}", self.last_words()),
+            }
+        }
+    }
+
+    /// Ends it the polite way and gives all it wrote.
+    pub(super) fn finish(mut self) -> Result<Vec<String>> {
+        self.child.interrupt()?;
+        let deadline = Instant::now() + PATIENCE;
+        // Its last records come before its output closes.
+        loop {
+            match self
+                .incoming
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => self.lines.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => bail!("the observer does not end: {}", self.last_words()),
+            }
+        }
+        let status = self.child.0.wait().context("wait for the observer")?;
+        ensure!(status.success(), "the observer: {status}: {}", self.last_words());
+        Ok(std::mem::take(&mut self.lines))
+    }
+
+    pub(super) fn lines(&self) -> &[String] {
+        &self.lines
+    }
+
+    fn last_words(&self) -> String {
+        fs::read_to_string(&self.stderr).unwrap_or_default()
+    }
+}
+
+/// tcpdump at the node's uplink.
+pub(super) struct Capture {
+    child: Ended,
+    file: PathBuf,
+    stderr: JoinHandle<String>,
+}
+
+impl Capture {
+    /// Captures when this returns.
+    pub(super) fn start(lab: &Lab, scratch: &Path) -> Result<Self> {
+        let file = scratch.join("uplink.pcap");
+        let mut command = with_signals(lab.node().command_beside("tcpdump")?);
+        let mut child = command
+            // As root it would give up the right to write into our directory.
+            .args([
+                "-i",
+                UPLINK,
+                "-n",
+                "-U",
+                "--immediate-mode",
+                "-B",
+                "16384",
+                "-s",
+                "0",
+                "-Z",
+                "root",
+                "-w",
+            ])
+            .arg(&file)
+            .env("LC_ALL", "C")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map(Ended)
+            .context("start tcpdump (is it installed?)")?;
+        let stderr = child.0.stderr.take().context("take tcpdump's messages")?;
+        let (sender, ready) = channel();
+        let stderr = thread::spawn(move || {
+            let mut said = String::new();
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.contains("listening on") {
+                    let _ = sender.send(());
+                }
+                said.push_str(&line);
+                said.push('\n');
+            }
+            said
+        });
+        let capture = Self { child, file, stderr };
+        if ready.recv_timeout(PATIENCE).is_err() {
+            drop(capture.child);
+            let said = capture.stderr.join().unwrap_or_default();
+            bail!("tcpdump does not start: {said}");
+        }
+        Ok(capture)
+    }
+
+    /// The file's bytes.
+    pub(super) fn finish(mut self) -> Result<Vec<u8>> {
+        self.child.interrupt()?;
+        self.child.0.wait().context("wait for tcpdump")?;
+        let said = self.stderr.join().unwrap_or_default();
+        ensure!(
+            said.lines().any(|line| line.starts_with("0 packets dropped by kernel")),
+            "tcpdump missed packets: {said}"
+        );
+        fs::read(&self.file).with_context(|| format!("read {}", self.file.display()))
+    }
+}

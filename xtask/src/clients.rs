@@ -1,0 +1,157 @@
+//! The clients that scenarios run: real ones, from Debian, PyPI, npm and crates.io, in places of our own.
+//!
+//! Packages that would start a service, add udev rules or configure a network when they are installed are only unpacked: a test
+//! must not change the machine. What is only a program or a library is installed.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use xshell::{Shell, cmd};
+
+use crate::run::root;
+use crate::setup::{has_apt, make_venv, say, which};
+use crate::toolchain;
+
+/// Programs and libraries that do nothing by themselves.
+pub(crate) const INSTALLED: &[&str] = &[
+    "awscli",
+    "ruby-aws-sdk-core",
+    "rclone",
+    "restic",
+    "amazon-ecr-credential-helper",
+    // Of cloud-init, which is unpacked.
+    "python3-configobj",
+    "python3-jinja2",
+    "python3-jsonpatch",
+    "python3-jsonschema",
+    "python3-oauthlib",
+    "python3-requests",
+    "python3-yaml",
+    // Of s3fs.
+    "libfuse2",
+    "libcurl3-gnutls",
+    "libxml2",
+    // Of the scripts of EC2: logger.
+    "bsdutils",
+];
+
+/// Why each is not installed.
+const UNPACKED: &[(&str, &str)] = &[
+    ("cloud-init", "would configure the machine at its next boot"),
+    ("amazon-ec2-utils", "udev rules"),
+    ("amazon-ec2-net-utils", "udev rules and network units"),
+    ("prometheus", "a service"),
+    ("s3fs", "pulls in fuse, which displaces fuse3"),
+];
+
+/// Where all of it lies.
+pub(crate) fn directory() -> PathBuf {
+    toolchain::tools().join("clients")
+}
+
+pub(crate) fn ensure(sh: &Shell) -> anyhow::Result<()> {
+    sh.create_dir(directory())?;
+    make_venv(
+        sh,
+        &directory().join("venv"),
+        &root().join("xtask/clients/requirements.txt"),
+        "botocore, boto3, ec2-metadata and moto",
+    )?;
+    unpack(sh)?;
+    node(sh)?;
+    rust(sh)
+}
+
+fn unpack(sh: &Shell) -> anyhow::Result<()> {
+    let place = directory().join("debian");
+    let missing: Vec<&(&str, &str)> = UNPACKED
+        .iter()
+        .filter(|(package, _)| !place.join(package).is_dir())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !has_apt(sh) {
+        let names: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+        eprintln!(
+            "setup: no apt-get here; unpack Debian's {} into directories of these names in {}",
+            names.join(", "),
+            place.display()
+        );
+        return Ok(());
+    }
+    sh.create_dir(&place)?;
+    for (package, why) in missing {
+        say(&format!(
+            "unpack Debian's {package} into {} (not installed: {why})",
+            place.display()
+        ));
+        let download = place.join(format!("{package}.download"));
+        let unpacked = place.join(format!("{package}.new"));
+        sh.remove_path(&download)?;
+        sh.remove_path(&unpacked)?;
+        sh.create_dir(&download)?;
+        {
+            let _inside = sh.push_dir(&download);
+            // Root's directories are closed to apt's download user.
+            let fetch = || cmd!(sh, "apt-get --quiet=2 -o APT::Sandbox::User=root download {package}").run();
+            if fetch().is_err() {
+                say("apt-get update (a package was not found)");
+                cmd!(sh, "apt-get update -o DPkg::Lock::Timeout=300").run()?;
+                fetch().with_context(|| format!("download Debian's {package}"))?;
+            }
+        }
+        for deb in sh.read_dir(&download)? {
+            cmd!(sh, "dpkg -x {deb} {unpacked}").quiet().run()?;
+        }
+        sh.remove_path(&download)?;
+        // Whole or not at all.
+        std::fs::rename(&unpacked, place.join(package)).with_context(|| format!("put {package} in its place"))?;
+    }
+    Ok(())
+}
+
+/// Exact versions of what we name; what that depends on is npm's choice.
+fn node(sh: &Shell) -> anyhow::Result<()> {
+    if !which(sh, "npm") {
+        // Whoever has Node.js from elsewhere keeps it: Debian's npm would displace it.
+        crate::setup::apt(sh, &["nodejs", "npm"], "SDKs for JavaScript")?;
+    }
+    let place = directory().join("node");
+    let wanted = root().join("xtask/clients/package.json");
+    let (stamp, text) = (place.join("installed.json"), sh.read_file(&wanted)?);
+    if sh.read_file(&stamp).is_ok_and(|have| have == text) {
+        return Ok(());
+    }
+    say(&format!(
+        "install the SDKs for JavaScript (v3 and 2.560.0) into {}",
+        place.display()
+    ));
+    sh.create_dir(&place)?;
+    sh.copy_file(&wanted, place.join("package.json"))?;
+    cmd!(
+        sh,
+        "npm install --prefix {place} --no-audit --no-fund --no-package-lock --ignore-scripts --loglevel=error"
+    )
+    .run()
+    .context("install the SDKs for JavaScript")?;
+    sh.write_file(&stamp, text)?;
+    Ok(())
+}
+
+fn rust(sh: &Shell) -> anyhow::Result<()> {
+    let manifest = root().join("imds-observer-lab/clients/rust-sdk/Cargo.toml");
+    let target = directory().join("rust-sdk");
+    if !target.join("release/rust-sdk").exists() {
+        say("build a client of the AWS SDK for Rust (a minute or two)");
+    }
+    // cargo knows best whether there is anything to do.
+    cmd!(
+        sh,
+        "cargo build --quiet --release --locked --manifest-path {manifest} --target-dir {target}"
+    )
+    .quiet()
+    .run()
+    .context("build the client of the AWS SDK for Rust")?;
+    Ok(())
+}

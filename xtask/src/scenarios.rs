@@ -1,0 +1,62 @@
+//! `scenarios`: the observer over real clients, healthy and in every trouble, and how well it named what was wrong.
+
+use anyhow::bail;
+use clap::Args as ClapArgs;
+use xshell::cmd;
+
+use crate::run::{is_root, root, shell, step};
+use crate::setup::{self, Group};
+use crate::{build, clients};
+
+/// Play every scenario in the lab and print what was found, precision and recall (needs root); fails unless both are 1.
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Only scenarios whose name contains this.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+    /// Keep each as a trace and a capture for the golden tests, and renew the table in docs/scenarios.md.
+    #[arg(long)]
+    record: bool,
+    /// An observer that has been built already, instead of building the optimised one.
+    #[arg(long, value_name = "PROGRAM")]
+    observer: Option<std::path::PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if !is_root() {
+        bail!("the scenarios need root: they make network namespaces and attach eBPF programs in them");
+    }
+    step("setup", || setup::ensure(&[Group::Scenarios]))?;
+    let sh = shell()?;
+    let observer = match &args.observer {
+        Some(observer) => std::path::absolute(observer)?,
+        None => {
+            step("build", build::release)?;
+            root().join("target/release/imds-observer")
+        }
+    };
+    step("build the lab", || {
+        Ok(cmd!(
+            sh,
+            "cargo build --locked --package imds-observer-lab --bins --target-dir target"
+        )
+        .run()?)
+    })?;
+    let program = root().join("target/debug/imds-observer-scenarios");
+    let (tools, programs) = (clients::directory(), root().join("imds-observer-lab/clients"));
+    let mut options: Vec<std::ffi::OsString> = Vec::new();
+    if let Some(filter) = &args.filter {
+        options.extend(["--filter".into(), filter.into()]);
+    }
+    if args.record {
+        options.extend(["--record".into(), root().join("imds-observer/tests/scenarios").into()]);
+        options.extend(["--write-table".into(), root().join("docs/scenarios.md").into()]);
+    }
+    cmd!(
+        sh,
+        "{program} --observer {observer} --tools {tools} --clients {programs} {options...}"
+    )
+    .quiet()
+    .run()?;
+    Ok(())
+}
