@@ -1,11 +1,11 @@
 //! `stream`: records as NDJSON, for as long as it takes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::observe::{EndpointArgs, INTERVAL, ObserveArgs};
+use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings};
 use super::service::Service;
 use super::{Status, live};
 use crate::config::Size;
@@ -36,6 +36,9 @@ pub(super) struct StreamArgs {
     /// Serve metrics for Prometheus at http://ADDR/metrics, and /healthz and /readyz; such as 127.0.0.1:9469
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// Send findings and metrics to this OpenTelemetry collector (OTLP over HTTP); such as http://127.0.0.1:4318
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
 }
 
 impl StreamArgs {
@@ -62,13 +65,46 @@ impl StreamArgs {
                     settings.config.limits.queue,
                 )?;
                 let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
+                let metrics = MetricsSink::default();
                 if let Some(address) = self.metrics {
-                    let metrics = MetricsSink::serve(address)?;
-                    tracing::info!("metrics are served at http://{}/metrics", metrics.address());
+                    let address = metrics.serve(address)?;
+                    tracing::info!("metrics are served at http://{address}/metrics");
+                }
+                let endpoint = self.otlp_endpoint.as_ref().or(settings.config.otlp.endpoint.as_ref());
+                if let Some(endpoint) = endpoint {
+                    sinks.push(collector(endpoint, settings, &self.endpoints.endpoint, &metrics)?);
+                }
+                if self.metrics.is_some() || endpoint.is_some() {
                     sinks.push(Box::new(metrics));
                 }
                 Ok(sinks)
             },
         )
     }
+}
+
+/// Sends findings, and what `metrics` has, to a collector. It refuses where IMDS is.
+#[cfg(feature = "otlp")]
+fn collector(
+    endpoint: &str,
+    settings: &Settings,
+    imds: &[IpAddr],
+    metrics: &MetricsSink,
+) -> anyhow::Result<Box<dyn Sink>> {
+    use crate::metrics::otlp::{Collector, Options};
+    let options = Options {
+        endpoint,
+        interval: settings.config.otlp.interval.map(|span| span.0),
+        host: settings.host(None)?,
+        imds: settings.endpoints(imds),
+    };
+    let collector = Collector::new(&options, metrics)?;
+    tracing::info!("findings and metrics are sent to {endpoint}");
+    let queue = Queue::new(collector, Collector::KINDS.into_iter().collect(), Collector::QUEUE)?;
+    Ok(Box::new(queue))
+}
+
+#[cfg(not(feature = "otlp"))]
+fn collector(endpoint: &str, _: &Settings, _: &[IpAddr], _: &MetricsSink) -> anyhow::Result<Box<dyn Sink>> {
+    anyhow::bail!("send to {endpoint}: this program was built without OTLP (build it with `--features otlp`)")
 }
