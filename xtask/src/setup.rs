@@ -68,7 +68,7 @@ impl Group {
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
-            Self::Dist => &["podman", "runc", "conmon", "cpio"],
+            Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio"],
             Self::Kernels => &[
                 "qemu-system-x86",
                 "cpio",
@@ -150,7 +150,7 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Helm, the validator of Kubernetes' manifests and an OpenTelemetry collector, in an environment of their own: 250 MB.
+/// Helm, the validator of Kubernetes' manifests and an OpenTelemetry collector, in an environment of their own: 400 MB.
 fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
     let wanted = root().join("deploy/requirements.txt");
     let what = "Helm, kubernetes-validate and rotel";

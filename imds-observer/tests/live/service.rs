@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Observer, in_netns, lab, patience, run, tool};
+use crate::support::{Observer, in_netns, lab, patience, run, tool, tool_directory};
 
 const ADDRESS: &str = "127.0.0.1:9469";
 
@@ -307,6 +307,16 @@ fn a_service_manager_is_told_and_a_bad_configuration_changes_nothing() {
         "{}",
         finished.stderr
     );
+}
+
+/// rotel's program, which PyPI carries.
+fn collector() -> PathBuf {
+    let python = tool_directory().join("deploy/bin/python3");
+    let output = Command::new(&python)
+        .args(["-c", "import os, rotel; print(os.path.dirname(rotel.__file__))"])
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask setup --for test`", python.display()));
+    Path::new(String::from_utf8(output.stdout).unwrap().trim()).join("rotel-agent")
 }
 
 /// The collector's own words: rotel, which is no part of this project, tells on its log what it received.

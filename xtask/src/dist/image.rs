@@ -27,7 +27,7 @@ pub(super) fn make(release: &Release, source: &Path) -> anyhow::Result<()> {
     }
     // One name for all processors: who reads it takes the one that fits.
     let mut named = blobs.put(INDEX, &json(&index(&manifests))?)?;
-    named["annotations"] = json!({"org.opencontainers.image.ref.name": release.version});
+    named["annotations"] = json!({"org.opencontainers.image.ref.name": format!("imds-observer:{}", release.version)});
     archive.file("index.json", &json(&index(&[named]))?)?;
     fs::write(release.file("-image.tar"), archive.finish()?)?;
     Ok(())

@@ -41,8 +41,10 @@ fn bills(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
         // It writes beside each package of the workspace.
         let written = source.join(package).join("dist.json");
         let bill: Value = serde_json::from_str(&sh.read_file(&written)?).context("read what cargo-cyclonedx wrote")?;
-        for other in sh.read_dir(source)? {
-            sh.remove_path(other.join("dist.json"))?;
+        for other in sh.read_dir(source)?.iter().map(|package| package.join("dist.json")) {
+            if other.is_file() {
+                sh.remove_path(other)?;
+            }
         }
         let text = serde_json::to_string_pretty(&bill)?.replace(&source.display().to_string(), "");
         ensure!(

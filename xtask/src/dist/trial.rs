@@ -41,8 +41,8 @@ fn guest(arch: Arch, program: &Path) -> anyhow::Result<()> {
 
 /// With podman, which is no part of this project.
 pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
-    if !release.arches.iter().any(|arch| arch.is_native()) || !is_root() || !which(sh, "podman") {
-        eprintln!("dist: the image is not tried: that needs root and podman");
+    if !release.arches.iter().any(|arch| arch.is_native()) || !is_root() || !["podman", "skopeo"].iter().all(|program| which(sh, program)) {
+        eprintln!("dist: the image is not tried: that needs root, podman and skopeo");
         return Ok(());
     }
     let archive = release.file("-image.tar");
@@ -67,10 +67,8 @@ pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         "--rm",
         "--network",
         "none",
-        "--cgroups",
-        "disabled",
         "--pids-limit",
-        "-1",
+        "0",
         "--ulimit",
         "nofile=1024:1024",
         "--ulimit",
@@ -80,9 +78,15 @@ pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         "--version",
     ])?;
     says(&version, &release.version)?;
-    let list = podman(&["image", "inspect", "--format", "{{.Os}}/{{.Architecture}} {{.Created}}", &name])?;
-    eprintln!("dist: podman ran {name} ({list})");
-    // As the user-visible size says how much there is to pull.
+    // As it goes into a registry: all processors', each part held against its hash.
+    let copy = store.path().join("copy");
+    let (from, to) = (
+        format!("oci-archive:{}", archive.display()),
+        format!("oci:{}:{}", copy.display(), release.version),
+    );
+    cmd!(sh, "skopeo copy --quiet --all {from} {to}").run()?;
+    let inside = podman(&["image", "inspect", "--format", "{{.Os}}/{{.Architecture}} {{.Created}}", &name])?;
+    eprintln!("dist: podman ran {name} ({inside})");
     let size = fs::metadata(&archive)?.len() / 1_000_000;
     eprintln!("dist: the image has {size} MB for all processors");
     Ok(())
