@@ -33,6 +33,8 @@ pub(crate) enum Group {
     Kernels,
     /// What `cargo xtask bench offline` measures against.
     Bench,
+    /// What makes other people's traffic for `cargo xtask bench`, and watches it.
+    Traffic,
     /// What unpacks the captures of `cargo xtask test --foreign-captures`.
     Foreign,
     /// Such guests with another processor.
@@ -81,6 +83,7 @@ impl Group {
             ],
             Self::Foreign => &["xz-utils", "bzip2"],
             Self::Bench => &["tshark", "jq", "time", "python3-venv"],
+            Self::Traffic => &["iperf3", "wrk", "tcpdump", "tshark", "bpftool"],
             Self::CrossKernels => &["qemu-system-arm", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
             Self::Scenarios => &["iproute2", "nftables", "iptables", "curl", "python3-venv", "tcpdump"],
         }
@@ -94,7 +97,7 @@ impl Group {
     fn wants_python(self) -> bool {
         !matches!(
             self,
-            Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign | Self::Scenarios
+            Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign | Self::Traffic | Self::Scenarios
         )
     }
 }
