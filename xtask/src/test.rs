@@ -14,7 +14,7 @@ use xshell::{Cmd, Shell, cmd};
 
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
-use crate::{foreign, fuzz, kernels, run};
+use crate::{bench, foreign, fuzz, kernels, run};
 
 /// Run all checks and tests; the live ones need root and a kernel that takes eBPF.
 #[derive(ClapArgs)]
@@ -95,6 +95,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if live {
         totals += step("live tests, one at a time", || live_tests(&sh, args.filter.as_deref()))?;
+        if args.filter.is_none() {
+            // Whether they work, not what they measure.
+            step("benches in short", bench::short)?;
+        }
     }
     if let Some(fetching) = fetching {
         if let Ok(Err(error)) = fetching.join() {

@@ -263,6 +263,8 @@ impl Drop for Configured {
 impl Bench<'_> {
     fn step(&self, load: &Load, more: &[&str]) -> Result<Step> {
         let observer = Observer::start(&self.lab, self.program, self.lab.cgroup_directory(), more)?;
+        // What starting took for a moment is not this load's.
+        observer.forget_peak()?;
         let before = Used::of(observer.pid())?;
         let running = load.start(self.lab.node())?;
         let load_pid = u64::from(running.pid());

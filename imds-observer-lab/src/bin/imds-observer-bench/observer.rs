@@ -70,6 +70,12 @@ impl Observer {
         self.child.id()
     }
 
+    /// Lets the kernel count its most memory anew.
+    pub(crate) fn forget_peak(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.pid());
+        fs::write(&path, "5").with_context(|| format!("write to {path}"))
+    }
+
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(self.child.id() as i32), signal).with_context(|| format!("send {signal} to the observer"))
     }
