@@ -212,7 +212,7 @@ pub fn loss(counts: &LossCounts) -> String {
         (evicted, "evicted"),
         (unattributed, "without a known process"),
         (shed, "not written in time"),
-        (unknown_containers, "in containers of unknown form"),
+        (unknown_containers, "in containers whose names were not found in time"),
     ];
     let parts: Vec<String> = named
         .iter()
