@@ -65,6 +65,9 @@ impl Group {
                 "conmon",
                 "containerd",
                 "containernetworking-plugins",
+                // Reads the HTML report; without fonts it shows none of it.
+                "chromium-headless-shell",
+                "fonts-dejavu-core",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
