@@ -2,7 +2,9 @@
 //!
 //! Quick when there is nothing to do, because every other verb calls it.
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, ValueEnum};
@@ -65,6 +67,9 @@ impl Group {
                 "conmon",
                 "containerd",
                 "containernetworking-plugins",
+                // Reads the HTML report; without fonts it shows none of it.
+                "chromium-headless-shell",
+                "fonts-dejavu-core",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
@@ -122,7 +127,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// What every verb calls first.
 pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     let sh = shell()?;
-    ebpf(&sh)?;
     let mut packages: Vec<&str> = groups.iter().flat_map(|group| group.packages()).copied().collect();
     let scenarios = groups.contains(&Group::Scenarios);
     if scenarios {
@@ -130,15 +134,20 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     }
     packages.sort_unstable();
     packages.dedup();
-    apt(&sh, &packages, "test tools")?;
+    // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
+    thread::scope(|scope| {
+        apt(&sh, &packages, "test tools")?;
+        let compiling = scope.spawn(|| ebpf(&shell()?));
+        if groups.iter().any(|group| group.wants_python()) {
+            python_clients(&sh)?;
+        }
+        if groups.iter().any(|group| group.wants_engines()) {
+            python_engines(&sh)?;
+        }
+        compiling.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
     if scenarios {
         clients::ensure(&sh)?;
-    }
-    if groups.iter().any(|group| group.wants_python()) {
-        python_clients(&sh)?;
-    }
-    if groups.iter().any(|group| group.wants_engines()) {
-        python_engines(&sh)?;
     }
     if groups.contains(&Group::Test) {
         prometheus(&sh)?;
