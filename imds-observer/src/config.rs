@@ -195,7 +195,11 @@ mod tests {
         // Every line that begins like a setting is one.
         let settings: String = example
             .lines()
-            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|rest| !rest.starts_with(' '))
+                    .unwrap_or(line)
+            })
             .flat_map(|line| [line, "\n"])
             .collect();
         let all: Config = settings.parse().unwrap();

@@ -54,7 +54,11 @@ fn manifests_and_chart_are_valid_and_agree_and_the_program_takes_what_they_say()
     );
     let arguments: Vec<String> = texts(&pods["args"])
         .iter()
-        .map(|argument| argument.replace("$(HOST_IP)", "10.0.0.1").replace("$(NODE_NAME)", "node-1"))
+        .map(|argument| {
+            argument
+                .replace("$(HOST_IP)", "10.0.0.1")
+                .replace("$(NODE_NAME)", "node-1")
+        })
         .collect();
     assert!(arguments.contains(&"--host-root=/host".to_owned()), "{arguments:?}");
     // Unknown options and values of the wrong kind are refused before help is given.
@@ -91,7 +95,10 @@ fn the_service_and_the_pods_have_the_same_capabilities() {
         .lines()
         .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
         .unwrap();
-    let mut service: Vec<&str> = bounding.split(' ').map(|name| name.trim_start_matches("CAP_")).collect();
+    let mut service: Vec<&str> = bounding
+        .split(' ')
+        .map(|name| name.trim_start_matches("CAP_"))
+        .collect();
     // Pods get it only where the runtime's own limit on locked memory is low: docs/deploy.md.
     service.retain(|name| *name != "SYS_RESOURCE");
     service.sort_unstable();

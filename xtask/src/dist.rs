@@ -106,7 +106,9 @@ fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
             program::build(sh, release, source, *arch)
         })?;
     }
-    step("bills of materials and licences", || inventory::make(sh, release, source))?;
+    step("bills of materials and licences", || {
+        inventory::make(sh, release, source)
+    })?;
     step("tarballs and chart", || bundle::make(sh, release, source))?;
     step("image", || image::make(release, source))?;
     checksums(sh, release)
@@ -158,11 +160,13 @@ fn again(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         epoch: release.epoch,
     };
     make(sh, &copy, &source)?;
-    let [first, second] =
-        [release, &copy].map(|release| sh.read_file(release.directory.join("SHA256SUMS")));
+    let [first, second] = [release, &copy].map(|release| sh.read_file(release.directory.join("SHA256SUMS")));
     let (first, second) = (first?, second?);
     if first != second {
-        bail!("not the same: here\n{first}there\n{second}compare with {}", source.display());
+        bail!(
+            "not the same: here\n{first}there\n{second}compare with {}",
+            source.display()
+        );
     }
     sh.remove_path(&elsewhere)?;
     eprintln!("dist: every file is the same, byte for byte");

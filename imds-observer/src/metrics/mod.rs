@@ -42,10 +42,7 @@ struct Shared {
 
 impl Shared {
     fn transfers(&self) -> Option<Transfers> {
-        *self
-            .transfers
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        *self.transfers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

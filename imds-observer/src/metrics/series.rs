@@ -141,11 +141,7 @@ fn workloads<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
         }
     }
     families.extend([
-        counters(
-            "imds_exchanges",
-            "Requests to IMDS, by what became of them",
-            exchanges,
-        ),
+        counters("imds_exchanges", "Requests to IMDS, by what became of them", exchanges),
         counters(
             "imds_responses",
             "Responses that arrived at this host, by status",
@@ -191,10 +187,9 @@ fn host<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
         .dropped
         .iter()
         .map(|((reason, direction), count)| (vec![label("reason", reason), label("direction", direction)], *count));
-    let by_code =
-        |((code, severity), count): (&(&'static str, &'static str), &u64)| -> (Labels<'static>, u64) {
-            (vec![label("code", code), label("severity", severity)], *count)
-        };
+    let by_code = |((code, severity), count): (&(&'static str, &'static str), &u64)| -> (Labels<'static>, u64) {
+        (vec![label("code", code), label("severity", severity)], *count)
+    };
     let open = state.open_findings();
     let packets = state.interfaces.iter().flat_map(|(name, interface)| {
         [("egress", interface.egress), ("ingress", interface.ingress)]

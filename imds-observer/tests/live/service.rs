@@ -327,10 +327,23 @@ fn a_real_collector_gets_what_prometheus_is_shown() {
     let directory = tempfile::tempdir().unwrap();
     let told = directory.path().join("rotel.log");
     let mut rotel = in_netns(lab.node(), collector())
-        .args(["start", "--exporter", "blackhole", "--debug-log", "metrics", "--debug-log", "logs"])
+        .args([
+            "start",
+            "--exporter",
+            "blackhole",
+            "--debug-log",
+            "metrics",
+            "--debug-log",
+            "logs",
+        ])
         .args(["--debug-log-verbosity", "detailed", "--pid-file"])
         .arg(directory.path().join("pid"))
-        .args(["--otlp-http-endpoint", "127.0.0.1:4318", "--otlp-grpc-endpoint", "127.0.0.1:4317"])
+        .args([
+            "--otlp-http-endpoint",
+            "127.0.0.1:4318",
+            "--otlp-grpc-endpoint",
+            "127.0.0.1:4317",
+        ])
         .stdout(fs::File::create(&told).unwrap())
         .stderr(Stdio::null())
         .spawn()
@@ -358,7 +371,9 @@ fn a_real_collector_gets_what_prometheus_is_shown() {
     let deadline = Instant::now() + patience();
     let received = loop {
         let text = fs::read_to_string(&told).unwrap();
-        let metrics = text.rfind("imds_exchanges").is_some_and(|at| text[at..].contains("Value: 3"));
+        let metrics = text
+            .rfind("imds_exchanges")
+            .is_some_and(|at| text[at..].contains("Value: 3"));
         if metrics && text.contains(finding["summary"].as_str().unwrap()) {
             break text;
         }

@@ -50,7 +50,10 @@ fn tarball(release: &Release, source: &Path, arch: Arch, completions: &[(String,
     let top = format!("imds-observer-{}-{}-linux", release.version, arch.name());
     let mut archive = Archive::new(release.epoch);
     archive.directory(&top)?;
-    archive.program(&format!("{top}/imds-observer"), &fs::read(program::path(release, arch))?)?;
+    archive.program(
+        &format!("{top}/imds-observer"),
+        &fs::read(program::path(release, arch))?,
+    )?;
     for (to, from) in FILES {
         let contents = fs::read(source.join(from)).with_context(|| format!("read {from}"))?;
         archive.file(&format!("{top}/{to}"), &contents)?;

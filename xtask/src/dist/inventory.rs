@@ -95,7 +95,12 @@ fn licences(sh: &Shell, release: &Release) -> anyhow::Result<String> {
         release.version
     );
     for (titles, text) in groups {
-        out.push_str(&format!("\n{}\n{}\n\n{}\n", "=".repeat(80), titles.join("\n"), text.trim()));
+        out.push_str(&format!(
+            "\n{}\n{}\n\n{}\n",
+            "=".repeat(80),
+            titles.join("\n"),
+            text.trim()
+        ));
     }
     out.push_str(&format!(
         "\n{}\nWithout a text of their own; the expression names the terms:\n{}\n",
@@ -122,7 +127,10 @@ fn collect(metadata: &Value, linked: &mut BTreeMap<String, Linked>) -> anyhow::R
         .filter(|package| PACKAGES.iter().any(|name| package["name"] == *name))
         .map(id)
         .collect();
-    ensure!(waiting.len() == PACKAGES.len(), "cargo's metadata lacks one of {PACKAGES:?}");
+    ensure!(
+        waiting.len() == PACKAGES.len(),
+        "cargo's metadata lacks one of {PACKAGES:?}"
+    );
     let mut seen = BTreeSet::new();
     while let Some(next) = waiting.pop() {
         if !seen.insert(next.clone()) {

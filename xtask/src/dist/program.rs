@@ -14,7 +14,11 @@ pub(super) const FEATURES: &str = "otlp";
 
 /// Where it lies until it is packed.
 pub(super) fn path(release: &Release, arch: Arch) -> PathBuf {
-    release.directory.join("programs").join(arch.name()).join("imds-observer")
+    release
+        .directory
+        .join("programs")
+        .join(arch.name())
+        .join("imds-observer")
 }
 
 pub(super) fn build(sh: &Shell, release: &Release, source: &Path, arch: Arch) -> anyhow::Result<()> {
@@ -79,7 +83,11 @@ fn is_static(program: &Path) -> anyhow::Result<()> {
             .map(|bytes| bytes.iter().rev().fold(0, |all, byte| all << 8 | usize::from(*byte)))
             .context("the program is cut off")
     };
-    ensure!(bytes.starts_with(b"\x7fELF\x02\x01"), "{} is no 64-bit ELF file", program.display());
+    ensure!(
+        bytes.starts_with(b"\x7fELF\x02\x01"),
+        "{} is no 64-bit ELF file",
+        program.display()
+    );
     let (begin, size, count) = (word(0x20, 8)?, word(0x36, 2)?, word(0x38, 2)?);
     for number in 0..count {
         ensure!(

@@ -41,7 +41,10 @@ fn guest(arch: Arch, program: &Path) -> anyhow::Result<()> {
 
 /// With podman, which is no part of this project.
 pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
-    if !release.arches.iter().any(|arch| arch.is_native()) || !is_root() || !["podman", "skopeo"].iter().all(|program| which(sh, program)) {
+    if !release.arches.iter().any(|arch| arch.is_native())
+        || !is_root()
+        || !["podman", "skopeo"].iter().all(|program| which(sh, program))
+    {
         eprintln!("dist: the image is not tried: that needs root, podman and skopeo");
         return Ok(());
     }
@@ -85,7 +88,13 @@ pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         format!("oci:{}:{}", copy.display(), release.version),
     );
     cmd!(sh, "skopeo copy --quiet --all {from} {to}").run()?;
-    let inside = podman(&["image", "inspect", "--format", "{{.Os}}/{{.Architecture}} {{.Created}}", &name])?;
+    let inside = podman(&[
+        "image",
+        "inspect",
+        "--format",
+        "{{.Os}}/{{.Architecture}} {{.Created}}",
+        &name,
+    ])?;
     eprintln!("dist: podman ran {name} ({inside})");
     let size = fs::metadata(&archive)?.len() / 1_000_000;
     eprintln!("dist: the image has {size} MB for all processors");

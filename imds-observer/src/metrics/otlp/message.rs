@@ -222,7 +222,10 @@ fn any(value: Value) -> AnyValue {
             values: values.into_iter().map(any).collect(),
         })),
         Value::Object(fields) => Some(any_value::Value::KvlistValue(KeyValueList {
-            values: fields.into_iter().map(|(key, value)| attribute(key, any(value))).collect(),
+            values: fields
+                .into_iter()
+                .map(|(key, value)| attribute(key, any(value)))
+                .collect(),
         })),
     };
     AnyValue { value }

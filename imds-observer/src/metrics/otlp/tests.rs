@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
-use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 
@@ -60,7 +60,10 @@ fn request(stream: &mut TcpStream) -> Request {
             continue;
         };
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .unwrap();
         let wanted = end + 4 + length.parse::<usize>().unwrap();
         if bytes.len() >= wanted {
             assert!(head.contains("content-type: application/x-protobuf"), "{head}");
@@ -109,7 +112,14 @@ fn a_collector_gets_what_prometheus_is_shown() {
     assert_eq!((log.severity_number, log.severity_text.as_str()), (17, "high"));
     assert_eq!(log.time_unix_nano, 1_772_366_400_000_000_000);
     let text = format!("{log:?}");
-    for wanted in ["imds.code", "tight-polling", "imds.evidence", "50.5", "curl asks 50 times a second", "Ask less."] {
+    for wanted in [
+        "imds.code",
+        "tight-polling",
+        "imds.evidence",
+        "50.5",
+        "curl asks 50 times a second",
+        "Ask less.",
+    ] {
         assert!(text.contains(wanted), "{wanted}: {text}");
     }
 
@@ -117,7 +127,10 @@ fn a_collector_gets_what_prometheus_is_shown() {
     assert_eq!(path, "/v1/metrics");
     let sent = ExportMetricsServiceRequest::decode(&body[..]).unwrap();
     let resource = format!("{:?}", sent.resource_metrics[0].resource);
-    assert!(resource.contains("imds-observer") && resource.contains("host.name"), "{resource}");
+    assert!(
+        resource.contains("imds-observer") && resource.contains("host.name"),
+        "{resource}"
+    );
     let mut series = 0;
     for metric in &sent.resource_metrics[0].scope_metrics[0].metrics {
         if metric.name.starts_with("process_") {
@@ -125,7 +138,11 @@ fn a_collector_gets_what_prometheus_is_shown() {
             continue;
         }
         let points = match metric.data.as_ref().unwrap() {
-            Data::Sum(sum) => sum.data_points.iter().map(|point| ("_total", point)).collect::<Vec<_>>(),
+            Data::Sum(sum) => sum
+                .data_points
+                .iter()
+                .map(|point| ("_total", point))
+                .collect::<Vec<_>>(),
             Data::Gauge(gauge) => gauge.data_points.iter().map(|point| ("", point)).collect(),
             Data::Histogram(histogram) => {
                 let point = &histogram.data_points[0];
@@ -152,7 +169,9 @@ fn a_collector_gets_what_prometheus_is_shown() {
             series += 1;
         }
     }
-    let samples = shown.lines().filter(|line| !line.starts_with('#') && !line.starts_with("process_"));
+    let samples = shown
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.starts_with("process_"));
     let others = samples.filter(|line| !line.contains("_bucket{") && !line.contains("_seconds_sum"));
     assert_eq!(series, others.count(), "{shown}");
 }
@@ -176,7 +195,11 @@ fn shown_label(attribute: &opentelemetry_proto::tonic::common::v1::KeyValue) -> 
 #[test]
 fn a_dead_collector_costs_bounded_memory_and_is_counted() {
     // Bound, and closed: nobody is there.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
     let metrics = MetricsSink::default();
     let mut collector = collector(&address, &metrics);
     let batch = vec![record(FINDING); 100];
@@ -199,11 +222,17 @@ fn findings_wait_for_a_collector_that_comes_back() {
     let busy = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         request(&mut stream);
-        stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+            .unwrap();
         let (mut stream, _) = listener.accept().unwrap();
         let (_, body) = request(&mut stream);
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
-        ExportLogsServiceRequest::decode(&body[..]).unwrap().resource_logs[0].scope_logs[0].log_records.len()
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            .unwrap();
+        ExportLogsServiceRequest::decode(&body[..]).unwrap().resource_logs[0].scope_logs[0]
+            .log_records
+            .len()
     });
     collector.write(&[record(FINDING)]).unwrap();
     assert_eq!(transfers(&metrics), (0, 0, 1));

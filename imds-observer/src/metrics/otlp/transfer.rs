@@ -49,7 +49,9 @@ impl Endpoint {
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => {
-                bail!("TLS is not built in: send to a collector on this host or in this network, and let that one encrypt")
+                bail!(
+                    "TLS is not built in: send to a collector on this host or in this network, and let that one encrypt"
+                )
             }
             _ => bail!("not a URL such as http://127.0.0.1:4318"),
         }
