@@ -22,6 +22,8 @@ use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 const BATCH: usize = 8_192;
 /// So many events in that time, and the next look comes at once: the ring holds a few times as many.
 const MANY: usize = 1_000;
+/// Looks that may be in vain before the kernel is asked to wake us.
+const LOOKS: u32 = 10;
 /// Events of a full ring buffer, even one enlarged to 16 MiB.
 const LAST_EVENTS: usize = 1 << 17;
 /// How often counters are read.
@@ -47,6 +49,8 @@ pub struct LiveSource {
     told_loss: LossCounts,
     /// The last look into the ring, and what it brought.
     drained: (Instant, usize),
+    /// When a look has last brought something.
+    came: Instant,
     sampled: Instant,
     clocked: Instant,
     /// As last read, and the interface's name then. As many as the kernel's map holds.
@@ -81,6 +85,7 @@ impl LiveSource {
             undecoded: 0,
             told_loss: LossCounts::default(),
             drained: (now, 0),
+            came: now,
             sampled: now,
             clocked: now,
             counters: HashMap::new(),
@@ -157,7 +162,8 @@ impl LiveSource {
     fn read(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
         let before = out.len();
         self.gather();
-        if self.drain(out) == 0 {
+        // After an event others follow: for a while looking by oneself is cheaper than being woken.
+        if self.drain(out) == 0 && self.came.elapsed() >= self.gather * LOOKS && self.sleeps(out)? {
             let wait = wait.min(SAMPLE.saturating_sub(self.sampled.elapsed()));
             let timeout = PollTimeout::try_from(wait.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
             let mut fds = vec![PollFd::new(self.kernel.ring_fd(), PollFlags::POLLIN)];
@@ -188,6 +194,12 @@ impl LiveSource {
         Ok(out.len() > before)
     }
 
+    /// Asks to be woken. `false`: something has come meanwhile.
+    fn sleeps(&mut self, out: &mut Vec<Event>) -> anyhow::Result<bool> {
+        self.kernel.ask_to_be_woken()?;
+        Ok(self.drain(out) == 0)
+    }
+
     /// Waits for more to come along, unless much comes.
     fn gather(&self) {
         let (when, count) = self.drained;
@@ -206,6 +218,9 @@ impl LiveSource {
             }
         });
         self.drained = (Instant::now(), count);
+        if count > 0 {
+            self.came = self.drained.0;
+        }
         count
     }
 
