@@ -113,10 +113,10 @@ pub(crate) fn usual() -> anyhow::Result<Totals> {
 pub(crate) fn only(sh: &Shell, arch: Arch, program: &Path, arguments: &str) -> anyhow::Result<String> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let first = format!("/program -- {arguments}");
-    guest::run_only(sh, arch, &kernel, &[("program", program)], &first)
+    guest::run_only(sh, arch, &kernel, &[("program", program)], false, &first)
 }
 
-/// The same for a script, which has the program at `/program` and busybox at `/bin/busybox`.
+/// The same for a script, which has the program at `/program`, busybox at `/bin/busybox` and the modules that `/guest/modules` names.
 pub(crate) fn script(sh: &Shell, arch: Arch, program: &Path, script: &str) -> anyhow::Result<String> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let busybox = directory(arch).join("busybox");
@@ -130,7 +130,7 @@ pub(crate) fn script(sh: &Shell, arch: Arch, program: &Path, script: &str) -> an
     sh.write_file(&init, script)?;
     cmd!(sh, "chmod +x {init}").quiet().run()?;
     let files = [("program", program), ("bin/busybox", shell), ("init", &init)];
-    guest::run_only(sh, arch, &kernel, &files, "/init")
+    guest::run_only(sh, arch, &kernel, &files, true, "/init")
 }
 
 /// Runs the suite on each kernel.

@@ -40,6 +40,7 @@ $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
 $b mount -t cgroup2 cgroup2 /sys/fs/cgroup
+$b grep -E '/(sch_ingress|cls_bpf)' /guest/modules | while read module; do $b insmod $module; done
 $b ip link set lo up
 echo here > /www/latest/it
 $b httpd -p 127.0.0.1:80 -h /www

@@ -384,12 +384,14 @@ pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) ->
     )
 }
 
-/// The same for a guest that has nothing but these files, by their paths there. The first process is told on the command line.
+/// The same for a guest that has nothing but these files, by their paths there, and the modules at `/guest` if they are wanted.
+/// The first process is told on the command line.
 pub(super) fn run_only(
     sh: &Shell,
     arch: Arch,
     kernel: &Kernel,
     files: &[(&str, &Path)],
+    with_modules: bool,
     first: &str,
 ) -> anyhow::Result<String> {
     let tree = directory(arch).join("only");
@@ -397,13 +399,16 @@ pub(super) fn run_only(
     for (to, from) in files {
         copy(sh, from, &tree.join(to))?;
     }
-    let initramfs = directory(arch).join("only.initramfs");
-    pack(&tree, &initramfs)?;
+    let mut archive = directory(arch).join("only.initramfs");
+    pack(&tree, &archive)?;
+    if with_modules {
+        archive = initramfs(sh, arch, kernel, &archive)?;
+    }
     let console = directory(arch).join("only.console");
     let text = boot(
         arch,
         kernel,
-        &initramfs,
+        &archive,
         &console,
         &format!("rdinit={first}"),
         PATIENCE_ONLY,
