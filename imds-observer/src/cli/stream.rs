@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::Status;
+use super::live::{self, Opened};
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs};
 use super::service::Service;
-use super::{Status, live};
 use crate::config::Size;
 use crate::metrics::MetricsSink;
+use crate::rights;
 use crate::sinks::Sink;
 use crate::sinks::destination::{DEFAULT_FILES, Destination, Rotation};
 use crate::sinks::ndjson::NdjsonOutput;
@@ -56,18 +58,22 @@ impl StreamArgs {
                     Some(path) => Destination::file(path, rotation)?,
                     None => Destination::stdout(),
                 };
-                let queue = Queue::new(
-                    NdjsonOutput::new(destination),
-                    settings.kinds,
-                    settings.config.limits.queue,
-                )?;
-                let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
-                if let Some(address) = self.metrics {
-                    let metrics = MetricsSink::serve(address)?;
-                    tracing::info!("metrics are served at http://{}/metrics", metrics.address());
-                    sinks.push(Box::new(metrics));
+                let listener = self.metrics.map(MetricsSink::listen).transpose()?;
+                let (kinds, limit) = (settings.kinds, settings.config.limits.queue);
+                let mut opened = Opened::new(move || {
+                    let queue = Queue::new(NdjsonOutput::new(destination), kinds, limit)?;
+                    let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
+                    if let Some(listener) = listener {
+                        let metrics = MetricsSink::serve_on(listener)?;
+                        tracing::info!("metrics are served at http://{}/metrics", metrics.address());
+                        sinks.push(Box::new(metrics));
+                    }
+                    Ok(sinks)
+                });
+                if rotation.is_some() {
+                    opened.writes.extend(self.write.as_deref().map(rights::directory_of));
                 }
-                Ok(sinks)
+                Ok(opened)
             },
         )
     }

@@ -7,7 +7,7 @@ mod exposition;
 mod server;
 mod state;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -43,13 +43,22 @@ pub struct MetricsSink {
 impl MetricsSink {
     /// Listens and serves from now on, on a thread of its own.
     pub fn serve(address: SocketAddr) -> anyhow::Result<Self> {
+        Self::serve_on(Self::listen(address)?)
+    }
+
+    /// Takes the address; the connections that come wait until they are served.
+    pub fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+        server::listen(address)
+    }
+
+    pub fn serve_on(listener: TcpListener) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             state: std::sync::Mutex::default(),
             ready: AtomicBool::new(false),
             begin: Instant::now(),
             alive_ms: AtomicU64::new(0),
         });
-        let address = server::start(address, &shared)?;
+        let address = server::start(listener, &shared)?;
         Ok(Self { shared, address })
     }
 
