@@ -12,7 +12,7 @@ use crate::hosts::RecordedHosts;
 use crate::record::workload::workload;
 use crate::record::{Dialect, Exchange, ExchangeOutcome, ImdsVersion, Kind, LossCounts, Record, Summary, Time};
 use crate::report::history::hops;
-use crate::report::text;
+use crate::report::text::{self, counted};
 use crate::sinks::Sink;
 
 /// Workloads that are told apart; beyond, the verdict says that it can't.
@@ -130,15 +130,16 @@ impl Preflight {
         let verdict = if !breaks.is_empty() {
             let requests: u64 = breaks.iter().map(|broken| broken.count).sum();
             reasons.push(format!(
-                "{} workload(s) would break, by {requests} request(s)",
-                breaks.len()
+                "{} would break, by {}",
+                counted(breaks.len() as u64, "workload"),
+                counted(requests, "request")
             ));
             Verdict::NotSafe
         } else if doubts.is_empty() {
             let period = seen.summary.as_ref().map_or(0, |summary| summary.interval_ns);
             let told = format!(
-                "none of {} requests in {} would have failed",
-                seen.exchanges,
+                "none of {} in {} would have failed",
+                counted(seen.exchanges, "request"),
                 text::span(period)
             );
             reasons.push(told);
@@ -184,22 +185,23 @@ impl Seen {
         if !lost.is_empty() {
             doubts.push(lost.trim_end().to_owned());
         }
-        let counted = [
-            (self.unattributed, "request(s) of unknown processes"),
-            (self.undecided, "request(s) whose head or TTL was not seen whole"),
-            (self.overflow, "request(s) of workloads beyond the bound"),
-            (unread, "line(s) of the input could not be read"),
+        let counts = [
+            (self.unattributed, "request", "of unknown processes"),
+            (self.undecided, "request", "whose head or TTL was not seen whole"),
+            (self.overflow, "request", "of workloads beyond the bound"),
+            (unread, "line", "of the input could not be read"),
         ];
         doubts.extend(
-            counted
+            counts
                 .iter()
-                .filter(|(count, _)| *count > 0)
-                .map(|(count, what)| format!("{count} {what}")),
+                .filter(|(count, ..)| *count > 0)
+                .map(|(count, one, what)| format!("{} {what}", counted(*count, one))),
         );
         let restarts = recorded.map_or(0, RecordedHosts::restarts_seen);
         if restarts > 0 {
             doubts.push(format!(
-                "the observer restarted {restarts} time(s): what happened in between was not seen"
+                "the observer restarted {}: what happened in between was not seen",
+                counted(restarts, "time")
             ));
         }
         let missing = self
@@ -245,7 +247,8 @@ impl Seen {
                 Change::HopLimit(limit) if version == ImdsVersion::Token => match request.ttl.map(hops) {
                     Some(hops) if *limit <= hops => {
                         why[1] = Some(format!(
-                            "its token responses cross {hops} hop(s) and need a hop limit of {}",
+                            "its token responses cross {} and need a hop limit of {}",
+                            counted(u64::from(hops), "hop"),
                             hops.saturating_add(1)
                         ));
                     }

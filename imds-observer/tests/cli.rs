@@ -516,7 +516,7 @@ fn preflight_says_what_keeps_it_from_an_answer() {
     let (status, text) = doubtful(|text| format!("{}{text}", &text[..=text.find('\n').unwrap()]));
     assert!(status == Some(4) && text.contains("restarted 1 time"), "{text}");
     let (status, text) = doubtful(|text| format!("nonsense\n{text}"));
-    assert!(status == Some(4) && text.contains("1 line(s)"), "{text}");
+    assert!(status == Some(4) && text.contains("1 line of the input"), "{text}");
     let (status, text) = doubtful(|text| {
         text.replace(
             "\"missing\":[]",

@@ -2,7 +2,9 @@
 //!
 //! Quick when there is nothing to do, because every other verb calls it.
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, ValueEnum};
@@ -33,6 +35,8 @@ pub(crate) enum Group {
     Kernels,
     /// What `cargo xtask bench offline` measures against.
     Bench,
+    /// What makes other people's traffic for `cargo xtask bench`, and watches it.
+    Traffic,
     /// What unpacks the captures of `cargo xtask test --foreign-captures`.
     Foreign,
     /// Such guests with another processor.
@@ -63,6 +67,9 @@ impl Group {
                 "conmon",
                 "containerd",
                 "containernetworking-plugins",
+                // Reads the HTML report; without fonts it shows none of it.
+                "chromium-headless-shell",
+                "fonts-dejavu-core",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
@@ -81,6 +88,7 @@ impl Group {
             ],
             Self::Foreign => &["xz-utils", "bzip2"],
             Self::Bench => &["tshark", "jq", "time", "python3-venv"],
+            Self::Traffic => &["iperf3", "wrk", "tcpdump", "tshark", "bpftool"],
             Self::CrossKernels => &["qemu-system-arm", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
             Self::Scenarios => &["iproute2", "nftables", "iptables", "curl", "python3-venv", "tcpdump"],
         }
@@ -94,7 +102,7 @@ impl Group {
     fn wants_python(self) -> bool {
         !matches!(
             self,
-            Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign | Self::Scenarios
+            Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign | Self::Traffic | Self::Scenarios
         )
     }
 }
@@ -119,7 +127,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// What every verb calls first.
 pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     let sh = shell()?;
-    ebpf(&sh)?;
     let mut packages: Vec<&str> = groups.iter().flat_map(|group| group.packages()).copied().collect();
     let scenarios = groups.contains(&Group::Scenarios);
     if scenarios {
@@ -127,15 +134,20 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     }
     packages.sort_unstable();
     packages.dedup();
-    apt(&sh, &packages, "test tools")?;
+    // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
+    thread::scope(|scope| {
+        apt(&sh, &packages, "test tools")?;
+        let compiling = scope.spawn(|| ebpf(&shell()?));
+        if groups.iter().any(|group| group.wants_python()) {
+            python_clients(&sh)?;
+        }
+        if groups.iter().any(|group| group.wants_engines()) {
+            python_engines(&sh)?;
+        }
+        compiling.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
     if scenarios {
         clients::ensure(&sh)?;
-    }
-    if groups.iter().any(|group| group.wants_python()) {
-        python_clients(&sh)?;
-    }
-    if groups.iter().any(|group| group.wants_engines()) {
-        python_engines(&sh)?;
     }
     if groups.contains(&Group::Test) {
         prometheus(&sh)?;

@@ -774,3 +774,40 @@ fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget};
+
+    use super::OBJECT;
+
+    /// Loops over bytes cost more than they move, and without CAP_PERFMON the verifier refuses them.
+    #[test]
+    fn no_kernel_program_calls_a_loop_over_bytes() {
+        if OBJECT.is_empty() {
+            assert!(
+                std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+                "this build has no eBPF object"
+            );
+            eprintln!("left out: this build has no eBPF object (AYA_BUILD_SKIP)");
+            return;
+        }
+        let object = object::File::parse(OBJECT).unwrap();
+        let (mut calls, mut relocations) = (Vec::new(), 0);
+        for section in object.sections() {
+            for (_, relocation) in section.relocations() {
+                let RelocationTarget::Symbol(index) = relocation.target() else {
+                    continue;
+                };
+                relocations += 1;
+                let symbol = object.symbol_by_index(index).unwrap();
+                let name = symbol.name().unwrap_or_default();
+                if ["memset", "memcpy", "memmove", "memcmp", "bcmp"].contains(&name) {
+                    calls.push(format!("{} calls {name}", section.name().unwrap_or_default()));
+                }
+            }
+        }
+        assert!(relocations > 0, "the object's maps are found by relocations");
+        assert_eq!(calls, <Vec<String>>::new());
+    }
+}

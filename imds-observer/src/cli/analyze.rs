@@ -16,7 +16,7 @@ use crate::pipeline;
 use crate::record::{Finding, Loss, Severity, Summary, Time};
 use crate::report::history::History;
 use crate::report::html;
-use crate::report::text::{self, Colour};
+use crate::report::text::{self, Colour, counted};
 use crate::sinks::collect::{Collected, Collector};
 use crate::sinks::destination::Destination;
 use crate::sinks::ndjson::NdjsonOutput;
@@ -101,7 +101,7 @@ impl AnalyzeArgs {
             .iter()
             .map(|missing| format!("{}: {} ({})", missing.capability, missing.blinds, missing.why))
             .collect();
-        let mut pipeline = settings.pipeline(host, None, interval, None, sinks);
+        let mut pipeline = settings.pipeline(host.clone(), None, interval, None, sinks);
         pipeline::run(&mut source, &mut pipeline, None, &stop)?;
         source.clear();
 
@@ -116,11 +116,12 @@ impl AnalyzeArgs {
                 missing.extend(recorded.missing().map(str::to_owned));
                 if recorded.restarts_seen() > 0 {
                     missing.push(format!(
-                        "the observer restarted {} time(s): what happened in between was not seen",
-                        recorded.restarts_seen()
+                        "the observer restarted {}: what happened in between was not seen",
+                        counted(recorded.restarts_seen(), "time")
                     ));
                 }
                 let page = html::page(&html::Input {
+                    host: &host,
                     files: counts.files,
                     records: counts.records,
                     skipped: counts.skipped,
@@ -177,7 +178,7 @@ fn report(counts: &InputCounts, collected: &Collected, colour: Colour) -> String
         skipped,
         ..
     } = counts;
-    let mut out = format!("{files} file(s), {records} records");
+    let mut out = format!("{}, {}", counted(*files, "file"), counted(*records, "record"));
     if *skipped > 0 {
         let _ = write!(out, ", {skipped} skipped");
     }

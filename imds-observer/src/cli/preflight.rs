@@ -18,6 +18,7 @@ use crate::pipeline;
 use crate::preflight::{Break, Change, Judgement, Preflight, Verdict};
 use crate::record::{Finding, Loss, Summary, Time};
 use crate::report::escape::Escaped;
+use crate::report::text::counted;
 use crate::sinks::Sink;
 use crate::sinks::collect::{Collected, Collector};
 use crate::source::Source as _;
@@ -205,9 +206,10 @@ fn text(judgement: &Judgement) -> String {
     {
         let _ = writeln!(
             out,
-            "\n{}: {}\n    {count} request(s), last {last_seen}",
+            "\n{}: {}\n    {}, last {last_seen}",
             Escaped(workload),
-            Escaped(why)
+            Escaped(why),
+            counted(*count, "request")
         );
     }
     out

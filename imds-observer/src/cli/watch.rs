@@ -195,9 +195,10 @@ impl WatchArgs {
             let requests: u64 = summary.processes.iter().map(|row| row.requests).sum();
             let _ = writeln!(
                 out,
-                "{requests} requests of {} callers, {} findings\n",
-                summary.processes.len(),
-                collected.findings.len()
+                "{} of {}, {}\n",
+                text::counted(requests, "request"),
+                text::counted(summary.processes.len() as u64, "caller"),
+                text::counted(collected.findings.len() as u64, "finding")
             );
             out.push_str(&text::summary(summary, colour));
         }

@@ -26,8 +26,8 @@
 //!   "first_seen": "2023-11-14T22:19:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:20:21.000000000Z",
 //!   "count": 8,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) fetched the credentials of app-role 8 times in 10 min",
-//!   "evidence": {"client":"botocore (boto3, AWS CLI)","client_age_s":4021,"fetches_in_10_min":8,"per_min":0.8,"processes":1,"role":"app-role","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "summary": "python3.11 app.py (app.service, pid 4242) fetched the credentials of app-role 8 times in 10 min: 7 requests too many",
+//!   "evidence": {"client":"botocore (boto3, AWS CLI)","client_age_s":4021,"fetches_in_10_min":8,"per_min":0.8,"processes":1,"requests_wasted":7,"role":"app-role","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
 //!   "remedy": {"commands":[],"text":"Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."}
 //! }
 //! ```
@@ -61,11 +61,13 @@ use super::remedy::{self, Sdk};
 use super::window::Bins;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::imds::role_of;
-use crate::record::{Code, SECOND, Severity};
+use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
 
 /// Clients that are remembered.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const WINDOW_MIN: f64 = 10.0;
+/// In the paths of the role's name and of its credentials.
+const CREDENTIALS: &str = "security-credentials";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -85,9 +87,31 @@ impl Default for Config {
     }
 }
 
+/// Of the last 10 min.
+struct Asked {
+    fetches: Bins<20, { 30 * SECOND }>,
+    /// Tokens, the role's name and the credentials: what fetching them takes.
+    requests: Bins<20, { 30 * SECOND }>,
+}
+
+impl Asked {
+    fn new() -> Self {
+        Self {
+            fetches: Bins::new(),
+            requests: Bins::new(),
+        }
+    }
+
+    /// Requests that one fetch in that time would have spared.
+    fn wasted(&mut self, now: Time) -> u64 {
+        let (fetches, requests) = (self.fetches.total(now), self.requests.total(now));
+        requests - requests.div_ceil(fetches.max(1))
+    }
+}
+
 pub(super) struct CredentialChurn {
     config: Config,
-    clients: LruCache<u64, Bins<20, { 30 * SECOND }>>,
+    clients: LruCache<u64, Asked>,
     evicted: u64,
 }
 
@@ -112,18 +136,21 @@ impl Detector for CredentialChurn {
         let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
             return;
         };
-        let Some(role) = role_of(context.below) else { return };
-        if status(exchange) != Some(200) {
+        let is_token = exchange.request.imds_version == Some(ImdsVersion::Token);
+        if !(is_token || context.below.contains(CREDENTIALS)) || status(exchange) != Some(200) {
             return;
         }
-        let bins = entry(&mut self.clients, client.handle, &mut self.evicted, Bins::new);
-        bins.add(exchange.time, 1);
-        let fetches = bins.total(exchange.time);
+        let asked = entry(&mut self.clients, client.handle, &mut self.evicted, Asked::new);
+        asked.requests.add(exchange.time, 1);
+        let Some(role) = role_of(context.below) else { return };
+        asked.fetches.add(exchange.time, 1);
+        let fetches = asked.fetches.total(exchange.time);
         let age_ns = exchange.time.since(client.started);
         if fetches <= self.config.fetches || age_ns < self.config.min_age_s.saturating_mul(SECOND) {
             return;
         }
         let per_min = fetches as f64 / WINDOW_MIN;
+        let wasted = asked.wasted(exchange.time);
         let sighting = Sighting {
             key: &client.key,
             severity: if per_min > self.config.high_per_min {
@@ -139,10 +166,14 @@ impl Detector for CredentialChurn {
             let subject = context.client_subject();
             let sdk = Sdk::of(client.user_agent.as_deref());
             Details {
-                summary: format!("{} fetched the credentials of {role} {fetches} times in 10 min", subject.name),
+                summary: format!(
+                    "{} fetched the credentials of {role} {fetches} times in 10 min: {wasted} requests too many",
+                    subject.name
+                ),
                 evidence: evidence! {
                     "role": role,
                     "fetches_in_10_min": fetches,
+                    "requests_wasted": wasted,
                     "per_min": per_min,
                     "client_age_s": age_ns / SECOND,
                     "processes": client.processes,

@@ -118,6 +118,30 @@ impl Sdk {
         }
     }
 
+    /// What a lost token response does to this client, and what can be set in it until the hop limit is right.
+    pub(super) fn without_token(self) -> &'static str {
+        match self {
+            Self::Botocore => {
+                " botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and in every process \
+                 anew; a longer timeout only makes that longer. Where it has credentials from elsewhere, \
+                 AWS_EC2_METADATA_DISABLED=true ends it."
+            }
+            Self::DotNet => {
+                " The SDK for .NET tries for some 16 s before it goes on; AWS_EC2_METADATA_DISABLED=true ends that where it \
+                 has credentials from elsewhere."
+            }
+            Self::Rust => {
+                " The SDK for Rust has no way without a token: it fails after its retries. Where it has credentials from \
+                 elsewhere, AWS_EC2_METADATA_DISABLED=true keeps it from asking."
+            }
+            Self::GoV1 | Self::GoV2 | Self::Java | Self::JavaScript | Self::Ruby | Self::Crt => {
+                " Where this SDK has credentials from elsewhere, AWS_EC2_METADATA_DISABLED=true keeps it from asking and \
+                 waiting."
+            }
+            Self::Curl | Self::Other => "",
+        }
+    }
+
     /// How this client keeps its token and credentials from one request to the next.
     pub(super) fn reuse(self) -> &'static str {
         match self {

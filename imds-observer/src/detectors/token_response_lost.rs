@@ -32,7 +32,7 @@
 //!   "count": 2,
 //!   "summary": "pod payments/api-7c9d8b6f5d-x2x4z lost 2 token responses to the hop limit and 2.0 s of waiting",
 //!   "evidence": {"drop":"IP_INHDR@ip_forward","hops":1,"request_retransmits":0,"request_ttl":63,"response_retransmits":4,"response_ttl":1,"seconds_lost":2.0,"smallest_sufficient_hop_limit":2,"times_lost":2,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2","v1_fallback":false,"v1_fallback_requests":0},
-//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2"],"text":"A hop limit of 2 is the smallest that suffices. Its price: whatever runs one hop from the host, every pod included, can then get tokens and with them the instance role's credentials, unless a network policy forbids it. A pod that needs AWS credentials is better served by IRSA or EKS Pod Identity, which give it a role of its own; hostNetwork: true needs no hop, but gives the pod the host's whole network."}
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2"],"text":"A hop limit of 2 is the smallest that suffices. Its price: whatever runs one hop from the host, every pod included, can then get tokens and with them the instance role's credentials, unless a network policy forbids it. A pod that needs AWS credentials is better served by IRSA or EKS Pod Identity, which give it a role of its own; hostNetwork: true needs no hop, but gives the pod the host's whole network. botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and in every process anew; a longer timeout only makes that longer. Where it has credentials from elsewhere, AWS_EC2_METADATA_DISABLED=true ends it."}
 //! }
 //! ```
 //!
@@ -257,9 +257,10 @@ impl Losses {
         let text = format!(
             "A hop limit of {limit} is the smallest that suffices. Its price: whatever runs {} from the host, every pod \
              included, can then get tokens and with them the instance role's credentials, unless a network policy forbids \
-             it.{}",
+             it.{}{}",
             if limit == 2 { "one hop".to_owned() } else { format!("up to {} hops", limit - 1) },
             remedy::pods_better_way(subject.container.as_deref()),
+            sdk.without_token(),
         );
         Details {
             summary,

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hdrhistogram::Histogram;
+
 use crate::filter::Kinds;
 use crate::record::workload::{Group, workload};
 use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Kind, Record, SECOND, Summary, Time};
@@ -16,17 +18,33 @@ pub const BUCKETS: usize = 120;
 const MAX_WORKLOADS: usize = 200;
 /// Interfaces whose packets are shown.
 const MAX_INTERFACES: usize = 32;
-/// Latencies by powers of two, from 1 µs on; the last takes all above.
-pub const LATENCIES: usize = 26;
+/// Latencies by quarters of powers of two, from 1 µs on; the last takes all above 23 s.
+pub const LATENCIES: usize = 1 + 4 * 25;
+/// Bounds and digits of the histogram that quantiles are taken from.
+const LATENCY_NS: (u64, u64, u8) = (1_000, 120 * SECOND, 2);
 /// The workload of all that have no line of their own.
 pub const OTHERS: &str = "all others";
 
 /// One piece of time of one workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
-    pub requests: u64,
+    /// Requests whose answer reached the client, in the order of [`ImdsVersion`], then unknown.
+    pub answered: [u64; 5],
     /// Without an answer that reached its client, whatever the reason.
     pub failed: u64,
+}
+
+impl Bucket {
+    pub fn requests(&self) -> u64 {
+        self.answered.iter().sum::<u64>() + self.failed
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            answered: std::array::from_fn(|version| self.answered[version] + other.answered[version]),
+            failed: self.failed + other.failed,
+        }
+    }
 }
 
 /// What is known of a workload.
@@ -34,6 +52,10 @@ pub struct Bucket {
 pub struct Line {
     pub buckets: Vec<Bucket>,
     pub requests: u64,
+    /// In the order of [`ImdsVersion`], then unknown.
+    pub versions: [u64; 5],
+    /// Without an answer that reached its client.
+    pub failed: u64,
     /// Token requests by forwarding hops before the TTL was read; `None`: not seen.
     pub hops: BTreeMap<Option<u8>, u64>,
     /// TTLs of token responses on arrival.
@@ -42,17 +64,37 @@ pub struct Line {
 }
 
 /// Everything that the report draws.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Picture {
     pub from: Time,
     pub width_ns: u64,
     pub lines: BTreeMap<String, Line>,
     pub latencies: [u64; LATENCIES],
+    /// Of all workloads together.
+    pub latency: Histogram<u64>,
     pub versions: BTreeMap<String, u64>,
     pub statuses: BTreeMap<String, u64>,
     /// Highest packets per second in each piece of time.
     pub quota: BTreeMap<String, Vec<u64>>,
     started: bool,
+}
+
+impl Default for Picture {
+    fn default() -> Self {
+        let (low, high, digits) = LATENCY_NS;
+        Self {
+            from: Time::default(),
+            width_ns: 0,
+            lines: BTreeMap::new(),
+            latencies: [0; LATENCIES],
+            latency: Histogram::new_with_bounds(low, high, digits)
+                .unwrap_or_else(|_| unreachable!("constant bounds are valid")),
+            versions: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            quota: BTreeMap::new(),
+            started: false,
+        }
+    }
 }
 
 /// A sink whose other end the report holds.
@@ -100,10 +142,7 @@ impl Picture {
         while since / self.width_ns >= BUCKETS as u64 {
             self.width_ns = self.width_ns.saturating_mul(2);
             for line in self.lines.values_mut() {
-                join(&mut line.buckets, |a, b| Bucket {
-                    requests: a.requests + b.requests,
-                    failed: a.failed + b.failed,
-                });
+                join(&mut line.buckets, Bucket::plus);
             }
             for peaks in self.quota.values_mut() {
                 join(peaks, u64::max);
@@ -132,11 +171,16 @@ impl Picture {
         if line.buckets.len() <= at {
             line.buckets.resize(at + 1, Bucket::default());
         }
-        let failed = exchange.outcome != ExchangeOutcome::Answered;
+        let version = exchange.request.imds_version.map_or(4, |version| version as usize);
         line.requests += 1;
+        line.versions[version] += 1;
         line.lost += u64::from(exchange.outcome == ExchangeOutcome::Lost);
-        line.buckets[at].requests += 1;
-        line.buckets[at].failed += u64::from(failed);
+        if exchange.outcome == ExchangeOutcome::Answered {
+            line.buckets[at].answered[version] += 1;
+        } else {
+            line.failed += 1;
+            line.buckets[at].failed += 1;
+        }
         if exchange.request.imds_version == Some(ImdsVersion::Token) {
             *line.hops.entry(exchange.request.ttl.map(hops)).or_default() += 1;
             if let Some(ttl) = exchange.response.as_ref().and_then(|response| response.ttl) {
@@ -144,8 +188,8 @@ impl Picture {
             }
         }
         if let Some(latency) = exchange.latency_ns {
-            let power = (latency / 1000).checked_ilog2().map_or(0, |power| power as usize + 1);
-            self.latencies[power.min(LATENCIES - 1)] += 1;
+            self.latencies[latency_place(latency)] += 1;
+            self.latency.saturating_record(latency);
         }
         let version = exchange.request.imds_version.map_or("unknown", ImdsVersion::as_str);
         *self.versions.entry(version.to_owned()).or_default() += 1;
@@ -169,6 +213,23 @@ impl Picture {
     }
 }
 
+/// Which of [`LATENCIES`] pieces a latency falls into.
+fn latency_place(ns: u64) -> usize {
+    if ns < 1_000 {
+        return 0;
+    }
+    let place = 1.0 + ((ns as f64 / 1000.0).log2() * 4.0).floor();
+    (place as usize).min(LATENCIES - 1)
+}
+
+/// The least latency, in nanoseconds, that falls into this piece.
+pub fn latency_from(place: usize) -> u64 {
+    match place {
+        0 => 0,
+        _ => (1000.0 * ((place - 1) as f64 / 4.0).exp2()).ceil() as u64,
+    }
+}
+
 fn join<T: Copy + Default>(buckets: &mut Vec<T>, both: impl Fn(T, T) -> T) {
     let joined = buckets
         .chunks(2)
@@ -188,14 +249,23 @@ mod tests {
             let at = picture.place(Time(1_000_000 * SECOND + second * SECOND));
             let line = picture.lines.entry("a".to_owned()).or_default();
             line.buckets.resize(line.buckets.len().max(at + 1), Bucket::default());
-            line.buckets[at].requests += 1;
+            line.buckets[at].failed += 1;
         }
         let buckets = &picture.lines["a"].buckets;
         assert!(buckets.len() <= BUCKETS);
-        assert_eq!(buckets.iter().map(|bucket| bucket.requests).sum::<u64>(), 1000);
+        assert_eq!(buckets.iter().map(Bucket::requests).sum::<u64>(), 1000);
         assert_eq!(picture.width_ns, 16 * SECOND);
-        assert!(buckets[..62].iter().all(|bucket| bucket.requests == 16));
+        assert!(buckets[..62].iter().all(|bucket| bucket.requests() == 16));
         assert_eq!(picture.place(Time(0)), 0);
+    }
+
+    #[test]
+    fn each_latency_falls_into_the_piece_that_says_so() {
+        for place in 0..LATENCIES {
+            assert_eq!(latency_place(latency_from(place)), place);
+            assert_eq!(latency_place(latency_from(place + 1) - 1), place);
+        }
+        assert_eq!(latency_place(u64::MAX), LATENCIES - 1);
     }
 
     #[test]

@@ -2,26 +2,43 @@
 //!
 //! Everything from a trace goes through askama's escaping, and before through [`Escaped`], so that no path can leave its place or turn a line around.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use askama::Template;
+use serde_json::Value;
 
 use super::escape::Escaped;
-use super::history::{LATENCIES, Picture};
-use super::text;
-use crate::record::{Finding, FindingState, LossCounts, ProcessSummary, SECOND, Severity, Summary, Time};
+use super::history::{Bucket, LATENCIES, Line, Picture, latency_from};
+use super::text::{self, counted};
+use crate::record::workload::Group;
+use crate::record::{
+    Finding, FindingState, Host, InterfaceSummary, LossCounts, ProcessSummary, SECOND, Severity, Summary, Time,
+};
 
 /// Packets per second and interface (see imds quota in `docs/`): the line that the quota picture is drawn against.
 const QUOTA: u64 = 1024;
 /// Lines of a picture and rows of a table; the rest is one line.
 const MAX_ROWS: usize = 40;
+/// Findings that are told whole; the page must stay one that a browser likes to open.
+const MAX_FINDINGS: usize = 250;
 /// Of the pictures, in their own units.
 const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 36.0;
-const TALL: f64 = 120.0;
+const HEIGHT: f64 = 40.0;
+const TALL: f64 = 140.0;
+const SMALL: f64 = 160.0;
+/// Marks on a time axis.
+const TICKS: u64 = 4;
+/// Bars of the latency picture, at least.
+const LEAST_LATENCIES: usize = 16;
+/// Forwarding hops that the TTL picture has room for.
+const MAX_HOPS: u8 = 8;
+/// How requests are told apart by colour, from the axis up: class and index in the order of `ImdsVersion`, then unknown.
+const COLOURS: [(&str, usize); 5] = [("v2", 1), ("token", 0), ("v1", 2), ("other", 3), ("other", 4)];
 
 /// What the report is made of.
 pub struct Input<'a> {
+    pub host: &'a Host,
     pub files: u64,
     pub records: u64,
     pub skipped: u64,
@@ -38,32 +55,43 @@ pub struct Input<'a> {
 #[template(path = "report.html")]
 struct Page {
     title: String,
+    host: String,
     input: String,
     period: String,
+    verdict: String,
+    verdict_class: &'static str,
     tiles: Vec<Tile>,
     findings: Vec<Verdict>,
+    hidden_findings: String,
     rows: Vec<Row>,
     hidden_rows: String,
     timeline: Vec<Strip>,
-    timeline_from: String,
-    timeline_to: String,
+    hidden_lines: String,
+    ticks: Vec<String>,
     bucket: String,
     latency: Vec<Bar>,
-    latency_total: u64,
+    latency_axis: Vec<String>,
+    latency_marks: Vec<Mark>,
+    latency_told: String,
+    latency_label: String,
     versions: Vec<Share>,
     statuses: Vec<Share>,
     hops: Vec<Hops>,
     quota: Vec<Peaks>,
     quota_line: f64,
     gaps: Vec<String>,
+    version: &'static str,
     width: f64,
     height: f64,
     tall: f64,
+    small: f64,
 }
 
 struct Tile {
+    name: &'static str,
     number: String,
     what: &'static str,
+    class: &'static str,
 }
 
 struct Verdict {
@@ -81,38 +109,63 @@ struct Verdict {
 struct Row {
     workload: String,
     caller: String,
-    requests: u64,
+    requests: String,
     rate: String,
     versions: String,
+    shares: Vec<Piece>,
     statuses: String,
-    lost: u64,
-    failed_connects: u64,
+    tokens: String,
+    lost: String,
+    failed_connects: String,
+    paths: Vec<String>,
+    latency: Option<Spread>,
+}
+
+/// Latencies of one caller.
+struct Spread {
     p50: String,
+    p90: String,
     p99: String,
-    paths: String,
+    max: String,
+    /// On a logarithmic scale: from the median to the worst, with a mark at p99.
+    from: f64,
+    to: f64,
+    p99_at: f64,
 }
 
 struct Strip {
     name: String,
-    requests: u64,
-    peak: u64,
+    told: String,
+    label: String,
     bars: Vec<Bar>,
 }
 
-/// A bar of a picture: a piece may be marked as failed.
+/// A bar of a picture.
 struct Bar {
+    label: String,
+    pieces: Vec<Piece>,
+}
+
+struct Piece {
+    class: &'static str,
     x: f64,
     y: f64,
     width: f64,
     height: f64,
-    failed: f64,
+}
+
+/// A line across a picture.
+struct Mark {
+    x: f64,
     label: String,
 }
 
 struct Share {
     name: String,
-    count: u64,
+    class: &'static str,
+    count: String,
     percent: String,
+    bar: f64,
 }
 
 struct Hops {
@@ -120,104 +173,206 @@ struct Hops {
     hops: String,
     needed: String,
     ttls: String,
-    lost: u64,
+    lost: String,
+    verdict: String,
+    class: &'static str,
+    picture: Vec<Hop>,
+    /// How far an answer comes.
+    reach: f64,
+    label: String,
+}
+
+/// A place on the way from IMDS to a caller.
+struct Hop {
+    x: f64,
+    class: &'static str,
 }
 
 struct Peaks {
     interface: String,
-    peak: u64,
-    percent: String,
+    told: String,
     points: String,
+    area: String,
 }
 
 /// Writes the page.
 pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
     let picture = input.picture;
-    let clean = |text: &str| Escaped(text).to_string();
     let mut findings: Vec<&Finding> = input.findings.iter().collect();
     findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
     let processes = input.summary.map_or(&[][..], |summary| &summary.processes);
-    let requests: u64 = processes.iter().map(|row| row.requests).sum();
-    let lost: u64 = processes.iter().map(|row| row.lost).sum();
-    let serious = findings
-        .iter()
-        .filter(|finding| finding.severity >= Severity::High)
-        .count();
     let (period, span) = match input.period {
-        Some((from, to)) => (format!("{from} to {to}"), long_span(to.since(from))),
+        Some((from, to)) => (format!("{} to {}", moment(from), moment(to)), long_span(to.since(from))),
         None => ("nothing was observed".to_owned(), "0 s".to_owned()),
     };
-    let tile = |number: String, what| Tile { number, what };
-    let shares = |counts: &std::collections::BTreeMap<String, u64>| {
-        let total: u64 = counts.values().sum();
-        counts
-            .iter()
-            .map(|(name, count)| Share {
-                name: clean(name),
-                count: *count,
-                percent: format!("{:.0}", *count as f64 * 100.0 / total.max(1) as f64),
-            })
-            .collect()
-    };
-    let mut gaps = Vec::new();
-    let lost_evidence = text::loss(&input.loss);
-    if !lost_evidence.is_empty() {
-        gaps.push(lost_evidence.trim().to_owned());
-    }
-    if input.skipped > 0 {
-        gaps.push(format!(
-            "{} lines or blocks of the input could not be read",
-            input.skipped
-        ));
-    }
-    gaps.extend(input.missing.iter().map(|what| clean(what)));
+    let gaps = gaps(input);
+    let (verdict, verdict_class) = verdict(&findings, !gaps.is_empty());
     let hidden: u64 = processes.iter().skip(MAX_ROWS).map(|row| row.requests).sum();
     let others = input.summary.map_or(0, |summary| summary.other_requests) + hidden;
+    let hidden_lines = picture.lines.len().saturating_sub(MAX_ROWS);
+    let hidden_findings = findings.len().saturating_sub(MAX_FINDINGS);
+    let interfaces = input.summary.map_or(&[][..], |summary| &summary.interfaces);
+    let (latency, latency_axis, latency_marks) = latency(picture);
     let page = Page {
         title: format!("IMDS report, {period}"),
+        host: clean(input.host),
         input: format!(
-            "{} file(s), {} records, {} skipped",
-            input.files, input.records, input.skipped
+            "{}, {}, {} skipped",
+            counted(input.files, "file"),
+            counted(input.records, "record"),
+            input.skipped
         ),
         period: format!("{period} ({span})"),
-        tiles: vec![
-            tile(requests.to_string(), "requests"),
-            tile(processes.len().to_string(), "groups of callers"),
-            tile(lost.to_string(), "lost responses"),
-            tile(findings.len().to_string(), "findings"),
-            tile(serious.to_string(), "high or critical"),
-        ],
-        findings: findings.iter().map(|finding| verdict(finding)).collect(),
-        rows: processes.iter().take(MAX_ROWS).map(row).collect(),
-        hidden_rows: if others > 0 {
-            format!("and {others} requests of callers without a row")
-        } else {
-            String::new()
+        verdict,
+        verdict_class,
+        tiles: tiles(input.summary, &findings),
+        hidden_findings: match hidden_findings {
+            0 => String::new(),
+            hidden => format!("and {} more; -o json has them all", counted(hidden as u64, "finding")),
+        },
+        findings: findings
+            .iter()
+            .take(MAX_FINDINGS)
+            .map(|finding| told(finding))
+            .collect(),
+        rows: rows(processes),
+        hidden_rows: match others {
+            0 => String::new(),
+            others => format!("and {} of callers without a row", counted(others, "request")),
         },
         timeline: timeline(picture),
-        timeline_from: picture.from.to_string(),
-        timeline_to: picture
-            .from
-            .plus_ns(picture.width_ns.saturating_mul(picture.shown() as u64))
-            .to_string(),
-        bucket: long_span(picture.width_ns),
-        latency: latency(picture),
-        latency_total: picture.latencies.iter().sum(),
-        versions: shares(&picture.versions),
-        statuses: shares(&picture.statuses),
+        hidden_lines: match hidden_lines {
+            0 => String::new(),
+            hidden => format!("and {} that asked less", counted(hidden as u64, "workload")),
+        },
+        ticks: ticks(picture),
+        bucket: long_span(picture.width_ns.max(SECOND)),
+        latency,
+        latency_axis,
+        latency_marks,
+        latency_told: latency_told(picture),
+        latency_label: format!("Distribution of latencies: {}", latency_told(picture)),
+        versions: shares(&picture.versions, |name| match name {
+            "token" => "token",
+            "v1" => "v1",
+            "v2" => "v2",
+            _ => "other",
+        }),
+        statuses: shares(&picture.statuses, |name| match name.as_bytes() {
+            [b'2' | b'3', _, _] => "v2",
+            [b'1'..=b'9', _, _] => "v1",
+            _ => "failed",
+        }),
         hops: hops(picture),
-        quota: quota(picture),
+        quota: quota(picture, interfaces),
         quota_line: quota_y(QUOTA, quota_top(picture)),
         gaps,
+        version: env!("CARGO_PKG_VERSION"),
         width: WIDTH,
         height: HEIGHT,
         tall: TALL,
+        small: SMALL,
     };
     Ok(page.render()?)
 }
 
-fn verdict(finding: &Finding) -> Verdict {
-    let clean = |text: &str| Escaped(text).to_string();
+fn clean(text: &str) -> String {
+    Escaped(text).to_string()
+}
+
+fn verdict(findings: &[&Finding], gaps: bool) -> (String, &'static str) {
+    let Some(worst) = findings.first() else {
+        let text = if gaps {
+            "No findings, as far as this trace shows: see what it can't."
+        } else {
+            "No findings."
+        };
+        return (text.to_owned(), "fine");
+    };
+    let of = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let severities = [Severity::Critical, Severity::High, Severity::Warning, Severity::Info];
+    let counts: Vec<String> = severities
+        .into_iter()
+        .filter(|severity| of(*severity) > 0)
+        .map(|severity| format!("{} {}", of(severity), severity.as_str()))
+        .collect();
+    let text = format!(
+        "{} ({}). The worst: {}",
+        counted(findings.len() as u64, "finding"),
+        counts.join(", "),
+        clean(&worst.summary)
+    );
+    (text, worst.severity.as_str())
+}
+
+fn tiles(summary: Option<&Summary>, findings: &[&Finding]) -> Vec<Tile> {
+    let processes = summary.map_or(&[][..], |summary| &summary.processes);
+    let sum = |of: fn(&ProcessSummary) -> u64| processes.iter().map(of).sum::<u64>();
+    let requests = sum(|row| row.requests) + summary.map_or(0, |summary| summary.other_requests);
+    let workloads: BTreeSet<&str> = processes.iter().map(workload).collect();
+    let v1 = sum(|row| row.by_version.get("v1").copied().unwrap_or(0));
+    let serious = findings
+        .iter()
+        .filter(|finding| finding.severity >= Severity::High)
+        .count() as u64;
+    let tile = |name, number: u64, one, more, bad: bool| Tile {
+        name,
+        number: grouped(number),
+        what: if number == 1 { one } else { more },
+        class: if bad && number > 0 { "bad" } else { "" },
+    };
+    vec![
+        tile("requests", requests, "request", "requests", false),
+        tile("workloads", workloads.len() as u64, "workload", "workloads", false),
+        tile(
+            "v1",
+            v1,
+            "request without a token (v1)",
+            "requests without a token (v1)",
+            false,
+        ),
+        tile(
+            "lost",
+            sum(|row| row.lost),
+            "response lost on its way",
+            "responses lost on their way",
+            true,
+        ),
+        tile(
+            "connects",
+            sum(|row| row.failed_connects),
+            "failed connect",
+            "failed connects",
+            true,
+        ),
+        tile("findings", findings.len() as u64, "finding", "findings", false),
+        tile(
+            "serious",
+            serious,
+            "of them high or critical",
+            "of them high or critical",
+            true,
+        ),
+    ]
+}
+
+fn gaps(input: &Input<'_>) -> Vec<String> {
+    let mut gaps = Vec::new();
+    let lost = text::loss(&input.loss);
+    if !lost.is_empty() {
+        gaps.push(lost.trim().to_owned());
+    }
+    if input.skipped > 0 {
+        gaps.push(format!(
+            "{} of the input could not be read",
+            counted(input.skipped, "piece")
+        ));
+    }
+    gaps.extend(input.missing.iter().map(|what| clean(what)));
+    gaps
+}
+
+fn told(finding: &Finding) -> Verdict {
     Verdict {
         severity: finding.severity.as_str(),
         code: finding.code.as_str(),
@@ -228,182 +383,449 @@ fn verdict(finding: &Finding) -> Verdict {
         },
         summary: clean(&finding.summary),
         seen: format!(
-            "{} time(s), first {}, last {}",
-            finding.count, finding.first_seen, finding.last_seen
+            "seen {}, first {}, last {}",
+            counted(finding.count, "time"),
+            moment(finding.first_seen),
+            moment(finding.last_seen)
         ),
         evidence: finding
             .evidence
             .iter()
             .filter(|(_, value)| !value.is_null())
-            .map(|(name, value)| {
-                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                (clean(name), clean(&value))
-            })
+            .map(|(name, value)| (clean(&name.replace('_', " ")), clean(&plain(value))))
             .collect(),
         remedy: clean(&finding.remedy.text),
         commands: finding.remedy.commands.iter().map(|command| clean(command)).collect(),
     }
 }
 
-fn row(row: &ProcessSummary) -> Row {
-    let clean = |text: &str| Escaped(text).to_string();
-    let counts = |counts: &std::collections::BTreeMap<String, u64>| {
-        let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name}: {count}")).collect();
+/// A value of the evidence as people write it.
+fn plain(value: &Value) -> String {
+    let all = |parts: Vec<String>| {
+        if parts.is_empty() {
+            "none".to_owned()
+        } else {
+            parts.join(", ")
+        }
+    };
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::Array(values) => all(values.iter().map(plain).collect()),
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(_, value)| !value.is_null());
+            all(fields.map(|(name, value)| format!("{name} {}", plain(value))).collect())
+        }
+        other => other.to_string(),
+    }
+}
+
+fn workload(row: &ProcessSummary) -> &str {
+    row.workload.as_deref().unwrap_or("unknown")
+}
+
+fn rows(processes: &[ProcessSummary]) -> Vec<Row> {
+    let shown = &processes[..processes.len().min(MAX_ROWS)];
+    let bounds = |row: &ProcessSummary| Some((row.latency_ns.p50?, row.latency_ns.max?));
+    let least = shown.iter().filter_map(bounds).map(|(p50, _)| p50).min().unwrap_or(1);
+    let most = shown.iter().filter_map(bounds).map(|(_, max)| max).max().unwrap_or(1);
+    let scale = Logarithmic::new(least, most, SMALL);
+    shown.iter().map(|process| row(process, &scale)).collect()
+}
+
+fn row(row: &ProcessSummary, scale: &Logarithmic) -> Row {
+    let counts = |counts: &BTreeMap<String, u64>| {
+        let parts: Vec<String> = counts
+            .iter()
+            .map(|(name, count)| format!("{name} {}", grouped(*count)))
+            .collect();
         clean(&parts.join(", "))
     };
-    let span = |ns: Option<u64>| ns.map_or("–".to_owned(), text::span);
-    let caller = match (&row.container, &row.process) {
-        (Some(container), _) if container.pod.as_ref().is_some_and(|pod| pod.name.is_some()) => container
-            .pod
-            .as_ref()
-            .map(crate::record::workload::pod_name)
-            .unwrap_or_default(),
-        (_, Some(process)) => format!("{} (pid {})", process.comm, process.pid),
-        (Some(container), None) => container.name.clone().unwrap_or_else(|| container.id.clone()),
-        (None, None) => "unknown".to_owned(),
-    };
+    let caller = Group::of(row.process.as_deref(), row.container.as_deref(), None).name(row.instances);
     let paths: Vec<String> = row
         .top_paths
         .iter()
         .take(3)
-        .map(|path| format!("{} ({})", path.path, path.requests))
+        .map(|path| clean(&format!("{} ({})", path.path, grouped(path.requests))))
         .collect();
+    let mut shares = Vec::new();
+    let mut x = 0.0;
+    for (class, name) in [
+        ("v2", "v2"),
+        ("token", "token"),
+        ("v1", "v1"),
+        ("other", "other"),
+        ("other", "unknown"),
+    ] {
+        let count = row.by_version.get(name).copied().unwrap_or(0);
+        let width = SMALL * count as f64 / row.requests.max(1) as f64;
+        if count > 0 {
+            shares.push(Piece {
+                class,
+                x: round(x),
+                y: 0.0,
+                width: round(width),
+                height: 8.0,
+            });
+        }
+        x += width;
+    }
+    let quantiles = row.latency_ns;
+    let latency = match (quantiles.p50, quantiles.p90, quantiles.p99, quantiles.max) {
+        (Some(p50), Some(p90), Some(p99), Some(max)) => {
+            let (from, to) = (scale.at(p50), scale.at(max));
+            Some(Spread {
+                p50: text::span(p50),
+                p90: text::span(p90),
+                p99: text::span(p99),
+                max: text::span(max),
+                from,
+                to: round((to - from).max(2.0)),
+                p99_at: scale.at(p99),
+            })
+        }
+        _ => None,
+    };
     Row {
-        workload: clean(row.workload.as_deref().unwrap_or("unknown")),
+        workload: clean(workload(row)),
         caller: clean(&caller),
-        requests: row.requests,
+        requests: grouped(row.requests),
         rate: format!("{:.2}", row.rate_per_s),
         versions: counts(&row.by_version),
+        shares,
         statuses: counts(&row.by_status),
-        lost: row.lost,
-        failed_connects: row.failed_connects,
-        p50: span(row.latency_ns.p50),
-        p99: span(row.latency_ns.p99),
-        paths: clean(&paths.join(", ")),
+        tokens: grouped(row.tokens),
+        lost: grouped(row.lost),
+        failed_connects: grouped(row.failed_connects),
+        paths,
+        latency,
+    }
+}
+
+/// Places latencies between the least and the most that are shown.
+struct Logarithmic {
+    least: f64,
+    span: f64,
+    width: f64,
+}
+
+impl Logarithmic {
+    fn new(least: u64, most: u64, width: f64) -> Self {
+        let log = |ns: u64| (ns.max(1) as f64).log2();
+        Self {
+            least: log(least),
+            span: (log(most) - log(least)).max(1.0),
+            width,
+        }
+    }
+
+    fn at(&self, ns: u64) -> f64 {
+        let place = ((ns.max(1) as f64).log2() - self.least) / self.span;
+        round(place.clamp(0.0, 1.0) * self.width)
     }
 }
 
 fn timeline(picture: &Picture) -> Vec<Strip> {
-    let step = WIDTH / picture.shown() as f64;
     let mut lines: Vec<_> = picture.lines.iter().collect();
     lines.sort_by(|a, b| b.1.requests.cmp(&a.1.requests).then_with(|| a.0.cmp(b.0)));
     lines
         .into_iter()
         .take(MAX_ROWS)
-        .map(|(name, line)| {
-            let peak = line.buckets.iter().map(|bucket| bucket.requests).max().unwrap_or(0);
-            let bars = line
-                .buckets
-                .iter()
-                .enumerate()
-                .filter(|(_, bucket)| bucket.requests > 0);
-            let bars = bars.map(|(at, bucket)| {
-                let height = (HEIGHT * bucket.requests as f64 / peak.max(1) as f64).max(1.5);
-                let time = picture.from.plus_ns(picture.width_ns * at as u64);
-                Bar {
-                    x: round(at as f64 * step),
-                    y: round(HEIGHT - height),
-                    width: round(step * 0.85),
-                    height: round(height),
-                    failed: round(height * bucket.failed as f64 / bucket.requests as f64),
-                    label: format!(
-                        "{time}: {} requests, {} without an answer",
-                        bucket.requests, bucket.failed
-                    ),
-                }
-            });
-            Strip {
-                name: Escaped(name).to_string(),
-                requests: line.requests,
-                peak,
-                bars: bars.collect(),
-            }
-        })
+        .map(|(name, line)| strip(picture, name, line))
         .collect()
 }
 
-fn latency(picture: &Picture) -> Vec<Bar> {
-    let peak = picture.latencies.iter().copied().max().unwrap_or(0);
-    let step = WIDTH / LATENCIES as f64;
-    let bars = picture.latencies.iter().enumerate().map(|(power, count)| {
-        let (from, to) = (if power == 0 { 0 } else { 1000 << (power - 1) }, 1000_u64 << power);
-        let height = TALL * *count as f64 / peak.max(1) as f64;
+fn strip(picture: &Picture, name: &str, line: &Line) -> Strip {
+    let step = WIDTH / picture.shown() as f64;
+    let peak = line.buckets.iter().map(Bucket::requests).max().unwrap_or(0);
+    let of = |count: u64| HEIGHT * count as f64 / peak.max(1) as f64;
+    let bars = line
+        .buckets
+        .iter()
+        .enumerate()
+        .filter(|(_, bucket)| bucket.requests() > 0);
+    let bars = bars.map(|(at, bucket)| {
+        let (x, width) = (round(at as f64 * step), round(step * 0.88));
+        let mut pieces = Vec::new();
+        let mut y = HEIGHT;
+        let answered = COLOURS
+            .iter()
+            .map(|(class, version)| (*class, bucket.answered[*version]));
+        for (class, count) in answered.chain([("failed", bucket.failed)]) {
+            if count > 0 {
+                let height = of(count).max(1.5);
+                y = (y - height).max(0.0);
+                pieces.push(Piece {
+                    class,
+                    x,
+                    y: round(y),
+                    width,
+                    height: round(height),
+                });
+            }
+        }
+        let time = moment(picture.from.plus_ns(picture.width_ns.saturating_mul(at as u64)));
         Bar {
-            x: round(power as f64 * step),
-            y: round(TALL - height),
-            width: round(step * 0.9),
-            height: round(if *count > 0 { height.max(1.5) } else { 0.0 }),
-            failed: 0.0,
-            label: if power + 1 == LATENCIES {
-                format!("above {}: {count}", text::span(from))
-            } else {
-                format!("{} to {}: {count}", text::span(from), text::span(to))
-            },
+            label: format!(
+                "{time}: {}, {} without an answer",
+                counted(bucket.requests(), "request"),
+                bucket.failed
+            ),
+            pieces,
         }
     });
-    bars.filter(|bar| bar.height > 0.0).collect()
+    let names = ["token", "v2", "v1", "other", "unknown"];
+    let versions = names.iter().zip(line.versions).filter(|(_, count)| *count > 0);
+    let mut told: Vec<String> = versions
+        .map(|(name, count)| format!("{name} {}", grouped(count)))
+        .collect();
+    if line.failed > 0 {
+        told.push(format!("{} without an answer", grouped(line.failed)));
+    }
+    let told = format!(
+        "{}: {}; at most {} a bar",
+        counted(line.requests, "request"),
+        told.join(", "),
+        grouped(peak)
+    );
+    Strip {
+        name: clean(name),
+        label: format!("{}: {told}", clean(name)),
+        told,
+        bars: bars.collect(),
+    }
+}
+
+/// Times below the pictures that have one for their axis.
+fn ticks(picture: &Picture) -> Vec<String> {
+    let whole = picture.width_ns.saturating_mul(picture.shown() as u64);
+    let ticks = (0..=TICKS).map(|tick| {
+        let text = moment(
+            picture
+                .from
+                .plus_ns((u128::from(whole) * u128::from(tick) / u128::from(TICKS)) as u64),
+        );
+        // The date stands in the head; days are told where there are several, seconds where they matter.
+        match whole / SECOND {
+            0..86_400 => text.get(11..19),
+            _ => text.get(5..16),
+        }
+        .unwrap_or_default()
+        .to_owned()
+    });
+    ticks.collect()
+}
+
+fn latency(picture: &Picture) -> (Vec<Bar>, Vec<String>, Vec<Mark>) {
+    let used = |count: &u64| *count > 0;
+    let (Some(first), Some(last)) = (
+        picture.latencies.iter().position(used),
+        picture.latencies.iter().rposition(used),
+    ) else {
+        return (Vec::new(), Vec::new(), Vec::new());
+    };
+    // Some room on both sides.
+    let from = first.saturating_sub(2);
+    let to = (last + 3).max(from + LEAST_LATENCIES).min(LATENCIES);
+    let peak = picture.latencies.iter().copied().max().unwrap_or(0);
+    let step = WIDTH / (to - from) as f64;
+    let bars = (from..to).filter(|place| picture.latencies[*place] > 0).map(|place| {
+        let count = picture.latencies[place];
+        let height = (TALL * count as f64 / peak.max(1) as f64).max(1.5);
+        let low = text::span(latency_from(place));
+        let range = if place + 1 == LATENCIES {
+            format!("above {low}")
+        } else {
+            format!("{low} to {}", text::span(latency_from(place + 1)))
+        };
+        Bar {
+            label: format!("{range}: {}", counted(count, "answer")),
+            pieces: vec![Piece {
+                class: "v2",
+                x: round((place - from) as f64 * step),
+                y: round(TALL - height),
+                width: round(step * 0.92),
+                height: round(height),
+            }],
+        }
+    });
+    let axis = (0..=4).map(|part| text::span(latency_from(from + (to - from) * part / 4)));
+    let at = |ns: u64| {
+        let place = if ns < 1000 {
+            0.0
+        } else {
+            1.0 + (ns as f64 / 1000.0).log2() * 4.0
+        };
+        round(((place - from as f64) * step).clamp(0.0, WIDTH))
+    };
+    let marks = [("median", 0.5), ("p99", 0.99)].map(|(name, quantile)| {
+        let ns = picture.latency.value_at_quantile(quantile).min(picture.latency.max());
+        Mark {
+            x: at(ns),
+            label: format!("{name} {}", text::span(ns)),
+        }
+    });
+    (bars.collect(), axis.collect(), marks.into())
+}
+
+fn latency_told(picture: &Picture) -> String {
+    let latency = &picture.latency;
+    if latency.is_empty() {
+        return "no answers".to_owned();
+    }
+    let at = |quantile| text::span(latency.value_at_quantile(quantile).min(latency.max()));
+    format!(
+        "{}, median {}, 90 % within {}, 99 % within {}",
+        counted(latency.len(), "answer"),
+        at(0.5),
+        at(0.9),
+        at(0.99)
+    )
+}
+
+fn shares(counts: &BTreeMap<String, u64>, class: fn(&str) -> &'static str) -> Vec<Share> {
+    let total: u64 = counts.values().sum();
+    let mut counts: Vec<_> = counts.iter().collect();
+    counts.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
+    let share = |(name, count): (&String, &u64)| {
+        let part = *count as f64 / total.max(1) as f64;
+        Share {
+            name: clean(name),
+            class: class(name),
+            count: grouped(*count),
+            percent: format!("{:.1}", part * 100.0),
+            bar: round((part * SMALL).max(1.0)),
+        }
+    };
+    counts.into_iter().map(share).collect()
 }
 
 fn hops(picture: &Picture) -> Vec<Hops> {
     let lines = picture.lines.iter().filter(|(_, line)| !line.hops.is_empty());
-    let mut hops: Vec<(u8, Hops)> = lines
+    let farthest = |line: &Line| line.hops.keys().flatten().copied().max();
+    let limit = |line: &Line| line.response_ttls.keys().copied().max();
+    let shown = lines
+        .clone()
+        .filter_map(|(_, line)| farthest(line).max(limit(line).map(|limit| limit.saturating_sub(1))))
+        .max()
+        .unwrap_or(0)
+        .clamp(2, MAX_HOPS);
+    let mut hops: Vec<(bool, u8, Hops)> = lines
         .map(|(name, line)| {
-            let most = line.hops.keys().flatten().copied().max();
-            let mut crossed = String::new();
-            for (hops, count) in &line.hops {
-                let separator = if crossed.is_empty() { "" } else { ", " };
-                let _ = match hops {
-                    Some(hops) => write!(crossed, "{separator}{hops}: {count}"),
-                    None => write!(crossed, "{separator}unknown: {count}"),
-                };
-            }
-            let ttls: Vec<String> = line
-                .response_ttls
-                .iter()
-                .map(|(ttl, count)| format!("{ttl}: {count}"))
-                .collect();
-            let row = Hops {
-                workload: Escaped(name).to_string(),
-                hops: crossed,
-                needed: most.map_or("–".to_owned(), |most| most.saturating_add(1).to_string()),
-                ttls: ttls.join(", "),
-                lost: line.lost,
+            let (most, limit) = (farthest(line), limit(line));
+            let beyond = most.zip(limit).map(|(hops, limit)| hops >= limit);
+            let (verdict, class) = match (beyond, line.lost) {
+                (Some(true), _) => ("beyond the hop limit", "bad"),
+                (_, 1..) => ("answers were lost", "bad"),
+                (Some(false), 0) => ("within reach", "fine"),
+                (None, 0) => ("not known", "muted"),
             };
-            (most.unwrap_or(0), row)
+            let x = |hop: u8| round(10.0 + (SMALL - 20.0) * f64::from(hop.min(shown)) / f64::from(shown));
+            let picture = (0..=shown).map(|hop| Hop {
+                x: x(hop),
+                class: match most {
+                    Some(most) if most.min(shown) == hop && class == "bad" => "here bad",
+                    Some(most) if most.min(shown) == hop => "here",
+                    _ => "stop",
+                },
+            });
+            let counts = |of: Vec<(String, u64)>| {
+                let parts: Vec<String> = of
+                    .iter()
+                    .map(|(what, count)| format!("{what}: {}", grouped(*count)))
+                    .collect();
+                if parts.is_empty() {
+                    "–".to_owned()
+                } else {
+                    parts.join(", ")
+                }
+            };
+            let hop = |hops: &Option<u8>| hops.map_or_else(|| "unknown".to_owned(), |hops| hops.to_string());
+            let row = Hops {
+                workload: clean(name),
+                hops: counts(line.hops.iter().map(|(hops, count)| (hop(hops), *count)).collect()),
+                needed: most.map_or_else(|| "–".to_owned(), |most| most.saturating_add(1).to_string()),
+                ttls: counts(
+                    line.response_ttls
+                        .iter()
+                        .map(|(ttl, count)| (ttl.to_string(), *count))
+                        .collect(),
+                ),
+                lost: grouped(line.lost),
+                verdict: verdict.to_owned(),
+                class,
+                picture: picture.collect(),
+                reach: x(limit.map_or(0, |limit| limit.saturating_sub(1))),
+                label: match (most, limit) {
+                    (Some(most), Some(limit)) => format!(
+                        "{} away, the answer's TTL of {limit} carries it over {}",
+                        counted(u64::from(most), "hop"),
+                        counted(u64::from(limit.saturating_sub(1)), "hop")
+                    ),
+                    _ => "not known".to_owned(),
+                },
+            };
+            (class == "bad", most.unwrap_or(0), row)
         })
         .collect();
-    hops.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.workload.cmp(&b.1.workload)));
+    hops.sort_by(|a, b| {
+        (b.0, b.1)
+            .cmp(&(a.0, a.1))
+            .then_with(|| a.2.workload.cmp(&b.2.workload))
+    });
     hops.truncate(MAX_ROWS);
-    hops.into_iter().map(|(_, row)| row).collect()
+    hops.into_iter().map(|(_, _, row)| row).collect()
 }
 
 /// The picture's upper edge: the quota, or what goes beyond it.
 fn quota_top(picture: &Picture) -> u64 {
-    picture.quota.values().flatten().copied().max().unwrap_or(0).max(QUOTA) * 11 / 10
+    let peak = picture.quota.values().flatten().copied().max().unwrap_or(0);
+    peak.max(QUOTA).saturating_mul(11) / 10
 }
 
 fn quota_y(packets: u64, top: u64) -> f64 {
     round(TALL - TALL * packets as f64 / top.max(1) as f64)
 }
 
-fn quota(picture: &Picture) -> Vec<Peaks> {
+fn quota(picture: &Picture, interfaces: &[InterfaceSummary]) -> Vec<Peaks> {
     let top = quota_top(picture);
     let step = WIDTH / picture.shown() as f64;
-    let interfaces = picture.quota.iter().map(|(name, peaks)| {
-        let peak = peaks.iter().copied().max().unwrap_or(0);
+    let drawn = picture.quota.iter().map(|(name, peaks)| {
         let mut points = String::new();
         for (at, packets) in peaks.iter().enumerate() {
             let (x, y) = (round(at as f64 * step), quota_y(*packets, top));
             let _ = write!(points, "{x},{y} {},{y} ", round((at + 1) as f64 * step));
         }
+        let end = round(peaks.len() as f64 * step);
+        let peak = peaks.iter().copied().max().unwrap_or(0);
+        let mut told = format!(
+            "at most {} packets/s = {:.0} % of the quota",
+            grouped(peak),
+            peak as f64 * 100.0 / QUOTA as f64
+        );
+        if let Some(interface) = interfaces.iter().find(|interface| interface.name == *name) {
+            let _ = write!(
+                told,
+                "; {} out, {} in",
+                counted(interface.egress_packets, "packet"),
+                grouped(interface.ingress_packets)
+            );
+            match interface.allowance_exceeded {
+                Some(count) => {
+                    let _ = write!(told, "; {} dropped by the quota", grouped(count));
+                }
+                None => told.push_str("; the driver doesn't tell what the quota dropped"),
+            }
+        }
         Peaks {
-            interface: Escaped(name).to_string(),
-            peak,
-            percent: format!("{:.0}", peak as f64 * 100.0 / QUOTA as f64),
+            interface: clean(name),
+            told,
+            area: format!("0,{TALL} {points}{end},{TALL}"),
             points,
         }
     });
-    interfaces.collect()
+    drawn.collect()
 }
 
 /// Hours and days, where seconds are too many to read.
@@ -414,6 +836,28 @@ fn long_span(ns: u64) -> String {
         2.0..72.0 => format!("{hours:.1} h"),
         _ => format!("{:.1} days", hours / 24.0),
     }
+}
+
+/// To the millisecond: nobody reads nanoseconds in a page.
+fn moment(time: Time) -> String {
+    let text = time.to_string();
+    match (text.get(..10), text.get(11..23)) {
+        (Some(date), Some(clock)) => format!("{date} {} UTC", clock.strip_suffix(".000").unwrap_or(clock)),
+        _ => text,
+    }
+}
+
+/// Digits by threes.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 fn round(value: f64) -> f64 {
@@ -427,6 +871,7 @@ mod tests {
     #[test]
     fn a_page_without_anything_says_so() {
         let input = Input {
+            host: &"".into(),
             files: 0,
             records: 0,
             skipped: 0,
@@ -440,5 +885,18 @@ mod tests {
         let page = page(&input).unwrap();
         assert!(page.contains("No findings") && page.contains("nothing was observed"));
         assert!(!page.contains("NaN") && !page.contains("inf,"));
+    }
+
+    #[test]
+    fn numbers_and_times_read_well() {
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(grouped),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+        assert_eq!(moment(Time(1_700_000_000 * SECOND)), "2023-11-14 22:13:20 UTC");
+        assert_eq!(
+            moment(Time(1_700_000_000 * SECOND + 5_000_000)),
+            "2023-11-14 22:13:20.005 UTC"
+        );
     }
 }

@@ -51,22 +51,22 @@ pub fn summary(summary: &Summary, colour: Colour) -> String {
         let hidden = summary.processes.len().saturating_sub(MAX_ROWS);
         if hidden > 0 {
             let requests: u64 = summary.processes[MAX_ROWS..].iter().map(|row| row.requests).sum();
-            let _ = writeln!(text, "and {hidden} more with {requests} requests");
+            let _ = writeln!(text, "and {hidden} more with {}", counted(requests, "request"));
         }
     }
     if summary.other_requests > 0 {
         let _ = writeln!(
             text,
-            "and {} requests of processes beyond the table's bound",
-            summary.other_requests
+            "and {} of processes beyond the table's bound",
+            counted(summary.other_requests, "request")
         );
     }
     for interface in &summary.interfaces {
         let _ = write!(
             text,
-            "{}: {} packets out, {} in; peak {}/s = {:.0} % of the quota",
+            "{}: {} out, {} in; peak {}/s = {:.0} % of the quota",
             Escaped(&interface.name),
-            interface.egress_packets,
+            counted(interface.egress_packets, "packet"),
             interface.ingress_packets,
             interface.peak_packets_per_s,
             interface.quota_share * 100.0,
@@ -160,9 +160,8 @@ pub fn finding(finding: &Finding, colour: Colour) -> String {
     let _ = writeln!(text, "    {}", Escaped(&finding.summary));
     let _ = writeln!(
         text,
-        "    seen {} {}, first {}, last {}",
-        finding.count,
-        if finding.count == 1 { "time" } else { "times" },
+        "    seen {}, first {}, last {}",
+        counted(finding.count, "time"),
         finding.first_seen,
         finding.last_seen
     );
@@ -200,13 +199,20 @@ pub fn loss(counts: &LossCounts) -> String {
         unknown_containers,
     } = *counts;
     let named = [
-        (ring_buffer, "events lost in the kernel"),
+        (
+            ring_buffer,
+            if ring_buffer == 1 {
+                "event lost in the kernel"
+            } else {
+                "events lost in the kernel"
+            },
+        ),
         (unparsed, "unreadable"),
         (truncated, "cut"),
         (evicted, "evicted"),
         (unattributed, "without a known process"),
         (shed, "not written in time"),
-        (unknown_containers, "in containers of unknown form"),
+        (unknown_containers, "in containers whose names were not found in time"),
     ];
     let parts: Vec<String> = named
         .iter()
@@ -218,6 +224,11 @@ pub fn loss(counts: &LossCounts) -> String {
     } else {
         format!("incomplete: {}\n", parts.join(", "))
     }
+}
+
+/// `1 request`, `2 requests`.
+pub fn counted(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Nanoseconds in the unit that suits.
@@ -253,6 +264,22 @@ mod tests {
         for (ns, text) in wanted {
             assert_eq!(span(ns), text);
         }
+    }
+
+    #[test]
+    fn one_is_one() {
+        assert_eq!(
+            [0, 1, 2].map(|count| counted(count, "hop")),
+            ["0 hops", "1 hop", "2 hops"]
+        );
+        let lost = |ring_buffer| {
+            loss(&LossCounts {
+                ring_buffer,
+                ..LossCounts::default()
+            })
+        };
+        assert_eq!(lost(1), "incomplete: 1 event lost in the kernel\n");
+        assert_eq!(lost(2), "incomplete: 2 events lost in the kernel\n");
     }
 
     #[test]

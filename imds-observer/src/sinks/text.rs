@@ -96,10 +96,16 @@ impl TextOutput {
             }
             let hidden = self.open.len().saturating_sub(MAX_SHOWN);
             if hidden > 0 {
-                let _ = writeln!(out, "and {hidden} more findings");
+                let _ = writeln!(out, "and {hidden} more finding{}", if hidden == 1 { "" } else { "s" });
             }
         } else if summary.total && !self.open.is_empty() {
-            let _ = writeln!(out, "{} findings are open", self.open.len());
+            let open = self.open.len();
+            let _ = writeln!(
+                out,
+                "{} {} open",
+                text::counted(open as u64, "finding"),
+                if open == 1 { "is" } else { "are" }
+            );
         }
         out.push_str(&text::loss(&self.loss));
     }

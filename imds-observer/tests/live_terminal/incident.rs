@@ -203,7 +203,7 @@ fn ctrl_c_ends_it_with_a_summary() {
     tmux.press("C-c").unwrap();
     let text = tmux.wait_for("status 0").unwrap();
     for wanted in [
-        "3 requests of 1 callers, 0 findings",
+        "3 requests of 1 caller, 0 findings",
         "nothing was lost",
         "not recorded: w in the view does that, or imds-observer stream -w",
     ] {

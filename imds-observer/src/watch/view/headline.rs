@@ -79,7 +79,7 @@ fn traffic(state: &State, theme: Theme) -> Vec<Part> {
 }
 
 fn versions(state: &State, theme: Theme) -> Vec<Part> {
-    let mut parts = vec![(format!("{} requests", state.requests), Style::new())];
+    let mut parts = vec![(text::counted(state.requests, "request"), Style::new())];
     let names = ImdsVersion::ALL.iter().map(|version| version.as_str());
     for (index, (name, count)) in names.chain(["unknown"]).zip(state.by_version).enumerate() {
         if count > 0 {
@@ -110,7 +110,8 @@ fn blind(state: &State, theme: Theme) -> Vec<Part> {
     }
     let missing = state.start.as_ref().map_or(0, |start| start.missing.len());
     if missing > 0 {
-        parts.push((format!("{missing} capabilities missing (see ?)"), Style::new()));
+        let word = if missing == 1 { "capability" } else { "capabilities" };
+        parts.push((format!("{missing} {word} missing (see ?)"), Style::new()));
     }
     if state.evicted > 0 {
         parts.push((format!("{} beyond this view's bounds", state.evicted), DIM));
