@@ -31,6 +31,8 @@ pub(crate) enum Group {
     Demo,
     /// All that `cargo xtask test` runs.
     Test,
+    /// What `cargo xtask dist` makes bills of materials with, and what tries the image.
+    Dist,
     /// Guests that `cargo xtask test --kernel` boots.
     Kernels,
     /// What `cargo xtask bench offline` measures against.
@@ -73,6 +75,7 @@ impl Group {
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
+            Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio"],
             Self::Kernels => &[
                 "qemu-system-x86",
                 "cpio",
@@ -102,7 +105,13 @@ impl Group {
     fn wants_python(self) -> bool {
         !matches!(
             self,
-            Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign | Self::Traffic | Self::Scenarios
+            Self::Lab
+                | Self::Dist
+                | Self::Kernels
+                | Self::CrossKernels
+                | Self::Foreign
+                | Self::Traffic
+                | Self::Scenarios
         )
     }
 }
@@ -144,6 +153,9 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
         if groups.iter().any(|group| group.wants_engines()) {
             python_engines(&sh)?;
         }
+        if groups.contains(&Group::Test) {
+            python_deploy(&sh)?;
+        }
         compiling.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
     if scenarios {
@@ -152,6 +164,31 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     if groups.contains(&Group::Test) {
         prometheus(&sh)?;
     }
+    if groups.contains(&Group::Dist) {
+        bills_of_materials(&sh)?;
+    }
+    Ok(())
+}
+
+/// Helm, the validator of Kubernetes' manifests and an OpenTelemetry collector, in an environment of their own: 400 MB.
+fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
+    let wanted = root().join("deploy/requirements.txt");
+    let what = "Helm, kubernetes-validate and rotel";
+    make_venv(sh, &toolchain::tools().join("deploy"), &wanted, what)
+}
+
+fn bills_of_materials(sh: &Shell) -> anyhow::Result<()> {
+    const VERSION: &str = "=0.5.9";
+    if which(sh, "cargo-cyclonedx") {
+        return Ok(());
+    }
+    let tools = toolchain::tools();
+    say(&format!("build cargo-cyclonedx into {} (a minute)", tools.display()));
+    cmd!(
+        sh,
+        "cargo install cargo-cyclonedx --version {VERSION} --locked --root {tools}"
+    )
+    .run()?;
     Ok(())
 }
 
