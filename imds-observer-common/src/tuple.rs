@@ -13,9 +13,15 @@ pub struct Tuple {
     pub remote_port: u16,
 }
 
-/// An IPv4 address as the v4-mapped IPv6 address that [`Tuple`] holds.
+/// An IPv4 address as the v4-mapped IPv6 address that [`Tuple`] holds. Put together from words: the kernel side would fill it
+/// byte by byte otherwise.
 #[inline(always)]
 pub const fn mapped_v4(address: [u8; 4]) -> [u8; 16] {
-    let [a, b, c, d] = address;
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    let words = [
+        0,
+        0,
+        u32::from_ne_bytes([0, 0, 0xff, 0xff]),
+        u32::from_ne_bytes(address),
+    ];
+    zerocopy::transmute!(words)
 }

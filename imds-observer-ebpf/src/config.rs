@@ -50,10 +50,10 @@ pub(crate) fn drop_reasons() -> Option<u32> {
 pub(crate) fn is_endpoint_v4(address: u32) -> bool {
     let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_count) };
     let mut index = 0;
-    while index < MAX_ENDPOINTS {
+    // The count first: it is read-only data, so the verifier takes out what unused slots would cost.
+    while index < MAX_ENDPOINTS && (index as u32) < count {
         // SAFETY: index is in bounds; the field is 4 bytes, of alignment 4 at the start of the struct.
-        let endpoint = unsafe { core::ptr::read_volatile((&raw const ENDPOINTS.v4).cast::<u32>().add(index)) };
-        if (index as u32) < count && address == endpoint {
+        if address == unsafe { core::ptr::read_volatile((&raw const ENDPOINTS.v4).cast::<u32>().add(index)) } {
             return true;
         }
         index += 1;
@@ -65,7 +65,7 @@ pub(crate) fn is_endpoint_v4(address: u32) -> bool {
 pub(crate) fn is_endpoint_v6(address: [u32; 4]) -> bool {
     let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
     let mut index = 0;
-    while index < MAX_ENDPOINTS {
+    while index < MAX_ENDPOINTS && (index as u32) < count {
         // SAFETY: as above; each endpoint is four words.
         let words = unsafe { (&raw const ENDPOINTS.v6).cast::<u32>().add(index * 4) };
         let equal = unsafe {
@@ -74,7 +74,7 @@ pub(crate) fn is_endpoint_v6(address: [u32; 4]) -> bool {
                 && address[1] == core::ptr::read_volatile(words.add(1))
                 && address[2] == core::ptr::read_volatile(words.add(2))
         };
-        if (index as u32) < count && equal {
+        if equal {
             return true;
         }
         index += 1;
@@ -85,8 +85,9 @@ pub(crate) fn is_endpoint_v6(address: [u32; 4]) -> bool {
 /// Whether an endpoint's first word is this: a cheap test before the whole address is read.
 #[inline(always)]
 pub(crate) fn is_endpoint_v6_prefix(first: u32) -> bool {
+    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
     let mut index = 0;
-    while index < MAX_ENDPOINTS {
+    while index < MAX_ENDPOINTS && (index as u32) < count {
         // SAFETY: index is in bounds.
         if first == unsafe { core::ptr::read_volatile((&raw const ENDPOINTS.v6).cast::<u32>().add(index * 4)) } {
             return true;

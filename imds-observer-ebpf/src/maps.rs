@@ -68,6 +68,8 @@ pub(crate) struct WireScratch {
     pub(crate) ip: Ip,
     /// Of the packet that an ICMP error quotes.
     pub(crate) quoted: Ip,
+    /// Which of the interface's counters the packet belongs to.
+    pub(crate) slot: u32,
 }
 
 #[map]

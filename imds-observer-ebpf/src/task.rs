@@ -32,15 +32,29 @@ fn read<T>(base: u64, offset: usize) -> Option<T> {
     unsafe { bpf_probe_read_kernel((base as usize).wrapping_add(offset) as *const T) }.ok()
 }
 
+/// Without CAP_PERFMON even calling these helpers is refused. User space then gives no offsets, and the verifier takes out what
+/// lies behind this.
+#[inline(always)]
+fn may_read() -> bool {
+    offset!(task_group_leader).is_some()
+}
+
+#[inline(always)]
+fn current_task() -> Option<u64> {
+    if !may_read() {
+        return None;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    (task != 0).then_some(task)
+}
+
 /// Identity only: cheap enough for every request.
 #[inline(always)]
 pub(crate) fn current() -> Option<Current> {
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
-    if task == 0 {
-        return None;
-    }
-    let leader: u64 = read(task, offset!(task_group_leader)?)?;
+    let leader_field = offset!(task_group_leader)?;
+    let task = current_task()?;
+    let leader: u64 = read(task, leader_field)?;
     let key = ProcessKey {
         start_time_ns: read(leader, offset!(task_start_time)?)?,
         tgid: read(task, offset!(task_tgid)?)?,
@@ -60,9 +74,7 @@ pub(crate) fn current() -> Option<Current> {
 /// Network namespace inode of the current task.
 #[inline(always)]
 pub(crate) fn current_netns() -> u32 {
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
-    netns_of_task(task).unwrap_or(0)
+    current_task().and_then(netns_of_task).unwrap_or(0)
 }
 
 #[inline(always)]
@@ -80,9 +92,8 @@ pub(crate) fn netns(net: u64) -> Option<u32> {
 /// cgroup v2 id of the current task.
 #[inline(always)]
 pub(crate) fn current_cgroup_id() -> u64 {
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
-    cgroup_node(task)
+    current_task()
+        .and_then(cgroup_node)
         .and_then(|node| read(node, offset!(kernfs_node_id)?))
         .unwrap_or(0)
 }
@@ -119,6 +130,7 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64) -> u32 {
     if unsafe { PROCESSES.get(key) }.is_some() {
         return 0;
     }
+    let Some(task) = current_task() else { return 0 };
     let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
         return 0;
     };
@@ -127,8 +139,6 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64) -> u32 {
     let event = unsafe { &mut (*scratch).event };
     event.header = header(EventKind::Process, size_of::<ProcessEvent>());
     event.key = key;
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
     describe(task, event);
     if emit_bytes((&raw const *event).cast(), size_of::<ProcessEvent>() as u64) && PROCESSES.insert(key, 1, 0).is_err()
     {
@@ -273,6 +283,9 @@ fn arguments(task: u64) -> Option<(u64, u64)> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn note_component(cgroup: u32, used: u32, name: u64) -> u32 {
+    if !may_read() {
+        return used;
+    }
     let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
         return used;
     };

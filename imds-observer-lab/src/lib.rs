@@ -1,5 +1,6 @@
 //! Somewhere to observe: a stand-in for the metadata service, and the network namespaces around it.
 
+pub mod bpf;
 pub mod client;
 pub mod faults;
 pub mod rights;

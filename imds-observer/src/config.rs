@@ -27,9 +27,22 @@ pub struct Config {
     /// Time between summaries.
     pub interval: Option<Span>,
     pub records: Option<Vec<Kind>>,
+    /// Keep all rights after start, to look for faults.
+    pub unconfined: bool,
     pub filter: Filter,
     pub limits: Limits,
+    pub otlp: Otlp,
     pub detectors: DetectorConfig,
+}
+
+/// To an OpenTelemetry collector.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Otlp {
+    /// Nothing is sent without one.
+    pub endpoint: Option<String>,
+    /// Time between two transfers of the metrics.
+    pub interval: Option<Span>,
 }
 
 /// Bounds on what is held in memory.
@@ -173,6 +186,34 @@ mod tests {
         for wrong in ["", "0", "k", "-1", "1t", "99999999999999999g"] {
             assert!(wrong.parse::<Size>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let example = include_str!("../../deploy/imds-observer.toml");
+        let given: Config = example.parse().unwrap();
+        assert_eq!(given.limits, Limits::default());
+        assert_eq!(given.otlp, Otlp::default());
+        // Every line that begins like a setting is one.
+        let settings: String = example
+            .lines()
+            .map(|line| {
+                line.strip_prefix('#')
+                    .filter(|rest| !rest.starts_with(' '))
+                    .unwrap_or(line)
+            })
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let all: Config = settings.parse().unwrap();
+        let defaults = Limits {
+            ring_bytes: Some(4 << 20),
+            ..Limits::default()
+        };
+        assert_eq!(all.limits, defaults);
+        assert_eq!(all.detectors, DetectorConfig::default());
+        assert_eq!(all.filter.pid, [4242]);
+        assert_eq!(all.endpoints, crate::bpf::DEFAULT_ENDPOINTS);
+        assert_eq!(all.otlp.endpoint.as_deref(), Some("http://127.0.0.1:4318"));
     }
 
     #[test]

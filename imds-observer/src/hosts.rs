@@ -274,6 +274,7 @@ mod tests {
             interfaces: Vec::new(),
             attached: Vec::new(),
             missing: Vec::new(),
+            confinement: None,
         };
         hosts.starts(&start("a"));
         assert_eq!(hosts.restarts_seen(), 0);

@@ -40,20 +40,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some(target) if all.contains(target) => vec![target.clone()],
         Some(target) => bail!("no fuzz target `{target}`: there are {}", all.join(", ")),
     };
-    build(&sh)?;
+    build(&sh, "release")?;
     for target in &chosen {
         let seconds = args.seconds;
-        fuzz(&sh, target, &[format!("-max_total_time={seconds}")])?;
+        fuzz(&sh, "release", target, &[format!("-max_total_time={seconds}")])?;
     }
     Ok(())
 }
 
 /// Builds all targets and gives each a bounded run.
 pub(crate) fn smoke(sh: &Shell) -> anyhow::Result<()> {
-    build(sh)?;
+    // Built faster and run slower: compiling is nearly all of it.
+    let profile = "smoke";
+    build(sh, profile)?;
     for target in targets(sh)? {
         fuzz(
             sh,
+            profile,
             &target,
             &[
                 format!("-runs={SMOKE_RUNS}"),
@@ -78,12 +81,12 @@ fn targets(sh: &Shell) -> anyhow::Result<Vec<String>> {
 }
 
 /// With `--target`, so that the flags reach the parsers and not build scripts.
-fn build(sh: &Shell) -> anyhow::Result<()> {
+fn build(sh: &Shell, profile: &str) -> anyhow::Result<()> {
     let host = host(sh)?;
     follow_lock(sh)?;
     cmd!(
         sh,
-        "cargo build --release --manifest-path fuzz/Cargo.toml --target {host} --target-dir target/fuzz"
+        "cargo build --profile {profile} --manifest-path fuzz/Cargo.toml --target {host} --target-dir target/fuzz"
     )
     .env("RUSTFLAGS", FLAGS)
     .env("AYA_BUILD_SKIP", "1")
@@ -101,9 +104,9 @@ fn follow_lock(sh: &Shell) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fuzz(sh: &Shell, target: &str, limits: &[String]) -> anyhow::Result<()> {
+fn fuzz(sh: &Shell, profile: &str, target: &str, limits: &[String]) -> anyhow::Result<()> {
     let host = host(sh)?;
-    let program = root().join("target/fuzz").join(host).join("release").join(target);
+    let program = root().join("target/fuzz").join(host).join(profile).join(target);
     // What libFuzzer finds stays out of the tree; seeds, where a target has some, are in it.
     let corpus = root().join("target/fuzz/corpus").join(target);
     let found = format!("-artifact_prefix={}/", root().join("target/fuzz").display());

@@ -5,13 +5,13 @@
 //! (`imds-observer-lab/src/bin/imds-observer-guest.rs`). The processor is emulated: a boot takes seconds, no
 //! virtualisation is asked of the host, and nothing of the guest reaches the host's network.
 
-mod cross;
+pub(crate) mod cross;
 mod debian;
 mod guest;
 mod outcome;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context as _, bail};
@@ -34,14 +34,14 @@ pub(crate) enum Arch {
 
 impl Arch {
     /// As Debian calls it.
-    fn debian(self) -> &'static str {
+    pub(crate) fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
             Self::Aarch64 => "arm64",
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
@@ -49,11 +49,11 @@ impl Arch {
     }
 
     /// Whether this machine's own programs run there.
-    fn is_native(self) -> bool {
+    pub(crate) fn is_native(self) -> bool {
         self.name() == std::env::consts::ARCH
     }
 
-    fn target(self) -> &'static str {
+    pub(crate) fn target(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64-unknown-linux-gnu",
             Self::Aarch64 => "aarch64-unknown-linux-gnu",
@@ -105,6 +105,13 @@ pub(crate) fn usual() -> anyhow::Result<Totals> {
         arch,
         whole: false,
     })
+}
+
+/// What a program says as the only process of a guest of Amazon Linux 2023's kernel version.
+pub(crate) fn only(arch: Arch, program: &Path, arguments: &str) -> anyhow::Result<String> {
+    let sh = shell()?;
+    let kernel = debian::fetch(&sh, arch, &"6.1".parse()?)?;
+    guest::run_only(arch, &kernel, program, arguments)
 }
 
 /// Runs the suite on each kernel.

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod clients;
 mod demo;
+mod dist;
 mod docs;
 mod foreign;
 mod fuzz;
@@ -39,6 +40,7 @@ enum Verb {
     Bench(bench::Args),
     Build(build::Args),
     Demo(demo::Args),
+    Dist(dist::Args),
     Test(test::Args),
     Lab(lab::Args),
     Docs(docs::Args),
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Build(args) => build::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Dist(args) => dist::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Docs(args) => docs::run(&args),

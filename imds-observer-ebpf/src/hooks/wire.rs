@@ -2,6 +2,8 @@
 //!
 //! Both programs return `TC_ACT_UNSPEC`, which is `TCX_NEXT`: the next program decides.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -99,6 +101,7 @@ fn try_wire(skb: *mut __sk_buff, egress: u32) -> bool {
         head,
         ip,
         quoted,
+        slot,
     } = unsafe { &mut *scratch };
     if packet::ip(skb, v6, network_header(skb), ip).is_none() {
         return false;
@@ -108,7 +111,7 @@ fn try_wire(skb: *mut __sk_buff, egress: u32) -> bool {
     let words = crate::config::words(&far);
     let near = if v6 { near_v6(words[0]) } else { near_v4(words[3]) };
     if near || far_is_endpoint {
-        account(skb, ip, far_is_endpoint, egress);
+        account(skb, ip, slot, far_is_endpoint, egress);
     }
     if ip.later_fragment {
         if far_is_endpoint {
@@ -141,7 +144,7 @@ fn network_header(skb: *mut __sk_buff) -> u32 {
 
 /// Counts the packet for the quota.
 #[inline(always)]
-fn account(skb: *mut __sk_buff, ip: &Ip, endpoint: bool, egress: bool) {
+fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, endpoint: bool, egress: bool) {
     let class = if endpoint {
         TrafficClass::Imds
     } else if ip.later_fragment {
@@ -155,32 +158,30 @@ fn account(skb: *mut __sk_buff, ip: &Ip, endpoint: bool, egress: bool) {
         }
     } else {
         TrafficClass::Other
-    } as usize
-        & (TRAFFIC_CLASSES - 1);
+    } as usize;
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*skb).ifindex };
-    if let Some(counters) = INTERFACES.get_ptr_mut(ifindex) {
-        // SAFETY: a per-CPU slot.
-        let counters = unsafe { &mut *counters };
-        let side = if egress {
-            &mut counters.egress
-        } else {
-            &mut counters.ingress
-        };
-        side[class] += 1;
-        return;
+    let mut counters = INTERFACES.get_ptr_mut(ifindex);
+    if counters.is_none() {
+        if INTERFACES.insert(ifindex, InterfaceCounters::default(), 0).is_err() {
+            count(|loss| &mut loss.map_full);
+        }
+        counters = INTERFACES.get_ptr_mut(ifindex);
     }
-    let mut counters = InterfaceCounters::default();
-    let side = if egress {
-        &mut counters.egress
-    } else {
-        &mut counters.ingress
+    let Some(counters) = counters else { return };
+    let side = if egress { 0 } else { TRAFFIC_CLASSES };
+    // Through memory, so that the verifier knows the index by its bound alone, on all ways that lead here: without CAP_PERFMON it
+    // refuses to move a pointer by a number that is known on one way and not, or another, on the next.
+    // SAFETY: a valid reference.
+    let index = unsafe {
+        write_volatile(slot, (side + class) as u32);
+        read_volatile(slot) as usize & (2 * TRAFFIC_CLASSES - 1)
     };
-    side[class] = 1;
-    if INTERFACES.insert(ifindex, counters, 0).is_err() {
-        count(|loss| &mut loss.map_full);
-    }
+    // SAFETY: a per-CPU slot that is made of this many counters, those of egress first.
+    unsafe { *counters.cast::<u64>().add(index) += 1 };
 }
+
+const _: () = assert!(size_of::<InterfaceCounters>() == 2 * TRAFFIC_CLASSES * size_of::<u64>());
 
 /// The socket behind a packet at the uplink. The tuple here is the one after NAT; the first packet is found by its sequence
 /// number, all others by the tuple that it left behind.

@@ -5,8 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,6 +13,12 @@ use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
 
 use super::{FaultGuard, Victim};
+use crate::bpf::{
+    self, ATTACH_CGROUP_INET_EGRESS, ATTACH_CGROUP_INET4_CONNECT, ATTACH_CGROUP_INET6_CONNECT, ATTACH_TCX_EGRESS,
+    ATTACH_TCX_INGRESS, AttachAttributes, BPF_LINK_CREATE, BPF_OBJ_PIN, BPF_PROG_ATTACH, BPF_PROG_DETACH,
+    LinkAttributes, PROG_TYPE_CGROUP_SKB, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PinAttributes, call,
+    immediate,
+};
 use crate::topology::Lab;
 
 /// Which hook denies.
@@ -31,19 +36,6 @@ pub enum Hook {
     TcIngress,
 }
 
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_OBJ_PIN: libc::c_long = 6;
-const BPF_PROG_ATTACH: libc::c_long = 8;
-const BPF_PROG_DETACH: libc::c_long = 9;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const PROG_TYPE_SCHED_CLS: u32 = 3;
-const PROG_TYPE_CGROUP_SKB: u32 = 8;
-const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
-const ATTACH_CGROUP_INET_EGRESS: u32 = 1;
-const ATTACH_CGROUP_INET4_CONNECT: u32 = 10;
-const ATTACH_CGROUP_INET6_CONNECT: u32 = 11;
-const ATTACH_TCX_INGRESS: u32 = 46;
-const ATTACH_TCX_EGRESS: u32 = 47;
 /// Behind the observer's own filter, which is the first.
 const PRIORITY: &str = "20";
 /// What a cgroup program returns to deny, and what a TC program does (`TC_ACT_SHOT`).
@@ -55,77 +47,9 @@ const NEXT: i32 = -1;
 /// Programs that one side of an interface takes (`BPF_MPROG_MAX`).
 const TCX_PROGRAMS: usize = 64;
 
-/// The head of `union bpf_attr` for loading, up to what is used.
-#[repr(C)]
-#[derive(Default)]
-struct LoadAttributes {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct LinkAttributes {
-    prog_fd: u32,
-    /// Descriptor of a cgroup, or an interface's index.
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-    relative: u32,
-    reserved: u32,
-    expected_revision: u64,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct PinAttributes {
-    pathname: u64,
-    bpf_fd: u32,
-    file_flags: u32,
-}
-
-/// For attaching and detaching without a link.
-#[repr(C)]
-struct AttachAttributes {
-    target_fd: u32,
-    attach_bpf_fd: u32,
-    attach_type: u32,
-    attach_flags: u32,
-}
-
-fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
-    // SAFETY: the attributes are a prefix of `union bpf_attr` and outlive the call; the kernel takes the rest as zero.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result as i32)
-}
-
-/// For commands that make a descriptor.
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    let fd = call(command, attributes)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// `r0 = verdict; exit`.
 fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
     load(kind, attach, &[0xb7 | immediate(verdict), 0x95])
-}
-
-fn immediate(value: i32) -> u64 {
-    u64::from(value as u32) << 32
 }
 
 /// A program at an interface that drops all but what finds neighbours: without those the kernel would give up its gateway after
@@ -150,19 +74,7 @@ fn shoot_all_but_neighbours(attach: u32) -> Result<OwnedFd> {
 }
 
 fn load(kind: u32, attach: u32, instructions: &[u64]) -> Result<OwnedFd> {
-    bpf(
-        BPF_PROG_LOAD,
-        &LoadAttributes {
-            prog_type: kind,
-            insn_cnt: instructions.len() as u32,
-            insns: instructions.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-            prog_name: *b"imdslab_policy\0\0",
-            expected_attach_type: attach,
-            ..LoadAttributes::default()
-        },
-    )
-    .context("load a policy program")
+    bpf::load("imdslab_policy", kind, attach, 0, instructions).context("load a policy program")
 }
 
 /// Another tool's program that lets all through, but has the lab's whole cgroup to itself at this hook: attached without
@@ -209,7 +121,7 @@ pub fn crowd_uplink(lab: &Lab) -> Result<FaultGuard> {
                     attach_type,
                     ..LinkAttributes::default()
                 };
-                match bpf(BPF_LINK_CREATE, &link) {
+                match bpf::open(BPF_LINK_CREATE, &link) {
                     Ok(link) => links.push(link),
                     Err(error) if error.raw_os_error() == Some(libc::ERANGE) => break,
                     Err(error) => return Err(error).context("attach a program to eth0 (needs tcx: 6.6)"),
@@ -235,7 +147,7 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
             attach_type: attach,
             ..LinkAttributes::default()
         };
-        bpf(BPF_LINK_CREATE, &link).context("attach a policy program to a cgroup")
+        bpf::open(BPF_LINK_CREATE, &link).context("attach a policy program to a cgroup")
     };
     let interface = |attach: u32, name: &str| -> Result<FaultGuard> {
         let program = shoot_all_but_neighbours(attach)?;
@@ -247,7 +159,7 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
                 attach_type: attach,
                 ..LinkAttributes::default()
             };
-            anyhow::Ok(bpf(BPF_LINK_CREATE, &link))
+            anyhow::Ok(bpf::open(BPF_LINK_CREATE, &link))
         })??;
         match link {
             Ok(link) => Ok(held(link)),

@@ -61,14 +61,48 @@ pub fn mount_point(host: &HostRoot) -> Option<PathBuf> {
     let mounts = host
         .proc("1/mountinfo", 1 << 20)
         .or_else(|| host.proc("self/mountinfo", 1 << 20))?;
-    let text = String::from_utf8_lossy(&mounts);
-    text.lines().find_map(|line| {
+    whole_tree(&String::from_utf8_lossy(&mounts)).map(|point| host.join(&point))
+}
+
+/// Where `mountinfo` has the whole cgroup v2 tree: id, parent, device, root, mount point, options, optional fields, `-`, type, source,
+/// options.
+///
+/// Roots are told relative to the reader's cgroup namespace. A container's own mount shows its part as `/` then, and the host's tree,
+/// bound into it, is `/../../..`: of several the one that lies highest.
+pub fn whole_tree(mountinfo: &str) -> Option<String> {
+    let trees = mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         let mut before = before.split(' ').skip(3);
         let (root, point) = (before.next()?, before.next()?);
-        // A bind mount of a part of the tree doesn't show the host; octal escapes are for names that no one gives a cgroup mount.
-        (after.split(' ').next()? == "cgroup2" && root == "/").then(|| host.join(point))
-    })
+        // Something below a root is a part of the tree and doesn't show the host.
+        let is_root = after.split(' ').next()? == "cgroup2" && without_parents(root) == "/";
+        is_root.then(|| (root.matches("/..").count(), unescape(point)))
+    });
+    // The first of equals.
+    trees
+        .reduce(|highest, next| if next.0 > highest.0 { next } else { highest })
+        .map(|(_, point)| point)
+}
+
+/// `\040` and the like.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        out.push_str(before);
+        match after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = &after[3..];
+            }
+            None => {
+                out.push('\\');
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
 }
 
 /// The path of the cgroup with this id, which is its directory's inode. `None`: gone, or never seen within the bound.
@@ -121,6 +155,23 @@ mod tests {
         assert_eq!(from_proc("3:cpu:/a\n").unwrap(), "/a");
         for broken in ["", "\n", "nonsense", "0:", "::"] {
             let _ = from_proc(broken);
+        }
+    }
+
+    #[test]
+    fn the_hierarchy_is_found_on_hosts_and_in_containers() {
+        let v2 = "24 1 0:21 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n";
+        assert_eq!(whole_tree(v2).unwrap(), "/sys/fs/cgroup");
+        let hybrid = "30 24 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      31 24 0:27 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(whole_tree(hybrid).unwrap(), "/sys/fs/cgroup/uni fied");
+        // A pod with a cgroup namespace of its own, into which the host's tree is mounted.
+        let pod = "30 24 0:27 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n\
+                   31 24 0:27 /../../.. /host/sys/fs/cgroup ro - cgroup2 cgroup2 rw\n";
+        assert_eq!(whole_tree(pod).unwrap(), "/host/sys/fs/cgroup");
+        for part in ["/pod", "/../pod", "/..pod"] {
+            let line = format!("31 24 0:27 {part} /sys/fs/cgroup rw - cgroup2 cgroup2 rw\nbroken\n");
+            assert_eq!(whole_tree(&line), None, "{part}");
         }
     }
 

@@ -1,13 +1,17 @@
-//! What do monitoring systems see? Counters by workload, never by process or raw path, over HTTP for Prometheus.
+//! What do monitoring systems see? Counters by workload, never by process or raw path, over HTTP for Prometheus, and sent to an
+//! OpenTelemetry collector.
 //!
 //! Bounded: [`MAX_WORKLOADS`] workloads have series of their own, the rest share the workload `other`; one that was silent for
 //! [`FORGET_NS`] gives its place up. So there are at most some 60 series a workload, and most have ten.
 
 mod exposition;
+#[cfg(feature = "otlp")]
+pub mod otlp;
+mod series;
 mod server;
 mod state;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -15,6 +19,7 @@ use std::time::Instant;
 use crate::filter::Kinds;
 use crate::record::Record;
 use crate::sinks::Sink;
+use series::Transfers;
 use state::State;
 
 /// Workloads with series of their own.
@@ -31,31 +36,50 @@ struct Shared {
     begin: Instant,
     /// When the pipeline last came round, milliseconds since `begin`.
     alive_ms: AtomicU64,
+    /// What became of transfers, if there is a collector.
+    transfers: std::sync::Mutex<Option<Transfers>>,
 }
 
-/// Feeds the metrics that it serves.
+impl Shared {
+    fn transfers(&self) -> Option<Transfers> {
+        *self.transfers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Feeds the metrics.
 #[derive(Debug)]
 pub struct MetricsSink {
     shared: Arc<Shared>,
-    address: SocketAddr,
+}
+
+impl Default for MetricsSink {
+    fn default() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                state: std::sync::Mutex::default(),
+                ready: AtomicBool::new(false),
+                begin: Instant::now(),
+                alive_ms: AtomicU64::new(0),
+                transfers: std::sync::Mutex::default(),
+            }),
+        }
+    }
 }
 
 impl MetricsSink {
-    /// Listens and serves from now on, on a thread of its own.
-    pub fn serve(address: SocketAddr) -> anyhow::Result<Self> {
-        let shared = Arc::new(Shared {
-            state: std::sync::Mutex::default(),
-            ready: AtomicBool::new(false),
-            begin: Instant::now(),
-            alive_ms: AtomicU64::new(0),
-        });
-        let address = server::start(address, &shared)?;
-        Ok(Self { shared, address })
+    /// Listens and serves from now on, on a thread of its own. Returns where it listens: with port 0, the one that was chosen.
+    pub fn serve(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
+        self.serve_on(Self::listen(address)?)
     }
 
-    /// Where it listens: with port 0, the one that was chosen.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// Takes the address; the connections that come wait until they are served.
+    pub fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+        server::listen(address)
+    }
+
+    /// The rest of [`Self::serve`].
+    pub fn serve_on(&self, listener: TcpListener) -> anyhow::Result<SocketAddr> {
+        server::start(listener, &self.shared)
     }
 }
 

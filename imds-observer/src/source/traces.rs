@@ -225,6 +225,7 @@ impl Source for Traces {
             interfaces: Vec::new(),
             attached: Vec::new(),
             missing: missing.into_iter().collect(),
+            confinement: None,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Observer, in_netns, lab, patience, run, tool};
+use crate::support::{Observer, in_netns, lab, patience, run, tool, tool_directory};
 
 const ADDRESS: &str = "127.0.0.1:9469";
 
@@ -307,4 +307,91 @@ fn a_service_manager_is_told_and_a_bad_configuration_changes_nothing() {
         "{}",
         finished.stderr
     );
+}
+
+/// rotel's program, which PyPI carries.
+fn collector() -> PathBuf {
+    let python = tool_directory().join("deploy/bin/python3");
+    let output = Command::new(&python)
+        .args(["-c", "import os, rotel; print(os.path.dirname(rotel.__file__))"])
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask setup --for test`", python.display()));
+    Path::new(String::from_utf8(output.stdout).unwrap().trim()).join("rotel-agent")
+}
+
+/// The collector's own words: rotel, which is no part of this project, tells on its log what it received.
+#[test]
+#[ignore = "live"]
+fn a_real_collector_gets_what_prometheus_is_shown() {
+    let lab = lab(LabOptions::default());
+    let directory = tempfile::tempdir().unwrap();
+    let told = directory.path().join("rotel.log");
+    let mut rotel = in_netns(lab.node(), collector())
+        .args([
+            "start",
+            "--exporter",
+            "blackhole",
+            "--debug-log",
+            "metrics",
+            "--debug-log",
+            "logs",
+        ])
+        .args(["--debug-log-verbosity", "detailed", "--pid-file"])
+        .arg(directory.path().join("pid"))
+        .args([
+            "--otlp-http-endpoint",
+            "127.0.0.1:4318",
+            "--otlp-grpc-endpoint",
+            "127.0.0.1:4317",
+        ])
+        .stdout(fs::File::create(&told).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("run rotel");
+    let config = directory.path().join("config.toml");
+    fs::write(&config, "[otlp]\ninterval = '1s'\n").unwrap();
+    let mut observer = Observer::stream(
+        &lab,
+        &[
+            "--metrics",
+            ADDRESS,
+            "--interval",
+            "1s",
+            "--config",
+            config.to_str().unwrap(),
+            "--otlp-endpoint",
+            "http://127.0.0.1:4318",
+        ],
+    );
+    for _ in 0..3 {
+        ask(&lab, "meta-data/instance-id");
+        observer.wait_for(|record| record["record"] == "exchange");
+    }
+    let finding = observer.wait_for(|record| record["code"] == "imdsv1-request");
+    let deadline = Instant::now() + patience();
+    let received = loop {
+        let text = fs::read_to_string(&told).unwrap();
+        let metrics = text
+            .rfind("imds_exchanges")
+            .is_some_and(|at| text[at..].contains("Value: 3"));
+        if metrics && text.contains(finding["summary"].as_str().unwrap()) {
+            break text;
+        }
+        assert!(Instant::now() < deadline, "rotel did not tell of it:\n{text}");
+        ask(&lab, "meta-data/instance-id?filler");
+    };
+    for wanted in [
+        "imds_response_latency_seconds",
+        "imds_interface_packets",
+        "imds_observer_build_info",
+        "process_resident_memory_bytes",
+        "service.name",
+        "imds.remedy",
+        "imdsv1-request",
+    ] {
+        assert!(received.contains(wanted), "{wanted}:\n{received}");
+    }
+    let _ = rotel.kill();
+    let _ = rotel.wait();
+    observer.finish();
 }

@@ -263,13 +263,17 @@ pub(crate) fn run(place: &Place, program: &str, arguments: &[&str]) -> std::proc
         .unwrap_or_else(|error| panic!("run {program}: {error}"))
 }
 
-/// A program that `cargo xtask setup` put among its tools.
-pub(crate) fn tool(name: &str) -> PathBuf {
-    let tools = std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
+/// Where `cargo xtask setup` puts its tools.
+pub(crate) fn tool_directory() -> PathBuf {
+    std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
         || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),
         PathBuf::from,
-    );
-    let path = tools.join("bin").join(name);
+    )
+}
+
+/// A program among them.
+pub(crate) fn tool(name: &str) -> PathBuf {
+    let path = tool_directory().join("bin").join(name);
     assert!(
         path.exists(),
         "{} is missing: run `cargo xtask setup --for test`",

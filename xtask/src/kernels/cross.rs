@@ -15,33 +15,57 @@ const DEBIANS: &str = "/usr/bin/rustc";
 /// Its standard library for other processors.
 const LIBRARY: &str = "libstd-rust-web-dev";
 
+/// Static programs: they find no libraries where they are to run.
+pub(crate) const STATIC: &str = "-C target-feature=+crt-static";
+
 /// What cargo must be told.
 pub(super) struct Cross {
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(String, String)>,
 }
 
-/// rustup's standard library for the target if it is installed; else Debian's compiler with that of Debian's package.
+/// Compiler, linker and standard library.
+pub(crate) struct Toolchain {
+    pub(crate) environment: Vec<(String, String)>,
+    /// Where the standard library is, if the compiler doesn't know.
+    pub(crate) sysroot: Option<PathBuf>,
+}
+
 pub(super) fn prepare(sh: &Shell, arch: Arch) -> anyhow::Result<Cross> {
+    let Toolchain {
+        mut environment,
+        sysroot,
+    } = toolchain(sh, arch)?;
+    let sysroot = sysroot.map(|sysroot| format!(" --sysroot={}", sysroot.display()));
+    environment.push((
+        "RUSTFLAGS".to_owned(),
+        format!("{STATIC}{}", sysroot.unwrap_or_default()),
+    ));
+    Ok(Cross {
+        arguments: vec!["--target".to_owned(), arch.target().to_owned()],
+        environment,
+    })
+}
+
+/// rustup's standard library for the target if it is installed; else Debian's compiler with that of Debian's package.
+pub(crate) fn toolchain(sh: &Shell, arch: Arch) -> anyhow::Result<Toolchain> {
     let target = arch.target();
-    let mut flags = "-C target-feature=+crt-static".to_owned();
-    let mut environment = vec![(
-        format!("CARGO_TARGET_{}_LINKER", target.replace('-', "_").to_uppercase()),
-        LINKER.to_owned(),
-    )];
+    let mut environment = Vec::new();
+    if !arch.is_native() {
+        environment.push((
+            format!("CARGO_TARGET_{}_LINKER", target.replace('-', "_").to_uppercase()),
+            LINKER.to_owned(),
+        ));
+    }
     let own = cmd!(sh, "rustc --print target-libdir --target {target}")
         .quiet()
         .read()?;
+    let mut sysroot = None;
     if !sh.path_exists(&own) {
-        let sysroot = library(sh, arch)?;
-        flags.push_str(&format!(" --sysroot={}", sysroot.display()));
+        sysroot = Some(library(sh, arch)?);
         environment.push(("RUSTC".to_owned(), DEBIANS.to_owned()));
     }
-    environment.push(("RUSTFLAGS".to_owned(), flags));
-    Ok(Cross {
-        arguments: vec!["--target".to_owned(), target.to_owned()],
-        environment,
-    })
+    Ok(Toolchain { environment, sysroot })
 }
 
 /// Debian's standard library for `arch`, of the version of Debian's compiler here, unpacked.

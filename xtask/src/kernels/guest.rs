@@ -140,6 +140,8 @@ const MODULES: &[&str] = &[
 /// Longest that a guest may take; it watches its own tests more closely.
 const PATIENCE: Duration = Duration::from_secs(1_200);
 const PATIENCE_WHOLE: Duration = Duration::from_secs(7_200);
+/// A boot and a program that ends by itself.
+const PATIENCE_ONLY: Duration = Duration::from_secs(300);
 
 /// The part of the initramfs that all kernels of an architecture share.
 pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBuf> {
@@ -371,12 +373,55 @@ pub(super) fn initramfs(sh: &Shell, arch: Arch, kernel: &Kernel, base: &Path) ->
 /// Boots the guest and gives what it wrote to its console.
 pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) -> anyhow::Result<String> {
     let console = directory(arch).join(format!("{}.console", kernel.release));
+    let patience = if whole { PATIENCE_WHOLE } else { PATIENCE };
+    boot(
+        arch,
+        kernel,
+        initramfs,
+        &console,
+        "mitigations=off rcupdate.rcu_expedited=1 no_timer_check",
+        patience,
+    )
+}
+
+/// The same for a guest that has nothing but this program, as its first process and with nothing mounted.
+pub(super) fn run_only(arch: Arch, kernel: &Kernel, program: &Path, arguments: &str) -> anyhow::Result<String> {
+    let tree = directory(arch).join("only");
+    let _ = fs::remove_dir_all(&tree);
+    copy(&Shell::new()?, program, &tree.join("program"))?;
+    let initramfs = directory(arch).join("only.initramfs");
+    pack(&tree, &initramfs)?;
+    let console = directory(arch).join("only.console");
+    let text = boot(
+        arch,
+        kernel,
+        &initramfs,
+        &console,
+        &format!("rdinit=/program -- {arguments}"),
+        PATIENCE_ONLY,
+    )?;
+    // The end of the first process is the kernel's; it tells with which status.
+    ensure!(
+        text.contains("exitcode=0x00000000"),
+        "`{arguments}` failed as the only process of a guest: see {}",
+        console.display()
+    );
+    Ok(text)
+}
+
+fn boot(
+    arch: Arch,
+    kernel: &Kernel,
+    initramfs: &Path,
+    console: &Path,
+    more: &str,
+    patience: Duration,
+) -> anyhow::Result<String> {
     let (program, machine, serial) = match arch {
         Arch::X86_64 => ("qemu-system-x86_64", "q35", "ttyS0"),
         Arch::Aarch64 => ("qemu-system-aarch64", "virt", "ttyAMA0"),
     };
     let processor = if arch == Arch::X86_64 { "max" } else { "cortex-a72" };
-    let patience = if whole { PATIENCE_WHOLE } else { PATIENCE };
     let begin = Instant::now();
     let mut guest = Command::new(program)
         .args(["-accel", "tcg,thread=multi", "-machine", machine, "-cpu", processor])
@@ -398,9 +443,7 @@ pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) ->
         .arg("-initrd")
         .arg(initramfs)
         .arg("-append")
-        .arg(format!(
-            "console={serial} quiet panic=-1 mitigations=off rcupdate.rcu_expedited=1 no_timer_check"
-        ))
+        .arg(format!("console={serial} quiet panic=-1 {more}"))
         .stdin(Stdio::null())
         .spawn()
         .with_context(|| format!("start {program} (cargo xtask setup --for kernels installs it)"))?;
@@ -427,6 +470,6 @@ pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) ->
         console.display()
     );
     let mut text = Vec::new();
-    File::open(&console)?.read_to_end(&mut text)?;
+    File::open(console)?.read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
 }

@@ -1,0 +1,97 @@
+//! What the observer costs, measured in a lab: one file a question.
+//!
+//! `cargo xtask bench NAME` runs it. Each verb prints a section of docs/performance.md. All load is bounded and stays in the lab.
+
+mod flood;
+mod idle;
+mod kernel;
+mod latency;
+mod load;
+mod numbers;
+mod observer;
+mod traffic;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Args)]
+struct Common {
+    /// The program to measure
+    #[arg(long)]
+    observer: PathBuf,
+    /// Whether it works, not what it takes: some seconds in all
+    #[arg(long)]
+    short: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Time per run of each kernel program, beside an empty one on the same hook
+    Kernel {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Throughput of other traffic with nothing, the observer, tcpdump and tshark
+    Traffic {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// More and more of it, until something is lost
+    Flood {
+        #[command(flatten)]
+        common: Common,
+        /// How long the quota is exceeded twentyfold
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Memory, CPU and wake-ups while hardly anything happens
+    Idle {
+        #[command(flatten)]
+        common: Common,
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+    },
+    /// From the packet that completes an exchange to its line on standard output
+    Latency {
+        #[command(flatten)]
+        common: Common,
+        /// Exchanges a second
+        #[arg(long, default_value_t = 1000)]
+        rate: u32,
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+    },
+    /// Makes traffic; started by the others inside the lab
+    Load(load::Load),
+}
+
+fn main() -> ExitCode {
+    load::raise_descriptor_limit();
+    match run(&Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("imds-observer-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Kernel { common } => kernel::run(&common.observer, common.short),
+        Verb::Traffic { common } => traffic::run(&common.observer, common.short),
+        Verb::Flood { common, seconds } => flood::run(&common.observer, common.short, *seconds),
+        Verb::Idle { common, seconds } => idle::run(&common.observer, common.short, *seconds),
+        Verb::Latency { common, rate, seconds } => latency::run(&common.observer, common.short, *rate, *seconds),
+        Verb::Load(load) => load::run(load),
+    }
+}

@@ -1,0 +1,254 @@
+//! Does other traffic notice the observer? Beside nothing, and beside what people would run instead.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use anyhow::{Context as _, Result, ensure};
+use imds_observer_lab::topology::{Lab, LabOptions};
+use serde_json::Value;
+
+use crate::numbers::{Rounds, Table, verdict};
+use crate::observer::{Observer, UPLINK, until};
+
+const ROUNDS: usize = 7;
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const IPERF_PORT: &str = "5201";
+const WEB_PORT: u16 = 8000;
+/// What tcpdump is told to keep.
+const FILTER: &str = "host 169.254.169.254 or host fd00:ec2::254";
+/// The fields that the guides of the trade print with tshark.
+const FIELDS: [&str; 6] = [
+    "frame.time_epoch",
+    "ip.src",
+    "ip.ttl",
+    "http.request.method",
+    "http.request.uri",
+    "http.response.code",
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watcher {
+    Nothing,
+    Observer,
+    Tcpdump,
+    Tshark,
+}
+
+const WATCHERS: [(Watcher, &str); 4] = [
+    (Watcher::Nothing, "nothing"),
+    (Watcher::Observer, "imds-observer"),
+    (Watcher::Tcpdump, "tcpdump -w"),
+    (Watcher::Tshark, "tshark -T fields"),
+];
+
+const MEASURES: [(&str, f64); 3] = [
+    ("TCP, Gbit/s", 0.99),
+    ("UDP, 64 bytes, 1000 packets/s", 0.95),
+    ("connections/s", 0.98),
+];
+
+pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
+    let (rounds, seconds) = if short { (1, 1) } else { (ROUNDS, 2) };
+    let lab = Lab::new(LabOptions {
+        pods: Vec::new(),
+        ..LabOptions::default()
+    })?;
+    serve(&lab)?;
+    // Not in the lab's cgroup: one host has one end of a connection.
+    let server = lab
+        .imds()
+        .command_beside("iperf3")?
+        .args(["-s", "-p", IPERF_PORT])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("start iperf3 (is it installed?)")?;
+    let _server = Ended(server);
+    until("iperf3 to listen", || Ok(iperf(&lab, 1, &["-n", "1K"]).is_ok()))?;
+
+    let mut results: Vec<[Rounds; 3]> = WATCHERS.iter().map(|_| Default::default()).collect();
+    for round in 0..rounds {
+        for turn in 0..WATCHERS.len() {
+            let number = (turn + round) % WATCHERS.len();
+            let _watching = Watching::start(WATCHERS[number].0, &lab, program)?;
+            let values = [tcp(&lab, seconds)?, udp(&lab, seconds)?, connections(&lab, seconds)?];
+            for (rounds, value) in results[number].iter_mut().zip(values) {
+                rounds.push(value);
+            }
+        }
+    }
+
+    println!(
+        "{rounds} rounds of {seconds} s each, taking turns; median (least to most), ratio to nothing round by round.\n"
+    );
+    let mut table = Table::new(&["traffic", "with", "measured", "of nothing", "target"]);
+    for (measure, (name, target)) in MEASURES.iter().enumerate() {
+        let nothing = &results[0][measure];
+        let tcpdump = results[2][measure].over(nothing).median();
+        for ((watcher, with), rounds) in WATCHERS.iter().zip(&results) {
+            let ratio = rounds[measure].over(nothing);
+            let told = if *watcher == Watcher::Observer {
+                format!(
+                    "{target}: {}; ahead of tcpdump: {}",
+                    verdict(ratio.median() >= *target),
+                    verdict(ratio.median() >= tcpdump)
+                )
+            } else {
+                "-".to_owned()
+            };
+            table.row(&[
+                (*name).to_owned(),
+                (*with).to_owned(),
+                rounds[measure].show(2),
+                ratio.show(3),
+                told,
+            ]);
+        }
+    }
+    table.print();
+    Ok(())
+}
+
+/// A child that does not outlive us.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Both fail only when it is gone.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whoever watches while traffic is measured; ends with this.
+struct Watching {
+    _observer: Option<Observer>,
+    _tool: Option<Ended>,
+    file: PathBuf,
+}
+
+impl Watching {
+    fn start(watcher: Watcher, lab: &Lab, program: &Path) -> Result<Self> {
+        let mut watching = Self {
+            _observer: None,
+            _tool: None,
+            file: Path::new("/dev/shm").join(format!("imdslab-{}-bench.pcap", lab.id())),
+        };
+        match watcher {
+            Watcher::Nothing => {}
+            Watcher::Observer => watching._observer = Some(Observer::start(lab, program, lab.cgroup_directory(), &[])?),
+            Watcher::Tcpdump => {
+                let mut command = lab.node().command_beside("tcpdump")?;
+                // Who reads a pcap must be able to; by default tcpdump gives up root first.
+                command
+                    .args(["-i", UPLINK, "-Z", "root", "-w"])
+                    .arg(&watching.file)
+                    .arg(FILTER);
+                watching._tool = Some(tool(command, "listening on")?);
+            }
+            Watcher::Tshark => {
+                let mut command = lab.node().command_beside("tshark")?;
+                command.args(["-i", UPLINK, "-l", "-f", FILTER, "-Y", "http", "-T", "fields"]);
+                command.args(FIELDS.iter().flat_map(|field| ["-e", field]));
+                watching._tool = Some(tool(command, "Capturing on")?);
+            }
+        }
+        Ok(watching)
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+/// Starts a tool that says on standard error when it is ready.
+fn tool(mut command: Command, ready: &str) -> Result<Ended> {
+    let name = command.get_program().display().to_string();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map(Ended)
+        .with_context(|| format!("start {name} (is it installed?)"))?;
+    let mut said = BufReader::new(child.0.stderr.take().context("take what a tool says")?);
+    let mut line = String::new();
+    while !line.contains(ready) {
+        line.clear();
+        ensure!(said.read_line(&mut line)? > 0, "{name} ended before it was ready");
+    }
+    // What else it says must not fill the pipe.
+    thread::spawn(move || {
+        let mut rest = Vec::new();
+        let _ = said.read_to_end(&mut rest);
+    });
+    Ok(child)
+}
+
+fn iperf(lab: &Lab, seconds: u64, more: &[&str]) -> Result<Value> {
+    let mut command = lab.node().command("iperf3")?;
+    command.args(["-c", &SERVER.to_string(), "-p", IPERF_PORT, "-J"]);
+    if !more.contains(&"-n") {
+        command.args(["-t", &seconds.to_string()]);
+    }
+    let output = command.args(more).output().context("run iperf3 (is it installed?)")?;
+    ensure!(
+        output.status.success(),
+        "iperf3: {}",
+        String::from_utf8_lossy(&output.stdout).trim()
+    );
+    serde_json::from_slice(&output.stdout).context("read what iperf3 says")
+}
+
+fn tcp(lab: &Lab, seconds: u64) -> Result<f64> {
+    let told = iperf(lab, seconds, &[])?;
+    let bits = told["end"]["sum_received"]["bits_per_second"].as_f64();
+    Ok(bits.context("iperf3 tells no throughput")? / 1e9)
+}
+
+/// Packets that arrived.
+fn udp(lab: &Lab, seconds: u64) -> Result<f64> {
+    let told = iperf(lab, seconds, &["-u", "-b", "0", "-l", "64"])?;
+    let sum = &told["end"]["sum"];
+    let number = |name: &str| sum[name].as_f64().with_context(|| format!("iperf3 tells no {name}"));
+    Ok((number("packets")? - number("lost_packets")?) / number("seconds")? / 1e3)
+}
+
+fn connections(lab: &Lab, seconds: u64) -> Result<f64> {
+    let output = lab
+        .node()
+        .command("wrk")?
+        .args(["-t1", "-c16", &format!("-d{seconds}s"), "-H", "Connection: close"])
+        .arg(format!("http://{SERVER}:{WEB_PORT}/"))
+        .output()
+        .context("run wrk (is it installed?)")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "wrk: {said}");
+    let rate = said.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+    rate.and_then(|rate| rate.trim().parse().ok())
+        .context("wrk tells no rate")
+}
+
+/// A small web server in the service's namespace that closes after each answer.
+fn serve(lab: &Lab) -> Result<()> {
+    let listener = lab
+        .imds()
+        .netns()
+        .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, WEB_PORT)))?
+        .context("listen for wrk")?;
+    thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        for mut stream in listener.incoming().flatten() {
+            if stream.read(&mut bytes).is_ok() {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+            }
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Findings as logs, and the metrics, to an OpenTelemetry collector (OTLP over HTTP, protobuf).
+//!
+//! The messages are the opentelemetry project's own types; its SDK is not between: it would keep a second copy of every number, and
+//! has no histogram that is read instead of written. So the collector gets what `/metrics` shows, from the same state.
+//!
+//! Behind a [`Queue`](crate::sinks::queue::Queue), on its thread. A collector that is slow, dead or refuses holds nobody up: findings wait
+//! here, bounded, the oldest are given up first, and all of that is counted and said. Nothing is ever sent to where IMDS is, nor to any
+//! other link-local address, whatever a name resolves to; proxies' variables are not read and redirections not followed.
+
+mod message;
+mod transfer;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use prost::Message as _;
+
+use super::series::Transfers;
+use super::{MetricsSink, Shared};
+use crate::record::{Host, Kind, Record};
+use crate::sinks::Output;
+use transfer::{Endpoint, Failure};
+
+/// Time between two transfers of the metrics where nothing else is said.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// For one transfer, resolving names included as far as the system lets go.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same at the end, when somebody waits.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+/// Findings that wait for a collector to come back (a few KiB each).
+const MAX_WAITING: usize = 1024;
+/// Findings in one transfer.
+const BATCH: usize = 128;
+/// Pauses after a failure: the first, doubled each time up to the last.
+const PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What [`Collector::new`] needs.
+#[derive(Debug)]
+pub struct Options<'a> {
+    /// `http://HOST:PORT`, to which `/v1/logs` and `/v1/metrics` are added.
+    pub endpoint: &'a str,
+    /// Time between two transfers of the metrics.
+    pub interval: Option<Duration>,
+    pub host: Host,
+    /// Where IMDS is: never sent to.
+    pub imds: Vec<IpAddr>,
+}
+
+/// Sends to one collector.
+#[derive(Debug)]
+pub struct Collector {
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+    host: Host,
+    interval: Duration,
+    waiting: VecDeque<Arc<Record>>,
+    metrics_due: Instant,
+    /// After a failure: not before, and how long then.
+    retry: Option<(Instant, Duration)>,
+    /// Given up and not yet told to the queue.
+    untold: u64,
+}
+
+impl Collector {
+    pub const KINDS: [Kind; 1] = [Kind::Finding];
+    /// Findings that may wait while a transfer takes its time.
+    pub const QUEUE: usize = 1024;
+
+    pub fn new(options: &Options<'_>, metrics: &MetricsSink) -> anyhow::Result<Self> {
+        let endpoint = Endpoint::new(options.endpoint, options.imds.clone())
+            .with_context(|| format!("send findings and metrics to {}", options.endpoint))?;
+        let shared = Arc::clone(&metrics.shared);
+        *shared.transfers.lock().unwrap_or_else(PoisonError::into_inner) = Some(Transfers::default());
+        let interval = options.interval.unwrap_or(INTERVAL);
+        Ok(Self {
+            endpoint,
+            shared,
+            host: options.host.clone(),
+            interval,
+            waiting: VecDeque::new(),
+            metrics_due: Instant::now() + interval,
+            retry: None,
+            untold: 0,
+        })
+    }
+
+    /// What may be sent now.
+    fn transfer(&mut self, patience: Duration) {
+        if self.retry.is_some_and(|(not_before, _)| Instant::now() < not_before) {
+            return;
+        }
+        while !self.waiting.is_empty() {
+            let batch: Vec<Arc<Record>> = self.waiting.iter().take(BATCH).cloned().collect();
+            let body = message::logs(&batch, &self.host, now_ns()).encode_to_vec();
+            let sent = self.endpoint.send("v1/logs", body, patience);
+            let rejected = match &sent {
+                Ok(response) => message::rejected_logs(response).min(batch.len() as u64),
+                Err(Failure::Never(_)) => batch.len() as u64,
+                Err(Failure::Later(_)) => 0,
+            };
+            if !matches!(sent, Err(Failure::Later(_))) {
+                self.waiting.drain(..batch.len());
+                self.give_up(rejected);
+                self.count(|transfers| transfers.findings_sent += batch.len() as u64 - rejected);
+            }
+            if !self.settle(sent.map(drop)) {
+                return;
+            }
+        }
+        if Instant::now() >= self.metrics_due {
+            self.send_metrics(patience);
+        }
+    }
+
+    fn send_metrics(&mut self, patience: Duration) {
+        self.metrics_due = Instant::now() + self.interval;
+        let transfers = self.shared.transfers();
+        let body = {
+            let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            message::metrics(&state, transfers, &self.host, now_ns())
+        };
+        let sent = self.endpoint.send("v1/metrics", body.encode_to_vec(), patience);
+        self.settle(sent.map(drop));
+    }
+
+    /// Counts and says what became of a transfer. Returns whether to go on.
+    fn settle(&mut self, sent: Result<(), Failure>) -> bool {
+        let Err(failure) = sent else {
+            if self.retry.take().is_some() {
+                let lost = self.shared.transfers().unwrap_or_default().findings_lost;
+                tracing::warn!(
+                    "the collector at {} takes what it is sent again; {lost} findings were given up so far",
+                    self.endpoint
+                );
+            }
+            return true;
+        };
+        self.count(|transfers| transfers.failed += 1);
+        let pause = self.retry.map_or(PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        // Once for each time of trouble: what goes on is told by the metrics.
+        if self.retry.is_none() {
+            tracing::warn!(
+                "the collector at {} did not take what it was sent: {failure}; trying again, {} findings wait",
+                self.endpoint,
+                self.waiting.len()
+            );
+        }
+        self.retry = Some((Instant::now() + pause, pause));
+        false
+    }
+
+    fn give_up(&mut self, count: u64) {
+        self.untold += count;
+        self.count(|transfers| transfers.findings_lost += count);
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Transfers)) {
+        let mut transfers = self.shared.transfers.lock().unwrap_or_else(PoisonError::into_inner);
+        change(transfers.get_or_insert_default());
+    }
+}
+
+impl Output for Collector {
+    fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
+        self.waiting.extend(records.iter().cloned());
+        let over = self.waiting.len().saturating_sub(MAX_WAITING);
+        self.waiting.drain(..over);
+        self.give_up(over as u64);
+        self.transfer(PATIENCE);
+        Ok(std::mem::take(&mut self.untold))
+    }
+
+    fn idle(&mut self) -> io::Result<()> {
+        self.transfer(PATIENCE);
+        Ok(())
+    }
+
+    fn close(&mut self) -> io::Result<()> {
+        let dead = self.retry.take().is_some();
+        self.metrics_due = Instant::now();
+        self.transfer(LAST_PATIENCE);
+        if !self.waiting.is_empty() {
+            let left = self.waiting.len();
+            self.give_up(left as u64);
+            let for_long = if dead { "for long" } else { "at the end" };
+            tracing::warn!("the collector was not reached {for_long}: {left} findings are given up");
+        }
+        Ok(())
+    }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests;

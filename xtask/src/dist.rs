@@ -1,0 +1,174 @@
+//! `dist`: what is given to others, at `target/dist`: static programs, an image, the chart, what is in them, checksums.
+//!
+//! The same inputs give the same bytes: paths of this machine are replaced in programs, and every time stamp is
+//! `SOURCE_DATE_EPOCH`, or else the last commit's. `--twice` shows it.
+
+mod archive;
+mod bundle;
+mod image;
+mod inventory;
+mod program;
+mod trial;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Args as ClapArgs;
+use xshell::{Shell, cmd};
+
+use crate::kernels::Arch;
+use crate::run::{root, shell, step};
+use crate::setup::{self, Group};
+use archive::sha256;
+
+/// Make the tarballs, the OCI image, the chart, checksums and bills of materials at target/dist.
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// Processors.
+    #[arg(long, value_delimiter = ',', default_value = "x86_64,aarch64")]
+    arch: Vec<Arch>,
+    /// Then build all of it again from a copy elsewhere, and compare.
+    #[arg(long)]
+    twice: bool,
+    /// Don't start what was built.
+    #[arg(long)]
+    untried: bool,
+}
+
+/// What a run is about.
+struct Release {
+    version: String,
+    /// Seconds since 1970 of everything.
+    epoch: u64,
+    arches: Vec<Arch>,
+    directory: PathBuf,
+}
+
+impl Release {
+    fn file(&self, rest: &str) -> PathBuf {
+        self.directory.join(format!("imds-observer-{}{rest}", self.version))
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let groups: &[Group] = if args.arch.iter().all(|arch| arch.is_native()) {
+        &[Group::Dist]
+    } else {
+        &[Group::Dist, Group::CrossKernels]
+    };
+    step("setup", || setup::ensure(groups))?;
+    let sh = shell()?;
+    let release = Release {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        epoch: epoch(&sh)?,
+        arches: args.arch.clone(),
+        directory: root().join("target/dist"),
+    };
+    make(&sh, &release, &root())?;
+    if !args.untried {
+        for arch in &release.arches {
+            step(&format!("try the program for {}", arch.name()), || {
+                trial::program(&sh, *arch, &program::path(&release, *arch))
+            })?;
+        }
+        step("try the image", || trial::image(&sh, &release))?;
+    }
+    if args.twice {
+        step("all of it again, from another directory", || again(&sh, &release))?;
+    }
+    let sums = sh.read_file(release.directory.join("SHA256SUMS"))?;
+    println!("{sums}");
+    Ok(())
+}
+
+/// Time of everything that is made: that of the sources.
+fn epoch(sh: &Shell) -> anyhow::Result<u64> {
+    let text = match sh.var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text,
+        Err(_) => cmd!(sh, "git log -1 --format=%ct")
+            .quiet()
+            .read()
+            .context("ask git for the last commit's time (or set SOURCE_DATE_EPOCH)")?,
+    };
+    text.trim()
+        .parse()
+        .with_context(|| format!("SOURCE_DATE_EPOCH={text}: not a number of seconds"))
+}
+
+/// Everything, from the sources at `source`.
+fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
+    let _there = sh.push_dir(source);
+    sh.set_var("SOURCE_DATE_EPOCH", release.epoch.to_string());
+    sh.remove_path(&release.directory)?;
+    sh.create_dir(&release.directory)?;
+    for arch in &release.arches {
+        step(&format!("program for {}", arch.name()), || {
+            program::build(sh, release, source, *arch)
+        })?;
+    }
+    step("bills of materials and licences", || {
+        inventory::make(sh, release, source)
+    })?;
+    step("tarballs and chart", || bundle::make(sh, release, source))?;
+    step("image", || image::make(release, source))?;
+    checksums(sh, release)
+}
+
+fn checksums(sh: &Shell, release: &Release) -> anyhow::Result<()> {
+    let mut lines = String::new();
+    for path in outputs(sh, &release.directory)? {
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .context("a file has a name")?;
+        lines.push_str(&format!("{}  {name}\n", sha256(&std::fs::read(&path)?)));
+    }
+    sh.write_file(release.directory.join("SHA256SUMS"), lines)?;
+    Ok(())
+}
+
+/// What is given away, sorted.
+fn outputs(sh: &Shell, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = sh
+        .read_dir(directory)?
+        .into_iter()
+        .filter(|path| path.is_file() && !path.ends_with("SHA256SUMS"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// Builds from a copy of the last commit in a directory of another name and length, and compares the checksums.
+fn again(sh: &Shell, release: &Release) -> anyhow::Result<()> {
+    let dirty = cmd!(sh, "git status --porcelain").quiet().read()?;
+    ensure!(
+        dirty.is_empty(),
+        "the copy is of the last commit, and there are changes since: commit or stash them"
+    );
+    // Beside the sources, so that no small /tmp is filled.
+    let elsewhere = root().join("target/dist-again");
+    sh.remove_path(&elsewhere)?;
+    let source = elsewhere.join("a-copy-of-the-sources");
+    sh.create_dir(&source)?;
+    let tarball = elsewhere.join("sources.tar");
+    cmd!(sh, "git archive --output {tarball} HEAD").run()?;
+    cmd!(sh, "tar --extract --file {tarball} --directory {source}").run()?;
+    let copy = Release {
+        version: release.version.clone(),
+        directory: source.join("target/dist"),
+        arches: release.arches.clone(),
+        epoch: release.epoch,
+    };
+    make(sh, &copy, &source)?;
+    let [first, second] = [release, &copy].map(|release| sh.read_file(release.directory.join("SHA256SUMS")));
+    let (first, second) = (first?, second?);
+    if first != second {
+        bail!(
+            "not the same: here\n{first}there\n{second}compare with {}",
+            source.display()
+        );
+    }
+    sh.remove_path(&elsewhere)?;
+    eprintln!("dist: every file is the same, byte for byte");
+    Ok(())
+}

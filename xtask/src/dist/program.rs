@@ -1,0 +1,116 @@
+//! One program a processor, linked statically, without a trace of where it was built.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use xshell::{Shell, cmd};
+
+use super::Release;
+use crate::kernels::{Arch, cross};
+
+/// Features of what is given away.
+pub(super) const FEATURES: &str = "otlp";
+
+/// Where it lies until it is packed.
+pub(super) fn path(release: &Release, arch: Arch) -> PathBuf {
+    release
+        .directory
+        .join("programs")
+        .join(arch.name())
+        .join("imds-observer")
+}
+
+pub(super) fn build(sh: &Shell, release: &Release, source: &Path, arch: Arch) -> anyhow::Result<()> {
+    let toolchain = cross::toolchain(sh, arch)?;
+    let wrapper = wrapper(sh, source, arch, toolchain.sysroot.as_deref())?;
+    let target = arch.target();
+    let directory = source.join("target");
+    let mut command = cmd!(
+        sh,
+        "cargo build --release --locked --package imds-observer --features {FEATURES} --target {target} --target-dir {directory}"
+    )
+    .env("RUSTFLAGS", cross::STATIC)
+    .env("RUSTC_WRAPPER", wrapper);
+    for (name, value) in &toolchain.environment {
+        command = command.env(name, value);
+    }
+    command.run()?;
+    let built = directory.join(target).join("release/imds-observer");
+    let to = path(release, arch);
+    sh.create_dir(to.parent().context("the program has a directory")?)?;
+    sh.copy_file(&built, &to)?;
+    is_static(&to)?;
+    tells_no_paths(&to, source)
+}
+
+/// A compiler that doesn't write down where things lie here. As a wrapper it is also asked by the build of the eBPF object, whose
+/// own flags are fixed; and neither it nor what it adds goes into the hashes that cargo puts into symbols, as RUSTFLAGS do.
+fn wrapper(sh: &Shell, source: &Path, arch: Arch, sysroot: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let home = PathBuf::from(env::var_os("HOME").context("HOME is not set")?);
+    let cargo = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let rustup = env::var_os("RUSTUP_HOME").map_or_else(|| home.join(".rustup"), PathBuf::from);
+    let remap: Vec<String> = [(source, "/imds-observer"), (&cargo, "/cargo"), (&rustup, "/rustup")]
+        .map(|(from, to)| format!("--remap-path-prefix='{}={to}'", from.display()))
+        .into();
+    let remap = remap.join(" ");
+    let target = arch.target();
+    let library = sysroot.map_or_else(String::new, |sysroot| {
+        format!(
+            "case \" $* \" in *\" --target {target} \"*) set -- \"$@\" --sysroot='{}';; esac\n",
+            sysroot.display()
+        )
+    });
+    let script = format!("#!/bin/sh\n{library}exec \"$@\" {remap}\n");
+    let path = source.join("target/dist-rustc").join(arch.name());
+    sh.create_dir(path.parent().context("the wrapper has a directory")?)?;
+    // Unchanged, it keeps its time: cargo builds anew for a wrapper that is newer.
+    if !sh.read_file(&path).is_ok_and(|have| have == script) {
+        sh.write_file(&path, script)?;
+        cmd!(sh, "chmod +x {path}").quiet().run()?;
+    }
+    Ok(path)
+}
+
+/// The program asks for no loader: there is none in an empty root.
+fn is_static(program: &Path) -> anyhow::Result<()> {
+    const PT_INTERP: u32 = 3;
+    let bytes = std::fs::read(program)?;
+    // A 64-bit little-endian ELF file: where its program headers are, how large and how many.
+    let word = |at: usize, len: usize| {
+        bytes
+            .get(at..at + len)
+            .map(|bytes| bytes.iter().rev().fold(0, |all, byte| all << 8 | usize::from(*byte)))
+            .context("the program is cut off")
+    };
+    ensure!(
+        bytes.starts_with(b"\x7fELF\x02\x01"),
+        "{} is no 64-bit ELF file",
+        program.display()
+    );
+    let (begin, size, count) = (word(0x20, 8)?, word(0x36, 2)?, word(0x38, 2)?);
+    for number in 0..count {
+        ensure!(
+            word(begin + number * size, 4)? != PT_INTERP as usize,
+            "{} is not static: it asks for a loader",
+            program.display()
+        );
+    }
+    Ok(())
+}
+
+fn tells_no_paths(program: &Path, source: &Path) -> anyhow::Result<()> {
+    let bytes = std::fs::read(program)?;
+    let wanted = source.to_str().context("the sources' path is text")?;
+    let found = bytes.windows(wanted.len()).position(|part| part == wanted.as_bytes());
+    if let Some(at) = found {
+        let text: String = bytes[at..]
+            .iter()
+            .take(120)
+            .take_while(|byte| byte.is_ascii_graphic())
+            .map(|byte| char::from(*byte))
+            .collect();
+        anyhow::bail!("{} tells where it was built: {text}", program.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! Does what was built start where nothing else is?
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, ensure};
+use xshell::{Shell, cmd};
+
+use super::Release;
+use crate::kernels::{self, Arch};
+use crate::run::is_root;
+use crate::setup::which;
+
+/// In a root directory that has only the program: this machine's own, or a guest's.
+pub(super) fn program(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<()> {
+    if !arch.is_native() {
+        return guest(arch, program);
+    }
+    if !is_root() {
+        eprintln!("dist: not tried in an empty root: that needs root");
+        return Ok(());
+    }
+    let empty = sh.create_temp_dir()?;
+    let root = empty.path();
+    sh.copy_file(program, root.join("imds-observer"))?;
+    let version = cmd!(sh, "chroot {root} /imds-observer --version").read()?;
+    says(&version, env!("CARGO_PKG_VERSION"))?;
+    let doctor = cmd!(sh, "chroot {root} /imds-observer doctor").ignore_status().read()?;
+    says(&doctor, "cgroup2")?;
+    let schema = cmd!(sh, "chroot {root} /imds-observer schema").quiet().read()?;
+    says(&schema, "$schema")
+}
+
+/// As the first and only process of a kernel for another processor: its console gets what the program says.
+fn guest(arch: Arch, program: &Path) -> anyhow::Result<()> {
+    for (arguments, wanted) in [("--version", env!("CARGO_PKG_VERSION")), ("doctor", "cgroup2")] {
+        says(&kernels::only(arch, program, arguments)?, wanted)?;
+    }
+    Ok(())
+}
+
+/// With podman, which is no part of this project.
+pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
+    if !release.arches.iter().any(|arch| arch.is_native())
+        || !is_root()
+        || !["podman", "skopeo"].iter().all(|program| which(sh, program))
+    {
+        eprintln!("dist: the image is not tried: that needs root, podman and skopeo");
+        return Ok(());
+    }
+    let archive = release.file("-image.tar");
+    // A store of its own, that nothing stays behind.
+    let store = sh.create_temp_dir()?;
+    let (data, run) = (store.path().join("data"), store.path().join("run"));
+    let podman = |arguments: &[&str]| {
+        cmd!(
+            sh,
+            "podman --root {data} --runroot {run} --storage-driver vfs --cgroup-manager cgroupfs --runtime runc {arguments...}"
+        )
+        .read()
+    };
+    let loaded = podman(&["load", "--quiet", "--input", &archive.display().to_string()])?;
+    let name = loaded
+        .lines()
+        .find_map(|line| line.split_once(": ").map(|(_, name)| name))
+        .with_context(|| format!("podman did not say what it loaded: {loaded}"))?
+        .to_owned();
+    let version = podman(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "--pids-limit",
+        "0",
+        "--ulimit",
+        "nofile=1024:1024",
+        "--ulimit",
+        "nproc=1024:1024",
+        "--read-only",
+        &name,
+        "--version",
+    ])?;
+    says(&version, &release.version)?;
+    // As it goes into a registry: all processors', each part held against its hash.
+    let copy = store.path().join("copy");
+    let (from, to) = (
+        format!("oci-archive:{}", archive.display()),
+        format!("oci:{}:{}", copy.display(), release.version),
+    );
+    cmd!(sh, "skopeo copy --quiet --all {from} {to}").run()?;
+    let inside = podman(&[
+        "image",
+        "inspect",
+        "--format",
+        "{{.Os}}/{{.Architecture}} {{.Created}}",
+        &name,
+    ])?;
+    eprintln!("dist: podman ran {name} ({inside})");
+    let size = fs::metadata(&archive)?.len() / 1_000_000;
+    eprintln!("dist: the image has {size} MB for all processors");
+    Ok(())
+}
+
+fn says(text: &str, wanted: &str) -> anyhow::Result<()> {
+    ensure!(text.contains(wanted), "the program did not say `{wanted}`: {text}");
+    for line in text.lines().take(3) {
+        eprintln!("  {line}");
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Checks that only compute, run while the live tests wait for clients to give up.
+//!
+//! They are another process of this program with the scheduler's idle policy: it gets what the tests leave, and nothing
+//! of what they want. So two thirds of its ten minutes cost none.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, bail};
+
+use crate::fuzz;
+use crate::run::{root, shell, step};
+
+/// Those checks under way; ended with their children if nobody asks how they went.
+pub(super) struct Beside {
+    process: Child,
+    said: PathBuf,
+}
+
+impl Beside {
+    pub(super) fn start() -> anyhow::Result<Self> {
+        use std::os::unix::process::CommandExt as _;
+
+        let directory = root().join("target/beside");
+        fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        let said = directory.join("output");
+        let output = File::create(&said).with_context(|| format!("create {}", said.display()))?;
+        let program = std::env::current_exe().context("find this program's own file")?;
+        let process = Command::new("chrt")
+            .args(["--idle", "0"])
+            .arg(program)
+            .args(["test", "--beside"])
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("share the output file")?)
+            .stderr(output)
+            // A group of its own, which can be ended as a whole.
+            .process_group(0)
+            .spawn()
+            .context("start `chrt --idle 0` (of util-linux)")?;
+        Ok(Self { process, said })
+    }
+
+    /// Waits for the end, and prints what was said.
+    pub(super) fn finish(mut self) -> anyhow::Result<()> {
+        let status = self.process.wait().context("wait for the checks")?;
+        let said = fs::read(&self.said).with_context(|| format!("read {}", self.said.display()))?;
+        std::io::stderr()
+            .write_all(&said)
+            .context("print what the checks said")?;
+        if !status.success() {
+            bail!("a check failed ({status}): see above, or run `cargo xtask test --beside`");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Ok(None) = self.process.try_wait() {
+            let group = self.process.id();
+            let _ended = Command::new("kill").args(["--", &format!("-{group}")]).status();
+            let _reaped = self.process.wait();
+        }
+    }
+}
+
+/// What that process does.
+pub(super) fn run() -> anyhow::Result<()> {
+    let sh = shell()?;
+    super::dependencies(&sh)?;
+    {
+        // Cargo lets one build at a time into a target directory, and the tests' builds are in the usual one.
+        let _target = sh.push_env("CARGO_TARGET_DIR", root().join("target/beside"));
+        let _skip = sh.push_env("AYA_BUILD_SKIP", "1");
+        super::lints(&sh)?;
+    }
+    step("fuzz targets", || fuzz::smoke(&sh))
+}
