@@ -27,6 +27,8 @@ pub struct Config {
     /// Time between summaries.
     pub interval: Option<Span>,
     pub records: Option<Vec<Kind>>,
+    /// Keep all rights after start, to look for faults.
+    pub unconfined: bool,
     pub filter: Filter,
     pub limits: Limits,
     pub otlp: Otlp,

@@ -21,6 +21,7 @@ pub mod pipeline;
 pub mod preflight;
 pub mod record;
 pub mod report;
+pub mod rights;
 pub mod sinks;
 pub mod source;
 pub mod stop;

@@ -92,6 +92,7 @@ impl Pipeline {
             interfaces: facts.interfaces,
             attached: facts.attached,
             missing: facts.missing,
+            confinement: facts.confinement,
         }));
     }
 

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use caps::Capability;
 use imds_observer_common::ProcessKey;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
@@ -18,6 +19,7 @@ use super::names::{self, Names};
 use super::process::Clock;
 use super::{cgroup, process, sockets};
 use crate::record::{Container, Process, Time};
+use crate::rights;
 
 /// Questions that wait for the worker. One costs 0.1 to 10 ms.
 const QUESTIONS: usize = 256;
@@ -104,6 +106,8 @@ pub struct HostLookup {
     endpoints: Vec<IpAddr>,
     ticks_per_s: u64,
     cgroups: Option<PathBuf>,
+    /// Rights that are given up once sockets older than the observer were looked for.
+    reduces: bool,
 }
 
 impl HostLookup {
@@ -114,8 +118,25 @@ impl HostLookup {
             cgroups: cgroup::mount_point(&host),
             host,
             endpoints,
+            reduces: false,
             ticks_per_s: ticks.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100),
         }
+    }
+
+    /// Gives up what its thread needs no longer after the first search for sockets, which looks into other network namespaces.
+    #[must_use]
+    pub fn giving_up_rights(mut self) -> Self {
+        self.reduces = true;
+        self
+    }
+
+    /// What its thread keeps: a look at other users' processes, and at their containers if it isn't root.
+    pub fn capabilities() -> Vec<Capability> {
+        let mut keep = vec![Capability::CAP_SYS_PTRACE];
+        if !nix::unistd::geteuid().is_root() {
+            keep.push(Capability::CAP_DAC_READ_SEARCH);
+        }
+        keep
     }
 
     fn clock(&self) -> Clock {
@@ -149,7 +170,7 @@ impl Lookup for HostLookup {
             Question::Sockets => {
                 let clock = self.clock();
                 let held = sockets::find(&self.host, &self.endpoints);
-                Answer::Sockets(
+                let answer = Answer::Sockets(
                     held.into_iter()
                         .filter_map(|held| {
                             let (process, start_time_ns) = process::read_now(&self.host, held.pid, clock)?;
@@ -161,7 +182,11 @@ impl Lookup for HostLookup {
                             Some((held.cookie, key, Arc::new(process)))
                         })
                         .collect(),
-                )
+                );
+                if std::mem::take(&mut self.reduces) {
+                    rights::keep_only(&Self::capabilities());
+                }
+                answer
             }
         }
     }

@@ -74,6 +74,7 @@ impl Filters {
         let handle = place.handle;
         // It starts in the namespace of the calling thread and stays there.
         let thread = std::thread::Builder::new().name("clsact".into()).spawn(move || {
+            crate::rights::keep_only(&[caps::Capability::CAP_NET_ADMIN]);
             let held: Vec<_> = links.iter().collect();
             for (link, hook) in held {
                 // An interface that is gone took its filters along.

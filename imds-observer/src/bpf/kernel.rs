@@ -17,6 +17,7 @@ use aya::programs::{
 };
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
+use caps::Capability;
 use imds_observer_common::{Endpoints, InterfaceCounters, KernelOffsets, LossCounters, MAX_ENDPOINTS};
 use thiserror::Error;
 use zerocopy::IntoBytes as _;
@@ -34,6 +35,9 @@ use crate::record::{Attached, Missing};
 
 /// The object that build.rs made. Aligned: aya reads ELF structs in place.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/imds-observer-ebpf"));
+
+/// From here on `kernel.unprivileged_bpf_disabled` is about loading programs and making maps alone.
+const MAPS_FOR_ALL: KernelVersion = KernelVersion::new(5, 19, 0);
 
 /// Why the observer can't start.
 #[derive(Debug, Error)]
@@ -215,6 +219,30 @@ impl Kernel {
 
     pub fn missing(&self) -> &[Missing] {
         &self.missing
+    }
+
+    /// What is needed from here on by the thread that has it, if uplinks that come are to be attached (`follows`), and what
+    /// threads of its own keep.
+    pub fn capabilities(&self, follows: bool) -> (Vec<Capability>, Vec<Capability>) {
+        let itself = |right: &Right| match right.held() {
+            Some(Held::ThroughAdmin) => Capability::CAP_SYS_ADMIN,
+            _ => right.capability,
+        };
+        let mut own = Vec::new();
+        if follows {
+            own.push(itself(&rights::NET_ADMIN));
+        }
+        // Where BPF is switched off for users, older kernels refuse them to read maps as well.
+        if KernelVersion::current().is_ok_and(|running| running < MAPS_FOR_ALL) {
+            own.push(itself(&rights::BPF));
+        }
+        let clsact = self.uplinks.values().any(|uplink| uplink.filters.is_some());
+        let elsewhere = if clsact {
+            vec![Capability::CAP_NET_ADMIN]
+        } else {
+            Vec::new()
+        };
+        (own, elsewhere)
     }
 
     fn attach_cgroup(&mut self, wanted: Option<&Path>) -> Result<(), KernelError> {
@@ -416,6 +444,16 @@ impl Kernel {
             self.note(hook, method, interface);
         }
         self.uplinks.insert(index, uplink);
+        Ok(())
+    }
+
+    /// Loads what uplinks that come later will take: by then there is no right to load anything.
+    pub fn prepare_uplinks(&mut self) -> Result<(), KernelError> {
+        for hook in ["wire_ingress", "wire_egress"] {
+            self.program::<SchedClassifier>(hook)
+                .and_then(|program| if program.fd().is_err() { program.load() } else { Ok(()) })
+                .map_err(|error| attach_error(hook, "uplinks to come", &error))?;
+        }
         Ok(())
     }
 

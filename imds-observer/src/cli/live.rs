@@ -1,6 +1,7 @@
 //! Runs the pipeline over what happens on this host.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Status;
@@ -10,16 +11,36 @@ use crate::attribution::worker::{HostLookup, Worker};
 use crate::bpf::UNHURRIED;
 use crate::host;
 use crate::pipeline::{self, Pipeline};
+use crate::record::Host;
+use crate::rights::{self, Needs};
 use crate::sinks::Sink;
 use crate::source::LiveSource;
 use crate::stop::Stop;
+
+type Start = Box<dyn FnOnce() -> anyhow::Result<Vec<Box<dyn Sink>>>>;
+
+/// Sinks whose files and sockets are open. Their threads are started when rights have been given up.
+pub(super) struct Opened {
+    pub(super) start: Start,
+    /// Directories where they go on making files.
+    pub(super) writes: Vec<PathBuf>,
+}
+
+impl Opened {
+    pub(super) fn new(start: impl FnOnce() -> anyhow::Result<Vec<Box<dyn Sink>>> + 'static) -> Self {
+        Self {
+            start: Box::new(start),
+            writes: Vec::new(),
+        }
+    }
+}
 
 pub(super) fn observe(
     args: &ObserveArgs,
     endpoints: &[IpAddr],
     settings: &Settings,
     interval: Option<Duration>,
-    sinks: impl FnOnce(&Settings) -> anyhow::Result<Vec<Box<dyn Sink>>>,
+    sinks: impl FnOnce(&Settings) -> anyhow::Result<Opened>,
 ) -> anyhow::Result<Status> {
     observe_as(None, args, endpoints, settings, interval, sinks)
 }
@@ -32,7 +53,7 @@ pub(super) fn observe_as(
     endpoints: &[IpAddr],
     settings: &Settings,
     interval: Option<Duration>,
-    sinks: impl FnOnce(&Settings) -> anyhow::Result<Vec<Box<dyn Sink>>>,
+    sinks: impl FnOnce(&Settings) -> anyhow::Result<Opened>,
 ) -> anyhow::Result<Status> {
     let stop = match &service {
         Some(service) if service.reloads() => Stop::but_on_hangup()?,
@@ -44,11 +65,23 @@ pub(super) fn observe_as(
     }
     let mut source = LiveSource::open(&options)?;
     let name = settings.host(None)?;
-    let this_host = ThisHost {
-        facts: host::facts(name.clone()),
-        worker: Worker::start(HostLookup::new(&args.host_root(&settings.config), options.endpoints)),
+    let opened = sinks(settings)?;
+    let reads = if service.is_some() {
+        args.select.read_again()
+    } else {
+        Vec::new()
     };
-    let mut pipeline = settings.pipeline(name, Some(this_host), interval, args.count, sinks(settings)?);
+    let this_host = settle(
+        args,
+        settings,
+        &mut source,
+        &name,
+        options.endpoints,
+        opened.writes,
+        reads,
+    );
+    let sinks = (opened.start)()?;
+    let mut pipeline = settings.pipeline(name, Some(this_host), interval, args.count, sinks);
     let duration = args.duration.map(|span| span.0);
     match service {
         Some(mut service) => {
@@ -59,4 +92,39 @@ pub(super) fn observe_as(
         None => pipeline::run(&mut source, &mut pipeline, duration, &stop)?,
     }
     Ok(Status::Done)
+}
+
+/// Starts the thread that looks at processes, learns of this host what takes rights, and gives up those that are needed no longer.
+pub(super) fn settle(
+    args: &ObserveArgs,
+    settings: &Settings,
+    source: &mut LiveSource,
+    name: &Host,
+    endpoints: Vec<IpAddr>,
+    writes: Vec<PathBuf>,
+    reads: Vec<PathBuf>,
+) -> ThisHost {
+    let facts = host::facts(name.clone());
+    let confines = args.confines(&settings.config);
+    let mut lookup = HostLookup::new(&args.host_root(&settings.config), endpoints);
+    if confines {
+        lookup = lookup.giving_up_rights();
+    }
+    // Before this thread gives up what that one needs.
+    let worker = Worker::start(lookup);
+    if confines {
+        let (capabilities, mut elsewhere) = source.capabilities();
+        elsewhere.extend(
+            HostLookup::capabilities()
+                .into_iter()
+                .filter(|capability| rights::holds(*capability)),
+        );
+        let needs = Needs {
+            capabilities,
+            writes,
+            reads,
+        };
+        source.confined(rights::confine(&needs, &elsewhere));
+    }
+    ThisHost { facts, worker }
 }

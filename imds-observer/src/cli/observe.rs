@@ -78,6 +78,9 @@ pub(super) struct ObserveArgs {
     /// Where the host's root directory is mounted, to name containers and pods from inside one [default: /]
     #[arg(long, value_name = "DIR")]
     host_root: Option<PathBuf>,
+    /// Keep all rights after start: capabilities, system calls, files (to look for faults)
+    #[arg(long)]
+    unconfined: bool,
     /// Stop after this time, such as 30s or 5m
     #[arg(long, value_name = "SPAN")]
     pub(super) duration: Option<Span>,
@@ -102,6 +105,11 @@ pub(super) struct Settings {
 impl SelectArgs {
     pub(super) fn has_config(&self) -> bool {
         self.config.is_some()
+    }
+
+    /// Files that are read again while it runs.
+    pub(super) fn read_again(&self) -> Vec<PathBuf> {
+        self.config.iter().cloned().collect()
     }
 
     pub(super) fn settings(&self) -> anyhow::Result<Settings> {
@@ -140,6 +148,10 @@ impl ObserveArgs {
             endpoints: endpoints_of(endpoints, config),
             ..LiveOptions::default()
         }
+    }
+
+    pub(super) fn confines(&self, config: &Config) -> bool {
+        !(self.unconfined || config.unconfined)
     }
 
     pub(super) fn host_root(&self, config: &Config) -> PathBuf {

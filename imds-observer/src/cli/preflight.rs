@@ -9,9 +9,10 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use serde::Serialize;
 
+use super::live::{self, Opened};
 use super::observe::{ObserveArgs, Settings};
 use super::offline::{InputSummary, Progress, open, period};
-use super::{Cli, Status, live, print};
+use super::{Cli, Status, print};
 use crate::config::Span;
 use crate::pipeline;
 use crate::preflight::{Break, Change, Judgement, Preflight, Verdict};
@@ -135,7 +136,9 @@ impl PreflightArgs {
 
     fn live(&self, settings: &Settings, sinks: Vec<Box<dyn Sink>>) -> anyhow::Result<Status> {
         let endpoints = self.addresses();
-        live::observe(&self.observe, &endpoints, settings, None, |_| Ok(sinks))
+        live::observe(&self.observe, &endpoints, settings, None, |_| {
+            Ok(Opened::new(|| Ok(sinks)))
+        })
     }
 
     fn addresses(&self) -> Vec<IpAddr> {

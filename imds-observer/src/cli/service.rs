@@ -104,6 +104,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("interval", before.interval != after.interval),
         ("records", before.records != after.records),
         ("limits", before.limits != after.limits),
+        ("unconfined", before.unconfined != after.unconfined),
         ("otlp", before.otlp != after.otlp),
     ]
     .into_iter()

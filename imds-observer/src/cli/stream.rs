@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::Status;
+use super::live::{self, Opened};
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings};
 use super::service::Service;
-use super::{Status, live};
 use crate::config::Size;
 use crate::metrics::MetricsSink;
+use crate::rights;
 use crate::sinks::Sink;
 use crate::sinks::destination::{DEFAULT_FILES, Destination, Rotation};
 use crate::sinks::ndjson::NdjsonOutput;
@@ -59,29 +61,40 @@ impl StreamArgs {
                     Some(path) => Destination::file(path, rotation)?,
                     None => Destination::stdout(),
                 };
-                let queue = Queue::new(
-                    NdjsonOutput::new(destination),
-                    settings.kinds,
-                    settings.config.limits.queue,
-                )?;
-                let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
+                let listener = self.metrics.map(MetricsSink::listen).transpose()?;
+                let (kinds, limit) = (settings.kinds, settings.config.limits.queue);
                 let metrics = MetricsSink::default();
-                if let Some(address) = self.metrics {
-                    let address = metrics.serve(address)?;
-                    tracing::info!("metrics are served at http://{address}/metrics");
-                }
                 let endpoint = self.otlp_endpoint.as_ref().or(settings.config.otlp.endpoint.as_ref());
-                if let Some(endpoint) = endpoint {
-                    sinks.push(collector(endpoint, settings, &self.endpoints.endpoint, &metrics)?);
+                let collector = endpoint
+                    .map(|endpoint| collector(endpoint, settings, &self.endpoints.endpoint, &metrics))
+                    .transpose()?;
+                let mut opened = Opened::new(move || {
+                    let queue = Queue::new(NdjsonOutput::new(destination), kinds, limit)?;
+                    let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
+                    let wanted = listener.is_some() || collector.is_some();
+                    if let Some(listener) = listener {
+                        let address = metrics.serve_on(listener)?;
+                        tracing::info!("metrics are served at http://{address}/metrics");
+                    }
+                    if let Some(start) = collector {
+                        sinks.push(start()?);
+                    }
+                    if wanted {
+                        sinks.push(Box::new(metrics));
+                    }
+                    Ok(sinks)
+                });
+                if rotation.is_some() {
+                    opened.writes.extend(self.write.as_deref().map(rights::directory_of));
                 }
-                if self.metrics.is_some() || endpoint.is_some() {
-                    sinks.push(Box::new(metrics));
-                }
-                Ok(sinks)
+                Ok(opened)
             },
         )
     }
 }
+
+/// Starts the thread that sends.
+type StartSending = Box<dyn FnOnce() -> anyhow::Result<Box<dyn Sink>>>;
 
 /// Sends findings, and what `metrics` has, to a collector. It refuses where IMDS is.
 #[cfg(feature = "otlp")]
@@ -90,7 +103,7 @@ fn collector(
     settings: &Settings,
     imds: &[IpAddr],
     metrics: &MetricsSink,
-) -> anyhow::Result<Box<dyn Sink>> {
+) -> anyhow::Result<StartSending> {
     use crate::metrics::otlp::{Collector, Options};
     let options = Options {
         endpoint,
@@ -100,11 +113,13 @@ fn collector(
     };
     let collector = Collector::new(&options, metrics)?;
     tracing::info!("findings and metrics are sent to {endpoint}");
-    let queue = Queue::new(collector, Collector::KINDS.into_iter().collect(), Collector::QUEUE)?;
-    Ok(Box::new(queue))
+    Ok(Box::new(move || {
+        let queue = Queue::new(collector, Collector::KINDS.into_iter().collect(), Collector::QUEUE)?;
+        Ok(Box::new(queue))
+    }))
 }
 
 #[cfg(not(feature = "otlp"))]
-fn collector(endpoint: &str, _: &Settings, _: &[IpAddr], _: &MetricsSink) -> anyhow::Result<Box<dyn Sink>> {
+fn collector(endpoint: &str, _: &Settings, _: &[IpAddr], _: &MetricsSink) -> anyhow::Result<StartSending> {
     anyhow::bail!("send to {endpoint}: this program was built without OTLP (build it with `--features otlp`)")
 }

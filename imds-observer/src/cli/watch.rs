@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 
+use super::live::{self, Opened};
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
-use super::{Status, live, offline};
-use crate::attribution::worker::{HostLookup, Worker};
-use crate::host;
+use super::{Status, offline};
 use crate::pipeline;
-use crate::record::{Finding, Kind};
+use crate::record::{Finding, Host, Kind};
 use crate::report::escape::Escaped;
 use crate::report::text::{self, Colour};
 use crate::sinks::collect::{Collected, Collector};
@@ -70,15 +69,17 @@ impl WatchArgs {
                 &settings,
                 interval,
                 |settings| {
-                    let queue = Queue::new(output, kinds, settings.config.limits.queue)?;
-                    Ok(vec![Box::new(queue) as Box<dyn Sink>])
+                    let limit = settings.config.limits.queue;
+                    Ok(Opened::new(move || {
+                        Ok(vec![Box::new(Queue::new(output, kinds, limit)?) as Box<dyn Sink>])
+                    }))
                 },
             );
         }
         let stop = Stop::on_signals()?;
         let mut source = self.traces(&settings, &stop, Arc::default())?;
         let sinks: Vec<Box<dyn Sink>> = vec![Box::new(Direct::new(output, kinds))];
-        self.observe_with(&settings, &mut source, false, interval, sinks, &stop)?;
+        self.observe_with(&settings, &mut source, None, interval, sinks, &stop)?;
         Ok(Status::Done)
     }
 
@@ -105,10 +106,11 @@ impl WatchArgs {
                 colour: Colour::on(true).0,
             },
             directory: PathBuf::from("."),
+            confined: self.from.is_empty() && self.observe.confines(&settings.config),
         })?;
         let ran = match traces {
             Some(mut source) => {
-                let ran = self.observe_with(settings, &mut source, false, interval, sinks, &stop);
+                let ran = self.observe_with(settings, &mut source, None, interval, sinks, &stop);
                 if let (Ok(()), Some(playback)) = (&ran, &playback) {
                     // The trace is over; who looks at it may not be through.
                     playback.ended.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -118,9 +120,7 @@ impl WatchArgs {
                 ran
             }
             None => {
-                let opened = LiveSource::open(&self.observe.live_options(&self.endpoints.endpoint, &settings.config));
-                let ran = opened
-                    .and_then(|mut source| self.observe_with(settings, &mut source, true, interval, sinks, &stop));
+                let ran = self.observe_live(settings, interval, sinks, &stop);
                 stop.request();
                 ran
             }
@@ -144,23 +144,42 @@ impl WatchArgs {
         Ok(Paced::new(traces, self.speed, playback))
     }
 
-    fn observe_with(
+    fn observe_live(
         &self,
         settings: &Settings,
-        source: &mut dyn Source,
-        live: bool,
         interval: Option<Duration>,
         sinks: Vec<Box<dyn Sink>>,
         stop: &Stop,
     ) -> anyhow::Result<()> {
-        let name = settings.host(if live { None } else { source.start().host })?;
-        let this_host = live.then(|| {
-            let endpoints = settings.endpoints(&self.endpoints.endpoint);
-            ThisHost {
-                facts: host::facts(name.clone()),
-                worker: Worker::start(HostLookup::new(&self.observe.host_root(&settings.config), endpoints)),
-            }
-        });
+        let endpoints = &self.endpoints.endpoint;
+        let mut source = LiveSource::open(&self.observe.live_options(endpoints, &settings.config))?;
+        let name = settings.host(None)?;
+        let endpoints = settings.endpoints(endpoints);
+        let this_host = live::settle(
+            &self.observe,
+            settings,
+            &mut source,
+            &name,
+            endpoints,
+            Vec::new(),
+            Vec::new(),
+        );
+        self.observe_with(settings, &mut source, Some((name, this_host)), interval, sinks, stop)
+    }
+
+    fn observe_with(
+        &self,
+        settings: &Settings,
+        source: &mut dyn Source,
+        live: Option<(Host, ThisHost)>,
+        interval: Option<Duration>,
+        sinks: Vec<Box<dyn Sink>>,
+        stop: &Stop,
+    ) -> anyhow::Result<()> {
+        let (name, this_host) = match live {
+            Some((name, this_host)) => (name, Some(this_host)),
+            None => (settings.host(source.start().host)?, None),
+        };
         let mut pipeline = settings.pipeline(name, this_host, interval, self.observe.count, sinks);
         pipeline::run(source, &mut pipeline, self.observe.duration.map(|span| span.0), stop)
     }

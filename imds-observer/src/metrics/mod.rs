@@ -11,7 +11,7 @@ mod series;
 mod server;
 mod state;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -69,7 +69,17 @@ impl Default for MetricsSink {
 impl MetricsSink {
     /// Listens and serves from now on, on a thread of its own. Returns where it listens: with port 0, the one that was chosen.
     pub fn serve(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
-        server::start(address, &self.shared)
+        self.serve_on(Self::listen(address)?)
+    }
+
+    /// Takes the address; the connections that come wait until they are served.
+    pub fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+        server::listen(address)
+    }
+
+    /// The rest of [`Self::serve`].
+    pub fn serve_on(&self, listener: TcpListener) -> anyhow::Result<SocketAddr> {
+        server::start(listener, &self.shared)
     }
 }
 

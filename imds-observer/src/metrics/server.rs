@@ -31,10 +31,13 @@ struct Served {
     registry: Registry,
 }
 
+pub(super) fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .with_context(|| format!("listen for metrics on {address} (choose another with --metrics)"))
+}
+
 /// Returns the address that it listens on.
-pub(super) fn start(address: SocketAddr, shared: &Arc<Shared>) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind(address)
-        .with_context(|| format!("listen for metrics on {address} (choose another with --metrics)"))?;
+pub(super) fn start(listener: TcpListener, shared: &Arc<Shared>) -> anyhow::Result<SocketAddr> {
     listener
         .set_nonblocking(true)
         .context("make the metrics' listener non-blocking")?;

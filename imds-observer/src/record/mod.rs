@@ -23,7 +23,8 @@ pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};
 pub use process::{Ancestor, Caller, Container, Pod, Process};
 pub use schema::schema;
 pub use summary::{
-    Attached, InterfaceSummary, Loss, LossCounts, Missing, Mode, PathCount, ProcessSummary, Quantiles, Start, Summary,
+    Attached, Confinement, InterfaceSummary, Loss, LossCounts, Missing, Mode, PathCount, ProcessSummary, Quantiles,
+    Start, Summary,
 };
 pub use time::{SECOND, Time};
 

@@ -38,6 +38,19 @@ pub struct Missing {
     pub blinds: String,
 }
 
+/// What a live run still may do, after it gave up the rest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Confinement {
+    /// Those that are kept, such as `CAP_NET_ADMIN`.
+    pub capabilities: Vec<String>,
+    pub no_new_privs: bool,
+    /// System calls that it never makes are refused.
+    pub seccomp: bool,
+    /// Files are confined: `full`, `partial` (an older kernel); null: this kernel has no Landlock.
+    pub landlock: Option<String>,
+}
+
 /// The first line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +67,9 @@ pub struct Start {
     pub interfaces: Vec<String>,
     pub attached: Vec<Attached>,
     pub missing: Vec<Missing>,
+    /// Null offline, and with `--unconfined`.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
 }
 
 /// Nanoseconds; null if nothing was measured.

@@ -1,7 +1,7 @@
 //! Standard output or a file, the file with rotation. Never leaves a torn line behind.
 //!
 //! With a size, the newest lines are always in `FILE`; when it is full it becomes `FILE.1`, that `FILE.2`, and so on up to the count.
-//! A file that can't be written (disk full) costs the lines that don't fit, which are counted; writing goes on when it can.
+//! A file that can't be written (disk full) costs the lines that don't fit, which the caller is told; writing goes on when it can.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -45,16 +45,23 @@ impl Destination {
             .with_context(|| format!("write {}", path.display()))
     }
 
-    /// Takes whole lines; returns how many of them were given up.
-    pub fn write_lines(&mut self, lines: &[u8]) -> io::Result<u64> {
+    /// Takes whole lines; returns the bytes of those that were written. The rest can't be, for now.
+    pub fn write_lines(&mut self, lines: &[u8]) -> io::Result<usize> {
         match self {
             Self::Stdout(stdout) => {
                 let mut stdout = stdout.lock();
                 stdout.write_all(lines)?;
                 stdout.flush()?;
-                Ok(0)
+                Ok(lines.len())
             }
             Self::File(file) => Ok(file.write_lines(lines)),
+        }
+    }
+
+    /// Lines that the last [`Self::write_lines`] could not write are not kept by anybody.
+    pub fn gave_up(&mut self, lines: u64) {
+        if let Self::File(file) = self {
+            file.failing += lines;
         }
     }
 
@@ -89,6 +96,9 @@ pub struct RotatedFile {
     /// Not a regular file (a FIFO, `/dev/null`): neither cut nor rotated.
     special: bool,
     complained: Option<Instant>,
+    /// The last write failed.
+    stuck: bool,
+    /// Lines that were given up since.
     failing: u64,
 }
 
@@ -108,28 +118,28 @@ impl RotatedFile {
             size: 0,
             special,
             complained: None,
+            stuck: false,
             failing: 0,
         })
     }
 
-    fn write_lines(&mut self, mut lines: &[u8]) -> u64 {
-        let mut shed = 0;
-        while !lines.is_empty() {
-            let fits = self.fitting(lines);
+    fn write_lines(&mut self, lines: &[u8]) -> usize {
+        let mut written = 0;
+        while written < lines.len() {
+            let rest = &lines[written..];
+            let mut fits = self.fitting(rest);
             if fits == 0 {
-                if let Err(error) = self.rotate() {
-                    // Better a file that is too large than lines that are lost.
-                    self.complain("rotate", &error);
-                    shed += self.append(lines);
-                    return shed;
-                }
-                continue;
+                let Err(error) = self.rotate() else { continue };
+                // Better a file that is too large than lines that are lost.
+                self.complain("rotate", &error);
+                fits = rest.len();
             }
-            let (now, later) = lines.split_at(fits);
-            shed += self.append(now);
-            lines = later;
+            if !self.append(&rest[..fits]) {
+                break;
+            }
+            written += fits;
         }
-        shed
+        written
     }
 
     /// Bytes of whole lines that may still go into this file; at least one line goes into an empty one.
@@ -148,11 +158,11 @@ impl RotatedFile {
         }
     }
 
-    fn append(&mut self, lines: &[u8]) -> u64 {
+    fn append(&mut self, lines: &[u8]) -> bool {
         match self.file.write_all(lines) {
             Ok(()) => {
                 self.size += lines.len() as u64;
-                if self.failing > 0 {
+                if std::mem::take(&mut self.stuck) {
                     tracing::warn!(
                         "{}: written again, {} lines were given up",
                         self.path.display(),
@@ -161,7 +171,7 @@ impl RotatedFile {
                     self.failing = 0;
                     self.complained = None;
                 }
-                0
+                true
             }
             Err(error) => {
                 // A part may have been written: cut it off, so that the next line begins a line.
@@ -175,9 +185,8 @@ impl RotatedFile {
                     }
                 }
                 self.complain("write", &error);
-                let count = memchr::memchr_iter(b'\n', lines).count() as u64;
-                self.failing += count;
-                count
+                self.stuck = true;
+                false
             }
         }
     }
@@ -217,6 +226,10 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
 
 /// `FILE` -> `FILE.1` -> `FILE.2`, the last one goes. Each step is one rename, so a kill in between loses nothing.
 fn shift(path: &Path, rotation: Option<Rotation>) -> io::Result<()> {
+    // Somebody took it away, or the last rotation ended here, for want of space: what there is of it has its number already.
+    if !path.exists() {
+        return Ok(());
+    }
     let older = rotation.map_or(1, |rotation| rotation.files).saturating_sub(1);
     if older == 0 {
         return std::fs::remove_file(path);
@@ -283,7 +296,8 @@ mod tests {
         for number in 10..20 {
             // Several lines at once, and one that is longer than a file.
             let long = "x".repeat(if number == 15 { 40 } else { 3 });
-            assert_eq!(file.write_lines(format!("{number} a\n{number} {long}\n").as_bytes()), 0);
+            let lines = format!("{number} a\n{number} {long}\n");
+            assert_eq!(file.write_lines(lines.as_bytes()), lines.len());
         }
         let read = |number| std::fs::read_to_string(numbered(&path, number)).unwrap();
         let newest = std::fs::read_to_string(&path).unwrap();
@@ -309,9 +323,20 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_costs_whole_lines_and_says_how_many() {
+    fn a_file_that_somebody_took_away_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        let mut file = RotatedFile::open(&path, Some(rotation(8, 3))).unwrap();
+        file.write_lines(b"one-one\n");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file.write_lines(b"two-two\n"), 8);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two-two\n");
+    }
+
+    #[test]
+    fn a_full_disk_takes_nothing() {
         let mut file = RotatedFile::open(Path::new("/dev/full"), None).unwrap();
-        assert_eq!(file.write_lines(b"one\ntwo\n"), 2);
-        assert_eq!(file.failing, 2);
+        assert_eq!(file.write_lines(b"one\ntwo\n"), 0);
+        assert!(file.stuck);
     }
 }

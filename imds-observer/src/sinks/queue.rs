@@ -1,7 +1,7 @@
 //! A bounded queue with a writer thread of its own, between the pipeline and a sink that may be slow.
 //!
-//! When the sink can't keep up, exchanges are given up first, then drops, connects and summaries, findings last; what was
-//! given up is counted and told in `loss.shed`.
+//! When the sink can't keep up, exchanges are given up first, then drops, connects and summaries, findings last: what matters more
+//! takes the place of the oldest of what matters least. What was given up is counted and told in `loss.shed`.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,6 +21,9 @@ const IDLE: Duration = Duration::from_millis(500);
 /// How long a writer may take for what is left at the end. A pipe that nobody empties must not keep the program alive.
 const LAST_WRITE: Duration = Duration::from_secs(5);
 
+/// Records that the writer takes out at once. What it holds can't give way any more.
+const BATCH: usize = 256;
+
 /// See the module.
 pub struct Queue {
     shared: Arc<Shared>,
@@ -39,10 +42,50 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Arc<Record>>,
+    /// How many of them are of each rank.
+    ranks: [usize; RANKS],
     /// Taken out, not yet written.
     writing: usize,
     ending: bool,
     ended: bool,
+}
+
+/// How long a kind of record is held on to: 0 goes first.
+const RANKS: usize = 3;
+
+fn rank(kind: Kind) -> usize {
+    match kind {
+        Kind::Exchange => 0,
+        Kind::Connect | Kind::Drop | Kind::Summary => 1,
+        Kind::Finding | Kind::Loss | Kind::Start => 2,
+    }
+}
+
+impl State {
+    fn push(&mut self, record: Arc<Record>) {
+        self.ranks[rank(record.kind())] += 1;
+        self.waiting.push_back(record);
+    }
+
+    /// Gives up the oldest record of the lowest rank, if that is below `than`.
+    fn give_up_below(&mut self, than: usize) -> bool {
+        let Some(lowest) = self.ranks[..than].iter().position(|count| *count > 0) else {
+            return false;
+        };
+        let oldest = self.waiting.iter().position(|record| rank(record.kind()) == lowest);
+        let gone = oldest.and_then(|at| self.waiting.remove(at)).is_some();
+        self.ranks[lowest] -= usize::from(gone);
+        gone
+    }
+
+    fn take(&mut self, batch: &mut Vec<Arc<Record>>) {
+        let count = self.waiting.len().min(BATCH);
+        for record in self.waiting.drain(..count) {
+            self.ranks[rank(record.kind())] -= 1;
+            batch.push(record);
+        }
+        self.writing = batch.len();
+    }
 }
 
 impl Shared {
@@ -53,7 +96,7 @@ impl Shared {
 }
 
 impl Queue {
-    /// `limit` records of the lowest priority may wait; for more important ones there is half as much room on top.
+    /// At most `limit` records wait, besides those that are being written.
     pub fn new<O: Output + 'static>(output: O, kinds: Kinds, limit: usize) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -75,14 +118,6 @@ impl Queue {
             limit,
         })
     }
-
-    fn room(&self, kind: Kind) -> usize {
-        match kind {
-            Kind::Exchange => self.limit,
-            Kind::Connect | Kind::Drop | Kind::Summary => self.limit + self.limit / 4,
-            Kind::Finding | Kind::Loss | Kind::Start => self.limit + self.limit / 2 + 1,
-        }
-    }
 }
 
 impl Sink for Queue {
@@ -95,12 +130,13 @@ impl Sink for Queue {
             return;
         }
         let mut state = self.shared.lock();
-        if state.waiting.len() + state.writing >= self.room(record.kind()) {
-            drop(state);
+        if state.waiting.len() >= self.limit {
             self.shared.shed.fetch_add(1, Ordering::Relaxed);
-            return;
+            if !state.give_up_below(rank(record.kind())) {
+                return;
+            }
         }
-        state.waiting.push_back(record.clone());
+        state.push(record.clone());
         let first = state.waiting.len() == 1;
         drop(state);
         if first {
@@ -173,8 +209,7 @@ fn write_until_end(shared: &Shared, output: &mut impl Output) -> io::Result<()> 
                 state = shared.lock();
             }
         }
-        batch.extend(state.waiting.drain(..));
-        state.writing = batch.len();
+        state.take(&mut batch);
         drop(state);
         if batch.is_empty() {
             return output.close();
@@ -225,29 +260,53 @@ mod tests {
         let mut queue = Queue::new(gate, Kinds::ALL, 4).unwrap();
         queue.write(&loss());
         has_entered.recv().unwrap();
-        // One is being written, and there is room for 4 + 2 + 1 of these in all.
+        // One is being written, and there is room for 4 more.
         for _ in 0..10 {
             queue.write(&loss());
         }
-        assert_eq!(queue.shed(), 4);
+        assert_eq!(queue.shed(), 6);
         drop(go);
         queue.finish().unwrap();
-        assert_eq!(written.lock().unwrap().len(), 7);
+        assert_eq!(written.lock().unwrap().len(), 5);
     }
 
     #[test]
-    fn important_kinds_have_room_when_others_have_none() {
+    fn what_matters_more_takes_the_place_of_what_matters_less() {
         let (go, gate) = mpsc::channel::<()>();
-        let (entered, _has_entered) = mpsc::channel();
+        let (entered, has_entered) = mpsc::channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
         let gate = Gate {
             go: gate,
             entered,
-            written: Arc::default(),
+            written: written.clone(),
         };
-        let queue = Queue::new(gate, Kinds::ALL, 8).unwrap();
-        assert!(queue.room(Kind::Exchange) < queue.room(Kind::Drop));
-        assert!(queue.room(Kind::Drop) < queue.room(Kind::Finding));
+        let mut queue = Queue::new(gate, Kinds::ALL, 4).unwrap();
+        queue.write(&loss());
+        has_entered.recv().unwrap();
+        let drop_record = example(Kind::Drop);
+        let exchange = example(Kind::Exchange);
+        for record in [&exchange, &drop_record, &exchange, &exchange, &drop_record, &exchange] {
+            queue.write(record);
+        }
+        // Two drops and two exchanges wait. Three of these: the exchanges go, then a drop.
+        for _ in 0..3 {
+            queue.write(&loss());
+        }
+        assert_eq!(queue.shed(), 5);
         drop(go);
+        queue.finish().unwrap();
+        let kinds: Vec<Kind> = written.lock().unwrap().iter().map(|record| record.kind()).collect();
+        assert_eq!(kinds, [Kind::Loss, Kind::Drop, Kind::Loss, Kind::Loss, Kind::Loss]);
+    }
+
+    /// From a trace: such a record has many fields.
+    fn example(kind: Kind) -> Arc<Record> {
+        let trace = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/traces/lost-token-pod.ndjson");
+        let text = std::fs::read_to_string(trace).unwrap();
+        let records = text
+            .lines()
+            .map(|line| crate::source::ndjson::parse(line.as_bytes()).unwrap());
+        Arc::new(records.into_iter().find(|record| record.kind() == kind).unwrap())
     }
 
     #[test]

@@ -145,7 +145,10 @@ impl Output for TextOutput {
         if out.is_empty() {
             return Ok(0);
         }
-        self.destination.write_lines(out.as_bytes())
+        let written = self.destination.write_lines(out.as_bytes())?;
+        let given_up = memchr::memchr_iter(b'\n', &out.as_bytes()[written..]).count() as u64;
+        self.destination.gave_up(given_up);
+        Ok(given_up)
     }
 
     fn idle(&mut self) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use caps::Capability;
 use imds_observer_common::{InterfaceCounters, LossCounters};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::utsname::uname;
@@ -15,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::bpf::{Decoder, Kernel, LiveOptions};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
-use crate::record::{LossCounts, Mode, Time};
+use crate::record::{Confinement, LossCounts, Mode, Time};
 use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 
 /// Events that one call hands over, so that timers get their turn in a flood.
@@ -43,6 +44,7 @@ pub struct LiveSource {
     followed: Instant,
     allowance: AllowanceMeter,
     endpoints: Vec<IpAddr>,
+    confinement: Option<Confinement>,
     /// See [`LiveOptions::gather`].
     gather: Duration,
     undecoded: u64,
@@ -81,6 +83,7 @@ impl LiveSource {
             followed: now,
             allowance: AllowanceMeter::open(),
             endpoints: options.endpoints.clone(),
+            confinement: None,
             gather: options.gather,
             undecoded: 0,
             told_loss: LossCounts::default(),
@@ -91,6 +94,12 @@ impl LiveSource {
             counters: HashMap::new(),
         };
         source.follow_uplinks();
+        if source.monitor.is_some()
+            && let Err(error) = source.kernel.prepare_uplinks()
+        {
+            tracing::warn!("{error}");
+            source.kernel.miss_uplink(error.to_string());
+        }
         if source.monitor.is_some()
             && source.interfaces().is_empty()
             && source
@@ -113,6 +122,16 @@ impl LiveSource {
 
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// Capabilities that it goes on needing on the thread that reads it, and those that threads of its own keep.
+    pub fn capabilities(&self) -> (Vec<Capability>, Vec<Capability>) {
+        self.kernel.capabilities(self.monitor.is_some())
+    }
+
+    /// For the `start` record.
+    pub fn confined(&mut self, confinement: Confinement) {
+        self.confinement = Some(confinement);
     }
 
     /// Those that are attached now, by name.
@@ -293,6 +312,7 @@ impl Source for LiveSource {
             interfaces: self.interfaces(),
             attached: self.kernel.attached().to_vec(),
             missing: self.kernel.missing().to_vec(),
+            confinement: self.confinement.clone(),
         }
     }
 

@@ -18,7 +18,7 @@ pub use event::{
 };
 pub use live::LiveSource;
 
-use crate::record::{Attached, Host, Missing, Mode, Time};
+use crate::record::{Attached, Confinement, Host, Missing, Mode, Time};
 
 /// What a source knows of itself once it is open: the `start` record's facts.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct SourceFacts {
     pub interfaces: Vec<String>,
     pub attached: Vec<Attached>,
     pub missing: Vec<Missing>,
+    /// What a live run still may do.
+    pub confinement: Option<Confinement>,
 }
 
 /// How it stands with a source after a batch.

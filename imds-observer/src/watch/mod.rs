@@ -23,6 +23,7 @@ use anyhow::Context as _;
 use ratatui::crossterm::event::Event;
 
 use crate::record::{SECOND, Time};
+use crate::rights::{self, Needs};
 use crate::source::paced::Playback;
 use crate::stop::Stop;
 use feed::{Records, Trace};
@@ -48,6 +49,8 @@ pub struct Parts {
     pub theme: Theme,
     /// Where `w` writes.
     pub directory: PathBuf,
+    /// Gives up what its thread has no use for.
+    pub confined: bool,
 }
 
 /// Takes the terminal and starts the thread. It ends with `q`, when the stop is asked for, or when the terminal is gone.
@@ -66,6 +69,12 @@ pub fn start(parts: Parts) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
         .name("screen".to_owned())
         .spawn(move || {
             let stop = parts.stop.try_clone();
+            if parts.confined {
+                rights::enter(&Needs {
+                    writes: vec![parts.directory.clone()],
+                    ..Needs::default()
+                });
+            }
             let result = View::new(parts, screen).run();
             if let Ok(stop) = stop {
                 stop.request();

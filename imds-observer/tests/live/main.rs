@@ -5,6 +5,7 @@
 
 mod callers;
 mod command_line;
+mod confined;
 mod containers;
 mod doctor;
 mod faults;
@@ -15,4 +16,5 @@ mod scenarios;
 mod secrets;
 mod service;
 mod short_lived;
+mod stuck_sinks;
 mod support;

@@ -137,6 +137,7 @@ fn panic_beside_the_view(cue: &Path) -> ! {
         playback: None,
         theme: Theme { colour: true },
         directory: Path::new(".").to_owned(),
+        confined: false,
     })
     .unwrap();
     let text = std::fs::read_to_string(trace("lost-token-pod.ndjson")).unwrap();

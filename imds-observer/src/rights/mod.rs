@@ -1,0 +1,91 @@
+//! What may the observer still do once everything is attached? As little as it can do its work with.
+//!
+//! Capabilities that were for loading and attaching go for good, nothing can be gained by `execve`, system calls that it never
+//! makes are refused, and files are written in one directory only. None of it may end a healthy observer: a call that is refused
+//! fails with EPERM, which its caller tells, and what this kernel doesn't have is left out and told in `start.confinement`.
+//!
+//! Capabilities and Landlock belong to a thread and go over to those that it starts. So files and sockets are opened first, then
+//! rights are given up, and only then threads are started. Threads share their memory: what one of them keeps guards against
+//! mistakes, not against somebody who has taken over another one.
+
+mod capabilities;
+mod files;
+mod seccomp;
+
+use std::path::PathBuf;
+
+use caps::Capability;
+
+pub use capabilities::directory_of;
+
+use crate::record::Confinement;
+
+/// What a thread, and those that it starts, go on needing.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// Those that it holds are kept.
+    pub capabilities: Vec<Capability>,
+    /// Directories where files are made, renamed and removed.
+    pub writes: Vec<PathBuf>,
+    /// Files that are read again later.
+    pub reads: Vec<PathBuf>,
+}
+
+/// Gives up all else: on this thread and those that it starts, and what concerns system calls in the whole process.
+///
+/// `elsewhere`: what other threads keep, for the record.
+pub fn confine(needs: &Needs, elsewhere: &[Capability]) -> Confinement {
+    let landlock = enter(needs);
+    let seccomp = seccomp::filter_calls()
+        .inspect_err(|error| tracing::warn!("filter system calls: {error:#}; all of them stay allowed"))
+        .is_ok();
+    let no_new_privs = nix::sys::prctl::get_no_new_privs().unwrap_or(false);
+    let mut capabilities: Vec<Capability> = capabilities::held();
+    for capability in elsewhere {
+        if !capabilities.contains(capability) {
+            capabilities.push(*capability);
+        }
+    }
+    let mut capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
+    capabilities.sort_unstable();
+    tracing::info!(
+        "rights given up after start; kept: {}; no_new_privs: {no_new_privs}; system calls filtered: {seccomp}; files confined: {}",
+        if capabilities.is_empty() {
+            "no capability".to_owned()
+        } else {
+            capabilities.join(" ")
+        },
+        landlock.unwrap_or("no"),
+    );
+    Confinement {
+        capabilities,
+        no_new_privs,
+        seccomp,
+        landlock: landlock.map(str::to_owned),
+    }
+}
+
+/// The part that belongs to the calling thread and those that it starts. How Landlock took it: `full`, `partial`, or not at all.
+pub fn enter(needs: &Needs) -> Option<&'static str> {
+    if let Err(error) = capabilities::keep(&capabilities::needed(needs)) {
+        tracing::warn!("give up capabilities: {error:#}");
+    }
+    if let Err(errno) = nix::sys::prctl::set_no_new_privs() {
+        tracing::warn!("set no_new_privs: {errno}");
+    }
+    files::confine(needs)
+        .inspect_err(|error| tracing::warn!("confine files: {error}; writing stays possible wherever this user may"))
+        .ok()
+        .flatten()
+}
+
+pub fn holds(capability: Capability) -> bool {
+    capabilities::held().contains(&capability)
+}
+
+/// Capabilities alone, for a thread that reads the files of all processes: Landlock would hide them from it whatever it holds.
+pub fn keep_only(capabilities: &[Capability]) {
+    if let Err(error) = capabilities::keep(&capabilities.iter().copied().collect()) {
+        tracing::warn!("give up capabilities: {error:#}");
+    }
+}
