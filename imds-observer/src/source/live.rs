@@ -182,7 +182,7 @@ impl LiveSource {
         let before = out.len();
         self.gather();
         // After an event others follow: for a while looking by oneself is cheaper than being woken.
-        if self.drain(out) == 0 && self.came.elapsed() >= self.gather * LOOKS && self.sleeps(out)? {
+        if self.drain(out) == 0 && self.came.elapsed() >= self.gather * LOOKS && self.sleeps(out) {
             let wait = wait.min(SAMPLE.saturating_sub(self.sampled.elapsed()));
             let timeout = PollTimeout::try_from(wait.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
             let mut fds = vec![PollFd::new(self.kernel.ring_fd(), PollFlags::POLLIN)];
@@ -213,10 +213,14 @@ impl LiveSource {
         Ok(out.len() > before)
     }
 
-    /// Asks to be woken. `false`: something has come meanwhile.
-    fn sleeps(&mut self, out: &mut Vec<Event>) -> anyhow::Result<bool> {
-        self.kernel.ask_to_be_woken()?;
-        Ok(self.drain(out) == 0)
+    /// Asks to be woken. `false`: something has come meanwhile, or nobody will wake us.
+    fn sleeps(&mut self, out: &mut Vec<Event>) -> bool {
+        if let Err(error) = self.kernel.ask_to_be_woken() {
+            // Dearer, and nothing is missed: the next look comes as soon as while there is traffic.
+            tracing::debug!("{error}");
+            return false;
+        }
+        self.drain(out) == 0
     }
 
     /// Waits for more to come along, unless much comes.
