@@ -17,6 +17,8 @@ use std::thread;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
+use xshell::{Shell, cmd};
+
 use crate::run::{root, shell, step};
 use crate::setup::{self, Group};
 use crate::test::Totals;
@@ -107,11 +109,28 @@ pub(crate) fn usual() -> anyhow::Result<Totals> {
     })
 }
 
-/// What a program says as the only process of a guest of Amazon Linux 2023's kernel version.
-pub(crate) fn only(arch: Arch, program: &Path, arguments: &str) -> anyhow::Result<String> {
-    let sh = shell()?;
-    let kernel = debian::fetch(&sh, arch, &"6.1".parse()?)?;
-    guest::run_only(arch, &kernel, program, arguments)
+/// What a program says as the only process of a guest of Amazon Linux 2023's kernel version, with nothing mounted.
+pub(crate) fn only(sh: &Shell, arch: Arch, program: &Path, arguments: &str) -> anyhow::Result<String> {
+    let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
+    let first = format!("/program -- {arguments}");
+    guest::run_only(sh, arch, &kernel, &[("program", program)], false, &first)
+}
+
+/// The same for a script, which has the program at `/program`, busybox at `/bin/busybox` and the modules that `/guest/modules` names.
+pub(crate) fn script(sh: &Shell, arch: Arch, program: &Path, script: &str) -> anyhow::Result<String> {
+    let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
+    let busybox = directory(arch).join("busybox");
+    if !sh.path_exists(busybox.join("bin/busybox")) && !sh.path_exists(busybox.join("usr/bin/busybox")) {
+        debian::unpack_from_own_release(sh, arch, &["busybox-static".to_owned()], &busybox)?;
+    }
+    let shell = ["bin/busybox", "usr/bin/busybox"].map(|path| busybox.join(path));
+    let shell = shell.iter().find(|path| path.is_file());
+    let shell = shell.context("find busybox in Debian's busybox-static")?;
+    let init = directory(arch).join("only-init");
+    sh.write_file(&init, script)?;
+    cmd!(sh, "chmod +x {init}").quiet().run()?;
+    let files = [("program", program), ("bin/busybox", shell), ("init", &init)];
+    guest::run_only(sh, arch, &kernel, &files, true, "/init")
 }
 
 /// Runs the suite on each kernel.

@@ -75,7 +75,7 @@ impl Group {
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
-            Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio"],
+            Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio", "kmod", "xz-utils"],
             Self::Kernels => &[
                 "qemu-system-x86",
                 "cpio",

@@ -60,10 +60,39 @@ pub struct Collector {
     interval: Duration,
     waiting: VecDeque<Arc<Record>>,
     metrics_due: Instant,
-    /// After a failure: not before, and how long then.
-    retry: Option<(Instant, Duration)>,
+    findings_trouble: Trouble,
+    metrics_trouble: Trouble,
     /// Given up and not yet told to the queue.
     untold: u64,
+}
+
+/// Of one kind of transfer: a collector may take logs and refuse metrics for good.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// After a failure: not before, and how long the pause was.
+    retry: Option<(Instant, Duration)>,
+}
+
+impl Trouble {
+    fn is_over(&self) -> bool {
+        self.retry.is_none_or(|(not_before, _)| Instant::now() >= not_before)
+    }
+
+    /// Says what became of a transfer, once when trouble begins and once when it ends: what goes on is told by the metrics.
+    fn settle(&mut self, what: &str, endpoint: &Endpoint, sent: Result<(), &Failure>) -> bool {
+        let Err(failure) = sent else {
+            if self.retry.take().is_some() {
+                tracing::warn!("the collector at {endpoint} takes {what} again");
+            }
+            return true;
+        };
+        let pause = self.retry.map_or(PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        if self.retry.is_none() {
+            tracing::warn!("the collector at {endpoint} did not take {what}: {failure}; trying again");
+        }
+        self.retry = Some((Instant::now() + pause, pause));
+        false
+    }
 }
 
 impl Collector {
@@ -84,36 +113,39 @@ impl Collector {
             interval,
             waiting: VecDeque::new(),
             metrics_due: Instant::now() + interval,
-            retry: None,
+            findings_trouble: Trouble::default(),
+            metrics_trouble: Trouble::default(),
             untold: 0,
         })
     }
 
     /// What may be sent now.
     fn transfer(&mut self, patience: Duration) {
-        if self.retry.is_some_and(|(not_before, _)| Instant::now() < not_before) {
-            return;
+        while !self.waiting.is_empty() && self.findings_trouble.is_over() {
+            self.send_findings(patience);
         }
-        while !self.waiting.is_empty() {
-            let batch: Vec<Arc<Record>> = self.waiting.iter().take(BATCH).cloned().collect();
-            let body = message::logs(&batch, &self.host, now_ns()).encode_to_vec();
-            let sent = self.endpoint.send("v1/logs", body, patience);
-            let rejected = match &sent {
-                Ok(response) => message::rejected_logs(response).min(batch.len() as u64),
-                Err(Failure::Never(_)) => batch.len() as u64,
-                Err(Failure::Later(_)) => 0,
-            };
-            if !matches!(sent, Err(Failure::Later(_))) {
-                self.waiting.drain(..batch.len());
-                self.give_up(rejected);
-                self.count(|transfers| transfers.findings_sent += batch.len() as u64 - rejected);
-            }
-            if !self.settle(sent.map(drop)) {
-                return;
-            }
-        }
-        if Instant::now() >= self.metrics_due {
+        if Instant::now() >= self.metrics_due && self.metrics_trouble.is_over() {
             self.send_metrics(patience);
+        }
+    }
+
+    fn send_findings(&mut self, patience: Duration) {
+        let batch: Vec<Arc<Record>> = self.waiting.iter().take(BATCH).cloned().collect();
+        let body = message::logs(&batch, &self.host, now_ns()).encode_to_vec();
+        let sent = self.endpoint.send("v1/logs", body, patience);
+        let rejected = match &sent {
+            Ok(response) => message::rejected_logs(response).min(batch.len() as u64),
+            Err(Failure::Never(_)) => batch.len() as u64,
+            Err(Failure::Later(_)) => 0,
+        };
+        if !matches!(sent, Err(Failure::Later(_))) {
+            self.waiting.drain(..batch.len());
+            self.give_up(rejected);
+            self.count(|transfers| transfers.findings_sent += batch.len() as u64 - rejected);
+        }
+        let sent = sent.as_ref().map(drop);
+        if !self.findings_trouble.settle("findings", &self.endpoint, sent) {
+            self.count(|transfers| transfers.failed += 1);
         }
     }
 
@@ -125,33 +157,10 @@ impl Collector {
             message::metrics(&state, transfers, &self.host, now_ns())
         };
         let sent = self.endpoint.send("v1/metrics", body.encode_to_vec(), patience);
-        self.settle(sent.map(drop));
-    }
-
-    /// Counts and says what became of a transfer. Returns whether to go on.
-    fn settle(&mut self, sent: Result<(), Failure>) -> bool {
-        let Err(failure) = sent else {
-            if self.retry.take().is_some() {
-                let lost = self.shared.transfers().unwrap_or_default().findings_lost;
-                tracing::warn!(
-                    "the collector at {} takes what it is sent again; {lost} findings were given up so far",
-                    self.endpoint
-                );
-            }
-            return true;
-        };
-        self.count(|transfers| transfers.failed += 1);
-        let pause = self.retry.map_or(PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
-        // Once for each time of trouble: what goes on is told by the metrics.
-        if self.retry.is_none() {
-            tracing::warn!(
-                "the collector at {} did not take what it was sent: {failure}; trying again, {} findings wait",
-                self.endpoint,
-                self.waiting.len()
-            );
+        let sent = sent.as_ref().map(drop);
+        if !self.metrics_trouble.settle("metrics", &self.endpoint, sent) {
+            self.count(|transfers| transfers.failed += 1);
         }
-        self.retry = Some((Instant::now() + pause, pause));
-        false
     }
 
     fn give_up(&mut self, count: u64) {
@@ -181,14 +190,15 @@ impl Output for Collector {
     }
 
     fn close(&mut self) -> io::Result<()> {
-        let dead = self.retry.take().is_some();
+        // Once more, whatever the pause was to be.
+        self.findings_trouble.retry = None;
+        self.metrics_trouble.retry = None;
         self.metrics_due = Instant::now();
         self.transfer(LAST_PATIENCE);
         if !self.waiting.is_empty() {
             let left = self.waiting.len();
             self.give_up(left as u64);
-            let for_long = if dead { "for long" } else { "at the end" };
-            tracing::warn!("the collector was not reached {for_long}: {left} findings are given up");
+            tracing::warn!("the collector was not reached at the end: {left} findings are given up");
         }
         Ok(())
     }

@@ -360,7 +360,8 @@ fn a_real_collector_gets_what_prometheus_is_shown() {
             "--config",
             config.to_str().unwrap(),
             "--otlp-endpoint",
-            "http://127.0.0.1:4318",
+            // A name: a static program resolves it too.
+            "http://localhost:4318",
         ],
     );
     for _ in 0..3 {

@@ -41,6 +41,9 @@ pub(crate) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
+/// Another program than the one that was built with the tests: what `cargo xtask dist` made, say.
+const PROGRAM: &str = "IMDS_OBSERVER_TEST_PROGRAM";
+
 /// The node's uplink in every lab.
 pub(crate) const UPLINK: &str = "eth0";
 
@@ -95,7 +98,8 @@ impl Observer {
 
     /// Any command line of the program in a place of the lab. It does not join the place's cgroup: it must not observe itself.
     fn spawn(place: &Place, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let mut command = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"));
+        let program = std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_imds-observer").into());
+        let mut command = in_netns(place, program);
         // Its own, not the tests': those make and enter namespaces.
         Rights::from_env().expect("read the rights").reduce(&mut command);
         Self::start(command.args(arguments).envs(environment.iter().copied()))

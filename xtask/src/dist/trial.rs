@@ -14,7 +14,7 @@ use crate::setup::which;
 /// In a root directory that has only the program: this machine's own, or a guest's.
 pub(super) fn program(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<()> {
     if !arch.is_native() {
-        return guest(arch, program);
+        return guest(sh, arch, program);
     }
     if !is_root() {
         eprintln!("dist: not tried in an empty root: that needs root");
@@ -31,11 +31,49 @@ pub(super) fn program(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<
     says(&schema, "$schema")
 }
 
-/// As the first and only process of a kernel for another processor: its console gets what the program says.
-fn guest(arch: Arch, program: &Path) -> anyhow::Result<()> {
+/// Observes one request, to a server on the loopback interface of a guest that has nothing else. The script is process 1: its end
+/// ends the guest, and its status is told by the kernel.
+const OBSERVE: &str = r#"#!/bin/busybox sh
+b=/bin/busybox
+$b mkdir -p /proc /sys /dev /run /www/latest
+$b mount -t proc proc /proc
+$b mount -t sysfs sysfs /sys
+$b mount -t devtmpfs devtmpfs /dev
+$b mount -t cgroup2 cgroup2 /sys/fs/cgroup
+$b grep -E '/(sch_ingress|cls_bpf)' /guest/modules | while read module; do $b insmod $module; done
+$b ip link set lo up
+echo here > /www/latest/it
+$b httpd -p 127.0.0.1:80 -h /www
+/program stream -i lo --endpoint 127.0.0.1 --count 1 --duration 120s > /run/records &
+observer=$!
+until $b grep -q '"record":"start"' /run/records || ! $b kill -0 $observer; do $b sleep 0.1; done
+$b wget -q -O - http://127.0.0.1/latest/it
+wait $observer
+status=$?
+$b cat /run/records
+exit $status
+"#;
+
+/// As the first and only process of a kernel for another processor, whose console gets what the program says; then at work.
+fn guest(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<()> {
     for (arguments, wanted) in [("--version", env!("CARGO_PKG_VERSION")), ("doctor", "cgroup2")] {
-        says(&kernels::only(arch, program, arguments)?, wanted)?;
+        says(&kernels::only(sh, arch, program, arguments)?, wanted)?;
     }
+    let console = kernels::script(sh, arch, program, OBSERVE)?;
+    let line = |kind: &str| {
+        let wanted = format!("\"record\":\"{kind}\"");
+        console.lines().find(|line| line.contains(&wanted))
+    };
+    let exchange = line("exchange").with_context(|| format!("nothing was observed in the guest: {console}"))?;
+    for wanted in [
+        "\"path\":\"/latest/it\"",
+        "\"status\":200",
+        "\"comm\":\"busybox\"",
+        "\"outcome\":\"answered\"",
+    ] {
+        ensure!(exchange.contains(wanted), "{wanted} is not in {exchange}");
+    }
+    eprintln!("  {}", line("start").unwrap_or_default());
     Ok(())
 }
 

@@ -384,26 +384,39 @@ pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) ->
     )
 }
 
-/// The same for a guest that has nothing but this program, as its first process and with nothing mounted.
-pub(super) fn run_only(arch: Arch, kernel: &Kernel, program: &Path, arguments: &str) -> anyhow::Result<String> {
+/// The same for a guest that has nothing but these files, by their paths there, and the modules at `/guest` if they are wanted.
+/// The first process is told on the command line.
+pub(super) fn run_only(
+    sh: &Shell,
+    arch: Arch,
+    kernel: &Kernel,
+    files: &[(&str, &Path)],
+    with_modules: bool,
+    first: &str,
+) -> anyhow::Result<String> {
     let tree = directory(arch).join("only");
-    let _ = fs::remove_dir_all(&tree);
-    copy(&Shell::new()?, program, &tree.join("program"))?;
-    let initramfs = directory(arch).join("only.initramfs");
-    pack(&tree, &initramfs)?;
+    sh.remove_path(&tree)?;
+    for (to, from) in files {
+        copy(sh, from, &tree.join(to))?;
+    }
+    let mut archive = directory(arch).join("only.initramfs");
+    pack(&tree, &archive)?;
+    if with_modules {
+        archive = initramfs(sh, arch, kernel, &archive)?;
+    }
     let console = directory(arch).join("only.console");
     let text = boot(
         arch,
         kernel,
-        &initramfs,
+        &archive,
         &console,
-        &format!("rdinit=/program -- {arguments}"),
+        &format!("rdinit={first}"),
         PATIENCE_ONLY,
     )?;
     // The end of the first process is the kernel's; it tells with which status.
     ensure!(
         text.contains("exitcode=0x00000000"),
-        "`{arguments}` failed as the only process of a guest: see {}",
+        "`{first}` failed as the first process of a guest: see {}",
         console.display()
     );
     Ok(text)
