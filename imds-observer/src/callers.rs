@@ -2,27 +2,31 @@
 
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use crate::record::{Container, Process};
 
-/// Sets of two. A third caller of a set pushes the older one out, which is then worked out anew: memory is bounded, and nothing else is lost.
-const SETS: usize = 512;
+/// Callers that are remembered. One more, and all of them are worked out anew: nothing else is lost.
+const MAX_CALLERS: usize = 2048;
 
 /// By identity, not by content: the same process told twice is two callers here. What is remembered is kept alive, so no address is reused.
 #[derive(Debug)]
 pub(crate) struct ByCaller<T> {
-    slots: Vec<Option<Slot<T>>>,
+    known: FxHashMap<(usize, usize), Known<T>>,
 }
 
 #[derive(Debug)]
-struct Slot<T> {
-    process: Option<Arc<Process>>,
-    container: Option<Arc<Container>>,
+struct Known<T> {
+    _process: Option<Arc<Process>>,
+    _container: Option<Arc<Container>>,
     value: T,
 }
 
 impl<T> Default for ByCaller<T> {
     fn default() -> Self {
-        Self { slots: Vec::new() }
+        Self {
+            known: FxHashMap::default(),
+        }
     }
 }
 
@@ -33,43 +37,24 @@ impl<T> ByCaller<T> {
         container: Option<&Arc<Container>>,
         work_out: impl FnOnce() -> T,
     ) -> &T {
-        if self.slots.is_empty() {
-            self.slots.resize_with(2 * SETS, || None);
+        if self.known.len() >= MAX_CALLERS && !self.known.contains_key(&(address(process), address(container))) {
+            self.known.clear();
         }
-        let at = 2 * set(address(process), address(container));
-        let is = |slot: &Option<Slot<T>>| {
-            slot.as_ref().is_some_and(|slot| {
-                address(slot.process.as_ref()) == address(process)
-                    && address(slot.container.as_ref()) == address(container)
-            })
-        };
-        let [newer, older] = &mut self.slots[at..at + 2] else {
-            unreachable!("a set has two slots")
-        };
-        if !is(newer) {
-            std::mem::swap(newer, older);
-        }
-        let known = is(newer);
-        let slot = newer.take().filter(|_| known);
-        &newer
-            .insert(slot.unwrap_or_else(|| Slot {
-                process: process.cloned(),
-                container: container.cloned(),
+        let known = self
+            .known
+            .entry((address(process), address(container)))
+            .or_insert_with(|| Known {
+                _process: process.cloned(),
+                _container: container.cloned(),
                 value: work_out(),
-            }))
-            .value
+            });
+        &known.value
     }
 }
 
 /// 0: there is none.
 fn address<T>(shared: Option<&Arc<T>>) -> usize {
     shared.map_or(0, |shared| Arc::as_ptr(shared) as usize)
-}
-
-fn set(process: usize, container: usize) -> usize {
-    // The multiplier of Fibonacci hashing: the upper bits depend on all bits.
-    let mixed = (process as u64 ^ (container as u64).rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 32) as usize % SETS
 }
 
 #[cfg(test)]
@@ -107,6 +92,6 @@ mod tests {
                 assert_eq!(*known.get(None, Some(&container), || (round, id)), (round, id));
             }
         }
-        assert_eq!(known.slots.len(), 2 * SETS);
+        assert!(known.known.len() <= MAX_CALLERS);
     }
 }

@@ -21,9 +21,10 @@ pub struct HostDetectors {
     config: DetectorConfig,
     /// Of the host that this program runs on; `None` offline.
     own: Option<HostFacts>,
-    hosts: LruCache<Host, Detectors>,
-    /// Whose detectors were asked for last: they are in the table.
-    last: Option<Host>,
+    /// Whose detectors were asked for last: records of one host come in a row, and need no look-up.
+    current: Option<OfHost>,
+    /// All others.
+    hosts: LruCache<Host, Box<Detectors>>,
     now: Time,
     evicted: u64,
 }
@@ -33,8 +34,9 @@ impl HostDetectors {
         Self {
             config,
             own,
+            current: None,
+            // With the current one there are as many as the bound says.
             hosts: LruCache::new(MAX_HOSTS),
-            last: None,
             now: Time::default(),
             evicted: 0,
         }
@@ -50,49 +52,58 @@ impl HostDetectors {
 
     pub fn advance(&mut self, now: Time, out: &mut Vec<Finding>) {
         self.now = now;
-        for (_, detectors) in &mut self.hosts {
+        for detectors in all(&mut self.current, &mut self.hosts) {
             detectors.advance(now, out);
         }
     }
 
     pub fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
-        for (_, detectors) in &mut self.hosts {
+        for detectors in all(&mut self.current, &mut self.hosts) {
             detectors.finish(now, out);
         }
     }
 
     /// Takes over other thresholds.
     pub fn reconfigure(&mut self, config: DetectorConfig) {
-        for (_, detectors) in &mut self.hosts {
-            detectors.reconfigure(&self.config, &config);
+        let before = std::mem::replace(&mut self.config, config);
+        let Self {
+            config, current, hosts, ..
+        } = self;
+        for detectors in all(current, hosts) {
+            detectors.reconfigure(&before, config);
         }
-        self.config = config;
     }
 
     /// Entries that bounded tables gave up, and hosts.
     pub fn evicted(&self) -> u64 {
-        self.evicted + self.hosts.iter().map(|(_, detectors)| detectors.evicted()).sum::<u64>()
+        let others = self.hosts.iter().map(|(_, detectors)| detectors.evicted()).sum::<u64>();
+        let current = self.current.as_ref().map_or(0, |(_, detectors)| detectors.evicted());
+        self.evicted + others + current
     }
 
     fn of(&mut self, host: &Host, out: &mut Vec<Finding>) -> &mut Detectors {
-        let again = self.last.as_ref().is_some_and(|last| Host::ptr_eq(last, host));
+        let again = self
+            .current
+            .as_ref()
+            .is_some_and(|(current, _)| Host::ptr_eq(current, host) || current == host);
         if !again {
-            self.make_room(host, out);
-            self.last = Some(host.clone());
+            self.turn_to(host, out);
         }
-        let Self { config, own, hosts, .. } = self;
-        hosts.get_or_insert_mut_ref(host, || {
-            let facts = own.as_ref().filter(|own| own.name == *host).cloned();
-            let unknown = || HostFacts {
-                name: host.clone(),
-                ..HostFacts::default()
-            };
-            Detectors::new(config, facts.unwrap_or_else(unknown))
-        })
+        let Self {
+            current, config, own, ..
+        } = self;
+        &mut current
+            .get_or_insert_with(|| (host.clone(), Box::new(fresh(config, own.as_ref(), host))))
+            .1
     }
 
-    fn make_room(&mut self, host: &Host, out: &mut Vec<Finding>) {
-        if !self.hosts.contains(host)
+    fn turn_to(&mut self, host: &Host, out: &mut Vec<Finding>) {
+        let next = self.hosts.pop_entry(host);
+        if let Some((before, detectors)) = std::mem::replace(&mut self.current, next) {
+            self.hosts.put(before, detectors);
+        }
+        let new = self.current.is_none();
+        if new
             && self.hosts.len() == MAX_HOSTS.get()
             && let Some((_, mut silent)) = self.hosts.pop_lru()
         {
@@ -100,6 +111,27 @@ impl HostDetectors {
             self.evicted += 1 + silent.evicted();
         }
     }
+}
+
+type OfHost = (Host, Box<Detectors>);
+
+/// In the order in which they were asked for, the newest first.
+fn all<'a>(
+    current: &'a mut Option<OfHost>,
+    hosts: &'a mut LruCache<Host, Box<Detectors>>,
+) -> impl Iterator<Item = &'a mut Detectors> {
+    let current = current.iter_mut().map(|(_, detectors)| detectors);
+    let hosts = hosts.iter_mut().map(|(_, detectors)| detectors);
+    current.chain(hosts).map(AsMut::as_mut)
+}
+
+fn fresh(config: &DetectorConfig, own: Option<&HostFacts>, host: &Host) -> Detectors {
+    let facts = own.filter(|own| own.name == *host).cloned();
+    let unknown = || HostFacts {
+        name: host.clone(),
+        ..HostFacts::default()
+    };
+    Detectors::new(config, facts.unwrap_or_else(unknown))
 }
 
 /// What the traces of earlier runs tell of their own loss, and of what they hold.

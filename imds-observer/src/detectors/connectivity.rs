@@ -491,6 +491,11 @@ impl Detector for Verdict {
         self.quiet_ns
     }
 
+    /// They end what is open.
+    fn wants_exchanges(&self) -> bool {
+        false
+    }
+
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
         if let Observation::Exchange(exchange) = observation {
             if answered(exchange) {

@@ -66,8 +66,6 @@ use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
 /// Clients that are remembered.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const WINDOW_MIN: f64 = 10.0;
-/// In the paths of the role's name and of its credentials.
-const CREDENTIALS: &str = "security-credentials";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -137,7 +135,7 @@ impl Detector for CredentialChurn {
             return;
         };
         let is_token = exchange.request.imds_version == Some(ImdsVersion::Token);
-        if !(is_token || context.below.contains(CREDENTIALS)) || status(exchange) != Some(200) {
+        if !(is_token || context.credentials) || status(exchange) != Some(200) {
             return;
         }
         let asked = entry(&mut self.clients, client.handle, &mut self.evicted, Asked::new);

@@ -226,6 +226,7 @@ impl Knowledge {
 pub(super) struct Caller {
     pub(super) handle: u64,
     pub(super) place_key: Arc<str>,
+    pub(super) place_id: u64,
     /// Tells process images apart.
     image: u64,
     cloud_init: bool,
@@ -241,6 +242,7 @@ impl Caller {
         let (place_key, _) = place(Some(observation), host);
         Self {
             handle: handle.finish(),
+            place_id: hasher.hash_one(&*place_key),
             place_key: place_key.into(),
             image: process.map_or(0, |process| hasher.hash_one((process.pid, process.start_time))),
             cloud_init: process.is_some_and(|process| is_cloud_init(process)),

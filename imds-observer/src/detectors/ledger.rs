@@ -22,10 +22,11 @@ pub(super) const UPDATE_NS: u64 = 60 * SECOND;
 const MAX_UPDATE_NS: u64 = 3600 * SECOND;
 /// After counter-evidence (the same client succeeds) a finding is resolved once it has been silent for this long.
 const SETTLE_NS: u64 = 30 * SECOND;
-/// Below this count details are kept fresh at every sighting; above, they may be as old as that many sightings seldom change: a second
-/// at first, and longer as the count grows. Building them costs microseconds, and nobody reads them before they are written.
+/// Up to this count details are kept fresh at every sighting. Above, they are never behind by more than this part of the count, nor by more
+/// than [`STALE_NS`] where sightings come: building them costs microseconds, and nobody reads them before they are written.
 const ALWAYS_FRESH: u64 = 64;
-const MAX_STALE_S: u64 = 60;
+const STALE_PART: u64 = 16;
+const STALE_NS: u64 = 60 * SECOND;
 /// Key of the subject that stands for all those beyond [`MAX_OPEN`].
 const OTHERS: &str = "others";
 
@@ -59,6 +60,7 @@ struct Open {
     count: u64,
     details: Details,
     details_at: Time,
+    details_count: u64,
     written_at: Time,
     written_count: u64,
     pause_ns: u64,
@@ -116,7 +118,7 @@ impl<'a> Sightings<'a> {
 
     /// Whether any finding of this code is open.
     pub fn any_open(&self) -> bool {
-        !self.ledger.open[self.code as usize].is_empty()
+        self.ledger.any_open(self.code)
     }
 
     pub fn is_open(&self, key: &str) -> bool {
@@ -131,6 +133,11 @@ impl Ledger {
             open: Code::ALL.iter().map(|_| FxHashMap::default()).collect(),
             folded: 0,
         }
+    }
+
+    /// Whether any finding of this code is open.
+    pub(super) fn any_open(&self, code: Code) -> bool {
+        !self.open[code as usize].is_empty()
     }
 
     fn report(
@@ -164,6 +171,7 @@ impl Ledger {
                 count: sighting.count.max(1),
                 details: details(),
                 details_at: now,
+                details_count: sighting.count.max(1),
                 written_at: now,
                 written_count: sighting.count.max(1),
                 pause_ns: UPDATE_NS,
@@ -183,9 +191,10 @@ impl Ledger {
             || open.count >= open.written_count.saturating_mul(2)
             || (open.count > open.written_count && now.since(open.written_at) >= open.pause_ns);
         open.severity = open.severity.max(sighting.severity);
-        if due || open.count <= ALWAYS_FRESH || now.since(open.details_at) >= stale_ns(open.count) {
+        if due || open.is_stale(now) {
             open.details = details();
             open.details_at = now;
+            open.details_count = open.count;
         }
         if due {
             if now.since(open.written_at) >= open.pause_ns {
@@ -233,12 +242,14 @@ impl Ledger {
     }
 }
 
-/// Age at which details are renewed though nothing is written.
-fn stale_ns(count: u64) -> u64 {
-    (count / ALWAYS_FRESH).clamp(1, MAX_STALE_S) * SECOND
-}
-
 impl Open {
+    /// Whether details are to be renewed though nothing is written.
+    fn is_stale(&self, now: Time) -> bool {
+        self.count <= ALWAYS_FRESH
+            || self.count.saturating_sub(self.details_count) >= self.count / STALE_PART
+            || now.since(self.details_at) >= STALE_NS
+    }
+
     fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host) -> Finding {
         self.written_at = now;
         self.written_count = self.count;

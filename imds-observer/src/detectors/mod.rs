@@ -240,8 +240,12 @@ pub struct Context<'a> {
     pub path_id: u64,
     /// Stands for `below`.
     pub below_id: u64,
+    /// Whether `path` leads to a role's name or its credentials.
+    pub credentials: bool,
     /// Where a fault of the network would sit: in the caller's pod, else the host.
     place_key: &'a str,
+    /// Stands for it in tables; salted.
+    place_id: u64,
     observation: Option<Observation<'a>>,
     client: Option<&'a Client>,
 }
@@ -253,6 +257,11 @@ pub trait Detector: Send {
     /// Time without sightings after which a finding is resolved.
     fn quiet_ns(&self) -> u64 {
         QUIET_NS
+    }
+
+    /// Whether exchanges tell it anything while it has no finding open.
+    fn wants_exchanges(&self) -> bool {
+        true
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>);
@@ -272,6 +281,7 @@ pub trait Detector: Send {
 struct Registered {
     code: Code,
     quiet_ns: u64,
+    wants_exchanges: bool,
     detector: Box<dyn Detector>,
 }
 
@@ -281,6 +291,7 @@ fn registered(config: &DetectorConfig) -> Vec<Registered> {
         .map(|detector| Registered {
             code: detector.code(),
             quiet_ns: detector.quiet_ns(),
+            wants_exchanges: detector.wants_exchanges(),
             detector,
         })
         .collect()
@@ -328,16 +339,23 @@ impl Detectors {
             below: path.map_or("", |path| path.below()),
             path_id: path.map_or(0, |path| path.id),
             below_id: path.map_or(0, |path| path.below_id),
+            credentials: path.is_some_and(|path| path.credentials),
             place_key: who.as_ref().map_or(HOST, |who| &who.place_key),
+            place_id: who.as_ref().map_or(0, |who| who.place_id),
             observation: Some(*observation),
             client: who.as_ref().and_then(|who| self.knowledge.client(who.handle)),
         };
+        let exchange = path.is_some();
         for Registered {
             code,
             quiet_ns,
+            wants_exchanges,
             detector,
         } in &mut self.registered
         {
+            if exchange && !*wants_exchanges && !self.ledger.any_open(*code) {
+                continue;
+            }
             let mut sightings = Sightings::new(&mut self.ledger, *code, *quiet_ns, self.now, out);
             detector.observe(observation, &context, &mut sightings);
         }
@@ -409,7 +427,9 @@ impl Detectors {
             below: "",
             path_id: 0,
             below_id: 0,
+            credentials: false,
             place_key: HOST,
+            place_id: 0,
             observation: None,
             client: None,
         };
@@ -417,6 +437,7 @@ impl Detectors {
             code,
             quiet_ns,
             detector,
+            ..
         } in &mut self.registered
         {
             let mut sightings = Sightings::new(&mut self.ledger, *code, *quiet_ns, self.now, out);

@@ -10,6 +10,9 @@ use crate::imds::{below_version, normalise};
 const REMEMBERED: usize = 256;
 const MAX_REMEMBERED_BYTES: usize = 512;
 
+/// In the paths of a role's name and of its credentials.
+const CREDENTIALS: &str = "security-credentials";
+
 /// What is worked out of a path.
 #[derive(Debug)]
 pub(super) struct Path {
@@ -22,6 +25,8 @@ pub(super) struct Path {
     pub(super) id: u64,
     /// The same of what is below the version.
     pub(super) below_id: u64,
+    /// Whether it leads to a role's name or its credentials.
+    pub(super) credentials: bool,
 }
 
 impl Path {
@@ -66,6 +71,7 @@ impl Paths {
                 below_at: normal.len() - below.len(),
                 id: self.salt.hash_one(&*normal),
                 below_id: self.salt.hash_one(below),
+                credentials: below.contains(CREDENTIALS),
                 normal: normal.into(),
             }
         }))

@@ -56,7 +56,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::{bounded, entry_of};
+use super::table::{bounded, entry};
 use super::knowledge::answered;
 use super::{Context, Details, Detector, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
@@ -90,7 +90,7 @@ impl Default for Config {
 pub(super) struct SlowResponses {
     config: Config,
     /// When an answer came and how long it took, oldest first.
-    places: LruCache<String, VecDeque<(Time, u64)>>,
+    places: LruCache<u64, VecDeque<(Time, u64)>>,
     evicted: u64,
 }
 
@@ -119,7 +119,7 @@ impl Detector for SlowResponses {
         let slow_ns = self.config.slow_ms.saturating_mul(1_000_000);
         let limit_ns = self.config.p95_ms.saturating_mul(1_000_000);
         let key = context.place_key();
-        let answers = entry_of(&mut self.places, key, &mut self.evicted, VecDeque::new);
+        let answers = entry(&mut self.places, context.place_id, &mut self.evicted, VecDeque::new);
         answers.push_back((exchange.time, latency_ns));
         while answers.len() > MAX_ANSWERS
             || answers.front().is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)

@@ -27,20 +27,6 @@ pub(super) fn entry<'a, K: Hash + Eq, V>(
     })
 }
 
-/// [`entry`] for a name that is owned only if it is new.
-pub(super) fn entry_of<'a, V>(
-    table: &'a mut LruCache<String, V>,
-    name: &str,
-    evicted: &mut u64,
-    make: impl FnOnce() -> V,
-) -> &'a mut V {
-    let full = table.len() == table.cap().get();
-    table.get_or_insert_mut_ref(name, || {
-        *evicted += u64::from(full);
-        make()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

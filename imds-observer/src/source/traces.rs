@@ -35,6 +35,13 @@ pub struct InputCounts {
     pub broken: u64,
 }
 
+impl InputCounts {
+    fn skip(&mut self, skip: &Skip) {
+        self.skipped += 1;
+        self.broken += u64::from(*skip != Skip::CutOff);
+    }
+}
+
 /// See the module's text.
 pub struct Traces {
     traces: Vec<Trace>,
@@ -121,8 +128,7 @@ impl Traces {
                         Event::Record(record)
                     }
                     Some(Err(skip)) => {
-                        self.counts.skipped += 1;
-                        self.counts.broken += u64::from(skip != Skip::CutOff);
+                        self.counts.skip(&skip);
                         continue;
                     }
                 },
@@ -148,7 +154,10 @@ impl Traces {
             };
             break Some(event);
         };
-        if let Some(event) = &event {
+        // One trace alone has nothing to be merged with.
+        if let Some(event) = &event
+            && self.traces.len() > 1
+        {
             let settled = match event {
                 Event::Record(record) => record.settled(),
                 event => event.time().unwrap_or_default(),
@@ -169,6 +178,35 @@ impl Traces {
 
 fn tell(capture: &Capture, at: u64, why: &Broken) {
     tracing::warn!("{}:{at}: {why}", capture.name);
+}
+
+/// One file alone, which has nothing to be merged with: its records go on as they come.
+fn records_of_one(
+    reader: &mut Ahead,
+    first: Option<Event>,
+    counts: &mut InputCounts,
+    out: &mut Vec<Event>,
+) -> SourceState {
+    let before = out.len();
+    out.extend(first);
+    loop {
+        // What has been read is handed on without looking whether more is there.
+        for _ in 0..reader.buffered().max(1) {
+            match reader.next_record() {
+                Some(Ok(record)) => {
+                    counts.records += 1;
+                    out.push(Event::Record(record));
+                }
+                Some(Err(skip)) => counts.skip(&skip),
+                None if out.len() == before => return SourceState::End,
+                None => return SourceState::More,
+            }
+        }
+        let read = out.len() - before;
+        if read >= BATCH || read > 0 && !reader.is_ready() {
+            return SourceState::More;
+        }
+    }
 }
 
 impl Source for Traces {
@@ -192,14 +230,26 @@ impl Source for Traces {
     }
 
     fn next_batch(&mut self, _: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
+        if let [Trace::Records(reader)] = &mut self.traces[..] {
+            // The first was read to see what the trace is of.
+            let first = self.next[0].take();
+            return Ok(records_of_one(reader, first, &mut self.counts, out));
+        }
         if let Some(index) = self.behind.take() {
             self.refill(index);
         }
         for _ in 0..BATCH {
-            let Some(Reverse((_, index))) = self.order.pop() else {
+            let index = if self.traces.len() == 1 {
+                0
+            } else if let Some(Reverse((_, index))) = self.order.pop() {
+                index
+            } else {
                 return Ok(SourceState::End);
             };
-            out.extend(self.next[index].take());
+            let Some(event) = self.next[index].take() else {
+                return Ok(SourceState::End);
+            };
+            out.push(event);
             if !self.is_ready(index) {
                 self.behind = Some(index);
                 break;

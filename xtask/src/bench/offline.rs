@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
 
-use super::trace;
+use super::trace::{self, Callers};
 use crate::build;
 use crate::run::{python, root};
 use crate::setup::{self, Group};
@@ -71,14 +71,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let directory = root().join("target/bench");
     fs::create_dir_all(&directory).context("make target/bench")?;
     let (ndjson, pcap) = (directory.join("trace.ndjson"), directory.join("trace.pcap"));
-    let exchanges = write(&ndjson, |out| trace::ndjson(out, args.megabytes << 20))?;
+    let healthy = directory.join("healthy.ndjson");
+    let exchanges = write(&ndjson, |out| trace::ndjson(out, args.megabytes << 20, Callers::Bad))?;
+    let healthy_exchanges = write(&healthy, |out| {
+        trace::ndjson(out, args.megabytes << 20, Callers::Healthy)
+    })?;
     write(&pcap, |out| trace::pcap(out, args.connections))?;
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     println!("{processors} processors, load before: {}", load.trim());
     let analyze = |file: &Path| command(&program, &["analyze"], file);
 
-    println!("\n{} MB of NDJSON, {exchanges} exchanges", args.megabytes);
+    println!(
+        "\n{} MB of NDJSON, {healthy_exchanges} exchanges of healthy callers",
+        args.megabytes
+    );
+    let own = show("analyze", healthy_exchanges, args.runs, || analyze(&healthy))?;
+    let jq = show("jq", healthy_exchanges, args.runs, || {
+        command("jq", &["-n", JQ], &healthy)
+    })?;
+    compare("jq", &own, &jq);
+
+    println!(
+        "\n{} MB of NDJSON, {exchanges} exchanges of bad callers, all with findings",
+        args.megabytes
+    );
     let own = show("analyze", exchanges, args.runs, || analyze(&ndjson))?;
     let jq = show("jq", exchanges, args.runs, || command("jq", &["-n", JQ], &ndjson))?;
     compare("jq", &own, &jq);
@@ -103,8 +120,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
     if args.large_megabytes > 0 {
         let large = directory.join("large.ndjson");
-        let exchanges = write(&large, |out| trace::ndjson(out, args.large_megabytes << 20))?;
-        println!("\n{} MB of NDJSON, {exchanges} exchanges", args.large_megabytes);
+        let exchanges = write(&large, |out| {
+            trace::ndjson(out, args.large_megabytes << 20, Callers::Bad)
+        })?;
+        println!(
+            "\n{} MB of NDJSON, {exchanges} exchanges of bad callers",
+            args.large_megabytes
+        );
         let shown = show("analyze", exchanges, args.runs, || analyze(&large));
         fs::remove_file(&large).context("delete the large trace")?;
         shown?;

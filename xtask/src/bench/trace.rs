@@ -13,13 +13,26 @@ const PATHS: [&str; 4] = [
 /// 2026-03-01, and the time between two exchanges.
 const BEGIN_S: u64 = 1_772_323_200;
 const GAP_MS: u64 = 5;
+/// The same of healthy callers: each asks once in ten seconds, with a token for six hours, and for its credentials once in an hour.
+const HEALTHY_GAP_MS: u64 = 50;
+const HEALTHY_TOKEN: u64 = 2160;
+const HEALTHY_CREDENTIALS: u64 = 360;
+
+/// What the callers of a trace do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Callers {
+    /// Each takes a new token for three requests, two of them for credentials: two findings a caller, which grow all the time.
+    Bad,
+    /// Nothing is wrong with them.
+    Healthy,
+}
 
 /// Writes exchanges until there are `bytes`; gives their number.
-pub(super) fn ndjson(out: &mut impl Write, bytes: u64) -> io::Result<u64> {
+pub(super) fn ndjson(out: &mut impl Write, bytes: u64, callers: Callers) -> io::Result<u64> {
     let mut written = 0;
     let mut number = 0;
     while written < bytes {
-        let line = exchange(number);
+        let line = exchange(number, callers);
         out.write_all(line.as_bytes())?;
         written += line.len() as u64;
         number += 1;
@@ -27,8 +40,12 @@ pub(super) fn ndjson(out: &mut impl Write, bytes: u64) -> io::Result<u64> {
     Ok(number)
 }
 
-fn exchange(number: u64) -> String {
-    let ms = number * GAP_MS;
+fn exchange(number: u64, callers: Callers) -> String {
+    let ms = number
+        * match callers {
+            Callers::Bad => GAP_MS,
+            Callers::Healthy => HEALTHY_GAP_MS,
+        };
     let (day, second) = (1 + ms / 86_400_000, ms / 1000 % 86_400);
     let time = format!(
         "2026-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}000000Z",
@@ -40,7 +57,14 @@ fn exchange(number: u64) -> String {
         ms % 1000
     );
     let who = number % PROCESSES;
-    let round = number / PROCESSES % 4;
+    let asked = number / PROCESSES;
+    // 0: a token; else which path.
+    let round = match callers {
+        Callers::Bad => asked % 4,
+        Callers::Healthy if (asked + who * 7).is_multiple_of(HEALTHY_TOKEN) => 0,
+        Callers::Healthy if (asked + who).is_multiple_of(HEALTHY_CREDENTIALS) => 1,
+        Callers::Healthy => 2 + asked % 2,
+    };
     let container = if who.is_multiple_of(2) {
         "null".to_owned()
     } else {

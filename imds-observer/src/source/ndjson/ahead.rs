@@ -9,7 +9,7 @@ use std::thread;
 
 use super::super::input::Input;
 use super::chunks::{Chunk, Chunks};
-use super::written::Written;
+use super::written::{Callers, Written};
 use super::{MAX_LINE_BYTES, Skip, parse};
 use crate::record::Record;
 
@@ -26,22 +26,25 @@ const TOLD_PER_FILE: u64 = 5;
 const SPARE_BATCHES: usize = 8;
 const SPARE_RECORDS: usize = 1024;
 
-/// Records that were handled and may be filled again. Shared by all files.
+/// What all who read share: callers, and records that were handled and may be filled again.
 #[derive(Clone, Default)]
-pub(in crate::source) struct Spares(Arc<Mutex<Vec<Vec<Arc<Record>>>>>);
+pub(in crate::source) struct Spares {
+    records: Arc<Mutex<Vec<Vec<Arc<Record>>>>>,
+    callers: Callers,
+}
 
 impl Spares {
     /// Keeps what fits.
     pub(in crate::source) fn give(&self, mut records: Vec<Arc<Record>>) {
         records.truncate(SPARE_RECORDS);
-        let mut batches = lock(&self.0);
+        let mut batches = lock(&self.records);
         if batches.len() < SPARE_BATCHES {
             batches.push(records);
         }
     }
 
     fn take(&self) -> Vec<Arc<Record>> {
-        lock(&self.0).pop().unwrap_or_default()
+        lock(&self.records).pop().unwrap_or_default()
     }
 }
 
@@ -111,6 +114,7 @@ impl Ahead {
     }
 
     /// The next record, or why a line gave none, which has been told. Empty lines are passed over.
+    #[inline]
     pub(in crate::source) fn next_record(&mut self) -> Option<Result<Arc<Record>, Skip>> {
         loop {
             if let Some(record) = self.current.records.next() {
@@ -128,6 +132,11 @@ impl Ahead {
                 }
             }
         }
+    }
+
+    /// Records (and lines that gave none) that are there already.
+    pub(in crate::source) fn buffered(&self) -> usize {
+        self.current.records.len()
     }
 
     /// Whether the next record is there already, or none will come.
@@ -179,7 +188,7 @@ impl Ahead {
 
 /// Until the file ends or nobody wants its records any more.
 fn read(shared: &Mutex<Shared>, spares: &Spares) {
-    let mut written = Written::default();
+    let mut written = Written::new(spares.callers.clone());
     let mut spare = Vec::new();
     let mut buffer = None;
     loop {

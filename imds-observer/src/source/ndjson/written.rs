@@ -8,7 +8,7 @@
 #![expect(clippy::option_option, reason = "not read here, null, and a value are three things")]
 
 use std::hash::{Hash as _, Hasher as _};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use memchr::memmem::Finder;
 use rustc_hash::{FxHashMap, FxHasher};
@@ -21,7 +21,7 @@ use crate::record::{
 
 /// Callers that are remembered by what is written of them.
 const MAX_CALLERS: usize = 4096;
-/// Callers that are found by the first bytes of what is written of them.
+/// Callers that are found by the first bytes of what is written of them: two for each hash.
 const PLACES: usize = 1024;
 const FIRST_BYTES: usize = 40;
 /// Longest text that is read here: memory that spare records hold on to is bounded by it.
@@ -32,23 +32,49 @@ const CALLER: &[u8; 11] = b",\"process\":";
 const BEHIND_CALLER: &[u8; 15] = b",\"connection\":{";
 static BEHIND_CALLER_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(BEHIND_CALLER));
 
+/// Callers by what is written of them. Shared by all who read, so that a caller is one and the same for those who get its records.
+#[derive(Clone, Default)]
+pub(in crate::source) struct Callers(Arc<Mutex<FxHashMap<Arc<[u8]>, Caller>>>);
+
+impl Callers {
+    fn get(&self, written: &[u8]) -> Option<(Arc<[u8]>, Caller)> {
+        let mut callers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((written, caller)) = callers.get_key_value(written) {
+            return Some((written.clone(), caller.clone()));
+        }
+        let caller = caller(written)?;
+        let written: Arc<[u8]> = written.into();
+        if callers.len() >= MAX_CALLERS {
+            callers.clear();
+        }
+        callers.insert(written.clone(), caller.clone());
+        Some((written, caller))
+    }
+}
+
 /// Remembers what comes again and again: callers, the host, the second.
 pub(super) struct Written {
-    callers: FxHashMap<Arc<[u8]>, Caller>,
+    callers: Callers,
     places: Vec<Option<(Arc<[u8]>, Caller)>>,
     host: Option<Host>,
     /// A time as written, up to its second, and what it means.
     second: ([u8; 19], Time),
 }
 
-impl Default for Written {
-    fn default() -> Self {
+impl Written {
+    pub(super) fn new(callers: Callers) -> Self {
         Self {
-            callers: FxHashMap::default(),
+            callers,
             places: std::iter::repeat_with(|| None).take(PLACES).collect(),
             host: None,
             second: ([0; 19], Time(0)),
         }
+    }
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        Self::new(Callers::default())
     }
 }
 
@@ -122,27 +148,20 @@ impl Written {
     fn caller(&mut self, rest: &mut Rest<'_>) -> Option<usize> {
         let mut hasher = FxHasher::default();
         rest.0.first_chunk::<FIRST_BYTES>()?.hash(&mut hasher);
-        let place = hasher.finish() as usize % PLACES;
-        if let Some((written, _)) = self.places.get(place)?
-            && let Some(behind) = rest.0.strip_prefix(&**written)
-            && behind.starts_with(BEHIND_CALLER)
-        {
-            rest.0 = behind;
-            return Some(place);
+        let place = hasher.finish() as usize % (PLACES / 2) * 2;
+        for place in [place, place + 1] {
+            if let Some((written, _)) = self.places.get(place)?
+                && let Some(behind) = rest.0.strip_prefix(&**written)
+                && behind.starts_with(BEHIND_CALLER)
+            {
+                rest.0 = behind;
+                return Some(place);
+            }
         }
         let (written, behind) = rest.0.split_at(BEHIND_CALLER_FINDER.find(rest.0)?);
-        let known = match self.callers.get_key_value(written) {
-            Some((written, caller)) => (written.clone(), caller.clone()),
-            None => {
-                let caller = caller(written)?;
-                let written: Arc<[u8]> = written.into();
-                if self.callers.len() >= MAX_CALLERS {
-                    self.callers.clear();
-                }
-                self.callers.insert(written.clone(), caller.clone());
-                (written, caller)
-            }
-        };
+        let known = self.callers.get(written)?;
+        // The one that was found last moves over, and pushes out the one before.
+        self.places.swap(place, place + 1);
         *self.places.get_mut(place)? = Some(known);
         rest.0 = behind;
         Some(place)
@@ -160,6 +179,46 @@ fn caller(written: &[u8]) -> Option<Caller> {
     let object = [b"{\"process\":", written, b"}"].concat();
     let Part { process, container } = serde_json::from_slice(&object).ok()?;
     Some(Caller { process, container })
+}
+
+/// Where the first byte stands that ends a text, or that plain text doesn't have: quotes, backslashes, control characters, all but ASCII.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn first_special(block: &[u8; 16]) -> Option<usize> {
+    use std::arch::x86_64::{
+        _mm_cmpeq_epi8, _mm_cmplt_epi8, _mm_loadu_si128, _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8,
+    };
+    // SAFETY: each x86_64 has SSE2, and the load is of the block's 16 bytes, however they lie.
+    let special = unsafe {
+        let bytes = _mm_loadu_si128(block.as_ptr().cast());
+        let quotes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"'.cast_signed()));
+        let backslashes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\'.cast_signed()));
+        // As signed numbers, what isn't ASCII is less than any control character.
+        let others = _mm_cmplt_epi8(bytes, _mm_set1_epi8(0x20));
+        _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quotes, backslashes), others))
+    };
+    (special != 0).then(|| special.trailing_zeros() as usize)
+}
+
+/// The same, eight bytes at a time.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn first_special(block: &[u8; 16]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES * 0x80;
+    // The high bit of each byte that is less than `limit`, if none has it set already. A byte that is less borrows from the next,
+    // so behind the first one there may be false ones.
+    let less = |word: u64, limit: u64| word.wrapping_sub(ONES * limit);
+    let special = |word: u64| {
+        let quote = less(word ^ (ONES * u64::from(b'"')), 1);
+        let backslash = less(word ^ (ONES * u64::from(b'\\')), 1);
+        (quote | backslash | less(word, 0x20) | word) & HIGH
+    };
+    let (words, _) = block.as_chunks::<8>();
+    words.iter().enumerate().find_map(|(index, word)| {
+        let special = special(u64::from_le_bytes(*word));
+        (special != 0).then(|| index * 8 + special.trailing_zeros() as usize / 8)
+    })
 }
 
 /// What is left of a line.
@@ -192,28 +251,19 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// Up to the closing quote, the opening one is passed already: plain ASCII, eight bytes at a time.
+    /// Up to the closing quote, the opening one is passed already: plain ASCII, sixteen bytes at a time.
     #[inline(always)]
     fn text(&mut self) -> Option<&'a str> {
-        const ONES: u64 = u64::MAX / 255;
-        const HIGH: u64 = ONES * 0x80;
-        // The high bit of each byte that is less than `limit`, if none has it set already. A byte that is less borrows from the next,
-        // so behind the first one there may be false ones.
-        let less = |word: u64, limit: u64| word.wrapping_sub(ONES * limit);
         let mut at = 0;
         while at <= MAX_TEXT_BYTES {
-            let word = u64::from_le_bytes(*self.0.get(at..)?.first_chunk()?);
-            let quote = less(word ^ (ONES * u64::from(b'"')), 1);
-            let backslash = less(word ^ (ONES * u64::from(b'\\')), 1);
-            let special = (quote | backslash | less(word, 0x20) | word) & HIGH;
-            if special != 0 {
-                let end = at + special.trailing_zeros() as usize / 8;
-                let (text, rest) = self.0.split_at(end);
+            let block = self.0.get(at..)?.first_chunk()?;
+            if let Some(first) = first_special(block) {
+                let (text, rest) = self.0.split_at(at + first);
                 self.0 = rest.strip_prefix(b"\"")?;
-                // SAFETY: a byte with its high bit set is special, and no special byte stands before `end`: the text is ASCII.
+                // SAFETY: bytes above 0x7f are special, and no special byte stands before the end: the text is ASCII.
                 return Some(unsafe { std::str::from_utf8_unchecked(text) });
             }
-            at += 8;
+            at += block.len();
         }
         None
     }
@@ -371,10 +421,15 @@ fn response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
 
 fn outcome(rest: &mut Rest<'_>) -> Option<ExchangeOutcome> {
     use ExchangeOutcome::{Answered, Closed, Lost, Open, Reset, Unanswered};
-    let name = rest.after(b",\"outcome\":\"", Rest::text)?;
-    [Answered, Lost, Unanswered, Reset, Closed, Open]
-        .into_iter()
-        .find(|outcome| outcome.as_str() == name)
+    match rest.after(b",\"outcome\":\"", Rest::text)? {
+        "answered" => Some(Answered),
+        "lost" => Some(Lost),
+        "unanswered" => Some(Unanswered),
+        "reset" => Some(Reset),
+        "closed" => Some(Closed),
+        "open" => Some(Open),
+        _ => None,
+    }
 }
 
 fn dialect(name: &str) -> Option<Dialect> {
