@@ -14,6 +14,7 @@ mod run;
 mod scenarios;
 mod screenshot;
 mod setup;
+mod soak;
 mod test;
 #[path = "../../imds-observer/build/toolchain.rs"]
 mod toolchain;
@@ -47,6 +48,7 @@ enum Verb {
     Fuzz(fuzz::Args),
     Scenarios(scenarios::Args),
     Screenshot(screenshot::Args),
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Scenarios(args) => scenarios::run(&args),
         Verb::Screenshot(args) => screenshot::run(&args),
+        Verb::Soak(args) => soak::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

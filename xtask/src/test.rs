@@ -14,7 +14,7 @@ use xshell::{Cmd, Shell, cmd};
 
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
-use crate::{bench, foreign, fuzz, kernels, run};
+use crate::{bench, foreign, fuzz, kernels, run, soak};
 
 mod beside;
 
@@ -118,6 +118,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             // Whether they work, not what they measure.
             step("benches in short", bench::short)?;
         }
+    }
+    if live && args.filter.is_none() {
+        step("a minute's soak", || soak::short(&sh))?;
     }
     if let Some(fetching) = fetching {
         if let Ok(Err(error)) = fetching.join() {
