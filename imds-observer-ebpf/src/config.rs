@@ -97,6 +97,21 @@ pub(crate) fn is_endpoint_v6_prefix(first: u32) -> bool {
     false
 }
 
+/// The same for the last word.
+#[inline(always)]
+pub(crate) fn is_endpoint_v6_suffix(last: u32) -> bool {
+    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
+    let mut index = 0;
+    while index < MAX_ENDPOINTS && (index as u32) < count {
+        // SAFETY: index is in bounds.
+        if last == unsafe { core::ptr::read_volatile((&raw const ENDPOINTS.v6).cast::<u32>().add(index * 4 + 3)) } {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
 /// An address in the form of [`imds_observer_common::Tuple`]: v4-mapped or IPv6.
 #[inline(always)]
 pub(crate) fn is_endpoint(address: &[u8; 16]) -> bool {

@@ -1,10 +1,10 @@
 //! Events into the ring buffer, and what didn't fit into a counter.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_output};
 use imds_observer_common::{EventHeader, EventKind, HEAD_BYTES, HEADS_PER_PACKET, LossCounters};
 
-use crate::maps::{EVENTS, LOSS};
+use crate::maps::{EVENTS, LOSS, SLEEPING};
 use crate::packet::load_payload;
 
 #[inline(always)]
@@ -31,11 +31,33 @@ pub(crate) fn emit<T>(event: &T) -> bool {
     emit_bytes(core::ptr::from_ref(event).cast(), size_of::<T>() as u64)
 }
 
+/// Whether to wake the reader: once, if it sleeps.
+#[inline(always)]
+fn wake() -> u64 {
+    if let Some(sleeping) = SLEEPING.get_ptr_mut(0) {
+        // SAFETY: one word; two CPUs may both wake, which does no harm.
+        unsafe {
+            if sleeping.read_volatile() != 0 {
+                sleeping.write_volatile(0);
+                return u64::from(BPF_RB_FORCE_WAKEUP);
+            }
+        }
+    }
+    u64::from(BPF_RB_NO_WAKEUP)
+}
+
 /// `len` must be bounded for the verifier.
 #[inline(always)]
 pub(crate) fn emit_bytes(event: *const u8, len: u64) -> bool {
     // SAFETY: the caller's `event` is valid for `len` bytes; the verifier checks it.
-    let result = unsafe { bpf_ringbuf_output((&raw const EVENTS).cast_mut().cast(), event.cast_mut().cast(), len, 0) };
+    let result = unsafe {
+        bpf_ringbuf_output(
+            (&raw const EVENTS).cast_mut().cast(),
+            event.cast_mut().cast(),
+            len,
+            wake(),
+        )
+    };
     if result != 0 {
         count(|loss| &mut loss.ring_buffer);
     }

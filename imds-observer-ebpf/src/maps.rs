@@ -3,7 +3,7 @@
 //! All tables are LRU hashes: a flood pushes out what is oldest, nothing grows.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use imds_observer_common::{
     Connecting, DropEvent, Flow, HEAD_BYTES, InterfaceCounters, LossCounters, ProcessEvent, ProcessKey, SegmentEvent,
     Tuple, WireEvent,
@@ -15,6 +15,11 @@ use crate::packet::Ip;
 /// exchanges/s is the time of 320 ms without a reader. User space may raise it before loading.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+
+/// 1: user space sleeps until it is woken; else it looks by itself soon. Waking takes an interrupt that is dearer than all the rest of a
+/// program, on virtual machines by ten times.
+#[map]
+pub(crate) static SLEEPING: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Socket cookie -> connection. IMDS closes after each answer and a flow is wanted for 5 s after its end: 5,000
 /// connections/s * 5 s = 25,000.

@@ -9,7 +9,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use imds_observer_common::{Direction, DropEvent, EventKind, ProcessKey, Tuple, mapped_v4};
 use network_types::tcp::TcpHdr;
 
-use crate::config::{drop_reasons, is_endpoint, offset};
+use crate::config::{drop_reasons, is_endpoint, is_endpoint_v4, offset};
 use crate::emit::{emit, header};
 use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES};
 use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, SYN, Tcp};
@@ -93,10 +93,15 @@ fn read<T>(base: u64, offset: usize) -> Option<T> {
 
 #[inline(always)]
 fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Option<()> {
+    // Both addresses at once: most drops are other people's, and each read is a call.
     let (source, destination): ([u8; 16], [u8; 16]) = if v6 {
-        (read(network, 8)?, read(network, 24)?)
+        read::<[[u8; 16]; 2]>(network, 8)?.into()
     } else {
-        (mapped_v4(read(network, 12)?), mapped_v4(read(network, 16)?))
+        let addresses: [[u8; 4]; 2] = read(network, 12)?;
+        if !is_endpoint_v4(u32::from_ne_bytes(addresses[0])) && !is_endpoint_v4(u32::from_ne_bytes(addresses[1])) {
+            return None;
+        }
+        (mapped_v4(addresses[0]), mapped_v4(addresses[1]))
     };
     let request = is_endpoint(&destination);
     if !request && !is_endpoint(&source) {

@@ -1,11 +1,11 @@
 //! What becomes of TCP sockets towards an endpoint: states and errors that no packet shows.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::macros::raw_tracepoint;
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use imds_observer_common::{EventKind, SocketEvent, Tuple, mapped_v4};
 
-use crate::config::{is_endpoint, offset};
+use crate::config::{is_endpoint, is_endpoint_v4, is_endpoint_v6_suffix, offset};
 use crate::emit::{emit, header};
 use crate::task::netns;
 
@@ -15,6 +15,34 @@ const CLOSE: u32 = 7;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
+/// Dereferences the socket directly: every TCP connection of the host passes here several times.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn socket_state_btf(ctx: BtfTracePointContext) -> i32 {
+    let new_state: u32 = ctx.arg(2);
+    if new_state != ESTABLISHED && new_state != SYN_SENT && new_state != CLOSE {
+        return 0;
+    }
+    let socket: *const u8 = ctx.arg(0);
+    let (Some(family), Some(v4), Some(v6)) = (offset!(sock_family), offset!(sock_daddr), offset!(sock_v6_daddr)) else {
+        return 0;
+    };
+    // SAFETY: a BTF pointer: the verifier knows the struct, and a fault reads as 0.
+    let near = unsafe {
+        if socket.add(family).cast::<u16>().read_volatile() == AF_INET {
+            is_endpoint_v4(socket.add(v4).cast::<u32>().read_volatile())
+        } else {
+            // The whole of it is looked at behind this.
+            let last = socket.add(v6 + 12).cast::<u32>().read_volatile();
+            is_endpoint_v4(last) || is_endpoint_v6_suffix(last)
+        }
+    };
+    if near {
+        try_socket(socket as u64, ctx.arg(1), new_state);
+    }
+    0
+}
+
+/// Where the kernel refuses tracing programs.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn socket_state(ctx: RawTracePointContext) -> i32 {
     let new_state: u32 = ctx.arg(2);
@@ -39,23 +67,23 @@ fn read<T>(base: u64, offset: usize) -> Option<T> {
 #[inline(always)]
 fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
     let family: u16 = read(socket, offset!(sock_family)?)?;
-    let (local, remote) = if family == AF_INET {
-        (
-            mapped_v4(read(socket, offset!(sock_rcv_saddr)?)?),
-            mapped_v4(read(socket, offset!(sock_daddr)?)?),
-        )
+    // The other side first: most sockets are other people's, and each read is a call.
+    let remote = if family == AF_INET {
+        mapped_v4(read(socket, offset!(sock_daddr)?)?)
     } else if family == AF_INET6 {
         // Holds the v4-mapped form for IPv4 over an IPv6 socket.
-        (
-            read(socket, offset!(sock_v6_rcv_saddr)?)?,
-            read(socket, offset!(sock_v6_daddr)?)?,
-        )
+        read(socket, offset!(sock_v6_daddr)?)?
     } else {
         return None;
     };
     if !is_endpoint(&remote) {
         return None;
     }
+    let local = if family == AF_INET {
+        mapped_v4(read(socket, offset!(sock_rcv_saddr)?)?)
+    } else {
+        read(socket, offset!(sock_v6_rcv_saddr)?)?
+    };
     let cookie: u64 = read(socket, offset!(sock_cookie)?)?;
     if cookie == 0 {
         return None;

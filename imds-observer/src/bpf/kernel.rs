@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use aya::maps::{MapData, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{
@@ -80,6 +80,7 @@ pub enum KernelError {
 pub struct Kernel {
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
+    sleeping: Array<MapData, u32>,
     loss: PerCpuArray<MapData, [u64; size_of::<LossCounters>() / 8]>,
     interfaces: PerCpuHashMap<MapData, u32, [u64; size_of::<InterfaceCounters>() / 8]>,
     attached: Vec<Attached>,
@@ -177,6 +178,10 @@ impl Kernel {
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?)
             .map_err(|source| KernelError::Map { name: "EVENTS", source })?;
+        let sleeping = Array::try_from(take_map(&mut ebpf, "SLEEPING")?).map_err(|source| KernelError::Map {
+            name: "SLEEPING",
+            source,
+        })?;
         let loss = PerCpuArray::try_from(take_map(&mut ebpf, "LOSS")?)
             .map_err(|source| KernelError::Map { name: "LOSS", source })?;
         let interfaces =
@@ -191,6 +196,7 @@ impl Kernel {
         let mut kernel = Self {
             ebpf,
             ring,
+            sleeping,
             loss,
             interfaces,
             attached: Vec::new(),
@@ -315,6 +321,17 @@ impl Kernel {
                 "packets that this kernel drops, and why",
             );
         }
+        let hook = "socket_state_btf";
+        let result = self.program::<BtfTracePoint>(hook).and_then(|program| {
+            program.load("inet_sock_set_state", types)?;
+            program.attach()
+        });
+        let states = result.is_ok();
+        if states {
+            self.note("socket_state", "tp_btf", "inet_sock_set_state");
+        } else {
+            tracing::debug!("inet_sock_set_state over tp_btf: {:?}", result.err());
+        }
         for (hook, tracepoint, blinds) in [
             (
                 "socket_state",
@@ -327,6 +344,9 @@ impl Kernel {
                 "errors that reach a socket without a packet to it",
             ),
         ] {
+            if states && hook == "socket_state" {
+                continue;
+            }
             let result = self.program::<RawTracePoint>(hook).and_then(|program| {
                 program.load()?;
                 program.attach(tracepoint)
@@ -537,7 +557,16 @@ impl Kernel {
         }
     }
 
-    /// For poll(2): readable when events wait.
+    /// The next event makes [`Self::ring_fd`] readable. Without this none does: who reads again soon need not be woken, and
+    /// waking costs those who are observed. What came before the call must be looked for after it.
+    pub fn ask_to_be_woken(&mut self) -> Result<(), KernelError> {
+        self.sleeping.set(0, 1, 0).map_err(|source| KernelError::Map {
+            name: "SLEEPING",
+            source,
+        })
+    }
+
+    /// For poll(2): readable when events wait, after [`Self::ask_to_be_woken`].
     pub fn ring_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor lives as long as the ring, which lives as long as self.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }

@@ -167,8 +167,10 @@ const ALLOWED_HERE: &[c_long] = &[];
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// Commands of `bpf`, from `linux/bpf.h`: reading maps, attaching a program that is loaded already, and asking what is attached.
-const BPF_COMMANDS: [(u64, &str); 8] = [
+const BPF_COMMANDS: [(u64, &str); 9] = [
     (1, "BPF_MAP_LOOKUP_ELEM"),
+    // The reader says that it goes to sleep.
+    (2, "BPF_MAP_UPDATE_ELEM"),
     (4, "BPF_MAP_GET_NEXT_KEY"),
     (8, "BPF_PROG_ATTACH"),
     (9, "BPF_PROG_DETACH"),

@@ -23,6 +23,8 @@ use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 const BATCH: usize = 8_192;
 /// So many events in that time, and the next look comes at once: the ring holds a few times as many.
 const MANY: usize = 1_000;
+/// Looks that may be in vain before the kernel is asked to wake us.
+const LOOKS: u32 = 10;
 /// Events of a full ring buffer, even one enlarged to 16 MiB.
 const LAST_EVENTS: usize = 1 << 17;
 /// How often counters are read.
@@ -49,6 +51,8 @@ pub struct LiveSource {
     told_loss: LossCounts,
     /// The last look into the ring, and what it brought.
     drained: (Instant, usize),
+    /// When a look has last brought something.
+    came: Instant,
     sampled: Instant,
     clocked: Instant,
     /// As last read, and the interface's name then. As many as the kernel's map holds.
@@ -84,6 +88,7 @@ impl LiveSource {
             undecoded: 0,
             told_loss: LossCounts::default(),
             drained: (now, 0),
+            came: now,
             sampled: now,
             clocked: now,
             counters: HashMap::new(),
@@ -176,7 +181,8 @@ impl LiveSource {
     fn read(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
         let before = out.len();
         self.gather();
-        if self.drain(out) == 0 {
+        // After an event others follow: for a while looking by oneself is cheaper than being woken.
+        if self.drain(out) == 0 && self.came.elapsed() >= self.gather * LOOKS && self.sleeps(out) {
             let wait = wait.min(SAMPLE.saturating_sub(self.sampled.elapsed()));
             let timeout = PollTimeout::try_from(wait.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
             let mut fds = vec![PollFd::new(self.kernel.ring_fd(), PollFlags::POLLIN)];
@@ -207,6 +213,16 @@ impl LiveSource {
         Ok(out.len() > before)
     }
 
+    /// Asks to be woken. `false`: something has come meanwhile, or nobody will wake us.
+    fn sleeps(&mut self, out: &mut Vec<Event>) -> bool {
+        if let Err(error) = self.kernel.ask_to_be_woken() {
+            // Dearer, and nothing is missed: the next look comes as soon as while there is traffic.
+            tracing::debug!("{error}");
+            return false;
+        }
+        self.drain(out) == 0
+    }
+
     /// Waits for more to come along, unless much comes.
     fn gather(&self) {
         let (when, count) = self.drained;
@@ -225,6 +241,9 @@ impl LiveSource {
             }
         });
         self.drained = (Instant::now(), count);
+        if count > 0 {
+            self.came = self.drained.0;
+        }
         count
     }
 

@@ -23,24 +23,27 @@ use crate::load::{Kind, Load, Made};
 use crate::numbers::{Rounds, Table, verdict};
 use crate::observer::{Observer, UPLINK};
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 const CHUNK: Duration = Duration::from_millis(600);
 const SINK: u16 = 5001;
 const SOURCE: u16 = 5002;
-/// Exchanges a second.
+/// Exchanges or processes a second, where nothing says otherwise.
 const RATE: u64 = 500;
+/// Exchanges under way at once when they follow each other as fast as they can.
+const WIDTH: u64 = 16;
 const TARGET_RATIO: f64 = 1.15;
 const TARGET_EVENT_NS: f64 = 500.0;
 const TARGET_CONNECT_NS: f64 = 1500.0;
 
 /// Our programs, and what has an empty program beside each.
 const PACKET_HOOKS: [&str; 4] = ["segment_egress", "segment_ingress", "wire_egress", "wire_ingress"];
-const OTHER_HOOKS: [&str; 7] = [
+const OTHER_HOOKS: [&str; 8] = [
     "connect4",
     "connect_tuple",
     "connect_exit",
     "connect_returned",
     "socket_state",
+    "socket_state_btf",
     "socket_error",
     "drop_btf",
 ];
@@ -54,7 +57,7 @@ struct Traffic {
     hooks: &'static [&'static str],
 }
 
-const TRAFFIC: [Traffic; 7] = [
+const TRAFFIC: [Traffic; 8] = [
     Traffic {
         name: "foreign TCP, one stream",
         kind: Kind::Stream,
@@ -99,6 +102,19 @@ const TRAFFIC: [Traffic; 7] = [
             "connect_exit",
             "connect_returned",
             "socket_state",
+            "socket_state_btf",
+        ],
+    },
+    Traffic {
+        name: "IMDS exchanges, 500/s: caches are cold",
+        kind: Kind::Exchanges,
+        imds: true,
+        hooks: &[
+            "connect4",
+            "segment_egress",
+            "segment_ingress",
+            "wire_egress",
+            "wire_ingress",
         ],
     },
     Traffic {
@@ -110,7 +126,7 @@ const TRAFFIC: [Traffic; 7] = [
 ];
 /// Pure acknowledgements out, a body's segments in: read, and nothing told.
 const BODY: &str = "IMDS packets without event";
-const EXCHANGES: &str = "IMDS exchanges";
+const EXCHANGES: &str = "IMDS exchanges, one upon the other";
 /// Events that an exchange on a connection of its own gives: SYN, request, FIN; SYN-ACK, answer, FIN; at the uplink only the first
 /// two of each.
 const EVENTS: [(&str, u64); 4] = [
@@ -282,10 +298,10 @@ impl Bench {
             (Kind::Download, _) => (IMDS_V4, SOURCE).into(),
             _ => (gateway, SINK).into(),
         };
-        let mut load =
-            Load::new(traffic.kind, length)
-                .rate(RATE)
-                .cgroup(if own { &self.observed } else { &self.unobserved });
+        let mut load = Load::new(traffic.kind, length)
+            .rate(if traffic.name == EXCHANGES { 0 } else { RATE })
+            .width(WIDTH)
+            .cgroup(if own { &self.observed } else { &self.unobserved });
         if !matches!(traffic.kind, Kind::Exchanges | Kind::Processes) {
             load = load.to(to);
         }
@@ -341,6 +357,9 @@ fn empties(lab: &Lab, cgroup: &Path, interface: &str) -> Result<BTreeMap<&'stati
     };
     if let Some(id) = id("TYPEDEF", "btf_trace_kfree_skb") {
         wanted.push(("drop_btf", EmptyAt::BtfTracepoint(id)));
+    }
+    if let Some(id) = id("TYPEDEF", "btf_trace_inet_sock_set_state") {
+        wanted.push(("socket_state_btf", EmptyAt::BtfTracepoint(id)));
     }
     if let Some(id) = id("FUNC", "inet_stream_connect") {
         wanted.push(("connect_exit", EmptyAt::FunctionExit(id)));

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::numbers::{Rounds, Table, verdict};
 use crate::observer::{Observer, UPLINK, until};
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 5;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const IPERF_PORT: &str = "5201";
 const WEB_PORT: u16 = 8000;
