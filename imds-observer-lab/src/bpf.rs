@@ -222,6 +222,7 @@ pub struct Runs {
 }
 
 impl Runs {
+    #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {
             ns: self.ns.saturating_sub(before.ns),
@@ -229,6 +230,7 @@ impl Runs {
         }
     }
 
+    #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
             ns: self.ns + other.ns,

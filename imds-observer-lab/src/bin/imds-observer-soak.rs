@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use imds_observer_lab::{
     client::{self, Script},
-    faults::{Family, Fault, registry},
+    faults::{Family, registry},
     topology::{Lab, LabOptions, Place, PodOptions},
 };
 use nix::{
@@ -247,7 +247,7 @@ fn round(lab: &mut Lab, fault: &str, number: usize) -> Result<()> {
     }
     curl(lab.node(), "http://127.0.0.1:9469/metrics")?;
     lab.remove_pod(pod)?;
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         let second = lab.add_uplink()?;
         lab.route_through(&second)?;
         curl(lab.node(), &url)?;

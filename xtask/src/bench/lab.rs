@@ -129,7 +129,7 @@ impl Programs {
         }
         eprintln!("bench {name}: {:.0} s", begin.elapsed().as_secs_f64());
         if !args.short && !args.no_write {
-            let arguments: String = more.iter().map(|argument| format!(" {argument}")).collect();
+            let arguments: String = more.iter().flat_map(|argument| [" ", argument.as_str()]).collect();
             write(
                 name,
                 &format!(

@@ -328,7 +328,7 @@ async fn ask(stream: &mut AsyncStream) -> std::io::Result<()> {
     }
 }
 
-fn count(made: &mut Made, outcome: Result<std::io::Result<()>, time::error::Elapsed>) {
+fn count(made: &mut Made, outcome: &Result<std::io::Result<()>, time::error::Elapsed>) {
     if matches!(outcome, Ok(Ok(()))) {
         made.done += 1;
     } else {
@@ -347,7 +347,7 @@ async fn exchanges(load: Load, end: Instant) -> Result<Made> {
             while running.len() as u64 >= load.width
                 && let Some(outcome) = running.join_next().await
             {
-                count(&mut made, outcome?);
+                count(&mut made, &outcome?);
             }
             running.spawn(time::timeout(PATIENCE, exchange(to)));
             started += 1;
@@ -364,12 +364,12 @@ async fn exchanges(load: Load, end: Instant) -> Result<Made> {
                 started += 1;
             }
             while let Some(outcome) = running.try_join_next() {
-                count(&mut made, outcome?);
+                count(&mut made, &outcome?);
             }
         }
     }
     while let Some(outcome) = running.join_next().await {
-        count(&mut made, outcome?);
+        count(&mut made, &outcome?);
     }
     Ok(made)
 }
@@ -420,7 +420,7 @@ async fn crowd(size: u64) -> Result<Made> {
         asking.spawn(time::timeout(PATIENCE, async move { ask(&mut stream).await }));
     }
     while let Some(outcome) = asking.join_next().await {
-        count(&mut made, outcome?);
+        count(&mut made, &outcome?);
     }
     Ok(made)
 }

@@ -126,38 +126,42 @@ impl Drop for Ended {
 
 /// Whoever watches while traffic is measured; ends with this.
 struct Watching {
-    _observer: Option<Observer>,
-    _tool: Option<Ended>,
+    _by: Option<By>,
     file: PathBuf,
+}
+
+/// Who watches.
+enum By {
+    Observer { _running: Box<Observer> },
+    Tool { _running: Ended },
 }
 
 impl Watching {
     fn start(watcher: Watcher, lab: &Lab, program: &Path) -> Result<Self> {
-        let mut watching = Self {
-            _observer: None,
-            _tool: None,
-            file: Path::new("/dev/shm").join(format!("imdslab-{}-bench.pcap", lab.id())),
-        };
-        match watcher {
-            Watcher::Nothing => {}
-            Watcher::Observer => watching._observer = Some(Observer::start(lab, program, lab.cgroup_directory(), &[])?),
+        let file = Path::new("/dev/shm").join(format!("imdslab-{}-bench.pcap", lab.id()));
+        let by = match watcher {
+            Watcher::Nothing => None,
+            Watcher::Observer => Some(By::Observer {
+                _running: Box::new(Observer::start(lab, program, lab.cgroup_directory(), &[])?),
+            }),
             Watcher::Tcpdump => {
                 let mut command = lab.node().command_beside("tcpdump")?;
                 // Who reads a pcap must be able to; by default tcpdump gives up root first.
-                command
-                    .args(["-i", UPLINK, "-Z", "root", "-w"])
-                    .arg(&watching.file)
-                    .arg(FILTER);
-                watching._tool = Some(tool(command, "listening on")?);
+                command.args(["-i", UPLINK, "-Z", "root", "-w"]).arg(&file).arg(FILTER);
+                Some(By::Tool {
+                    _running: tool(command, "listening on")?,
+                })
             }
             Watcher::Tshark => {
                 let mut command = lab.node().command_beside("tshark")?;
                 command.args(["-i", UPLINK, "-l", "-f", FILTER, "-Y", "http", "-T", "fields"]);
                 command.args(FIELDS.iter().flat_map(|field| ["-e", field]));
-                watching._tool = Some(tool(command, "Capturing on")?);
+                Some(By::Tool {
+                    _running: tool(command, "Capturing on")?,
+                })
             }
-        }
-        Ok(watching)
+        };
+        Ok(Self { _by: by, file })
     }
 }
 
