@@ -27,6 +27,7 @@ pub(super) enum Number {
     Real(f64),
 }
 
+#[cfg(feature = "otlp")]
 impl Number {
     pub(super) fn as_f64(self) -> f64 {
         match self {
