@@ -37,15 +37,26 @@ fn ask(place: &Place, query: &str) {
 
 /// One thread, as the kernel tells it.
 #[derive(Debug)]
-struct Thread {
-    name: String,
-    permitted: Vec<String>,
-    bounding: u64,
+pub(crate) struct Thread {
+    pub(crate) name: String,
+    pub(crate) permitted: Vec<String>,
+    pub(crate) bounding: u64,
     no_new_privs: bool,
     filtered: bool,
 }
 
-fn threads(pid: u32) -> Vec<Thread> {
+/// Names of the capabilities in such a set.
+pub(crate) fn names(set: u64) -> Vec<String> {
+    let mut names: Vec<String> = caps::all()
+        .iter()
+        .filter(|capability| set & capability.bitmask() != 0)
+        .map(ToString::to_string)
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+pub(crate) fn threads(pid: u32) -> Vec<Thread> {
     let mut threads = Vec::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
         // A thread may end meanwhile.
@@ -59,17 +70,11 @@ fn threads(pid: u32) -> Vec<Thread> {
             line.unwrap_or_default().trim().to_owned()
         };
         let set = |name: &str| u64::from_str_radix(&field(name), 16).unwrap();
-        let mut permitted: Vec<String> = caps::all()
-            .iter()
-            .filter(|capability| set("CapPrm") & capability.bitmask() != 0)
-            .map(ToString::to_string)
-            .collect();
-        permitted.sort_unstable();
         assert_eq!(set("CapPrm"), set("CapEff"), "{status}");
         assert_eq!(set("CapInh") | set("CapAmb"), 0, "{status}");
         threads.push(Thread {
             name: field("Name"),
-            permitted,
+            permitted: names(set("CapPrm")),
             bounding: set("CapBnd"),
             no_new_privs: field("NoNewPrivs") == "1",
             filtered: field("Seccomp") == "2",
@@ -86,7 +91,7 @@ fn of<'a>(threads: &'a [Thread], name: &str) -> &'a Thread {
 }
 
 /// Kernels before 5.19 let only those with CAP_BPF read maps, where BPF isn't for everybody.
-fn for_maps(mut capabilities: Vec<&'static str>) -> Vec<&'static str> {
+pub(crate) fn for_maps(mut capabilities: Vec<&'static str>) -> Vec<&'static str> {
     if kernel() < (5, 19) {
         capabilities.insert(0, "CAP_BPF");
     }

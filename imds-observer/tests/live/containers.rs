@@ -3,6 +3,8 @@
 //! The image is built `FROM scratch` and holds one static program. Everything the runtimes write is below a root of the test's own,
 //! which is also the observer's `--host-root`; their networks are the lab's.
 
+mod daemonset;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,15 @@ const ENDPOINT: &str = "169.254.169.254:80";
 const UID: &str = "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33";
 const ANNOTATED: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 const LOGGED: &str = "7b2d9e4f1a6c3b8d5e0f2a7c9b4d1e6f3a8c5b0d7e2f9a4c1b6d3e8f5a0c7b2d";
+/// What containerd's CRI plugin writes into a container's configuration.
+const ANNOTATIONS: &[(&str, &str)] = &[
+    ("io.kubernetes.cri.container-type", "container"),
+    ("io.kubernetes.cri.container-name", "api"),
+    ("io.kubernetes.cri.image-name", "registry.example/api:1.4"),
+    ("io.kubernetes.cri.sandbox-name", "api-7c9d8b6f5d-x2x4z"),
+    ("io.kubernetes.cri.sandbox-namespace", "payments"),
+    ("io.kubernetes.cri.sandbox-uid", UID),
+];
 
 /// A host's root directory with the real `/proc`, and the runtimes' state below it.
 struct Node {
@@ -58,7 +69,7 @@ impl Node {
         command
     }
 
-    /// The program, statically linked, in an image with nothing else.
+    /// The client, statically linked, in an image with nothing else.
     fn build_image(&self) {
         let client = self.path("client");
         succeed(
@@ -77,13 +88,30 @@ impl Node {
                 .arg("-o")
                 .arg(&client),
         );
+        self.commit(&client, "/client", IMAGE);
+    }
+
+    /// An image `FROM scratch` with this file or what is in this directory at `to`, and the program to start.
+    fn commit(&self, content: &Path, program: &str, image: &str) {
+        let to = if content.is_dir() { "/" } else { program };
         let buildah = || self.storage(Command::new("buildah"));
         let container = succeed(buildah().args(["from", "--isolation", "chroot", "scratch"]));
         let container = container.trim();
-        succeed(buildah().args(["copy", container]).arg(&client).arg("/client"));
-        succeed(buildah().args(["config", "--entrypoint", "[\"/client\"]", container]));
-        succeed(buildah().args(["commit", container, IMAGE]));
+        succeed(buildah().args(["copy", container]).arg(content).arg(to));
+        let entrypoint = serde_json::json!([program]).to_string();
+        succeed(buildah().args(["config", "--entrypoint", &entrypoint, container]));
+        succeed(buildah().args(["commit", container, image]));
         succeed(buildah().args(["rm", container]));
+    }
+
+    /// As an archive that containerd takes.
+    fn save(&self, image: &str, archive: &Path) {
+        succeed(
+            self.storage(Command::new("podman"))
+                .args(["save", "--quiet", "--format", "oci-archive", "-o"])
+                .arg(archive)
+                .arg(image),
+        );
     }
 }
 
@@ -156,10 +184,40 @@ impl Containerd {
             .args(["--namespace", "k8s.io"]);
         command
     }
+
+    /// Takes an image over from where it was built.
+    fn import(&self, node: &Node, image: &str) {
+        let archive = node.path("image.tar");
+        node.save(image, &archive);
+        succeed(
+            self.ctr()
+                .args(["images", "import", "--snapshotter", "native"])
+                .arg(&archive),
+        );
+        fs::remove_file(&archive).unwrap();
+    }
+
+    /// A container of a pod that asks for `path`.
+    fn client(&self, lab: &Lab, cni: &CniNetwork, id: &str, path: &str, annotations: &[(&str, &str)]) -> Command {
+        let cgroup = format!("/imdslab-{}/kubepods/besteffort/pod{UID}/{id}", lab.id());
+        let mut ctr = self.ctr();
+        ctr.args(["run", "--rm", "--snapshotter", "native", "--cgroup", &cgroup]);
+        ctr.arg("--with-ns").arg(format!("network:{}", cni.path().display()));
+        for (key, value) in annotations {
+            ctr.arg("--annotation").arg(format!("{key}={value}"));
+        }
+        ctr.args([IMAGE, id, "/client", ENDPOINT, path]);
+        ctr
+    }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        // Of a test that failed: they would outlive containerd.
+        let tasks = self.ctr().args(["tasks", "list", "--quiet"]).output();
+        for task in String::from_utf8_lossy(&tasks.map(|tasks| tasks.stdout).unwrap_or_default()).lines() {
+            let _ = self.ctr().args(["tasks", "delete", "--force", task]).output();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -251,20 +309,8 @@ fn containers_of_podman_and_containerd_are_named() {
     let _remains = CgroupRemains(cgroup.clone());
     let node = Node::new();
     node.build_image();
-    let archive = node.path("image.tar");
-    succeed(
-        node.storage(Command::new("podman"))
-            .args(["save", "--quiet", "--format", "oci-archive", "-o"])
-            .arg(&archive)
-            .arg(IMAGE),
-    );
     let containerd = Containerd::start(&lab, &node);
-    succeed(
-        containerd
-            .ctr()
-            .args(["images", "import", "--snapshotter", "native"])
-            .arg(&archive),
-    );
+    containerd.import(&node, IMAGE);
     let cni = CniNetwork::new(&lab, &node);
     // As kubelet links them; the pod's other name stands nowhere else.
     let logs = node.path("var/log/containers");
@@ -289,35 +335,10 @@ fn containers_of_podman_and_containerd_are_named() {
             .arg(&cidfile)
             .args([IMAGE, ENDPOINT, "/latest/meta-data/instance-id?podman"]),
     );
-    let pod = format!("/{cgroup}/kubepods/besteffort/pod{UID}");
     let run = |id: &str, path: &str, annotations: &[(&str, &str)]| {
-        let mut ctr = containerd.ctr();
-        ctr.args([
-            "run",
-            "--rm",
-            "--snapshotter",
-            "native",
-            "--cgroup",
-            &format!("{pod}/{id}"),
-        ]);
-        ctr.arg("--with-ns").arg(format!("network:{}", cni.path().display()));
-        for (key, value) in annotations {
-            ctr.arg("--annotation").arg(format!("{key}={value}"));
-        }
-        succeed(ctr.args([IMAGE, id, "/client", ENDPOINT, path]));
+        succeed(&mut containerd.client(&lab, &cni, id, path, annotations));
     };
-    run(
-        ANNOTATED,
-        "/latest/meta-data/instance-id?annotated",
-        &[
-            ("io.kubernetes.cri.container-type", "container"),
-            ("io.kubernetes.cri.container-name", "api"),
-            ("io.kubernetes.cri.image-name", "registry.example/api:1.4"),
-            ("io.kubernetes.cri.sandbox-name", "api-7c9d8b6f5d-x2x4z"),
-            ("io.kubernetes.cri.sandbox-namespace", "payments"),
-            ("io.kubernetes.cri.sandbox-uid", UID),
-        ],
-    );
+    run(ANNOTATED, "/latest/meta-data/instance-id?annotated", ANNOTATIONS);
     run(LOGGED, "/latest/meta-data/instance-id?logged", &[]);
     observer.wait_for(|record| record["request"]["path"] == "/latest/meta-data/instance-id?logged");
     let finished = observer.finish();

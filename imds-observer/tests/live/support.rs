@@ -44,6 +44,10 @@ pub(crate) fn kernel() -> (u32, u32) {
 /// Another program than the one that was built with the tests: what `cargo xtask dist` made, say.
 const PROGRAM: &str = "IMDS_OBSERVER_TEST_PROGRAM";
 
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os(PROGRAM).map_or_else(|| env!("CARGO_BIN_EXE_imds-observer").into(), PathBuf::from)
+}
+
 /// The node's uplink in every lab.
 pub(crate) const UPLINK: &str = "eth0";
 
@@ -98,8 +102,7 @@ impl Observer {
 
     /// Any command line of the program in a place of the lab. It does not join the place's cgroup: it must not observe itself.
     fn spawn(place: &Place, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let program = std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_imds-observer").into());
-        let mut command = in_netns(place, program);
+        let mut command = in_netns(place, program());
         // Its own, not the tests': those make and enter namespaces.
         Rights::from_env().expect("read the rights").reduce(&mut command);
         Self::start(command.args(arguments).envs(environment.iter().copied()))
@@ -189,8 +192,13 @@ impl Observer {
     }
 
     /// Ends it the polite way and gives all it wrote.
-    pub(crate) fn finish(mut self) -> Finished {
+    pub(crate) fn finish(self) -> Finished {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).expect("interrupt the observer");
+        self.finished()
+    }
+
+    /// The same for one that somebody else has told to end.
+    pub(crate) fn finished(mut self) -> Finished {
         let status = self.child.wait().expect("wait for the observer");
         // The reader ends with the pipe.
         self.output.extend(self.lines.iter());
