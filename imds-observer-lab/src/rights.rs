@@ -15,11 +15,11 @@ pub const VARIABLE: &str = "IMDS_OBSERVER_TEST_RIGHTS";
 pub enum Rights {
     /// Whatever the tests have.
     Full,
-    /// User 0 with the four capabilities of the shipped DaemonSet, and no others.
+    /// User 0 with the four capabilities that are enough (docs/rights.md), and no others: two fewer than the shipped DaemonSet has.
     DaemonSet,
 }
 
-/// What the DaemonSet's manifest asks for.
+/// Of those in the DaemonSet's manifest. `CAP_SYSLOG` and `CAP_DAC_READ_SEARCH` only add to what is told.
 const DAEMONSET: [Capability; 4] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,

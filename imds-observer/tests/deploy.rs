@@ -1,8 +1,8 @@
-//! Do the Kubernetes manifests and the Helm chart hold, without a cluster?
+//! Do the systemd unit, the Kubernetes manifests and the Helm chart hold, without a service manager or a cluster?
 //!
-//! `deploy/check.py` lints, renders and validates them with what nobody here wrote. What the pods will run is then held against this
-//! program. Without Helm's bindings in Python that fails where `CI=true`, as `cargo xtask test` has it, and is left out elsewhere:
-//! `cargo xtask setup --for test` installs them.
+//! `deploy/check.py` lints, renders and validates manifests and chart with what nobody here wrote, `systemd-analyze` the unit. What
+//! they will run is then held against this program. Without those tools that fails where `CI=true`, as `cargo xtask test` has it, and
+//! is left out elsewhere: `cargo xtask setup --for test` installs them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,13 @@ fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
+/// Not where everything must run.
+fn skip(missing: &str) {
+    let missing = format!("no {missing} (cargo xtask setup --for test)");
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{missing}");
+    eprintln!("skipped: {missing}");
+}
+
 /// What the check prints; `None`: it can't run here.
 fn checked() -> Option<Value> {
     let tools = std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
@@ -24,9 +31,7 @@ fn checked() -> Option<Value> {
     );
     let python = tools.join("deploy/bin/python3");
     if !python.exists() {
-        let missing = format!("no {} (cargo xtask setup --for test)", python.display());
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{missing}");
-        eprintln!("skipped: {missing}");
+        skip(&python.display().to_string());
         return None;
     }
     let output = Command::new(python).arg(deploy().join("check.py")).output().unwrap();
@@ -111,4 +116,75 @@ fn the_service_and_the_pods_have_the_same_capabilities() {
         .collect();
     pods.sort_unstable();
     assert_eq!(service, pods);
+}
+
+/// Whether it is content, and what it says; `None`: it isn't here. Colours, links and the state of this machine are left out.
+fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<(bool, String)> {
+    let output = Command::new("systemd-analyze")
+        .args(arguments)
+        .arg(unit)
+        .env("SYSTEMD_COLORS", "0")
+        .env("SYSTEMD_URLIFY", "0")
+        .output();
+    let Ok(output) = output else {
+        skip("systemd-analyze");
+        return None;
+    };
+    let said = [output.stdout, output.stderr].concat();
+    Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+/// 0 is a service without any rights, 10 one that is not confined at all. A network service like this one, which runs as root, reads all
+/// processes and loads eBPF programs, keeps some of it.
+const MAX_EXPOSURE: f64 = 4.0;
+
+#[test]
+fn systemd_finds_no_fault_with_the_unit() {
+    let directory = tempfile::tempdir().unwrap();
+    let unit = directory.path().join("imds-observer.service");
+    let text = fs::read_to_string(deploy().join("systemd/imds-observer.service")).unwrap();
+    // It looks whether there is such a program.
+    let text = text.replace("/usr/local/bin/imds-observer", env!("CARGO_BIN_EXE_imds-observer"));
+    let verify = ["verify", "--man=no", "--recursive-errors=no"];
+    let faults = |said: &str| -> Vec<String> {
+        // It reads the units that this one needs, and speaks of those too.
+        let own = said.lines().filter(|line| line.contains("imds-observer.service"));
+        own.map(str::to_owned).collect()
+    };
+    fs::write(&unit, &text).unwrap();
+    let Some((content, said)) = systemd_analyze(&verify, &unit) else {
+        return;
+    };
+    assert_eq!((content, faults(&said)), (true, Vec::new()), "{said}");
+    // It says so of a key that it doesn't know, but is content.
+    fs::write(&unit, text.replace("ProtectSystem=", "ProtectSytem=")).unwrap();
+    let (_, said) = systemd_analyze(&verify, &unit).unwrap();
+    assert_eq!(faults(&said).len(), 1, "this would find nothing: {said}");
+
+    let exposure = |text: &str| -> f64 {
+        fs::write(&unit, text).unwrap();
+        let (_, said) = systemd_analyze(&["security", "--offline=true", "--no-pager"], &unit).unwrap();
+        let words = said
+            .lines()
+            .last()
+            .and_then(|line| line.split_once("imds-observer.service: "));
+        let words = words.unwrap_or_else(|| panic!("no exposure is told: {said}")).1;
+        words.split(' ').next().unwrap().parse().unwrap()
+    };
+    let shipped = exposure(&text);
+    println!("exposure: {shipped}");
+    assert!(shipped <= MAX_EXPOSURE, "exposure {shipped}");
+    let bare = exposure("[Service]\nExecStart=/bin/true\n");
+    assert!(bare > 2.0 * MAX_EXPOSURE, "this would find nothing: {bare}");
+}
+
+/// `systemctl reload` on a system that has no more than it must.
+#[test]
+fn the_unit_calls_no_program_but_the_observer_and_the_shell() {
+    let unit = fs::read_to_string(deploy().join("systemd/imds-observer.service")).unwrap();
+    for line in unit.lines().filter(|line| line.starts_with("Exec")) {
+        let (_, command) = line.split_once('=').unwrap();
+        let program = command.split(' ').next().unwrap();
+        assert!(["/usr/local/bin/imds-observer", "/bin/sh"].contains(&program), "{line}");
+    }
 }

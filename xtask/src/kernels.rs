@@ -9,6 +9,7 @@ pub(crate) mod cross;
 mod debian;
 mod guest;
 mod outcome;
+mod systemd;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -89,13 +90,15 @@ fn usual_versions() -> anyhow::Result<(Arch, Vec<Version>)> {
     Ok((arch, versions))
 }
 
-/// Fetches the usual kernels while something else goes on; what fails here is tried again, and told, when they are needed.
+/// Fetches the usual kernels, and the root file system with systemd, while something else goes on; what fails here is tried again,
+/// and told, when they are needed.
 pub(crate) fn fetch_usual() -> anyhow::Result<()> {
     let (arch, versions) = usual_versions()?;
     let sh = shell()?;
     for version in &versions {
         debian::fetch(&sh, arch, version)?;
     }
+    systemd::system(&sh, arch)?;
     Ok(())
 }
 
@@ -107,6 +110,12 @@ pub(crate) fn usual() -> anyhow::Result<Totals> {
         arch,
         whole: false,
     })
+}
+
+/// The unit as it is shipped, under a real systemd.
+pub(crate) fn systemd() -> anyhow::Result<()> {
+    let (arch, _) = usual_versions()?;
+    systemd::trial(&shell()?, arch)
 }
 
 /// What a program says as the only process of a guest of Amazon Linux 2023's kernel version, with nothing mounted.

@@ -62,6 +62,8 @@ impl Group {
                 "tmux",
                 "tcpdump",
                 "ethtool",
+                // systemd-analyze.
+                "systemd",
                 // Real containers.
                 "podman",
                 "buildah",
@@ -78,6 +80,7 @@ impl Group {
             Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio", "kmod", "xz-utils"],
             Self::Kernels => &[
                 "qemu-system-x86",
+                "mmdebstrap",
                 "cpio",
                 "kmod",
                 "xz-utils",

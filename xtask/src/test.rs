@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// In those guests also the tests of the whole program: every fault, minutes each.
     #[arg(long, requires = "kernel")]
     whole: bool,
+    /// Instead: the unit as it is shipped, under a real systemd inside QEMU.
+    #[arg(long, exclusive = true)]
+    systemd: bool,
     /// Renew the table in docs/kernel-support.md.
     #[arg(long, requires = "kernel")]
     write_table: bool,
@@ -65,6 +68,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             whole: args.whole,
         };
         return kernels::run(&request, args.write_table);
+    }
+    if args.systemd {
+        step("setup", || setup::ensure(&[Group::Kernels]))?;
+        return step("the unit under a real systemd", kernels::systemd);
     }
     if args.foreign_captures {
         return foreign::run();
@@ -130,6 +137,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "live tests on other kernels (--no-kernels leaves them out)",
             kernels::usual,
         )?;
+        step("the unit under a real systemd", kernels::systemd)?;
     }
     if let Some(beside) = beside {
         step("what ran beside the tests: lints, dependencies, fuzz targets", || {

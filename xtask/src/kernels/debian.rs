@@ -53,7 +53,7 @@ impl Version {
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(5);
 
-fn patiently(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(super) fn patiently(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut tries = 1;
     loop {
         match work() {
@@ -247,7 +247,7 @@ impl<'a> Apt<'a> {
 }
 
 /// The suites of this machine's own release.
-fn own_suites() -> anyhow::Result<Vec<String>> {
+pub(super) fn own_suites() -> anyhow::Result<Vec<String>> {
     let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
     let name = release
         .lines()

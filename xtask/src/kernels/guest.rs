@@ -141,7 +141,7 @@ const MODULES: &[&str] = &[
 const PATIENCE: Duration = Duration::from_secs(1_200);
 const PATIENCE_WHOLE: Duration = Duration::from_secs(7_200);
 /// A boot and a program that ends by itself.
-const PATIENCE_ONLY: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE_ONLY: Duration = Duration::from_secs(300);
 
 /// The part of the initramfs that all kernels of an architecture share.
 pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBuf> {
@@ -210,7 +210,7 @@ pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBu
 
 /// Builds for the guest: name and path of each program. For this machine's own processor they are those of the live tests
 /// here, in whose place nothing is built again; for another they are static.
-fn programs(sh: &Shell, arch: Arch) -> anyhow::Result<Vec<(String, PathBuf)>> {
+pub(super) fn programs(sh: &Shell, arch: Arch) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let targets = test::test_targets(sh, |name| test::is_live(name) || name == "uplinks")?;
     let cross = (!arch.is_native()).then(|| cross::prepare(sh, arch)).transpose()?;
     let arguments = cross.as_ref().map_or(&[][..], |cross| &cross.arguments);
@@ -289,7 +289,7 @@ fn copy(sh: &Shell, from: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// A tree as a cpio archive, which is what the kernel unpacks.
-fn pack(tree: &Path, archive: &Path) -> anyhow::Result<()> {
+pub(super) fn pack(tree: &Path, archive: &Path) -> anyhow::Result<()> {
     let list = Command::new("find")
         .arg(".")
         .arg("-print0")
@@ -309,7 +309,7 @@ fn pack(tree: &Path, archive: &Path) -> anyhow::Result<()> {
 }
 
 /// Modules, unpacked and in loading order.
-fn modules(sh: &Shell, arch: Arch, kernel: &Kernel) -> anyhow::Result<PathBuf> {
+pub(super) fn modules(sh: &Shell, arch: Arch, kernel: &Kernel) -> anyhow::Result<PathBuf> {
     let tree = directory(arch).join(format!("modules-{}", kernel.release));
     sh.remove_path(&tree)?;
     sh.create_dir(tree.join("guest"))?;
@@ -362,12 +362,17 @@ fn modules(sh: &Shell, arch: Arch, kernel: &Kernel) -> anyhow::Result<PathBuf> {
 /// What the guest's kernel unpacks: the shared part and this kernel's modules.
 pub(super) fn initramfs(sh: &Shell, arch: Arch, kernel: &Kernel, base: &Path) -> anyhow::Result<PathBuf> {
     let initramfs = directory(arch).join(format!("{}.initramfs", kernel.release));
-    let mut whole = File::create(&initramfs)?;
-    // The kernel takes archives one behind the other.
-    for part in [base, &modules(sh, arch, kernel)?] {
+    concatenate(&[base, &modules(sh, arch, kernel)?], &initramfs)?;
+    Ok(initramfs)
+}
+
+/// The kernel takes archives one behind the other.
+pub(super) fn concatenate(parts: &[&Path], whole: &Path) -> anyhow::Result<()> {
+    let mut whole = File::create(whole)?;
+    for part in parts {
         std::io::copy(&mut File::open(part)?, &mut whole)?;
     }
-    Ok(initramfs)
+    Ok(())
 }
 
 /// Boots the guest and gives what it wrote to its console.
@@ -422,7 +427,7 @@ pub(super) fn run_only(
     Ok(text)
 }
 
-fn boot(
+pub(super) fn boot(
     arch: Arch,
     kernel: &Kernel,
     initramfs: &Path,
