@@ -13,6 +13,7 @@ mod flow;
 mod header;
 mod process;
 mod segment;
+pub mod sizes;
 mod socket;
 mod tuple;
 mod wire;

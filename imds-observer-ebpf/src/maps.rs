@@ -1,4 +1,4 @@
-//! Every map, with the arithmetic behind its size.
+//! Every map. How large they are, and why, stands in `imds_observer_common::sizes`; user space may change it before loading.
 //!
 //! All tables are LRU hashes: a flood pushes out what is oldest, nothing grows.
 
@@ -6,46 +6,44 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use imds_observer_common::{
     Connecting, DropEvent, Flow, HEAD_BYTES, InterfaceCounters, LossCounters, ProcessEvent, ProcessKey, SegmentEvent,
-    Tuple, WireEvent,
+    Tuple, WireEvent, sizes,
 };
 
 use crate::packet::Ip;
 
-/// An exchange gives about 12 events of 130 to 250 bytes, 2.5 KB in all: 4 MiB hold some 1,600 exchanges, which at 5,000
-/// exchanges/s is the time of 320 ms without a reader. User space may raise it before loading.
+/// What user space reads.
 #[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(sizes::RING_BYTES, 0);
 
 /// 1: user space sleeps until it is woken; else it looks by itself soon. Waking takes an interrupt that is dearer than all the rest of a
 /// program, on virtual machines by ten times.
 #[map]
 pub(crate) static SLEEPING: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Socket cookie -> connection. IMDS closes after each answer and a flow is wanted for 5 s after its end: 5,000
-/// connections/s * 5 s = 25,000.
+/// Socket cookie -> connection.
 #[map]
-pub(crate) static FLOWS: LruHashMap<u64, Flow> = LruHashMap::with_max_entries(32_768, 0);
+pub(crate) static FLOWS: LruHashMap<u64, Flow> = LruHashMap::with_max_entries(sizes::FLOWS, 0);
 
-/// Addresses and ports, before and after NAT -> socket cookie. Up to two a connection.
+/// Addresses and ports, before and after NAT -> socket cookie.
 #[map]
-pub(crate) static TUPLES: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(65_536, 0);
+pub(crate) static TUPLES: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(sizes::TUPLES, 0);
 
-/// Sequence number (and remote port) of a connection's first outgoing segment -> socket cookie. Needed only until that
-/// segment reaches the uplink, micro- to milliseconds later.
+/// Sequence number (and remote port) of a connection's first outgoing segment -> socket cookie.
 #[map]
-pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
+pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(sizes::SEQUENCES, 0);
 
-/// Task (`pid_tgid`) -> the `connect()` that it is in: one a thread.
+/// Task (`pid_tgid`) -> the `connect()` that it is in.
 #[map]
-pub(crate) static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(8_192, 0);
+pub(crate) static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(sizes::CONNECTING, 0);
 
 /// Process images that user space has been told of.
 #[map]
-pub(crate) static PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(16_384, 0);
+pub(crate) static PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(sizes::PROCESSES, 0);
 
-/// Interface index -> link-local packets. Nodes have up to some hundred interfaces, only uplinks count.
+/// Interface index -> link-local packets.
 #[map]
-pub(crate) static INTERFACES: LruPerCpuHashMap<u32, InterfaceCounters> = LruPerCpuHashMap::with_max_entries(256, 0);
+pub(crate) static INTERFACES: LruPerCpuHashMap<u32, InterfaceCounters> =
+    LruPerCpuHashMap::with_max_entries(sizes::INTERFACES, 0);
 
 #[map]
 pub(crate) static LOSS: PerCpuArray<LossCounters> = PerCpuArray::with_max_entries(1, 0);

@@ -3,13 +3,14 @@
 //! `cargo xtask bench pipeline` runs it and puts the table into docs/performance.md. The events are those of one exchange on a
 //! connection of its own, as the kernel programs send them, over and over with new cookies and ports.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod allocator;
+
 use std::fmt::Write as _;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use allocator::allocations;
 use criterion::{BatchSize, Criterion, Throughput};
 use imds_observer::attribution::{self, Attribution};
 use imds_observer::bpf::{Decoder, Symbols};
@@ -24,7 +25,7 @@ use imds_observer::pipeline::{Parts, Pipeline};
 use imds_observer::record::{Host, Record, Time};
 use imds_observer::sinks::Sink;
 use imds_observer::source::{Event, Packet, Vantage};
-use imds_observer::summary::Summarizer;
+use imds_observer::summary::{self, Summarizer};
 use imds_observer_common::{
     ConnectEvent, Direction, EventHeader, EventKind, ProcessEvent, ProcessKey, STATUS_LINE_BYTES, SegmentEvent,
     SocketEvent, Tuple, WireEvent, mapped_v4,
@@ -40,34 +41,6 @@ const GAP_NS: u64 = 1_000_000;
 /// Of the packets of one exchange.
 const STEP_NS: u64 = 20_000;
 const PROCESSES: u64 = 20;
-
-/// Counts what is asked of the system's allocator.
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) };
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Puts the events of exchanges together, as bytes.
 struct Kernel {
@@ -272,9 +245,10 @@ fn pipeline(sink: Box<dyn Sink>) -> Pipeline {
         attribution: Attribution::new(attribution::Limits::default(), None),
         filter: Filter::default(),
         detectors: HostDetectors::new(DetectorConfig::default(), None),
-        summarizer: Summarizer::new(host(), 512, 32),
+        summarizer: Summarizer::new(host(), summary::Limits::default()),
         sinks: vec![sink],
         interval: None,
+        recorded_hosts: 1,
         count: None,
     })
 }
@@ -313,9 +287,9 @@ fn stage<S>(
     mut work: impl FnMut(&mut S),
 ) {
     let mut state = fresh();
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocations();
     work(&mut state);
-    rows.push((name, unit, count, ALLOCATIONS.load(Ordering::Relaxed) - before));
+    rows.push((name, unit, count, allocations() - before));
     let mut group = criterion.benchmark_group("pipeline");
     group.throughput(Throughput::Elements(count));
     group.bench_function(name, |bencher| {
@@ -426,7 +400,7 @@ fn main() {
         &mut criterion,
         &mut rows,
         ("summary", "exchange", EXCHANGES),
-        || Summarizer::new(host(), 512, 32),
+        || Summarizer::new(host(), summary::Limits::default()),
         |summarizer| {
             for record in &records {
                 if let Record::Exchange(exchange) = record.as_ref() {

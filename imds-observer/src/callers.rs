@@ -6,13 +6,11 @@ use rustc_hash::FxHashMap;
 
 use crate::record::{Container, Process};
 
-/// Callers that are remembered. One more, and all of them are worked out anew: nothing else is lost.
-const MAX_CALLERS: usize = 2048;
-
 /// By identity, not by content: the same process told twice is two callers here. What is remembered is kept alive, so no address is reused.
 #[derive(Debug)]
 pub(crate) struct ByCaller<T> {
     known: FxHashMap<(usize, usize), Known<T>>,
+    limit: usize,
 }
 
 #[derive(Debug)]
@@ -22,22 +20,22 @@ struct Known<T> {
     value: T,
 }
 
-impl<T> Default for ByCaller<T> {
-    fn default() -> Self {
+impl<T> ByCaller<T> {
+    /// `limit`: callers that are remembered. One more, and all of them are worked out anew: nothing else is lost.
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             known: FxHashMap::default(),
+            limit,
         }
     }
-}
 
-impl<T> ByCaller<T> {
     pub(crate) fn get(
         &mut self,
         process: Option<&Arc<Process>>,
         container: Option<&Arc<Container>>,
         work_out: impl FnOnce() -> T,
     ) -> &T {
-        if self.known.len() >= MAX_CALLERS && !self.known.contains_key(&(address(process), address(container))) {
+        if self.known.len() >= self.limit && !self.known.contains_key(&(address(process), address(container))) {
             self.known.clear();
         }
         let known = self
@@ -73,7 +71,7 @@ mod tests {
 
     #[test]
     fn what_is_known_is_not_worked_out_again() {
-        let mut known = ByCaller::default();
+        let mut known = ByCaller::new(2048);
         let (one, two) = (container(1), container(2));
         for _ in 0..2 {
             assert_eq!(*known.get(None, Some(&one), || 1), 1);
@@ -85,13 +83,13 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_nobody_is_mistaken() {
-        let mut known = ByCaller::default();
+        let mut known = ByCaller::new(2048);
         for round in 0..3 {
             for id in 0..5000 {
                 let container = container(id);
                 assert_eq!(*known.get(None, Some(&container), || (round, id)), (round, id));
             }
         }
-        assert!(known.known.len() <= MAX_CALLERS);
+        assert!(known.known.len() <= 2048);
     }
 }

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
-use serde::Deserialize;
+use anyhow::{Context as _, anyhow, bail};
+use nix::unistd::{SysconfVar, sysconf};
+use serde::{Deserialize, Serialize};
 
-use crate::detectors::DetectorConfig;
+use crate::detectors::{self, DetectorConfig};
 use crate::filter::Filter;
 use crate::record::Kind;
+use crate::{attribution, bpf, exchange, metrics, report, source, summary, watch};
 
 /// The file behind `--config`. Every key is optional.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -45,32 +47,94 @@ pub struct Otlp {
     pub interval: Option<Span>,
 }
 
-/// Bounds on what is held in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// Bounds on what is held in memory: see `docs/limits.md`. Each table is read into the type of the module that keeps the bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Process images that are remembered (about 1 KiB each).
-    pub processes: usize,
-    /// Rows of a summary (about 16 KiB each).
-    pub groups: usize,
-    /// Paths that are tracked per row.
-    pub paths: usize,
-    /// Records that may wait for a slow sink (about 1 KiB each).
+    /// Records that may wait for a slow output.
     pub queue: usize,
-    /// Bytes of the kernel's ring buffer, a power of two; what the program was built with if not given.
-    pub ring_bytes: Option<u32>,
+    /// Bytes of lines that matter (findings, losses) and wait for a disk that is full.
+    pub held_bytes: usize,
+    /// Silence after which a workload's row in summaries, or its series, makes room for another one.
+    pub silence: Span,
+    pub kernel: bpf::Limits,
+    pub flow: exchange::Limits,
+    pub attribution: attribution::Limits,
+    pub detectors: detectors::Limits,
+    pub summary: summary::Limits,
+    pub metrics: metrics::Limits,
+    pub traces: source::Limits,
+    pub report: report::Limits,
+    pub watch: watch::state::Limits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            processes: 4096,
-            groups: 512,
-            paths: 32,
             queue: 16_384,
-            ring_bytes: None,
+            held_bytes: 1 << 20,
+            silence: Span(Duration::from_hours(1)),
+            kernel: bpf::Limits::default(),
+            flow: exchange::Limits::default(),
+            attribution: attribution::Limits::default(),
+            detectors: detectors::Limits::default(),
+            summary: summary::Limits::default(),
+            metrics: metrics::Limits::default(),
+            traces: source::Limits::default(),
+            report: report::Limits::default(),
+            watch: watch::state::Limits::default(),
         }
     }
+}
+
+/// What is more is a slip of the finger: no table of this program is worth the memory.
+const MAX_ENTRIES: i64 = 1 << 24;
+const MAX_BYTES: i64 = 1 << 30;
+
+impl Limits {
+    /// Every key below `[limits]` with what it is set to: `kernel.flows`, `queue` and so on.
+    pub fn keys(&self) -> anyhow::Result<Vec<(String, toml::Value)>> {
+        fn walk(prefix: &str, table: toml::Table, keys: &mut Vec<(String, toml::Value)>) {
+            for (name, value) in table {
+                let key = format!("{prefix}{name}");
+                match value {
+                    toml::Value::Table(table) => walk(&format!("{key}."), table, keys),
+                    value => keys.push((key, value)),
+                }
+            }
+        }
+        let mut keys = Vec::new();
+        walk("", toml::Table::try_from(self)?, &mut keys);
+        Ok(keys)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        for (key, value) in self.keys()? {
+            let most = if key.ends_with("_bytes") {
+                MAX_BYTES
+            } else {
+                MAX_ENTRIES
+            };
+            match value {
+                toml::Value::Integer(number) if !(1..=most).contains(&number) => {
+                    bail!("[limits] {key} = {number}: must be from 1 to {most}");
+                }
+                _ => {}
+            }
+        }
+        let ring_bytes = self.kernel.ring_bytes;
+        let page_bytes = page_bytes();
+        if ring_bytes < page_bytes || !ring_bytes.is_power_of_two() {
+            bail!("[limits] kernel.ring_bytes = {ring_bytes}: must be a power of two from {page_bytes}");
+        }
+        Ok(())
+    }
+}
+
+/// The kernel makes a ring buffer of whole pages.
+fn page_bytes() -> u32 {
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    size.and_then(|size| u32::try_from(size).ok()).unwrap_or(4096)
 }
 
 impl Config {
@@ -93,27 +157,14 @@ impl FromStr for Config {
                 .map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             anyhow!("line {line}: {}", error.message().replace('\n', " "))
         })?;
-        let Limits {
-            processes,
-            groups,
-            paths,
-            queue,
-            ring_bytes,
-        } = config.limits;
-        if [processes, groups, paths, queue].contains(&0) {
-            return Err(anyhow!("[limits]: each must be at least 1"));
-        }
-        // Page-sized at least, as the kernel wants it.
-        if ring_bytes.is_some_and(|bytes| bytes < 4096 || !bytes.is_power_of_two()) {
-            return Err(anyhow!("[limits]: ring_bytes must be a power of two from 4096"));
-        }
+        config.limits.check()?;
         Ok(config)
     }
 }
 
 /// A time span as people write it: `30s`, `5m`, `1h 30m`, `500ms`; a bare number is seconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Span(pub Duration);
 
 impl FromStr for Span {
@@ -134,6 +185,17 @@ impl TryFrom<String> for Span {
 
     fn try_from(text: String) -> Result<Self, String> {
         text.parse()
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> Self {
+        let Span(duration) = span;
+        match (duration.as_secs(), duration.subsec_millis()) {
+            (seconds, 0) if seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+            (seconds, 0) => format!("{seconds}s"),
+            _ => format!("{}ms", duration.as_millis()),
+        }
     }
 }
 
@@ -205,15 +267,80 @@ mod tests {
             .flat_map(|line| [line, "\n"])
             .collect();
         let all: Config = settings.parse().unwrap();
-        let defaults = Limits {
-            ring_bytes: Some(4 << 20),
-            ..Limits::default()
-        };
-        assert_eq!(all.limits, defaults);
+        assert_eq!(all.limits, Limits::default());
+        let shown: toml::Table = settings.parse().unwrap();
+        for (key, default) in Limits::default().keys().unwrap() {
+            let value = key.split('.').try_fold(&shown["limits"], |table, name| table.get(name));
+            assert_eq!(value, Some(&default), "deploy/imds-observer.toml: limits.{key}");
+        }
         assert_eq!(all.detectors, DetectorConfig::default());
         assert_eq!(all.filter.pid, [4242]);
-        assert_eq!(all.endpoints, crate::bpf::DEFAULT_ENDPOINTS);
+        assert_eq!(all.endpoints, bpf::DEFAULT_ENDPOINTS);
         assert_eq!(all.otlp.endpoint.as_deref(), Some("http://127.0.0.1:4318"));
+    }
+
+    #[test]
+    fn the_page_of_limits_has_every_key_with_its_default() {
+        let page = include_str!("../../docs/limits.md");
+        let told: Vec<(String, String)> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .map(|row| {
+                let mut cells = row.split(" | ");
+                let key = cells.next().unwrap().trim_end_matches('`').to_owned();
+                assert_eq!(cells.clone().count(), 4, "{key}");
+                (key, cells.next().unwrap().to_owned())
+            })
+            .collect();
+        let mut keys: Vec<_> = Limits::default()
+            .keys()
+            .unwrap()
+            .into_iter()
+            .map(|(key, value)| (key, value.to_string()))
+            .collect();
+        let mut sorted = told.clone();
+        sorted.sort();
+        keys.sort();
+        assert_eq!(sorted, keys);
+    }
+
+    #[test]
+    fn limits_out_of_range_are_refused_by_name() {
+        let refused = |text: &str| text.parse::<Config>().unwrap_err().to_string();
+        for (key, _) in Limits::default().keys().unwrap() {
+            if key == "silence" {
+                continue;
+            }
+            for number in ["0", "-1", "99999999999"] {
+                let error = refused(&format!("limits.{key} = {number}\n"));
+                let name = key.rsplit('.').next().unwrap();
+                // Below zero, and beyond what the type holds, the parser refuses, with the line.
+                assert!(
+                    error.contains(name) || error.contains("line 1"),
+                    "{key} = {number}: {error}"
+                );
+            }
+        }
+        assert_eq!(
+            refused("[limits.kernel]\nflows = 0\n"),
+            "[limits] kernel.flows = 0: must be from 1 to 16777216"
+        );
+        assert!(refused("[limits.kernel]\nring_bytes = 5000000\n").contains("must be a power of two from"));
+        assert!(refused("[limits.kernel]\nring_bytes = 1024\n").contains("must be a power of two from"));
+        assert!(refused("[limits]\nsilence = '0s'\n").contains("line 2"));
+        let error = refused("[limits.flow]\nflow = 1\n");
+        assert!(
+            error.contains("line 2") && error.contains("expected one of `flows`"),
+            "{error}"
+        );
+        let config: Config = "[limits.kernel]\nring_bytes = 8388608\n[limits.flow.stream]\npieces = 9\n"
+            .parse()
+            .unwrap();
+        assert_eq!(
+            (config.limits.kernel.ring_bytes, config.limits.flow.stream.pieces),
+            (8 << 20, 9)
+        );
+        assert_eq!(config.limits.flow.stream.head_bytes, 8 << 10);
     }
 
     #[test]
@@ -223,7 +350,6 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("line 2") && error.contains("colour"), "{error}");
-        assert!("[limits]\nqueue = 0\n".parse::<Config>().is_err());
         let config: Config =
             "interval = '5s'\nrecords = ['finding']\nendpoints = ['10.0.0.1']\n[filter]\npod = ['a/b']\n"
                 .parse()

@@ -1,24 +1,20 @@
 //! Keeps the hosts of a fleet's traces apart: what happens on one is no evidence about another.
 
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use rustc_hash::FxHashMap;
 
-use crate::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
+use crate::detectors::{self, DetectorConfig, Detectors, HostFacts, Observation};
 use crate::record::{Finding, Host, Loss, LossCounts, Start, Summary, Time};
 
-/// Hosts whose detectors are kept at once.
-const MAX_HOSTS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-/// Hosts whose loss is added up.
-const MAX_RECORDED_HOSTS: usize = 65_536;
 /// Different capabilities that recorded runs lacked.
 const MAX_MISSING: usize = 32;
 
 /// One set of detectors a host. Beyond the bound, the host that was silent longest is finished as at the end of a trace.
 pub struct HostDetectors {
     config: DetectorConfig,
+    limits: detectors::Limits,
     /// Of the host that this program runs on; `None` offline.
     own: Option<HostFacts>,
     /// Whose detectors were asked for last: records of one host come in a row, and need no look-up.
@@ -30,13 +26,19 @@ pub struct HostDetectors {
 }
 
 impl HostDetectors {
+    /// With the default bounds.
     pub fn new(config: DetectorConfig, own: Option<HostFacts>) -> Self {
+        Self::with_limits(config, detectors::Limits::DEFAULT, own)
+    }
+
+    pub fn with_limits(config: DetectorConfig, limits: detectors::Limits, own: Option<HostFacts>) -> Self {
         Self {
             config,
+            limits,
             own,
             current: None,
-            // With the current one there are as many as the bound says.
-            hosts: LruCache::new(MAX_HOSTS),
+            // Unbounded to the cache: `turn_to` keeps the bound and finishes who has to go.
+            hosts: LruCache::unbounded(),
             now: Time::default(),
             evicted: 0,
         }
@@ -90,10 +92,14 @@ impl HostDetectors {
             self.turn_to(host, out);
         }
         let Self {
-            current, config, own, ..
+            current,
+            config,
+            limits,
+            own,
+            ..
         } = self;
         &mut current
-            .get_or_insert_with(|| (host.clone(), Box::new(fresh(config, own.as_ref(), host))))
+            .get_or_insert_with(|| (host.clone(), Box::new(fresh(config, *limits, own.as_ref(), host))))
             .1
     }
 
@@ -104,7 +110,7 @@ impl HostDetectors {
         }
         let new = self.current.is_none();
         if new
-            && self.hosts.len() == MAX_HOSTS.get()
+            && self.hosts.len() >= self.limits.hosts
             && let Some((_, mut silent)) = self.hosts.pop_lru()
         {
             silent.finish(self.now, out);
@@ -125,18 +131,21 @@ fn all<'a>(
     current.chain(hosts).map(AsMut::as_mut)
 }
 
-fn fresh(config: &DetectorConfig, own: Option<&HostFacts>, host: &Host) -> Detectors {
+fn fresh(config: &DetectorConfig, limits: detectors::Limits, own: Option<&HostFacts>, host: &Host) -> Detectors {
     let facts = own.filter(|own| own.name == *host).cloned();
     let unknown = || HostFacts {
         name: host.clone(),
         ..HostFacts::default()
     };
-    Detectors::new(config, facts.unwrap_or_else(unknown))
+    Detectors::with_limits(config, limits, facts.unwrap_or_else(unknown))
 }
 
 /// What the traces of earlier runs tell of their own loss, and of what they hold.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RecordedHosts {
+    limit: usize,
+    /// Records of hosts beyond it.
+    evicted: u64,
     hosts: Vec<(Host, Recorded)>,
     /// Where each stands in `hosts`.
     places: FxHashMap<Host, usize>,
@@ -161,6 +170,20 @@ struct Recorded {
 }
 
 impl RecordedHosts {
+    /// At most `limit` hosts are told apart.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            evicted: 0,
+            hosts: Vec::new(),
+            places: FxHashMap::default(),
+            last: None,
+            before: LossCounts::default(),
+            restarts: 0,
+            missing: BTreeSet::new(),
+        }
+    }
+
     /// A record of this host has been read, which bears this time. `observed`: it is an exchange, connect or drop.
     pub fn sees(&mut self, host: &Host, time: Time, observed: bool) {
         if let Some(recorded) = self.of(host) {
@@ -218,9 +241,13 @@ impl RecordedHosts {
     }
 
     pub fn loss(&self) -> LossCounts {
+        let own = LossCounts {
+            evicted: self.evicted,
+            ..LossCounts::default()
+        };
         self.hosts
             .iter()
-            .fold(self.before, |sum, (_, recorded)| sum.plus(recorded.loss))
+            .fold(self.before.plus(own), |sum, (_, recorded)| sum.plus(recorded.loss))
     }
 
     fn of(&mut self, host: &Host) -> Option<&mut Recorded> {
@@ -231,7 +258,10 @@ impl RecordedHosts {
         }
         let place = match self.places.get(host) {
             Some(place) => *place,
-            None if self.hosts.len() >= MAX_RECORDED_HOSTS => return None,
+            None if self.hosts.len() >= self.limit => {
+                self.evicted += 1;
+                return None;
+            }
             None => {
                 self.places.insert(host.clone(), self.hosts.len());
                 self.hosts.push((host.clone(), Recorded::default()));
@@ -258,7 +288,7 @@ mod tests {
 
     #[test]
     fn loss_is_the_latest_of_each_run_added_up() {
-        let mut hosts = RecordedHosts::default();
+        let mut hosts = RecordedHosts::new(2);
         hosts.loses(&loss("a", 1));
         hosts.loses(&loss("a", 5));
         hosts.loses(&loss("b", 2));

@@ -32,6 +32,8 @@ pub struct Parts {
     pub sinks: Vec<Box<dyn Sink>>,
     /// Time between interval summaries; `None`: only the total at the end.
     pub interval: Option<Duration>,
+    /// Hosts of traces whose loss is added up.
+    pub recorded_hosts: usize,
     /// Exchanges after which the run is over.
     pub count: Option<u64>,
 }
@@ -60,12 +62,12 @@ impl Pipeline {
                 .sinks
                 .iter()
                 .fold(Kinds::NONE, |kinds, sink| kinds.or(sink.kinds())),
+            recorded: RecordedHosts::new(parts.recorded_hosts),
             parts,
             mode: Mode::Live,
             exchanges: 0,
             unattributed: 0,
             source_loss: LossCounts::default(),
-            recorded: RecordedHosts::default(),
             loss_told: LossCounts::default(),
             next_loss: Time::default(),
             next_interval: None,

@@ -15,8 +15,6 @@ use crate::report::history::hops;
 use crate::report::text::{self, counted};
 use crate::sinks::Sink;
 
-/// Workloads that are told apart; beyond, the verdict says that it can't.
-const MAX_WORKLOADS: usize = 10_000;
 /// Capabilities that a verdict names one by one.
 const MAX_MISSING: usize = 32;
 
@@ -86,6 +84,8 @@ struct Broken {
 
 #[derive(Debug, Default)]
 struct Seen {
+    /// Workloads that are told apart; beyond, the verdict says that it can't.
+    max_workloads: usize,
     breaks: BTreeMap<String, Broken>,
     exchanges: u64,
     /// Requests of which it can't be told whether they would have failed.
@@ -99,11 +99,15 @@ struct Seen {
 }
 
 impl Preflight {
-    /// All of these changes at once.
-    pub fn new(changes: Vec<Change>) -> Self {
+    /// All of these changes at once, for as many workloads.
+    pub fn new(changes: Vec<Change>, max_workloads: usize) -> Self {
+        let seen = Seen {
+            max_workloads,
+            ..Seen::default()
+        };
         Self {
             changes: changes.into(),
-            seen: Arc::default(),
+            seen: Arc::new(Mutex::new(seen)),
         }
     }
 
@@ -274,7 +278,7 @@ impl Seen {
                 local.map_or("an unknown address", |(ip, _)| ip)
             )
         });
-        if !self.breaks.contains_key(&name) && self.breaks.len() >= MAX_WORKLOADS {
+        if !self.breaks.contains_key(&name) && self.breaks.len() >= self.max_workloads {
             self.overflow += 1;
             return;
         }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use imds_observer_common::ProcessKey;
 use lru::LruCache;
+use serde::{Deserialize, Serialize};
 
 use self::asking::{Asking, still_within};
 use self::container::Found;
@@ -30,7 +31,8 @@ use crate::record::{Caller, Container, Process, Time};
 use crate::source::{Event, FlowId, Sender};
 
 /// Bounds and patience.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Process images that are remembered, about 1 KiB each.
     pub processes: usize,
@@ -39,7 +41,13 @@ pub struct Limits {
     /// Facts that may wait for a name, about 1 KiB each: 0.2 s of 5,000 exchanges a second are 1,000. Beyond that the oldest
     /// goes out with what is known.
     pub pending: usize,
+    /// Entries of each small table whose loss costs a question more and nothing else: cgroups, sockets, interfaces, strangers.
+    pub lookups: usize,
+    /// Questions that wait for the thread that answers them, and answers that wait to be taken. A full queue refuses, and the asker comes
+    /// back.
+    pub questions: usize,
     /// Longest wait of one fact.
+    #[serde(skip)]
     pub patience: Duration,
 }
 
@@ -49,13 +57,13 @@ impl Default for Limits {
             processes: 4_096,
             containers: 2_048,
             pending: 8_192,
+            lookups: 4_096,
+            questions: 256,
             patience: Duration::from_millis(200),
         }
     }
 }
 
-/// Entries of the small tables below, whose loss costs a question more and nothing else.
-const LOOKUPS: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
 /// An image that was silent for longer isn't missed when the table needs its place: a loop of `curl` fills any table.
 const QUIET_NS: u64 = 30_000_000_000;
 
@@ -157,17 +165,18 @@ fn at_least_one(limit: usize) -> NonZeroUsize {
 impl Attribution {
     /// `worker`: `None` for traces, where nothing can be looked up and nothing waits.
     pub fn new(limits: Limits, worker: Option<Worker>) -> Self {
+        let lookups = at_least_one(limits.lookups);
         let mut attribution = Self {
             limits,
             now: Time::default(),
             processes: LruCache::new(at_least_one(limits.processes)),
-            strangers: LruCache::new(LOOKUPS),
+            strangers: LruCache::new(lookups),
             containers: LruCache::new(at_least_one(limits.containers)),
-            cgroups: LruCache::new(LOOKUPS),
-            sockets: LruCache::new(LOOKUPS),
+            cgroups: LruCache::new(lookups),
+            sockets: LruCache::new(lookups),
             search: Lookup::default(),
-            unheld: LruCache::new(LOOKUPS),
-            interfaces: LruCache::new(LOOKUPS),
+            unheld: LruCache::new(lookups),
+            interfaces: LruCache::new(lookups),
             pending: VecDeque::new(),
             evicted: 0,
             unknown_containers: 0,

@@ -232,7 +232,11 @@ impl Answers for Gated {
 fn gated(answer: fn(&Question) -> Answer) -> (Option<Worker>, Channel<()>, Receiver<Question>) {
     let (open, gate) = channel();
     let (asked, questions) = channel();
-    (Worker::start(Gated { gate, asked, answer }), open, questions)
+    (
+        Worker::start(Gated { gate, asked, answer }, Limits::default().questions),
+        open,
+        questions,
+    )
 }
 
 fn knows_nothing(question: &Question) -> Answer {
@@ -380,7 +384,7 @@ fn a_log_tree_that_appears_later_is_found() {
     let root = tempfile::tempdir().unwrap();
     let mut attribution = Attribution::new(
         Limits::default(),
-        Worker::start(HostLookup::new(root.path(), Vec::new())),
+        Worker::start(HostLookup::new(root.path(), Vec::new()), Limits::default().questions),
     );
     attribution.note(&noted(7, &pod_cgroup()));
     attribution.submit(fact(Some(sender(7, 7)), FlowId::Cookie(1), START), START);

@@ -21,10 +21,6 @@ use super::{cgroup, process, sockets};
 use crate::record::{Container, Process, Time};
 use crate::rights;
 
-/// Questions that wait for the worker. One costs 0.1 to 10 ms.
-const QUESTIONS: usize = 256;
-const ANSWERS: usize = 256;
-
 /// What can be asked.
 #[derive(Clone, Debug)]
 pub enum Question {
@@ -62,10 +58,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// `None`: no thread could be had; everything goes on with what the kernel side tells.
-    pub fn start(mut lookup: impl Lookup) -> Option<Self> {
-        let (questions, asked) = sync_channel(QUESTIONS);
-        let (given, answers) = sync_channel(ANSWERS);
+    /// At most `limit` questions wait, of which one costs 0.1 to 10 ms, and as many answers. `None`: no thread could be had; everything goes
+    /// on with what the kernel side tells.
+    pub fn start(mut lookup: impl Lookup, limit: usize) -> Option<Self> {
+        let (questions, asked) = sync_channel(limit);
+        let (given, answers) = sync_channel(limit);
         let spawned = thread::Builder::new().name("attribution".to_owned()).spawn(move || {
             for question in asked {
                 if given.send(lookup.answer(question)).is_err() {

@@ -39,6 +39,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/im
 /// From here on `kernel.unprivileged_bpf_disabled` is about loading programs and making maps alone.
 const MAPS_FOR_ALL: KernelVersion = KernelVersion::new(5, 19, 0);
 
+/// What a host may lack before it is told no more.
+const MAX_MISSING: usize = 64;
+
 /// Why the observer can't start.
 #[derive(Debug, Error)]
 pub enum KernelError {
@@ -172,8 +175,8 @@ impl Kernel {
             .btf(types.as_ref().ok())
             .override_global("ENDPOINTS", endpoints.as_bytes(), true)
             .override_global("OFFSETS", offsets.as_bytes(), true);
-        if let Some(bytes) = options.ring_bytes {
-            loader.map_max_entries("EVENTS", bytes);
+        for (name, size) in options.limits.maps() {
+            loader.map_max_entries(name, size);
         }
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")?)
@@ -520,6 +523,10 @@ impl Kernel {
 
     /// Says that an uplink's traffic can't be seen.
     pub fn miss_uplink(&mut self, why: String) {
+        // Told in the `start` record: what fails later, again and again over months, is only logged.
+        if self.missing.len() >= MAX_MISSING {
+            return;
+        }
         self.missing.push(Missing {
             capability: "wire".into(),
             why,

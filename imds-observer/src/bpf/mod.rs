@@ -13,6 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use imds_observer_common::sizes;
+use serde::{Deserialize, Serialize};
+
 pub use attach::cgroup2_mount;
 pub use btf::{Btf, BtfError};
 pub use clsact::HANDLES as CLSACT_HANDLES;
@@ -26,6 +29,55 @@ pub const DEFAULT_ENDPOINTS: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)),
 ];
 
+/// Sizes of the kernel side's tables, which are made before anything is attached. How they were reckoned stands with the constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of the ring buffer, a power of two and whole pages.
+    pub ring_bytes: u32,
+    /// Connections to IMDS.
+    pub flows: u32,
+    /// Address pairs of connections, before and after NAT.
+    pub tuples: u32,
+    /// First segments on their way to the uplink.
+    pub sequences: u32,
+    /// Threads that are in `connect()`.
+    pub connecting: u32,
+    /// Process images that user space has been told of.
+    pub processes: u32,
+    /// Interfaces whose packets are counted.
+    pub interfaces: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            ring_bytes: sizes::RING_BYTES,
+            flows: sizes::FLOWS,
+            tuples: sizes::TUPLES,
+            sequences: sizes::SEQUENCES,
+            connecting: sizes::CONNECTING,
+            processes: sizes::PROCESSES,
+            interfaces: sizes::INTERFACES,
+        }
+    }
+}
+
+impl Limits {
+    /// Each table's map in the object, and its size.
+    pub fn maps(&self) -> [(&'static str, u32); 7] {
+        [
+            ("EVENTS", self.ring_bytes),
+            ("FLOWS", self.flows),
+            ("TUPLES", self.tuples),
+            ("SEQUENCES", self.sequences),
+            ("CONNECTING", self.connecting),
+            ("PROCESSES", self.processes),
+            ("INTERFACES", self.interfaces),
+        ]
+    }
+}
+
 /// What to observe.
 #[derive(Clone, Debug)]
 pub struct LiveOptions {
@@ -34,8 +86,7 @@ pub struct LiveOptions {
     /// Only sockets of this cgroup and below; `None`: of the whole host.
     pub cgroup: Option<PathBuf>,
     pub endpoints: Vec<IpAddr>,
-    /// Size of the ring buffer in bytes, a power of two; `None`: what the object says.
-    pub ring_bytes: Option<u32>,
+    pub limits: Limits,
     /// Least time between two looks into the ring buffer. Each look costs a wake-up, which is dearer than what it brings: a request is
     /// some ten packets, one after the other.
     pub gather: Duration,
@@ -52,7 +103,7 @@ impl Default for LiveOptions {
             interfaces: Vec::new(),
             cgroup: None,
             endpoints: DEFAULT_ENDPOINTS.to_vec(),
-            ring_bytes: None,
+            limits: Limits::default(),
             gather: PROMPT,
         }
     }

@@ -77,9 +77,9 @@ impl AnalyzeArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
         let settings = self.select.settings()?;
         let stop = Stop::on_signals()?;
-        let mut source = Progress::new(open(&self.files, &settings.endpoints(&self.endpoints.endpoint), &stop)?);
+        let mut source = Progress::new(open(&self.files, &settings, &self.endpoints.endpoint, &stop)?);
         let host = settings.host(source.start().host)?;
-        let collector = Collector::default();
+        let collector = Collector::new(settings.config.limits.report.findings);
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone())];
         let mut interval = None;
         if self.output == OutputFormat::Ndjson {
@@ -87,10 +87,13 @@ impl AnalyzeArgs {
                 Some(path) => Destination::file(path, None)?,
                 None => Destination::stdout(),
             };
-            sinks.push(Box::new(Direct::new(NdjsonOutput::new(destination), settings.kinds)));
+            sinks.push(Box::new(Direct::new(
+                NdjsonOutput::new(destination, settings.config.limits.held_bytes),
+                settings.kinds,
+            )));
             interval = Some(settings.interval.unwrap_or(INTERVAL));
         }
-        let history = History::default();
+        let history = History::new(settings.config.limits.report);
         if self.output == OutputFormat::Html {
             sinks.push(Box::new(history.clone()));
             interval = Some(settings.interval.unwrap_or(HISTORY_STEP));

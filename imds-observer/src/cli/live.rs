@@ -111,7 +111,7 @@ pub(super) fn settle(
         lookup = lookup.giving_up_rights();
     }
     // Before this thread gives up what that one needs.
-    let worker = Worker::start(lookup);
+    let worker = Worker::start(lookup, settings.config.limits.attribution.questions);
     if confines {
         let (capabilities, mut elsewhere) = source.capabilities();
         elsewhere.extend(

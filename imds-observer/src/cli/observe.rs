@@ -8,12 +8,12 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::values;
+use crate::attribution::Attribution;
 use crate::attribution::worker::Worker;
-use crate::attribution::{self, Attribution};
 use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions};
 use crate::config::{Config, Span};
 use crate::detectors::HostFacts;
-use crate::exchange::{FlowTable, Limits as FlowLimits};
+use crate::exchange::FlowTable;
 use crate::filter::{Filter, Kinds, PodName};
 use crate::hosts::HostDetectors;
 use crate::imds::Hasher;
@@ -144,7 +144,7 @@ impl ObserveArgs {
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
-            ring_bytes: config.limits.ring_bytes,
+            limits: config.limits.kernel,
             endpoints: endpoints_of(endpoints, config),
             ..LiveOptions::default()
         }
@@ -199,19 +199,16 @@ impl Settings {
         sinks: Vec<Box<dyn Sink>>,
     ) -> Pipeline {
         let limits = &self.config.limits;
-        let summarizer = Summarizer::new(host.clone(), limits.groups, limits.paths);
+        let mut summarizer = Summarizer::new(host.clone(), limits.summary);
+        if live.is_some() {
+            summarizer = summarizer.forgetting_after(limits.silence.0);
+        }
         let (facts, worker) = live.map_or((None, None), |host| (Some(host.facts), host.worker));
         Pipeline::new(Parts {
-            flow: FlowTable::new(FlowLimits::default(), Hasher::random()),
-            attribution: Attribution::new(
-                attribution::Limits {
-                    processes: limits.processes,
-                    ..attribution::Limits::default()
-                },
-                worker,
-            ),
+            flow: FlowTable::new(limits.flow, Hasher::random()),
+            attribution: Attribution::new(limits.attribution, worker),
             filter: self.filter.clone(),
-            detectors: HostDetectors::new(self.config.detectors.clone(), facts),
+            detectors: HostDetectors::with_limits(self.config.detectors.clone(), limits.detectors, facts),
             summarizer: if interval.is_some() {
                 summarizer
             } else {
@@ -220,6 +217,7 @@ impl Settings {
             host,
             sinks,
             interval,
+            recorded_hosts: limits.report.hosts,
             count,
         })
     }

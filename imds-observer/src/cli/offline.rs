@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::observe::Settings;
 use crate::record::Time;
 use crate::sinks::collect::Collected;
 use crate::source::input::Input;
@@ -31,8 +32,13 @@ impl From<InputCounts> for InputSummary {
     }
 }
 
-/// Opens every input before any is read: a name that is wrong is told at once. `endpoints`: where IMDS is in captures.
-pub(super) fn open(files: &[PathBuf], endpoints: &[IpAddr], stop: &Stop) -> anyhow::Result<Traces> {
+/// Opens every input before any is read: a name that is wrong is told at once. `endpoints`: where the flag says that IMDS is in captures.
+pub(super) fn open(
+    files: &[PathBuf],
+    settings: &Settings,
+    endpoints: &[IpAddr],
+    stop: &Stop,
+) -> anyhow::Result<Traces> {
     if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
         anyhow::bail!("read -: stdin can be read once only (name it once)");
     }
@@ -40,7 +46,8 @@ pub(super) fn open(files: &[PathBuf], endpoints: &[IpAddr], stop: &Stop) -> anyh
         .iter()
         .map(|path| Input::open(path, stop))
         .collect::<anyhow::Result<_>>()?;
-    Ok(Traces::new(inputs, endpoints))
+    let endpoints = settings.endpoints(endpoints);
+    Ok(Traces::with_limits(inputs, &endpoints, &settings.config.limits.traces))
 }
 
 /// From the first to the last observation; nothing if nothing was observed.

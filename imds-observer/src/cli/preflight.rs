@@ -100,8 +100,8 @@ impl PreflightArgs {
         let changes = self.changes();
         let at_least = self.min_duration.0.as_nanos() as u64;
         let settings = self.observe.select.settings()?;
-        let preflight = Preflight::new(changes);
-        let collector = Collector::default();
+        let preflight = Preflight::new(changes, settings.config.limits.report.judged_workloads);
+        let collector = Collector::new(settings.config.limits.report.findings);
         let sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone()), Box::new(preflight.clone())];
         let (input, judgement) = if self.files.is_empty() {
             self.live(&settings, sinks)?;
@@ -113,7 +113,7 @@ impl PreflightArgs {
             (input, preflight.judge(None, at_least, 0))
         } else {
             let stop = Stop::on_signals()?;
-            let mut source = Progress::new(open(&self.files, &settings.endpoints(&self.addresses()), &stop)?);
+            let mut source = Progress::new(open(&self.files, &settings, &self.addresses(), &stop)?);
             let host = settings.host(source.start().host)?;
             let mut pipeline = settings.pipeline(host, None, None, None, sinks);
             pipeline::run(&mut source, &mut pipeline, None, &stop)?;

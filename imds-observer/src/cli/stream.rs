@@ -62,14 +62,14 @@ impl StreamArgs {
                     None => Destination::stdout(),
                 };
                 let listener = self.metrics.map(MetricsSink::listen).transpose()?;
-                let (kinds, limit) = (settings.kinds, settings.config.limits.queue);
-                let metrics = MetricsSink::default();
+                let (kinds, limits) = (settings.kinds, settings.config.limits);
+                let metrics = MetricsSink::new(limits.metrics, limits.silence.0);
                 let endpoint = self.otlp_endpoint.as_ref().or(settings.config.otlp.endpoint.as_ref());
                 let collector = endpoint
                     .map(|endpoint| collector(endpoint, settings, &self.endpoints.endpoint, &metrics))
                     .transpose()?;
                 let mut opened = Opened::new(move || {
-                    let queue = Queue::new(NdjsonOutput::new(destination), kinds, limit)?;
+                    let queue = Queue::new(NdjsonOutput::new(destination, limits.held_bytes), kinds, limits.queue)?;
                     let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
                     let wanted = listener.is_some() || collector.is_some();
                     if let Some(listener) = listener {
@@ -110,11 +110,13 @@ fn collector(
         interval: settings.config.otlp.interval.map(|span| span.0),
         host: settings.host(None)?,
         imds: settings.endpoints(imds),
+        limit: settings.config.limits.metrics.collector_findings,
     };
     let collector = Collector::new(&options, metrics)?;
     tracing::info!("findings and metrics are sent to {endpoint}");
+    let limit = options.limit;
     Ok(Box::new(move || {
-        let queue = Queue::new(collector, Collector::KINDS.into_iter().collect(), Collector::QUEUE)?;
+        let queue = Queue::new(collector, Collector::KINDS.into_iter().collect(), limit)?;
         Ok(Box::new(queue))
     }))
 }

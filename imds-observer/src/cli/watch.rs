@@ -59,22 +59,17 @@ impl WatchArgs {
             return self.interactive(&settings);
         }
         let interval = Some(settings.interval.unwrap_or(INTERVAL));
-        let output = TextOutput::new(Destination::stdout(), Colour::on(io::stdout().is_terminal()), false);
+        let limits = settings.config.limits;
+        let colour = Colour::on(io::stdout().is_terminal());
+        let output = TextOutput::new(Destination::stdout(), colour, false, limits.report.open_findings);
         let shown = [Kind::Start, Kind::Finding, Kind::Summary, Kind::Loss];
         let kinds = settings.kinds.and(shown.into_iter().collect());
         if self.from.is_empty() {
-            return live::observe(
-                &self.observe,
-                &self.endpoints.endpoint,
-                &settings,
-                interval,
-                |settings| {
-                    let limit = settings.config.limits.queue;
-                    Ok(Opened::new(move || {
-                        Ok(vec![Box::new(Queue::new(output, kinds, limit)?) as Box<dyn Sink>])
-                    }))
-                },
-            );
+            return live::observe(&self.observe, &self.endpoints.endpoint, &settings, interval, |_| {
+                Ok(Opened::new(move || {
+                    Ok(vec![Box::new(Queue::new(output, kinds, limits.queue)?) as Box<dyn Sink>])
+                }))
+            });
         }
         let stop = Stop::on_signals()?;
         let mut source = self.traces(&settings, &stop, Arc::default())?;
@@ -85,16 +80,16 @@ impl WatchArgs {
 
     fn interactive(&self, settings: &Settings) -> anyhow::Result<Status> {
         let stop = Stop::on_signals()?;
-        let limit = settings.config.limits.queue;
+        let limits = settings.config.limits;
         let playback = (!self.from.is_empty()).then(Arc::<Playback>::default);
         // Before the terminal is taken: a name that is wrong is told plainly.
         let traces = match &playback {
             Some(playback) => Some(self.traces(settings, &stop, playback.clone())?),
             None => None,
         };
-        let (feed, records) = Feed::new(limit, playback.is_some());
-        let trace = Trace::new(settings.kinds, limit);
-        let collector = Collector::default();
+        let (feed, records) = Feed::new(limits.queue, playback.is_some());
+        let trace = Trace::new(settings.kinds, limits.queue, limits.held_bytes);
+        let collector = Collector::new(limits.report.findings);
         let sinks: Vec<Box<dyn Sink>> = vec![Box::new(feed), Box::new(trace.clone()), Box::new(collector.clone())];
         let interval = Some(settings.interval.unwrap_or(SECOND));
         let screen = watch::start(watch::Parts {
@@ -105,6 +100,7 @@ impl WatchArgs {
             theme: Theme {
                 colour: Colour::on(true).0,
             },
+            limits: limits.watch,
             directory: PathBuf::from("."),
             confined: self.from.is_empty() && self.observe.confines(&settings.config),
         })?;
@@ -139,8 +135,7 @@ impl WatchArgs {
     }
 
     fn traces(&self, settings: &Settings, stop: &Stop, playback: Arc<Playback>) -> anyhow::Result<Paced<impl Source>> {
-        let endpoints = settings.endpoints(&self.endpoints.endpoint);
-        let traces = offline::open(&self.from, &endpoints, stop)?;
+        let traces = offline::open(&self.from, settings, &self.endpoints.endpoint, stop)?;
         Ok(Paced::new(traces, self.speed, playback))
     }
 

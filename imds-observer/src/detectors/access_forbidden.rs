@@ -60,7 +60,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::{status};
 use super::remedy::{self, Sdk};
-use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
@@ -111,10 +111,10 @@ pub(super) struct AccessForbidden {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> AccessForbidden {
+pub(super) fn new(config: &Config, limits: &Limits) -> AccessForbidden {
     AccessForbidden {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         answered: None,
         pending: 0,
         evicted: 0,

@@ -52,7 +52,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
 use super::knowledge::status;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, Severity};
 
 /// Clients that are remembered.
@@ -78,10 +78,10 @@ pub(super) struct BadTokenRequest {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> BadTokenRequest {
+pub(super) fn new(config: &Config, limits: &Limits) -> BadTokenRequest {
     BadTokenRequest {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         evicted: 0,
     }
 }

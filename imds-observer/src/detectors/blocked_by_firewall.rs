@@ -57,7 +57,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Context;
+use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
 
 use crate::record::{Code, Remedy};
@@ -74,8 +74,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config) -> Verdict {
-    Verdict::new(Code::BlockedByFirewall, config.quiet_s, accepts, tell)
+pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
+    Verdict::new(limits, Code::BlockedByFirewall, config.quiet_s, accepts, tell)
 }
 
 fn accepts(cause: Cause) -> bool {

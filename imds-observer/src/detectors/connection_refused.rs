@@ -50,7 +50,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Context;
+use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
 
 use crate::record::{Code, Remedy};
@@ -67,8 +67,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config) -> Verdict {
-    Verdict::new(Code::ConnectionRefused, config.quiet_s, accepts, tell)
+pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
+    Verdict::new(limits, Code::ConnectionRefused, config.quiet_s, accepts, tell)
 }
 
 fn accepts(cause: Cause) -> bool {

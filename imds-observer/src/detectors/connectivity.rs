@@ -9,7 +9,7 @@ use lru::LruCache;
 
 use super::knowledge::{answered, is_v6};
 use super::table::bounded;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{
     Code, Connect, ConnectOutcome, Drop, PacketDirection, Remedy, SECOND, Severity, Subject, Time, workload,
 };
@@ -19,7 +19,7 @@ const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// Connections whose failure has been counted.
 const MAX_COUNTED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// IPv6 failures that wait for IPv4 to show whether it works.
-const MAX_HELD: usize = 256;
+const MAX_HELD: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// How long they wait.
 const HOLD_NS: u64 = 5 * SECOND;
 /// An IPv4 answer this recent means that IPv4 works.
@@ -354,11 +354,12 @@ pub(super) struct Verdict {
     places: LruCache<String, Place>,
     counted: LruCache<String, ()>,
     held: Vec<Held>,
+    max_held: usize,
     evicted: u64,
 }
 
 impl Verdict {
-    pub(super) fn new(code: Code, quiet_s: u64, accepts: fn(Cause) -> bool, tell: Tell) -> Self {
+    pub(super) fn new(limits: &Limits, code: Code, quiet_s: u64, accepts: fn(Cause) -> bool, tell: Tell) -> Self {
         Self {
             code,
             severity: Severity::High,
@@ -366,9 +367,10 @@ impl Verdict {
             boot_is_excuse: false,
             accepts,
             tell,
-            places: bounded(MAX_PLACES),
-            counted: bounded(MAX_COUNTED),
+            places: bounded(limits.places(MAX_PLACES)),
+            counted: bounded(limits.connections(MAX_COUNTED)),
             held: Vec::new(),
+            max_held: limits.connections(MAX_HELD).get(),
             evicted: 0,
         }
     }
@@ -512,7 +514,7 @@ impl Detector for Verdict {
         let client = context.client().map(|client| client.handle);
         let subject = context.place_subject();
         if failure.v6 && failure.cause.usual_without_ipv6() {
-            if self.held.len() == MAX_HELD {
+            if self.held.len() == self.max_held {
                 self.held.remove(0);
                 self.evicted += 1;
             }

@@ -59,7 +59,7 @@ use super::table::{bounded, entry};
 use super::knowledge::status;
 use super::remedy::{self, Sdk};
 use super::window::Bins;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::imds::role_of;
 use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
 
@@ -113,10 +113,10 @@ pub(super) struct CredentialChurn {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> CredentialChurn {
+pub(super) fn new(config: &Config, limits: &Limits) -> CredentialChurn {
     CredentialChurn {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         evicted: 0,
     }
 }

@@ -55,7 +55,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Context;
+use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
 
 use crate::record::{Code, Remedy};
@@ -72,8 +72,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config) -> Verdict {
-    Verdict::new(Code::DeniedByPolicy, config.quiet_s, accepts, tell)
+pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
+    Verdict::new(limits, Code::DeniedByPolicy, config.quiet_s, accepts, tell)
 }
 
 fn accepts(cause: Cause) -> bool {

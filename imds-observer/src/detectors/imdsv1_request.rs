@@ -63,7 +63,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::{V1Cause, status, sufficient_hop_limit};
 use super::remedy::{self, Sdk};
-use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
@@ -104,10 +104,10 @@ pub(super) struct Imdsv1Request {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> Imdsv1Request {
+pub(super) fn new(config: &Config, limits: &Limits) -> Imdsv1Request {
     Imdsv1Request {
         config: config.clone(),
-        callers: bounded(MAX_CLIENTS),
+        callers: bounded(limits.clients(MAX_CLIENTS)),
         held: 0,
         evicted: 0,
     }

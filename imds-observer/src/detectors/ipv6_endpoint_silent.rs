@@ -59,7 +59,7 @@ use super::table::bounded;
 use super::connectivity::{self, Cause};
 use super::knowledge::{answered, is_v6};
 use super::remedy::modify_options;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
@@ -104,10 +104,10 @@ pub(super) struct Ipv6EndpointSilent {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> Ipv6EndpointSilent {
+pub(super) fn new(config: &Config, limits: &Limits) -> Ipv6EndpointSilent {
     Ipv6EndpointSilent {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         evicted: 0,
     }
 }

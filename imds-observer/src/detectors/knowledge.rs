@@ -9,7 +9,7 @@ use lru::LruCache;
 
 use super::connectivity::{DropNote, V4_WORKS_NS};
 use super::table::{bounded, entry};
-use super::{Context, HostFacts, Observation};
+use super::{Context, HostFacts, Limits, Observation};
 use crate::callers::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{
@@ -105,15 +105,15 @@ pub struct Knowledge {
 }
 
 impl Knowledge {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         Self {
             hasher: RandomState::new(),
-            clients: bounded(MAX_CLIENTS),
-            callers: ByCaller::default(),
+            clients: bounded(limits.clients(MAX_CLIENTS)),
+            callers: ByCaller::new(limits.callers),
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
-            drops: bounded(MAX_DROPS),
+            drops: bounded(limits.connections(MAX_DROPS)),
             boot_crawl: None,
             quota_exceeded: None,
         }

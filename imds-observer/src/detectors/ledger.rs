@@ -4,7 +4,7 @@
 //! doubled, or after [`UPDATE_NS`], a pause that doubles with each update up to [`MAX_UPDATE_NS`]: a fault that
 //! lasts for a day must not fill the log. Severity never falls while a finding is open, so nothing flaps.
 //!
-//! At most [`MAX_OPEN`] findings of one code are open. Further subjects are counted together under one finding for
+//! At most [`super::Limits::findings`] findings of one code are open. Further subjects are counted together under one finding for
 //! [`OTHERS`]: a hostile process must not be able to open 100,000, nor to push an honest finding out.
 
 use std::sync::Arc;
@@ -14,8 +14,6 @@ use serde_json::{Map, Value};
 
 use crate::record::{Code, Finding, FindingState, Host, Kind, Remedy, SCHEMA, SECOND, Severity, Subject, Time};
 
-/// Open findings of one code.
-pub(super) const MAX_OPEN: usize = 256;
 /// Shortest pause between two updates of one finding that only grew.
 pub(super) const UPDATE_NS: u64 = 60 * SECOND;
 /// Longest such pause.
@@ -27,7 +25,7 @@ const SETTLE_NS: u64 = 30 * SECOND;
 const ALWAYS_FRESH: u64 = 64;
 const STALE_PART: u64 = 16;
 const STALE_NS: u64 = 60 * SECOND;
-/// Key of the subject that stands for all those beyond [`MAX_OPEN`].
+/// Key of the subject that stands for all those beyond the bound.
 const OTHERS: &str = "others";
 
 /// A detector has seen its pattern, once more.
@@ -72,6 +70,8 @@ pub(super) struct Ledger {
     host: Host,
     /// By code, in the order of [`Code::ALL`].
     open: Vec<FxHashMap<Arc<str>, Open>>,
+    /// Open findings of one code.
+    max_open: usize,
     folded: u64,
 }
 
@@ -127,9 +127,10 @@ impl<'a> Sightings<'a> {
 }
 
 impl Ledger {
-    pub(super) fn new(host: Host) -> Self {
+    pub(super) fn new(host: Host, max_open: usize) -> Self {
         Self {
             host,
+            max_open,
             open: Code::ALL.iter().map(|_| FxHashMap::default()).collect(),
             folded: 0,
         }
@@ -149,8 +150,8 @@ impl Ledger {
         details: impl FnOnce() -> Details,
         out: &mut Vec<Finding>,
     ) {
-        let of_code = &mut self.open[code as usize];
-        let others = !of_code.contains_key(sighting.key) && of_code.len() >= MAX_OPEN;
+        let (of_code, max_open) = (&mut self.open[code as usize], self.max_open);
+        let others = !of_code.contains_key(sighting.key) && of_code.len() >= max_open;
         let key = if others { OTHERS } else { sighting.key };
         if others {
             self.folded += 1;
@@ -159,7 +160,7 @@ impl Ledger {
             let mut details = details();
             if others {
                 OTHERS.clone_into(&mut details.subject.key);
-                details.subject.name = format!("{MAX_OPEN} subjects and more");
+                details.subject.name = format!("{max_open} subjects and more");
             }
             details
         };

@@ -7,8 +7,8 @@
 //! Nothing here reads a clock: time comes with the observations. Exchanges carry the time they began at and come when
 //! they have ended, so times are out of order by seconds.
 //!
-//! Bounds: every table is an LRU of stated size, what it gives up is counted ([`Detectors::evicted`]); in all the
-//! detectors stay below [`MEMORY_LIMIT_BYTES`], which `tests/detector_memory.rs` holds them to.
+//! Bounds: every table is an LRU of stated size ([`Limits`]), what it gives up is counted ([`Detectors::evicted`]); with the
+//! sizes that they have by themselves the detectors stay in all below [`MEMORY_LIMIT_BYTES`], which `tests/detector_memory.rs` holds them to.
 
 /// Evidence as a JSON object. A value may be anything that serialises.
 macro_rules! evidence {
@@ -23,6 +23,7 @@ macro_rules! evidence {
 mod connectivity;
 mod knowledge;
 mod ledger;
+mod limits;
 mod path;
 mod remedy;
 mod table;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use knowledge::{Client, Knowledge, TokenFate, V1Cause};
 pub use ledger::{Details, Sighting, Sightings};
+pub use limits::Limits;
 
 use crate::record::{self, Code, Finding, Host, Time};
 use crate::source::InterfaceSample;
@@ -40,7 +42,7 @@ use knowledge::HOST;
 use ledger::Ledger;
 use path::Paths;
 
-/// What all detectors together may hold, whatever a local process does.
+/// What all detectors together may hold with the default [`Limits`], whatever a local process does.
 pub const MEMORY_LIMIT_BYTES: usize = 64 << 20;
 
 /// How long the evidence must be missing before a finding is resolved, unless the detector says otherwise.
@@ -68,8 +70,8 @@ macro_rules! registry {
             $(Entry { code: Code::$code, line: $line, source: include_str!(concat!(stringify!($file), ".rs")) },)*
         ];
 
-        fn build(config: &DetectorConfig) -> Vec<Box<dyn Detector>> {
-            let all: Vec<Box<dyn Detector>> = vec![$(Box::new($file::new(&config.$file)),)*];
+        fn build(config: &DetectorConfig, limits: &Limits) -> Vec<Box<dyn Detector>> {
+            let all: Vec<Box<dyn Detector>> = vec![$(Box::new($file::new(&config.$file, limits)),)*];
             all.into_iter().filter(|detector| !config.disabled.contains(&detector.code())).collect()
         }
 
@@ -285,8 +287,8 @@ struct Registered {
     detector: Box<dyn Detector>,
 }
 
-fn registered(config: &DetectorConfig) -> Vec<Registered> {
-    build(config)
+fn registered(config: &DetectorConfig, limits: &Limits) -> Vec<Registered> {
+    build(config, limits)
         .into_iter()
         .map(|detector| Registered {
             code: detector.code(),
@@ -300,6 +302,7 @@ fn registered(config: &DetectorConfig) -> Vec<Registered> {
 /// All detectors of one run.
 pub struct Detectors {
     host: HostFacts,
+    limits: Limits,
     registered: Vec<Registered>,
     paths: Paths,
     knowledge: Knowledge,
@@ -309,14 +312,20 @@ pub struct Detectors {
 }
 
 impl Detectors {
+    /// With the default bounds.
     pub fn new(config: &DetectorConfig, host: HostFacts) -> Self {
+        Self::with_limits(config, Limits::DEFAULT, host)
+    }
+
+    pub fn with_limits(config: &DetectorConfig, limits: Limits, host: HostFacts) -> Self {
         Self {
-            registered: registered(config),
-            paths: Paths::new(),
-            knowledge: Knowledge::new(),
-            ledger: Ledger::new(host.name.clone()),
+            registered: registered(config, &limits),
+            paths: Paths::new(&limits),
+            knowledge: Knowledge::new(&limits),
+            ledger: Ledger::new(host.name.clone(), limits.findings),
             now: Time(0),
             next_tick: Time(0),
+            limits,
             host,
         }
     }
@@ -390,7 +399,7 @@ impl Detectors {
     /// Takes over other thresholds. A detector whose own ones are the same keeps what it knows; open findings end as they would by themselves.
     pub fn reconfigure(&mut self, before: &DetectorConfig, after: &DetectorConfig) {
         let changed = changed(before, after);
-        let mut fresh = registered(after);
+        let mut fresh = registered(after, &self.limits);
         for detector in &mut fresh {
             if !changed.contains(&detector.code)
                 && let Some(known) = self.registered.iter_mut().find(|known| known.code == detector.code)

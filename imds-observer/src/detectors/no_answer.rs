@@ -65,7 +65,7 @@ use super::table::bounded;
 use super::connectivity::{Cause, Failure, Verdict};
 use super::remedy::describe_options;
 use super::window::Bins;
-use super::{Context, Detector, Observation, Sightings, TokenFate};
+use super::{Context, Detector, Limits, Observation, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND};
 
 /// Places with unanswered requests that are remembered.
@@ -99,11 +99,11 @@ pub(super) struct NoAnswer {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> NoAnswer {
+pub(super) fn new(config: &Config, limits: &Limits) -> NoAnswer {
     NoAnswer {
         config: config.clone(),
-        verdict: Verdict::new(Code::NoAnswer, config.quiet_s, accepts, tell).excused_at_boot(),
-        unanswered: bounded(MAX_PLACES),
+        verdict: Verdict::new(limits, Code::NoAnswer, config.quiet_s, accepts, tell).excused_at_boot(),
+        unanswered: bounded(limits.places(MAX_PLACES)),
         evicted: 0,
     }
 }

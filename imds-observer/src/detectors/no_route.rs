@@ -53,7 +53,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Context;
+use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
 use super::remedy::route_add;
 use crate::record::{Code, Remedy};
@@ -70,8 +70,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config) -> Verdict {
-    Verdict::new(Code::NoRoute, config.quiet_s, accepts, tell).excused_at_boot()
+pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
+    Verdict::new(limits, Code::NoRoute, config.quiet_s, accepts, tell).excused_at_boot()
 }
 
 fn accepts(cause: Cause) -> bool {

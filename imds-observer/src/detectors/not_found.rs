@@ -60,7 +60,7 @@ use super::table::{bounded, entry};
 use super::knowledge::status;
 use super::remedy;
 use super::window::Bins;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::imds::is_natural_404;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
@@ -111,11 +111,11 @@ pub(super) struct NotFound {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> NotFound {
+pub(super) fn new(config: &Config, limits: &Limits) -> NotFound {
     NotFound {
         config: config.clone(),
-        paths: bounded(MAX_PATHS),
-        found: bounded(MAX_FOUND),
+        paths: bounded(limits.paths(MAX_PATHS)),
+        found: bounded(limits.paths(MAX_FOUND)),
         evicted: 0,
     }
 }

@@ -63,7 +63,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::status;
 use super::window::Bins;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 use crate::source::InterfaceSample;
 
@@ -120,11 +120,11 @@ pub(super) struct PacketQuota {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> PacketQuota {
+pub(super) fn new(config: &Config, limits: &Limits) -> PacketQuota {
     PacketQuota {
         config: config.clone(),
-        interfaces: bounded(MAX_INTERFACES),
-        clients: bounded(MAX_CLIENTS),
+        interfaces: bounded(limits.interfaces(MAX_INTERFACES)),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         throttled: None,
         evicted: 0,
     }

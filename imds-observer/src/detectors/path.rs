@@ -1,13 +1,15 @@
 //! Paths as detectors compare them: what clients write differently and mean alike is one path.
 
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
 
 use rustc_hash::FxBuildHasher;
 
+use super::Limits;
 use crate::imds::{below_version, normalise};
 
 /// Paths whose form is remembered; a new one takes the place of another, and of longer ones nothing is remembered.
-const REMEMBERED: usize = 256;
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 const MAX_REMEMBERED_BYTES: usize = 512;
 
 /// In the paths of a role's name and of its credentials.
@@ -41,14 +43,16 @@ impl Path {
 pub(super) struct Paths {
     salt: RandomState,
     remembered: Vec<Option<Path>>,
+    places: NonZeroUsize,
     other: Option<Path>,
 }
 
 impl Paths {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         Self {
             salt: RandomState::new(),
             remembered: Vec::new(),
+            places: limits.paths(REMEMBERED),
             other: None,
         }
     }
@@ -58,9 +62,9 @@ impl Paths {
             &mut self.other
         } else {
             if self.remembered.is_empty() {
-                self.remembered.resize_with(REMEMBERED, || None);
+                self.remembered.resize_with(self.places.get(), || None);
             }
-            &mut self.remembered[FxBuildHasher.hash_one(asked) as usize % REMEMBERED]
+            &mut self.remembered[FxBuildHasher.hash_one(asked) as usize % self.places]
         };
         let known = slot.take().filter(|path| *path.asked == *asked);
         slot.insert(known.unwrap_or_else(|| {
@@ -84,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_is_meant_alike_is_alike() {
-        let mut paths = Paths::new();
+        let mut paths = Paths::new(&Limits::DEFAULT);
         let mut ids = |asked: &str| {
             let path = paths.get(asked);
             (path.id, path.below_id)

@@ -59,7 +59,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::status;
 use super::remedy;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::imds::is_natural_404;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
@@ -102,10 +102,10 @@ pub(super) struct PathDisappeared {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> PathDisappeared {
+pub(super) fn new(config: &Config, limits: &Limits) -> PathDisappeared {
     PathDisappeared {
         config: config.clone(),
-        paths: bounded(MAX_PATHS),
+        paths: bounded(limits.paths(MAX_PATHS)),
         answered: [(0, Time(0)); 2],
         evicted: 0,
     }

@@ -55,7 +55,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
 use super::knowledge::{status};
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Dialect, Remedy, Severity};
 
 /// Clients that are remembered.
@@ -89,10 +89,10 @@ pub(super) struct ProxiedRequest {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> ProxiedRequest {
+pub(super) fn new(config: &Config, limits: &Limits) -> ProxiedRequest {
     ProxiedRequest {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         evicted: 0,
     }
 }

@@ -55,7 +55,7 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::status;
 use super::remedy;
 use super::window::Bins;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, SECOND, Severity};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -86,7 +86,7 @@ pub(super) struct ServerErrors {
     votes: u64,
 }
 
-pub(super) fn new(config: &Config) -> ServerErrors {
+pub(super) fn new(config: &Config, _: &Limits) -> ServerErrors {
     ServerErrors {
         config: config.clone(),
         recent: Bins::new(),

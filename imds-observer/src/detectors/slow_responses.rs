@@ -58,7 +58,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::{bounded, entry};
 use super::knowledge::answered;
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Places that are remembered.
@@ -94,10 +94,10 @@ pub(super) struct SlowResponses {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> SlowResponses {
+pub(super) fn new(config: &Config, limits: &Limits) -> SlowResponses {
     SlowResponses {
         config: config.clone(),
-        places: bounded(MAX_PLACES),
+        places: bounded(limits.places(MAX_PLACES)),
         evicted: 0,
     }
 }

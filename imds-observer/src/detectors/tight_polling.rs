@@ -65,7 +65,7 @@ use serde::{Deserialize, Serialize};
 use super::table::{bounded, entry};
 use super::remedy::Sdk;
 use super::window::{Bins, Recent};
-use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::workload::nearest_parent;
 use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Time};
 
@@ -127,11 +127,11 @@ pub(super) struct TightPolling {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> TightPolling {
+pub(super) fn new(config: &Config, limits: &Limits) -> TightPolling {
     TightPolling {
         config: config.clone(),
-        paths: bounded(MAX_PATHS),
-        clients: bounded(MAX_CLIENTS),
+        paths: bounded(limits.paths(MAX_PATHS)),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         hasher: RandomState::new(),
         evicted: 0,
     }

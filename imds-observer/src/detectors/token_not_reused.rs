@@ -61,7 +61,7 @@ use super::table::bounded;
 use super::knowledge::{token_fate};
 use super::remedy::{self, Sdk};
 use super::window::Bins;
-use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings, TokenFate};
+use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -104,10 +104,10 @@ pub(super) struct TokenNotReused {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> TokenNotReused {
+pub(super) fn new(config: &Config, limits: &Limits) -> TokenNotReused {
     TokenNotReused {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         evicted: 0,
     }
 }

@@ -57,7 +57,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::{status};
 use super::remedy::{self, Sdk};
-use super::{Context, Details, Detector, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -99,10 +99,10 @@ pub(super) struct TokenRejected {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> TokenRejected {
+pub(super) fn new(config: &Config, limits: &Limits) -> TokenRejected {
     TokenRejected {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
         evicted: 0,
     }
 }

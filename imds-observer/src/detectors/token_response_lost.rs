@@ -63,7 +63,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
 use super::remedy::{self, Sdk};
-use super::{Client, Context, Details, Detector, Observation, Sighting, Sightings, TokenFate};
+use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -115,11 +115,11 @@ pub(super) struct TokenResponseLost {
     evicted: u64,
 }
 
-pub(super) fn new(config: &Config) -> TokenResponseLost {
+pub(super) fn new(config: &Config, limits: &Limits) -> TokenResponseLost {
     TokenResponseLost {
         config: config.clone(),
-        clients: bounded(MAX_CLIENTS),
-        drops: bounded(MAX_DROPS),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
+        drops: bounded(limits.connections(MAX_DROPS)),
         evicted: 0,
     }
 }

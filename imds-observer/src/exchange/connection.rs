@@ -34,8 +34,6 @@ const IDLE_NS: u64 = 20 * SECOND;
 const LINGER_NS: u64 = 5 * SECOND;
 /// A connection without any packet is forgotten after this; a later request on it starts a new entry.
 const FORGET_NS: u64 = 900 * SECOND;
-/// Responses that wait for the request that they answer.
-const MAX_EARLY: usize = 16;
 
 /// What a flow needs of the table around it.
 pub(super) struct Context<'a> {
@@ -672,7 +670,7 @@ impl Flow {
         {
             return;
         }
-        if self.early.len() >= MAX_EARLY {
+        if self.early.len() >= context.limits.early {
             context.loss.evicted += 1;
             return;
         }

@@ -63,6 +63,8 @@ pub fn fuzz_flow_table(bytes: &[u8]) -> Vec<Fact> {
     let limits = Limits {
         flows: 4,
         pending: 3,
+        early: 2,
+        translated: 4,
         stream: StreamLimits {
             pieces: 4,
             head_bytes: 256,

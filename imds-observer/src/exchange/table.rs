@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 
 use lru::LruCache;
 use rustc_hash::FxBuildHasher;
+use serde::{Deserialize, Serialize};
 
 use super::Fact;
 use super::connection::{Context, Flow};
@@ -16,13 +17,18 @@ use crate::record::{LossCounts, SECOND, Time};
 use crate::source::{Direction, Event, FlowId, Packet, Vantage};
 
 /// Bounds of a [`FlowTable`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Connections. The one without a sign for longest goes first. An idle one takes about 1 KiB, so the default is 64 MiB at worst;
     /// heads that are still growing come on top.
     pub flows: usize,
     /// Requests of one connection that wait for an answer; the oldest goes first.
     pub pending: usize,
+    /// Responses of one connection that wait for the request that they answer; one more is left out.
+    pub early: usize,
+    /// In captures: connections whose two addresses, before and after NAT, are remembered. After it, the oldest are two connections.
+    pub translated: usize,
     pub stream: StreamLimits,
 }
 
@@ -31,6 +37,8 @@ impl Default for Limits {
         Self {
             flows: 65_536,
             pending: 64,
+            early: 16,
+            translated: 16_384,
             stream: StreamLimits::default(),
         }
     }
@@ -38,8 +46,6 @@ impl Default for Limits {
 
 /// A SYN that comes again under another address within this time has passed NAT.
 const NAT_NS: u64 = SECOND;
-/// Connections whose two addresses are remembered.
-const MAX_NAT: usize = 16_384;
 
 /// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
 #[derive(Debug)]
@@ -59,7 +65,7 @@ pub struct FlowTable {
 impl FlowTable {
     pub fn new(limits: Limits, hasher: Hasher) -> Self {
         let size = |entries: usize| NonZeroUsize::new(entries).unwrap_or(NonZeroUsize::MIN);
-        let nat = size(MAX_NAT.min(limits.flows));
+        let nat = size(limits.translated.min(limits.flows));
         Self {
             limits,
             hasher,
@@ -182,7 +188,11 @@ impl FlowTable {
         match self.syns.get(&syn).copied() {
             Some((known, _)) if known == id => {}
             Some((known, time)) if packet.time.since(time) < NAT_NS || self.aliases.peek(&id) == Some(&known) => {
-                self.aliases.put(id, known);
+                if let Some((other, gone)) = self.aliases.push(id, known)
+                    && other != id
+                {
+                    self.loss.evicted += u64::from(self.flows.peek(&gone).is_some_and(|flow| flow.is_busy()));
+                }
                 return known;
             }
             _ => {

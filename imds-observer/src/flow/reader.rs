@@ -1,5 +1,7 @@
 //! What both directions' readers share.
 
+use serde::{Deserialize, Serialize};
+
 use crate::record::Time;
 use crate::source::{Packet, Sender};
 
@@ -16,7 +18,8 @@ pub struct Meta {
 }
 
 /// Bounds of one direction of one connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct StreamLimits {
     /// Pieces that wait for an earlier one.
     pub pieces: usize,

@@ -1,8 +1,8 @@
 //! What do monitoring systems see? Counters by workload, never by process or raw path, over HTTP for Prometheus, and sent to an
 //! OpenTelemetry collector.
 //!
-//! Bounded: [`MAX_WORKLOADS`] workloads have series of their own, the rest share the workload `other`; one that was silent for
-//! [`FORGET_NS`] gives its place up. So there are at most some 60 series a workload, and most have ten.
+//! Bounded: [`Limits::workloads`] workloads have series of their own, the rest share the workload `other`; one that was silent for long
+//! gives its place up when another one needs it. So there are at most some 60 series a workload, and most have ten.
 
 mod exposition;
 #[cfg(feature = "otlp")]
@@ -14,7 +14,9 @@ mod state;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::filter::Kinds;
 use crate::record::Record;
@@ -22,15 +24,43 @@ use crate::sinks::Sink;
 use series::Transfers;
 use state::State;
 
-/// Workloads with series of their own.
-pub const MAX_WORKLOADS: usize = 256;
-/// Silence after which a workload's series may go, nanoseconds.
-const FORGET_NS: u64 = 3_600_000_000_000;
+/// Bounds of the metrics and of what is sent to a collector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Workloads with series of their own; all others share one.
+    pub workloads: usize,
+    /// Status codes that are told apart, per workload: a hostile server may send a thousand.
+    pub statuses: usize,
+    /// Drop reasons, interfaces and missing capabilities that are told apart.
+    pub names: usize,
+    /// Findings that are known to be open.
+    pub open_findings: usize,
+    /// Connections of scrapers at a time. They need two or three; a stranger who opens more has to wait.
+    pub connections: usize,
+    /// Findings that wait while a transfer to the collector takes its time, and as many that wait for it to come back.
+    pub collector_findings: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            workloads: 256,
+            statuses: 16,
+            names: 64,
+            open_findings: 4_096,
+            connections: 16,
+            collector_findings: 1_024,
+        }
+    }
+}
 
 /// What the pipeline writes and the server reads.
 #[derive(Debug)]
 struct Shared {
     state: std::sync::Mutex<State>,
+    /// Of scrapers at a time.
+    connections: usize,
     /// Hooks are attached.
     ready: AtomicBool,
     begin: Instant,
@@ -52,11 +82,13 @@ pub struct MetricsSink {
     shared: Arc<Shared>,
 }
 
-impl Default for MetricsSink {
-    fn default() -> Self {
+impl MetricsSink {
+    /// When all of them are taken, the series of workloads that were silent for this long are let go.
+    pub fn new(limits: Limits, silence: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
-                state: std::sync::Mutex::default(),
+                connections: limits.connections,
+                state: std::sync::Mutex::new(State::new(limits, silence)),
                 ready: AtomicBool::new(false),
                 begin: Instant::now(),
                 alive_ms: AtomicU64::new(0),
@@ -64,9 +96,7 @@ impl Default for MetricsSink {
             }),
         }
     }
-}
 
-impl MetricsSink {
     /// Listens and serves from now on, on a thread of its own. Returns where it listens: with port 0, the one that was chosen.
     pub fn serve(&self, address: SocketAddr) -> anyhow::Result<SocketAddr> {
         self.serve_on(Self::listen(address)?)

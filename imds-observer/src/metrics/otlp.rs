@@ -31,8 +31,6 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same at the end, when somebody waits.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
-/// Findings that wait for a collector to come back (a few KiB each).
-const MAX_WAITING: usize = 1024;
 /// Findings in one transfer.
 const BATCH: usize = 128;
 /// Pauses after a failure: the first, doubled each time up to the last.
@@ -49,6 +47,8 @@ pub struct Options<'a> {
     pub host: Host,
     /// Where IMDS is: never sent to.
     pub imds: Vec<IpAddr>,
+    /// Findings that wait for a collector to come back (a few KiB each).
+    pub limit: usize,
 }
 
 /// Sends to one collector.
@@ -59,6 +59,7 @@ pub struct Collector {
     host: Host,
     interval: Duration,
     waiting: VecDeque<Arc<Record>>,
+    limit: usize,
     metrics_due: Instant,
     findings_trouble: Trouble,
     metrics_trouble: Trouble,
@@ -97,8 +98,6 @@ impl Trouble {
 
 impl Collector {
     pub const KINDS: [Kind; 1] = [Kind::Finding];
-    /// Findings that may wait while a transfer takes its time.
-    pub const QUEUE: usize = 1024;
 
     pub fn new(options: &Options<'_>, metrics: &MetricsSink) -> anyhow::Result<Self> {
         let endpoint = Endpoint::new(options.endpoint, options.imds.clone())
@@ -112,6 +111,7 @@ impl Collector {
             host: options.host.clone(),
             interval,
             waiting: VecDeque::new(),
+            limit: options.limit,
             metrics_due: Instant::now() + interval,
             findings_trouble: Trouble::default(),
             metrics_trouble: Trouble::default(),
@@ -177,7 +177,7 @@ impl Collector {
 impl Output for Collector {
     fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
         self.waiting.extend(records.iter().cloned());
-        let over = self.waiting.len().saturating_sub(MAX_WAITING);
+        let over = self.waiting.len().saturating_sub(self.limit);
         self.waiting.drain(..over);
         self.give_up(over as u64);
         self.transfer(PATIENCE);

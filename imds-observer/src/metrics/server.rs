@@ -21,8 +21,6 @@ use super::{Shared, exposition};
 
 /// The pipeline comes round ten times a second; silence for as long as this means that it is stuck.
 const STUCK: Duration = Duration::from_secs(10);
-/// Connections at a time. Scrapers need two or three; a stranger who opens more has to wait.
-const MAX_CONNECTIONS: usize = 16;
 /// Longest life of a connection: nobody keeps a place for ever by saying nothing.
 const MAX_CONNECTION: Duration = Duration::from_secs(120);
 
@@ -56,13 +54,14 @@ pub(super) fn start(listener: TcpListener, shared: &Arc<Shared>) -> anyhow::Resu
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(served);
+    let connections = shared.connections;
     std::thread::Builder::new()
         .name("metrics".to_owned())
         .spawn(move || {
             let result = runtime.block_on(async {
                 let listener = Bounded {
                     inner: tokio::net::TcpListener::from_std(listener)?,
-                    places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+                    places: Arc::new(Semaphore::new(connections)),
                 };
                 axum::serve(listener, router).await
             });

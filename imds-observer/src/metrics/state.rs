@@ -1,6 +1,7 @@
 //! The numbers behind the metrics.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use crate::record::workload::workload;
 use crate::record::{
@@ -8,18 +9,12 @@ use crate::record::{
     LossCounts, PacketDirection, Process, Record, Severity, Start, Summary, Time,
 };
 
-use super::{FORGET_NS, MAX_WORKLOADS};
+use super::Limits;
 
 /// Everyone beyond the bound.
 pub(super) const OTHER: &str = "other";
 /// Callers of whom neither process nor container is known.
 const UNKNOWN: &str = "unknown";
-/// Status codes that are told apart, per workload: a hostile server may send a thousand.
-const MAX_STATUSES: usize = 16;
-/// Drop reasons, interfaces and missing capabilities that are told apart.
-const MAX_NAMES: usize = 64;
-/// Findings that are known to be open.
-const MAX_OPEN: usize = 4096;
 
 /// Upper bounds of the latency buckets, seconds. IMDS answers within 1 ms; clients wait for 1 s, the most patient for 5 s.
 pub(super) const BUCKETS_S: [f64; 12] = [
@@ -52,6 +47,11 @@ pub(super) const CONNECT_OUTCOMES: [ConnectOutcome; 6] = [
 
 #[derive(Debug, Default)]
 pub(super) struct State {
+    limits: Limits,
+    /// After which a silent workload makes room for another one.
+    silence_ns: u64,
+    /// No workload has been silent for so long before.
+    full_until: Time,
     pub(super) start: Option<Begun>,
     pub(super) workloads: HashMap<String, Workload>,
     /// Packets of IMDS flows that the kernel dropped, by reason and direction.
@@ -97,6 +97,14 @@ pub(super) struct Interface {
 }
 
 impl State {
+    pub(super) fn new(limits: Limits, silence: Duration) -> Self {
+        Self {
+            limits,
+            silence_ns: silence.as_nanos() as u64,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn observe(&mut self, record: &Record) {
         *self.records.entry(record.kind().as_str()).or_default() += 1;
         match record {
@@ -123,7 +131,7 @@ impl State {
         let mut missing: Vec<String> = start.missing.iter().map(|missing| missing.capability.clone()).collect();
         missing.sort_unstable();
         missing.dedup();
-        missing.truncate(MAX_NAMES);
+        missing.truncate(self.limits.names);
         self.start = Some(Begun {
             time: start.time,
             version: start.version.clone(),
@@ -133,6 +141,7 @@ impl State {
     }
 
     fn exchange(&mut self, exchange: &Exchange) {
+        let statuses = self.limits.statuses;
         let workload = self.of(
             exchange.process.as_deref(),
             exchange.container.as_deref(),
@@ -146,7 +155,7 @@ impl State {
             workload.exchanges[version][outcome] += 1;
         }
         if let Some(status) = exchange.response.as_ref().and_then(|response| response.status) {
-            let full = workload.statuses.len() >= MAX_STATUSES && !workload.statuses.contains_key(&Some(status));
+            let full = workload.statuses.len() >= statuses && !workload.statuses.contains_key(&Some(status));
             *workload.statuses.entry((!full).then_some(status)).or_default() += 1;
         }
         let waited_s = exchange.waited_ns.unwrap_or(0) as f64 / 1e9;
@@ -174,7 +183,7 @@ impl State {
         };
         let reason = drop.reason.as_deref().unwrap_or(UNKNOWN);
         let known = self.dropped.contains_key(&(reason.to_owned(), direction));
-        let reason = if known || self.dropped.len() < MAX_NAMES {
+        let reason = if known || self.dropped.len() < self.limits.names {
             reason
         } else {
             OTHER
@@ -193,7 +202,7 @@ impl State {
                     let counted = (finding.code.as_str(), finding.severity.as_str());
                     *self.findings.entry(counted).or_default() += 1;
                 }
-                if self.open.len() < MAX_OPEN || self.open.contains_key(&key) {
+                if self.open.len() < self.limits.open_findings || self.open.contains_key(&key) {
                     self.open.insert(key, finding.severity);
                 }
             }
@@ -206,7 +215,7 @@ impl State {
             return;
         }
         for seen in &summary.interfaces {
-            let full = self.interfaces.len() >= MAX_NAMES && !self.interfaces.contains_key(&seen.name);
+            let full = self.interfaces.len() >= self.limits.names && !self.interfaces.contains_key(&seen.name);
             let name = if full { OTHER } else { seen.name.as_str() };
             let interface = self.interfaces.entry(name.to_owned()).or_default();
             interface.egress += seen.egress_packets;
@@ -221,17 +230,41 @@ impl State {
 
     fn of(&mut self, process: Option<&Process>, container: Option<&Container>, now: Time) -> &mut Workload {
         let name = workload(process, container).unwrap_or_else(|| UNKNOWN.to_owned());
-        if self.workloads.len() >= MAX_WORKLOADS && !self.workloads.contains_key(&name) {
-            self.workloads
-                .retain(|name, workload| name == OTHER || now.since(workload.last) < FORGET_NS);
+        let is_full =
+            |state: &Self| state.told_apart() >= state.limits.workloads && !state.workloads.contains_key(&name);
+        if is_full(self) {
+            self.forget_silent(now);
         }
-        let full = self.workloads.len() >= MAX_WORKLOADS && !self.workloads.contains_key(&name);
+        let full = is_full(self);
         let workload = self
             .workloads
             .entry(if full { OTHER.to_owned() } else { name })
             .or_default();
-        workload.last = workload.last.max(now);
+        workload.last = now;
         workload
+    }
+
+    /// Without the one that all others share.
+    fn told_apart(&self) -> usize {
+        self.workloads.len() - usize::from(self.workloads.contains_key(OTHER))
+    }
+
+    /// Makes room. What the silent counted is not added to `other`: to Prometheus that would be requests that are made now. A series that
+    /// ends is none, and one that comes back begins at 0, as after a restart.
+    fn forget_silent(&mut self, now: Time) {
+        // Not each newcomer of a crowd looks at all of them again, unless the clock was set back.
+        if now < self.full_until && self.full_until.since(now) <= self.silence_ns {
+            return;
+        }
+        let (mut oldest, silence_ns) = (now, self.silence_ns);
+        self.workloads.retain(|name, workload| {
+            let keep = name == OTHER || now.since(workload.last) < silence_ns;
+            if keep && name != OTHER {
+                oldest = oldest.min(workload.last);
+            }
+            keep
+        });
+        self.full_until = oldest.plus_ns(silence_ns);
     }
 }
 
@@ -239,44 +272,103 @@ impl State {
 mod tests {
     use super::*;
 
-    const EXCHANGE: &str = r#"{"record":"exchange","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/NAME","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":null},"container":null,"connection":{"id":"1","local":null,"remote":"169.254.169.254:80","exchange":1},"request":{"method":"GET","path":"/","dialect":"aws","imds_version":"v1","token":null,"token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false},"response":{"status":STATUS,"ttl":255,"delivered":true,"server":null},"outcome":"answered","latency_ns":300000}"#;
-
     fn exchange(name: &str, status: u16, second: u64) -> Record {
-        let text = EXCHANGE.replace("NAME", name).replace("STATUS", &status.to_string());
-        let mut exchange: Exchange = serde_json::from_str(&text).unwrap();
+        let mut exchange = Exchange::example(name, status);
         exchange.time = exchange.time.plus_ns(second * 1_000_000_000);
         Record::Exchange(exchange)
     }
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn state() -> State {
+        State::new(Limits::default(), HOUR)
+    }
+
+    fn sum(state: &State) -> u64 {
+        let all = state
+            .workloads
+            .values()
+            .flat_map(|workload| workload.exchanges)
+            .flatten();
+        all.sum()
+    }
+
+    fn of(state: &State, workload: &str) -> u64 {
+        let workload = state.workloads.get(workload);
+        workload.map_or(0, |workload| workload.exchanges.iter().flatten().sum())
+    }
+
     #[test]
     fn workloads_are_bounded_and_the_silent_make_room() {
-        let mut state = State::default();
+        let mut state = state();
         for number in 0..1000 {
             state.observe(&exchange(&format!("app{number}"), 200, 0));
         }
-        assert_eq!(state.workloads.len(), MAX_WORKLOADS + 1);
-        let sum = |state: &State| -> u64 {
-            let all = state
-                .workloads
-                .values()
-                .flat_map(|workload| workload.exchanges)
-                .flatten();
-            all.sum()
-        };
+        assert_eq!(state.workloads.len(), Limits::default().workloads + 1);
         assert_eq!(sum(&state), 1000, "nothing is lost");
         state.observe(&exchange("late", 200, 2 * 3600));
         assert!(state.workloads.contains_key("late") && state.workloads.contains_key(OTHER));
         assert_eq!(state.workloads.len(), 2);
     }
 
+    /// Prometheus takes a counter that goes down for a restart, and what it then shows for new.
+    #[test]
+    fn no_series_goes_down_but_by_ending() {
+        let mut state = state();
+        let mut before: BTreeMap<String, u64> = BTreeMap::new();
+        let mut ended = 0;
+        // Three months: five new workloads an hour, two requests each; one that asks all the time.
+        for hour in 0..90 * 24 {
+            for minute in (0..60).step_by(6) {
+                let second = hour * 3600 + minute * 60;
+                state.observe(&exchange("agent", 200, second));
+                state.observe(&exchange(&format!("job{}", hour * 5 + minute / 6 % 5), 200, second + 1));
+            }
+            let now: BTreeMap<String, u64> = state
+                .workloads
+                .keys()
+                .map(|name| (name.clone(), of(&state, name)))
+                .collect();
+            for (name, count) in &before {
+                match now.get(name) {
+                    Some(later) => assert!(later >= count, "{name}: {count}, then {later}"),
+                    None => ended += 1,
+                }
+            }
+            before = now;
+        }
+        assert_eq!(of(&state, "agent"), 90 * 24 * 10);
+        assert_eq!(of(&state, OTHER), 0, "the living have their own");
+        assert!(
+            ended > 10_000 && state.workloads.len() <= Limits::default().workloads,
+            "{ended}"
+        );
+    }
+
+    #[test]
+    fn others_are_never_forgotten() {
+        let mut state = state();
+        for number in 0..1000 {
+            state.observe(&exchange(&format!("app{number}"), 200, 0));
+        }
+        let others = of(&state, OTHER);
+        for number in 0..1000 {
+            state.observe(&exchange(&format!("next{number}"), 200, 9 * 3600));
+        }
+        assert_eq!(of(&state, OTHER), 2 * others);
+        // The clock is set back for a day: who is new waits an hour at most, not a day.
+        state.observe(&exchange("app1", 200, 0));
+        assert!(state.full_until > Time(0));
+    }
+
     #[test]
     fn a_servers_statuses_are_bounded() {
-        let mut state = State::default();
+        let mut state = state();
         for status in 100..600 {
             state.observe(&exchange("app", status, 0));
         }
         let statuses = &state.workloads["app"].statuses;
-        assert_eq!(statuses.len(), MAX_STATUSES + 1);
+        assert_eq!(statuses.len(), Limits::default().statuses + 1);
         assert_eq!(statuses.values().sum::<u64>(), 500);
     }
 }

@@ -254,3 +254,13 @@ pub struct Drop {
     pub ttl: Option<u8>,
     pub netns: Option<u32>,
 }
+
+#[cfg(test)]
+impl Exchange {
+    /// One request that was answered with this status, by the program `/opt/NAME`.
+    pub(crate) fn example(name: &str, status: u16) -> Self {
+        const TEXT: &str = r#"{"record":"exchange","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/NAME","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":null},"container":null,"connection":{"id":"1","local":null,"remote":"169.254.169.254:80","exchange":1},"request":{"method":"GET","path":"/","dialect":"aws","imds_version":"v1","token":null,"token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false},"response":{"status":STATUS,"ttl":255,"delivered":true,"server":null},"outcome":"answered","latency_ns":300000}"#;
+        let text = TEXT.replace("NAME", name).replace("STATUS", &status.to_string());
+        serde_json::from_str(&text).expect("an exchange")
+    }
+}

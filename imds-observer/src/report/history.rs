@@ -10,14 +10,11 @@ use hdrhistogram::Histogram;
 use crate::filter::Kinds;
 use crate::record::workload::{Group, workload};
 use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Kind, Record, SECOND, Summary, Time};
+use crate::report::Limits;
 use crate::sinks::Sink;
 
 /// Pieces of time, at most.
 pub const BUCKETS: usize = 120;
-/// Workloads with a line of their own; all others share one.
-const MAX_WORKLOADS: usize = 200;
-/// Interfaces whose packets are shown.
-const MAX_INTERFACES: usize = 32;
 /// Latencies by quarters of powers of two, from 1 µs on; the last takes all above 23 s.
 pub const LATENCIES: usize = 1 + 4 * 25;
 /// Bounds and digits of the histogram that quantiles are taken from.
@@ -77,10 +74,17 @@ pub struct Picture {
     /// Highest packets per second in each piece of time.
     pub quota: BTreeMap<String, Vec<u64>>,
     started: bool,
+    limits: Limits,
 }
 
 impl Default for Picture {
     fn default() -> Self {
+        Self::new(Limits::default())
+    }
+}
+
+impl Picture {
+    pub fn new(limits: Limits) -> Self {
         let (low, high, digits) = LATENCY_NS;
         Self {
             from: Time::default(),
@@ -93,15 +97,20 @@ impl Default for Picture {
             statuses: BTreeMap::new(),
             quota: BTreeMap::new(),
             started: false,
+            limits,
         }
     }
 }
 
 /// A sink whose other end the report holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct History(Arc<Mutex<Picture>>);
 
 impl History {
+    pub fn new(limits: Limits) -> Self {
+        Self(Arc::new(Mutex::new(Picture::new(limits))))
+    }
+
     pub fn take(&self) -> Picture {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -162,7 +171,7 @@ impl Picture {
         let (process, container) = (exchange.process.as_deref(), exchange.container.as_deref());
         let name = workload(process, container)
             .unwrap_or_else(|| Group::of(process, container, exchange.connection.local.as_deref()).name(1));
-        let name = if self.lines.len() < MAX_WORKLOADS || self.lines.contains_key(&name) {
+        let name = if self.lines.len() < self.limits.workloads || self.lines.contains_key(&name) {
             name
         } else {
             OTHERS.to_owned()
@@ -201,7 +210,7 @@ impl Picture {
     fn summary(&mut self, summary: &Summary) {
         let at = self.place(summary.from);
         for interface in &summary.interfaces {
-            if self.quota.len() >= MAX_INTERFACES && !self.quota.contains_key(&interface.name) {
+            if self.quota.len() >= self.limits.interfaces && !self.quota.contains_key(&interface.name) {
                 continue;
             }
             let peaks = self.quota.entry(interface.name.clone()).or_default();

@@ -8,9 +8,6 @@ use super::Sink;
 use crate::filter::Kinds;
 use crate::record::{Code, Finding, Kind, Loss, Record, Summary};
 
-/// Findings that are kept; a trace with more has one cause that shows in the first.
-const MAX_FINDINGS: usize = 10_000;
-
 /// What came out of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Collected {
@@ -21,13 +18,23 @@ pub struct Collected {
     /// Findings beyond the bound.
     pub shed: u64,
     index: FxHashMap<(Arc<str>, Code, String), usize>,
+    limit: usize,
 }
 
 /// A sink whose other end the report holds.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Collector(Arc<Mutex<Collected>>);
 
 impl Collector {
+    /// `limit`: findings that are kept; a trace with more has one cause that shows in the first.
+    pub fn new(limit: usize) -> Self {
+        let collected = Collected {
+            limit,
+            ..Collected::default()
+        };
+        Self(Arc::new(Mutex::new(collected)))
+    }
+
     pub fn take(&self) -> Collected {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -46,6 +53,7 @@ impl Sink for Collector {
             loss,
             shed,
             index,
+            limit,
         } = &mut *collected;
         match record.as_ref() {
             Record::Finding(finding) => {
@@ -53,7 +61,7 @@ impl Sink for Collector {
                 match index.get(&key) {
                     // The same subject may fall ill again after it had recovered: that is the same line of a report.
                     Some(at) => findings[*at].clone_from(finding),
-                    None if findings.len() >= MAX_FINDINGS => *shed += 1,
+                    None if findings.len() >= *limit => *shed += 1,
                     None => {
                         index.insert(key, findings.len());
                         findings.push(finding.clone());

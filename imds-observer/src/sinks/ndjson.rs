@@ -1,6 +1,6 @@
 //! Records as lines of JSON.
 //!
-//! While the destination takes nothing (disk full), lines that matter are held back, as many as [`HELD_BYTES`] of them, and written
+//! While the destination takes nothing (disk full), lines that matter are held back, up to a bound, and written
 //! first when it can be written again; the others are given up.
 
 use std::collections::VecDeque;
@@ -13,8 +13,6 @@ use crate::record::{Kind, Record};
 
 /// Bytes gathered before they are handed to the destination; a batch's rest is handed over at once.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Bytes of lines that are held back; the oldest gives way.
-const HELD_BYTES: usize = 1024 * 1024;
 
 /// One JSON object a line. Only whole lines are handed on.
 pub struct NdjsonOutput {
@@ -24,16 +22,19 @@ pub struct NdjsonOutput {
     ends: Vec<(usize, bool)>,
     held: VecDeque<Box<[u8]>>,
     held_bytes: usize,
+    max_held_bytes: usize,
 }
 
 impl NdjsonOutput {
-    pub fn new(destination: Destination) -> Self {
+    /// `max_held_bytes`: of lines that are held back; the oldest gives way.
+    pub fn new(destination: Destination, max_held_bytes: usize) -> Self {
         Self {
             destination,
             lines: Vec::with_capacity(CHUNK_BYTES * 2),
             ends: Vec::new(),
             held: VecDeque::new(),
             held_bytes: 0,
+            max_held_bytes,
         }
     }
 
@@ -67,7 +68,7 @@ impl NdjsonOutput {
         let mut shed = 0;
         self.held_bytes += line.len();
         self.held.push_back(line);
-        while self.held_bytes > HELD_BYTES {
+        while self.held_bytes > self.max_held_bytes {
             let Some(oldest) = self.held.pop_front() else { break };
             self.held_bytes -= oldest.len();
             shed += 1;
@@ -118,6 +119,8 @@ impl Output for NdjsonOutput {
 
 #[cfg(test)]
 mod tests {
+    const HELD_BYTES: usize = 1 << 20;
+
     use std::path::Path;
 
     use super::*;
@@ -130,7 +133,7 @@ mod tests {
     #[test]
     fn what_matters_is_held_back_while_nothing_can_be_written() {
         let full = Destination::file(Path::new("/dev/full"), None).unwrap();
-        let mut output = NdjsonOutput::new(full);
+        let mut output = NdjsonOutput::new(full, HELD_BYTES);
         assert_eq!(output.write(&[loss("a"), loss("b")]).unwrap(), 0);
         assert_eq!(output.held.len(), 2);
         // There is space again.
@@ -150,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_held_back_is_bounded() {
         let full = Destination::file(Path::new("/dev/full"), None).unwrap();
-        let mut output = NdjsonOutput::new(full);
+        let mut output = NdjsonOutput::new(full, HELD_BYTES);
         let long = loss(&"x".repeat(10_000));
         let shed: u64 = (0..200)
             .map(|_| output.write(std::slice::from_ref(&long)).unwrap())

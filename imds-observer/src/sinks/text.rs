@@ -13,8 +13,6 @@ use crate::report::text::{self, Colour};
 
 /// Open findings that are shown at once.
 const MAX_SHOWN: usize = 20;
-/// Open findings that are remembered.
-const MAX_OPEN: usize = 1000;
 
 /// See the module.
 pub struct TextOutput {
@@ -22,17 +20,20 @@ pub struct TextOutput {
     colour: Colour,
     redraw: bool,
     open: Vec<Finding>,
+    max_open: usize,
     loss: LossCounts,
     headline: String,
 }
 
 impl TextOutput {
-    pub fn new(destination: Destination, colour: Colour, redraw: bool) -> Self {
+    /// `max_open`: open findings that are remembered.
+    pub fn new(destination: Destination, colour: Colour, redraw: bool, max_open: usize) -> Self {
         Self {
             destination,
             colour,
             redraw,
             open: Vec::new(),
+            max_open,
             loss: LossCounts::default(),
             headline: String::new(),
         }
@@ -66,7 +67,7 @@ impl TextOutput {
                     return;
                 }
             }
-            (None, FindingState::Open | FindingState::Update) if self.open.len() < MAX_OPEN => {
+            (None, FindingState::Open | FindingState::Update) if self.open.len() < self.max_open => {
                 self.open.push(finding.clone());
             }
             (None, _) => {}

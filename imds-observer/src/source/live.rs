@@ -259,6 +259,9 @@ impl LiveSource {
                 interfaces.push((ifindex, InterfaceCounters::default()));
             }
         }
+        // What the kernel's table has given up belongs to an interface that is long gone.
+        self.counters
+            .retain(|ifindex, _| interfaces.iter().any(|(counted, _)| counted == ifindex));
         for (ifindex, now) in interfaces {
             let attached = self.kernel.uplink(ifindex);
             let (before, name) = match (self.counters.remove(&ifindex), &attached) {

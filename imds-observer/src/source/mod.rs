@@ -10,6 +10,8 @@ pub mod traces;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use imds_observer_common::{Direction, ProcessKey};
 
 pub use event::{
@@ -35,6 +37,37 @@ pub struct SourceFacts {
     pub missing: Vec<Missing>,
     /// What a live run still may do.
     pub confinement: Option<Confinement>,
+}
+
+/// Bounds of what is read from files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Bytes of records that are read ahead, of all files together.
+    pub read_ahead_bytes: usize,
+    /// Callers that are known by what is written of them. One more, and all are read anew.
+    pub callers: usize,
+    /// Processes that a capture's comments have told of.
+    pub processes: usize,
+    /// Heads of requests in a capture that go on in the next packet.
+    pub unfinished: usize,
+    /// Interfaces that one capture may name; packets of others are passed over.
+    pub interfaces: usize,
+    /// Interfaces of a capture whose packets are counted for the quota.
+    pub counted_interfaces: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            read_ahead_bytes: 16 << 20,
+            callers: 4_096,
+            processes: 4_096,
+            unfinished: 4_096,
+            interfaces: 4_096,
+            counted_interfaces: 256,
+        }
+    }
 }
 
 /// How it stands with a source after a batch.

@@ -15,7 +15,7 @@ use super::capture::{Broken, Capture, Next};
 use super::input::{Format, Input};
 use super::ndjson::Skip;
 use super::ndjson::ahead::{Ahead, Spares};
-use super::{Event, Source, SourceFacts, SourceState};
+use super::{Event, Limits, Source, SourceFacts, SourceState};
 use crate::record::{Host, LossCounts, Missing, Mode, Record, Time};
 
 /// Events handed on at once.
@@ -66,14 +66,19 @@ enum Trace {
 }
 
 impl Traces {
-    /// Reads each input's first event. `endpoints`: where IMDS is in captures.
+    /// With the default bounds.
     pub fn new(inputs: Vec<Input>, endpoints: &[IpAddr]) -> Self {
-        let (files, spares) = (inputs.len(), Spares::default());
+        Self::with_limits(inputs, endpoints, &Limits::default())
+    }
+
+    /// Reads each input's first event. `endpoints`: where IMDS is in captures.
+    pub fn with_limits(inputs: Vec<Input>, endpoints: &[IpAddr], limits: &Limits) -> Self {
+        let (files, spares) = (inputs.len(), Spares::new(limits));
         let traces: Vec<Trace> = inputs
             .into_iter()
             .map(|input| match input.format {
                 Format::Ndjson => Trace::Records(Box::new(Ahead::new(input, files, &spares))),
-                Format::Pcap | Format::Pcapng => Trace::Capture(Box::new(Capture::new(input, endpoints))),
+                Format::Pcap | Format::Pcapng => Trace::Capture(Box::new(Capture::new(input, endpoints, limits))),
             })
             .collect();
         let mut source = Self {

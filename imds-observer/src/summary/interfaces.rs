@@ -5,23 +5,25 @@ use std::sync::Arc;
 
 use imds_observer_common::TRAFFIC_CLASSES;
 
-use crate::record::{InterfaceSummary, SECOND};
+use crate::record::{InterfaceSummary, SECOND, Time};
 use crate::source::InterfaceSample;
 
 /// Packets per second and network interface to link-local services (imds-facts: problem reports, provider's documentation).
 const QUOTA_PACKETS_PER_S: u64 = 1024;
-/// Interfaces that are told apart.
-const MAX_INTERFACES: usize = 256;
 /// In the order of [`imds_observer_common::TrafficClass`].
 const CLASSES: [&str; TRAFFIC_CLASSES] = ["imds", "dns", "ntp", "other"];
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Interfaces {
     by_name: BTreeMap<Arc<str>, Both>,
+    limit: usize,
+    /// After which one that told nothing more makes room.
+    silence_ns: Option<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Both {
+    last: Time,
     interval: Counts,
     total: Counts,
 }
@@ -36,6 +38,19 @@ struct Counts {
 }
 
 impl Interfaces {
+    /// At most `limit` interfaces are told apart.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            by_name: BTreeMap::new(),
+            limit,
+            silence_ns: None,
+        }
+    }
+
+    pub(super) fn forget_after(&mut self, silence_ns: u64) {
+        self.silence_ns = Some(silence_ns);
+    }
+
     /// False: there are too many interfaces.
     pub(super) fn add(&mut self, sample: &InterfaceSample) -> bool {
         let egress: u64 = sample.egress.iter().sum();
@@ -55,10 +70,10 @@ impl Interfaces {
             peak_by_class: by_class(larger, per_second),
             allowance_exceeded: sample.allowance_exceeded,
         };
-        self.merge(&sample.name, &counts)
+        self.merge(&sample.name, &counts, sample.time)
     }
 
-    pub(super) fn add_recorded(&mut self, summary: &InterfaceSummary) -> bool {
+    pub(super) fn add_recorded(&mut self, summary: &InterfaceSummary, time: Time) -> bool {
         let counts = Counts {
             egress: summary.egress_packets,
             ingress: summary.ingress_packets,
@@ -66,14 +81,20 @@ impl Interfaces {
             peak_by_class: summary.peak_by_class.clone(),
             allowance_exceeded: summary.allowance_exceeded,
         };
-        self.merge(&Arc::from(summary.name.as_str()), &counts)
+        self.merge(&Arc::from(summary.name.as_str()), &counts, time)
     }
 
-    fn merge(&mut self, name: &Arc<str>, counts: &Counts) -> bool {
-        if self.by_name.len() >= MAX_INTERFACES && !self.by_name.contains_key(name) {
-            return false;
+    fn merge(&mut self, name: &Arc<str>, counts: &Counts, time: Time) -> bool {
+        if self.by_name.len() >= self.limit && !self.by_name.contains_key(name) {
+            if let Some(silence_ns) = self.silence_ns {
+                self.by_name.retain(|_, both| time.since(both.last) < silence_ns);
+            }
+            if self.by_name.len() >= self.limit {
+                return false;
+            }
         }
         let both = self.by_name.entry(name.clone()).or_default();
+        both.last = both.last.max(time);
         both.interval.merge(counts);
         both.total.merge(counts);
         true
@@ -132,7 +153,6 @@ fn by_class(counts: &[u64; TRAFFIC_CLASSES], per_second: impl Fn(u64) -> u64) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Time;
 
     fn sample(egress: [u64; 4], ingress: [u64; 4], interval_ns: u64) -> InterfaceSample {
         InterfaceSample {
@@ -147,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_peak_is_one_window_of_the_larger_direction() {
-        let mut interfaces = Interfaces::default();
+        let mut interfaces = Interfaces::new(256);
         interfaces.add(&sample([100, 0, 0, 0], [50, 0, 0, 0], SECOND));
         interfaces.add(&sample([10, 500, 2, 0], [1, 1, 1, 0], SECOND));
         interfaces.add(&sample([1024, 0, 0, 0], [0; 4], 4 * SECOND));

@@ -1,7 +1,8 @@
 //! Adds up who asked what, how often and how fast: the `summary` records.
 //!
 //! Two tallies are kept for each group of processes: one for the interval, one for the whole run. Groups beyond the bound are counted in
-//! `other_requests`; distinct tokens, processes and paths of a group are counted up to bounds stated below.
+//! `other_requests`; distinct tokens, processes and paths of a group are counted up to bounds: see [`Limits`]. Live, groups that have been
+//! silent for long make room for new ones, and the total counts them in `other_requests` from then on; of a trace the total is over all.
 
 mod interfaces;
 mod paths;
@@ -10,8 +11,10 @@ pub(crate) mod tally;
 use std::collections::hash_map::Entry;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHasher};
+use serde::{Deserialize, Serialize};
 
 use crate::callers::ByCaller;
 use crate::record::workload::{self, Group};
@@ -20,14 +23,45 @@ use crate::source::InterfaceSample;
 use interfaces::Interfaces;
 use tally::Tally;
 
-/// Adds up; bounded by the number of groups and of paths tracked in each.
+/// Bounds of a [`Summarizer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Groups that have a row of their own.
+    pub groups: usize,
+    /// Paths that are counted in each.
+    pub paths: usize,
+    /// Tokens, and processes, that are told apart in each; beyond, these counts stand still.
+    pub distinct: usize,
+    /// Interfaces that are told apart.
+    pub interfaces: usize,
+    /// Callers whose group is remembered. One more, and all are worked out anew.
+    pub callers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            groups: 512,
+            paths: 32,
+            distinct: 4_096,
+            interfaces: 256,
+            callers: 2_048,
+        }
+    }
+}
+
+/// Adds up, see the module.
 #[derive(Debug)]
 pub struct Summarizer {
     host: Host,
     groups: FxHashMap<u64, Row>,
     callers: ByCaller<u64>,
-    max_groups: usize,
-    max_paths: usize,
+    limits: Limits,
+    /// After which a silent group makes room for another one.
+    silence_ns: Option<u64>,
+    /// No group has been silent for so long before.
+    full_until: Time,
     interfaces: Interfaces,
     /// Requests of groups beyond the bound: in this interval, and in all.
     other: (u64, u64),
@@ -46,19 +80,21 @@ struct Row {
     process: Option<Arc<Process>>,
     container: Option<Arc<Container>>,
     workload: Option<String>,
+    last: Time,
     interval: Tally,
     total: Tally,
 }
 
 impl Summarizer {
-    pub fn new(host: Host, max_groups: usize, max_paths: usize) -> Self {
+    pub fn new(host: Host, limits: Limits) -> Self {
         Self {
             host,
             groups: FxHashMap::default(),
-            callers: ByCaller::default(),
-            max_groups,
-            max_paths,
-            interfaces: Interfaces::default(),
+            callers: ByCaller::new(limits.callers),
+            limits,
+            silence_ns: None,
+            full_until: Time::default(),
+            interfaces: Interfaces::new(limits.interfaces),
             other: (0, 0),
             evicted: 0,
             started: None,
@@ -77,6 +113,15 @@ impl Summarizer {
         }
     }
 
+    /// When all rows are taken, those of groups that were silent for this long are let go, for a run without end: pods come and go.
+    #[must_use]
+    pub fn forgetting_after(mut self, silence: Duration) -> Self {
+        let silence_ns = silence.as_nanos() as u64;
+        self.silence_ns = Some(silence_ns);
+        self.interfaces.forget_after(silence_ns);
+        self
+    }
+
     /// Counting begins; without it, the first observation begins it.
     pub fn begin(&mut self, time: Time) {
         self.started.get_or_insert(time);
@@ -89,7 +134,7 @@ impl Summarizer {
         let local = exchange.connection.local.as_deref();
         let (process, container) = (exchange.process.as_ref(), exchange.container.as_ref());
         let intervals = self.intervals;
-        if let Some(row) = self.row(&exchange.host, process, container, local) {
+        if let Some(row) = self.row(&exchange.host, process, container, local, exchange.time) {
             if intervals {
                 row.interval.exchange(exchange);
             }
@@ -109,6 +154,7 @@ impl Summarizer {
             connect.process.as_ref(),
             connect.container.as_ref(),
             local,
+            connect.time,
         ) {
             row.interval.failed_connects += 1;
             row.total.failed_connects += 1;
@@ -124,7 +170,7 @@ impl Summarizer {
     pub fn recorded(&mut self, summary: &Summary) {
         self.begin(summary.from);
         for interface in &summary.interfaces {
-            self.evicted += u64::from(!self.interfaces.add_recorded(interface));
+            self.evicted += u64::from(!self.interfaces.add_recorded(interface, summary.to));
         }
     }
 
@@ -162,6 +208,7 @@ impl Summarizer {
         process: Option<&Arc<Process>>,
         container: Option<&Arc<Container>>,
         local: Option<&str>,
+        time: Time,
     ) -> Option<&mut Row> {
         let of = |local| {
             let mut hasher = FxHasher::default();
@@ -176,7 +223,10 @@ impl Summarizer {
         let mut hasher = FxHasher::default();
         (host, group).hash(&mut hasher);
         let key = hasher.finish();
-        let full = self.groups.len() >= self.max_groups;
+        if self.groups.len() >= self.limits.groups && !self.groups.contains_key(&key) {
+            self.forget_silent(time);
+        }
+        let full = self.groups.len() >= self.limits.groups;
         let row = match self.groups.entry(key) {
             Entry::Occupied(row) => row.into_mut(),
             Entry::Vacant(_) if full => {
@@ -187,13 +237,38 @@ impl Summarizer {
                 process: None,
                 container: None,
                 workload: workload::workload(process.map(Arc::as_ref), container.map(Arc::as_ref)),
-                interval: Tally::new(self.max_paths),
-                total: Tally::new(self.max_paths),
+                last: time,
+                interval: Tally::new(self.limits.paths, self.limits.distinct),
+                total: Tally::new(self.limits.paths, self.limits.distinct),
             }),
         };
+        row.last = time;
         newest(&mut row.process, process);
         newest(&mut row.container, container);
         Some(row)
+    }
+
+    /// Makes room. What a row counted stays in the total, and what it counted since the interval began in that: as requests of others.
+    fn forget_silent(&mut self, now: Time) {
+        let Some(silence_ns) = self.silence_ns else { return };
+        // Unless the clock was set back.
+        if now < self.full_until && self.full_until.since(now) <= silence_ns {
+            return;
+        }
+        let mut oldest = now;
+        let other = &mut self.other;
+        self.groups.retain(|_, row| {
+            let keep = now.since(row.last) < silence_ns;
+            if keep {
+                oldest = oldest.min(row.last);
+            } else {
+                other.0 += row.interval.requests;
+                other.1 += row.total.requests;
+            }
+            keep
+        });
+        // Not each newcomer of a crowd looks at all rows again.
+        self.full_until = oldest.plus_ns(silence_ns);
     }
 
     fn summary(&self, from: Time, to: Time, total: bool) -> Summary {
@@ -240,5 +315,95 @@ fn newest<T>(kept: &mut Option<Arc<T>>, new: Option<&Arc<T>>) {
         (_, None) => {}
         (Some(kept), Some(new)) if Arc::ptr_eq(kept, new) => {}
         (_, Some(new)) => *kept = Some(new.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::SECOND;
+
+    const HOUR: u64 = 3600 * SECOND;
+    const BEGIN: Time = Time(1_772_366_400 * SECOND);
+
+    /// By this program of its own, at this time.
+    fn exchange(name: usize, time: Time) -> Exchange {
+        Exchange {
+            time,
+            ..Exchange::example(&format!("app{name}"), 200)
+        }
+    }
+
+    fn summarizer(groups: usize) -> Summarizer {
+        let limits = Limits {
+            groups,
+            ..Limits::default()
+        };
+        Summarizer::new(Host::from("n"), limits)
+    }
+
+    fn requests(summary: &Summary) -> u64 {
+        summary.processes.iter().map(|row| row.requests).sum::<u64>() + summary.other_requests
+    }
+
+    #[test]
+    fn after_months_the_living_have_rows_and_the_sums_are_right() {
+        let mut summarizer = summarizer(64).forgetting_after(Duration::from_secs(3600));
+        let mut made = 0;
+        // Three months: each hour ten new pods ask once and are gone; one agent asks all the time.
+        for hour in 0..90 * 24_u64 {
+            for minute in (0..60).step_by(6) {
+                let now = BEGIN.plus_ns(hour * HOUR + minute * 60 * SECOND);
+                summarizer.exchange(&exchange(0, now));
+                summarizer.exchange(&exchange(1 + (hour * 10 + minute / 6) as usize, now));
+                made += 2;
+                if minute == 54 {
+                    let interval = summarizer.interval(now.plus_ns(SECOND));
+                    assert_eq!(interval.processes.len(), 11, "hour {hour}");
+                    assert_eq!((requests(&interval), interval.other_requests), (20, 0), "hour {hour}");
+                }
+            }
+        }
+        assert_eq!(summarizer.evicted(), 0, "nothing that lives was left out");
+        let total = summarizer.total(BEGIN.plus_ns(90 * 24 * HOUR));
+        assert!(total.processes.len() <= 64);
+        assert_eq!(
+            total.processes[0].requests,
+            90 * 24 * 10,
+            "the agent has its row all the time"
+        );
+        assert_eq!(requests(&total), made);
+    }
+
+    #[test]
+    fn who_comes_back_after_long_silence_is_counted_once() {
+        let mut summarizer = summarizer(1).forgetting_after(Duration::from_secs(3600));
+        summarizer.exchange(&exchange(1, BEGIN));
+        // Too early: the row is not given up.
+        summarizer.exchange(&exchange(2, BEGIN.plus_ns(HOUR - 1)));
+        assert_eq!(summarizer.evicted(), 1);
+        summarizer.exchange(&exchange(2, BEGIN.plus_ns(HOUR)));
+        summarizer.exchange(&exchange(1, BEGIN.plus_ns(3 * HOUR)));
+        assert_eq!(summarizer.evicted(), 1);
+        let total = summarizer.total(BEGIN.plus_ns(3 * HOUR));
+        assert_eq!((total.processes.len(), total.other_requests), (1, 3));
+        let interval = summarizer.interval(BEGIN.plus_ns(3 * HOUR));
+        assert_eq!(requests(&interval), 4);
+    }
+
+    #[test]
+    fn a_trace_is_summed_up_over_its_whole_length() {
+        let mut summarizer = summarizer(2).without_intervals();
+        for day in 0..30 {
+            summarizer.exchange(&exchange(day as usize, BEGIN.plus_ns(day * 24 * HOUR)));
+        }
+        let total = summarizer.total(BEGIN.plus_ns(30 * 24 * HOUR));
+        let names: Vec<_> = total
+            .processes
+            .iter()
+            .filter_map(|row| row.workload.as_deref())
+            .collect();
+        assert_eq!((names, total.other_requests), (vec!["app0", "app1"], 28));
+        assert_eq!(summarizer.evicted(), 28);
     }
 }

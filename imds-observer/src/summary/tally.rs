@@ -9,8 +9,6 @@ use rustc_hash::{FxHashSet, FxHasher};
 use super::paths::TopPaths;
 use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Process, ProcessSummary, Quantiles, SECOND};
 
-/// Distinct tokens and processes that are told apart in one tally; beyond, the counts stand still.
-const MAX_DISTINCT: usize = 4096;
 /// Distinct status codes that are told apart; HTTP knows about sixty.
 const MAX_STATUSES: usize = 64;
 /// Resolution and longest latency of the histogram: 1 us to 120 s, 1 % apart.
@@ -34,10 +32,12 @@ pub(crate) struct Tally {
     /// Exact, where the histogram has only its bucket's edge.
     max_latency: u64,
     paths: TopPaths,
+    max_distinct: usize,
 }
 
 impl Tally {
-    pub(crate) fn new(max_paths: usize) -> Self {
+    /// `max_distinct`: tokens, and processes, that are told apart; beyond, the counts stand still.
+    pub(crate) fn new(max_paths: usize, max_distinct: usize) -> Self {
         Self {
             requests: 0,
             lost: 0,
@@ -52,6 +52,7 @@ impl Tally {
             latency: None,
             max_latency: 0,
             paths: TopPaths::new(max_paths),
+            max_distinct,
         }
     }
 
@@ -76,11 +77,11 @@ impl Tally {
             self.issued += 1;
         }
         if let Some(token) = &request.token {
-            self.tokens.insert(token);
+            self.tokens.insert(token, self.max_distinct);
         }
         if let Some(process) = exchange.process.as_deref() {
             let Process { pid, start_time, .. } = process;
-            self.instances.insert(&(pid, start_time));
+            self.instances.insert(&(pid, start_time), self.max_distinct);
         }
         if let Some(latency) = exchange.latency_ns {
             let histogram = self.latency.get_or_insert_with(|| {
@@ -192,7 +193,7 @@ const OUTCOMES: [ExchangeOutcome; 6] = [
     ExchangeOutcome::Open,
 ];
 
-/// Tells apart up to [`MAX_DISTINCT`] values.
+/// Tells values apart, up to a bound.
 #[derive(Clone, Debug, Default)]
 struct Distinct {
     seen: FxHashSet<u64>,
@@ -201,11 +202,11 @@ struct Distinct {
 }
 
 impl Distinct {
-    fn insert(&mut self, value: &(impl Hash + ?Sized)) {
+    fn insert(&mut self, value: &(impl Hash + ?Sized), most: usize) {
         let mut hasher = FxHasher::default();
         value.hash(&mut hasher);
         let hash = hasher.finish();
-        if self.last != Some(hash) && self.seen.len() < MAX_DISTINCT {
+        if self.last != Some(hash) && self.seen.len() < most {
             self.seen.insert(hash);
             self.last = Some(hash);
         }

@@ -83,6 +83,7 @@ pub struct Trace {
     shared: Arc<Shared>,
     kinds: Kinds,
     limit: usize,
+    held_bytes: usize,
 }
 
 #[derive(Default)]
@@ -99,11 +100,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Trace {
-    pub fn new(kinds: Kinds, limit: usize) -> Self {
+    /// At most `limit` records wait, and `held_bytes` of lines while the disk is full.
+    pub fn new(kinds: Kinds, limit: usize, held_bytes: usize) -> Self {
         Self {
             shared: Arc::default(),
             kinds,
             limit,
+            held_bytes,
         }
     }
 
@@ -115,7 +118,7 @@ impl Trace {
             .create_new(true)
             .open(path)
             .with_context(|| format!("create {name}"))?;
-        let output = NdjsonOutput::new(Destination::file(path, None)?);
+        let output = NdjsonOutput::new(Destination::file(path, None)?, self.held_bytes);
         let mut queue = Queue::new(output, self.kinds, self.limit)?;
         if let Some(start) = lock(&self.shared.start).as_ref()
             && self.kinds.has(Kind::Start)

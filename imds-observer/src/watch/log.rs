@@ -3,23 +3,29 @@
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes that are kept; what comes beyond is given up.
-const MAX_BYTES: usize = 64 * 1024;
+struct Held {
+    bytes: Vec<u8>,
+    /// What comes beyond is given up.
+    limit: usize,
+}
 
-static HELD: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+static HELD: Mutex<Option<Held>> = Mutex::new(None);
 
-fn held() -> MutexGuard<'static, Option<Vec<u8>>> {
+fn held() -> MutexGuard<'static, Option<Held>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on log lines are kept.
-pub fn hold() {
-    held().get_or_insert_default();
+/// From now on log lines are kept, up to so many bytes.
+pub fn hold(limit: usize) {
+    held().get_or_insert(Held {
+        bytes: Vec::new(),
+        limit,
+    });
 }
 
 /// Writes what was kept; from now on log lines go to stderr again.
 pub fn release() {
-    if let Some(bytes) = held().take() {
+    if let Some(Held { bytes, .. }) = held().take() {
         let _ = io::stderr().write_all(&bytes);
     }
 }
@@ -32,8 +38,8 @@ impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match held().as_mut() {
             Some(kept) => {
-                if kept.len() + bytes.len() <= MAX_BYTES {
-                    kept.extend_from_slice(bytes);
+                if kept.bytes.len() + bytes.len() <= kept.limit {
+                    kept.bytes.extend_from_slice(bytes);
                 }
                 Ok(bytes.len())
             }

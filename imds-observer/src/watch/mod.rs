@@ -47,6 +47,7 @@ pub struct Parts {
     /// `None`: live.
     pub playback: Option<Arc<Playback>>,
     pub theme: Theme,
+    pub limits: state::Limits,
     /// Where `w` writes.
     pub directory: PathBuf,
     /// Gives up what its thread has no use for.
@@ -56,9 +57,9 @@ pub struct Parts {
 /// Takes the terminal and starts the thread. It ends with `q`, when the stop is asked for, or when the terminal is gone.
 pub fn start(parts: Parts) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
     let mut screen = Screen::take()?;
-    log::hold();
+    log::hold(parts.limits.log_bytes);
     // Something is to be seen before the kernel programs are loaded.
-    let (state, ui) = (State::default(), Ui::default());
+    let (state, ui) = (State::new(parts.limits), Ui::default());
     screen
         .terminal
         .draw(|frame| {
@@ -97,9 +98,9 @@ struct View {
 impl View {
     fn new(parts: Parts, screen: Screen) -> Self {
         Self {
+            state: State::new(parts.limits),
             parts,
             screen,
-            state: State::default(),
             frozen: None,
             ui: Ui::default(),
             last_scroll: 0,

@@ -8,6 +8,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHasher};
+use serde::{Deserialize, Serialize};
 
 use super::rate::Rate;
 use crate::record::workload::{Group, workload};
@@ -17,18 +18,42 @@ use crate::record::{
 };
 use crate::summary::tally::Tally;
 
-/// Groups of processes that are kept apart (about 40 KiB each at most); the one unseen for longest goes.
-const MAX_ROWS: usize = 512;
-/// Records that a process's waterfall can show (about 1 KiB each at most).
-pub const MAX_LAST: usize = 24;
-/// Paths that are counted for each row.
-const MAX_PATHS: usize = 16;
-/// Findings that are kept; resolved ones go first.
-const MAX_FINDINGS: usize = 500;
-/// Interfaces whose packets are shown.
-const MAX_INTERFACES: usize = 16;
-/// Intervals whose packets the sparkline can show.
-const MAX_PACKETS: usize = 120;
+/// Bounds of what the live view holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Groups of processes that are kept apart; the one unseen for longest goes.
+    pub rows: usize,
+    /// Records of each that its waterfall can show.
+    pub last: usize,
+    /// Paths that are counted for each.
+    pub paths: usize,
+    /// Tokens, and processes, that are told apart in each; beyond, these counts stand still.
+    pub distinct: usize,
+    /// Findings that are kept; resolved ones go first.
+    pub findings: usize,
+    /// Interfaces whose packets are shown.
+    pub interfaces: usize,
+    /// Intervals whose packets the sparkline can show.
+    pub packets: usize,
+    /// Bytes of log lines that are kept until the terminal is given back.
+    pub log_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            rows: 512,
+            last: 24,
+            paths: 16,
+            distinct: 4_096,
+            findings: 500,
+            interfaces: 16,
+            packets: 120,
+            log_bytes: 64 << 10,
+        }
+    }
+}
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +80,7 @@ pub struct State {
     pub evicted: u64,
     /// Playback: the trace has come to its end.
     pub ended: bool,
+    limits: Limits,
 }
 
 /// The processes that one verdict is about, as summaries have them.
@@ -133,7 +159,15 @@ pub struct Workload<'a> {
 }
 
 impl State {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            ..Self::default()
+        }
+    }
+
     pub fn apply(&mut self, record: &Arc<Record>) {
+        let last = self.limits.last;
         self.advance(record.settled());
         match record.as_ref() {
             Record::Start(start) => {
@@ -155,7 +189,7 @@ impl State {
                 );
                 row.tally.failed_connects += 1;
                 row.errors += 1;
-                row.keep(record);
+                row.keep(record, last);
             }
             Record::Drop(drop) => {
                 let local = drop.connection.local.as_deref();
@@ -170,13 +204,13 @@ impl State {
                 if let (PacketDirection::Response, Some(ttl)) = (drop.direction, drop.ttl) {
                     widen(&mut row.response_ttl, ttl);
                 }
-                row.keep(record);
+                row.keep(record, last);
             }
             Record::Finding(finding) => self.finding(finding),
             Record::Summary(summary) if !summary.total => {
                 let peak = summary.interfaces.iter().map(|interface| interface.peak_packets_per_s);
                 if let Some(peak) = peak.max() {
-                    if self.packets.len() >= MAX_PACKETS {
+                    if self.packets.len() >= self.limits.packets {
                         self.packets.pop_front();
                     }
                     self.packets.push_back(peak);
@@ -184,7 +218,12 @@ impl State {
                 let exceeded = summary.interfaces.iter().filter_map(|row| row.allowance_exceeded);
                 self.allowance_exceeded = exceeded.fold(self.allowance_exceeded, u64::saturating_add);
                 if !summary.interfaces.is_empty() {
-                    self.interfaces = summary.interfaces.iter().take(MAX_INTERFACES).cloned().collect();
+                    self.interfaces = summary
+                        .interfaces
+                        .iter()
+                        .take(self.limits.interfaces)
+                        .cloned()
+                        .collect();
                 }
             }
             Record::Summary(_) => {}
@@ -246,6 +285,7 @@ impl State {
     }
 
     fn exchange(&mut self, exchange: &Exchange, record: &Arc<Record>) {
+        let last = self.limits.last;
         let response = exchange.response.as_ref();
         let response_ttl = response.and_then(|response| response.ttl);
         self.requests += 1;
@@ -276,7 +316,7 @@ impl State {
         if let Some(ttl) = response_ttl {
             widen(&mut row.response_ttl, ttl);
         }
-        row.keep(record);
+        row.keep(record, last);
     }
 
     fn finding(&mut self, finding: &Finding) {
@@ -287,7 +327,7 @@ impl State {
             known.clone_from(finding);
             return;
         }
-        if self.findings.len() >= MAX_FINDINGS {
+        if self.findings.len() >= self.limits.findings {
             self.evicted += 1;
             let oldest = (0..self.findings.len()).min_by_key(|at| {
                 let finding = &self.findings[*at];
@@ -318,13 +358,14 @@ impl State {
         host.hash(&mut hasher);
         Group::of(known, known_container, local).hash_into(&mut hasher);
         let key = hasher.finish();
-        if self.rows.len() >= MAX_ROWS && !self.rows.contains_key(&key) {
+        if self.rows.len() >= self.limits.rows && !self.rows.contains_key(&key) {
             let oldest = self.rows.values().min_by_key(|row| row.last_seen).map(|row| row.key);
             if let Some(oldest) = oldest {
                 self.rows.remove(&oldest);
                 self.evicted += 1;
             }
         }
+        let limits = self.limits;
         let row = self.rows.entry(key).or_insert_with(|| Row {
             key,
             host: host.clone(),
@@ -332,7 +373,7 @@ impl State {
             process: None,
             container: None,
             local: local.map(str::to_owned),
-            tally: Tally::new(MAX_PATHS),
+            tally: Tally::new(limits.paths, limits.distinct),
             rate: Rate::default(),
             errors: 0,
             dropped: 0,
@@ -377,8 +418,8 @@ impl Row {
         }
     }
 
-    fn keep(&mut self, record: &Arc<Record>) {
-        if self.last.len() >= MAX_LAST {
+    fn keep(&mut self, record: &Arc<Record>, limit: usize) {
+        if self.last.len() >= limit {
             self.last.pop_front();
         }
         self.last.push_back(record.clone());

@@ -7,7 +7,7 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::input::action;
-use super::state::{MAX_LAST, Sort, State};
+use super::state::{Sort, State};
 use super::ui::{Effect, Pane, Screen, Ui};
 use super::view::{self, Theme};
 use crate::record::{Missing, Record, SECOND, Time};
@@ -143,7 +143,7 @@ fn rows_findings_and_last_exchanges_are_bounded() {
     }
     assert_eq!((state.rows.len(), state.findings.len()), (512, 500));
     assert!(state.evicted >= 2000 + 2000 - 512 - 500);
-    assert!(state.rows.values().all(|row| row.last.len() <= MAX_LAST));
+    assert!(state.rows.values().all(|row| row.last.len() <= 24));
     assert_eq!(state.requests, 9 + 4000);
     assert_eq!(state.hop_limit, Some((1, 1)));
 }

@@ -132,10 +132,11 @@ fn panic_beside_the_view(cue: &Path) -> ! {
     let (mut feed, records) = Feed::new(1000, true);
     let _screen = watch::start(Parts {
         records,
-        trace: Trace::new(Kinds::ALL, 10),
+        trace: Trace::new(Kinds::ALL, 10, 1 << 20),
         stop: Stop::on_signals().unwrap(),
         playback: None,
         theme: Theme { colour: true },
+        limits: imds_observer::watch::state::Limits::default(),
         directory: Path::new(".").to_owned(),
         confined: false,
     })

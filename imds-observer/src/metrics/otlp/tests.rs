@@ -17,6 +17,12 @@ use crate::sinks::Sink;
 const FINDING: &str = r#"{"record":"finding","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","code":"tight-polling","severity":"high","state":"open","subject":{"key":"k","name":"curl (parent bash 4100)","process":null,"container":null,"workload":"bash"},"first_seen":"2026-03-01T12:00:00.000000000Z","last_seen":"2026-03-01T12:00:09.000000000Z","count":50,"summary":"curl asks 50 times a second","evidence":{"rate_per_s":50.5,"paths":["/latest/meta-data/instance-id"],"startup":false},"remedy":{"text":"Ask less.","commands":[]}}"#;
 const EXCHANGE: &str = r#"{"record":"exchange","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/app","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":null},"container":null,"connection":{"id":"1","local":null,"remote":"169.254.169.254:80","exchange":1},"request":{"method":"GET","path":"/","dialect":"aws","imds_version":"v1","token":null,"token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false},"response":{"status":200,"ttl":255,"delivered":true,"server":null},"outcome":"answered","latency_ns":300000}"#;
 
+const WAITING: usize = 1024;
+
+fn sink() -> MetricsSink {
+    MetricsSink::new(crate::metrics::Limits::default(), Duration::from_secs(3600))
+}
+
 fn record(text: &str) -> Arc<Record> {
     Arc::new(if text == FINDING {
         Record::Finding(serde_json::from_str(text).unwrap())
@@ -32,6 +38,7 @@ fn collector(address: &str, metrics: &MetricsSink) -> Collector {
         interval: None,
         host: Host::from("n"),
         imds: Vec::new(),
+        limit: WAITING,
     };
     Collector::new(&options, metrics).unwrap()
 }
@@ -93,7 +100,7 @@ fn server(count: usize, status: &str, body: Vec<u8>) -> (String, JoinHandle<Vec<
 
 #[test]
 fn a_collector_gets_what_prometheus_is_shown() {
-    let mut metrics = MetricsSink::default();
+    let mut metrics = sink();
     for text in [EXCHANGE, EXCHANGE, FINDING] {
         metrics.write(&record(text));
     }
@@ -200,14 +207,14 @@ fn a_dead_collector_costs_bounded_memory_and_is_counted() {
         .local_addr()
         .unwrap()
         .to_string();
-    let metrics = MetricsSink::default();
+    let metrics = sink();
     let mut collector = collector(&address, &metrics);
     let batch = vec![record(FINDING); 100];
     let begin = Instant::now();
     let shed: u64 = (0..20).map(|_| collector.write(&batch).unwrap()).sum();
     assert!(begin.elapsed() < PATIENCE, "a pause follows a failure");
-    assert_eq!(shed, 2000 - MAX_WAITING as u64);
-    assert_eq!(collector.waiting.len(), MAX_WAITING);
+    assert_eq!(shed, 2000 - WAITING as u64);
+    assert_eq!(collector.waiting.len(), WAITING);
     assert_eq!(transfers(&metrics), (0, shed, 1), "one transfer was tried");
     collector.close().unwrap();
     assert_eq!(transfers(&metrics).1, 2000);
@@ -217,7 +224,7 @@ fn a_dead_collector_costs_bounded_memory_and_is_counted() {
 fn findings_wait_for_a_collector_that_comes_back() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let metrics = MetricsSink::default();
+    let metrics = sink();
     let mut collector = collector(&address, &metrics);
     let busy = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -249,7 +256,7 @@ fn findings_wait_for_a_collector_that_comes_back() {
 
 #[test]
 fn what_a_collector_refuses_for_good_is_given_up() {
-    let metrics = MetricsSink::default();
+    let metrics = sink();
     let (address, requests) = server(1, "400 Bad Request", Vec::new());
     assert_eq!(collector(&address, &metrics).write(&[record(FINDING)]).unwrap(), 1);
     assert_eq!(transfers(&metrics), (0, 1, 1));
@@ -262,7 +269,7 @@ fn what_a_collector_refuses_for_good_is_given_up() {
         }),
     };
     let (address, requests) = server(1, "200 OK", partial.encode_to_vec());
-    let metrics = MetricsSink::default();
+    let metrics = sink();
     let two = [record(FINDING), record(FINDING)];
     assert_eq!(collector(&address, &metrics).write(&two).unwrap(), 1);
     assert_eq!(transfers(&metrics), (1, 1, 0));
@@ -273,7 +280,7 @@ fn what_a_collector_refuses_for_good_is_given_up() {
 fn a_silent_collector_holds_up_its_own_thread_only_and_not_for_long() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let metrics = MetricsSink::default();
+    let metrics = sink();
     let mut collector = collector(&address, &metrics);
     collector.waiting.push_back(record(FINDING));
     let begin = Instant::now();

@@ -13,7 +13,6 @@ use crate::record::{Ancestor, Caller, Container, Pod, Process};
 use crate::source::{Event, Sender};
 
 /// Different comments that are remembered, so that each process is told once.
-const MAX_PROCESSES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// As live: arguments beyond are cut.
 const MAX_ARGUMENT_BYTES: usize = 512;
 /// Longest value that is taken over.
@@ -26,16 +25,16 @@ pub(super) struct Processes {
     next: u32,
 }
 
-impl Default for Processes {
-    fn default() -> Self {
+impl Processes {
+    /// At most `limit` are remembered.
+    pub(super) fn new(limit: usize) -> Self {
+        let limit = NonZeroUsize::new(limit).unwrap_or(NonZeroUsize::MIN);
         Self {
-            known: LruCache::with_hasher(MAX_PROCESSES, FxBuildHasher),
+            known: LruCache::with_hasher(limit, FxBuildHasher),
             next: 0,
         }
     }
-}
 
-impl Processes {
     /// Who a packet's comments say it belongs to, and the event that introduces a new one.
     pub(super) fn sender(&mut self, comments: &[&[u8]]) -> (Option<Sender>, Option<Event>) {
         let text = comments.join(&b'\n');
@@ -150,7 +149,7 @@ mod tests {
             b"ContainerName: api\nContainerId: abc\nContainerImage: api:1\nContainerLabels: ",
             b"PodName: api-1\nPodNamespace: payments\nPodUID: u\nPodLabels: \nPodAnnotations: ",
         ];
-        let mut processes = Processes::default();
+        let mut processes = Processes::new(4);
         let (sender, news) = processes.sender(&comments);
         assert_eq!(sender.map(|sender| (sender.key.tgid, sender.tid)), Some((4242, 4243)));
         let Some(Event::Caller { caller, .. }) = news else {
@@ -174,7 +173,7 @@ mod tests {
             b"PID: 0\nCmd: x",
             b"\xff\xfe: \n\n: ",
         ] {
-            let (sender, news) = Processes::default().sender(&[comment]);
+            let (sender, news) = Processes::new(4).sender(&[comment]);
             assert!(sender.is_none() && news.is_none());
         }
     }

@@ -20,15 +20,14 @@ use self::comment::Processes;
 use self::link::{Link, Placed, Way};
 use self::packet::{Frame, Reader as PacketReader};
 use self::quota::Quota;
-use super::Event;
 use super::input::{Buffered, Format, Input};
+use super::{Event, Limits};
 use crate::record::{LossCounts, SECOND, Time};
 
 /// First buffer of a file, and the largest that one block may need: captures hold packets of at most 256 KiB.
 const BUFFER_BYTES: usize = 128 * 1024;
 const MAX_BLOCK_BYTES: usize = 4 << 20;
 /// Interfaces of one capture that are told apart; packets of others are passed over.
-const MAX_INTERFACES: usize = 4096;
 /// Longest section header; those of known programs are below 1 KiB.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
@@ -103,6 +102,7 @@ pub struct Capture {
     pub name: Arc<str>,
     blocks: Blocks,
     interfaces: Vec<Interface>,
+    max_interfaces: usize,
     packets: PacketReader,
     processes: Processes,
     quota: Quota,
@@ -132,15 +132,16 @@ enum Blocks {
 }
 
 impl Capture {
-    pub fn new(input: Input, endpoints: &[IpAddr]) -> Self {
+    pub fn new(input: Input, endpoints: &[IpAddr], limits: &Limits) -> Self {
         let Input { name, format, reader } = input;
         Self {
             name,
             blocks: open(format, reader),
             interfaces: Vec::new(),
-            packets: PacketReader::new(endpoints),
-            processes: Processes::default(),
-            quota: Quota::default(),
+            max_interfaces: limits.interfaces,
+            packets: PacketReader::new(endpoints, limits.unfinished),
+            processes: Processes::new(limits.processes),
+            quota: Quota::new(limits.counted_interfaces),
             waiting: VecDeque::new(),
             counted: 0,
             loss: LossCounts::default(),
@@ -224,6 +225,7 @@ impl Capture {
             Ok((used, block)) => {
                 let work = Work {
                     interfaces: &mut self.interfaces,
+                    max_interfaces: self.max_interfaces,
                     packets: &mut self.packets,
                     processes: &mut self.processes,
                     quota: &mut self.quota,
@@ -340,6 +342,7 @@ fn header(format: Format, reader: &mut dyn Read) -> Result<Vec<u8>, Broken> {
 /// A capture without its reader, while the reader's buffer lends a block.
 struct Work<'a> {
     interfaces: &'a mut Vec<Interface>,
+    max_interfaces: usize,
     packets: &'a mut PacketReader,
     processes: &'a mut Processes,
     quota: &'a mut Quota,
@@ -384,7 +387,7 @@ impl Work<'_> {
             Block::InterfaceDescription(description) => {
                 let link = Link::of(description.linktype.0);
                 let name = description.if_name().and_then(Result::ok);
-                if self.interfaces.len() >= MAX_INTERFACES {
+                if self.interfaces.len() >= self.max_interfaces {
                     self.loss.evicted += 1;
                     return Ok(());
                 }

@@ -17,7 +17,6 @@ use crate::source::{Direction, FlowId, IcmpError, Packet, Vantage};
 /// Longest response head that is taken over from one segment, and longest run of a request; the flow's own bounds are below.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// Connections whose response head goes on in the next segment.
-const MAX_UNFINISHED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Response heads in one segment.
 const MAX_HEADS: usize = 16;
 
@@ -54,10 +53,11 @@ struct Ip<'a> {
 }
 
 impl Reader {
-    pub(super) fn new(endpoints: &[IpAddr]) -> Self {
+    pub(super) fn new(endpoints: &[IpAddr], max_unfinished: usize) -> Self {
+        let max_unfinished = NonZeroUsize::new(max_unfinished).unwrap_or(NonZeroUsize::MIN);
         Self {
             endpoints: endpoints.to_vec(),
-            unfinished: LruCache::with_hasher(MAX_UNFINISHED, FxBuildHasher),
+            unfinished: LruCache::with_hasher(max_unfinished, FxBuildHasher),
         }
     }
 

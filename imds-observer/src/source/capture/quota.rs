@@ -8,19 +8,26 @@ use rustc_hash::FxHashMap;
 use crate::record::{SECOND, Time};
 use crate::source::InterfaceSample;
 
-/// Interfaces that are counted at once; packets of others are counted as evicted.
-const MAX_INTERFACES: usize = 256;
-
 /// Number in the capture, and the kernel's index where the link layer tells it.
 type Key = (u32, u32);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Quota {
     windows: FxHashMap<Key, InterfaceSample>,
+    limit: usize,
     evicted: u64,
 }
 
 impl Quota {
+    /// At most `limit` interfaces are counted at once; packets of others are counted as evicted.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            windows: FxHashMap::default(),
+            limit,
+            evicted: 0,
+        }
+    }
+
     pub(super) fn evicted(&self) -> u64 {
         self.evicted
     }
@@ -36,7 +43,7 @@ impl Quota {
         tell: impl FnOnce(InterfaceSample),
     ) {
         if !self.windows.contains_key(&key) {
-            if self.windows.len() >= MAX_INTERFACES {
+            if self.windows.len() >= self.limit {
                 self.evicted += 1;
                 return;
             }

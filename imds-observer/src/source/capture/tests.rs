@@ -105,7 +105,7 @@ fn pcapng(frames: &[(Vec<u8>, &str)]) -> Vec<u8> {
 
 fn read(bytes: Vec<u8>) -> (Vec<Event>, Vec<(u64, Broken)>) {
     let input = Input::new("t".into(), Box::new(Cursor::new(bytes))).unwrap();
-    let mut capture = Capture::new(input, &DEFAULT_ENDPOINTS);
+    let mut capture = Capture::new(input, &DEFAULT_ENDPOINTS, &Limits::default());
     let (mut events, mut broken) = (Vec::new(), Vec::new());
     loop {
         match capture.next_event() {
@@ -303,7 +303,7 @@ proptest! {
         let Some(link) = Link::of(link) else { return Ok(()) };
         if let Some(placed) = link.place(&frame) {
             let frame = Frame { time: Time(0), ip: placed.ip, ifindex: 1 };
-            PacketReader::new(&DEFAULT_ENDPOINTS).read(&frame, &mut LossCounts::default());
+            PacketReader::new(&DEFAULT_ENDPOINTS, 4).read(&frame, &mut LossCounts::default());
         }
     }
 }

@@ -12,11 +12,10 @@ use super::chunks::{Chunk, Chunks};
 use super::written::{Callers, Written};
 use super::{MAX_LINE_BYTES, Skip, parse};
 use crate::record::Record;
+use crate::source::Limits;
 
 /// Bytes that are read at once: half of that, with fewer under way, cost more in handing over than it saved in caches (measured).
 const CHUNK_BYTES: usize = 128 * 1024;
-/// Chunks of all files together that are read and wait, about; more only because each file has at least one, and that a least size.
-const WAITING_BYTES: usize = 16 << 20;
 const LEAST_CHUNK_BYTES: usize = 16 * 1024;
 /// Chunks of one file that wait.
 const WAITING: usize = 4;
@@ -27,13 +26,23 @@ const SPARE_BATCHES: usize = 8;
 const SPARE_RECORDS: usize = 1024;
 
 /// What all who read share: callers, and records that were handled and may be filled again.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(in crate::source) struct Spares {
     records: Arc<Mutex<Vec<Vec<Arc<Record>>>>>,
     callers: Callers,
+    /// Of chunks of all files together that are read and wait, about; more only because each file has at least one, and that a least size.
+    waiting_bytes: usize,
 }
 
 impl Spares {
+    pub(in crate::source) fn new(limits: &Limits) -> Self {
+        Self {
+            records: Arc::default(),
+            callers: Callers::new(limits.callers),
+            waiting_bytes: limits.read_ahead_bytes,
+        }
+    }
+
     /// Keeps what fits.
     pub(in crate::source) fn give(&self, mut records: Vec<Arc<Record>>) {
         records.truncate(SPARE_RECORDS);
@@ -91,7 +100,7 @@ impl Ahead {
     /// `files`: how many are read at once, which share memory and processors.
     pub(in crate::source) fn new(input: Input, files: usize, spares: &Spares) -> Self {
         let name = input.name.clone();
-        let chunk_bytes = (WAITING_BYTES / WAITING / files.max(1)).clamp(LEAST_CHUNK_BYTES, CHUNK_BYTES);
+        let chunk_bytes = (spares.waiting_bytes / WAITING / files.max(1)).clamp(LEAST_CHUNK_BYTES, CHUNK_BYTES);
         let (sender, order) = sync_channel(WAITING);
         let shared = Arc::new(Mutex::new(Shared {
             chunks: Chunks::new(input, chunk_bytes),

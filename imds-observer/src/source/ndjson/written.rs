@@ -19,8 +19,6 @@ use crate::record::{
     Request, Response, SCHEMA, SECOND, Time,
 };
 
-/// Callers that are remembered by what is written of them.
-const MAX_CALLERS: usize = 4096;
 /// Callers that are found by the first bytes of what is written of them: two for each hash.
 const PLACES: usize = 1024;
 const FIRST_BYTES: usize = 40;
@@ -33,18 +31,29 @@ const BEHIND_CALLER: &[u8; 15] = b",\"connection\":{";
 static BEHIND_CALLER_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(BEHIND_CALLER));
 
 /// Callers by what is written of them. Shared by all who read, so that a caller is one and the same for those who get its records.
-#[derive(Clone, Default)]
-pub(in crate::source) struct Callers(Arc<Mutex<FxHashMap<Arc<[u8]>, Caller>>>);
+#[derive(Clone)]
+pub(in crate::source) struct Callers {
+    known: Arc<Mutex<FxHashMap<Arc<[u8]>, Caller>>>,
+    limit: usize,
+}
 
 impl Callers {
+    /// At most `limit` of them.
+    pub(in crate::source) fn new(limit: usize) -> Self {
+        Self {
+            known: Arc::default(),
+            limit,
+        }
+    }
+
     fn get(&self, written: &[u8]) -> Option<(Arc<[u8]>, Caller)> {
-        let mut callers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut callers = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((written, caller)) = callers.get_key_value(written) {
             return Some((written.clone(), caller.clone()));
         }
         let caller = caller(written)?;
         let written: Arc<[u8]> = written.into();
-        if callers.len() >= MAX_CALLERS {
+        if callers.len() >= self.limit {
             callers.clear();
         }
         callers.insert(written.clone(), caller.clone());
@@ -74,7 +83,7 @@ impl Written {
 
 impl Default for Written {
     fn default() -> Self {
-        Self::new(Callers::default())
+        Self::new(Callers::new(crate::source::Limits::default().callers))
     }
 }
 
