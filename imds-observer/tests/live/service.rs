@@ -3,10 +3,10 @@
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use imds_observer_lab::topology::{Lab, LabOptions};
+use imds_observer_lab::topology::{Lab, LabOptions, Place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -154,53 +154,26 @@ fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 
     let lab = lab(LabOptions::default());
-    let directory = tempfile::tempdir().unwrap();
     // A capability that is missing, for the series that tells it: an uplink that isn't there yet is none.
     let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
-    let config = directory.path().join("prometheus.yml");
-    let text = format!(
-        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{}]\nscrape_configs:\n- job_name: imds-observer\n  static_configs: [{{targets: ['{ADDRESS}']}}]\n",
-        rules.canonicalize().unwrap().display()
-    );
-    fs::write(&config, text).unwrap();
-    let mut server = in_netns(lab.node(), tool("prometheus"))
-        .arg(format!("--config.file={}", config.display()))
-        .arg(format!(
-            "--storage.tsdb.path={}",
-            directory.path().join("data").display()
-        ))
-        .args(["--web.listen-address=127.0.0.1:9090", "--log.level=error"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("run prometheus");
+    let rules = rules.canonicalize().unwrap();
+    let server = Prometheus::start(&lab, &[&rules.to_string_lossy()]);
 
     // Everything that has a series: answers, a lost token response with its drop, a failed connect.
     lab.server().update(|behaviour| behaviour.hop_limit = 1);
-    let lose = [
-        "--silent",
-        "--max-time",
-        "0.5",
-        "--request",
-        "PUT",
-        "--header",
-        "X-aws-ec2-metadata-token-ttl-seconds: 60",
-    ];
     let mut wanted: Vec<String> = expressions(&deploy);
     let deadline = Instant::now() + patience() * 3;
     while !wanted.is_empty() && Instant::now() < deadline {
         ask(&lab, "meta-data/instance-id");
-        let token = "http://169.254.169.254/latest/api/token";
-        run(lab.pod(0), "curl", &[&lose[..], &[token]].concat());
+        ask_for_a_token(lab.pod(0), "0.5");
         run(
             lab.node(),
             "curl",
             &["--silent", "--max-time", "0.5", "http://169.254.169.254:81/latest/"],
         );
-        wanted.retain(|expression| !has_data(&lab, expression));
+        wanted.retain(|expression| server.ask(expression).is_empty());
     }
-    let _ = server.kill();
-    let _ = server.wait();
+    server.stop();
     assert!(wanted.is_empty(), "no data for {wanted:#?}");
     observer.wait_for(|record| record["record"] == "summary");
     observer.finish();
@@ -234,21 +207,164 @@ fn expressions(deploy: &Path) -> Vec<String> {
     all
 }
 
-fn has_data(lab: &Lab, expression: &str) -> bool {
-    let query = format!("query={expression}");
+/// Of a pod, which the answer can't reach if its TTL is used up at the node.
+fn ask_for_a_token(place: &Place, patience_s: &str) {
     let arguments = [
         "--silent",
         "--max-time",
-        "5",
-        "--data-urlencode",
-        &query,
-        "http://127.0.0.1:9090/api/v1/query",
+        patience_s,
+        "--request",
+        "PUT",
+        "--header",
+        "X-aws-ec2-metadata-token-ttl-seconds: 60",
+        "http://169.254.169.254/latest/api/token",
     ];
-    let output = run(lab.node(), "curl", &arguments);
-    let Ok(answer) = serde_json::from_slice::<Value>(&output.stdout) else {
-        return false;
-    };
-    answer["data"]["result"].as_array().is_some_and(|rows| !rows.is_empty())
+    run(place, "curl", &arguments);
+}
+
+/// The real one, which scrapes once a second.
+struct Prometheus<'a> {
+    lab: &'a Lab,
+    process: Child,
+    _directory: tempfile::TempDir,
+}
+
+impl<'a> Prometheus<'a> {
+    fn start(lab: &'a Lab, rules: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("prometheus.yml");
+        let text = format!(
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{}]\nscrape_configs:\n- job_name: imds-observer\n  static_configs: [{{targets: ['{ADDRESS}']}}]\n",
+            rules.join(", ")
+        );
+        fs::write(&config, text).unwrap();
+        let process = in_netns(lab.node(), tool("prometheus"))
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                directory.path().join("data").display()
+            ))
+            .args(["--web.listen-address=127.0.0.1:9090", "--log.level=error"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("run prometheus");
+        Self {
+            lab,
+            process,
+            _directory: directory,
+        }
+    }
+
+    /// The values of what an expression gives now; none before it listens.
+    fn ask(&self, expression: &str) -> Vec<f64> {
+        let query = format!("query={expression}");
+        let arguments = [
+            "--silent",
+            "--max-time",
+            "5",
+            "--data-urlencode",
+            &query,
+            "http://127.0.0.1:9090/api/v1/query",
+        ];
+        let output = run(self.lab.node(), "curl", &arguments);
+        let Ok(answer) = serde_json::from_slice::<Value>(&output.stdout) else {
+            return Vec::new();
+        };
+        let Some(rows) = answer["data"]["result"].as_array() else {
+            return Vec::new();
+        };
+        rows.iter()
+            .map(|row| row["value"][1].as_str().unwrap().parse().unwrap())
+            .collect()
+    }
+
+    fn stop(mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Packets that the node's firewall, which is no part of this project, has counted.
+fn counted_by_nft(lab: &Lab) -> u64 {
+    let output = run(lab.node(), "nft", &["--json", "list", "table", "ip", "known_loss"]);
+    let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rules = listed["nftables"].as_array().unwrap().iter();
+    let counters = rules.filter_map(|object| object["rule"]["expr"].as_array());
+    let packets = counters
+        .flatten()
+        .filter_map(|part| part["counter"]["packets"].as_u64());
+    packets.sum()
+}
+
+/// What is lost is known here from elsewhere: so many answers never reached the pod, and the firewall has counted each packet of them
+/// that came in with a TTL that is used up at the node: all that are longer than the longest headers, which is what has a payload.
+#[test]
+#[ignore = "live"]
+fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
+    const LOST: usize = 7;
+    let lab = lab(LabOptions::default());
+    let table = "table ip known_loss { chain before { type filter hook prerouting priority -500; \
+        ip ttl 1 ip saddr 169.254.169.254 tcp sport 80 ip length > 80 counter; }; }";
+    assert!(run(lab.node(), "nft", &[table]).status.success());
+    lab.server().update(|behaviour| behaviour.hop_limit = 1);
+    let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
+    let prometheus = Prometheus::start(&lab, &[]);
+
+    let mut waited_ns = 0;
+    for _ in 0..LOST {
+        ask_for_a_token(lab.pod(0), "0.5");
+        let exchange = observer.wait_for(|record| record["record"] == "exchange");
+        assert_eq!(exchange["outcome"], "lost", "{exchange}");
+        waited_ns += exchange["waited_ns"].as_u64().unwrap();
+    }
+    // Answered, lost for nobody.
+    lab.server().update(|behaviour| behaviour.hop_limit = 2);
+    ask_for_a_token(lab.pod(0), "5");
+    let exchange = observer.wait_for(|record| record["record"] == "exchange");
+    assert_eq!(exchange["outcome"], "answered", "{exchange}");
+
+    let exact = |expression: &str, wanted: f64| (expression.to_owned(), wanted);
+    let of = |outcome: &str| format!(r#"imds_exchanges_total{{imds_version="token",outcome="{outcome}"}}"#);
+    let code = r#"code="token-response-lost""#;
+    let deadline = Instant::now() + patience() * 3;
+    loop {
+        // The server sends again, less and less often, for as long as it may.
+        observer.try_wait_for(Duration::from_millis(100), |record| record["record"] == "none");
+        let is_drop = |line: &&String| line.starts_with(r#"{"record":"drop""#);
+        let drops = observer.output.iter().filter(is_drop).count() as u64;
+        let counted = counted_by_nft(&lab);
+        assert!(counted >= LOST as u64);
+        let wanted = [
+            exact(&of("lost"), LOST as f64),
+            exact(&of("answered"), 1.0),
+            exact("sum(imds_exchanges_total)", LOST as f64 + 1.0),
+            exact(r#"imds_observer_records_total{kind="exchange"}"#, LOST as f64 + 1.0),
+            exact(
+                r#"sum(imds_dropped_packets_total{direction="response"})"#,
+                counted as f64,
+            ),
+            exact("sum(imds_dropped_packets_total)", counted as f64),
+            exact(r#"imds_observer_records_total{kind="drop"}"#, drops as f64),
+            exact("sum(imds_lost_seconds_total)", waited_ns as f64 / 1e9),
+            exact(&format!("sum(imds_findings_total{{{code}}})"), 1.0),
+            exact("sum(imds_observer_lost_total)", 0.0),
+        ];
+        let wrong: Vec<_> = wanted
+            .into_iter()
+            .map(|(expression, wanted)| (prometheus.ask(&expression), expression, wanted))
+            .filter(|(shown, _, wanted)| shown.len() != 1 || (shown[0] - wanted).abs() > 1e-6)
+            .collect();
+        if wrong.is_empty() && counted == drops {
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{counted} packets counted by nft, {drops} drop records; shown, asked for, wanted: {wrong:#?}"
+        );
+    }
+    prometheus.stop();
+    observer.finish();
 }
 
 #[test]
@@ -307,6 +423,34 @@ fn a_service_manager_is_told_and_a_bad_configuration_changes_nothing() {
         "{}",
         finished.stderr
     );
+}
+
+#[test]
+#[ignore = "live"]
+fn the_kernels_tables_are_as_large_as_the_configuration_says() {
+    let lab = lab(LabOptions::default());
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("config.toml");
+    let limits = "[limits.kernel]\nring_bytes = 65536\nflows = 1111\ntuples = 2222\nsequences = 3333\nconnecting = 4444\nprocesses = 5555\ninterfaces = 64\n";
+    fs::write(&config, limits).unwrap();
+    let mut observer = Observer::stream(&lab, &["--config", config.to_str().unwrap()]);
+    let mut sizes: Vec<u64> = fs::read_dir(format!("/proc/{}/fdinfo", observer.pid()))
+        .unwrap()
+        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
+        .filter(|text| text.contains("map_id:"))
+        .filter_map(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("max_entries:"))?;
+            line.trim().parse().ok()
+        })
+        // The rest is one of each.
+        .filter(|entries| *entries > 1)
+        .collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    assert_eq!(sizes, [64, 1111, 2222, 3333, 4444, 5555, 65_536]);
+    ask(&lab, "meta-data/instance-id");
+    observer.wait_for(|record| record["record"] == "exchange");
+    observer.finish();
 }
 
 /// rotel's program, which PyPI carries.
