@@ -8,7 +8,8 @@ pub const MAX_ENDPOINTS: usize = 4;
 /// Marks a field that this kernel's BTF does not have.
 pub const NO_OFFSET: u32 = u32::MAX;
 
-/// Addresses of the metadata service. Unused slots repeat the first address, so that a comparison with all slots stays right.
+/// Addresses of the metadata service. Unused slots repeat the first address, so that a comparison with all slots stays right. First stand
+/// those beyond the address ranges that the programs look at anyway: 169.254.0.0/16 and fd00:ec2::/32.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Endpoints {
@@ -17,6 +18,9 @@ pub struct Endpoints {
     pub v6: [[u8; 16]; MAX_ENDPOINTS],
     pub v4_count: u32,
     pub v6_count: u32,
+    /// How many stand beyond those ranges.
+    pub v4_far_count: u32,
+    pub v6_far_count: u32,
 }
 
 /// Byte offsets of kernel struct fields, from this kernel's BTF, and what else differs between kernels. [`NO_OFFSET`] where absent.
@@ -84,15 +88,18 @@ pub struct KernelOffsets {
     pub kfree_skb_has_reason: u32,
     /// `SKB_NOT_DROPPED_YET` or `SKB_CONSUMED`: reasons up to this one are no drops.
     pub last_benign_reason: u32,
+    /// 1: every hook's programs may follow typed pointers from the current task (5.15 and later, with CAP_PERFMON).
+    pub has_task_btf: u32,
 }
 
 impl KernelOffsets {
     /// Nothing is known: every read that needs an offset is left out.
     pub const NONE: Self = {
-        // All-ones is NO_OFFSET in every field; the two that are no offsets are set right behind.
+        // All-ones is NO_OFFSET in every field; the three that are no offsets are set right behind.
         let mut none: Self = zerocopy::transmute!([0xff_u8; size_of::<KernelOffsets>()]);
         none.kfree_skb_has_reason = 0;
         none.last_benign_reason = 0;
+        none.has_task_btf = 0;
         none
     };
 }

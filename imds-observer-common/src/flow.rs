@@ -22,10 +22,12 @@ pub struct Flow {
     pub reserved: u16,
 }
 
-/// Value of the map from task to the `connect()` it is in.
+/// The `connect()` that a task is in. A slot is found by the task's number and belongs to the task that it names.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Connecting {
+    /// `pid_tgid`; 0: nobody's.
+    pub task: u64,
     pub cookie: u64,
     pub remote: [u8; 16],
     pub remote_port: u16,

@@ -1,7 +1,7 @@
 //! Globals that user space sets before loading. They lie in read-only data, so the verifier knows their values and drops
 //! the branches that they rule out.
 
-use imds_observer_common::{Endpoints, KernelOffsets, MAX_ENDPOINTS, NO_OFFSET};
+use imds_observer_common::{Endpoints, KernelOffsets, MAX_ENDPOINTS, NO_OFFSET, sizes};
 
 /// 169.254.169.254 and fd00:ec2::254 unless user space says otherwise.
 #[unsafe(no_mangle)]
@@ -10,7 +10,17 @@ static ENDPOINTS: Endpoints = Endpoints {
     v6: [[0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x54]; MAX_ENDPOINTS],
     v4_count: 1,
     v6_count: 1,
+    v4_far_count: 0,
+    v6_far_count: 0,
 };
+
+/// Bytes in the ring at which a reader that waits for more is woken.
+#[unsafe(no_mangle)]
+static WAKE_AT: u32 = sizes::RING_BYTES / 4;
+
+/// Entries of the map of that name.
+#[unsafe(no_mangle)]
+static CONNECTING_SLOTS: u32 = sizes::CONNECTING;
 
 #[unsafe(no_mangle)]
 static OFFSETS: KernelOffsets = KernelOffsets::NONE;
@@ -35,6 +45,18 @@ pub(crate) fn offsets_field(field: impl FnOnce(&KernelOffsets) -> &u32) -> u32 {
     unsafe { core::ptr::read_volatile(field(&OFFSETS)) }
 }
 
+#[inline(always)]
+pub(crate) fn wake_at_bytes() -> u64 {
+    // SAFETY: a reference is valid.
+    u64::from(unsafe { core::ptr::read_volatile(&raw const WAKE_AT) })
+}
+
+#[inline(always)]
+pub(crate) fn connecting_slots() -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const CONNECTING_SLOTS) }
+}
+
 /// Whether `kfree_skb` tells a reason, and the last one that is no drop.
 #[inline(always)]
 pub(crate) fn drop_reasons() -> Option<u32> {
@@ -45,12 +67,29 @@ pub(crate) fn drop_reasons() -> Option<u32> {
     }
 }
 
+/// Whether the verifier follows pointers from the current task, in the programs of all hooks.
+#[inline(always)]
+pub(crate) fn reads_tasks_directly() -> bool {
+    offsets_field(|offsets| &offsets.has_task_btf) == 1
+}
+
 /// `address` as the bytes of the packet, read in native order.
 #[inline(always)]
 pub(crate) fn is_endpoint_v4(address: u32) -> bool {
-    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_count) };
+    is_first_v4(address, unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_count) })
+}
+
+/// Link-local, or an endpoint of the user's. Mostly there is none beyond, and the verifier takes the loop out.
+#[inline(always)]
+pub(crate) fn near_v4(address: u32) -> bool {
+    address & u32::from_ne_bytes([255, 255, 0, 0]) == u32::from_ne_bytes([169, 254, 0, 0])
+        || is_first_v4(address, unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_far_count) })
+}
+
+/// Whether it is one of the first `count`. The count is read-only data, so the verifier takes out what unused slots would cost.
+#[inline(always)]
+fn is_first_v4(address: u32, count: u32) -> bool {
     let mut index = 0;
-    // The count first: it is read-only data, so the verifier takes out what unused slots would cost.
     while index < MAX_ENDPOINTS && (index as u32) < count {
         // SAFETY: index is in bounds; the field is 4 bytes, of alignment 4 at the start of the struct.
         if address == unsafe { core::ptr::read_volatile((&raw const ENDPOINTS.v4).cast::<u32>().add(index)) } {
@@ -82,10 +121,13 @@ pub(crate) fn is_endpoint_v6(address: [u32; 4]) -> bool {
     false
 }
 
-/// Whether an endpoint's first word is this: a cheap test before the whole address is read.
+/// By the first word, a cheap test before the whole address is read: within fd00:ec2::/32, or like an endpoint beyond.
 #[inline(always)]
-pub(crate) fn is_endpoint_v6_prefix(first: u32) -> bool {
-    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
+pub(crate) fn near_v6(first: u32) -> bool {
+    if first == u32::from_ne_bytes([0xfd, 0, 0x0e, 0xc2]) {
+        return true;
+    }
+    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_far_count) };
     let mut index = 0;
     while index < MAX_ENDPOINTS && (index as u32) < count {
         // SAFETY: index is in bounds.
@@ -97,7 +139,7 @@ pub(crate) fn is_endpoint_v6_prefix(first: u32) -> bool {
     false
 }
 
-/// The same for the last word.
+/// Whether an endpoint's last word is this.
 #[inline(always)]
 pub(crate) fn is_endpoint_v6_suffix(last: u32) -> bool {
     let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
@@ -126,6 +168,12 @@ pub(crate) fn is_endpoint(address: &[u8; 16]) -> bool {
 pub(crate) fn words(address: &[u8; 16]) -> [u32; 4] {
     // SAFETY: 16 bytes, any bit pattern; read without assuming alignment.
     unsafe { core::ptr::read_unaligned(address.as_ptr().cast()) }
+}
+
+#[inline(always)]
+pub(crate) fn bytes(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: same size, any bits.
+    unsafe { core::mem::transmute(words) }
 }
 
 const _: () = assert!(NO_OFFSET == u32::MAX);

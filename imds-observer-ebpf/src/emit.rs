@@ -1,9 +1,10 @@
 //! Events into the ring buffer, and what didn't fit into a counter.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
-use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_output};
+use aya_ebpf::bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_output, bpf_ringbuf_query};
 use imds_observer_common::{EventHeader, EventKind, HEAD_BYTES, HEADS_PER_PACKET, LossCounters};
 
+use crate::config::wake_at_bytes;
 use crate::maps::{EVENTS, LOSS, SLEEPING};
 use crate::packet::load_payload;
 
@@ -31,9 +32,9 @@ pub(crate) fn emit<T>(event: &T) -> bool {
     emit_bytes(core::ptr::from_ref(event).cast(), size_of::<T>() as u64)
 }
 
-/// Whether to wake the reader: once, if it sleeps.
+/// Whether to wake the reader: once if it sleeps, and when the ring fills while it waits for more to come along.
 #[inline(always)]
-fn wake() -> u64 {
+fn wake(len: u64) -> u64 {
     if let Some(sleeping) = SLEEPING.get_ptr_mut(0) {
         // SAFETY: one word; two CPUs may both wake, which does no harm.
         unsafe {
@@ -43,8 +44,19 @@ fn wake() -> u64 {
             }
         }
     }
+    // SAFETY: a map, and a question that has no other arguments.
+    let waiting = unsafe { bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
+    // Only who crosses the line, or two CPUs at once that are about to: each call costs an interrupt. Who is missed is seen at the
+    // reader's next look, which comes anyway.
+    let line = wake_at_bytes();
+    if waiting < line + ABOUT && waiting + len >= line {
+        return u64::from(BPF_RB_FORCE_WAKEUP);
+    }
     u64::from(BPF_RB_NO_WAKEUP)
 }
+
+/// Bytes: an event or two.
+const ABOUT: u64 = 256;
 
 /// `len` must be bounded for the verifier.
 #[inline(always)]
@@ -55,7 +67,7 @@ pub(crate) fn emit_bytes(event: *const u8, len: u64) -> bool {
             (&raw const EVENTS).cast_mut().cast(),
             event.cast_mut().cast(),
             len,
-            wake(),
+            wake(len),
         )
     };
     if result != 0 {

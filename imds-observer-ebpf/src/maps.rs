@@ -15,8 +15,8 @@ use crate::packet::Ip;
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(sizes::RING_BYTES, 0);
 
-/// 1: user space sleeps until it is woken; else it looks by itself soon. Waking takes an interrupt that is dearer than all the rest of a
-/// program, on virtual machines by ten times.
+/// 1: user space sleeps until it is woken; else it looks by itself soon, and is woken only if the ring fills. Waking takes an interrupt
+/// that is dearer than all the rest of a program, on virtual machines by ten times.
 #[map]
 pub(crate) static SLEEPING: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -32,9 +32,11 @@ pub(crate) static TUPLES: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(
 #[map]
 pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(sizes::SEQUENCES, 0);
 
-/// Task (`pid_tgid`) -> the `connect()` that it is in.
+/// The `connect()` that a task is in, by the task's number modulo the number of slots: a table costs several times as much, to every
+/// `connect()` of the host. Numbers are given out in turn, so two tasks that connect at the same time rarely share a slot; then the newer
+/// one has it, and the older one's error isn't told. What `io_uring` leaves behind is overwritten like that too.
 #[map]
-pub(crate) static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(sizes::CONNECTING, 0);
+pub(crate) static CONNECTING: Array<Connecting> = Array::with_max_entries(sizes::CONNECTING, 0);
 
 /// Process images that user space has been told of.
 #[map]

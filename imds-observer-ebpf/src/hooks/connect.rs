@@ -9,7 +9,7 @@ use aya_ebpf::macros::{cgroup_sock_addr, fexit, raw_tracepoint, sock_ops, tracep
 use aya_ebpf::programs::{FExitContext, RawTracePointContext, SockAddrContext, SockOpsContext, TracePointContext};
 use imds_observer_common::{ConnectEvent, Connecting, EventKind, Flow, ProcessKey, Tuple, mapped_v4};
 
-use crate::config::{is_endpoint, is_endpoint_v4};
+use crate::config::{bytes, connecting_slots, is_endpoint, is_endpoint_v4};
 use crate::emit::{count, emit, header};
 use crate::maps::{CONNECTING, FLOWS, TUPLES};
 use crate::task::{current, current_cgroup_id, current_netns};
@@ -42,8 +42,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
             (*ctx.sock_addr).user_ip6[3],
         ]
     };
-    // SAFETY: same size, any bits.
-    let address: [u8; 16] = unsafe { core::mem::transmute(words) };
+    let address = bytes(words);
     if is_endpoint(&address) {
         try_connect(ctx.sock_addr, address);
     }
@@ -93,17 +92,7 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
     if FLOWS.insert(cookie, flow, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
-    let task = (u64::from(key.tgid) << 32) | u64::from(tid);
-    let _ = CONNECTING.insert(
-        task,
-        Connecting {
-            cookie,
-            remote,
-            remote_port,
-            reserved: [0; 3],
-        },
-        0,
-    );
+    note_connecting((u64::from(key.tgid) << 32) | u64::from(tid), cookie, remote, remote_port);
     emit(&ConnectEvent {
         header: header(EventKind::Connect, size_of::<ConnectEvent>()),
         cookie,
@@ -116,6 +105,51 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
         reserved: 0,
         result: 0,
     });
+}
+
+#[inline(always)]
+fn slot(task: u64) -> Option<*mut Connecting> {
+    CONNECTING.get_ptr_mut(task as u32 % connecting_slots())
+}
+
+#[inline(always)]
+fn note_connecting(task: u64, cookie: u64, remote: [u8; 16], remote_port: u16) {
+    let Some(slot) = slot(task) else { return };
+    // SAFETY: a live value. The name is taken off first and put on last, so that the one who had the slot doesn't take this for its own.
+    unsafe {
+        (&raw mut (*slot).task).write_volatile(0);
+        (&raw mut (*slot).cookie).write_volatile(cookie);
+        let words = (&raw mut (*slot).remote).cast::<u64>();
+        let [first, last] = core::mem::transmute::<[u8; 16], [u64; 2]>(remote);
+        words.write_volatile(first);
+        words.add(1).write_volatile(last);
+        (&raw mut (*slot).remote_port).write_volatile(remote_port);
+        (&raw mut (*slot).task).write_volatile(task);
+    }
+}
+
+/// Takes out what this task has noted.
+#[inline(always)]
+fn take_connecting(task: u64) -> Option<(u64, [u8; 16], u16)> {
+    let slot = slot(task)?;
+    // SAFETY: a live value; looked at before and after, in case that another task takes it over.
+    unsafe {
+        if (&raw const (*slot).task).read_volatile() != task {
+            return None;
+        }
+        let words = (&raw const (*slot).remote).cast::<u64>();
+        let remote = [words.read_volatile(), words.add(1).read_volatile()];
+        let noted = (
+            (&raw const (*slot).cookie).read_volatile(),
+            core::mem::transmute::<[u64; 2], [u8; 16]>(remote),
+            (&raw const (*slot).remote_port).read_volatile(),
+        );
+        if (&raw const (*slot).task).read_volatile() != task {
+            return None;
+        }
+        (&raw mut (*slot).task).write_volatile(0);
+        Some(noted)
+    }
 }
 
 /// Behind this function lie the cgroup's verdict, the route and the SYN, for system calls and `io_uring` alike.
@@ -146,18 +180,9 @@ pub(crate) fn any_call_returned(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn returned(result: i64) {
-    let task = bpf_get_current_pid_tgid();
-    // SAFETY: copied at once; another task's entry is never looked up.
-    let Some(connecting) = (unsafe { CONNECTING.get(task) }) else {
+    let Some((cookie, remote, remote_port)) = take_connecting(bpf_get_current_pid_tgid()) else {
         return;
     };
-    let Connecting {
-        cookie,
-        remote,
-        remote_port,
-        ..
-    } = *connecting;
-    let _ = CONNECTING.remove(task);
     // io_uring_enter, with the number of calls that it took.
     if result > 0 {
         return;
@@ -220,13 +245,7 @@ fn try_connect_tuple(ctx: &SockOpsContext) {
     let (local, remote) = if family == AF_INET {
         (mapped_v4(local4.to_ne_bytes()), mapped_v4(remote4.to_ne_bytes()))
     } else {
-        // SAFETY: same size, any bits.
-        unsafe {
-            (
-                core::mem::transmute::<[u32; 4], [u8; 16]>(local6),
-                core::mem::transmute::<[u32; 4], [u8; 16]>(remote6),
-            )
-        }
+        (bytes(local6), bytes(remote6))
     };
     if !is_endpoint(&remote) {
         return;

@@ -9,7 +9,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use imds_observer_common::{Direction, DropEvent, EventKind, ProcessKey, Tuple, mapped_v4};
 use network_types::tcp::TcpHdr;
 
-use crate::config::{drop_reasons, is_endpoint, is_endpoint_v4, offset};
+use crate::config::{bytes, drop_reasons, is_endpoint, is_endpoint_v4, offset};
 use crate::emit::{emit, header};
 use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES};
 use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, SYN, Tcp};
@@ -93,15 +93,16 @@ fn read<T>(base: u64, offset: usize) -> Option<T> {
 
 #[inline(always)]
 fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Option<()> {
-    // Both addresses at once: most drops are other people's, and each read is a call.
-    let (source, destination): ([u8; 16], [u8; 16]) = if v6 {
-        read::<[[u8; 16]; 2]>(network, 8)?.into()
+    // Both addresses at once: most drops are other people's, and each read is a call. By words: bytes would be put together one by one.
+    let (source, destination) = if v6 {
+        let [a, b, c, d, e, f, g, h]: [u32; 8] = read(network, 8)?;
+        (bytes([a, b, c, d]), bytes([e, f, g, h]))
     } else {
-        let addresses: [[u8; 4]; 2] = read(network, 12)?;
-        if !is_endpoint_v4(u32::from_ne_bytes(addresses[0])) && !is_endpoint_v4(u32::from_ne_bytes(addresses[1])) {
+        let [source, destination]: [u32; 2] = read(network, 12)?;
+        if !is_endpoint_v4(source) && !is_endpoint_v4(destination) {
             return None;
         }
-        (mapped_v4(addresses[0]), mapped_v4(addresses[1]))
+        (mapped_v4(source.to_ne_bytes()), mapped_v4(destination.to_ne_bytes()))
     };
     let request = is_endpoint(&destination);
     if !request && !is_endpoint(&source) {

@@ -12,7 +12,7 @@ use imds_observer_common::{
     TrafficClass, Tuple, WireEvent,
 };
 
-use crate::config::is_endpoint;
+use crate::config::{is_endpoint, near_v4, near_v6};
 use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
 use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch};
@@ -44,7 +44,8 @@ pub(crate) fn wire_ingress(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Whether a packet may be link-local service traffic or an ICMP error. Direct access where the link layer is plain Ethernet.
+/// Whether a packet may be link-local service traffic or an ICMP error from outside; those that this host sends go to the service itself.
+/// Direct access where the link layer is plain Ethernet.
 #[inline(always)]
 fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
     let skb = ctx.skb.skb;
@@ -60,7 +61,7 @@ fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
             }
             let ip = data + ETHERNET_HEADER;
             let address = *((ip + if EGRESS { 16 } else { 12 }) as *const u32);
-            return near_v4(address) || *((ip + 9) as *const u8) == IPPROTO_ICMP;
+            return near_v4(address) || (!EGRESS && *((ip + 9) as *const u8) == IPPROTO_ICMP);
         }
         if protocol == ETH_P_IPV6 {
             if data + ETHERNET_HEADER + 40 > end || *((data + 12) as *const u16) != protocol {
@@ -68,23 +69,10 @@ fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
             }
             let ip = data + ETHERNET_HEADER;
             let address = (ip + if EGRESS { 24 } else { 8 }) as *const u32;
-            return near_v6(*address) || *((ip + 6) as *const u8) == IPPROTO_ICMPV6;
+            return near_v6(*address) || (!EGRESS && *((ip + 6) as *const u8) == IPPROTO_ICMPV6);
         }
     }
     false
-}
-
-/// Link-local, or an endpoint of the user's.
-#[inline(always)]
-fn near_v4(address: u32) -> bool {
-    address & u32::from_ne_bytes([255, 255, 0, 0]) == u32::from_ne_bytes([169, 254, 0, 0])
-        || crate::config::is_endpoint_v4(address)
-}
-
-/// Within fd00:ec2::/32, or an endpoint's first word.
-#[inline(always)]
-fn near_v6(first: u32) -> bool {
-    first == u32::from_ne_bytes([0xfd, 0, 0x0e, 0xc2]) || crate::config::is_endpoint_v6_prefix(first)
 }
 
 #[inline(never)]
@@ -197,7 +185,10 @@ fn join(tuple: &Tuple, seq: u32, egress: bool, first: bool) -> u64 {
         // SAFETY: as above.
         if let Some(cookie) = unsafe { SEQUENCES.get(sequence_key(seq, tuple.remote_port)) } {
             let cookie = *cookie;
-            if TUPLES.insert(*tuple, cookie, 0).is_err() {
+            // Without NAT the socket's own addresses are noted already, and looking costs less than noting again.
+            // SAFETY: compared at once.
+            let noted = unsafe { TUPLES.get(tuple) }.is_some_and(|noted| *noted == cookie);
+            if !noted && TUPLES.insert(*tuple, cookie, 0).is_err() {
                 count(|loss| &mut loss.map_full);
             }
             return cookie;

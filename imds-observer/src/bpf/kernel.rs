@@ -170,11 +170,14 @@ impl Kernel {
         let endpoints = endpoints(&options.endpoints)?;
         // Parsed once for all that asks for it: it is most of the time that starting takes.
         let types = aya::Btf::from_sys_fs();
+        let wake_at = options.limits.ring_bytes / 4;
         let mut loader = EbpfLoader::new();
         loader
             .btf(types.as_ref().ok())
             .override_global("ENDPOINTS", endpoints.as_bytes(), true)
-            .override_global("OFFSETS", offsets.as_bytes(), true);
+            .override_global("OFFSETS", offsets.as_bytes(), true)
+            .override_global("WAKE_AT", &wake_at, true)
+            .override_global("CONNECTING_SLOTS", &options.limits.connecting, true);
         for (name, size) in options.limits.maps() {
             loader.map_max_entries(name, size);
         }
@@ -564,8 +567,8 @@ impl Kernel {
         }
     }
 
-    /// The next event makes [`Self::ring_fd`] readable. Without this none does: who reads again soon need not be woken, and
-    /// waking costs those who are observed. What came before the call must be looked for after it.
+    /// The next event wakes who waits for [`Self::ring_fd`]. Without this only one by which the ring is a quarter full does: who reads
+    /// again soon need not be woken, and waking costs those who are observed. What came before the call must be looked for after it.
     pub fn ask_to_be_woken(&mut self) -> Result<(), KernelError> {
         self.sleeping.set(0, 1, 0).map_err(|source| KernelError::Map {
             name: "SLEEPING",
@@ -573,7 +576,7 @@ impl Kernel {
         })
     }
 
-    /// For poll(2): readable when events wait, after [`Self::ask_to_be_woken`].
+    /// For epoll(7), edge-triggered: it is readable whenever events wait, and only its edges tell of being woken.
     pub fn ring_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor lives as long as the ring, which lives as long as self.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
@@ -638,42 +641,43 @@ fn take_map(ebpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Kerne
 }
 
 fn endpoints(addresses: &[IpAddr]) -> Result<Endpoints, KernelError> {
-    let v4: Vec<_> = addresses
-        .iter()
-        .filter_map(|address| {
-            if let IpAddr::V4(v4) = address {
-                Some(v4.octets())
-            } else {
-                None
-            }
-        })
-        .collect();
-    let v6: Vec<_> = addresses
-        .iter()
-        .filter_map(|address| {
-            if let IpAddr::V6(v6) = address {
-                Some(v6.octets())
-            } else {
-                None
-            }
-        })
-        .collect();
-    let slots = |len: usize, family| {
-        if len > MAX_ENDPOINTS {
-            Err(KernelError::TooManyEndpoints { family })
-        } else {
-            Ok(len as u32)
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => v4.push(address.octets()),
+            IpAddr::V6(address) => v6.push(address.octets()),
         }
-    };
-    let (v4_count, v6_count) = (slots(v4.len(), "IPv4")?, slots(v6.len(), "IPv6")?);
-    let first_v4 = v4.first().copied().unwrap_or_default();
-    let first_v6 = v6.first().copied().unwrap_or_default();
+    }
+    let (v4, v4_count, v4_far_count) = slots(v4, &[169, 254], "IPv4")?;
+    let (v6, v6_count, v6_far_count) = slots(v6, &[0xfd, 0, 0x0e, 0xc2], "IPv6")?;
     Ok(Endpoints {
-        v4: std::array::from_fn(|index| v4.get(index).copied().unwrap_or(first_v4)),
-        v6: std::array::from_fn(|index| v6.get(index).copied().unwrap_or(first_v6)),
+        v4,
+        v6,
         v4_count,
         v6_count,
+        v4_far_count,
+        v6_far_count,
     })
+}
+
+/// Those beyond the range with this prefix first, how many there are, and how many of them are beyond.
+fn slots<T: AsRef<[u8]> + Copy + Default>(
+    mut addresses: Vec<T>,
+    near: &[u8],
+    family: &'static str,
+) -> Result<([T; MAX_ENDPOINTS], u32, u32), KernelError> {
+    if addresses.len() > MAX_ENDPOINTS {
+        return Err(KernelError::TooManyEndpoints { family });
+    }
+    let is_near = |address: &T| address.as_ref().starts_with(near);
+    addresses.sort_by_key(is_near);
+    let far = addresses.iter().filter(|address| !is_near(address)).count();
+    let first = addresses.first().copied().unwrap_or_default();
+    Ok((
+        std::array::from_fn(|index| addresses.get(index).copied().unwrap_or(first)),
+        addresses.len() as u32,
+        far as u32,
+    ))
 }
 
 /// Parsing this kernel's types took tens of megabytes for a moment. They are free now, but the allocator keeps them unless asked.
@@ -815,7 +819,22 @@ fn explain(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget};
 
-    use super::OBJECT;
+    use imds_observer_common::MAX_ENDPOINTS;
+
+    use super::{OBJECT, endpoints};
+
+    #[test]
+    fn endpoints_beyond_the_usual_ranges_stand_first() {
+        let addresses = ["169.254.169.254", "10.0.0.1", "fd00:ec2::254", "169.254.1.1"].map(|text| text.parse().unwrap());
+        let found = endpoints(&addresses).unwrap();
+        assert_eq!((found.v4_count, found.v4_far_count), (3, 1));
+        assert_eq!(found.v4[0], [10, 0, 0, 1]);
+        assert_eq!(found.v4[1], [169, 254, 169, 254]);
+        assert_eq!((found.v6_count, found.v6_far_count), (1, 0));
+        assert_eq!(found.v6[3], found.v6[0]);
+        let many = ["10.0.0.1"; MAX_ENDPOINTS + 1].map(|text| text.parse().unwrap());
+        assert!(endpoints(&many).is_err());
+    }
 
     /// Loops over bytes cost more than they move, and without CAP_PERFMON the verifier refuses them.
     #[test]

@@ -1,11 +1,15 @@
 //! What the kernel programs must know of this kernel's structs.
 
+use aya::util::KernelVersion;
 use imds_observer_common::{KernelOffsets, NO_OFFSET};
 
 use super::btf::Btf;
 
 /// Names of drop reasons by number.
 pub(super) type DropReasons = Vec<(u32, String)>;
+
+/// `bpf_get_current_task_btf` is offered to programs of all kinds since then.
+const TASK_BTF: KernelVersion = KernelVersion::new(5, 15, 0);
 
 /// Offsets for the programs. Fields that this kernel doesn't have stay [`NO_OFFSET`].
 pub(super) fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
@@ -88,6 +92,7 @@ pub(super) fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
             .map(|(_, value)| *value)
             .max()
             .unwrap_or(0),
+        has_task_btf: u32::from(KernelVersion::current().is_ok_and(|running| running >= TASK_BTF)),
     }
 }
 
