@@ -2,11 +2,14 @@
 //!
 //! An object file and a loader would be more than what these programs hold.
 
+pub mod least;
+
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 pub(crate) const BPF_PROG_LOAD: libc::c_long = 5;
 pub(crate) const BPF_OBJ_PIN: libc::c_long = 6;
 pub(crate) const BPF_PROG_ATTACH: libc::c_long = 8;
@@ -131,9 +134,9 @@ pub(crate) fn load(name: &str, kind: u32, attach: u32, type_id: u32, instruction
     )
 }
 
-/// Where an empty program may stand.
+/// Where a program of a few instructions may stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EmptyAt {
+pub enum Hook {
     CgroupIngress,
     CgroupEgress,
     Connect4,
@@ -147,37 +150,42 @@ pub enum EmptyAt {
     FunctionExit(u32),
 }
 
-/// A program that only returns "go on". It is there for as long as this value.
-pub struct Empty {
+/// A program whose runs are counted. It is there for as long as this value.
+pub struct Measured {
     program: OwnedFd,
     _link: OwnedFd,
 }
 
-impl Empty {
-    /// `cgroup` and `ifindex` are used by the hooks that need them. Tcx hooks: on a thread in the interface's network namespace.
-    pub fn attach(at: EmptyAt, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
+impl Measured {
+    /// One that only returns "go on". `cgroup` and `ifindex` are used by the hooks that need them. Tcx hooks: on a thread in the
+    /// interface's network namespace.
+    pub fn empty(at: Hook, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
+        Self::attach("imdslab_empty", at, &[], cgroup, ifindex)
+    }
+
+    /// One that does something before it returns "go on". `instructions` leave the context alone or in a register of their own.
+    fn attach(name: &str, at: Hook, instructions: &[u64], cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
         let cgroup = cgroup.as_raw_fd() as u32;
         let (kind, attach, target, type_id, verdict) = match at {
-            EmptyAt::CgroupIngress => (PROG_TYPE_CGROUP_SKB, ATTACH_CGROUP_INET_INGRESS, cgroup, 0, 1),
-            EmptyAt::CgroupEgress => (PROG_TYPE_CGROUP_SKB, ATTACH_CGROUP_INET_EGRESS, cgroup, 0, 1),
-            EmptyAt::Connect4 => (PROG_TYPE_CGROUP_SOCK_ADDR, ATTACH_CGROUP_INET4_CONNECT, cgroup, 0, 1),
-            EmptyAt::SockOps => (PROG_TYPE_SOCK_OPS, ATTACH_CGROUP_SOCK_OPS, cgroup, 0, 1),
-            EmptyAt::TcxIngress => (PROG_TYPE_SCHED_CLS, ATTACH_TCX_INGRESS, ifindex, 0, -1),
-            EmptyAt::TcxEgress => (PROG_TYPE_SCHED_CLS, ATTACH_TCX_EGRESS, ifindex, 0, -1),
-            EmptyAt::RawTracepoint(_) => (PROG_TYPE_RAW_TRACEPOINT, 0, 0, 0, 0),
-            EmptyAt::BtfTracepoint(id) => (PROG_TYPE_TRACING, ATTACH_TRACE_RAW_TP, 0, id, 0),
-            EmptyAt::FunctionExit(id) => (PROG_TYPE_TRACING, ATTACH_TRACE_FEXIT, 0, id, 0),
+            Hook::CgroupIngress => (PROG_TYPE_CGROUP_SKB, ATTACH_CGROUP_INET_INGRESS, cgroup, 0, 1),
+            Hook::CgroupEgress => (PROG_TYPE_CGROUP_SKB, ATTACH_CGROUP_INET_EGRESS, cgroup, 0, 1),
+            Hook::Connect4 => (PROG_TYPE_CGROUP_SOCK_ADDR, ATTACH_CGROUP_INET4_CONNECT, cgroup, 0, 1),
+            Hook::SockOps => (PROG_TYPE_SOCK_OPS, ATTACH_CGROUP_SOCK_OPS, cgroup, 0, 1),
+            Hook::TcxIngress => (PROG_TYPE_SCHED_CLS, ATTACH_TCX_INGRESS, ifindex, 0, -1),
+            Hook::TcxEgress => (PROG_TYPE_SCHED_CLS, ATTACH_TCX_EGRESS, ifindex, 0, -1),
+            Hook::RawTracepoint(_) => (PROG_TYPE_RAW_TRACEPOINT, 0, 0, 0, 0),
+            Hook::BtfTracepoint(id) => (PROG_TYPE_TRACING, ATTACH_TRACE_RAW_TP, 0, id, 0),
+            Hook::FunctionExit(id) => (PROG_TYPE_TRACING, ATTACH_TRACE_FEXIT, 0, id, 0),
         };
-        let program = load(
-            "imdslab_empty",
-            kind,
-            attach,
-            type_id,
-            &[0xb7 | immediate(verdict), 0x95],
-        )?;
+        let whole: Vec<u64> = instructions
+            .iter()
+            .copied()
+            .chain([0xb7 | immediate(verdict), 0x95])
+            .collect();
+        let program = load(name, kind, attach, type_id, &whole)?;
         let link = match at {
-            EmptyAt::RawTracepoint(name) => Self::trace(&program, Some(name))?,
-            EmptyAt::BtfTracepoint(_) | EmptyAt::FunctionExit(_) => Self::trace(&program, None)?,
+            Hook::RawTracepoint(name) => Self::trace(&program, Some(name))?,
+            Hook::BtfTracepoint(_) | Hook::FunctionExit(_) => Self::trace(&program, None)?,
             _ => open(
                 BPF_LINK_CREATE,
                 &LinkAttributes {

@@ -1,24 +1,25 @@
 //! What does each kernel program take, beside an empty one on the same hook?
 //!
-//! The observer stands at one cgroup and one interface of the node, empty programs at another cgroup and another interface, and
-//! the same traffic runs now here, now there. Hooks that the whole machine shares have both programs at the same time. Nothing is
-//! attached to the root cgroup. The kernel's own count (`bpf_stats`) includes reading the clock twice, in both columns.
+//! The observer stands at one cgroup and one interface of the node, empty programs at another cgroup and another interface, programs that
+//! do the least that is needed at a third and a fourth, and the same traffic runs now here, now there. Hooks that the whole machine shares
+//! have all programs at the same time. Nothing is attached to the root cgroup. The kernel's own count (`bpf_stats`) includes reading the
+//! clock twice, in all columns.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use imds_observer_lab::bpf::{self, Empty, EmptyAt, Runs};
+use anyhow::{Context as _, Result, bail, ensure};
+use imds_observer_lab::bpf::least::Tables;
+use imds_observer_lab::bpf::{self, Runs};
 use imds_observer_lab::topology::{IMDS_V4, Lab, LabOptions};
-use nix::net::if_::if_nametoindex;
 
+use crate::beside::{Programs, Types, empties, lookers, tellers};
 use crate::load::{Kind, Load, Made};
 use crate::numbers::{Rounds, Table, verdict};
 use crate::observer::{Observer, UPLINK};
@@ -139,13 +140,27 @@ const EVENTS: [(&str, u64); 4] = [
 /// By hook.
 type Snapshot = BTreeMap<&'static str, Runs>;
 
+/// Whose programs see the traffic.
+enum Whose {
+    Ours(BTreeMap<&'static str, OwnedFd>),
+    Beside(Programs),
+}
+
+/// A cgroup and an interface, and the programs there.
+struct Side {
+    cgroup: PathBuf,
+    interface: String,
+    /// Of the interface, as its gateway's address has it.
+    number: u8,
+    whose: Whose,
+}
+
 struct Bench {
     lab: Lab,
-    observed: PathBuf,
-    unobserved: PathBuf,
-    second: String,
-    ours: BTreeMap<&'static str, OwnedFd>,
-    empties: BTreeMap<&'static str, Empty>,
+    ours: Side,
+    empty: Side,
+    looks: Side,
+    tells: Side,
 }
 
 pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
@@ -158,14 +173,14 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
         pods: Vec::new(),
         ..LabOptions::default()
     })?;
-    let second = lab.add_uplink()?;
+    let others: [String; 3] = [lab.add_uplink()?, lab.add_uplink()?, lab.add_uplink()?];
     serve(&lab)?;
     let cgroup = |name: &str| -> Result<PathBuf> {
         let path = lab.cgroup_directory().join(name);
         fs::create_dir(&path).with_context(|| format!("make cgroup {}", path.display()))?;
         Ok(path)
     };
-    let (observed, unobserved) = (cgroup("observed")?, cgroup("unobserved")?);
+    let observed = cgroup("observed")?;
     let after = bpf::last_program().context("list the kernel's programs")?;
     let observer = Observer::start(&lab, program, &observed, &[])?;
     let names: Vec<&'static str> = PACKET_HOOKS.into_iter().chain(OTHER_HOOKS).collect();
@@ -177,14 +192,32 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     for hook in PACKET_HOOKS {
         ensure!(ours.contains_key(hook), "the observer has no program {hook}");
     }
-    let empties = empties(&lab, &unobserved, &second)?;
+    let ours = Side {
+        cgroup: observed,
+        interface: UPLINK.to_owned(),
+        number: 0,
+        whose: Whose::Ours(ours),
+    };
+    let types = Types::of_kernel()?;
+    let tables = Tables::new().context("make maps")?;
+    let side = |name: &str, number: u8, attach: &dyn Fn(&Path, &str) -> Result<Programs>| -> Result<Side> {
+        let (cgroup, interface) = (cgroup(name)?, others[usize::from(number) - 1].clone());
+        Ok(Side {
+            whose: Whose::Beside(attach(&cgroup, &interface)?),
+            cgroup,
+            interface,
+            number,
+        })
+    };
+    let empty = side("empty", 1, &|cgroup, interface| empties(&lab, &types, cgroup, interface))?;
+    let looks = side("looks", 2, &|cgroup, interface| lookers(&lab, &types, cgroup, interface))?;
+    let tells = side("tells", 3, &|cgroup, interface| tellers(&lab, &tables, cgroup, interface))?;
     let bench = Bench {
         lab,
-        observed,
-        unobserved,
-        second,
         ours,
-        empties,
+        empty,
+        looks,
+        tells,
     };
     let _counting = bpf::count_runs().context("count runs (BPF_ENABLE_STATS)")?;
 
@@ -193,14 +226,16 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     for round in 0..rounds {
         let mut quiet: BTreeMap<&str, f64> = BTreeMap::new();
         for (number, traffic) in TRAFFIC.iter().enumerate() {
-            let both = if round % 2 == 0 {
-                let empty = bench.chunk(traffic, false, chunk)?;
-                (bench.chunk(traffic, true, chunk)?, empty)
-            } else {
-                let own = bench.chunk(traffic, true, chunk)?;
-                (own, bench.chunk(traffic, false, chunk)?)
+            // Whoever comes first finds other caches than whoever comes last.
+            let mut sides = bench.sides(traffic);
+            sides.rotate_left(round % 3);
+            let mut seen = [const { None }; 3];
+            for (place, side) in sides {
+                seen[place] = Some(bench.chunk(traffic, side, chunk)?);
+            }
+            let [Some((made, own)), Some((_, empty)), Some((_, least))] = seen else {
+                bail!("three sides take turns");
             };
-            let ((made, own), (_, empty)) = both;
             for hook in traffic.hooks {
                 let pair = results.entry((number, hook)).or_default();
                 let ns = |runs: &Snapshot| runs.get(hook).and_then(|runs| runs.ns_each());
@@ -209,6 +244,9 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
                 }
                 if let Some(empty) = ns(&empty) {
                     pair.empty.push(empty);
+                }
+                if let Some(least) = ns(&least) {
+                    pair.least.push(least);
                 }
             }
             if traffic.name == BODY {
@@ -241,14 +279,17 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
 struct Pair {
     own: Rounds,
     empty: Rounds,
+    least: Rounds,
 }
 
 fn print(results: &BTreeMap<(usize, &str), Pair>, per_event: &BTreeMap<&str, Rounds>, rounds: usize, chunk: Duration) {
     println!(
-        "ns a run, {rounds} rounds of {} ms for each kind of traffic and side, median (least to most); ratio round by round.\n",
+        "ns a run, {rounds} rounds of {} ms for each kind of traffic and side, median (least to most); ratio round by round. Least: a program \
+         that looks at the packet's address and no more; with exchanges one that sends an event for each packet, of a connect() also notes \
+         the socket in a table.\n",
         chunk.as_millis()
     );
-    let mut table = Table::new(&["traffic", "program", "ns", "empty, ns", "ratio", "target"]);
+    let mut table = Table::new(&["traffic", "program", "ns", "empty, ns", "ratio", "least, ns", "target"]);
     for ((number, hook), pair) in results {
         let traffic = &TRAFFIC[*number];
         let ratio = pair.own.over(&pair.empty);
@@ -271,6 +312,7 @@ fn print(results: &BTreeMap<(usize, &str), Pair>, per_event: &BTreeMap<&str, Rou
             pair.own.show(0),
             pair.empty.show(0),
             ratio.show(2),
+            pair.least.show(0),
             target,
         ]);
     }
@@ -281,6 +323,10 @@ fn print(results: &BTreeMap<(usize, &str), Pair>, per_event: &BTreeMap<&str, Rou
             ns.show(0),
             "-".to_owned(),
             "-".to_owned(),
+            results
+                .iter()
+                .find(|((number, of), _)| TRAFFIC[*number].name == EXCHANGES && of == hook)
+                .map_or_else(|| "-".to_owned(), |(_, pair)| pair.least.show(0)),
             format!("500 ns: {}", verdict(ns.median() < TARGET_EVENT_NS)),
         ]);
     }
@@ -288,12 +334,22 @@ fn print(results: &BTreeMap<(usize, &str), Pair>, per_event: &BTreeMap<&str, Rou
 }
 
 impl Bench {
-    fn chunk(&self, traffic: &Traffic, own: bool, length: Duration) -> Result<(Made, Snapshot)> {
-        let detour = traffic.imds && !own;
+    /// The observer's, the empty one, and the one with the least that this traffic takes.
+    fn sides(&self, traffic: &Traffic) -> [(usize, &Side); 3] {
+        let least = if traffic.imds && traffic.name != BODY {
+            &self.tells
+        } else {
+            &self.looks
+        };
+        [(0, &self.ours), (1, &self.empty), (2, least)]
+    }
+
+    fn chunk(&self, traffic: &Traffic, side: &Side, length: Duration) -> Result<(Made, Snapshot)> {
+        let detour = traffic.imds && side.interface != UPLINK;
         if detour {
-            self.lab.route_through(&self.second)?;
+            self.lab.route_through(&side.interface)?;
         }
-        let gateway = Ipv4Addr::new(10, 77, u8::from(!own), 1);
+        let gateway = Ipv4Addr::new(10, 77, side.number, 1);
         let to: SocketAddr = match (traffic.kind, traffic.imds) {
             (Kind::Download, _) => (IMDS_V4, SOURCE).into(),
             _ => (gateway, SINK).into(),
@@ -301,13 +357,13 @@ impl Bench {
         let mut load = Load::new(traffic.kind, length)
             .rate(if traffic.name == EXCHANGES { 0 } else { RATE })
             .width(WIDTH)
-            .cgroup(if own { &self.observed } else { &self.unobserved });
+            .cgroup(&side.cgroup);
         if !matches!(traffic.kind, Kind::Exchanges | Kind::Processes) {
             load = load.to(to);
         }
-        let before = self.snapshot(own)?;
+        let before = side.whose.snapshot()?;
         let made = load.run(self.lab.node())?;
-        let after = self.snapshot(own)?;
+        let after = side.whose.snapshot()?;
         if detour {
             self.lab.route_through(UPLINK)?;
         }
@@ -318,77 +374,22 @@ impl Bench {
             .collect();
         Ok((made, grown))
     }
+}
 
-    fn snapshot(&self, own: bool) -> Result<Snapshot> {
-        let runs = if own {
-            self.ours
+impl Whose {
+    fn snapshot(&self) -> Result<Snapshot> {
+        let runs = match self {
+            Self::Ours(programs) => programs
                 .iter()
                 .map(|(hook, program)| Ok((*hook, bpf::runs_of(program)?)))
-                .collect::<std::io::Result<_>>()
-        } else {
-            self.empties
+                .collect::<std::io::Result<_>>(),
+            Self::Beside(programs) => programs
                 .iter()
-                .map(|(hook, empty)| Ok((*hook, empty.runs()?)))
-                .collect()
+                .map(|(hook, program)| Ok((*hook, program.runs()?)))
+                .collect(),
         };
         runs.context("read how often programs ran")
     }
-}
-
-fn empties(lab: &Lab, cgroup: &Path, interface: &str) -> Result<BTreeMap<&'static str, Empty>> {
-    let cgroup = File::open(cgroup).context("open a cgroup")?;
-    let mut wanted = vec![
-        ("segment_egress", EmptyAt::CgroupEgress),
-        ("segment_ingress", EmptyAt::CgroupIngress),
-        ("wire_egress", EmptyAt::TcxEgress),
-        ("wire_ingress", EmptyAt::TcxIngress),
-        ("connect4", EmptyAt::Connect4),
-        ("connect_tuple", EmptyAt::SockOps),
-        ("socket_state", EmptyAt::RawTracepoint("inet_sock_set_state")),
-        ("socket_error", EmptyAt::RawTracepoint("inet_sk_error_report")),
-    ];
-    let types = kernel_types()?;
-    let id = |kind: &str, name: &str| {
-        types.lines().find_map(|line| {
-            let (id, rest) = line.strip_prefix('[')?.split_once("] ")?;
-            let rest = rest.strip_prefix(kind)?.strip_prefix(" '")?;
-            (rest.split('\'').next()? == name).then(|| id.parse().ok())?
-        })
-    };
-    if let Some(id) = id("TYPEDEF", "btf_trace_kfree_skb") {
-        wanted.push(("drop_btf", EmptyAt::BtfTracepoint(id)));
-    }
-    if let Some(id) = id("TYPEDEF", "btf_trace_inet_sock_set_state") {
-        wanted.push(("socket_state_btf", EmptyAt::BtfTracepoint(id)));
-    }
-    if let Some(id) = id("FUNC", "inet_stream_connect") {
-        wanted.push(("connect_exit", EmptyAt::FunctionExit(id)));
-    }
-    lab.node().netns().run(|| {
-        let index = if_nametoindex(interface).with_context(|| format!("find {interface}"))?;
-        wanted
-            .into_iter()
-            .filter_map(|(hook, at)| {
-                let empty = Empty::attach(at, cgroup.as_fd(), index);
-                // Some kernels let nobody trace functions.
-                if hook == "connect_exit" && empty.is_err() {
-                    return None;
-                }
-                let empty = empty.with_context(|| format!("attach an empty program beside {hook}"));
-                Some(empty.map(|empty| (hook, empty)))
-            })
-            .collect()
-    })?
-}
-
-/// `[NUMBER] KIND 'NAME' ...`
-fn kernel_types() -> Result<String> {
-    let output = Command::new("bpftool")
-        .args(["btf", "dump", "file", "/sys/kernel/btf/vmlinux", "format", "raw"])
-        .output()
-        .context("run bpftool (is it installed?)")?;
-    ensure!(output.status.success(), "bpftool could not list this kernel's types");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Other people's servers, beside the metadata service. They end with this process.

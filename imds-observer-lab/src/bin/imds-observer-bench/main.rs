@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask bench NAME` runs it. Each verb prints a section of docs/performance.md. All load is bounded and stays in the lab.
 
+mod beside;
 mod flood;
 mod idle;
 mod kernel;

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use imds_observer_lab::topology::{Lab, LabOptions};
 use serde_json::Value;
 
+use crate::beside::{Programs, Types, as_observer};
 use crate::numbers::{Rounds, Table, verdict};
 use crate::observer::{Observer, UPLINK, until};
 
@@ -33,13 +34,16 @@ const FIELDS: [&str; 6] = [
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Watcher {
     Nothing,
+    /// Programs on the observer's hooks that do nothing: what being there costs.
+    Empties,
     Observer,
     Tcpdump,
     Tshark,
 }
 
-const WATCHERS: [(Watcher, &str); 4] = [
+const WATCHERS: [(Watcher, &str); 5] = [
     (Watcher::Nothing, "nothing"),
+    (Watcher::Empties, "empty programs"),
     (Watcher::Observer, "imds-observer"),
     (Watcher::Tcpdump, "tcpdump -w"),
     (Watcher::Tshark, "tshark -T fields"),
@@ -58,6 +62,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
         ..LabOptions::default()
     })?;
     serve(&lab)?;
+    let types = Types::of_kernel()?;
     // Not in the lab's cgroup: one host has one end of a connection.
     let server = lab
         .imds()
@@ -74,7 +79,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     for round in 0..rounds {
         for turn in 0..WATCHERS.len() {
             let number = (turn + round) % WATCHERS.len();
-            let _watching = Watching::start(WATCHERS[number].0, &lab, program)?;
+            let _watching = Watching::start(WATCHERS[number].0, &lab, &types, program)?;
             let values = [tcp(&lab, seconds)?, udp(&lab, seconds)?, connections(&lab, seconds)?];
             for (rounds, value) in results[number].iter_mut().zip(values) {
                 rounds.push(value);
@@ -88,7 +93,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     let mut table = Table::new(&["traffic", "with", "measured", "of nothing", "target"]);
     for (measure, (name, target)) in MEASURES.iter().enumerate() {
         let nothing = &results[0][measure];
-        let tcpdump = results[2][measure].over(nothing).median();
+        let tcpdump = results[3][measure].over(nothing).median();
         for ((watcher, with), rounds) in WATCHERS.iter().zip(&results) {
             let ratio = rounds[measure].over(nothing);
             let told = if *watcher == Watcher::Observer {
@@ -132,15 +137,19 @@ struct Watching {
 
 /// Who watches.
 enum By {
+    Empties { _there: Programs },
     Observer { _running: Box<Observer> },
     Tool { _running: Ended },
 }
 
 impl Watching {
-    fn start(watcher: Watcher, lab: &Lab, program: &Path) -> Result<Self> {
+    fn start(watcher: Watcher, lab: &Lab, types: &Types, program: &Path) -> Result<Self> {
         let file = Path::new("/dev/shm").join(format!("imdslab-{}-bench.pcap", lab.id()));
         let by = match watcher {
             Watcher::Nothing => None,
+            Watcher::Empties => Some(By::Empties {
+                _there: as_observer(lab, types, lab.cgroup_directory(), UPLINK)?,
+            }),
             Watcher::Observer => Some(By::Observer {
                 _running: Box::new(Observer::start(lab, program, lab.cgroup_directory(), &[])?),
             }),
