@@ -87,15 +87,15 @@ pub struct LiveOptions {
     pub cgroup: Option<PathBuf>,
     pub endpoints: Vec<IpAddr>,
     pub limits: Limits,
-    /// Least time between two looks into the ring buffer. Each look costs a wake-up, which is dearer than what it brings: a request is
-    /// some ten packets, one after the other.
+    /// Time between two looks into the ring buffer while events come and it doesn't fill. Each look costs a wake-up, which is dearer than
+    /// what it brings: a request is some ten packets, one after the other.
     pub gather: Duration,
 }
 
 /// For a program that reads along: a record comes within milliseconds.
-const PROMPT: Duration = Duration::from_millis(2);
+pub const PROMPT: Duration = Duration::from_millis(2);
 /// For people, who see no difference.
-pub const UNHURRIED: Duration = Duration::from_millis(10);
+pub const UNHURRIED: Duration = Duration::from_millis(50);
 
 impl Default for LiveOptions {
     fn default() -> Self {

@@ -8,7 +8,7 @@ use super::Status;
 use super::observe::{ObserveArgs, Settings, ThisHost};
 use super::service::{self, Service};
 use crate::attribution::worker::{HostLookup, Worker};
-use crate::bpf::UNHURRIED;
+use crate::bpf::{PROMPT, UNHURRIED};
 use crate::host;
 use crate::pipeline::{self, Pipeline};
 use crate::record::Host;
@@ -59,10 +59,8 @@ pub(super) fn observe_as(
         Some(service) if service.reloads() => Stop::but_on_hangup()?,
         _ => Stop::on_signals()?,
     };
-    let mut options = args.live_options(endpoints, &settings.config);
-    if service.is_none() {
-        options.gather = UNHURRIED;
-    }
+    let gather = if service.is_some() { PROMPT } else { UNHURRIED };
+    let options = args.live_options(endpoints, &settings.config, gather);
     let mut source = LiveSource::open(&options)?;
     let name = settings.host(None)?;
     let opened = sinks(settings)?;

@@ -140,12 +140,14 @@ impl SelectArgs {
 }
 
 impl ObserveArgs {
-    pub(super) fn live_options(&self, endpoints: &[IpAddr], config: &Config) -> LiveOptions {
+    /// `gather`: see [`LiveOptions::gather`].
+    pub(super) fn live_options(&self, endpoints: &[IpAddr], config: &Config, gather: Duration) -> LiveOptions {
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
             limits: config.limits.kernel,
             endpoints: endpoints_of(endpoints, config),
+            gather,
             ..LiveOptions::default()
         }
     }

@@ -13,6 +13,7 @@ use clap::Args;
 use super::live::{self, Opened};
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
 use super::{Status, offline};
+use crate::bpf::UNHURRIED;
 use crate::pipeline;
 use crate::record::{Finding, Host, Kind};
 use crate::report::escape::Escaped;
@@ -147,7 +148,7 @@ impl WatchArgs {
         stop: &Stop,
     ) -> anyhow::Result<()> {
         let endpoints = &self.endpoints.endpoint;
-        let mut source = LiveSource::open(&self.observe.live_options(endpoints, &settings.config))?;
+        let mut source = LiveSource::open(&self.observe.live_options(endpoints, &settings.config, UNHURRIED))?;
         let name = settings.host(None)?;
         let endpoints = settings.endpoints(endpoints);
         let this_host = live::settle(

@@ -27,6 +27,8 @@ const BATCH: usize = 256;
 /// See the module.
 pub struct Queue {
     shared: Arc<Shared>,
+    /// Not handed over yet: the writer is woken once for what came together.
+    gathered: Vec<Arc<Record>>,
     thread: Option<JoinHandle<io::Result<()>>>,
     kinds: Kinds,
     limit: usize,
@@ -113,6 +115,7 @@ impl Queue {
             .context("start the writer thread")?;
         Ok(Self {
             shared,
+            gathered: Vec::new(),
             thread: Some(thread),
             kinds,
             limit,
@@ -126,20 +129,33 @@ impl Sink for Queue {
     }
 
     fn write(&mut self, record: &Arc<Record>) {
+        self.gathered.push(record.clone());
+        if self.gathered.len() >= BATCH {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
         if self.is_closed() {
+            self.gathered.clear();
             return;
         }
         let mut state = self.shared.lock();
-        if state.waiting.len() >= self.limit {
-            self.shared.shed.fetch_add(1, Ordering::Relaxed);
-            if !state.give_up_below(rank(record.kind())) {
-                return;
+        let idle = state.waiting.is_empty();
+        for record in self.gathered.drain(..) {
+            if state.waiting.len() >= self.limit {
+                self.shared.shed.fetch_add(1, Ordering::Relaxed);
+                if !state.give_up_below(rank(record.kind())) {
+                    continue;
+                }
             }
+            state.push(record);
         }
-        state.push(record.clone());
-        let first = state.waiting.len() == 1;
         drop(state);
-        if first {
+        if idle {
             self.shared.changed.notify_all();
         }
     }
@@ -153,6 +169,7 @@ impl Sink for Queue {
     }
 
     fn finish(&mut self) -> anyhow::Result<()> {
+        self.flush();
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
@@ -259,11 +276,13 @@ mod tests {
         };
         let mut queue = Queue::new(gate, Kinds::ALL, 4).unwrap();
         queue.write(&loss());
+        queue.flush();
         has_entered.recv().unwrap();
         // One is being written, and there is room for 4 more.
         for _ in 0..10 {
             queue.write(&loss());
         }
+        queue.flush();
         assert_eq!(queue.shed(), 6);
         drop(go);
         queue.finish().unwrap();
@@ -282,6 +301,7 @@ mod tests {
         };
         let mut queue = Queue::new(gate, Kinds::ALL, 4).unwrap();
         queue.write(&loss());
+        queue.flush();
         has_entered.recv().unwrap();
         let drop_record = example(Kind::Drop);
         let exchange = example(Kind::Exchange);
@@ -292,6 +312,7 @@ mod tests {
         for _ in 0..3 {
             queue.write(&loss());
         }
+        queue.flush();
         assert_eq!(queue.shed(), 5);
         drop(go);
         queue.finish().unwrap();

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use caps::Capability;
 use imds_observer_common::{InterfaceCounters, LossCounters};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
@@ -24,7 +24,7 @@ const BATCH: usize = 8_192;
 /// So many events in that time, and the next look comes at once: the ring holds a few times as many.
 const MANY: usize = 1_000;
 /// Looks that may be in vain before the kernel is asked to wake us.
-const LOOKS: u32 = 10;
+const LOOKS: u32 = 3;
 /// Events of a full ring buffer, even one enlarged to 16 MiB.
 const LAST_EVENTS: usize = 1 << 17;
 /// How often counters are read.
@@ -39,6 +39,8 @@ const UPLINKS: Duration = Duration::from_millis(200);
 pub struct LiveSource {
     kernel: Kernel,
     decoder: Decoder,
+    /// For being woken by the kernel programs.
+    woken: Epoll,
     /// Unless the user has named the interfaces.
     monitor: Option<UplinkMonitor>,
     followed: Instant,
@@ -75,10 +77,15 @@ impl LiveSource {
             }
         }
         decoder.set_clock(boot_to_wall_ns()?);
+        let woken = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("make an epoll instance")?;
+        woken
+            .add(kernel.ring_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))
+            .context("wait for the ring buffer")?;
         let now = Instant::now();
         let mut source = Self {
             kernel,
             decoder,
+            woken,
             monitor,
             followed: now,
             allowance: AllowanceMeter::open(),
@@ -180,22 +187,11 @@ impl LiveSource {
     /// Waits up to `wait` for events and appends what is there. `false`: nothing came.
     fn read(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
         let before = out.len();
-        self.gather();
+        self.gather()?;
         // After an event others follow: for a while looking by oneself is cheaper than being woken.
         if self.drain(out) == 0 && self.came.elapsed() >= self.gather * LOOKS && self.sleeps(out) {
-            let wait = wait.min(SAMPLE.saturating_sub(self.sampled.elapsed()));
-            let timeout = PollTimeout::try_from(wait.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
-            let mut fds = vec![PollFd::new(self.kernel.ring_fd(), PollFlags::POLLIN)];
-            if let Some(monitor) = &self.monitor
-                && self.followed.elapsed() >= UPLINKS
-            {
-                fds.push(PollFd::new(monitor.fd(), PollFlags::POLLIN));
-            }
-            match poll(&mut fds, timeout) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error).context("wait for the ring buffer"),
-            }
-            self.gather();
+            self.wait(wait.min(SAMPLE.saturating_sub(self.sampled.elapsed())))?;
+            self.gather()?;
             self.drain(out);
         }
         if self.followed.elapsed() >= UPLINKS {
@@ -224,10 +220,21 @@ impl LiveSource {
     }
 
     /// Waits for more to come along, unless much comes.
-    fn gather(&self) {
+    fn gather(&self) -> anyhow::Result<()> {
         let (when, count) = self.drained;
-        if count < MANY {
-            sleep(self.gather.saturating_sub(when.elapsed()));
+        let left = self.gather.saturating_sub(when.elapsed());
+        if count < MANY && !left.is_zero() {
+            self.wait(left)?;
+        }
+        Ok(())
+    }
+
+    /// Sleeps until the kernel programs wake us, to the millisecond.
+    fn wait(&self, longest: Duration) -> anyhow::Result<()> {
+        let timeout = u16::try_from(longest.as_micros().div_ceil(1_000).max(1)).unwrap_or(u16::MAX);
+        match self.woken.wait(&mut [EpollEvent::empty()], EpollTimeout::from(timeout)) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error).context("wait for the ring buffer"),
         }
     }
 

@@ -162,6 +162,12 @@ impl Sink for Trace {
         }
     }
 
+    fn flush(&mut self) {
+        if let Some(queue) = lock(&self.shared.queue).as_mut() {
+            queue.flush();
+        }
+    }
+
     fn shed(&self) -> u64 {
         let open = lock(&self.shared.queue).as_ref().map_or(0, Sink::shed);
         open + self.shared.shed.load(Ordering::Relaxed)
