@@ -109,7 +109,7 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
 
 #[inline(always)]
 fn slot(task: u64) -> Option<*mut Connecting> {
-    CONNECTING.get_ptr_mut(task as u32 % connecting_slots())
+    CONNECTING.get_ptr_mut((task as u32).checked_rem(connecting_slots())?)
 }
 
 #[inline(always)]
