@@ -362,6 +362,15 @@ fn each_right_to_look_at_processes_is_for_what_the_table_says() {
     }
 }
 
+/// Whether `/proc/kallsyms` shows addresses to everybody.
+fn symbols_are_public() -> bool {
+    let setting = |name: &str| -> i32 {
+        let text = fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap();
+        text.trim().parse().unwrap()
+    };
+    setting("kptr_restrict") == 0 && setting("perf_event_paranoid") <= 1
+}
+
 /// The rest of that table: `CAP_SYSLOG` is for the function that dropped a packet.
 #[test]
 #[ignore = "live"]
@@ -390,7 +399,7 @@ fn the_function_that_drops_takes_syslog_at_the_start_alone() {
         let drop = observer.wait_for(|record| record["record"] == "drop");
         assert_eq!(
             drop["location"].is_null(),
-            !withheld.is_empty(),
+            !withheld.is_empty() && !symbols_are_public(),
             "without {withheld:?}: {drop}"
         );
         observer.finish();

@@ -61,6 +61,8 @@ const SKIPPED: &[&str] = &[
     "callers::",
     "containers::",
     "service::",
+    "confined::each_right_to_look_at_processes_is_for_what_the_table_says",
+    "confined::only_what_is_needed_is_kept_and_the_work_goes_on",
     "a_curl_loop_is_one_finding_for_the_loop",
 ];
 
