@@ -10,6 +10,7 @@ use imds_observer::sinks::Sink as _;
 use imds_observer::source::ndjson;
 use imds_observer::stop::Stop;
 use imds_observer::watch::feed::{Feed, Trace};
+use imds_observer::watch::state::Limits;
 use imds_observer::watch::view::Theme;
 use imds_observer::watch::{self, Parts};
 use imds_observer_lab::terminal::{Control, Pty};
@@ -136,7 +137,7 @@ fn panic_beside_the_view(cue: &Path) -> ! {
         stop: Stop::on_signals().unwrap(),
         playback: None,
         theme: Theme { colour: true },
-        limits: imds_observer::watch::state::Limits::default(),
+        limits: Limits::default(),
         directory: Path::new(".").to_owned(),
         confined: false,
     })

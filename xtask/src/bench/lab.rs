@@ -43,9 +43,11 @@ pub(crate) enum Bench {
     Flood,
     Idle,
     Latency,
+    Memory,
 }
 
 impl Bench {
+    /// Each a section of its own.
     pub(crate) const ALL: [Self; 5] = [Self::Kernel, Self::Traffic, Self::Flood, Self::Idle, Self::Latency];
 
     fn name(self) -> &'static str {
@@ -55,6 +57,7 @@ impl Bench {
             Self::Flood => "flood",
             Self::Idle => "idle",
             Self::Latency => "latency",
+            Self::Memory => "memory",
         }
     }
 }
@@ -108,8 +111,8 @@ impl Programs {
         })
     }
 
-    /// Runs one and puts what it printed where it belongs.
-    pub(crate) fn run(&self, bench: Bench, args: &Args, more: &[String]) -> anyhow::Result<()> {
+    /// Runs one and gives what it printed.
+    pub(crate) fn measure(&self, bench: Bench, args: &Args, more: &[String]) -> anyhow::Result<String> {
         let name = bench.name();
         let begin = Instant::now();
         let mut command = Command::new(&self.bench);
@@ -128,6 +131,12 @@ impl Programs {
             bail!("bench {name}: {}", output.status);
         }
         eprintln!("bench {name}: {:.0} s", begin.elapsed().as_secs_f64());
+        Ok(text)
+    }
+
+    /// Runs one and puts what it printed where it belongs.
+    pub(crate) fn run(&self, bench: Bench, args: &Args, more: &[String]) -> anyhow::Result<()> {
+        let (name, text) = (bench.name(), self.measure(bench, args, more)?);
         if !args.short && !args.no_write {
             let arguments: String = more.iter().flat_map(|argument| [" ", argument.as_str()]).collect();
             write(

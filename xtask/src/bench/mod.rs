@@ -2,13 +2,14 @@
 
 mod all;
 mod lab;
+mod memory;
 mod offline;
 mod pipeline;
 mod trace;
 mod watch;
 
 use clap::{Args as ClapArgs, Subcommand};
-use lab::Bench;
+use lab::{Bench, Programs};
 
 /// Measure.
 #[derive(ClapArgs)]
@@ -49,6 +50,8 @@ enum What {
         #[arg(long)]
         rate: Option<u32>,
     },
+    /// What each limit of the configuration bounds, in bytes (needs root)
+    Memory(lab::Args),
     /// The pure stages, each by itself, per event
     Pipeline(lab::Args),
     Offline(offline::Args),
@@ -63,6 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         What::Flood { args, seconds } => lab::run(Bench::Flood, args, &option("--seconds", *seconds)),
         What::Idle { args, seconds } => lab::run(Bench::Idle, args, &option("--seconds", *seconds)),
         What::Latency { args, rate } => lab::run(Bench::Latency, args, &option("--rate", *rate)),
+        What::Memory(args) => memory::run(&Programs::build(args)?, args),
         What::Pipeline(args) => pipeline::run(args),
         What::Offline(args) => offline::run(args),
         What::Watch(args) => watch::run(args),

@@ -10,31 +10,8 @@ use crate::run::{root, shell};
 use crate::setup;
 
 pub(crate) fn run(args: &lab::Args) -> anyhow::Result<()> {
-    setup::ensure(&[])?;
-    let sh = shell()?;
-    let path = sh.var("PATH")?;
-    let mut command = Command::new("cargo");
-    command
-        .args(["bench", "--locked", "--package", "imds-observer", "--bench", "pipeline"])
-        .env("PATH", path)
-        .current_dir(root())
-        .stdin(Stdio::null());
-    let table = root().join("target/bench-pipeline.md");
-    if args.short {
-        command.args(["--profile", "dev", "--", "--test"]);
-    } else {
-        command.env("IMDS_OBSERVER_BENCH_TABLE", &table);
-    }
-    let status = command.status().context("run cargo bench")?;
-    if !status.success() {
-        bail!("bench pipeline: {status}");
-    }
-    if args.short {
-        return Ok(());
-    }
-    let text = fs::read_to_string(&table).with_context(|| format!("read {}", table.display()))?;
-    println!("{text}");
-    if !args.no_write {
+    let text = cargo_bench("pipeline", "bench", args)?;
+    if !args.short && !args.no_write {
         lab::write(
             "pipeline",
             &format!(
@@ -45,4 +22,34 @@ pub(crate) fn run(args: &lab::Args) -> anyhow::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Runs a bench that cargo knows, and gives its table; short, it only runs, and there is none.
+pub(crate) fn cargo_bench(name: &str, profile: &str, args: &lab::Args) -> anyhow::Result<String> {
+    setup::ensure(&[])?;
+    let sh = shell()?;
+    let path = sh.var("PATH")?;
+    let mut command = Command::new("cargo");
+    command
+        .args(["bench", "--locked", "--package", "imds-observer", "--bench", name])
+        .env("PATH", path)
+        .current_dir(root())
+        .stdin(Stdio::null());
+    let table = root().join(format!("target/bench-{name}.md"));
+    if args.short {
+        command.args(["--profile", "dev", "--", "--test"]);
+    } else {
+        command.args(["--profile", profile]);
+        command.env("IMDS_OBSERVER_BENCH_TABLE", &table);
+    }
+    let status = command.status().context("run cargo bench")?;
+    if !status.success() {
+        bail!("bench {name}: {status}");
+    }
+    if args.short {
+        return Ok(String::new());
+    }
+    let text = fs::read_to_string(&table).with_context(|| format!("read {}", table.display()))?;
+    println!("{text}");
+    Ok(text)
 }

@@ -8,6 +8,7 @@ mod idle;
 mod kernel;
 mod latency;
 mod load;
+mod memory;
 mod numbers;
 mod observer;
 mod traffic;
@@ -71,6 +72,11 @@ enum Verb {
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
+    /// What the kernel's tables take, by limit
+    Memory {
+        #[command(flatten)]
+        common: Common,
+    },
     /// Makes traffic; started by the others inside the lab
     Load(load::Load),
 }
@@ -93,6 +99,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Flood { common, seconds } => flood::run(&common.observer, common.short, *seconds),
         Verb::Idle { common, seconds } => idle::run(&common.observer, common.short, *seconds),
         Verb::Latency { common, rate, seconds } => latency::run(&common.observer, common.short, *rate, *seconds),
+        Verb::Memory { common } => memory::run(&common.observer),
         Verb::Load(load) => load::run(load),
     }
 }

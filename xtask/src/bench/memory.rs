@@ -1,0 +1,20 @@
+//! `bench memory`: what each limit of the configuration bounds, in bytes: outside the kernel filled to the limit, inside as the kernel tells.
+
+use super::lab::{self, Bench, Programs};
+use super::pipeline;
+
+pub(crate) fn run(programs: &Programs, args: &lab::Args) -> anyhow::Result<()> {
+    // What is held doesn't depend on optimisation, which takes minutes to build.
+    let own = pipeline::cargo_bench("memory", "dev", args)?;
+    let kernel = programs.measure(Bench::Memory, args, &[])?;
+    if !args.short && !args.no_write {
+        let told = format!(
+            "`cargo xtask bench memory`, {}.\n\nOutside the kernel, filled to the limit by a client that does its worst:\n\n{}\n\nIn the kernel, taken at the start:\n\n{}",
+            lab::machine()?,
+            own.trim_end(),
+            kernel.trim_end()
+        );
+        lab::write("memory", &told)?;
+    }
+    Ok(())
+}
