@@ -109,9 +109,11 @@ fn main() {
 
 /// Of the tables that take long to fill.
 fn small() -> Limits {
-    let mut limits = Limits::default();
-    limits.queue = 512;
-    limits.held_bytes = 64 << 10;
+    let mut limits = Limits {
+        queue: 512,
+        held_bytes: 64 << 10,
+        ..Limits::default()
+    };
     limits.flow.flows = 1_024;
     limits.attribution.processes = 1_024;
     limits.attribution.containers = 1_024;
@@ -443,7 +445,7 @@ fn detectors(limits: detectors::Limits, exchanges: u64, rows: &mut Vec<Row>) {
     row("detectors.paths", limits.paths, |limits| limits.paths = 1);
     row("detectors.places", limits.places, |limits| limits.places = 1);
     row("detectors.connections", limits.connections, |limits| {
-        limits.connections = 1
+        limits.connections = 1;
     });
     row("detectors.callers", limits.callers, |limits| limits.callers = 1);
     row("detectors.findings", limits.findings, |limits| limits.findings = 1);
