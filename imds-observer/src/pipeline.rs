@@ -18,7 +18,7 @@ use crate::record::{
 use crate::sinks::Sink;
 use crate::source::{Event, Source, SourceFacts, SourceState};
 use crate::stop::Stop;
-use crate::summary::Summarizer;
+use crate::summary::Sums;
 
 /// What a pipeline is put together from.
 pub struct Parts {
@@ -28,7 +28,7 @@ pub struct Parts {
     pub attribution: Attribution,
     pub filter: Filter,
     pub detectors: HostDetectors,
-    pub summarizer: Summarizer,
+    pub sums: Sums,
     pub sinks: Vec<Box<dyn Sink>>,
     /// Time between interval summaries; `None`: only the total at the end.
     pub interval: Option<Duration>,
@@ -80,7 +80,7 @@ impl Pipeline {
     pub fn start(&mut self, facts: SourceFacts, now: Time) {
         self.mode = facts.mode;
         if self.mode == Mode::Live {
-            self.parts.summarizer.begin(now);
+            self.parts.sums.begin(now);
         }
         self.tell(Record::Start(Start {
             record: Kind::Start,
@@ -98,23 +98,28 @@ impl Pipeline {
         }));
     }
 
-    pub fn handle(&mut self, event: &Event) {
+    pub fn handle(&mut self, event: Event) {
         match event {
             Event::Record(record) => self.recorded(record),
-            Event::Loss(counts) => self.source_loss = *counts,
+            Event::Loss(counts) => self.source_loss = counts,
             Event::Interface(sample) => {
-                self.parts.summarizer.interface(sample);
+                self.parts.sums.interface(&sample);
                 self.parts
                     .detectors
-                    .observe(&self.parts.host, &Observation::Interface(sample), &mut self.findings);
+                    .observe(&self.parts.host, &Observation::Interface(&sample), &mut self.findings);
                 self.write_findings();
             }
             event => {
-                self.parts.attribution.note(event);
-                self.parts.flow.handle(event, &mut self.facts);
+                self.parts.attribution.note(&event);
+                self.parts.flow.handle(&event, &mut self.facts);
                 self.join_facts(event.time().unwrap_or_default());
             }
         }
+    }
+
+    /// Some of the records that nobody needs any more, so that their memory can be used again.
+    pub fn spent(&mut self) -> Option<Vec<Arc<Record>>> {
+        self.parts.sums.spent()
     }
 
     /// It is `now` at least: what waited for nothing more to come is decided, and what is due is written.
@@ -154,7 +159,7 @@ impl Pipeline {
         }
         self.parts.detectors.finish(now, &mut self.findings);
         self.write_findings();
-        let total = self.parts.summarizer.total(now);
+        let total = self.parts.sums.settled().total(now);
         self.tell(Record::Summary(total));
         self.tell_loss(now, true);
         self.parts
@@ -182,9 +187,7 @@ impl Pipeline {
     /// Everything that was lost so far, wherever.
     pub fn loss(&self) -> LossCounts {
         let own = LossCounts {
-            evicted: self.parts.attribution.evicted()
-                + self.parts.detectors.evicted()
-                + self.parts.summarizer.evicted(),
+            evicted: self.parts.attribution.evicted() + self.parts.detectors.evicted() + self.parts.sums.evicted(),
             unattributed: self.unattributed,
             shed: self.parts.sinks.iter().map(|sink| sink.shed()).sum(),
             unknown_containers: self.parts.attribution.unknown_containers(),
@@ -208,11 +211,11 @@ impl Pipeline {
     fn joined(&mut self, fact: Fact, caller: Caller) {
         let unknown = self.mode == Mode::Live && caller.process.is_none();
         self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
-        self.observe(&Arc::new(record_of(fact, caller, &self.parts.host)));
+        self.observe(Arc::new(record_of(fact, caller, &self.parts.host)));
     }
 
     /// From here on it is all the same whether a record was made now or read from a trace.
-    fn observe(&mut self, record: &Arc<Record>) {
+    fn observe(&mut self, record: Arc<Record>) {
         let (host, caller) = match record.as_ref() {
             Record::Exchange(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
             Record::Connect(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
@@ -228,23 +231,20 @@ impl Pipeline {
                     return;
                 }
                 self.exchanges += 1;
-                self.parts.summarizer.exchange(exchange);
                 Observation::Exchange(exchange)
             }
-            Record::Connect(connect) => {
-                self.parts.summarizer.connect(connect);
-                Observation::Connect(connect)
-            }
+            Record::Connect(connect) => Observation::Connect(connect),
             Record::Drop(drop) => Observation::Drop(drop),
             _ => return,
         };
         self.parts.detectors.observe(host, &observation, &mut self.findings);
-        self.write(record);
+        self.write(&record);
         self.write_findings();
+        self.parts.sums.observe(record);
     }
 
-    fn recorded(&mut self, record: &Arc<Record>) {
-        let observed = matches!(**record, Record::Exchange(_) | Record::Connect(_) | Record::Drop(_));
+    fn recorded(&mut self, record: Arc<Record>) {
+        let observed = matches!(*record, Record::Exchange(_) | Record::Connect(_) | Record::Drop(_));
         self.recorded.sees(record.host(), record.time(), observed);
         match record.as_ref() {
             Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => self.observe(record),
@@ -258,14 +258,14 @@ impl Pipeline {
                         .filter
                         .allows(subject.process.as_deref(), subject.container.as_deref())
                 {
-                    self.write(record);
+                    self.write(&record);
                 }
             }
             // Processes are added up anew; packet counts are nowhere else.
             Record::Summary(summary) if !summary.total => {
-                self.parts.summarizer.recorded(summary);
                 self.parts.detectors.observe_summary(summary, &mut self.findings);
                 self.write_findings();
+                self.parts.sums.observe(record);
             }
             Record::Summary(_) => {}
             Record::Loss(loss) => self.recorded.loses(loss),
@@ -294,8 +294,8 @@ impl Pipeline {
         }
         self.next_interval = Some(now.plus_ns(interval - now.since(due) % interval));
         // Live, an idle interval is news too; in a trace it is a gap.
-        if self.mode == Mode::Live || self.parts.summarizer.is_busy() {
-            let summary = self.parts.summarizer.interval(now);
+        if self.mode == Mode::Live || self.parts.sums.settled().is_busy() {
+            let summary = self.parts.sums.settled().interval(now);
             self.tell(Record::Summary(summary));
         }
     }
@@ -372,10 +372,10 @@ pub fn run_supervised(
             .rev()
             .find(|event| live && event.is_traffic())
             .and_then(Event::time);
-        for event in &batch {
+        for event in batch.drain(..) {
             if !live {
                 // A trace is its own clock. It jumps ahead of an event, so that what was due before is decided before.
-                now = now.max(settled(event).unwrap_or(now));
+                now = now.max(settled(&event).unwrap_or(now));
                 if now.since(advanced) >= STEP_NS {
                     advanced = now;
                     pipeline.advance(now);
@@ -386,7 +386,9 @@ pub fn run_supervised(
                 break;
             }
         }
-        source.take_back(&mut batch);
+        while let Some(records) = pipeline.spent() {
+            source.take_back(records);
+        }
         if live {
             now = seen.unwrap_or_else(Time::now);
             pipeline.advance(now);
@@ -395,7 +397,7 @@ pub fn run_supervised(
         supervisor(pipeline);
     }
     source.last_batch(&mut batch);
-    for event in &batch {
+    for event in batch {
         pipeline.handle(event);
     }
     pipeline.finish(if live { Time::now() } else { now })

@@ -3,12 +3,13 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::observe::Settings;
-use crate::record::Time;
+use crate::record::{Record, Time};
 use crate::sinks::collect::Collected;
 use crate::source::input::Input;
 use crate::source::traces::{InputCounts, Traces};
@@ -95,7 +96,7 @@ impl Source for Progress {
         self.inner.next_batch(wait, out)
     }
 
-    fn take_back(&mut self, events: &mut Vec<Event>) {
-        self.inner.take_back(events);
+    fn take_back(&mut self, records: Vec<Arc<Record>>) {
+        self.inner.take_back(records);
     }
 }

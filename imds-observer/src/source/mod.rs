@@ -8,6 +8,7 @@ pub mod ndjson;
 pub mod paced;
 pub mod traces;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ pub use event::{
 };
 pub use live::LiveSource;
 
-use crate::record::{Attached, Confinement, Host, Missing, Mode, Time};
+use crate::record::{Attached, Confinement, Host, Missing, Mode, Record, Time};
 
 /// What a source knows of itself once it is open: the `start` record's facts.
 #[derive(Clone, Debug)]
@@ -89,9 +90,9 @@ pub trait Source {
     /// (a source of files doesn't wait). An error ends the run.
     fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState>;
 
-    /// Takes back events that have been handled: what they hold in memory may serve those that come.
-    fn take_back(&mut self, events: &mut Vec<Event>) {
-        events.clear();
+    /// Takes back records that have been handled: their memory may serve those that come.
+    fn take_back(&mut self, records: Vec<Arc<Record>>) {
+        drop(records);
     }
 
     /// What is still to be told when the run ends before the source does.

@@ -264,14 +264,9 @@ impl Source for Traces {
         Ok(SourceState::More)
     }
 
-    fn take_back(&mut self, events: &mut Vec<Event>) {
-        let record = |event| match event {
-            Event::Record(record) if matches!(*record, Record::Exchange(_)) && Arc::strong_count(&record) == 1 => {
-                Some(record)
-            }
-            _ => None,
-        };
-        self.spares.give(events.drain(..).filter_map(record).collect());
+    fn take_back(&mut self, mut records: Vec<Arc<Record>>) {
+        records.retain(|record| matches!(**record, Record::Exchange(_)) && Arc::strong_count(record) == 1);
+        self.spares.give(records);
     }
 }
 

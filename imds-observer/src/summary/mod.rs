@@ -6,6 +6,7 @@
 
 mod interfaces;
 mod paths;
+mod sums;
 pub(crate) mod tally;
 
 use std::collections::hash_map::Entry;
@@ -18,9 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::callers::ByCaller;
 use crate::record::workload::{self, Group};
-use crate::record::{Connect, Container, Exchange, Host, Kind, Process, ProcessSummary, SCHEMA, Summary, Time};
+use crate::record::{Connect, Container, Exchange, Host, Kind, Process, ProcessSummary, Record, SCHEMA, Summary, Time};
 use crate::source::InterfaceSample;
 use interfaces::Interfaces;
+pub use sums::Sums;
 use tally::Tally;
 
 /// Bounds of a [`Summarizer`].
@@ -128,6 +130,16 @@ impl Summarizer {
         self.interval_started.get_or_insert(time);
     }
 
+    /// Adds up what adds up; of other kinds there is nothing.
+    pub fn observe(&mut self, record: &Record) {
+        match record {
+            Record::Exchange(exchange) => self.exchange(exchange),
+            Record::Connect(connect) => self.connect(connect),
+            Record::Summary(summary) => self.recorded(summary),
+            _ => {}
+        }
+    }
+
     pub fn exchange(&mut self, exchange: &Exchange) {
         self.begin(exchange.time);
         self.busy = true;
@@ -145,7 +157,7 @@ impl Summarizer {
         }
     }
 
-    pub fn connect(&mut self, connect: &Connect) {
+    fn connect(&mut self, connect: &Connect) {
         self.begin(connect.time);
         self.busy = true;
         let local = connect.connection.local.as_deref();
@@ -167,7 +179,7 @@ impl Summarizer {
     }
 
     /// Takes over the interfaces of an interval that was summed up earlier; the processes come with the exchanges.
-    pub fn recorded(&mut self, summary: &Summary) {
+    fn recorded(&mut self, summary: &Summary) {
         self.begin(summary.from);
         for interface in &summary.interfaces {
             self.evicted += u64::from(!self.interfaces.add_recorded(interface, summary.to));
