@@ -140,7 +140,9 @@ impl Detector for CredentialChurn {
         }
         let asked = entry(&mut self.clients, client.handle, &mut self.evicted, Asked::new);
         asked.requests.add(exchange.time, 1);
-        let Some(role) = role_of(context.below) else { return };
+        if role_of(context.below).is_none() {
+            return;
+        }
         asked.fetches.add(exchange.time, 1);
         let fetches = asked.fetches.total(exchange.time);
         let age_ns = exchange.time.since(client.started);
@@ -160,10 +162,14 @@ impl Detector for CredentialChurn {
             count: if sightings.is_open(&client.key) { 1 } else { fetches },
             news: false,
         };
-        sightings.report(sighting, || {
-            let subject = context.client_subject();
-            let sdk = Sdk::of(client.user_agent.as_deref());
-            Details {
+        sightings.keep(sighting, || {
+            let (who, path) = (context.who(), context.shared_path.clone());
+            let (processes, user_agent) = (client.processes, client.user_agent.clone());
+            move || {
+                let subject = who.subject();
+                let role = role_of(path.below()).unwrap_or_default();
+                let sdk = Sdk::of(user_agent.as_deref());
+                Details {
                 summary: format!(
                     "{} fetched the credentials of {role} {fetches} times in 10 min: {wasted} requests too many",
                     subject.name
@@ -174,12 +180,13 @@ impl Detector for CredentialChurn {
                     "requests_wasted": wasted,
                     "per_min": per_min,
                     "client_age_s": age_ns / SECOND,
-                    "processes": client.processes,
-                    "user_agent": client.user_agent,
+                    "processes": processes,
+                    "user_agent": user_agent,
                     "client": sdk.name(),
                 },
                 remedy: remedy::text(sdk.reuse()),
                 subject,
+            }
             }
         });
     }

@@ -13,7 +13,7 @@ use super::{Context, HostFacts, Limits, Observation};
 use crate::callers::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{
-    Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
+    Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
 };
 use crate::source::InterfaceSample;
 
@@ -81,7 +81,7 @@ pub struct Client {
     last_v1: Option<Time>,
     pub v4_answered: Option<Time>,
     pub v6_answered: Option<Time>,
-    pub user_agent: Option<Box<str>>,
+    pub user_agent: Option<Arc<str>>,
     /// Crawls everything at boot, as is its job.
     pub cloud_init: bool,
 }
@@ -218,6 +218,35 @@ impl Knowledge {
             }
         }
         Some(caller)
+    }
+}
+
+/// A client as the subject of a finding that is written later.
+#[derive(Clone, Debug)]
+pub struct Who {
+    process: Option<Arc<Process>>,
+    container: Option<Arc<Container>>,
+    /// Its own end of the connection, where nothing better is known.
+    local: Option<Box<str>>,
+    key: Option<Arc<str>>,
+    /// How many of it have been seen.
+    processes: u64,
+}
+
+impl Who {
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_deref()
+    }
+
+    pub fn subject(&self) -> Subject {
+        let (process, container) = (self.process.as_deref(), self.container.as_deref());
+        Subject {
+            key: self.key.as_deref().unwrap_or("unknown").to_owned(),
+            name: Group::of(process, container, self.local.as_deref()).name(self.processes),
+            process: self.process.clone(),
+            container: self.container.clone(),
+            workload: workload::workload(process, container),
+        }
     }
 }
 
@@ -447,17 +476,28 @@ impl<'a> Context<'a> {
 
     /// The client as a finding's subject.
     pub fn client_subject(&self) -> Subject {
-        let Some(observation) = &self.observation else {
-            return self.host_subject();
-        };
-        let name = group(observation).map_or_else(
-            || "unknown client".to_owned(),
-            |group| group.name(self.client.map_or(1, |client| client.processes)),
-        );
-        let key = self
-            .client
-            .map_or_else(|| "unknown".to_owned(), |client| client.key.to_string());
-        self.subject(key, name)
+        match &self.observation {
+            Some(_) => self.who().subject(),
+            None => self.host_subject(),
+        }
+    }
+
+    /// The same for a finding that is written later.
+    pub fn who(&self) -> Who {
+        let observation = self.observation.as_ref();
+        let process = observation.and_then(Observation::process);
+        let container = observation.and_then(Observation::container);
+        let local = || observation.and_then(Observation::connection)?.local.as_deref();
+        Who {
+            process: process.cloned(),
+            container: container.cloned(),
+            local: match (process, container) {
+                (None, None) => local().map(Into::into),
+                _ => None,
+            },
+            key: self.client.map(|client| client.key.clone()),
+            processes: self.client.map_or(1, |client| client.processes),
+        }
     }
 
     /// Where a fault of the network sits: in the pod that was hit, else the host.

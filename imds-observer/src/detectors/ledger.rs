@@ -7,6 +7,7 @@
 //! At most [`super::Limits::findings`] findings of one code are open. Further subjects are counted together under one finding for
 //! [`OTHERS`]: a hostile process must not be able to open 100,000, nor to push an honest finding out.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -20,8 +21,9 @@ pub(super) const UPDATE_NS: u64 = 60 * SECOND;
 const MAX_UPDATE_NS: u64 = 3600 * SECOND;
 /// After counter-evidence (the same client succeeds) a finding is resolved once it has been silent for this long.
 const SETTLE_NS: u64 = 30 * SECOND;
-/// Up to this count details are kept fresh at every sighting. Above, they are never behind by more than this part of the count, nor by more
-/// than [`STALE_NS`] where sightings come: building them costs microseconds, and nobody reads them before they are written.
+/// Up to this count details that were [reported](Sightings::report) are kept fresh at every sighting. Above, they are never behind by more than
+/// this part of the count, nor by more than [`STALE_NS`] where sightings come: making them costs microseconds, and nobody reads them before they
+/// are written. Where that is not good enough, what they are made of can be [kept](Sightings::keep) instead.
 const ALWAYS_FRESH: u64 = 64;
 const STALE_PART: u64 = 16;
 const STALE_NS: u64 = 60 * SECOND;
@@ -41,7 +43,7 @@ pub struct Sighting<'a> {
     pub news: bool,
 }
 
-/// What a finding says. Made only when it is to be written or kept.
+/// What a finding says.
 #[derive(Clone, Debug)]
 pub struct Details {
     pub subject: Subject,
@@ -51,14 +53,27 @@ pub struct Details {
     pub remedy: Remedy,
 }
 
+/// What the latest sighting told, as a function that makes a finding's text of it.
+trait Told: Any + Send {
+    fn details(&self) -> Details;
+}
+
+impl<F: Fn() -> Details + Any + Send> Told for F {
+    fn details(&self) -> Details {
+        self()
+    }
+}
+
 struct Open {
+    /// It stands for all subjects beyond so many.
+    others: Option<usize>,
     severity: Severity,
     first_seen: Time,
     last_seen: Time,
     count: u64,
-    details: Details,
-    details_at: Time,
-    details_count: u64,
+    told: Box<dyn Told>,
+    told_at: Time,
+    told_count: u64,
     written_at: Time,
     written_count: u64,
     pause_ns: u64,
@@ -95,8 +110,20 @@ impl<'a> Sightings<'a> {
         }
     }
 
-    /// The pattern was seen. `details` is called when they are needed.
+    /// The pattern was seen. `details` is called when it is about to be written, and now and then.
     pub fn report(&mut self, sighting: Sighting<'_>, details: impl FnOnce() -> Details) {
+        self.tell(sighting, false, || {
+            let details = details();
+            move || details.clone()
+        });
+    }
+
+    /// The pattern was seen, and is seen so often that it costs too much to make details each time: `facts` gathers what they are made of.
+    pub fn keep<F: Fn() -> Details + Send + 'static>(&mut self, sighting: Sighting<'_>, facts: impl FnOnce() -> F) {
+        self.tell(sighting, true, facts);
+    }
+
+    fn tell<T: Told>(&mut self, sighting: Sighting<'_>, always: bool, told: impl FnOnce() -> T) {
         let Self {
             ledger,
             code,
@@ -104,7 +131,7 @@ impl<'a> Sightings<'a> {
             now,
             out,
         } = self;
-        ledger.report(*code, *quiet_ns, *now, sighting, details, out);
+        ledger.report(*code, *quiet_ns, *now, sighting, always, told, out);
     }
 
     /// Counter-evidence: what the finding complains of works. If nothing more is seen it is resolved soon.
@@ -141,13 +168,15 @@ impl Ledger {
         !self.open[code as usize].is_empty()
     }
 
-    fn report(
+    #[expect(clippy::too_many_arguments, reason = "what `Sightings` holds, each by itself")]
+    fn report<T: Told>(
         &mut self,
         code: Code,
         quiet_ns: u64,
         now: Time,
         sighting: Sighting<'_>,
-        details: impl FnOnce() -> Details,
+        always: bool,
+        told: impl FnOnce() -> T,
         out: &mut Vec<Finding>,
     ) {
         let (of_code, max_open) = (&mut self.open[code as usize], self.max_open);
@@ -156,23 +185,16 @@ impl Ledger {
         if others {
             self.folded += 1;
         }
-        let details = || {
-            let mut details = details();
-            if others {
-                OTHERS.clone_into(&mut details.subject.key);
-                details.subject.name = format!("{max_open} subjects and more");
-            }
-            details
-        };
         let Some(open) = of_code.get_mut(key) else {
             let open = Open {
+                others: others.then_some(max_open),
                 severity: sighting.severity,
                 first_seen: sighting.time,
                 last_seen: sighting.time,
                 count: sighting.count.max(1),
-                details: details(),
-                details_at: now,
-                details_count: sighting.count.max(1),
+                told: Box::new(told()),
+                told_at: now,
+                told_count: sighting.count.max(1),
                 written_at: now,
                 written_count: sighting.count.max(1),
                 pause_ns: UPDATE_NS,
@@ -192,10 +214,14 @@ impl Ledger {
             || open.count >= open.written_count.saturating_mul(2)
             || (open.count > open.written_count && now.since(open.written_at) >= open.pause_ns);
         open.severity = open.severity.max(sighting.severity);
-        if due || open.is_stale(now) {
-            open.details = details();
-            open.details_at = now;
-            open.details_count = open.count;
+        if always || due || open.is_stale(now) {
+            let kept: &mut dyn Any = &mut *open.told;
+            match kept.downcast_mut::<T>() {
+                Some(kept) => *kept = told(),
+                None => open.told = Box::new(told()),
+            }
+            open.told_at = now;
+            open.told_count = open.count;
         }
         if due {
             if now.since(open.written_at) >= open.pause_ns {
@@ -247,8 +273,8 @@ impl Open {
     /// Whether details are to be renewed though nothing is written.
     fn is_stale(&self, now: Time) -> bool {
         self.count <= ALWAYS_FRESH
-            || self.count.saturating_sub(self.details_count) >= self.count / STALE_PART
-            || now.since(self.details_at) >= STALE_NS
+            || self.count.saturating_sub(self.told_count) >= self.count / STALE_PART
+            || now.since(self.told_at) >= STALE_NS
     }
 
     fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host) -> Finding {
@@ -259,11 +285,15 @@ impl Open {
 
     fn finding(&self, code: Code, state: FindingState, now: Time, host: &Host) -> Finding {
         let Details {
-            subject,
+            mut subject,
             summary,
             evidence,
             remedy,
-        } = self.details.clone();
+        } = self.told.details();
+        if let Some(most) = self.others {
+            OTHERS.clone_into(&mut subject.key);
+            subject.name = format!("{most} subjects and more");
+        }
         Finding {
             record: Kind::Finding,
             schema: SCHEMA,

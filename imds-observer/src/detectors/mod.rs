@@ -32,7 +32,7 @@ mod window;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use knowledge::{Client, Knowledge, TokenFate, V1Cause};
+pub use knowledge::{Client, Knowledge, TokenFate, V1Cause, Who};
 pub use ledger::{Details, Sighting, Sightings};
 pub use limits::Limits;
 
@@ -40,6 +40,7 @@ use crate::record::{self, Code, Finding, Host, Time};
 use crate::source::InterfaceSample;
 use knowledge::HOST;
 use ledger::Ledger;
+pub use path::Path;
 use path::Paths;
 
 /// What all detectors together may hold with the default [`Limits`], whatever a local process does.
@@ -238,6 +239,8 @@ pub struct Context<'a> {
     pub path: &'a str,
     /// What of `path` is below the version.
     pub below: &'a str,
+    /// Both, to be kept.
+    pub shared_path: &'a std::sync::Arc<Path>,
     /// Stands for `path` in tables; salted, so that nobody can make two paths collide.
     pub path_id: u64,
     /// Stands for `below`.
@@ -334,27 +337,26 @@ impl Detectors {
     pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Finding>) {
         self.now = self.now.max(observation.end());
         let who = self.knowledge.learn(observation, &self.host, self.now);
+        let exchange = matches!(observation, Observation::Exchange(_));
         let path = match observation {
-            Observation::Exchange(exchange) => {
-                Some(self.paths.get(exchange.request.path.as_deref().unwrap_or_default()))
-            }
-            _ => None,
+            Observation::Exchange(exchange) => self.paths.get(exchange.request.path.as_deref().unwrap_or_default()),
+            _ => self.paths.none(),
         };
         let context = Context {
             now: self.now,
             host: &self.host,
             knowledge: &self.knowledge,
-            path: path.map_or("", |path| &path.normal),
-            below: path.map_or("", |path| path.below()),
-            path_id: path.map_or(0, |path| path.id),
-            below_id: path.map_or(0, |path| path.below_id),
-            credentials: path.is_some_and(|path| path.credentials),
+            path: &path.normal,
+            below: path.below(),
+            shared_path: path,
+            path_id: path.id,
+            below_id: path.below_id,
+            credentials: path.credentials,
             place_key: who.as_ref().map_or(HOST, |who| &who.place_key),
             place_id: who.as_ref().map_or(0, |who| who.place_id),
             observation: Some(*observation),
             client: who.as_ref().and_then(|who| self.knowledge.client(who.handle)),
         };
-        let exchange = path.is_some();
         for Registered {
             code,
             quiet_ns,
@@ -434,6 +436,7 @@ impl Detectors {
             knowledge: &self.knowledge,
             path: "",
             below: "",
+            shared_path: self.paths.none(),
             path_id: 0,
             below_id: 0,
             credentials: false,

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use rustc_hash::FxBuildHasher;
 
@@ -15,12 +16,12 @@ const MAX_REMEMBERED_BYTES: usize = 512;
 /// In the paths of a role's name and of its credentials.
 const CREDENTIALS: &str = "security-credentials";
 
-/// What is worked out of a path.
-#[derive(Debug)]
-pub(super) struct Path {
+/// What is worked out of a path. The default is no path at all.
+#[derive(Debug, Default)]
+pub struct Path {
     asked: Box<str>,
     /// Without query, doubled and trailing slashes.
-    pub(super) normal: Box<str>,
+    pub normal: Box<str>,
     /// Where in `normal` begins what is below the version.
     below_at: usize,
     /// Salted hash of `normal`.
@@ -33,7 +34,7 @@ pub(super) struct Path {
 
 impl Path {
     /// `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing.
-    pub(super) fn below(&self) -> &str {
+    pub fn below(&self) -> &str {
         self.normal.get(self.below_at..).unwrap_or_default()
     }
 }
@@ -42,9 +43,10 @@ impl Path {
 #[derive(Debug)]
 pub(super) struct Paths {
     salt: RandomState,
-    remembered: Vec<Option<Path>>,
+    remembered: Vec<Option<Arc<Path>>>,
     places: NonZeroUsize,
-    other: Option<Path>,
+    other: Option<Arc<Path>>,
+    none: Arc<Path>,
 }
 
 impl Paths {
@@ -54,10 +56,16 @@ impl Paths {
             remembered: Vec::new(),
             places: limits.paths(REMEMBERED),
             other: None,
+            none: Arc::default(),
         }
     }
 
-    pub(super) fn get(&mut self, asked: &str) -> &Path {
+    /// Of what asks for no path.
+    pub(super) fn none(&self) -> &Arc<Path> {
+        &self.none
+    }
+
+    pub(super) fn get(&mut self, asked: &str) -> &Arc<Path> {
         let slot = if asked.len() > MAX_REMEMBERED_BYTES {
             &mut self.other
         } else {
@@ -70,14 +78,14 @@ impl Paths {
         slot.insert(known.unwrap_or_else(|| {
             let normal = normalise(asked);
             let below = below_version(&normal);
-            Path {
+            Arc::new(Path {
                 asked: asked.into(),
                 below_at: normal.len() - below.len(),
                 id: self.salt.hash_one(&*normal),
                 below_id: self.salt.hash_one(below),
                 credentials: below.contains(CREDENTIALS),
                 normal: normal.into(),
-            }
+            })
         }))
     }
 }

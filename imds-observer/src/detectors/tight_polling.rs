@@ -57,6 +57,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use lru::LruCache;
 use schemars::JsonSchema;
@@ -65,9 +66,9 @@ use serde::{Deserialize, Serialize};
 use super::table::{bounded, entry};
 use super::remedy::Sdk;
 use super::window::{Bins, Recent};
-use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Client, Context, Details, Detector, Limits, Observation, Path, Sighting, Sightings, Who};
 use crate::record::workload::nearest_parent;
-use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Time};
+use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
 
 /// Paths of clients that are followed; at most about 700 bytes each.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
@@ -160,7 +161,6 @@ impl Detector for TightPolling {
             return;
         }
         let time = exchange.time;
-        let path = context.path;
         // Which of the usual methods, next to a hash nobody can foresee.
         let method = match exchange.request.method.as_deref() {
             Some("GET") => 1,
@@ -198,7 +198,19 @@ impl Detector for TightPolling {
             count,
             news: false,
         };
-        sightings.report(sighting, || details(&breach, path, counted, exchange, client, context));
+        sightings.keep(sighting, || {
+            let facts = Facts {
+                breach,
+                counted,
+                who: context.who(),
+                path: context.shared_path.clone(),
+                method: exchange.request.method.clone(),
+                user_agent: client.user_agent.clone(),
+                processes: client.processes,
+                short_lived: client.short_lived(),
+            };
+            move || facts.details()
+        });
     }
 
     fn evicted(&self) -> u64 {
@@ -277,17 +289,25 @@ fn sustained(minute: &mut Minute, seconds: usize, first: Time, limit: f64, time:
     (requests as f64 > limit * seconds as f64 && least as f64 >= even / 2.0).then_some((rate, requests))
 }
 
-fn details(
-    breach: &Breach,
-    path: &str,
+/// What a finding tells of the latest sighting.
+struct Facts {
+    breach: Breach,
     counted: u64,
-    exchange: &Exchange,
-    client: &Client,
-    context: &Context<'_>,
-) -> Details {
-    let subject = context.client_subject();
-    let parent = exchange.process.as_deref().and_then(nearest_parent);
-    let sdk = Sdk::of(client.user_agent.as_deref());
+    who: Who,
+    path: Arc<Path>,
+    method: Option<String>,
+    user_agent: Option<Arc<str>>,
+    processes: u64,
+    short_lived: bool,
+}
+
+impl Facts {
+fn details(&self) -> Details {
+    let Self { breach, path, .. } = self;
+    let path = &*path.normal;
+    let subject = self.who.subject();
+    let parent = self.who.process().and_then(nearest_parent);
+    let sdk = Sdk::of(self.user_agent.as_deref());
     let quota_share = breach.rate_per_s * PACKETS_PER_REQUEST / QUOTA;
     let summary = format!(
         "{} asks for {} {:.1} times a second",
@@ -295,7 +315,7 @@ fn details(
         if breach.rule.ends_with("all paths") { "IMDS paths" } else { path },
         breach.rate_per_s,
     );
-    let text = if client.short_lived() {
+    let text = if self.short_lived {
         format!(
             "A loop starts a new process for each request{}: ask once, keep the answer, and pause between rounds. \
              Credentials hold for hours, instance facts for the life of the instance.",
@@ -313,20 +333,21 @@ fn details(
         evidence: evidence! {
             "rule": breach.rule,
             "path": path,
-            "method": exchange.request.method,
+            "method": self.method,
             "rate_per_s": round(breach.rate_per_s),
             "median_gap_ms": breach.median_gap_ms,
-            "requests": counted,
-            "processes": client.processes,
+            "requests": self.counted,
+            "processes": self.processes,
             "parent": parent,
             "quota_share": round(quota_share),
-            "user_agent": client.user_agent,
+            "user_agent": self.user_agent,
         },
         remedy: Remedy {
             text,
             commands: Vec::new(),
         },
     }
+}
 }
 
 /// Two digits: what stands in a record need not be finer.

@@ -61,7 +61,7 @@ use super::table::bounded;
 use super::knowledge::{token_fate};
 use super::remedy::{self, Sdk};
 use super::window::Bins;
-use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings, TokenFate};
+use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -172,7 +172,33 @@ impl Detector for TokenNotReused {
             count,
             news: false,
         };
-        sightings.report(sighting, || track.details(&habit, client, context));
+        let (ttl_s, wasted) = (track.ttl_s, track.wasted);
+        sightings.keep(sighting, || {
+            let (who, processes, user_agent) = (context.who(), client.processes, client.user_agent.clone());
+            move || {
+                let subject = who.subject();
+                let sdk = Sdk::of(user_agent.as_deref());
+                let reuse = habit.uses as f64 / habit.tokens as f64;
+                Details {
+                    summary: format!(
+                        "{} takes a new token every {:.1} s though each holds for {ttl_s} s",
+                        subject.name, habit.median_gap_s
+                    ),
+                    evidence: evidence! {
+                        "tokens": habit.tokens,
+                        "requests_per_token": (reuse * 100.0).round() / 100.0,
+                        "median_gap_s": (habit.median_gap_s * 1000.0).round() / 1000.0,
+                        "token_ttl_s": ttl_s,
+                        "requests_wasted": wasted,
+                        "processes": processes,
+                        "user_agent": user_agent,
+                        "client": sdk.name(),
+                    },
+                    remedy: remedy::text(sdk.reuse()),
+                    subject,
+                }
+            }
+        });
     }
 
     fn evicted(&self) -> u64 {
@@ -213,29 +239,5 @@ impl Track {
             uses,
             median_gap_s: median_gap_ns as f64 / 1e9,
         })
-    }
-
-    fn details(&self, habit: &Habit, client: &Client, context: &Context<'_>) -> Details {
-        let subject = context.client_subject();
-        let sdk = Sdk::of(client.user_agent.as_deref());
-        let reuse = habit.uses as f64 / habit.tokens as f64;
-        Details {
-            summary: format!(
-                "{} takes a new token every {:.1} s though each holds for {} s",
-                subject.name, habit.median_gap_s, self.ttl_s
-            ),
-            evidence: evidence! {
-                "tokens": habit.tokens,
-                "requests_per_token": (reuse * 100.0).round() / 100.0,
-                "median_gap_s": (habit.median_gap_s * 1000.0).round() / 1000.0,
-                "token_ttl_s": self.ttl_s,
-                "requests_wasted": self.wasted,
-                "processes": client.processes,
-                "user_agent": client.user_agent,
-                "client": sdk.name(),
-            },
-            remedy: remedy::text(sdk.reuse()),
-            subject,
-        }
     }
 }
