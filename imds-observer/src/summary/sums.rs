@@ -13,8 +13,9 @@ use crate::source::InterfaceSample;
 const BATCH: usize = 256;
 /// Batches that wait to be added up. When there are as many, the pipeline waits.
 const WAITING: usize = 4;
-/// Records that were added up and wait for somebody who can use their memory; what is more is let go.
+/// Records that were added up and wait for somebody who can use their memory, and batches of them; what is more is let go.
 const MAX_SPENT: usize = 1024;
+const SPENT_BATCHES: usize = 8;
 
 /// A summarizer, and what it is still to see.
 pub struct Sums {
@@ -54,7 +55,7 @@ impl Sums {
     pub fn aside(summarizer: Summarizer) -> Self {
         let mut summarizer = Box::new(summarizer);
         let (work, todo) = sync_channel(WAITING);
-        let (done, spent) = sync_channel(WAITING);
+        let (done, spent) = sync_channel(SPENT_BATCHES);
         let thread = thread::spawn(move || {
             for work in todo {
                 match work {

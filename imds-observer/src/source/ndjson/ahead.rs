@@ -22,8 +22,8 @@ const WAITING: usize = 4;
 /// Skipped lines that are told one by one, per file.
 const TOLD_PER_FILE: u64 = 5;
 /// Records of handled batches that are kept to be filled again: batches, and records in each.
-const SPARE_BATCHES: usize = 8;
-const SPARE_RECORDS: usize = 1024;
+const SPARE_BATCHES: usize = 16;
+const SPARE_RECORDS: usize = 256;
 
 /// What all who read share: callers, and records that were handled and may be filled again.
 #[derive(Clone)]
@@ -215,8 +215,9 @@ fn read(shared: &Mutex<Shared>, spares: &Spares) {
             }
             (chunk, sender)
         };
-        if spare.is_empty() {
-            spare = spares.take();
+        // About as many as the chunk has lines, so that no record is made while others wait to be filled.
+        if spare.len() < lines_of(&chunk) {
+            spare.append(&mut spares.take());
         }
         let batch = batch(&chunk, &mut written, &mut spare);
         buffer = Some(chunk.into_buffer());
@@ -226,11 +227,27 @@ fn read(shared: &Mutex<Shared>, spares: &Spares) {
     }
 }
 
+/// About as many as it has, rather too many: a line of ours has 600 bytes at least.
+fn lines_of(chunk: &Chunk) -> usize {
+    chunk.bytes().len() / 512
+}
+
 fn batch(chunk: &Chunk, written: &mut Written, spare: &mut Vec<Arc<Record>>) -> Batch {
-    let mut records = Vec::with_capacity(chunk.bytes().len() / 512);
+    let mut records = Vec::with_capacity(lines_of(chunk));
     let (mut offset, mut lines) = (chunk.offset, 0);
     let mut rest = chunk.bytes();
     while !rest.is_empty() {
+        // Nearly all lines.
+        if let Some((record, length)) = written.first_exchange(rest, spare)
+            && let Some((b'\n', behind)) = rest.get(length..).and_then(<[u8]>::split_first)
+            && length <= MAX_LINE_BYTES
+        {
+            records.push(Ok(record));
+            rest = behind;
+            offset += length as u64 + 1;
+            lines += 1;
+            continue;
+        }
         let end = memchr::memchr(b'\n', rest);
         let (line, behind) = rest.split_at(end.unwrap_or(rest.len()));
         let record = match line.trim_ascii() {

@@ -90,9 +90,20 @@ impl Default for Written {
 impl Written {
     /// The exchange that the line holds, in the memory of a spare record if there is one.
     pub(super) fn exchange(&mut self, line: &[u8], spares: &mut Vec<Arc<Record>>) -> Option<Arc<Record>> {
-        let mut rest = Rest(line);
+        let (record, length) = self.first_exchange(line, spares)?;
+        (length == line.len()).then_some(record)
+    }
+
+    /// The exchange that the first line holds, and its length: so its end need not be looked for, which takes longer than reading a part of it.
+    /// What follows it must be seen to be that end.
+    pub(super) fn first_exchange(
+        &mut self,
+        lines: &[u8],
+        spares: &mut Vec<Arc<Record>>,
+    ) -> Option<(Arc<Record>, usize)> {
+        let mut rest = Rest(lines);
         rest.skip(b"{\"record\":\"exchange\",\"schema\":1,\"time\":\"")?;
-        let time = self.time(rest.text()?)?;
+        let time = self.time(&mut rest)?;
         rest.skip(b",\"host\":\"")?;
         let host = rest.text()?;
         rest.skip(CALLER)?;
@@ -107,9 +118,8 @@ impl Written {
             waited_ns: rest.optional(b",\"waited_ns\":", Rest::nullable_number)?,
             connect_ns: rest.optional(b",\"connect_ns\":", Rest::nullable_number)?,
         };
-        if rest.0 != b"}" {
-            return None;
-        }
+        rest.skip(b"}")?;
+        let length = lines.len() - rest.0.len();
         let host = match &self.host {
             Some(known) if **known == *host => known,
             _ => self.host.insert(host.into()),
@@ -125,16 +135,17 @@ impl Written {
                 record = Arc::new(Record::Exchange(exchange));
             }
         }
-        Some(record)
+        Some((record, length))
     }
 
     /// A time whose text up to the second is that of the line before needs its fraction only.
-    fn time(&mut self, text: &str) -> Option<Time> {
-        let (second, fraction) = text.as_bytes().split_first_chunk::<19>()?;
-        let fraction: &[u8; 11] = fraction.try_into().ok()?;
-        let [b'.', digits @ .., b'Z'] = fraction else {
+    fn time(&mut self, rest: &mut Rest<'_>) -> Option<Time> {
+        let (second, behind) = rest.0.split_first_chunk::<19>()?;
+        let (fraction, behind) = behind.split_first_chunk::<12>()?;
+        let [b'.', digits @ .., b'Z', b'"'] = fraction else {
             return None;
         };
+        rest.0 = behind;
         let mut ns = 0;
         for digit in digits {
             if !digit.is_ascii_digit() {
@@ -143,12 +154,12 @@ impl Written {
             ns = ns * 10 + u64::from(digit - b'0');
         }
         if self.second.0 != *second {
-            let time: Time = text.parse().ok()?;
+            let time: Time = format!("{}Z", std::str::from_utf8(second).ok()?).parse().ok()?;
             // Times before 1970 and leap seconds are not the sum of their parts.
             if time.0 < SECOND || second[17..] > b"59"[..] {
                 return None;
             }
-            self.second = (*second, time.minus_ns(ns));
+            self.second = (*second, time);
         }
         Some(self.second.1.plus_ns(ns))
     }
@@ -167,7 +178,9 @@ impl Written {
                 return Some(place);
             }
         }
-        let (written, behind) = rest.0.split_at(BEHIND_CALLER_FINDER.find(rest.0)?);
+        // Not beyond this line.
+        let line = memchr::memchr(b'\n', rest.0).map_or(rest.0, |end| &rest.0[..end]);
+        let (written, behind) = rest.0.split_at(BEHIND_CALLER_FINDER.find(line)?);
         let known = self.callers.get(written)?;
         // The one that was found last moves over, and pushes out the one before.
         self.places.swap(place, place + 1);
@@ -291,10 +304,11 @@ impl<'a> Rest<'a> {
         let mut number = 0_u64;
         let mut digits = 0;
         while let Some(digit @ b'0'..=b'9') = self.0.get(digits) {
-            number = number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+            number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
             digits += 1;
         }
-        let plain = digits == 1 || digits > 1 && self.0.first() != Some(&b'0');
+        // Any number of 19 digits fits.
+        let plain = digits == 1 || (2..20).contains(&digits) && self.0.first() != Some(&b'0');
         self.0 = &self.0[digits..];
         plain.then_some(number)
     }
@@ -397,7 +411,7 @@ fn request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
         path: rest.after(b",\"path\":", Rest::nullable_text)?,
         dialect: dialect(rest.after(b",\"dialect\":\"", Rest::text)?)?,
         imds_version: match rest.after(b",\"imds_version\":", Rest::nullable_text)? {
-            Some(name) => Some(ImdsVersion::ALL.into_iter().find(|version| version.as_str() == name)?),
+            Some(name) => Some(imds_version(name)?),
             None => None,
         },
         token: rest.after(b",\"token\":", Rest::nullable_text)?,
@@ -430,8 +444,11 @@ fn response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
 
 fn outcome(rest: &mut Rest<'_>) -> Option<ExchangeOutcome> {
     use ExchangeOutcome::{Answered, Closed, Lost, Open, Reset, Unanswered};
-    match rest.after(b",\"outcome\":\"", Rest::text)? {
-        "answered" => Some(Answered),
+    rest.skip(b",\"outcome\":\"")?;
+    if rest.skip(b"answered\"").is_some() {
+        return Some(Answered);
+    }
+    match rest.text()? {
         "lost" => Some(Lost),
         "unanswered" => Some(Unanswered),
         "reset" => Some(Reset),
@@ -439,6 +456,17 @@ fn outcome(rest: &mut Rest<'_>) -> Option<ExchangeOutcome> {
         "open" => Some(Open),
         _ => None,
     }
+}
+
+#[inline(always)]
+fn imds_version(name: &str) -> Option<ImdsVersion> {
+    Some(match name.as_bytes() {
+        b"v2" => ImdsVersion::V2,
+        b"v1" => ImdsVersion::V1,
+        b"token" => ImdsVersion::Token,
+        b"other" => ImdsVersion::Other,
+        _ => return None,
+    })
 }
 
 fn dialect(name: &str) -> Option<Dialect> {
