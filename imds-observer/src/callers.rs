@@ -9,7 +9,9 @@ use crate::record::{Container, Process};
 /// By identity, not by content: the same process told twice is two callers here. What is remembered is kept alive, so no address is reused.
 #[derive(Debug)]
 pub(crate) struct ByCaller<T> {
-    known: FxHashMap<(usize, usize), Known<T>>,
+    /// Where each stands in `known`, by its addresses.
+    places: FxHashMap<(usize, usize), usize>,
+    known: Vec<Known<T>>,
     limit: usize,
 }
 
@@ -24,7 +26,8 @@ impl<T> ByCaller<T> {
     /// `limit`: callers that are remembered. One more, and all of them are worked out anew: nothing else is lost.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            known: FxHashMap::default(),
+            places: FxHashMap::default(),
+            known: Vec::new(),
             limit,
         }
     }
@@ -35,18 +38,37 @@ impl<T> ByCaller<T> {
         container: Option<&Arc<Container>>,
         work_out: impl FnOnce() -> T,
     ) -> &T {
-        if self.known.len() >= self.limit && !self.known.contains_key(&(address(process), address(container))) {
+        let place = self.place(process, container, work_out);
+        self.at(place)
+    }
+
+    /// Where it stands: see [`Self::at`].
+    pub(crate) fn place(
+        &mut self,
+        process: Option<&Arc<Process>>,
+        container: Option<&Arc<Container>>,
+        work_out: impl FnOnce() -> T,
+    ) -> usize {
+        let key = (address(process), address(container));
+        if let Some(place) = self.places.get(&key) {
+            return *place;
+        }
+        if self.known.len() >= self.limit {
+            self.places.clear();
             self.known.clear();
         }
-        let known = self
-            .known
-            .entry((address(process), address(container)))
-            .or_insert_with(|| Known {
-                _process: process.cloned(),
-                _container: container.cloned(),
-                value: work_out(),
-            });
-        &known.value
+        self.known.push(Known {
+            _process: process.cloned(),
+            _container: container.cloned(),
+            value: work_out(),
+        });
+        self.places.insert(key, self.known.len() - 1);
+        self.known.len() - 1
+    }
+
+    /// What stands there. Places hold until the next caller is asked for.
+    pub(crate) fn at(&self, place: usize) -> &T {
+        &self.known[place].value
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Pipeline {
     parts: Parts,
     /// What any sink wants.
     wanted: Kinds,
+    /// Whether the filter lets anything out.
+    filters: bool,
     mode: Mode,
     exchanges: u64,
     unattributed: u64,
@@ -63,6 +65,7 @@ impl Pipeline {
                 .iter()
                 .fold(Kinds::NONE, |kinds, sink| kinds.or(sink.kinds())),
             recorded: RecordedHosts::new(parts.recorded_hosts),
+            filters: parts.filter != Filter::default(),
             parts,
             mode: Mode::Live,
             exchanges: 0,
@@ -98,6 +101,7 @@ impl Pipeline {
         }));
     }
 
+    #[inline]
     pub fn handle(&mut self, event: Event) {
         match event {
             Event::Record(record) => self.recorded(record),
@@ -137,6 +141,7 @@ impl Pipeline {
 
     /// Takes over another filter and other thresholds from here on.
     pub fn reconfigure(&mut self, filter: Filter, detectors: DetectorConfig) {
+        self.filters = filter != Filter::default();
         self.parts.filter = filter;
         self.parts.detectors.reconfigure(detectors);
     }
@@ -222,7 +227,7 @@ impl Pipeline {
             Record::Drop(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
             _ => return,
         };
-        if !self.parts.filter.allows(caller.0, caller.1) {
+        if self.filters && !self.parts.filter.allows(caller.0, caller.1) {
             return;
         }
         let observation = match record.as_ref() {

@@ -52,7 +52,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
 use super::knowledge::status;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, Severity};
 
 /// Clients that are remembered.
@@ -89,6 +89,10 @@ pub(super) fn new(config: &Config, limits: &Limits) -> BadTokenRequest {
 impl Detector for BadTokenRequest {
     fn code(&self) -> Code {
         Code::BadTokenRequest
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::TOKEN
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

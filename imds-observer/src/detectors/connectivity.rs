@@ -9,7 +9,7 @@ use lru::LruCache;
 
 use super::knowledge::{answered, is_v6};
 use super::table::bounded;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{
     Code, Connect, ConnectOutcome, Drop, PacketDirection, Remedy, SECOND, Severity, Subject, Time, workload,
 };
@@ -494,8 +494,8 @@ impl Detector for Verdict {
     }
 
     /// They end what is open.
-    fn wants_exchanges(&self) -> bool {
-        false
+    fn wants(&self) -> Exchanges {
+        Exchanges::NONE
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

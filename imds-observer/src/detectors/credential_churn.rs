@@ -59,7 +59,7 @@ use super::table::{bounded, entry};
 use super::knowledge::status;
 use super::remedy::{self, Sdk};
 use super::window::Bins;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::imds::role_of;
 use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
 
@@ -128,6 +128,10 @@ impl Detector for CredentialChurn {
 
     fn quiet_ns(&self) -> u64 {
         1200 * SECOND
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::TOKEN | Exchanges::CREDENTIALS
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

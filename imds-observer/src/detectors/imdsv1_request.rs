@@ -63,7 +63,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::{V1Cause, status, sufficient_hop_limit};
 use super::remedy::{self, Sdk};
-use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
@@ -120,6 +120,10 @@ impl Detector for Imdsv1Request {
 
     fn quiet_ns(&self) -> u64 {
         self.config.quiet_s.saturating_mul(SECOND)
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::V1
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

@@ -59,7 +59,7 @@ use super::table::bounded;
 use super::connectivity::{self, Cause};
 use super::knowledge::{answered, is_v6};
 use super::remedy::modify_options;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
@@ -119,6 +119,10 @@ impl Detector for Ipv6EndpointSilent {
 
     fn quiet_ns(&self) -> u64 {
         self.config.quiet_s.saturating_mul(SECOND)
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::NONE
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

@@ -92,6 +92,8 @@ pub struct Knowledge {
     hasher: RandomState,
     clients: LruCache<u64, Client>,
     callers: ByCaller<Caller>,
+    /// One of whom neither process nor container is known.
+    stranger: Option<Caller>,
     evicted: u64,
     /// Newest answer over IPv4, whoever asked.
     pub v4_answered: Option<Time>,
@@ -110,6 +112,7 @@ impl Knowledge {
             hasher: RandomState::new(),
             clients: bounded(limits.clients(MAX_CLIENTS)),
             callers: ByCaller::new(limits.callers),
+            stranger: None,
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
@@ -145,8 +148,8 @@ impl Knowledge {
             .is_some_and(|exceeded| time.since(exceeded) <= 10 * SECOND)
     }
 
-    /// Takes in an observation before the detectors see it. `None`: it has no caller.
-    pub(super) fn learn(&mut self, observation: &Observation<'_>, host: &HostFacts, now: Time) -> Option<Caller> {
+    /// Takes in an observation before the detectors see it. `None`: it has no caller; else see [`Self::known`].
+    pub(super) fn learn(&mut self, observation: &Observation<'_>, host: &HostFacts, now: Time) -> Option<Known> {
         if let Observation::Interface(sample) = observation
             && sample.allowance_exceeded.is_some_and(|grown| grown > 0)
         {
@@ -164,12 +167,18 @@ impl Knowledge {
         observation.connection()?;
         let (shared, container) = (observation.process(), observation.container());
         let process = shared.map(AsRef::as_ref);
-        let Self { hasher, callers, .. } = self;
+        let Self {
+            hasher,
+            callers,
+            stranger,
+            ..
+        } = self;
         let work_out = || Caller::of(observation, hasher, host);
-        let caller = if shared.is_some() || container.is_some() {
-            callers.get(shared, container, work_out).clone()
+        let (known, caller) = if shared.is_some() || container.is_some() {
+            let place = callers.place(shared, container, work_out);
+            (Known(Some(place)), callers.at(place))
         } else {
-            work_out()
+            (Known(None), &*stranger.insert(work_out()))
         };
         let handle = caller.handle;
         let time = observation.time();
@@ -217,9 +226,26 @@ impl Knowledge {
                 *of_host = (*of_host).max(Some(time));
             }
         }
-        Some(caller)
+        Some(known)
+    }
+
+    /// Who made the observation that was learnt last, and the client that they belong to.
+    pub(super) fn known(&self, Known(place): Known) -> (&Caller, &Client) {
+        let caller = match (place, &self.stranger) {
+            (Some(place), _) => self.callers.at(place),
+            (None, Some(stranger)) => stranger,
+            (None, None) => unreachable!("it was learnt"),
+        };
+        let Some((_, client)) = self.clients.peek_mru() else {
+            unreachable!("it was learnt");
+        };
+        (caller, client)
     }
 }
+
+/// Who made an observation, until the next is learnt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known(Option<usize>);
 
 /// A client as the subject of a finding that is written later.
 #[derive(Clone, Debug)]
@@ -401,6 +427,10 @@ pub(super) fn status(exchange: &Exchange) -> Option<u16> {
 }
 
 pub(super) fn is_v6(address: &str) -> bool {
+    // Nearly always: an IPv4 address tells itself within its first four characters.
+    if address.bytes().take(4).find(|byte| matches!(byte, b'.' | b':' | b'[')) == Some(b'.') {
+        return false;
+    }
     address.starts_with('[') || address.bytes().filter(|byte| *byte == b':').count() > 1
 }
 

@@ -100,14 +100,21 @@ pub struct Sightings<'a> {
 }
 
 impl<'a> Sightings<'a> {
-    pub(super) fn new(ledger: &'a mut Ledger, code: Code, quiet_ns: u64, now: Time, out: &'a mut Vec<Finding>) -> Self {
+    /// Of no detector yet: see [`Self::turn_to`].
+    pub(super) fn new(ledger: &'a mut Ledger, now: Time, out: &'a mut Vec<Finding>) -> Self {
         Self {
             ledger,
-            code,
-            quiet_ns,
+            code: Code::ALL[0],
+            quiet_ns: 0,
             now,
             out,
         }
+    }
+
+    /// From here on the detector of this code reports.
+    pub(super) fn turn_to(&mut self, code: Code, quiet_ns: u64) {
+        self.code = code;
+        self.quiet_ns = quiet_ns;
     }
 
     /// The pattern was seen. `details` is called when it is about to be written, and now and then.
@@ -180,7 +187,7 @@ impl Ledger {
         out: &mut Vec<Finding>,
     ) {
         let (of_code, max_open) = (&mut self.open[code as usize], self.max_open);
-        let others = !of_code.contains_key(sighting.key) && of_code.len() >= max_open;
+        let others = of_code.len() >= max_open && !of_code.contains_key(sighting.key);
         let key = if others { OTHERS } else { sighting.key };
         if others {
             self.folded += 1;

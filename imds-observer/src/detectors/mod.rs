@@ -27,6 +27,7 @@ mod limits;
 mod path;
 mod remedy;
 mod table;
+mod wants;
 mod window;
 
 use schemars::JsonSchema;
@@ -42,6 +43,7 @@ use knowledge::HOST;
 use ledger::Ledger;
 pub use path::Path;
 use path::Paths;
+pub use wants::Exchanges;
 
 /// What all detectors together may hold with the default [`Limits`], whatever a local process does.
 pub const MEMORY_LIMIT_BYTES: usize = 64 << 20;
@@ -264,9 +266,9 @@ pub trait Detector: Send {
         QUIET_NS
     }
 
-    /// Whether exchanges tell it anything while it has no finding open.
-    fn wants_exchanges(&self) -> bool {
-        true
+    /// Which exchanges tell it anything while it has no finding open; with one, it sees all.
+    fn wants(&self) -> Exchanges {
+        Exchanges::ALL
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>);
@@ -286,7 +288,7 @@ pub trait Detector: Send {
 struct Registered {
     code: Code,
     quiet_ns: u64,
-    wants_exchanges: bool,
+    wants: Exchanges,
     detector: Box<dyn Detector>,
 }
 
@@ -296,7 +298,7 @@ fn registered(config: &DetectorConfig, limits: &Limits) -> Vec<Registered> {
         .map(|detector| Registered {
             code: detector.code(),
             quiet_ns: detector.quiet_ns(),
-            wants_exchanges: detector.wants_exchanges(),
+            wants: detector.wants(),
             detector,
         })
         .collect()
@@ -336,12 +338,12 @@ impl Detectors {
     /// Looks at one record. Findings that open or change are appended to `out`.
     pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Finding>) {
         self.now = self.now.max(observation.end());
-        let who = self.knowledge.learn(observation, &self.host, self.now);
-        let exchange = matches!(observation, Observation::Exchange(_));
+        let known = self.knowledge.learn(observation, &self.host, self.now);
         let path = match observation {
             Observation::Exchange(exchange) => self.paths.get(exchange.request.path.as_deref().unwrap_or_default()),
             _ => self.paths.none(),
         };
+        let (caller, client) = known.map(|known| self.knowledge.known(known)).unzip();
         let context = Context {
             now: self.now,
             host: &self.host,
@@ -352,23 +354,27 @@ impl Detectors {
             path_id: path.id,
             below_id: path.below_id,
             credentials: path.credentials,
-            place_key: who.as_ref().map_or(HOST, |who| &who.place_key),
-            place_id: who.as_ref().map_or(0, |who| who.place_id),
+            place_key: caller.map_or(HOST, |caller| &caller.place_key),
+            place_id: caller.map_or(0, |caller| caller.place_id),
             observation: Some(*observation),
-            client: who.as_ref().and_then(|who| self.knowledge.client(who.handle)),
+            client,
         };
+        let kinds = match observation {
+            Observation::Exchange(exchange) => Some(Exchanges::of(exchange, context.credentials)),
+            _ => None,
+        };
+        let mut sightings = Sightings::new(&mut self.ledger, self.now, out);
         for Registered {
             code,
             quiet_ns,
-            wants_exchanges,
+            wants,
             detector,
         } in &mut self.registered
         {
-            if exchange && !*wants_exchanges && !self.ledger.any_open(*code) {
-                continue;
+            sightings.turn_to(*code, *quiet_ns);
+            if kinds.is_none_or(|kinds| wants.meets(kinds)) || sightings.any_open() {
+                detector.observe(observation, &context, &mut sightings);
             }
-            let mut sightings = Sightings::new(&mut self.ledger, *code, *quiet_ns, self.now, out);
-            detector.observe(observation, &context, &mut sightings);
         }
         self.tick_if_due(out);
     }
@@ -445,6 +451,7 @@ impl Detectors {
             observation: None,
             client: None,
         };
+        let mut sightings = Sightings::new(&mut self.ledger, self.now, out);
         for Registered {
             code,
             quiet_ns,
@@ -452,7 +459,7 @@ impl Detectors {
             ..
         } in &mut self.registered
         {
-            let mut sightings = Sightings::new(&mut self.ledger, *code, *quiet_ns, self.now, out);
+            sightings.turn_to(*code, *quiet_ns);
             detector.tick(&context, last, &mut sightings);
         }
         self.ledger.resolve(self.now, out);

@@ -65,7 +65,7 @@ use super::table::bounded;
 use super::connectivity::{Cause, Failure, Verdict};
 use super::remedy::describe_options;
 use super::window::Bins;
-use super::{Context, Detector, Limits, Observation, Sightings, TokenFate};
+use super::{Context, Detector, Exchanges, Limits, Observation, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND};
 
 /// Places with unanswered requests that are remembered.
@@ -136,6 +136,10 @@ impl Detector for NoAnswer {
 
     fn quiet_ns(&self) -> u64 {
         self.config.quiet_s.saturating_mul(SECOND)
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::FAILED
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

@@ -55,7 +55,7 @@ use serde::{Deserialize, Serialize};
 
 use super::table::bounded;
 use super::knowledge::{status};
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Dialect, Remedy, Severity};
 
 /// Clients that are remembered.
@@ -100,6 +100,10 @@ pub(super) fn new(config: &Config, limits: &Limits) -> ProxiedRequest {
 impl Detector for ProxiedRequest {
     fn code(&self) -> Code {
         Code::ProxiedRequest
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::SIGNED
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

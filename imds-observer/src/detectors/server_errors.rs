@@ -55,7 +55,7 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::status;
 use super::remedy;
 use super::window::Bins;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, SECOND, Severity};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -99,6 +99,10 @@ pub(super) fn new(config: &Config, _: &Limits) -> ServerErrors {
 impl Detector for ServerErrors {
     fn code(&self) -> Code {
         Code::ServerErrors
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::FAILED
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

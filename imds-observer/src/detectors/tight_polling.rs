@@ -220,8 +220,8 @@ impl Detector for TightPolling {
 
 fn breach(
     config: &Config,
-    of_path: &mut PathTrack,
-    of_client: &mut ClientTrack,
+    of_path: &PathTrack,
+    of_client: &ClientTrack,
     client: &Client,
     time: Time,
 ) -> Option<Breach> {
@@ -239,7 +239,7 @@ fn breach(
         }
     }
     if time.since(client.started.min(of_path.first)) >= config.startup_s.saturating_mul(SECOND)
-        && let Some((rate_per_s, requests)) = sustained(&mut of_path.minute, 10, of_path.first, config.high_rate_per_s, time)
+        && let Some((rate_per_s, requests)) = sustained(&of_path.minute, 10, of_path.first, config.high_rate_per_s, time)
     {
         return Some(Breach {
             severity: Severity::High,
@@ -249,7 +249,7 @@ fn breach(
             median_gap_ms: of_path.recent.median_gap_ms(),
         });
     }
-    sustained(&mut of_path.minute, 60, of_path.first, config.rate_per_s, time)
+    sustained(&of_path.minute, 60, of_path.first, config.rate_per_s, time)
         .map(|(rate_per_s, requests)| Breach {
             severity: Severity::Warning,
             rule: "rate over 60 s",
@@ -258,7 +258,7 @@ fn breach(
             median_gap_ms: of_path.recent.median_gap_ms(),
         })
         .or_else(|| {
-            sustained(&mut of_client.minute, 60, of_client.first, config.client_rate_per_s, time).map(
+            sustained(&of_client.minute, 60, of_client.first, config.client_rate_per_s, time).map(
                 |(rate_per_s, requests)| Breach {
                     severity: Severity::Warning,
                     rule: "rate over 60 s, all paths",
@@ -271,8 +271,8 @@ fn breach(
 }
 
 /// More than `limit` a second over `seconds`, without a long pause in it: a burst is no polling.
-fn sustained(minute: &mut Minute, seconds: usize, first: Time, limit: f64, time: Time) -> Option<(f64, u64)> {
-    let all = minute.total(time);
+fn sustained(minute: &Minute, seconds: usize, first: Time, limit: f64, time: Time) -> Option<(f64, u64)> {
+    let all = minute.sum();
     // Nearly always: no part of the minute can hold more than all of it.
     if all as f64 <= limit * seconds as f64 {
         return None;

@@ -63,7 +63,7 @@ use serde::{Deserialize, Serialize};
 use super::table::bounded;
 use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
 use super::remedy::{self, Sdk};
-use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings, TokenFate};
+use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -131,6 +131,10 @@ impl Detector for TokenResponseLost {
 
     fn quiet_ns(&self) -> u64 {
         self.config.quiet_s.saturating_mul(SECOND)
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::TOKEN | Exchanges::V1
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

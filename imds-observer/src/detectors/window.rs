@@ -54,6 +54,11 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
         self.sum
     }
 
+    /// In all bins, as of the newest time.
+    pub(super) fn sum(&self) -> u64 {
+        self.sum
+    }
+
     /// In the newest `bins` bins, and in the emptiest of the parts of `part` bins that these fall into.
     pub(super) fn newest(&self, bins: usize, part: usize) -> (u64, u64) {
         let (mut all, mut least, mut in_part) = (0, u64::MAX, 0);
