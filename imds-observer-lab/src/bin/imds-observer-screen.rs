@@ -85,11 +85,9 @@ fn observer(lab: &Lab, program: &Path, verb: &str) -> Result<Command> {
 
 fn measure(program: &Path, rate: u32, span: Duration) -> Result<()> {
     let lab = Lab::new(LabOptions::default())?;
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("load before: {}", load.trim());
     first_picture(&lab, program)?;
 
-    let watch = {
+    let (watch, bytes_per_s) = {
         let mut pty = Pty::spawn(observer(&lab, program, "watch")?, TERMINAL, Control::Controlling)?;
         pty.wait_for(LIVE)?;
         let before = pty.bytes().len();
@@ -97,8 +95,8 @@ fn measure(program: &Path, rate: u32, span: Duration) -> Result<()> {
         let written = pty.bytes().len() - before;
         pty.press("q")?;
         ensure!(pty.wait()?.success(), "watch failed: {}", pty.text());
-        println!("  {:.1} KB/s to the terminal", written as f64 / 1000.0 / cost.seconds);
-        cost
+        let bytes_per_s = written as f64 / cost.seconds;
+        (cost, bytes_per_s)
     };
     let stream = {
         let mut command = observer(&lab, program, "stream")?;
@@ -109,17 +107,24 @@ fn measure(program: &Path, rate: u32, span: Duration) -> Result<()> {
         ensure!(pty.wait()?.success(), "stream failed: {}", pty.text());
         cost
     };
-    for (name, cost) in [("watch", &watch), ("stream -w /dev/null", &stream)] {
+    println!(
+        "\n| under load | exchanges/s | of a core | us an exchange | its threads, of a core |\n|---|---|---|---|---|"
+    );
+    for (name, cost) in [("`watch`", &watch), ("`stream -w /dev/null`", &stream)] {
+        let threads: Vec<String> = cost
+            .threads
+            .iter()
+            .map(|(thread, ns)| format!("{thread} {:.2} %", *ns as f64 / 1e7 / cost.seconds))
+            .collect();
         println!(
-            "{name}: {:.2} % of a core at {:.0} exchanges/s, {:.1} us each",
-            cost.share() * 100.0,
+            "| {name} | {:.0} | {:.2} % | {:.1} | {} |",
             cost.rate(),
-            cost.per_exchange_us()
+            cost.share() * 100.0,
+            cost.per_exchange_us(),
+            threads.join(", "),
         );
-        for (thread, ns) in &cost.threads {
-            println!("    {thread:16} {:6.2} %", *ns as f64 / 1e7 / cost.seconds);
-        }
     }
+    println!("\n`watch` wrote {:.1} KB/s to the terminal.", bytes_per_s / 1000.0);
     Ok(())
 }
 
@@ -133,10 +138,11 @@ fn first_picture(lab: &Lab, program: &Path) -> Result<()> {
         pty.press("q")?;
         ensure!(pty.wait()?.success(), "watch failed: {}", pty.text());
     }
-    for (what, mut times) in [("first picture", painted), ("observing", live)] {
+    println!("| from exec to, {STARTS} starts | median, ms | longest, ms |\n|---|---|---|");
+    for (what, mut times) in [("first picture", painted), ("attached and observing", live)] {
         times.sort_unstable();
         println!(
-            "{what}: {:.0} ms (median of {STARTS} starts), {:.0} ms at most",
+            "| {what} | {:.0} | {:.0} |",
             times[STARTS / 2].as_secs_f64() * 1e3,
             times[STARTS - 1].as_secs_f64() * 1e3
         );

@@ -1,9 +1,9 @@
-//! `bench all`: every figure of docs/performance.md that needs a lab, from one command.
+//! `bench all`: every figure of docs/performance.md, from one command.
 
 use std::time::Instant;
 
 use super::lab::{self, Bench, Programs};
-use super::{memory, pipeline};
+use super::{memory, offline, pipeline, watch};
 use crate::run::step;
 
 pub(crate) fn run(args: &lab::Args) -> anyhow::Result<()> {
@@ -14,6 +14,11 @@ pub(crate) fn run(args: &lab::Args) -> anyhow::Result<()> {
     }
     step("bench Memory", || memory::run(&programs, args))?;
     step("bench Pipeline", || pipeline::run(args))?;
+    // Short runs are for CI, which doesn't install what these measure against; tests see to the live view and to `analyze`.
+    if !args.short {
+        step("bench Offline", || offline::run(&offline::Args::whole(args.clone())))?;
+        step("bench Watch", || watch::run(&watch::Args::whole(args.clone())))?;
+    }
     eprintln!("all of it in {:.0} s", begin.elapsed().as_secs_f64());
     Ok(())
 }

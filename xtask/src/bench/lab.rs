@@ -23,7 +23,7 @@ pub(crate) struct Args {
     pub(crate) no_write: bool,
     /// Measure this program instead of building one
     #[arg(long)]
-    program: Option<String>,
+    pub(crate) program: Option<String>,
 }
 
 impl Args {

@@ -12,9 +12,10 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use clap::Args as ClapArgs;
 
+use super::lab;
 use super::trace::{self, Callers};
 use crate::build;
-use crate::run::{python, root};
+use crate::run::{python, root, step};
 use crate::setup::{self, Group};
 
 /// The problem report's fields, as tshark gives them.
@@ -34,22 +35,56 @@ print(duckdb.sql("SELECT json->>'$.process.comm' AS comm, json->>'$.request.imds
 
 /// `analyze` against tshark, jq and DuckDB, in one run on the same files.
 #[derive(ClapArgs)]
+// Its name is that of the group that is flattened into it.
+#[group(skip)]
 pub(crate) struct Args {
-    /// Size of the NDJSON file
-    #[arg(long, default_value_t = 100)]
+    #[command(flatten)]
+    common: lab::Args,
+    /// Size of each NDJSON file
+    #[arg(long, default_value_t = MEGABYTES)]
     megabytes: u64,
     /// Size of another one, which only `analyze` reads: its memory must not have grown. Deleted afterwards; 0: none
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = LARGE_MEGABYTES)]
     large_megabytes: u64,
     /// Connections in the pcap, of ten packets each
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = CONNECTIONS)]
     connections: u64,
     /// Times that each program runs; the fastest counts, since what else the machine does only ever adds
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = RUNS, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// Measure this program instead of building one
-    #[arg(long)]
-    program: Option<String>,
+}
+
+const MEGABYTES: u64 = 100;
+const LARGE_MEGABYTES: u64 = 2048;
+const CONNECTIONS: u64 = 20_000;
+const RUNS: u32 = 5;
+
+/// Aims: times as fast as the other program, and exchanges a second.
+const JQ_AIM: f64 = 20.0;
+const TSHARK_AIM: f64 = 30.0;
+const RATE_AIM: f64 = 1_000_000.0;
+
+impl Args {
+    /// As `bench all` runs it.
+    pub(super) fn whole(common: lab::Args) -> Self {
+        Self {
+            common,
+            megabytes: MEGABYTES,
+            large_megabytes: LARGE_MEGABYTES,
+            connections: CONNECTIONS,
+            runs: RUNS,
+        }
+    }
+
+    fn shortened(&self) -> Self {
+        Self {
+            common: self.common.clone(),
+            megabytes: 2,
+            large_megabytes: 4,
+            connections: 200,
+            runs: 1,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -60,78 +95,178 @@ struct Measured {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.common.short {
+        measure_all(&args.shortened())
+    } else {
+        measure_all(args)
+    }
+}
+
+fn measure_all(args: &Args) -> anyhow::Result<()> {
     setup::ensure(&[Group::Bench])?;
-    let program = if let Some(program) = &args.program {
+    let program = if let Some(program) = &args.common.program {
         program.clone()
     } else {
-        build::release()?;
+        step("build", build::release)?;
         let built = root().join("target/release/imds-observer");
         built.to_string_lossy().into_owned()
     };
     let directory = root().join("target/bench");
     fs::create_dir_all(&directory).context("make target/bench")?;
-    let (ndjson, pcap) = (directory.join("trace.ndjson"), directory.join("trace.pcap"));
+    let (bad, pcap) = (directory.join("trace.ndjson"), directory.join("trace.pcap"));
     let healthy = directory.join("healthy.ndjson");
-    let exchanges = write(&ndjson, |out| trace::ndjson(out, args.megabytes << 20, Callers::Bad))?;
-    let healthy_exchanges = write(&healthy, |out| {
-        trace::ndjson(out, args.megabytes << 20, Callers::Healthy)
-    })?;
+    let bytes = args.megabytes << 20;
+    let bad_exchanges = write(&bad, |out| trace::ndjson(out, bytes, Callers::Bad))?;
+    let healthy_exchanges = write(&healthy, |out| trace::ndjson(out, bytes, Callers::Healthy))?;
     write(&pcap, |out| trace::pcap(out, args.connections))?;
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    println!("{processors} processors, load before: {}", load.trim());
+    let machine = lab::machine()?;
     let analyze = |file: &Path| command(&program, &["analyze"], file);
-
-    println!(
-        "\n{} MB of NDJSON, {healthy_exchanges} exchanges of healthy callers",
-        args.megabytes
-    );
-    let own = show("analyze", healthy_exchanges, args.runs, || analyze(&healthy))?;
-    let jq = show("jq", healthy_exchanges, args.runs, || {
-        command("jq", &["-n", JQ], &healthy)
-    })?;
-    compare("jq", &own, &jq);
-
-    println!(
-        "\n{} MB of NDJSON, {exchanges} exchanges of bad callers, all with findings",
-        args.megabytes
-    );
-    let own = show("analyze", exchanges, args.runs, || analyze(&ndjson))?;
-    let jq = show("jq", exchanges, args.runs, || command("jq", &["-n", JQ], &ndjson))?;
-    compare("jq", &own, &jq);
     let python = python();
     let python = python.to_string_lossy();
-    let duckdb = show("duckdb", exchanges, args.runs, || {
-        command(&python, &["-c", DUCKDB], &ndjson)
-    })?;
-    compare("duckdb", &own, &duckdb);
-    // As fast as anything can be that looks at each byte once, on one processor.
-    let lines = show("wc -l", exchanges, args.runs, || command("wc", &["-l"], &ndjson))?;
-    compare("wc -l", &own, &lines);
 
-    println!("\npcap, {} connections of ten packets", args.connections);
-    let own = show("analyze", args.connections, args.runs, || analyze(&pcap))?;
-    let tshark = show("tshark", args.connections, args.runs, || {
+    let mut table = Table::default();
+    let of = |what: &str| format!("{} MB of NDJSON, {what}", args.megabytes);
+    table.file(
+        &format!("{}, {healthy_exchanges} exchanges", of("healthy callers")),
+        healthy_exchanges,
+        args.runs,
+        &[
+            ("`analyze`", &|| analyze(&healthy), None),
+            ("jq", &|| command("jq", &["-n", JQ], &healthy), Some(JQ_AIM)),
+        ],
+    )?;
+    table.file(
+        &format!("{}, {bad_exchanges} exchanges", of("bad callers")),
+        bad_exchanges,
+        args.runs,
+        &[
+            ("`analyze`", &|| analyze(&bad), None),
+            ("jq", &|| command("jq", &["-n", JQ], &bad), Some(JQ_AIM)),
+            ("DuckDB", &|| command(&python, &["-c", DUCKDB], &bad), None),
+            // As fast as anything can be that looks at each byte once, on one processor.
+            ("`wc -l`", &|| command("wc", &["-l"], &bad), None),
+        ],
+    )?;
+    let tshark = || {
         let fields = TSHARK_FIELDS.iter().flat_map(|field| ["-e", field]);
         let arguments: Vec<&str> = ["-T", "fields"].into_iter().chain(fields).chain(["-r"]).collect();
         command("tshark", &arguments, &pcap)
-    })?;
-    compare("tshark", &own, &tshark);
-
+    };
+    table.file(
+        &format!("pcap, {} connections of ten packets", args.connections),
+        args.connections,
+        args.runs,
+        &[
+            ("`analyze`", &|| analyze(&pcap), None),
+            ("tshark", &tshark, Some(TSHARK_AIM)),
+        ],
+    )?;
     if args.large_megabytes > 0 {
         let large = directory.join("large.ndjson");
         let exchanges = write(&large, |out| {
             trace::ndjson(out, args.large_megabytes << 20, Callers::Bad)
         })?;
-        println!(
-            "\n{} MB of NDJSON, {exchanges} exchanges of bad callers",
-            args.large_megabytes
+        let measured = table.file(
+            &format!(
+                "{} MB of NDJSON, bad callers, {exchanges} exchanges",
+                args.large_megabytes
+            ),
+            exchanges,
+            args.runs,
+            &[("`analyze`", &|| analyze(&large), None)],
         );
-        let shown = show("analyze", exchanges, args.runs, || analyze(&large));
         fs::remove_file(&large).context("delete the large trace")?;
-        shown?;
+        table.rate(exchanges as f64 / measured?.wall_s);
+    }
+    let text = table.text(args.runs);
+    println!("{text}");
+    if !args.common.short && !args.common.no_write {
+        lab::write("offline", &format!("`cargo xtask bench offline`, {machine}.\n\n{text}"))?;
     }
     Ok(())
+}
+
+/// What runs over a file: its name, how it is started, and how many times as fast `analyze` should be.
+type Contestant<'a> = (&'a str, &'a dyn Fn() -> Command, Option<f64>);
+
+#[derive(Default)]
+struct Table {
+    rows: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Table {
+    /// Runs all of them over one file, in turns. The first is ours, and what it took is given back.
+    fn file(
+        &mut self,
+        file: &str,
+        exchanges: u64,
+        runs: u32,
+        contestants: &[Contestant<'_>],
+    ) -> anyhow::Result<Measured> {
+        let mut best: Vec<Option<Measured>> = vec![None; contestants.len()];
+        for _ in 0..runs {
+            for ((name, command, _), best) in contestants.iter().zip(&mut best) {
+                let measured = measure(&command()).with_context(|| format!("measure {name}"))?;
+                let before = best.unwrap_or(measured);
+                *best = Some(Measured {
+                    wall_s: before.wall_s.min(measured.wall_s),
+                    cpu_s: before.cpu_s.min(measured.cpu_s),
+                    peak_kib: before.peak_kib.max(measured.peak_kib),
+                });
+            }
+        }
+        let own = best.first().copied().flatten().context("no run")?;
+        for (index, ((name, _, aim), measured)) in contestants.iter().zip(best).enumerate() {
+            let Measured {
+                wall_s,
+                cpu_s,
+                peak_kib,
+            } = measured.context("no run")?;
+            let (faster, by_cpu) = (wall_s / own.wall_s, cpu_s / own.cpu_s);
+            let ratios = match (index, aim) {
+                (0, _) => "- | -".to_owned(),
+                (_, None) => format!("{faster:.1} | {by_cpu:.1}"),
+                (_, Some(aim)) => format!("{faster:.1} ({aim}: {}) | {by_cpu:.1}", met(faster >= *aim)),
+            };
+            self.rows.push(format!(
+                "| {} | {name} | {wall_s:.2} | {cpu_s:.2} | {:.0} | {:.0} | {ratios} |",
+                if index == 0 { file } else { "" },
+                exchanges as f64 / wall_s,
+                peak_kib as f64 / 1024.0,
+            ));
+        }
+        Ok(own)
+    }
+
+    fn rate(&mut self, exchanges_per_s: f64) {
+        self.notes.push(format!(
+            "{exchanges_per_s:.0} exchanges a second on the large trace ({RATE_AIM:.0}: {}).",
+            met(exchanges_per_s >= RATE_AIM)
+        ));
+    }
+
+    fn text(&self, runs: u32) -> String {
+        let mut text = format!(
+            "The fastest of {runs} runs in turns; memory is the most of them. The last two columns say how many times as fast `analyze` is.\n\n\
+             | trace | program | on the clock, s | CPU, s | exchanges/s | peak memory, MiB | by the clock (aim) | by CPU time |\n\
+             |---|---|---|---|---|---|---|---|\n"
+        );
+        for row in &self.rows {
+            text.push_str(row);
+            text.push('\n');
+        }
+        for note in &self.notes {
+            text.push('\n');
+            text.push_str(note);
+            text.push('\n');
+        }
+        text.trim_end().to_owned()
+    }
+}
+
+fn met(met: bool) -> &'static str {
+    if met { "met" } else { "**not met**" }
 }
 
 fn write<T>(path: &Path, trace: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> anyhow::Result<T> {
@@ -144,38 +279,6 @@ fn command(program: &str, arguments: &[&str], file: &Path) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).arg(file);
     command
-}
-
-/// Measures and prints a line.
-fn show(name: &str, exchanges: u64, runs: u32, command: impl Fn() -> Command) -> anyhow::Result<Measured> {
-    let mut best: Option<Measured> = None;
-    for _ in 0..runs {
-        let measured = measure(&command()).with_context(|| format!("measure {name}"))?;
-        let before = best.unwrap_or(measured);
-        best = Some(Measured {
-            wall_s: before.wall_s.min(measured.wall_s),
-            cpu_s: before.cpu_s.min(measured.cpu_s),
-            peak_kib: before.peak_kib.max(measured.peak_kib),
-        });
-    }
-    let measured = best.context("no run")?;
-    println!(
-        "  {name:8} {:8.2} s wall {:8.2} s CPU {:10.0} exchanges/s {:10.0} per CPU second {:8} KiB at most",
-        measured.wall_s,
-        measured.cpu_s,
-        exchanges as f64 / measured.wall_s,
-        exchanges as f64 / measured.cpu_s,
-        measured.peak_kib
-    );
-    Ok(measured)
-}
-
-fn compare(name: &str, own: &Measured, other: &Measured) {
-    println!(
-        "  {:.1} times as fast as {name} by the clock, {:.1} times by CPU time",
-        other.wall_s / own.wall_s,
-        other.cpu_s / own.cpu_s
-    );
 }
 
 /// Runs a command to its end and says what it took; a child's own peak of memory comes from GNU time.
