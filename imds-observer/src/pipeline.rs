@@ -101,23 +101,26 @@ impl Pipeline {
         }));
     }
 
-    #[inline]
     pub fn handle(&mut self, event: Event) {
-        match event {
-            Event::Record(record) => self.recorded(record),
-            Event::Loss(counts) => self.source_loss = counts,
+        // Looked at where it lies: packets are large.
+        match &event {
+            Event::Record(_) => {}
+            Event::Loss(counts) => self.source_loss = *counts,
             Event::Interface(sample) => {
-                self.parts.sums.interface(&sample);
+                self.parts.sums.interface(sample);
                 self.parts
                     .detectors
-                    .observe(&self.parts.host, &Observation::Interface(&sample), &mut self.findings);
+                    .observe(&self.parts.host, &Observation::Interface(sample), &mut self.findings);
                 self.write_findings();
             }
             event => {
-                self.parts.attribution.note(&event);
-                self.parts.flow.handle(&event, &mut self.facts);
+                self.parts.attribution.note(event);
+                self.parts.flow.handle(event, &mut self.facts);
                 self.join_facts(event.time().unwrap_or_default());
             }
+        }
+        if let Event::Record(record) = event {
+            self.recorded(record);
         }
     }
 
