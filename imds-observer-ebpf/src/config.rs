@@ -76,14 +76,18 @@ pub(crate) fn reads_tasks_directly() -> bool {
 /// `address` as the bytes of the packet, read in native order.
 #[inline(always)]
 pub(crate) fn is_endpoint_v4(address: u32) -> bool {
-    is_first_v4(address, unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_count) })
+    is_first_v4(address, unsafe {
+        core::ptr::read_volatile(&raw const ENDPOINTS.v4_count)
+    })
 }
 
 /// Link-local, or an endpoint of the user's. Mostly there is none beyond, and the verifier takes the loop out.
 #[inline(always)]
 pub(crate) fn near_v4(address: u32) -> bool {
     address & u32::from_ne_bytes([255, 255, 0, 0]) == u32::from_ne_bytes([169, 254, 0, 0])
-        || is_first_v4(address, unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_far_count) })
+        || is_first_v4(address, unsafe {
+            core::ptr::read_volatile(&raw const ENDPOINTS.v4_far_count)
+        })
 }
 
 /// Whether it is one of the first `count`. The count is read-only data, so the verifier takes out what unused slots would cost.

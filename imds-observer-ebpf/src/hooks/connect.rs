@@ -92,7 +92,12 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
     if FLOWS.insert(cookie, flow, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
-    note_connecting((u64::from(key.tgid) << 32) | u64::from(tid), cookie, remote, remote_port);
+    note_connecting(
+        (u64::from(key.tgid) << 32) | u64::from(tid),
+        cookie,
+        remote,
+        remote_port,
+    );
     emit(&ConnectEvent {
         header: header(EventKind::Connect, size_of::<ConnectEvent>()),
         cookie,

@@ -825,7 +825,8 @@ mod tests {
 
     #[test]
     fn endpoints_beyond_the_usual_ranges_stand_first() {
-        let addresses = ["169.254.169.254", "10.0.0.1", "fd00:ec2::254", "169.254.1.1"].map(|text| text.parse().unwrap());
+        let addresses =
+            ["169.254.169.254", "10.0.0.1", "fd00:ec2::254", "169.254.1.1"].map(|text| text.parse().unwrap());
         let found = endpoints(&addresses).unwrap();
         assert_eq!((found.v4_count, found.v4_far_count), (3, 1));
         assert_eq!(found.v4[0], [10, 0, 0, 1]);

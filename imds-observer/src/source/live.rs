@@ -79,7 +79,10 @@ impl LiveSource {
         decoder.set_clock(boot_to_wall_ns()?);
         let woken = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("make an epoll instance")?;
         woken
-            .add(kernel.ring_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))
+            .add(
+                kernel.ring_fd(),
+                EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0),
+            )
             .context("wait for the ring buffer")?;
         let now = Instant::now();
         let mut source = Self {

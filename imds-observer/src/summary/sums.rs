@@ -173,6 +173,7 @@ impl Aside {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Limits;
     use super::*;
     use crate::source::ndjson::parse;
 
@@ -215,7 +216,12 @@ mod tests {
 
     #[test]
     fn aside_comes_to_the_same_as_at_once() {
-        let summarizer = || Summarizer::new("a".into(), 8, 4).without_intervals();
+        let limits = Limits {
+            groups: 8,
+            paths: 4,
+            ..Limits::default()
+        };
+        let summarizer = || Summarizer::new("a".into(), limits).without_intervals();
         let (at_once, aside) = (sum_up(Sums::at_once(summarizer())), sum_up(Sums::aside(summarizer())));
         assert_eq!(at_once, aside);
         assert_eq!(at_once.0.processes.len(), 8);
@@ -223,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_is_added_up_later_counts_too() {
-        let mut sums = Sums::aside(Summarizer::new("a".into(), 8, 4));
+        let mut sums = Sums::aside(Summarizer::new("a".into(), Limits::default()));
         for ms in 0..10 {
             sums.observe(exchange(1, ms));
             let summarizer = sums.settled();

@@ -209,9 +209,15 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
             number,
         })
     };
-    let empty = side("empty", 1, &|cgroup, interface| empties(&lab, &types, cgroup, interface))?;
-    let looks = side("looks", 2, &|cgroup, interface| lookers(&lab, &types, cgroup, interface))?;
-    let tells = side("tells", 3, &|cgroup, interface| tellers(&lab, &tables, cgroup, interface))?;
+    let empty = side("empty", 1, &|cgroup, interface| {
+        empties(&lab, &types, cgroup, interface)
+    })?;
+    let looks = side("looks", 2, &|cgroup, interface| {
+        lookers(&lab, &types, cgroup, interface)
+    })?;
+    let tells = side("tells", 3, &|cgroup, interface| {
+        tellers(&lab, &tables, cgroup, interface)
+    })?;
     let bench = Bench {
         lab,
         ours,
