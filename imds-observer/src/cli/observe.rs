@@ -148,7 +148,6 @@ impl ObserveArgs {
             limits: config.limits.kernel,
             endpoints: endpoints_of(endpoints, config),
             gather,
-            ..LiveOptions::default()
         }
     }
 
