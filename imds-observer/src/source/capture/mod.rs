@@ -2,6 +2,7 @@
 //!
 //! A capture is read block by block and never held. What can't be read is told with its file and byte; what stood before is used.
 
+pub(in crate::source) mod ahead;
 mod comment;
 mod link;
 mod packet;
@@ -27,7 +28,6 @@ use crate::record::{LossCounts, SECOND, Time};
 /// First buffer of a file, and the largest that one block may need: captures hold packets of at most 256 KiB.
 const BUFFER_BYTES: usize = 128 * 1024;
 const MAX_BLOCK_BYTES: usize = 4 << 20;
-/// Interfaces of one capture that are told apart; packets of others are passed over.
 /// Longest section header; those of known programs are below 1 KiB.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
@@ -115,7 +115,7 @@ pub struct Capture {
 }
 
 /// What a capture yields next.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once and never stored")]
+#[expect(clippy::large_enum_variant, reason = "nearly all are events")]
 pub enum Next {
     Event(Event),
     /// The rest is lost, or with a link type, the interface's packets are. `at`: byte of the capture, after decompression.
