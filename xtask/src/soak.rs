@@ -17,7 +17,7 @@ pub(crate) struct Args {
 }
 
 /// As part of `test`.
-const SHORT_MINUTES: f64 = 1.0;
+const SHORT_MINUTES: f64 = 2.0;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !is_root() {
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     soak(&sh, "release", args.minutes)
 }
 
-/// A minute of it, with the programs that the tests have built.
+/// Two minutes of it, with the programs that the tests have built.
 pub(crate) fn short(sh: &Shell) -> anyhow::Result<()> {
     build::lab(sh)?;
     cmd!(

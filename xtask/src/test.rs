@@ -127,7 +127,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     if live && args.filter.is_none() {
-        step("a minute's soak", || soak::short(&sh))?;
+        step("two minutes' soak", || soak::short(&sh))?;
     }
     if let Some(fetching) = fetching {
         if let Ok(Err(error)) = fetching.join() {
