@@ -10,6 +10,7 @@ use crate::numbers::Table;
 use crate::observer::Observer;
 
 /// As `bpf.h` numbers them.
+const ARRAY: u64 = 2;
 const LRU_HASH: u64 = 9;
 const LRU_PERCPU_HASH: u64 = 10;
 const RING_BUFFER: u64 = 27;
@@ -20,7 +21,7 @@ const LIMITS: [(&str, u64, u64, u64); 7] = [
     ("kernel.flows", LRU_HASH, 32_768, 8),
     ("kernel.tuples", LRU_HASH, 65_536, 36),
     ("kernel.sequences", LRU_HASH, 16_384, 8),
-    ("kernel.connecting", LRU_HASH, 8_192, 8),
+    ("kernel.connecting", ARRAY, 8_192, 4),
     ("kernel.processes", LRU_HASH, 16_384, 16),
     ("kernel.interfaces", LRU_PERCPU_HASH, 256, 4),
 ];
