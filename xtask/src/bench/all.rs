@@ -9,16 +9,16 @@ use crate::run::step;
 pub(crate) fn run(args: &lab::Args) -> anyhow::Result<()> {
     let begin = Instant::now();
     let programs = Programs::build(args)?;
-    for bench in Bench::ALL {
-        step(&format!("bench {bench:?}"), || programs.run(bench, args, &[]))?;
-    }
-    step("bench Memory", || memory::run(&programs, args))?;
-    step("bench Pipeline", || pipeline::run(args))?;
     // Short runs are for CI, which doesn't install what these measure against; tests see to the live view and to `analyze`.
     if !args.short {
         step("bench Offline", || offline::run(&offline::Args::whole(args.clone())))?;
         step("bench Watch", || watch::run(&watch::Args::whole(args.clone())))?;
     }
+    for bench in Bench::ALL {
+        step(&format!("bench {bench:?}"), || programs.run(bench, args, &[]))?;
+    }
+    step("bench Memory", || memory::run(&programs, args))?;
+    step("bench Pipeline", || pipeline::run(args))?;
     eprintln!("all of it in {:.0} s", begin.elapsed().as_secs_f64());
     Ok(())
 }
