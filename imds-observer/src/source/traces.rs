@@ -11,7 +11,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::capture::ahead::Ahead as CaptureAhead;
 use super::capture::{Broken, Capture, Next};
 use super::input::{Format, Input};
 use super::ndjson::Skip;
@@ -41,12 +40,6 @@ impl InputCounts {
         self.skipped += 1;
         self.broken += u64::from(*skip != Skip::CutOff);
     }
-
-    fn breaks_off(&mut self, capture: &str, at: u64, why: &Broken) {
-        self.skipped += 1;
-        self.broken += 1;
-        tracing::warn!("{capture}:{at}: {why}");
-    }
 }
 
 /// See the module's text.
@@ -69,7 +62,7 @@ pub struct Traces {
 
 enum Trace {
     Records(Box<Ahead>),
-    Capture(Box<CaptureAhead>),
+    Capture(Box<Capture>),
 }
 
 impl Traces {
@@ -85,10 +78,7 @@ impl Traces {
             .into_iter()
             .map(|input| match input.format {
                 Format::Ndjson => Trace::Records(Box::new(Ahead::new(input, files, &spares))),
-                Format::Pcap | Format::Pcapng => {
-                    let capture = Capture::new(input, endpoints, limits);
-                    Trace::Capture(Box::new(CaptureAhead::new(capture, files, limits)))
-                }
+                Format::Pcap | Format::Pcapng => Trace::Capture(Box::new(Capture::new(input, endpoints, limits))),
             })
             .collect();
         let mut source = Self {
@@ -160,7 +150,9 @@ impl Traces {
                     }
                     Next::Event(event) => event,
                     Next::Broken { at, why } => {
-                        self.counts.breaks_off(&capture.name, at, &why);
+                        self.counts.skipped += 1;
+                        self.counts.broken += 1;
+                        tell(capture, at, &why);
                         continue;
                     }
                 },
@@ -187,6 +179,10 @@ impl Traces {
             Trace::Capture(capture) => capture.is_ready(),
         }
     }
+}
+
+fn tell(capture: &Capture, at: u64, why: &Broken) {
+    tracing::warn!("{}:{at}: {why}", capture.name);
 }
 
 /// One file alone, which has nothing to be merged with: its records go on as they come.
@@ -218,29 +214,6 @@ fn records_of_one(
     }
 }
 
-/// The same for one capture.
-fn events_of_one(
-    reader: &mut CaptureAhead,
-    first: Option<Event>,
-    counts: &mut InputCounts,
-    out: &mut Vec<Event>,
-) -> SourceState {
-    let before = out.len();
-    out.extend(first);
-    loop {
-        match reader.next_event() {
-            Next::Event(event) => out.push(event),
-            Next::Broken { at, why } => counts.breaks_off(&reader.name, at, &why),
-            Next::End if out.len() == before => return SourceState::End,
-            Next::End => return SourceState::More,
-        }
-        let read = out.len() - before;
-        if read >= BATCH || read > 0 && !reader.is_ready() {
-            return SourceState::More;
-        }
-    }
-}
-
 impl Source for Traces {
     fn start(&self) -> SourceFacts {
         let missing = self.captures.then(|| Missing {
@@ -262,19 +235,20 @@ impl Source for Traces {
     }
 
     fn next_batch(&mut self, _: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
-        if let [trace] = &mut self.traces[..] {
+        if let [Trace::Records(reader)] = &mut self.traces[..] {
             // The first was read to see what the trace is of.
-            let (first, counts) = (self.next[0].take(), &mut self.counts);
-            return Ok(match trace {
-                Trace::Records(reader) => records_of_one(reader, first, counts, out),
-                Trace::Capture(reader) => events_of_one(reader, first, counts, out),
-            });
+            let first = self.next[0].take();
+            return Ok(records_of_one(reader, first, &mut self.counts, out));
         }
         if let Some(index) = self.behind.take() {
             self.refill(index);
         }
         for _ in 0..BATCH {
-            let Some(Reverse((_, index))) = self.order.pop() else {
+            let index = if self.traces.len() == 1 {
+                0
+            } else if let Some(Reverse((_, index))) = self.order.pop() {
+                index
+            } else {
                 return Ok(SourceState::End);
             };
             let Some(event) = self.next[index].take() else {

@@ -2,7 +2,6 @@
 //!
 //! A capture is read block by block and never held. What can't be read is told with its file and byte; what stood before is used.
 
-pub(in crate::source) mod ahead;
 mod comment;
 mod link;
 mod packet;
@@ -115,7 +114,7 @@ pub struct Capture {
 }
 
 /// What a capture yields next.
-#[expect(clippy::large_enum_variant, reason = "nearly all are events")]
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once and never stored")]
 pub enum Next {
     Event(Event),
     /// The rest is lost, or with a link type, the interface's packets are. `at`: byte of the capture, after decompression.
