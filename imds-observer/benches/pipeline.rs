@@ -345,10 +345,9 @@ fn main() {
                     if packet.tcp_flags & Packet::SYN != 0 {
                         reader.start(Seq(packet.seq).plus(1));
                     }
-                    reader.push(packet);
-                    reader.read(|found| {
+                    let _ = black_box(reader.push(packet, |found| {
                         black_box(&found);
-                    });
+                    }));
                 }
             }
         },

@@ -221,6 +221,10 @@ impl Attempt {
         Some(self.time.plus_ns(SILENCE_NS))
     }
 
+    pub(super) fn is_due(&self, now: Time) -> bool {
+        self.due().is_some_and(|due| now >= due)
+    }
+
     /// The fact, once the attempt has failed for good.
     /// `last`: the observer stops, so nothing is waited for; what has not ended by then is nobody's failure.
     pub(super) fn settle(
@@ -228,7 +232,7 @@ impl Attempt {
         now: Time,
         last: bool,
         flow: (FlowId, u32),
-        connection: impl FnOnce() -> Connection,
+        connection: Connection,
     ) -> Option<ConnectFacts> {
         let due = self.due()?;
         let overdue = now >= due;
@@ -257,7 +261,7 @@ impl Attempt {
             ifindex: flow.1,
             sender: self.sender,
             time: self.time,
-            connection: connection(),
+            connection,
             outcome,
             errno: self.errno,
             elapsed_ns: end.since(self.time),

@@ -12,7 +12,7 @@ use rustc_hash::FxHasher;
 use super::attempt::Attempt;
 use super::pending::{Answer, Pending};
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
-use crate::flow::{FoundRequest, FoundResponse, Meta, Pushed, RequestReader, ResponseReader, Seq, StreamLimits};
+use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq, StreamLimits};
 use crate::imds::{Hasher, no_request, read_request};
 use crate::record::{Connection, ExchangeOutcome, LossCounts, PacketDirection, SECOND, Time};
 use crate::source::{
@@ -32,6 +32,8 @@ const HALF_CLOSE_NS: u64 = SECOND;
 const IDLE_NS: u64 = 20 * SECOND;
 /// A drop may be told 3.05 s after a client that waited 2 s has gone.
 const LINGER_NS: u64 = 5 * SECOND;
+/// The same for a socket of this host whose requests all had their answers: nothing is to be explained, and its copies are seen by then.
+const SHORT_LINGER_NS: u64 = SECOND;
 /// A connection without any packet is forgotten after this; a later request on it starts a new entry.
 const FORGET_NS: u64 = 900 * SECOND;
 
@@ -40,6 +42,15 @@ pub(super) struct Context<'a> {
     pub(super) limits: &'a Limits,
     pub(super) hasher: &'a Hasher,
     pub(super) loss: &'a mut LossCounts,
+    /// Room for requests between reader and queue, the same for all flows; empty.
+    pub(super) fresh: &'a mut Vec<Fresh>,
+}
+
+/// A request as it comes from the reader.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    truncated: bool,
+    pending: Pending,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +94,8 @@ pub(super) struct Flow {
     gap_since: Option<Time>,
     /// The client uses the port or socket for another connection: this one is over, since when nobody saw.
     superseded: bool,
+    /// Not all went well: what comes late may explain it.
+    troubled: bool,
     limits: StreamLimits,
     /// When the table's timer will look at this flow.
     pub(super) scheduled: Option<Time>,
@@ -129,6 +142,7 @@ impl Flow {
             last: time,
             gap_since: None,
             superseded: false,
+            troubled: false,
             limits: limits.stream,
             scheduled: None,
         }
@@ -227,6 +241,7 @@ impl Flow {
         self.closed = None;
         self.gap_since = None;
         self.superseded = false;
+        self.troubled = false;
     }
 
     pub(super) fn supersede(&mut self) {
@@ -445,17 +460,16 @@ impl Flow {
         if captured {
             self.responses.start(Seq(packet.ack));
         }
-        match self.requests.push(packet) {
-            Pushed::New | Pushed::Old => {}
-            Pushed::Far => context.loss.unparsed += 1,
-            Pushed::Full => {
+        match self.collect(context, |requests, found| requests.push(packet, found)) {
+            Ok(()) => {}
+            Err(Refused::Far) => context.loss.unparsed += 1,
+            Err(Refused::Full) => {
                 context.loss.truncated += 1;
-                self.requests.skip_gap();
-                self.read_requests(context);
-                self.requests.push(packet);
+                self.collect(context, |requests, found| requests.skip_gap(found));
+                // The first waiting piece is gone: there is room.
+                let _ = self.collect(context, |requests, found| requests.push(packet, found));
             }
         }
-        self.read_requests(context);
         self.gap_since = match self.gap_since {
             _ if !self.has_gap() => None,
             None => Some(packet.time),
@@ -503,13 +517,13 @@ impl Flow {
         );
     }
 
-    fn read_requests(&mut self, context: &mut Context<'_>) {
-        self.collect(context, false);
-    }
-
-    /// Takes over the requests that the reader can give; with `flush`, also the one whose head has no end yet.
-    fn collect(&mut self, context: &mut Context<'_>, flush: bool) {
-        let mut fresh = Vec::new();
+    /// Takes over the requests that the reader gives while `read` is at work.
+    fn collect<R>(
+        &mut self,
+        context: &mut Context<'_>,
+        read: impl FnOnce(&mut RequestReader, &mut dyn FnMut(FoundRequest<'_>)) -> R,
+    ) -> R {
+        let mut fresh = std::mem::take(context.fresh);
         let hasher = context.hasher;
         let mut doubtful = 0;
         let mut take = |found: FoundRequest<'_>| {
@@ -518,9 +532,9 @@ impl Flow {
                 return;
             }
             let Meta { time, ack, sender, .. } = found.meta;
-            fresh.push((
-                found.head.truncated,
-                Pending {
+            fresh.push(Fresh {
+                truncated: found.head.truncated,
+                pending: Pending {
                     number: 0,
                     start: found.start,
                     end: found.end,
@@ -532,20 +546,18 @@ impl Flow {
                     request: read_request(&found.head, hasher),
                     answer: None,
                 },
-            ));
+            });
         };
-        if flush {
-            self.requests.flush(&mut take);
-        } else {
-            self.requests.read(&mut take);
-        }
+        let result = read(&mut self.requests, &mut take);
         self.number = self.number.saturating_add(doubtful);
         context.loss.truncated += u64::from(doubtful);
-        for (truncated, pending) in fresh {
+        for Fresh { truncated, pending } in fresh.drain(..) {
             context.loss.truncated += u64::from(truncated);
             context.loss.unparsed += u64::from(pending.request.method.is_none());
             self.enqueue(pending, context);
         }
+        *context.fresh = fresh;
+        result
     }
 
     fn enqueue(&mut self, mut pending: Pending, context: &mut Context<'_>) {
@@ -571,6 +583,10 @@ impl Flow {
             .filter(|sender| sender.key.tgid != 0)
             .or(self.sender)
             .or(pending.sender);
+        if self.pending.is_empty() {
+            // Mostly there is one.
+            self.pending.reserve_exact(1);
+        }
         self.pending.push_back(pending);
     }
 
@@ -615,17 +631,16 @@ impl Flow {
         }
         if packet.vantage == Vantage::Capture {
             let mut found = Vec::new();
-            match self.responses.push(packet) {
-                Pushed::New | Pushed::Old => {}
-                Pushed::Far => context.loss.unparsed += 1,
-                Pushed::Full => {
+            match self.responses.push(packet, |head| found.push(head)) {
+                Ok(()) => {}
+                Err(Refused::Far) => context.loss.unparsed += 1,
+                Err(Refused::Full) => {
                     context.loss.truncated += 1;
                     self.responses.skip_gap(|head| found.push(head));
-                    self.responses.read(|head| found.push(head));
-                    self.responses.push(packet);
+                    // The first waiting piece is gone: there is room.
+                    let _ = self.responses.push(packet, |head| found.push(head));
                 }
             }
-            self.responses.read(|head| found.push(head));
             for head in found {
                 self.response_head(head, Vantage::Capture, packet.time, context);
             }
@@ -705,7 +720,7 @@ impl Flow {
             {
                 // Answered before its head was complete, or the rest of it was missed.
                 let waiting = std::mem::take(&mut self.early);
-                self.collect(context, true);
+                self.collect(context, |requests, found| requests.flush(found));
                 self.early = waiting;
             }
             let (head, ..) = self.early.remove(0);
@@ -749,7 +764,7 @@ impl Flow {
             || self.server_rst.is_some();
         let stale = now >= self.last.plus_ns(IDLE_NS);
         if self.requests.partial().is_some() && (last || leaving || stale) {
-            self.collect(context, true);
+            self.collect(context, |requests, found| requests.flush(found));
         }
         let mut due = self.settle_attempt(now, last, out);
         let mut sooner = |time: Option<Time>| {
@@ -781,13 +796,27 @@ impl Flow {
             sooner(self.client_left.map(|(time, _)| time.plus_ns(REORDER_NS)));
             sooner(Some(self.last.plus_ns(IDLE_NS)));
         }
-        let forget = self.closed.map_or(self.last.plus_ns(FORGET_NS), |closed| {
-            closed.max(self.last).plus_ns(LINGER_NS)
-        });
-        if due.is_none() && now >= forget {
-            return None;
+        if due.is_some() {
+            return due;
         }
-        Some(due.unwrap_or(forget))
+        let forget = self.forgotten();
+        (now < forget).then_some(forget)
+    }
+
+    /// When nothing that comes can belong to it any more.
+    fn forgotten(&mut self) -> Time {
+        let Some(closed) = self.closed else {
+            return self.last.plus_ns(FORGET_NS);
+        };
+        // It is kept for a while, and thousands with it: without the room that it took for its requests.
+        self.pending = VecDeque::new();
+        let failed = self.attempt.as_ref().is_some_and(Attempt::has_failed);
+        let linger = if self.troubled || failed || self.socketless() {
+            LINGER_NS
+        } else {
+            SHORT_LINGER_NS
+        };
+        closed.max(self.last).plus_ns(linger)
     }
 
     fn give_up_gaps(&mut self, now: Time, context: &mut Context<'_>) {
@@ -795,13 +824,11 @@ impl Flow {
         let mut found = Vec::new();
         while self.requests.has_gap() {
             context.loss.truncated += 1;
-            self.requests.skip_gap();
-            self.read_requests(context);
+            self.collect(context, |requests, found| requests.skip_gap(found));
         }
         while self.responses.has_gap() {
             context.loss.truncated += 1;
             self.responses.skip_gap(|head| found.push(head));
-            self.responses.read(|head| found.push(head));
         }
         for head in found {
             self.response_head(head, Vantage::Capture, now, context);
@@ -812,15 +839,17 @@ impl Flow {
         if self.number == 0 && self.connect_ns.is_none() {
             self.connect_ns = self.attempt.as_ref()?.handshake_ns();
         }
-        let mut attempt = self.attempt.take_if(|attempt| attempt.is_open())?;
-        let fact = attempt.settle(now, last, (self.id, self.ifindex), || self.connection(0));
-        out.extend(fact.map(Fact::Connect));
+        let attempt = self.attempt.as_ref().filter(|attempt| attempt.is_open())?;
+        if attempt.is_due(now) || last {
+            let connection = self.connection(0);
+            let fact = self.attempt.as_mut()?.settle(now, last, (self.id, self.ifindex), connection);
+            out.extend(fact.map(Fact::Connect));
+        }
+        let attempt = self.attempt.as_ref()?;
         if self.socketless() && attempt.has_failed() {
             self.closed.get_or_insert(now);
         }
-        let due = attempt.due();
-        self.attempt = Some(attempt);
-        due
+        attempt.due()
     }
 
     fn judge(&self, pending: &Pending, now: Time, last: bool) -> Verdict {
@@ -939,6 +968,7 @@ impl Flow {
             context.loss.truncated += 1;
             return;
         }
+        self.troubled |= outcome != ExchangeOutcome::Answered;
         let mut request = pending.request;
         request.ttl = self.wire_ttl.or(self.socket_ttl);
         let latency_ns = pending

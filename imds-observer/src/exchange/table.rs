@@ -10,7 +10,7 @@ use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
 use super::Fact;
-use super::connection::{Context, Flow};
+use super::connection::{Context, Flow, Fresh};
 use crate::flow::{Seq, StreamLimits};
 use crate::imds::Hasher;
 use crate::record::{LossCounts, SECOND, Time};
@@ -60,6 +60,7 @@ pub struct FlowTable {
     timers: BinaryHeap<Reverse<(Time, FlowId)>>,
     now: Time,
     loss: LossCounts,
+    fresh: Vec<Fresh>,
 }
 
 impl FlowTable {
@@ -76,6 +77,7 @@ impl FlowTable {
             timers: BinaryHeap::new(),
             now: Time(0),
             loss: LossCounts::default(),
+            fresh: Vec::new(),
         }
     }
 
@@ -104,8 +106,7 @@ impl FlowTable {
                 if self.flows.peek(&id).is_some_and(|flow| flow.tries_again()) {
                     self.conclude(id, out);
                 }
-                self.reach(id, event.time, event.remote, |flow, _| flow.connect(event));
-                self.settle(id, false, out);
+                self.reach(id, event.time, event.remote, out, |flow, _, _| flow.connect(event));
             }
             Event::ConnectReturned(event) => {
                 if let Some(flow) = self.flows.get_mut(&event.flow) {
@@ -114,20 +115,19 @@ impl FlowTable {
                 }
             }
             Event::Socket(event) => {
-                self.reach(event.flow, event.time, event.remote, |flow, _| flow.socket(event));
-                self.settle(event.flow, false, out);
+                self.reach(event.flow, event.time, event.remote, out, |flow, _, _| flow.socket(event));
             }
             Event::Drop(event) => {
                 let id = self.aliases.peek(&event.flow).copied().unwrap_or(event.flow);
-                self.reach(id, event.time, event.remote, |flow, _| flow.dropped(event, out));
-                self.settle(id, false, out);
+                self.reach(id, event.time, event.remote, out, |flow, _, out| {
+                    flow.dropped(event, out);
+                });
             }
             Event::Packet(packet) => {
                 let id = self.flow_of(packet, out);
-                self.reach(id, packet.time, packet.remote, |flow, context| {
+                self.reach(id, packet.time, packet.remote, out, |flow, context, _| {
                     flow.packet(packet, context);
                 });
-                self.settle(id, false, out);
             }
             Event::Process { .. } | Event::Caller { .. } | Event::Interface(_) | Event::Loss(_) | Event::Record(_) => {}
         }
@@ -157,6 +157,7 @@ impl FlowTable {
                 limits: &self.limits,
                 hasher: &self.hasher,
                 loss: &mut self.loss,
+                fresh: &mut self.fresh,
             };
             flow.settle(self.now, true, &mut context, out);
             self.aliases.pop(&id);
@@ -208,8 +209,16 @@ impl FlowTable {
         id
     }
 
-    fn reach(&mut self, id: FlowId, time: Time, remote: SocketAddr, act: impl FnOnce(&mut Flow, &mut Context<'_>)) {
-        if !self.flows.contains(&id) && self.flows.len() >= self.limits.flows {
+    /// Lets `act` add to what is known of a flow, new or not, and gives what that decides.
+    fn reach(
+        &mut self,
+        id: FlowId,
+        time: Time,
+        remote: SocketAddr,
+        out: &mut Vec<Fact>,
+        act: impl FnOnce(&mut Flow, &mut Context<'_>, &mut Vec<Fact>),
+    ) {
+        if self.flows.len() >= self.limits.flows && !self.flows.contains(&id) {
             let evicted = self.flows.pop_lru();
             self.loss.evicted += u64::from(evicted.is_some_and(|(_, flow)| flow.is_busy()));
         }
@@ -221,8 +230,11 @@ impl FlowTable {
             limits,
             hasher: &self.hasher,
             loss: &mut self.loss,
+            fresh: &mut self.fresh,
         };
-        act(flow, &mut context);
+        act(flow, &mut context, out);
+        let due = flow.settle(self.now, false, &mut context, out);
+        self.schedule(id, due, false);
     }
 
     /// Another connection begins under the same id: gives what is left of this one.
@@ -239,8 +251,15 @@ impl FlowTable {
             limits: &self.limits,
             hasher: &self.hasher,
             loss: &mut self.loss,
+            fresh: &mut self.fresh,
         };
-        let Some(due) = flow.settle(self.now, last, &mut context, out) else {
+        let due = flow.settle(self.now, last, &mut context, out);
+        self.schedule(id, due, last);
+    }
+
+    /// Sees to it that a flow is asked again when it is due; `None`: that it is forgotten.
+    fn schedule(&mut self, id: FlowId, due: Option<Time>, last: bool) {
+        let Some(due) = due else {
             self.flows.pop(&id);
             return;
         };
@@ -252,11 +271,12 @@ impl FlowTable {
         );
         let due = due.max(self.now.plus_ns(1));
         // One live entry a flow: only an earlier date needs a new one.
+        let Some(flow) = self.flows.peek_mut(&id) else { return };
         if flow.scheduled.is_none_or(|scheduled| due < scheduled) {
             flow.scheduled = Some(due);
             self.timers.push(Reverse((due, id)));
+            self.trim_timers();
         }
-        self.trim_timers();
     }
 
     /// Overtaken entries are left in the heap until their time comes; this keeps them from outnumbering the flows.

@@ -10,4 +10,4 @@ pub use reader::{Meta, StreamLimits};
 pub use requests::{FoundRequest, RequestReader};
 pub use responses::{FoundResponse, ResponseReader};
 pub use seq::Seq;
-pub use stream::{Piece, Pushed, Stream};
+pub use stream::{Piece, Pushed, Refused, Stream};

@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 
 use super::reader::{Meta, StreamLimits, piece};
-use super::{Piece, Pushed, Seq, Stream};
+use super::{Piece, Pushed, Refused, Seq, Stream};
 use crate::http::{Body, Request, Scan, Scanner, may_begin_request, starts_with_method};
 use crate::source::{Packet, Vantage};
 
@@ -93,21 +93,31 @@ impl RequestReader {
         self.stream.has_gap()
     }
 
-    /// Takes a packet's payload in; [`Self::read`] gives what it completes.
-    pub fn push(&mut self, packet: &Packet) -> Pushed {
+    /// Takes a packet's payload in and gives every head that it completes.
+    pub fn push(&mut self, packet: &Packet, mut found: impl FnMut(FoundRequest<'_>)) -> Result<(), Refused> {
         if self.stream.next_seq().is_none() && !may_begin_request(&packet.data) {
             self.state = State::Lost;
         }
-        self.stream.push(piece(packet, packet.vantage == Vantage::Capture))
+        match self.stream.push(piece(packet, packet.vantage == Vantage::Capture)) {
+            Pushed::Next(piece) => {
+                self.take(piece, &mut found);
+                self.read(&mut found);
+            }
+            Pushed::Waits | Pushed::Old => {}
+            Pushed::Full => return Err(Refused::Full),
+            Pushed::Far => return Err(Refused::Far),
+        }
+        Ok(())
     }
 
-    /// Gives up the missing bytes: the head that they belong to with them.
-    pub fn skip_gap(&mut self) {
+    /// Gives up the missing bytes, and the head that they belong to with them; goes on with what waits behind.
+    pub fn skip_gap(&mut self, mut found: impl FnMut(FoundRequest<'_>)) {
         self.stream.skip_gap();
         self.forget_head();
         self.ack_at_gap = self.last_ack;
         self.state = State::Lost;
         self.turned = false;
+        self.read(&mut found);
     }
 
     fn forget_head(&mut self) {
@@ -121,10 +131,9 @@ impl RequestReader {
         self.turned = false;
     }
 
-    /// Gives every head that is complete by now.
-    pub fn read(&mut self, mut found: impl FnMut(FoundRequest<'_>)) {
+    fn read(&mut self, found: &mut impl FnMut(FoundRequest<'_>)) {
         while let Some(piece) = self.stream.pop() {
-            self.take(piece, &mut found);
+            self.take(piece, found);
         }
     }
 

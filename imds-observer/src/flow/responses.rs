@@ -3,7 +3,7 @@
 use bytes::Buf;
 
 use super::reader::{Meta, StreamLimits, piece};
-use super::{Piece, Pushed, Seq, Stream};
+use super::{Piece, Pushed, Refused, Seq, Stream};
 use crate::http::{Response, Scan, Scanner, status_of};
 use crate::imds::response_headers;
 use crate::source::Packet;
@@ -82,19 +82,31 @@ impl ResponseReader {
         self.stream.has_gap()
     }
 
-    pub fn push(&mut self, packet: &Packet) -> Pushed {
-        self.stream.push(piece(packet, true))
+    /// Takes a packet's payload in and gives every head that it completes.
+    pub fn push(&mut self, packet: &Packet, mut found: impl FnMut(FoundResponse)) -> Result<(), Refused> {
+        match self.stream.push(piece(packet, true)) {
+            Pushed::Next(piece) => {
+                self.take(piece, &mut found);
+                self.read(&mut found);
+            }
+            Pushed::Waits | Pushed::Old => {}
+            Pushed::Full => return Err(Refused::Full),
+            Pushed::Far => return Err(Refused::Far),
+        }
+        Ok(())
     }
 
-    pub fn skip_gap(&mut self, found: impl FnMut(FoundResponse)) {
+    /// Gives up the missing bytes: the head that they belong to ends there, and what waits behind goes on.
+    pub fn skip_gap(&mut self, mut found: impl FnMut(FoundResponse)) {
         self.stream.skip_gap();
-        self.flush(found);
+        self.flush(&mut found);
         self.state = State::Lost;
+        self.read(&mut found);
     }
 
-    pub fn read(&mut self, mut found: impl FnMut(FoundResponse)) {
+    fn read(&mut self, found: &mut impl FnMut(FoundResponse)) {
         while let Some(piece) = self.stream.pop() {
-            self.take(piece, &mut found);
+            self.take(piece, found);
         }
     }
 

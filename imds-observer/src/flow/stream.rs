@@ -1,4 +1,5 @@
-//! One direction of a connection: pieces in any order go in, pieces in order come out, each byte once.
+//! One direction of a connection: pieces in any order go in, pieces in order come out, each byte once. Nearly all come in order and go
+//! through without being stored.
 //!
 //! Of a byte that comes twice the first copy counts. Bytes that a source never captures are holes: of known length, so the stream goes on behind them.
 
@@ -9,7 +10,7 @@ use bytes::{Buf, Bytes};
 use super::Seq;
 
 /// Bytes of the stream from `seq` on: what was captured, then `hole` bytes that were not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece<M> {
     pub seq: Seq,
     pub data: Bytes,
@@ -30,15 +31,25 @@ impl<M> Piece<M> {
     }
 }
 
-/// What became of a piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pushed {
-    New,
+/// What becomes of a piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pushed<P> {
+    /// It comes next: take it, and then what [`Stream::pop`] gives.
+    Next(P),
+    /// Waits for an earlier one.
+    Waits,
     /// Every byte of it was known.
     Old,
     /// It doesn't fit: the gap before the waiting pieces has to be given up.
     Full,
     /// So far from the stream that it can't belong to it.
+    Far,
+}
+
+/// Why a piece was not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    Full,
     Far,
 }
 
@@ -72,7 +83,7 @@ impl<M> Stream<M> {
         self.next
     }
 
-    pub fn push(&mut self, piece: Piece<M>) -> Pushed {
+    pub fn push(&mut self, mut piece: Piece<M>) -> Pushed<Piece<M>> {
         let next = *self.next.get_or_insert(piece.seq);
         let distance = piece.seq.from(next);
         let len = piece.len();
@@ -81,6 +92,12 @@ impl<M> Stream<M> {
         }
         if distance + len as i32 <= 0 {
             return Pushed::Old;
+        }
+        let first = self.waiting.front().map(|first| first.seq.from(next));
+        if distance <= 0 && first.is_none_or(|first| first > 0) {
+            piece.skip(distance.unsigned_abs());
+            self.next = Some(piece.seq.plus(piece.len()));
+            return Pushed::Next(piece);
         }
         let at = self.waiting.partition_point(|other| other.seq.from(next) < distance);
         let same = self
@@ -94,10 +111,10 @@ impl<M> Stream<M> {
             return Pushed::Full;
         }
         self.waiting.insert(at, piece);
-        Pushed::New
+        Pushed::Waits
     }
 
-    /// The next piece in order, if it is there.
+    /// The waiting piece that comes next, if there is one.
     pub fn pop(&mut self) -> Option<Piece<M>> {
         loop {
             let next = self.next?;
@@ -147,29 +164,43 @@ mod tests {
     fn drain(stream: &mut Stream<()>) -> Vec<u8> {
         let mut bytes = Vec::new();
         while let Some(piece) = stream.pop() {
-            bytes.extend_from_slice(&piece.data);
-            bytes.extend(std::iter::repeat_n(b'.', piece.hole as usize));
+            show(&piece, &mut bytes);
         }
+        bytes
+    }
+
+    fn show(piece: &Piece<()>, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&piece.data);
+        bytes.extend(std::iter::repeat_n(b'.', piece.hole as usize));
+    }
+
+    /// What comes out when a piece goes in.
+    fn pass(stream: &mut Stream<()>, piece: Piece<()>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Pushed::Next(piece) = stream.push(piece) {
+            show(&piece, &mut bytes);
+        }
+        bytes.extend(drain(stream));
         bytes
     }
 
     #[test]
     fn holes_have_a_length() {
         let mut stream = Stream::new(4);
-        stream.push(Piece {
+        let holed = Piece {
             hole: 3,
             ..piece(10, b"ab")
-        });
-        stream.push(piece(12, b"xyzcd"));
-        assert_eq!(drain(&mut stream), b"ab...cd");
+        };
+        assert_eq!(pass(&mut stream, holed), b"ab...");
+        assert_eq!(pass(&mut stream, piece(12, b"xyzcd")), b"cd");
     }
 
     #[test]
     fn bounded() {
         let mut stream = Stream::new(2);
         stream.start(Seq(0));
-        assert_eq!(stream.push(piece(10, b"a")), Pushed::New);
-        assert_eq!(stream.push(piece(20, b"a")), Pushed::New);
+        assert_eq!(stream.push(piece(10, b"a")), Pushed::Waits);
+        assert_eq!(stream.push(piece(20, b"a")), Pushed::Waits);
         assert_eq!(stream.push(piece(20, b"a")), Pushed::Old);
         assert_eq!(stream.push(piece(30, b"a")), Pushed::Full);
         assert_eq!(stream.push(piece(1 << 30, b"a")), Pushed::Far);
@@ -191,8 +222,7 @@ mod tests {
             let whole = bytes.chunks(50).enumerate().map(|(at, _)| (at * 50, 50));
             for (from, len) in cuts.into_iter().chain(whole) {
                 let to = (from + len).min(bytes.len());
-                stream.push(piece(base.wrapping_add(from as u32), &bytes[from..to]));
-                got.extend(drain(&mut stream));
+                got.extend(pass(&mut stream, piece(base.wrapping_add(from as u32), &bytes[from..to])));
             }
             prop_assert_eq!(got, bytes);
         }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr;
+
 /// What [`Scanner::scan`] has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scan {
@@ -23,15 +25,18 @@ pub struct Scanner {
 impl Scanner {
     /// `bytes` is the whole buffer from the head's first byte on, and never shrinks between calls.
     pub fn scan(&mut self, bytes: &[u8]) -> Scan {
-        while let Some(&byte) = bytes.get(self.scanned) {
-            self.scanned += 1;
-            match byte {
-                b'\n' if !self.text => return Scan::Complete(self.scanned),
-                b'\n' => self.text = false,
-                b'\r' => {}
-                _ => self.text = true,
+        let has_text = |line: &[u8]| line.iter().any(|&byte| byte != b'\r');
+        let mut rest = bytes.get(self.scanned..).unwrap_or_default();
+        while let Some(at) = memchr(b'\n', rest) {
+            self.scanned += at + 1;
+            let text = std::mem::take(&mut self.text) || has_text(&rest[..at]);
+            if !text {
+                return Scan::Complete(self.scanned);
             }
+            rest = &rest[at + 1..];
         }
+        self.scanned += rest.len();
+        self.text |= has_text(rest);
         Scan::Incomplete
     }
 }
@@ -68,7 +73,7 @@ impl<'a> Headers<'a> {
 
 /// Splits off one line: the line without its end, the rest, and whether the end was there.
 pub(super) fn split_line(bytes: &[u8]) -> (&[u8], &[u8], bool) {
-    let (line, rest, ended) = match bytes.iter().position(|&byte| byte == b'\n') {
+    let (line, rest, ended) = match memchr(b'\n', bytes) {
         Some(at) => (&bytes[..at], &bytes[at + 1..], true),
         None => (bytes, &bytes[bytes.len()..], false),
     };
@@ -90,7 +95,7 @@ impl<'a> Iterator for Headers<'a> {
                 self.rest = &[];
                 return None;
             }
-            let colon = line.iter().position(|&byte| byte == b':');
+            let colon = memchr(b':', line);
             let (name, first) = match colon {
                 Some(at) => (line[..at].trim_ascii(), line[at + 1..].trim_ascii()),
                 None => (&line[..0], &line[..0]),

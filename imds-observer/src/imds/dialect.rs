@@ -1,25 +1,39 @@
 //! Whose metadata protocol a request speaks. A probe for another cloud is not a request without a token.
 
 use super::path::{is_aws_path, normalise};
-use crate::http::Headers;
+use crate::http::Header;
 use crate::record::Dialect;
 
+/// What headers say of the dialect.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Hints {
+    /// The first header that decides it alone.
+    sure: Option<Dialect>,
+    azure: bool,
+}
+
+impl Hints {
+    pub(super) fn note(&mut self, header: &Header<'_>) {
+        let is_value = |value: &[u8]| header.value.eq_ignore_ascii_case(value);
+        if header.is("metadata-flavor") && is_value(b"google") {
+            self.sure.get_or_insert(Dialect::Gcp);
+        } else if header.is("x-aliyun-ecs-metadata-token") || header.is("x-aliyun-ecs-metadata-token-ttl-seconds") {
+            self.sure.get_or_insert(Dialect::Alibaba);
+        } else if header.is("metadata") {
+            self.azure |= is_value(b"true");
+        }
+    }
+}
+
 /// Headers win over paths: several clouds share the EC2 tree.
-pub(super) fn dialect(path: &str, headers: Headers<'_>, token_header: bool) -> Dialect {
+pub(super) fn dialect(path: &str, hints: Hints, token_header: bool) -> Dialect {
     let path = normalise(path);
     let below = |root: &str| {
         path.strip_prefix(root)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    let mut azure_header = false;
-    for header in headers {
-        if header.is("metadata-flavor") && header.value.eq_ignore_ascii_case(b"google") {
-            return Dialect::Gcp;
-        }
-        if header.is("x-aliyun-ecs-metadata-token") || header.is("x-aliyun-ecs-metadata-token-ttl-seconds") {
-            return Dialect::Alibaba;
-        }
-        azure_header |= header.is("metadata") && header.value.eq_ignore_ascii_case(b"true");
+    if let Some(dialect) = hints.sure {
+        return dialect;
     }
     if token_header {
         return Dialect::Aws;
@@ -28,7 +42,7 @@ pub(super) fn dialect(path: &str, headers: Headers<'_>, token_header: bool) -> D
         Dialect::Gcp
     } else if below("/metadata/v1") || path == "/metadata/v1.json" {
         Dialect::Digitalocean
-    } else if below("/metadata") || azure_header {
+    } else if below("/metadata") || hints.azure {
         Dialect::Azure
     } else if below("/opc") {
         Dialect::Oracle

@@ -7,10 +7,16 @@ const MARK: &[u8] = b"[redacted]";
 const TOKEN_START: &[u8] = b"AQAE";
 const TOKEN_MIN: usize = 8;
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window.eq_ignore_ascii_case(needle))
+/// In the names of parameters and headers that carry tokens.
+const NAME: &[u8] = b"token";
+
+/// Where the first [`NAME`] is, however it is spelt: looked for by its rarest letter.
+fn find_name(bytes: &[u8]) -> Option<usize> {
+    memchr::memchr2_iter(b'k', b'K', bytes).find_map(|at| {
+        let start = at.checked_sub(2)?;
+        let there = bytes.get(start..start + NAME.len())?;
+        there.eq_ignore_ascii_case(NAME).then_some(start)
+    })
 }
 
 fn is_base64(byte: u8) -> bool {
@@ -35,15 +41,15 @@ fn decoded(bytes: &[u8]) -> Vec<(u8, usize)> {
 /// Where the value of a parameter or header with `token` in its name begins and ends.
 fn named_token(bytes: &[u8]) -> Option<(usize, usize)> {
     // Most text has neither the name nor anything encoded that could be it.
-    if !bytes.contains(&b'%') && find(bytes, b"token").is_none() {
+    if memchr::memchr(b'%', bytes).is_none() && find_name(bytes).is_none() {
         return None;
     }
     let map = decoded(bytes);
     let plain: Vec<u8> = map.iter().map(|&(byte, _)| byte).collect();
     let place = |at: usize| map.get(at).map_or(bytes.len(), |&(_, place)| place);
     let mut from = 0;
-    while let Some(found) = find(&plain[from..], b"token") {
-        let mut at = from + found + b"token".len();
+    while let Some(found) = find_name(&plain[from..]) {
+        let mut at = from + found + NAME.len();
         while plain
             .get(at)
             .is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'[' | b']'))
@@ -72,10 +78,7 @@ fn named_token(bytes: &[u8]) -> Option<(usize, usize)> {
 /// A run of base64 that begins as tokens do.
 fn bare_token(bytes: &[u8]) -> Option<(usize, usize)> {
     let mut from = 0;
-    while let Some(found) = bytes[from..]
-        .windows(TOKEN_START.len())
-        .position(|window| window == TOKEN_START)
-    {
+    while let Some(found) = memchr::memmem::find(&bytes[from..], TOKEN_START) {
         let start = from + found;
         let length = bytes[start..]
             .iter()
@@ -106,8 +109,14 @@ pub fn printable(bytes: &[u8], limit: usize) -> String {
         clean.extend_from_slice(MARK);
         rest = &rest[end..];
     }
-    clean.extend_from_slice(rest);
-    let mut text = String::from_utf8_lossy(&clean).into_owned();
+    // Most text has nothing to be taken out.
+    let clean = if clean.is_empty() {
+        rest
+    } else {
+        clean.extend_from_slice(rest);
+        &clean
+    };
+    let mut text = String::from_utf8_lossy(clean).into_owned();
     if text.len() > limit {
         let end = (0..=limit).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         text.truncate(end);

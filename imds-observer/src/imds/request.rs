@@ -1,6 +1,6 @@
 //! From a request head to the record of it.
 
-use super::dialect::dialect;
+use super::dialect::{Hints, dialect};
 use super::path::is_token_path;
 use super::redact::printable;
 use super::secret::{Hasher, Secret};
@@ -45,6 +45,7 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
     let mut user_agent = None;
     let (mut has_token, mut has_ttl) = (false, false);
     let (mut token, mut token_ttl_s) = (None, None);
+    let mut hints = Hints::default();
     for header in head.headers() {
         if header.is(TOKEN) {
             has_token = true;
@@ -62,9 +63,11 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
             user_agent.get_or_insert_with(|| printable(&header.value, USER_AGENT_BYTES));
         } else if header.is("x-forwarded-for") || header.is("forwarded") || header.is("via") {
             forwarded = true;
+        } else {
+            hints.note(&header);
         }
     }
-    let dialect = dialect(&path, head.headers(), has_token || has_ttl);
+    let dialect = dialect(&path, hints, has_token || has_ttl);
     let imds_version = if dialect != Dialect::Aws {
         // A header behind the cut may still make an unknown path one of AWS; a known dialect stays.
         (dialect != Dialect::Unknown || !head.truncated).then_some(ImdsVersion::Other)

@@ -214,6 +214,33 @@ fn records_of_one(
     }
 }
 
+/// One capture alone.
+fn packets_of_one(
+    capture: &mut Capture,
+    first: Option<Event>,
+    counts: &mut InputCounts,
+    out: &mut Vec<Event>,
+) -> SourceState {
+    let before = out.len();
+    out.extend(first);
+    loop {
+        let read = out.len() - before;
+        if read >= BATCH || read > 0 && !capture.is_ready() {
+            return SourceState::More;
+        }
+        match capture.next_event() {
+            Next::Event(event) => out.push(event),
+            Next::Broken { at, why } => {
+                counts.skipped += 1;
+                counts.broken += 1;
+                tell(capture, at, &why);
+            }
+            Next::End if read == 0 => return SourceState::End,
+            Next::End => return SourceState::More,
+        }
+    }
+}
+
 impl Source for Traces {
     fn start(&self) -> SourceFacts {
         let missing = self.captures.then(|| Missing {
@@ -235,20 +262,19 @@ impl Source for Traces {
     }
 
     fn next_batch(&mut self, _: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
-        if let [Trace::Records(reader)] = &mut self.traces[..] {
+        if let [trace] = &mut self.traces[..] {
             // The first was read to see what the trace is of.
             let first = self.next[0].take();
-            return Ok(records_of_one(reader, first, &mut self.counts, out));
+            return Ok(match trace {
+                Trace::Records(reader) => records_of_one(reader, first, &mut self.counts, out),
+                Trace::Capture(capture) => packets_of_one(capture, first, &mut self.counts, out),
+            });
         }
         if let Some(index) = self.behind.take() {
             self.refill(index);
         }
         for _ in 0..BATCH {
-            let index = if self.traces.len() == 1 {
-                0
-            } else if let Some(Reverse((_, index))) = self.order.pop() {
-                index
-            } else {
+            let Some(Reverse((_, index))) = self.order.pop() else {
                 return Ok(SourceState::End);
             };
             let Some(event) = self.next[index].take() else {

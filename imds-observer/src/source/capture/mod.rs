@@ -21,7 +21,7 @@ use self::link::{Link, Placed, Way};
 use self::packet::{Frame, Reader as PacketReader};
 use self::quota::Quota;
 use super::input::{Buffered, Format, Input};
-use super::{Event, Limits};
+use super::{Event, Limits, Packet};
 use crate::record::{LossCounts, SECOND, Time};
 
 /// First buffer of a file, and the largest that one block may need: captures hold packets of at most 256 KiB.
@@ -106,6 +106,8 @@ pub struct Capture {
     processes: Processes,
     quota: Quota,
     waiting: VecDeque<Event>,
+    /// Room for what one packet gives; empty.
+    found: Vec<Packet>,
     counted: u64,
     loss: LossCounts,
     told_loss: LossCounts,
@@ -142,6 +144,7 @@ impl Capture {
             processes: Processes::new(limits.processes),
             quota: Quota::new(limits.counted_interfaces),
             waiting: VecDeque::new(),
+            found: Vec::new(),
             counted: 0,
             loss: LossCounts::default(),
             told_loss: LossCounts::default(),
@@ -229,6 +232,7 @@ impl Capture {
                     processes: &mut self.processes,
                     quota: &mut self.quota,
                     waiting: &mut self.waiting,
+                    found: &mut self.found,
                     counted: &mut self.counted,
                     loss: &mut self.loss,
                     last: &mut self.last,
@@ -346,6 +350,7 @@ struct Work<'a> {
     processes: &'a mut Processes,
     quota: &'a mut Quota,
     waiting: &'a mut VecDeque<Event>,
+    found: &'a mut Vec<Packet>,
     counted: &'a mut u64,
     loss: &'a mut LossCounts,
     last: &'a mut Time,
@@ -457,7 +462,7 @@ impl Work<'_> {
             ifindex: ifindex.unwrap_or(index as u32 + 1),
         };
         let packets = &mut *self.packets;
-        let Some(found) = packets.read(&frame, self.loss) else {
+        let Some(found) = packets.read(&frame, self.loss, self.found) else {
             return;
         };
         let way = way.or(seen);
@@ -480,7 +485,7 @@ impl Work<'_> {
             );
         }
         let told = comments.iter().any(|comment| !comment.is_empty());
-        for mut packet in found.packets {
+        for mut packet in self.found.drain(..) {
             if told && packet.icmp.is_none() {
                 let (sender, news) = self.processes.sender(comments);
                 packet.sender = sender;

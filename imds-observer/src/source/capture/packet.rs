@@ -32,8 +32,6 @@ pub(super) struct Found {
     /// Whether it goes to a link-local service or comes from one; `None`: an ICMP error between others.
     pub(super) egress: Option<bool>,
     pub(super) class: TrafficClass,
-    /// One, or several where a segment holds several response heads; none for other services' packets.
-    pub(super) packets: Vec<Packet>,
 }
 
 pub(super) struct Reader {
@@ -61,8 +59,9 @@ impl Reader {
         }
     }
 
-    /// `None`: the packet is none of our business. One that is and can't be read is counted.
-    pub(super) fn read(&mut self, frame: &Frame<'_>, loss: &mut LossCounts) -> Option<Found> {
+    /// `None`: the packet is none of our business. One that is and can't be read is counted. Appends one to `out`, or several where a
+    /// segment holds several response heads; none for other services' packets.
+    pub(super) fn read(&mut self, frame: &Frame<'_>, loss: &mut LossCounts, out: &mut Vec<Packet>) -> Option<Found> {
         let (source, destination, may_be_icmp) = ends(frame.ip)?;
         let egress = if self.is_service(destination) {
             Some(true)
@@ -82,8 +81,8 @@ impl Reader {
             } else {
                 TrafficClass::Other
             },
-            packets: Vec::new(),
         };
+        let before = out.len();
         let Some(ip) = Ip::read(frame.ip) else {
             loss.unparsed += u64::from(endpoint);
             return egress.map(|_| found);
@@ -97,9 +96,7 @@ impl Reader {
                 };
                 // Destination unreachable, time exceeded.
                 let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 3 | 11));
-                found
-                    .packets
-                    .extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
+                out.extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
             }
             Some(TransportSlice::Icmpv6(icmp)) => {
                 let error = IcmpError {
@@ -108,12 +105,10 @@ impl Reader {
                     code: icmp.code_u8(),
                 };
                 let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 1 | 3));
-                found
-                    .packets
-                    .extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
+                out.extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
             }
             Some(TransportSlice::Tcp(tcp)) if endpoint => {
-                self.segment(frame, &ip, tcp, egress == Some(true), &mut found);
+                self.segment(frame, &ip, tcp, egress == Some(true), out);
             }
             Some(TransportSlice::Tcp(tcp)) => {
                 found.class = class(egress, tcp.source_port(), tcp.destination_port());
@@ -123,7 +118,7 @@ impl Reader {
             }
             _ => loss.unparsed += u64::from(endpoint && (ip.fragment || ip.sliced.stop_err.is_some())),
         }
-        (egress.is_some() || !found.packets.is_empty()).then_some(found)
+        (egress.is_some() || out.len() > before).then_some(found)
     }
 
     /// Addresses that the quota counts: link-local ones, and what the provider has in IPv6.
@@ -135,7 +130,7 @@ impl Reader {
         local || self.endpoints.contains(&address)
     }
 
-    fn segment(&mut self, frame: &Frame<'_>, ip: &Ip<'_>, tcp: &TcpSlice<'_>, request: bool, found: &mut Found) {
+    fn segment(&mut self, frame: &Frame<'_>, ip: &Ip<'_>, tcp: &TcpSlice<'_>, request: bool, out: &mut Vec<Packet>) {
         let (source, destination) = (
             SocketAddr::new(ip.source, tcp.source_port()),
             SocketAddr::new(ip.destination, tcp.destination_port()),
@@ -171,7 +166,7 @@ impl Reader {
         if request {
             packet.data = Bytes::copy_from_slice(&payload[..payload.len().min(MAX_HEAD_BYTES)]);
             packet.cut |= payload.len() > MAX_HEAD_BYTES;
-            found.packets.push(packet);
+            out.push(packet);
             return;
         }
         let flow = (local, remote);
@@ -186,7 +181,7 @@ impl Reader {
         }
         if heads.is_empty() {
             packet.cut = length > 0;
-            found.packets.push(packet);
+            out.push(packet);
             return;
         }
         // Each piece reaches to the next head, so that none of the bytes between is looked at again.
@@ -209,7 +204,7 @@ impl Reader {
             if !last {
                 piece.tcp_flags &= !fin;
             }
-            found.packets.push(piece);
+            out.push(piece);
         }
     }
 
