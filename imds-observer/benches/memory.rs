@@ -30,9 +30,9 @@ use imds_observer::report;
 use imds_observer::report::history::History;
 use imds_observer::sinks::collect::Collector;
 use imds_observer::sinks::destination::Destination;
-use imds_observer::sinks::ndjson::NdjsonOutput;
+use imds_observer::sinks::ndjson::{Line, NdjsonOutput};
 use imds_observer::sinks::queue::Queue;
-use imds_observer::sinks::{Output, Sink};
+use imds_observer::sinks::{Item as _, Output, Sink};
 use imds_observer::source::input::Input;
 use imds_observer::source::traces::Traces;
 use imds_observer::source::{
@@ -132,7 +132,9 @@ fn small() -> Limits {
 struct Stuck(Receiver<()>);
 
 impl Output for Stuck {
-    fn write(&mut self, _: &[Arc<Record>]) -> io::Result<u64> {
+    type Item = Line;
+
+    fn write(&mut self, _: &[Line]) -> io::Result<u64> {
         let _ = self.0.recv();
         Ok(0)
     }
@@ -151,7 +153,7 @@ fn outputs(limits: &Limits, rows: &mut Vec<Row>) {
     queue.finish().expect("end the writer");
     rows.push(("queue", limits.queue, bytes));
 
-    let findings = findings();
+    let findings: Vec<Line> = findings().iter().map(Line::of).collect();
     let bytes = of(|| {
         let full = Destination::file(Path::new("/dev/full"), None).expect("open /dev/full");
         let mut output = NdjsonOutput::new(full, limits.held_bytes);

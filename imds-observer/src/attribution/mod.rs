@@ -247,6 +247,9 @@ impl Attribution {
     /// The next fact whose caller is known, or will not be.
     pub fn next_resolved(&mut self, now: Time) -> Option<(Fact, Caller)> {
         self.now = now;
+        if self.pending.is_empty() {
+            return None;
+        }
         self.take_answers();
         self.pop(now, false)
     }

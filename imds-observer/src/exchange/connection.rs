@@ -63,7 +63,7 @@ enum Leave {
 #[derive(Debug)]
 pub(super) struct Flow {
     id: FlowId,
-    opened: Time,
+    pub(super) opened: Time,
     isn: Option<Seq>,
     local: Option<SocketAddr>,
     remote: SocketAddr,
@@ -842,7 +842,10 @@ impl Flow {
         let attempt = self.attempt.as_ref().filter(|attempt| attempt.is_open())?;
         if attempt.is_due(now) || last {
             let connection = self.connection(0);
-            let fact = self.attempt.as_mut()?.settle(now, last, (self.id, self.ifindex), connection);
+            let fact = self
+                .attempt
+                .as_mut()?
+                .settle(now, last, (self.id, self.ifindex), connection);
             out.extend(fact.map(Fact::Connect));
         }
         let attempt = self.attempt.as_ref()?;

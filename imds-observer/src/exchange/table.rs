@@ -47,6 +47,9 @@ impl Default for Limits {
 /// A SYN that comes again under another address within this time has passed NAT.
 const NAT_NS: u64 = SECOND;
 
+/// A connection is mostly over by then: until its end, what could happen in minutes is looked at once, after this.
+const YOUNG_NS: u64 = SECOND / 5;
+
 /// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
 #[derive(Debug)]
 pub struct FlowTable {
@@ -115,7 +118,9 @@ impl FlowTable {
                 }
             }
             Event::Socket(event) => {
-                self.reach(event.flow, event.time, event.remote, out, |flow, _, _| flow.socket(event));
+                self.reach(event.flow, event.time, event.remote, out, |flow, _, _| {
+                    flow.socket(event)
+                });
             }
             Event::Drop(event) => {
                 let id = self.aliases.peek(&event.flow).copied().unwrap_or(event.flow);
@@ -270,8 +275,11 @@ impl FlowTable {
             self.now
         );
         let due = due.max(self.now.plus_ns(1));
-        // One live entry a flow: only an earlier date needs a new one.
         let Some(flow) = self.flows.peek_mut(&id) else { return };
+        // Dates far ahead that nothing comes of would fill the heap.
+        let young = flow.opened.plus_ns(YOUNG_NS);
+        let due = if self.now < young { due.min(young) } else { due };
+        // One live entry a flow: only an earlier date needs a new one.
         if flow.scheduled.is_none_or(|scheduled| due < scheduled) {
             flow.scheduled = Some(due);
             self.timers.push(Reverse((due, id)));

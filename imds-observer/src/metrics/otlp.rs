@@ -175,6 +175,8 @@ impl Collector {
 }
 
 impl Output for Collector {
+    type Item = Arc<Record>;
+
     fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
         self.waiting.extend(records.iter().cloned());
         let over = self.waiting.len().saturating_sub(self.limit);

@@ -5,7 +5,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,13 +30,27 @@ pub struct Rotation {
 
 /// Where lines go.
 pub enum Destination {
-    Stdout(io::Stdout),
+    Stdout {
+        stdout: io::Stdout,
+        /// The same, if it is a pipe, opened once more: what waits for nobody is this opening, not others of the pipe.
+        express: Option<File>,
+    },
     File(RotatedFile),
 }
 
 impl Destination {
     pub fn stdout() -> Self {
-        Self::Stdout(io::stdout())
+        let stdout = io::stdout();
+        let express = reopen(stdout.as_fd());
+        Self::Stdout { stdout, express }
+    }
+
+    /// A file that takes bytes without ever waiting: writes beside [`Self::write_lines`], so one thread at a time.
+    pub fn express(&mut self) -> Option<File> {
+        match self {
+            Self::Stdout { express, .. } => express.take(),
+            Self::File(_) => None,
+        }
     }
 
     /// Without rotation the file is written anew; with it, what is there is rotated away.
@@ -48,7 +63,7 @@ impl Destination {
     /// Takes whole lines; returns the bytes of those that were written. The rest can't be, for now.
     pub fn write_lines(&mut self, lines: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Stdout(stdout) => {
+            Self::Stdout { stdout, .. } => {
                 let mut stdout = stdout.lock();
                 stdout.write_all(lines)?;
                 stdout.flush()?;
@@ -67,7 +82,7 @@ impl Destination {
 
     /// Notices that the reader of a pipe is gone, though nothing is to be written.
     pub fn check(&self) -> io::Result<()> {
-        let Self::Stdout(stdout) = self else {
+        let Self::Stdout { stdout, .. } = self else {
             return Ok(());
         };
         let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
@@ -80,10 +95,23 @@ impl Destination {
 
     pub fn close(&mut self) -> io::Result<()> {
         match self {
-            Self::Stdout(stdout) => stdout.flush(),
+            Self::Stdout { stdout, .. } => stdout.flush(),
             Self::File(file) => file.sync(),
         }
     }
+}
+
+/// A pipe opened anew, so that writing to it never waits. `None`: it is no pipe, or may not be opened.
+fn reopen(pipe: BorrowedFd<'_>) -> Option<File> {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    if !std::fs::metadata(&path).ok()?.file_type().is_fifo() {
+        return None;
+    }
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .ok()
 }
 
 /// A file that grows by whole lines only.

@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::filter::Kinds;
-use crate::record::Record;
+use crate::record::{Kind, Record};
 
 /// Takes records from the pipeline.
 pub trait Sink {
@@ -38,10 +38,34 @@ pub trait Sink {
     }
 }
 
-/// Writes records somewhere, on whatever thread it is told to.
+/// What an output takes: a record, or what is made of it on the pipeline's thread, where it is still warm.
+pub trait Item: Send + 'static {
+    fn of(record: &Arc<Record>) -> Self;
+
+    fn kind(&self) -> Kind;
+}
+
+impl Item for Arc<Record> {
+    fn of(record: &Arc<Record>) -> Self {
+        record.clone()
+    }
+
+    fn kind(&self) -> Kind {
+        Record::kind(self)
+    }
+}
+
+/// Writes somewhere, on whatever thread it is told to.
 pub trait Output: Send {
-    /// Writes and flushes. Returns how many records had to be given up; `BrokenPipe` means that nobody reads any more.
-    fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64>;
+    type Item: Item;
+
+    /// Writes and flushes. Returns how many items had to be given up; `BrokenPipe` means that nobody reads any more.
+    fn write(&mut self, items: &[Self::Item]) -> io::Result<u64>;
+
+    /// A way past [`Self::write`], where there is one that never waits.
+    fn express(&mut self) -> Option<Box<dyn Express<Self::Item>>> {
+        None
+    }
 
     /// Called now and then while nothing is to be written.
     fn idle(&mut self) -> io::Result<()> {
@@ -54,11 +78,17 @@ pub trait Output: Send {
     }
 }
 
+/// Writes what can be written without waiting.
+pub trait Express<I>: Send {
+    /// Takes away from `items` those that it has written, from the first on. Only a reader that is gone is an error.
+    fn write(&mut self, items: &mut Vec<I>) -> io::Result<()>;
+}
+
 /// Writes on the caller's thread: for traces, where waiting is right and shedding would be wrong.
-pub struct Direct<O> {
+pub struct Direct<O: Output> {
     output: O,
     kinds: Kinds,
-    waiting: Vec<Arc<Record>>,
+    waiting: Vec<O::Item>,
     shed: u64,
     closed: bool,
     failed: Option<io::Error>,
@@ -105,7 +135,7 @@ impl<O: Output> Sink for Direct<O> {
     }
 
     fn write(&mut self, record: &Arc<Record>) {
-        self.waiting.push(record.clone());
+        self.waiting.push(O::Item::of(record));
         if self.waiting.len() >= BATCH {
             self.write_waiting();
         }

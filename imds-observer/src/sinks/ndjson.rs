@@ -4,15 +4,45 @@
 //! first when it can be written again; the others are given up.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 
-use super::Output;
 use super::destination::Destination;
+use super::{Express, Item, Output};
 use crate::record::{Kind, Record};
 
 /// Bytes gathered before they are handed to the destination; a batch's rest is handed over at once.
 const CHUNK_BYTES: usize = 64 * 1024;
+
+/// A record as a line, its end included.
+pub struct Line {
+    kind: Kind,
+    text: Vec<u8>,
+}
+
+/// More than nearly every line takes.
+const LINE_BYTES: usize = 1024;
+
+impl Item for Line {
+    fn of(record: &Arc<Record>) -> Self {
+        let mut text = Vec::with_capacity(LINE_BYTES);
+        #[expect(
+            clippy::expect_used,
+            reason = "memory takes everything, and a record's keys are strings"
+        )]
+        serde_json::to_writer(&mut text, record.as_ref()).expect("write a record as JSON");
+        text.push(b'\n');
+        Self {
+            kind: record.kind(),
+            text,
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+}
 
 /// One JSON object a line. Only whole lines are handed on.
 pub struct NdjsonOutput {
@@ -90,18 +120,27 @@ impl NdjsonOutput {
 }
 
 impl Output for NdjsonOutput {
-    fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
+    type Item = Line;
+
+    fn write(&mut self, lines: &[Line]) -> io::Result<u64> {
         let mut shed = 0;
-        for record in records {
-            serde_json::to_writer(&mut self.lines, record.as_ref())?;
-            self.lines.push(b'\n');
-            let matters = matches!(record.kind(), Kind::Start | Kind::Finding | Kind::Loss);
+        for Line { kind, text } in lines {
+            self.lines.extend_from_slice(text);
+            let matters = matches!(kind, Kind::Start | Kind::Finding | Kind::Loss);
             self.ends.push((self.lines.len(), matters));
             if self.lines.len() >= CHUNK_BYTES {
                 shed += self.hand_over()?;
             }
         }
         Ok(shed + self.hand_over()?)
+    }
+
+    fn express(&mut self) -> Option<Box<dyn Express<Line>>> {
+        let pipe = self.destination.express()?;
+        Some(Box::new(ExpressLines {
+            pipe,
+            lines: Vec::with_capacity(libc::PIPE_BUF),
+        }))
     }
 
     fn idle(&mut self) -> io::Result<()> {
@@ -117,6 +156,44 @@ impl Output for NdjsonOutput {
     }
 }
 
+/// Lines into a pipe that says so instead of waiting when it has no room.
+struct ExpressLines {
+    pipe: File,
+    lines: Vec<u8>,
+}
+
+/// So much at once is worth waking the writer: the pipeline has more to do then.
+const MUCH: usize = 4 * libc::PIPE_BUF;
+
+impl Express<Line> for ExpressLines {
+    fn write(&mut self, items: &mut Vec<Line>) -> io::Result<()> {
+        if items.iter().map(|line| line.text.len()).sum::<usize>() > MUCH {
+            return Ok(());
+        }
+        while !items.is_empty() {
+            // So many bytes go into a pipe whole or not at all.
+            let fits = |sum: &mut usize, line: &Line| {
+                *sum += line.text.len();
+                (*sum <= libc::PIPE_BUF).then_some(())
+            };
+            let count = items.iter().scan(0, fits).count();
+            self.lines.clear();
+            for line in &items[..count] {
+                self.lines.extend_from_slice(&line.text);
+            }
+            match self.pipe.write(&self.lines) {
+                Ok(written) if count > 0 && written == self.lines.len() => {
+                    items.drain(..count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(error),
+                // The writer has the time to wait, and meets every other error again.
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     const HELD_BYTES: usize = 1 << 20;
@@ -126,8 +203,12 @@ mod tests {
     use super::*;
     use crate::record::{Loss, LossCounts, Time};
 
-    fn loss(host: &str) -> Arc<Record> {
-        Arc::new(Record::Loss(Loss::new(Time(0), host.into(), &LossCounts::default())))
+    fn loss(host: &str) -> Line {
+        Line::of(&Arc::new(Record::Loss(Loss::new(
+            Time(0),
+            host.into(),
+            &LossCounts::default(),
+        ))))
     }
 
     #[test]

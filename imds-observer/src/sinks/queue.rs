@@ -2,6 +2,8 @@
 //!
 //! When the sink can't keep up, exchanges are given up first, then drops, connects and summaries, findings last: what matters more
 //! takes the place of the oldest of what matters least. What was given up is counted and told in `loss.shed`.
+//!
+//! Little that goes to a pipe with room is written without the writer: waking it costs more than writing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::{Output, Sink};
+use super::{Express, Item, Output, Sink};
 use crate::filter::Kinds;
 use crate::record::{Kind, Record};
 
@@ -25,25 +27,25 @@ const LAST_WRITE: Duration = Duration::from_secs(5);
 const BATCH: usize = 256;
 
 /// See the module.
-pub struct Queue {
-    shared: Arc<Shared>,
+pub struct Queue<I = Arc<Record>> {
+    shared: Arc<Shared<I>>,
     /// Not handed over yet: the writer is woken once for what came together.
-    gathered: Vec<Arc<Record>>,
+    gathered: Vec<I>,
+    express: Option<Box<dyn Express<I>>>,
     thread: Option<JoinHandle<io::Result<()>>>,
     kinds: Kinds,
     limit: usize,
 }
 
-struct Shared {
-    state: Mutex<State>,
+struct Shared<I> {
+    state: Mutex<State<I>>,
     changed: Condvar,
     shed: AtomicU64,
     closed: AtomicBool,
 }
 
-#[derive(Default)]
-struct State {
-    waiting: VecDeque<Arc<Record>>,
+struct State<I> {
+    waiting: VecDeque<I>,
     /// How many of them are of each rank.
     ranks: [usize; RANKS],
     /// Taken out, not yet written.
@@ -63,10 +65,20 @@ fn rank(kind: Kind) -> usize {
     }
 }
 
-impl State {
-    fn push(&mut self, record: Arc<Record>) {
-        self.ranks[rank(record.kind())] += 1;
-        self.waiting.push_back(record);
+impl<I: Item> State<I> {
+    fn new() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            ranks: [0; RANKS],
+            writing: 0,
+            ending: false,
+            ended: false,
+        }
+    }
+
+    fn push(&mut self, item: I) {
+        self.ranks[rank(item.kind())] += 1;
+        self.waiting.push_back(item);
     }
 
     /// Gives up the oldest record of the lowest rank, if that is below `than`.
@@ -74,34 +86,35 @@ impl State {
         let Some(lowest) = self.ranks[..than].iter().position(|count| *count > 0) else {
             return false;
         };
-        let oldest = self.waiting.iter().position(|record| rank(record.kind()) == lowest);
+        let oldest = self.waiting.iter().position(|item| rank(item.kind()) == lowest);
         let gone = oldest.and_then(|at| self.waiting.remove(at)).is_some();
         self.ranks[lowest] -= usize::from(gone);
         gone
     }
 
-    fn take(&mut self, batch: &mut Vec<Arc<Record>>) {
+    fn take(&mut self, batch: &mut Vec<I>) {
         let count = self.waiting.len().min(BATCH);
-        for record in self.waiting.drain(..count) {
-            self.ranks[rank(record.kind())] -= 1;
-            batch.push(record);
+        for item in self.waiting.drain(..count) {
+            self.ranks[rank(item.kind())] -= 1;
+            batch.push(item);
         }
         self.writing = batch.len();
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<I> Shared<I> {
+    fn lock(&self) -> MutexGuard<'_, State<I>> {
         // A panic while the lock is held can't happen between two consistent states here.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Queue {
-    /// At most `limit` records wait, besides those that are being written.
-    pub fn new<O: Output + 'static>(output: O, kinds: Kinds, limit: usize) -> anyhow::Result<Self> {
+impl<I: Item> Queue<I> {
+    /// At most `limit` items wait, besides those that are being written.
+    pub fn new(mut output: impl Output<Item = I> + 'static, kinds: Kinds, limit: usize) -> anyhow::Result<Self> {
+        let express = output.express();
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
+            state: Mutex::new(State::new()),
             changed: Condvar::new(),
             shed: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -116,6 +129,7 @@ impl Queue {
         Ok(Self {
             shared,
             gathered: Vec::new(),
+            express,
             thread: Some(thread),
             kinds,
             limit,
@@ -123,13 +137,13 @@ impl Queue {
     }
 }
 
-impl Sink for Queue {
+impl<I: Item> Sink for Queue<I> {
     fn kinds(&self) -> Kinds {
         self.kinds
     }
 
     fn write(&mut self, record: &Arc<Record>) {
-        self.gathered.push(record.clone());
+        self.gathered.push(I::of(record));
         if self.gathered.len() >= BATCH {
             self.flush();
         }
@@ -145,14 +159,26 @@ impl Sink for Queue {
         }
         let mut state = self.shared.lock();
         let idle = state.waiting.is_empty();
-        for record in self.gathered.drain(..) {
+        if let Some(express) = self.express.as_mut().filter(|_| idle && state.writing == 0) {
+            // Nothing is before it, and only this thread puts anything there.
+            drop(state);
+            if express.write(&mut self.gathered).is_err() {
+                self.gathered.clear();
+                self.shared.closed.store(true, Ordering::Relaxed);
+            }
+            if self.gathered.is_empty() {
+                return;
+            }
+            state = self.shared.lock();
+        }
+        for item in self.gathered.drain(..) {
             if state.waiting.len() >= self.limit {
                 self.shared.shed.fetch_add(1, Ordering::Relaxed);
-                if !state.give_up_below(rank(record.kind())) {
+                if !state.give_up_below(rank(item.kind())) {
                     continue;
                 }
             }
-            state.push(record);
+            state.push(item);
         }
         drop(state);
         if idle {
@@ -198,7 +224,7 @@ impl Sink for Queue {
     }
 }
 
-fn write_all(shared: &Shared, mut output: impl Output) -> io::Result<()> {
+fn write_all<I: Item>(shared: &Shared<I>, mut output: impl Output<Item = I>) -> io::Result<()> {
     let result = match write_until_end(shared, &mut output) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
@@ -209,7 +235,7 @@ fn write_all(shared: &Shared, mut output: impl Output) -> io::Result<()> {
     result
 }
 
-fn write_until_end(shared: &Shared, output: &mut impl Output) -> io::Result<()> {
+fn write_until_end<I: Item>(shared: &Shared<I>, output: &mut impl Output<Item = I>) -> io::Result<()> {
     let mut batch = Vec::new();
     loop {
         let mut state = shared.lock();
@@ -252,6 +278,8 @@ mod tests {
     }
 
     impl Output for Gate {
+        type Item = Arc<Record>;
+
         fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
             let _ = self.entered.send(());
             let _ = self.go.recv();
@@ -334,6 +362,8 @@ mod tests {
     fn a_closed_pipe_is_a_normal_end() {
         struct Closed;
         impl Output for Closed {
+            type Item = Arc<Record>;
+
             fn write(&mut self, _: &[Arc<Record>]) -> io::Result<u64> {
                 Err(io::ErrorKind::BrokenPipe.into())
             }

@@ -138,6 +138,8 @@ fn headline(start: &Start) -> String {
 }
 
 impl Output for TextOutput {
+    type Item = Arc<Record>;
+
     fn write(&mut self, records: &[Arc<Record>]) -> io::Result<u64> {
         let mut out = String::new();
         for record in records {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,9 @@ use anyhow::Context as _;
 use caps::Capability;
 use imds_observer_common::{InterfaceCounters, LossCounters};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
@@ -232,13 +235,16 @@ impl LiveSource {
         Ok(())
     }
 
-    /// Sleeps until the kernel programs wake us, to the millisecond.
+    /// Sleeps until the kernel programs wake us.
     fn wait(&self, longest: Duration) -> anyhow::Result<()> {
-        let timeout = u16::try_from(longest.as_micros().div_ceil(1_000).max(1)).unwrap_or(u16::MAX);
-        match self.woken.wait(&mut [EpollEvent::empty()], EpollTimeout::from(timeout)) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(error) => Err(error).context("wait for the ring buffer"),
-        }
+        // An epoll instance counts in milliseconds; waited for itself, it doesn't.
+        let mut ready = [PollFd::new(self.woken.0.as_fd(), PollFlags::POLLIN)];
+        let woken = match ppoll(&mut ready, Some(TimeSpec::from_duration(longest)), None) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(()),
+            Ok(_) => self.woken.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO),
+            Err(error) => Err(error),
+        };
+        woken.map(|_| ()).context("wait for the ring buffer")
     }
 
     fn drain(&mut self, out: &mut Vec<Event>) -> usize {

@@ -12,7 +12,7 @@ use crate::filter::Kinds;
 use crate::record::{Kind, Record};
 use crate::sinks::Sink;
 use crate::sinks::destination::Destination;
-use crate::sinks::ndjson::NdjsonOutput;
+use crate::sinks::ndjson::{Line, NdjsonOutput};
 use crate::sinks::queue::Queue;
 
 /// Hands records on without waiting, live; what the screen can't take is shed and counted. A trace waits instead.
@@ -88,7 +88,7 @@ pub struct Trace {
 
 #[derive(Default)]
 struct Shared {
-    queue: Mutex<Option<Queue>>,
+    queue: Mutex<Option<Queue<Line>>>,
     start: Mutex<Option<Arc<Record>>>,
     /// Of traces that are closed.
     shed: AtomicU64,

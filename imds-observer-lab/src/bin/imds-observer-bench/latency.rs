@@ -19,6 +19,8 @@ use crate::observer::{Used, stream, until};
 const ROUNDS: usize = 3;
 const TARGET_P50_MS: f64 = 2.0;
 const TARGET_P99_MS: f64 = 10.0;
+/// Percent of a core outside the kernel, at the rate that it is measured at by itself.
+const TARGET_USER_PERCENT: f64 = 5.0;
 
 pub(crate) fn run(program: &Path, short: bool, rate: u32, seconds: u64) -> Result<()> {
     let (rounds, span) = if short {
@@ -32,12 +34,14 @@ pub(crate) fn run(program: &Path, short: bool, rate: u32, seconds: u64) -> Resul
     })?;
     let mut observer = Reader::start(&lab, program)?;
     let (mut p50, mut p90, mut p99, mut most) = Default::default();
-    let (mut cpu, mut reached) = (Rounds::default(), Rounds::default());
+    let (mut cpu, mut user, mut reached) = (Rounds::default(), Rounds::default(), Rounds::default());
     for _ in 0..rounds {
         let before = Used::of(observer.child.id())?;
         let made = Load::new(Kind::Exchanges, span).rate(u64::from(rate)).run(lab.node())?;
         ensure!(made.failed == 0, "{} exchanges failed", made.failed);
-        cpu.push(Used::of(observer.child.id())?.cpu_percent(&before));
+        let after = Used::of(observer.child.id())?;
+        cpu.push(after.cpu_percent(&before));
+        user.push(after.user_percent(&before));
         reached.push(made.done as f64 / made.seconds);
         let latencies = observer.take(made.done as usize)?;
         for (rounds, share) in [(&mut p50, 0.5), (&mut p90, 0.9), (&mut p99, 0.99), (&mut most, 1.0)] {
@@ -59,9 +63,10 @@ pub(crate) fn run(program: &Path, short: bool, rate: u32, seconds: u64) -> Resul
         "p99, ms",
         "longest, ms",
         "CPU, % of a core",
-        "targets: 2 ms, 10 ms",
+        "of it outside the kernel",
+        "targets: 2 ms, 10 ms, 5 %",
     ]);
-    let met = p50.median() < TARGET_P50_MS && p99.median() < TARGET_P99_MS;
+    let met = p50.median() < TARGET_P50_MS && p99.median() < TARGET_P99_MS && user.median() < TARGET_USER_PERCENT;
     table.row(&[
         format!("{:.0}", reached.median()),
         p50.show(2),
@@ -69,6 +74,7 @@ pub(crate) fn run(program: &Path, short: bool, rate: u32, seconds: u64) -> Resul
         p99.show(2),
         most.show(1),
         cpu.show(1),
+        user.show(1),
         verdict(met),
     ]);
     table.print();

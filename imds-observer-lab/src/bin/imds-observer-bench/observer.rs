@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use imds_observer_lab::topology::Lab;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde_json::Value;
 
 /// The node's first interface to the service.
@@ -147,6 +147,8 @@ impl Written {
 pub(crate) struct Used {
     at: Instant,
     cpu_ns: u64,
+    /// Of that, outside the kernel, to the clock's tick.
+    user_ns: u64,
     /// Times that a thread of it was put on a core.
     switches: u64,
     pub(crate) resident_kib: u64,
@@ -176,6 +178,7 @@ impl Used {
         Ok(Self {
             at: Instant::now(),
             cpu_ns,
+            user_ns: user_ns(pid)?,
             switches,
             resident_kib: field("VmRSS:"),
             peak_kib: field("VmHWM:"),
@@ -185,6 +188,11 @@ impl Used {
     /// Percent of a core since then.
     pub(crate) fn cpu_percent(&self, before: &Self) -> f64 {
         self.cpu_us(before) / self.seconds(before) / 1e4
+    }
+
+    /// The same, but for what the kernel did for it.
+    pub(crate) fn user_percent(&self, before: &Self) -> f64 {
+        self.user_ns.saturating_sub(before.user_ns) as f64 / self.seconds(before) / 1e7
     }
 
     pub(crate) fn cpu_us(&self, before: &Self) -> f64 {
@@ -198,4 +206,18 @@ impl Used {
     pub(crate) fn wakeups_per_s(&self, before: &Self) -> f64 {
         self.switches.saturating_sub(before.switches) as f64 / self.seconds(before)
     }
+}
+
+/// Time of a process outside the kernel: the 14th field of its `stat`, the 12th behind its name, which may hold anything.
+fn user_ns(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let behind_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = behind_name
+        .split_whitespace()
+        .nth(11)
+        .and_then(|ticks| ticks.parse().ok());
+    let ticks: u64 = ticks.with_context(|| format!("find the user time in {path}"))?;
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("ask for the clock's ticks")?;
+    Ok(ticks * 1_000_000_000 / per_second as u64)
 }
