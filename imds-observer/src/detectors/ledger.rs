@@ -85,6 +85,8 @@ pub(super) struct Ledger {
     host: Host,
     /// By code, in the order of [`Code::ALL`].
     open: Vec<FxHashMap<Arc<str>, Open>>,
+    /// Codes that have any, a bit each: asked for at every observation.
+    open_codes: u32,
     /// Open findings of one code.
     max_open: usize,
     folded: u64,
@@ -160,19 +162,25 @@ impl<'a> Sightings<'a> {
     }
 }
 
+fn bit(code: Code) -> u32 {
+    const { assert!(Code::ALL.len() <= u32::BITS as usize) };
+    1 << code as u32
+}
+
 impl Ledger {
     pub(super) fn new(host: Host, max_open: usize) -> Self {
         Self {
             host,
             max_open,
             open: Code::ALL.iter().map(|_| FxHashMap::default()).collect(),
+            open_codes: 0,
             folded: 0,
         }
     }
 
     /// Whether any finding of this code is open.
     pub(super) fn any_open(&self, code: Code) -> bool {
-        !self.open[code as usize].is_empty()
+        self.open_codes & bit(code) != 0
     }
 
     #[expect(clippy::too_many_arguments, reason = "what `Sightings` holds, each by itself")]
@@ -210,6 +218,7 @@ impl Ledger {
             };
             out.push(open.finding(code, FindingState::Open, now, &self.host));
             of_code.insert(key.into(), open);
+            self.open_codes |= bit(code);
             return;
         };
         open.first_seen = open.first_seen.min(sighting.time);
@@ -246,6 +255,9 @@ impl Ledger {
                         || open.cleared.is_some_and(|cleared| now.since(cleared) >= SETTLE_NS)
                 })
                 .collect::<Vec<_>>();
+            if of_code.is_empty() {
+                self.open_codes &= !bit(*code);
+            }
             done.sort_by(|(a, _), (b, _)| a.cmp(b));
             for (_, mut open) in done {
                 out.push(open.write(*code, FindingState::Resolved, now, &self.host));

@@ -175,8 +175,8 @@ impl Flow {
         };
         Connection {
             id,
-            local: self.local.map(|local| local.to_string()),
-            remote: self.remote.to_string(),
+            local: self.local.map(text),
+            remote: text(self.remote),
             exchange,
             interface: None,
             cgroup: None,
@@ -995,6 +995,24 @@ impl Flow {
     }
 }
 
+/// As `Display` writes it, which takes as long as all else that is told of a connection.
+fn text(address: SocketAddr) -> String {
+    let SocketAddr::V4(address) = address else {
+        return address.to_string();
+    };
+    let mut text = String::with_capacity("255.255.255.255:65535".len());
+    let mut number = itoa::Buffer::new();
+    for (at, octet) in address.ip().octets().into_iter().enumerate() {
+        if at > 0 {
+            text.push('.');
+        }
+        text.push_str(number.format(octet));
+    }
+    text.push(':');
+    text.push_str(number.format(address.port()));
+    text
+}
+
 /// Packets that the kernel frees in the normal course of closing a socket, not because anything went wrong.
 fn is_housekeeping(event: &PacketDrop) -> bool {
     const REASONS: [&str; 6] = [
@@ -1020,4 +1038,18 @@ fn is_housekeeping(event: &PacketDrop) -> bool {
             let name = location.split('+').next().unwrap_or_default();
             PLACES.contains(&name)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn addresses_are_written_as_display_does(address: SocketAddr) {
+            prop_assert_eq!(text(address), address.to_string());
+        }
+    }
 }

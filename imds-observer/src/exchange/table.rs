@@ -119,7 +119,7 @@ impl FlowTable {
             }
             Event::Socket(event) => {
                 self.reach(event.flow, event.time, event.remote, out, |flow, _, _| {
-                    flow.socket(event)
+                    flow.socket(event);
                 });
             }
             Event::Drop(event) => {

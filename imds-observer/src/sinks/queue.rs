@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(queue.shed(), 5);
         drop(go);
         queue.finish().unwrap();
-        let kinds: Vec<Kind> = written.lock().unwrap().iter().map(|record| record.kind()).collect();
+        let kinds: Vec<Kind> = written.lock().unwrap().iter().map(Item::kind).collect();
         assert_eq!(kinds, [Kind::Loss, Kind::Drop, Kind::Loss, Kind::Loss, Kind::Loss]);
     }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::capture::{Broken, Capture, Next};
+use super::capture::{Broken, Capture, Next, Read};
 use super::input::{Format, Input};
 use super::ndjson::Skip;
 use super::ndjson::ahead::{Ahead, Spares};
@@ -228,15 +228,15 @@ fn packets_of_one(
         if read >= BATCH || read > 0 && !capture.is_ready() {
             return SourceState::More;
         }
-        match capture.next_event() {
-            Next::Event(event) => out.push(event),
-            Next::Broken { at, why } => {
+        match capture.next_events(out) {
+            Read::Events => {}
+            Read::Broken { at, why } => {
                 counts.skipped += 1;
                 counts.broken += 1;
                 tell(capture, at, &why);
             }
-            Next::End if read == 0 => return SourceState::End,
-            Next::End => return SourceState::More,
+            Read::End if read == 0 => return SourceState::End,
+            Read::End => return SourceState::More,
         }
     }
 }

@@ -9,13 +9,19 @@ use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use imds_observer_lab::topology::{Lab, LabOptions};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::beside::{Programs, Types, as_observer};
 use crate::numbers::{Rounds, Table, verdict};
 use crate::observer::{Observer, UPLINK, until};
 
-const ROUNDS: usize = 5;
+/// Many and short, since what else a machine does comes and goes within seconds.
+const ROUNDS: usize = 11;
+/// Processors of clients and servers: left to itself, the scheduler puts them together or apart, which is a factor of two.
+const CLIENT_CPU: usize = 0;
+const SERVER_CPU: usize = 1;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const IPERF_PORT: &str = "5201";
 const WEB_PORT: u16 = 8000;
@@ -56,7 +62,7 @@ const MEASURES: [(&str, f64); 3] = [
 ];
 
 pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
-    let (rounds, seconds) = if short { (1, 1) } else { (ROUNDS, 2) };
+    let (rounds, seconds) = if short { (1, 1) } else { (ROUNDS, 1) };
     let lab = Lab::new(LabOptions {
         pods: Vec::new(),
         ..LabOptions::default()
@@ -88,7 +94,8 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     }
 
     println!(
-        "{rounds} rounds of {seconds} s each, taking turns; median (least to most), ratio to nothing round by round.\n"
+        "{rounds} rounds of {seconds} s each, taking turns, clients on one processor and servers on the other; median (least to most), \
+         ratio to nothing round by round.\n"
     );
     let mut table = Table::new(&["traffic", "with", "measured", "of nothing", "target"]);
     for (measure, (name, target)) in MEASURES.iter().enumerate() {
@@ -206,7 +213,8 @@ fn tool(mut command: Command, ready: &str) -> Result<Ended> {
 
 fn iperf(lab: &Lab, seconds: u64, more: &[&str]) -> Result<Value> {
     let mut command = lab.node().command("iperf3")?;
-    command.args(["-c", &SERVER.to_string(), "-p", IPERF_PORT, "-J"]);
+    command.args(["-c", &SERVER.to_string(), "-p", IPERF_PORT, "-J", "-A"]);
+    command.arg(format!("{CLIENT_CPU},{SERVER_CPU}"));
     if !more.contains(&"-n") {
         command.args(["-t", &seconds.to_string()]);
     }
@@ -236,13 +244,15 @@ fn udp(lab: &Lab, seconds: u64) -> Result<f64> {
 fn connections(lab: &Lab, seconds: u64) -> Result<f64> {
     let output = lab
         .node()
-        .command("wrk")?
+        .command("taskset")?
+        .args(["-c", &CLIENT_CPU.to_string(), "wrk"])
         .args(["-t1", "-c16", &format!("-d{seconds}s"), "-H", "Connection: close"])
         .arg(format!("http://{SERVER}:{WEB_PORT}/"))
         .output()
-        .context("run wrk (is it installed?)")?;
+        .context("run taskset")?;
     let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "wrk: {said}");
+    let complained = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "wrk (is it installed?): {said}{complained}");
     let rate = said.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
     rate.and_then(|rate| rate.trim().parse().ok())
         .context("wrk tells no rate")
@@ -255,7 +265,11 @@ fn serve(lab: &Lab) -> Result<()> {
         .netns()
         .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, WEB_PORT)))?
         .context("listen for wrk")?;
+    let mut processor = CpuSet::new();
+    processor.set(SERVER_CPU).context("choose a processor")?;
     thread::spawn(move || {
+        // Where there is one processor only, there is nothing to choose.
+        let _ = sched_setaffinity(Pid::from_raw(0), &processor);
         let mut bytes = [0; 4096];
         for mut stream in listener.incoming().flatten() {
             if stream.read(&mut bytes).is_ok() {

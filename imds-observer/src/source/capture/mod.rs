@@ -9,7 +9,7 @@ mod quota;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use self::link::{Link, Placed, Way};
 use self::packet::{Frame, Reader as PacketReader};
 use self::quota::Quota;
 use super::input::{Buffered, Format, Input};
-use super::{Event, Limits, Packet};
+use super::{Event, Limits};
 use crate::record::{LossCounts, SECOND, Time};
 
 /// First buffer of a file, and the largest that one block may need: captures hold packets of at most 256 KiB.
@@ -106,8 +106,6 @@ pub struct Capture {
     processes: Processes,
     quota: Quota,
     waiting: VecDeque<Event>,
-    /// Room for what one packet gives; empty.
-    found: Vec<Packet>,
     counted: u64,
     loss: LossCounts,
     told_loss: LossCounts,
@@ -120,6 +118,18 @@ pub struct Capture {
 pub enum Next {
     Event(Event),
     /// The rest is lost, or with a link type, the interface's packets are. `at`: byte of the capture, after decompression.
+    Broken {
+        at: u64,
+        why: Broken,
+    },
+    End,
+}
+
+/// What reading on has led to.
+pub enum Read {
+    /// Some wait.
+    Events,
+    /// As [`Next::Broken`].
     Broken {
         at: u64,
         why: Broken,
@@ -144,7 +154,6 @@ impl Capture {
             processes: Processes::new(limits.processes),
             quota: Quota::new(limits.counted_interfaces),
             waiting: VecDeque::new(),
-            found: Vec::new(),
             counted: 0,
             loss: LossCounts::default(),
             told_loss: LossCounts::default(),
@@ -172,19 +181,34 @@ impl Capture {
 
     /// The next event. Reads on until there is one.
     pub fn next_event(&mut self) -> Next {
+        match self.read_on() {
+            Read::Events => self.waiting.pop_front().map_or(Next::End, Next::Event),
+            Read::Broken { at, why } => Next::Broken { at, why },
+            Read::End => Next::End,
+        }
+    }
+
+    /// All events that wait. Reads on until there is one.
+    pub fn next_events(&mut self, out: &mut Vec<Event>) -> Read {
+        let read = self.read_on();
+        out.extend(self.waiting.drain(..));
+        read
+    }
+
+    fn read_on(&mut self) -> Read {
         loop {
-            if let Some(event) = self.waiting.pop_front() {
-                return Next::Event(event);
+            if !self.waiting.is_empty() {
+                return Read::Events;
             }
             if self.ended {
-                return Next::End;
+                return Read::End;
             }
             let at = match &self.blocks {
                 Blocks::Read(blocks, _) => blocks.consumed() as u64,
                 Blocks::Failed(why) => {
                     let why = why.clone();
                     self.ended = true;
-                    return Next::Broken { at: 0, why };
+                    return Read::Broken { at: 0, why };
                 }
             };
             match self.step() {
@@ -194,7 +218,7 @@ impl Capture {
                     if !matches!(why, Broken::LinkType(_)) {
                         self.end();
                     }
-                    return Next::Broken { at, why };
+                    return Read::Broken { at, why };
                 }
             }
         }
@@ -232,7 +256,6 @@ impl Capture {
                     processes: &mut self.processes,
                     quota: &mut self.quota,
                     waiting: &mut self.waiting,
-                    found: &mut self.found,
                     counted: &mut self.counted,
                     loss: &mut self.loss,
                     last: &mut self.last,
@@ -314,7 +337,7 @@ fn open(format: Format, mut reader: Box<dyn Buffered + Send>) -> Blocks {
     }
 }
 
-fn header(format: Format, reader: &mut dyn Read) -> Result<Vec<u8>, Broken> {
+fn header(format: Format, reader: &mut dyn io::Read) -> Result<Vec<u8>, Broken> {
     let mut take = |head: &mut Vec<u8>, count: usize| {
         let wanted = (count - head.len()) as u64;
         match (&mut *reader).take(wanted).read_to_end(head) {
@@ -350,7 +373,6 @@ struct Work<'a> {
     processes: &'a mut Processes,
     quota: &'a mut Quota,
     waiting: &'a mut VecDeque<Event>,
-    found: &'a mut Vec<Packet>,
     counted: &'a mut u64,
     loss: &'a mut LossCounts,
     last: &'a mut Time,
@@ -462,7 +484,8 @@ impl Work<'_> {
             ifindex: ifindex.unwrap_or(index as u32 + 1),
         };
         let packets = &mut *self.packets;
-        let Some(found) = packets.read(&frame, self.loss, self.found) else {
+        let before = self.waiting.len();
+        let Some(found) = packets.read(&frame, self.loss, self.waiting) else {
             return;
         };
         let way = way.or(seen);
@@ -474,6 +497,7 @@ impl Work<'_> {
                 (Some(name), None) => name.clone(),
                 (None, None) => Arc::from("capture"),
             };
+            // A second that is over was so before this packet.
             let waiting = &mut *self.waiting;
             self.quota.count(
                 (index as u32, ifindex.unwrap_or(0)),
@@ -481,17 +505,29 @@ impl Work<'_> {
                 egress,
                 found.class,
                 name,
-                |sample| waiting.push_back(Event::Interface(sample)),
+                |sample| waiting.insert(before, Event::Interface(sample)),
             );
         }
-        let told = comments.iter().any(|comment| !comment.is_empty());
-        for mut packet in self.found.drain(..) {
-            if told && packet.icmp.is_none() {
+        if comments.iter().any(|comment| !comment.is_empty()) {
+            self.tell_sender(before, comments);
+        }
+    }
+
+    /// Fills in what comments tell of the sender of the waiting packets from `first` on, and tells before them who that is.
+    fn tell_sender(&mut self, first: usize, comments: &[&[u8]]) {
+        let mut at = first;
+        while at < self.waiting.len() {
+            if let Some(Event::Packet(packet)) = self.waiting.get_mut(at)
+                && packet.icmp.is_none()
+            {
                 let (sender, news) = self.processes.sender(comments);
                 packet.sender = sender;
-                self.waiting.extend(news);
+                if let Some(event) = news {
+                    self.waiting.insert(at, event);
+                    at += 1;
+                }
             }
-            self.waiting.push_back(Event::Packet(packet));
+            at += 1;
         }
     }
 }

@@ -2,17 +2,18 @@
 //!
 //! Bodies stop here: of what a server says only response heads are taken over, found by their status line and `Content-Length`.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 
 use bytes::Bytes;
-use etherparse::{LaxNetSlice, LaxSlicedPacket, TcpSlice, TransportSlice};
+use etherparse::{IpNumber, LaxIpPayloadSlice, LaxIpSlice, TcpSlice, UdpSlice};
 use imds_observer_common::TrafficClass;
 use lru::LruCache;
 use rustc_hash::FxBuildHasher;
 
 use crate::record::{LossCounts, Time};
-use crate::source::{Direction, FlowId, IcmpError, Packet, Vantage};
+use crate::source::{Direction, Event, FlowId, IcmpError, Packet, Vantage};
 
 /// Longest response head that is taken over from one segment, and longest run of a request; the flow's own bounds are below.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -46,8 +47,23 @@ struct Ip<'a> {
     ttl: u8,
     /// Bytes behind the IP header and its extensions as the header tells, captured or not.
     length: usize,
-    fragment: bool,
-    sliced: LaxSlicedPacket<'a>,
+    payload: LaxIpPayloadSlice<'a>,
+    /// All headers before the payload were read.
+    whole: bool,
+}
+
+/// What an IP packet carries, of that what is looked at.
+enum Transport<'a> {
+    Tcp(TcpSlice<'a>),
+    Udp(UdpSlice<'a>),
+    Icmp {
+        error: IcmpError,
+        /// Behind the header: of an error, the packet that it is about.
+        quote: &'a [u8],
+    },
+    Other,
+    /// A fragment, or its header is cut off or broken.
+    Unreadable,
 }
 
 impl Reader {
@@ -61,7 +77,12 @@ impl Reader {
 
     /// `None`: the packet is none of our business. One that is and can't be read is counted. Appends one to `out`, or several where a
     /// segment holds several response heads; none for other services' packets.
-    pub(super) fn read(&mut self, frame: &Frame<'_>, loss: &mut LossCounts, out: &mut Vec<Packet>) -> Option<Found> {
+    pub(super) fn read(
+        &mut self,
+        frame: &Frame<'_>,
+        loss: &mut LossCounts,
+        out: &mut VecDeque<Event>,
+    ) -> Option<Found> {
         let (source, destination, may_be_icmp) = ends(frame.ip)?;
         let egress = if self.is_service(destination) {
             Some(true)
@@ -87,36 +108,21 @@ impl Reader {
             loss.unparsed += u64::from(endpoint);
             return egress.map(|_| found);
         };
-        match &ip.sliced.transport {
-            Some(TransportSlice::Icmpv4(icmp)) => {
-                let error = IcmpError {
-                    v6: false,
-                    kind: icmp.type_u8(),
-                    code: icmp.code_u8(),
-                };
+        match ip.transport() {
+            Transport::Icmp { error, quote } => {
                 // Destination unreachable, time exceeded.
-                let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 3 | 11));
-                out.extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
+                let kinds = if error.v6 { [1, 3] } else { [3, 11] };
+                let quoted = kinds
+                    .contains(&error.kind)
+                    .then(|| self.quoted(frame, &ip, error, quote))
+                    .flatten();
+                out.extend(quoted.map(Event::Packet));
             }
-            Some(TransportSlice::Icmpv6(icmp)) => {
-                let error = IcmpError {
-                    v6: true,
-                    kind: icmp.type_u8(),
-                    code: icmp.code_u8(),
-                };
-                let quote = icmp.slice().get(8..).filter(|_| matches!(error.kind, 1 | 3));
-                out.extend(quote.and_then(|quote| self.quoted(frame, &ip, error, quote)));
-            }
-            Some(TransportSlice::Tcp(tcp)) if endpoint => {
-                self.segment(frame, &ip, tcp, egress == Some(true), out);
-            }
-            Some(TransportSlice::Tcp(tcp)) => {
-                found.class = class(egress, tcp.source_port(), tcp.destination_port());
-            }
-            Some(TransportSlice::Udp(udp)) if !endpoint => {
-                found.class = class(egress, udp.source_port(), udp.destination_port());
-            }
-            _ => loss.unparsed += u64::from(endpoint && (ip.fragment || ip.sliced.stop_err.is_some())),
+            Transport::Tcp(tcp) if endpoint => self.segment(frame, &ip, &tcp, egress == Some(true), out),
+            Transport::Tcp(tcp) => found.class = class(egress, tcp.source_port(), tcp.destination_port()),
+            Transport::Udp(udp) if !endpoint => found.class = class(egress, udp.source_port(), udp.destination_port()),
+            Transport::Udp(_) | Transport::Other => {}
+            Transport::Unreadable => loss.unparsed += u64::from(endpoint),
         }
         (egress.is_some() || out.len() > before).then_some(found)
     }
@@ -130,7 +136,14 @@ impl Reader {
         local || self.endpoints.contains(&address)
     }
 
-    fn segment(&mut self, frame: &Frame<'_>, ip: &Ip<'_>, tcp: &TcpSlice<'_>, request: bool, out: &mut Vec<Packet>) {
+    fn segment(
+        &mut self,
+        frame: &Frame<'_>,
+        ip: &Ip<'_>,
+        tcp: &TcpSlice<'_>,
+        request: bool,
+        out: &mut VecDeque<Event>,
+    ) {
         let (source, destination) = (
             SocketAddr::new(ip.source, tcp.source_port()),
             SocketAddr::new(ip.destination, tcp.destination_port()),
@@ -166,7 +179,7 @@ impl Reader {
         if request {
             packet.data = Bytes::copy_from_slice(&payload[..payload.len().min(MAX_HEAD_BYTES)]);
             packet.cut |= payload.len() > MAX_HEAD_BYTES;
-            out.push(packet);
+            out.push_back(Event::Packet(packet));
             return;
         }
         let flow = (local, remote);
@@ -181,7 +194,7 @@ impl Reader {
         }
         if heads.is_empty() {
             packet.cut = length > 0;
-            out.push(packet);
+            out.push_back(Event::Packet(packet));
             return;
         }
         // Each piece reaches to the next head, so that none of the bytes between is looked at again.
@@ -204,7 +217,7 @@ impl Reader {
             if !last {
                 piece.tcp_flags &= !fin;
             }
-            out.push(piece);
+            out.push_back(Event::Packet(piece));
         }
     }
 
@@ -215,15 +228,10 @@ impl Reader {
         if !from_endpoint && !self.endpoints.contains(&quoted.destination) {
             return None;
         }
-        let payload = match quoted.sliced.net.as_ref()? {
-            LaxNetSlice::Ipv4(slice) => slice.payload(),
-            LaxNetSlice::Ipv6(slice) => slice.payload(),
-            LaxNetSlice::Arp(_) => return None,
-        };
-        if payload.ip_number != etherparse::IpNumber::TCP || payload.fragmented {
+        if quoted.payload.ip_number != IpNumber::TCP || quoted.payload.fragmented {
             return None;
         }
-        let tcp = payload.payload;
+        let tcp = quoted.payload.payload;
         let be16 = |at: usize| Some(u16::from_be_bytes(tcp.get(at..at + 2)?.try_into().ok()?));
         let be32 = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
         let (source, destination) = (
@@ -264,20 +272,18 @@ impl Reader {
 
 impl<'a> Ip<'a> {
     fn read(bytes: &'a [u8]) -> Option<Self> {
-        let sliced = LaxSlicedPacket::from_ip(bytes).ok()?;
-        let (source, destination, ttl, total, fragment, payload) = match sliced.net.as_ref()? {
-            LaxNetSlice::Ipv4(slice) => {
+        let (slice, stopped) = LaxIpSlice::from_slice(bytes).ok()?;
+        let (source, destination, ttl, total) = match &slice {
+            LaxIpSlice::Ipv4(slice) => {
                 let header = slice.header();
                 (
                     IpAddr::V4(header.source_addr()),
                     IpAddr::V4(header.destination_addr()),
                     header.ttl(),
                     usize::from(header.total_len()),
-                    slice.is_payload_fragmented(),
-                    slice.payload().payload,
                 )
             }
-            LaxNetSlice::Ipv6(slice) => {
+            LaxIpSlice::Ipv6(slice) => {
                 let header = slice.header();
                 let length = usize::from(header.payload_length());
                 (
@@ -285,23 +291,44 @@ impl<'a> Ip<'a> {
                     IpAddr::V6(header.destination_addr()),
                     header.hop_limit(),
                     if length == 0 { 0 } else { 40 + length },
-                    slice.is_payload_fragmented(),
-                    slice.payload().payload,
                 )
             }
-            LaxNetSlice::Arp(_) => return None,
         };
+        let payload = slice.payload().clone();
         // What segmentation offload hands over may be longer than the header can say: then it says 0.
         let total = if total == 0 { bytes.len() } else { total };
-        let header = (payload.as_ptr() as usize).saturating_sub(bytes.as_ptr() as usize);
+        let header = (payload.payload.as_ptr() as usize).saturating_sub(bytes.as_ptr() as usize);
         Some(Self {
             source,
             destination,
             ttl,
             length: total.saturating_sub(header),
-            fragment,
-            sliced,
+            payload,
+            whole: stopped.is_none(),
         })
+    }
+
+    fn transport(&self) -> Transport<'a> {
+        if self.payload.fragmented || !self.whole {
+            return Transport::Unreadable;
+        }
+        let bytes = self.payload.payload;
+        match self.payload.ip_number {
+            IpNumber::TCP => TcpSlice::from_slice(bytes).map_or(Transport::Unreadable, Transport::Tcp),
+            IpNumber::UDP => UdpSlice::from_slice_lax(bytes).map_or(Transport::Unreadable, Transport::Udp),
+            number @ (IpNumber::ICMP | IpNumber::IPV6_ICMP) => match bytes.split_at_checked(8) {
+                Some(([kind, code, ..], quote)) => Transport::Icmp {
+                    error: IcmpError {
+                        v6: number == IpNumber::IPV6_ICMP,
+                        kind: *kind,
+                        code: *code,
+                    },
+                    quote,
+                },
+                _ => Transport::Unreadable,
+            },
+            _ => Transport::Other,
+        }
     }
 }
 
