@@ -37,8 +37,8 @@ const TARGET_EVENT_NS: f64 = 500.0;
 const TARGET_CONNECT_NS: f64 = 1500.0;
 
 /// Our programs, and what has an empty program beside each.
-const PACKET_HOOKS: [&str; 4] = ["segment_egress", "segment_ingress", "wire_egress", "wire_ingress"];
-const OTHER_HOOKS: [&str; 8] = [
+pub(crate) const PACKET_HOOKS: [&str; 4] = ["segment_egress", "segment_ingress", "wire_egress", "wire_ingress"];
+pub(crate) const OTHER_HOOKS: [&str; 8] = [
     "connect4",
     "connect_tuple",
     "connect_exit",

@@ -6,19 +6,24 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use imds_observer_lab::bpf::{self, Measured, Runs};
 use imds_observer_lab::topology::{Lab, LabOptions};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::beside::{Programs, Types, as_observer};
+use crate::kernel::{OTHER_HOOKS, PACKET_HOOKS};
 use crate::numbers::{Rounds, Table, verdict};
 use crate::observer::{Observer, UPLINK, until};
 
 /// Many and short, since what else a machine does comes and goes within seconds.
 const ROUNDS: usize = 11;
+/// Rounds that count the programs' time.
+const SHARE_ROUNDS: usize = 3;
 /// Processors of clients and servers: left to itself, the scheduler puts them together or apart, which is a factor of two.
 const CLIENT_CPU: usize = 0;
 const SERVER_CPU: usize = 1;
@@ -122,6 +127,63 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
         }
     }
     table.print();
+    print_shares(&lab, &types, program, if short { 1 } else { SHARE_ROUNDS }, seconds)
+}
+
+/// Of all processors' time, how much the programs themselves take: what throughput can't tell where other tenants of the machine make it
+/// half or twice as much.
+fn print_shares(lab: &Lab, types: &Types, program: &Path, rounds: usize, seconds: u64) -> Result<()> {
+    let processors = thread::available_parallelism().context("count the processors")?.get();
+    let _counting = bpf::count_runs().context("count runs (BPF_ENABLE_STATS)")?;
+    println!(
+        "\nThe programs' own run time (`bpf_stats`, which reads the clock twice a run) under the same traffic, {rounds} rounds of {seconds} s.\n"
+    );
+    let mut table = Table::new(&[
+        "traffic",
+        "with",
+        "of all processors' time, %",
+        "runs/s, 1000",
+        "ns a run",
+    ]);
+    let mut results: Vec<[[Rounds; 3]; 2]> = MEASURES.iter().map(|_| Default::default()).collect();
+    for _ in 0..rounds {
+        for (side, (watcher, _)) in WATCHERS[1..3].iter().enumerate() {
+            let after = bpf::last_program().context("list the kernel's programs")?;
+            let watching = Watching::start(*watcher, lab, types, program)?;
+            let names: Vec<&str> = PACKET_HOOKS.into_iter().chain(OTHER_HOOKS).collect();
+            let programs = bpf::programs(&names, after).context("find the observer's programs")?;
+            let runs = || -> Result<Runs> {
+                let all: std::io::Result<Vec<Runs>> = match &watching.by {
+                    Some(By::Empties { there }) => there.values().map(Measured::runs).collect(),
+                    _ => programs.values().map(bpf::runs_of).collect(),
+                };
+                let all = all.context("ask a program for its run time")?;
+                Ok(all.into_iter().fold(Runs::default(), Runs::plus))
+            };
+            for (measure, results) in [tcp, udp, connections].into_iter().zip(&mut results) {
+                let (before, begin) = (runs()?, Instant::now());
+                measure(lab, seconds)?;
+                let (grown, span) = (runs()?.since(before), begin.elapsed().as_secs_f64());
+                let [share, rate, each] = &mut results[side];
+                share.push(grown.ns as f64 / 1e7 / span / processors as f64);
+                rate.push(grown.count as f64 / 1e3 / span);
+                each.push(grown.ns_each().unwrap_or_default());
+            }
+        }
+    }
+    for ((traffic, _), results) in MEASURES.iter().zip(&results) {
+        for ((_, with), [share, rate, each]) in WATCHERS[1..3].iter().zip(results) {
+            let name = traffic.rsplit_once(", ").map_or(*traffic, |(name, _)| name);
+            table.row(&[
+                name.to_owned(),
+                (*with).to_owned(),
+                share.show(2),
+                rate.show(0),
+                each.show(0),
+            ]);
+        }
+    }
+    table.print();
     Ok(())
 }
 
@@ -138,13 +200,13 @@ impl Drop for Ended {
 
 /// Whoever watches while traffic is measured; ends with this.
 struct Watching {
-    _by: Option<By>,
+    by: Option<By>,
     file: PathBuf,
 }
 
 /// Who watches.
 enum By {
-    Empties { _there: Programs },
+    Empties { there: Programs },
     Observer { _running: Box<Observer> },
     Tool { _running: Ended },
 }
@@ -155,7 +217,7 @@ impl Watching {
         let by = match watcher {
             Watcher::Nothing => None,
             Watcher::Empties => Some(By::Empties {
-                _there: as_observer(lab, types, lab.cgroup_directory(), UPLINK)?,
+                there: as_observer(lab, types, lab.cgroup_directory(), UPLINK)?,
             }),
             Watcher::Observer => Some(By::Observer {
                 _running: Box::new(Observer::start(lab, program, lab.cgroup_directory(), &[])?),
@@ -177,7 +239,7 @@ impl Watching {
                 })
             }
         };
-        Ok(Self { _by: by, file })
+        Ok(Self { by, file })
     }
 }
 
