@@ -189,6 +189,16 @@ fn payload(len: u16, bytes: &[u8]) -> Result<&[u8], WireError> {
     })
 }
 
+/// Bytes to keep: what nearly every response begins with takes no memory.
+fn kept(bytes: &[u8]) -> Bytes {
+    const USUAL: &[u8; STATUS_LINE_BYTES] = b"HTTP/1.1 200 OK\r";
+    if bytes == USUAL {
+        Bytes::from_static(USUAL)
+    } else {
+        Bytes::copy_from_slice(bytes)
+    }
+}
+
 fn segment(time: Time, event: &SegmentEvent, head: &[u8]) -> Result<Event, WireError> {
     let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
     let head = payload(event.head_len, head)?;
@@ -205,7 +215,7 @@ fn segment(time: Time, event: &SegmentEvent, head: &[u8]) -> Result<Event, WireE
         tcp_flags: event.tcp_flags,
         ttl: event.ttl,
         payload_len: event.payload_len,
-        data: Bytes::copy_from_slice(head),
+        data: kept(head),
         cut: event.flags & SegmentFlags::CUT != 0,
         retransmit: event.flags & SegmentFlags::RETRANSMIT != 0,
         icmp: None,
@@ -232,7 +242,7 @@ fn wire(time: Time, event: &WireEvent, head: &[u8]) -> Result<Event, WireError> 
         tcp_flags: event.tcp_flags,
         ttl: event.ttl,
         payload_len: event.payload_len,
-        data: Bytes::copy_from_slice(data),
+        data: kept(data),
         cut: event.flags & SegmentFlags::CUT != 0,
         retransmit: false,
         icmp: (event.icmp_protocol != 0).then_some(IcmpError {

@@ -93,7 +93,7 @@ pub struct LiveOptions {
 }
 
 /// For a program that reads along: a record comes within milliseconds.
-pub const PROMPT: Duration = Duration::from_micros(2_500);
+pub const PROMPT: Duration = Duration::from_millis(3);
 /// For people, who see no difference.
 pub const UNHURRIED: Duration = Duration::from_millis(50);
 

@@ -34,6 +34,8 @@ const IDLE_NS: u64 = 20 * SECOND;
 const LINGER_NS: u64 = 5 * SECOND;
 /// The same for a socket of this host whose requests all had their answers: nothing is to be explained, and its copies are seen by then.
 const SHORT_LINGER_NS: u64 = SECOND;
+/// How much longer a connection may be kept than it need be.
+const FORGET_SLACK_NS: u64 = SECOND / 4;
 /// A connection without any packet is forgotten after this; a later request on it starts a new entry.
 const FORGET_NS: u64 = 900 * SECOND;
 
@@ -800,6 +802,9 @@ impl Flow {
             return due;
         }
         let forget = self.forgotten();
+        // A little later does no harm, if it is looked at then anyway.
+        let looked_at = |time: &Time| (forget..=forget.plus_ns(FORGET_SLACK_NS)).contains(time);
+        let forget = self.scheduled.filter(looked_at).unwrap_or(forget);
         (now < forget).then_some(forget)
     }
 

@@ -47,8 +47,8 @@ impl Default for Limits {
 /// A SYN that comes again under another address within this time has passed NAT.
 const NAT_NS: u64 = SECOND;
 
-/// A connection is mostly over by then: until its end, what could happen in minutes is looked at once, after this.
-const YOUNG_NS: u64 = SECOND / 5;
+/// A connection is mostly over and forgotten by then: what could happen in minutes is looked at once before, after this.
+const YOUNG_NS: u64 = SECOND * 6 / 5;
 
 /// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
 #[derive(Debug)]
