@@ -439,6 +439,12 @@ fn clip(agent: &str) -> &str {
     if agent.len() <= MAX_USER_AGENT {
         return agent;
     }
+    // Nearly always: then a character is a byte.
+    if let Some(start) = agent.get(..MAX_USER_AGENT)
+        && start.is_ascii()
+    {
+        return start;
+    }
     agent
         .char_indices()
         .nth(MAX_USER_AGENT)

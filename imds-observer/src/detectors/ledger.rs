@@ -178,6 +178,11 @@ impl Ledger {
         }
     }
 
+    /// Codes with findings open, a bit each.
+    pub(super) fn open_codes(&self) -> u32 {
+        self.open_codes
+    }
+
     /// Whether any finding of this code is open.
     pub(super) fn any_open(&self, code: Code) -> bool {
         self.open_codes & bit(code) != 0

@@ -304,11 +304,51 @@ fn registered(config: &DetectorConfig, limits: &Limits) -> Vec<Registered> {
         .collect()
 }
 
+/// A bit for each detector, by its place.
+type Places = u32;
+
+/// Who is to be asked about an exchange, worked out before: going through all detectors takes longer than most of them.
+struct Asked {
+    /// By what an exchange is.
+    wanting: Vec<Places>,
+    /// Those with findings open, and the ledger's codes when that was worked out.
+    open: (Places, u32),
+}
+
+impl Asked {
+    fn new(registered: &[Registered]) -> Self {
+        const { assert!(CATALOGUE.len() <= Places::BITS as usize) };
+        Self {
+            wanting: Exchanges::each()
+                .map(|kinds| places(registered, |registered| registered.wants.meets(kinds)))
+                .collect(),
+            open: (0, 0),
+        }
+    }
+
+    fn about(&mut self, kinds: Exchanges, registered: &[Registered], ledger: &Ledger) -> Places {
+        let codes = ledger.open_codes();
+        if self.open.1 != codes {
+            self.open = (places(registered, |registered| ledger.any_open(registered.code)), codes);
+        }
+        self.wanting.get(kinds.index()).copied().unwrap_or(Places::MAX) | self.open.0
+    }
+}
+
+fn places(registered: &[Registered], which: impl Fn(&Registered) -> bool) -> Places {
+    let bits = registered
+        .iter()
+        .enumerate()
+        .filter(|(_, registered)| which(registered));
+    bits.fold(0, |places, (place, _)| places | 1 << place)
+}
+
 /// All detectors of one run.
 pub struct Detectors {
     host: HostFacts,
     limits: Limits,
     registered: Vec<Registered>,
+    asked: Asked,
     paths: Paths,
     knowledge: Knowledge,
     ledger: Ledger,
@@ -323,8 +363,10 @@ impl Detectors {
     }
 
     pub fn with_limits(config: &DetectorConfig, limits: Limits, host: HostFacts) -> Self {
+        let registered = registered(config, &limits);
         Self {
-            registered: registered(config, &limits),
+            asked: Asked::new(&registered),
+            registered,
             paths: Paths::new(&limits),
             knowledge: Knowledge::new(&limits),
             ledger: Ledger::new(host.name.clone(), limits.findings),
@@ -359,22 +401,28 @@ impl Detectors {
             observation: Some(*observation),
             client,
         };
-        let kinds = match observation {
-            Observation::Exchange(exchange) => Some(Exchanges::of(exchange, context.credentials)),
-            _ => None,
+        let mut asked = match observation {
+            Observation::Exchange(exchange) => {
+                let kinds = Exchanges::of(exchange, context.credentials);
+                self.asked.about(kinds, &self.registered, &self.ledger)
+            }
+            _ => Places::MAX,
         };
         let mut sightings = Sightings::new(&mut self.ledger, self.now, out);
-        for Registered {
-            code,
-            quiet_ns,
-            wants,
-            detector,
-        } in &mut self.registered
-        {
+        while asked != 0 {
+            let place = asked.trailing_zeros() as usize;
+            asked &= asked - 1;
+            let Some(Registered {
+                code,
+                quiet_ns,
+                detector,
+                ..
+            }) = self.registered.get_mut(place)
+            else {
+                break;
+            };
             sightings.turn_to(*code, *quiet_ns);
-            if kinds.is_none_or(|kinds| wants.meets(kinds)) || sightings.any_open() {
-                detector.observe(observation, &context, &mut sightings);
-            }
+            detector.observe(observation, &context, &mut sightings);
         }
         self.tick_if_due(out);
     }
@@ -415,6 +463,7 @@ impl Detectors {
                 std::mem::swap(detector, known);
             }
         }
+        self.asked = Asked::new(&fresh);
         self.registered = fresh;
     }
 

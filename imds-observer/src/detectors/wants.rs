@@ -22,6 +22,8 @@ impl Exchanges {
     pub const FAILED: Self = Self(8);
     /// That bear a sign of who stands between client and service.
     pub const SIGNED: Self = Self(16);
+    /// The bits of those above are below it.
+    const KINDS: u8 = 32;
     /// What each is.
     const ANY: Self = Self(128);
 
@@ -46,6 +48,16 @@ impl Exchanges {
             | when(signed, Self::SIGNED)
     }
 
+    /// Everything that an exchange can be at once.
+    pub(super) fn each() -> impl Iterator<Item = Self> {
+        (0..Self::KINDS).map(|kinds| Self::ANY | Self(kinds))
+    }
+
+    /// Its place in [`Self::each`].
+    pub(super) fn index(self) -> usize {
+        usize::from(self.0 % Self::KINDS)
+    }
+
     pub(super) fn meets(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
@@ -64,7 +76,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
+    use crate::detectors::{Asked, DetectorConfig, Detectors, HostFacts, Observation};
     use crate::record::{Finding, Record, Time};
     use crate::source::ndjson::parse;
 
@@ -74,6 +86,7 @@ mod tests {
             for registered in &mut detectors.registered {
                 registered.wants = Exchanges::ALL;
             }
+            detectors.asked = Asked::new(&detectors.registered);
         }
         let mut out = Vec::new();
         let mut last = Time::default();

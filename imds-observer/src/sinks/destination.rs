@@ -102,7 +102,7 @@ impl Destination {
 }
 
 /// A pipe opened anew, so that writing to it never waits. `None`: it is no pipe, or may not be opened.
-fn reopen(pipe: BorrowedFd<'_>) -> Option<File> {
+pub(super) fn reopen(pipe: BorrowedFd<'_>) -> Option<File> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     if !std::fs::metadata(&path).ok()?.file_type().is_fifo() {
         return None;

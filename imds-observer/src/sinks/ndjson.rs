@@ -198,8 +198,11 @@ impl Express<Line> for ExpressLines {
 mod tests {
     const HELD_BYTES: usize = 1 << 20;
 
+    use std::io::{PipeReader, PipeWriter, Read as _};
+    use std::os::fd::AsFd as _;
     use std::path::Path;
 
+    use super::super::destination::reopen;
     use super::*;
     use crate::record::{Loss, LossCounts, Time};
 
@@ -229,6 +232,76 @@ mod tests {
             .map(|line| line.contains("\"a\"") || line.contains("\"b\""))
             .collect();
         assert_eq!(hosts, [true, true, false]);
+    }
+
+    /// A pipe, and the way into it that never waits.
+    fn pipe() -> (PipeReader, PipeWriter, ExpressLines) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let express = ExpressLines {
+            pipe: reopen(writer.as_fd()).unwrap(),
+            lines: Vec::new(),
+        };
+        (reader, writer, express)
+    }
+
+    fn read(mut reader: PipeReader) -> Vec<String> {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert!(text.is_empty() || text.ends_with('\n'));
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_pipe_with_room_is_written_to_at_once() {
+        let (reader, writer, mut express) = pipe();
+        let mut lines: Vec<Line> = (0..20).map(|n| loss(&format!("host-{n:0500}"))).collect();
+        express.write(&mut lines).unwrap();
+        assert!(lines.is_empty());
+        drop((writer, express));
+        let read = read(reader);
+        assert_eq!(read.len(), 20);
+        assert!(
+            read.iter()
+                .enumerate()
+                .all(|(n, line)| line.contains(&format!("host-{n:0500}")))
+        );
+    }
+
+    #[test]
+    fn a_full_pipe_is_not_waited_for_and_no_line_is_torn() {
+        let (reader, writer, mut express) = pipe();
+        let (mut sent, mut lines) = (0, Vec::new());
+        while lines.is_empty() {
+            lines = vec![loss(&"x".repeat(3_000)), loss(&"x".repeat(900))];
+            sent += 2;
+            express.write(&mut lines).unwrap();
+        }
+        sent -= lines.len();
+        drop((writer, express));
+        let read = read(reader);
+        assert_eq!(read.len(), sent);
+        assert!(read.iter().all(|line| line.ends_with('}')));
+    }
+
+    #[test]
+    fn what_does_not_go_whole_into_a_pipe_is_the_writers() {
+        let (reader, writer, mut express) = pipe();
+        let mut lines = vec![loss("a"), loss(&"x".repeat(libc::PIPE_BUF)), loss("b")];
+        express.write(&mut lines).unwrap();
+        assert_eq!(lines.len(), 2);
+        let mut much: Vec<Line> = (0..200).map(|_| loss("c")).collect();
+        express.write(&mut much).unwrap();
+        assert_eq!(much.len(), 200);
+        drop((writer, express));
+        assert_eq!(read(reader).len(), 1);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_told() {
+        let (reader, _writer, mut express) = pipe();
+        drop(reader);
+        let error = express.write(&mut vec![loss("a")]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]

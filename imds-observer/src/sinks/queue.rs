@@ -288,6 +288,59 @@ mod tests {
         }
     }
 
+    /// Takes as many as it is told to, before all others.
+    struct Way {
+        room: Arc<AtomicU64>,
+        written: Arc<Mutex<Vec<Arc<Record>>>>,
+    }
+
+    impl Express<Arc<Record>> for Way {
+        fn write(&mut self, items: &mut Vec<Arc<Record>>) -> io::Result<()> {
+            let count = items.len().min(self.room.load(Ordering::Relaxed) as usize);
+            self.room.fetch_sub(count as u64, Ordering::Relaxed);
+            self.written.lock().unwrap().extend(items.drain(..count));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nothing_overtakes_what_waits_for_the_writer() {
+        let (go, gate) = mpsc::channel();
+        let (entered, has_entered) = mpsc::channel();
+        let written = Arc::<Mutex<Vec<Arc<Record>>>>::default();
+        let output = Gate {
+            go: gate,
+            entered,
+            written: written.clone(),
+        };
+        let room = Arc::new(AtomicU64::new(1));
+        let mut queue = Queue::new(output, Kinds::ALL, 16).unwrap();
+        queue.express = Some(Box::new(Way {
+            room: room.clone(),
+            written: written.clone(),
+        }));
+        let named = |name: &str| Arc::new(Record::Loss(Loss::new(Time(0), name.into(), &LossCounts::default())));
+        for name in ["0", "1", "2"] {
+            queue.write(&named(name));
+        }
+        queue.flush();
+        // The first took the short way, the others are with the writer: there is room again, and nobody takes it.
+        has_entered.recv().unwrap();
+        room.store(9, Ordering::Relaxed);
+        queue.write(&named("3"));
+        queue.flush();
+        assert_eq!(written.lock().unwrap().len(), 1);
+        drop(go);
+        queue.finish().unwrap();
+        let hosts: Vec<String> = written
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|record| record.host().to_string())
+            .collect();
+        assert_eq!(hosts, ["0", "1", "2", "3"]);
+    }
+
     fn loss() -> Arc<Record> {
         Arc::new(Record::Loss(Loss::new(Time(0), "h".into(), &LossCounts::default())))
     }
