@@ -236,7 +236,7 @@ mod tests {
 
     /// A pipe, and the way into it that never waits.
     fn pipe() -> (PipeReader, PipeWriter, ExpressLines) {
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = io::pipe().unwrap();
         let express = ExpressLines {
             pipe: reopen(writer.as_fd()).unwrap(),
             lines: Vec::new(),
