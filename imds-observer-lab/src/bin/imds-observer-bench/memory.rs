@@ -1,7 +1,7 @@
 //! What do the kernel's tables take, by limit? As the kernel itself tells of each map that the observer holds.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Context as _, Result, ensure};
 use imds_observer_lab::topology::{Lab, LabOptions};
@@ -71,7 +71,11 @@ fn maps(pid: u32) -> Result<Vec<Map>> {
     let mut maps: Vec<Map> = Vec::new();
     let directory = format!("/proc/{pid}/fdinfo");
     for entry in fs::read_dir(&directory).with_context(|| format!("list {directory}"))? {
-        let text = fs::read_to_string(entry?.path()).context("read a descriptor's description")?;
+        let text = match fs::read_to_string(entry?.path()) {
+            // It is no map that the observer closes while it runs.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            text => text.context("read a descriptor's description")?,
+        };
         let number = |name: &str| {
             text.lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse::<u64>().ok())
