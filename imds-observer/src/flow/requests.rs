@@ -98,14 +98,9 @@ impl RequestReader {
         if self.stream.next_seq().is_none() && !may_begin_request(&packet.data) {
             self.state = State::Lost;
         }
-        match self.stream.push(piece(packet, packet.vantage == Vantage::Capture)) {
-            Pushed::Next(piece) => {
-                self.take(piece, &mut found);
-                self.read(&mut found);
-            }
-            Pushed::Waits | Pushed::Old => {}
-            Pushed::Full => return Err(Refused::Full),
-            Pushed::Far => return Err(Refused::Far),
+        if let Pushed::Next(piece) = self.stream.push(piece(packet, packet.vantage == Vantage::Capture))? {
+            self.take(piece, &mut found);
+            self.read(&mut found);
         }
         Ok(())
     }

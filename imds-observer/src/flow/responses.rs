@@ -84,14 +84,9 @@ impl ResponseReader {
 
     /// Takes a packet's payload in and gives every head that it completes.
     pub fn push(&mut self, packet: &Packet, mut found: impl FnMut(FoundResponse)) -> Result<(), Refused> {
-        match self.stream.push(piece(packet, true)) {
-            Pushed::Next(piece) => {
-                self.take(piece, &mut found);
-                self.read(&mut found);
-            }
-            Pushed::Waits | Pushed::Old => {}
-            Pushed::Full => return Err(Refused::Full),
-            Pushed::Far => return Err(Refused::Far),
+        if let Pushed::Next(piece) = self.stream.push(piece(packet, true))? {
+            self.take(piece, &mut found);
+            self.read(&mut found);
         }
         Ok(())
     }

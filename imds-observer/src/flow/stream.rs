@@ -40,16 +40,14 @@ pub enum Pushed<P> {
     Waits,
     /// Every byte of it was known.
     Old,
-    /// It doesn't fit: the gap before the waiting pieces has to be given up.
-    Full,
-    /// So far from the stream that it can't belong to it.
-    Far,
 }
 
 /// Why a piece was not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
+    /// It doesn't fit: the gap before the waiting pieces has to be given up.
     Full,
+    /// So far from the stream that it can't belong to it.
     Far,
 }
 
@@ -83,21 +81,21 @@ impl<M> Stream<M> {
         self.next
     }
 
-    pub fn push(&mut self, mut piece: Piece<M>) -> Pushed<Piece<M>> {
+    pub fn push(&mut self, mut piece: Piece<M>) -> Result<Pushed<Piece<M>>, Refused> {
         let next = *self.next.get_or_insert(piece.seq);
         let distance = piece.seq.from(next);
         let len = piece.len();
         if !(-WINDOW..WINDOW).contains(&distance) || len > WINDOW as u32 {
-            return Pushed::Far;
+            return Err(Refused::Far);
         }
         if distance + len as i32 <= 0 {
-            return Pushed::Old;
+            return Ok(Pushed::Old);
         }
         let first = self.waiting.front().map(|first| first.seq.from(next));
         if distance <= 0 && first.is_none_or(|first| first > 0) {
             piece.skip(distance.unsigned_abs());
             self.next = Some(piece.seq.plus(piece.len()));
-            return Pushed::Next(piece);
+            return Ok(Pushed::Next(piece));
         }
         let at = self.waiting.partition_point(|other| other.seq.from(next) < distance);
         let same = self
@@ -105,13 +103,13 @@ impl<M> Stream<M> {
             .get(at)
             .is_some_and(|other| other.seq == piece.seq && other.len() >= len);
         if same {
-            return Pushed::Old;
+            return Ok(Pushed::Old);
         }
         if self.waiting.len() >= self.max {
-            return Pushed::Full;
+            return Err(Refused::Full);
         }
         self.waiting.insert(at, piece);
-        Pushed::Waits
+        Ok(Pushed::Waits)
     }
 
     /// The waiting piece that comes next, if there is one.
@@ -177,7 +175,7 @@ mod tests {
     /// What comes out when a piece goes in.
     fn pass(stream: &mut Stream<()>, piece: Piece<()>) -> Vec<u8> {
         let mut bytes = Vec::new();
-        if let Pushed::Next(piece) = stream.push(piece) {
+        if let Ok(Pushed::Next(piece)) = stream.push(piece) {
             show(&piece, &mut bytes);
         }
         bytes.extend(drain(stream));
@@ -199,11 +197,11 @@ mod tests {
     fn bounded() {
         let mut stream = Stream::new(2);
         stream.start(Seq(0));
-        assert_eq!(stream.push(piece(10, b"a")), Pushed::Waits);
-        assert_eq!(stream.push(piece(20, b"a")), Pushed::Waits);
-        assert_eq!(stream.push(piece(20, b"a")), Pushed::Old);
-        assert_eq!(stream.push(piece(30, b"a")), Pushed::Full);
-        assert_eq!(stream.push(piece(1 << 30, b"a")), Pushed::Far);
+        assert_eq!(stream.push(piece(10, b"a")), Ok(Pushed::Waits));
+        assert_eq!(stream.push(piece(20, b"a")), Ok(Pushed::Waits));
+        assert_eq!(stream.push(piece(20, b"a")), Ok(Pushed::Old));
+        assert_eq!(stream.push(piece(30, b"a")), Err(Refused::Full));
+        assert_eq!(stream.push(piece(1 << 30, b"a")), Err(Refused::Far));
         assert!(stream.pop().is_none() && stream.has_gap());
         stream.skip_gap();
         assert_eq!(stream.pop().unwrap().seq, Seq(10));

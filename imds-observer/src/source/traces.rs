@@ -40,6 +40,12 @@ impl InputCounts {
         self.skipped += 1;
         self.broken += u64::from(*skip != Skip::CutOff);
     }
+
+    fn breaks_off(&mut self, capture: &Capture, at: u64, why: &Broken) {
+        self.skipped += 1;
+        self.broken += 1;
+        tracing::warn!("{}:{at}: {why}", capture.name);
+    }
 }
 
 /// See the module's text.
@@ -150,9 +156,7 @@ impl Traces {
                     }
                     Next::Event(event) => event,
                     Next::Broken { at, why } => {
-                        self.counts.skipped += 1;
-                        self.counts.broken += 1;
-                        tell(capture, at, &why);
+                        self.counts.breaks_off(capture, at, &why);
                         continue;
                     }
                 },
@@ -179,10 +183,6 @@ impl Traces {
             Trace::Capture(capture) => capture.is_ready(),
         }
     }
-}
-
-fn tell(capture: &Capture, at: u64, why: &Broken) {
-    tracing::warn!("{}:{at}: {why}", capture.name);
 }
 
 /// One file alone, which has nothing to be merged with: its records go on as they come.
@@ -230,11 +230,7 @@ fn packets_of_one(
         }
         match capture.next_events(out) {
             Read::Events => {}
-            Read::Broken { at, why } => {
-                counts.skipped += 1;
-                counts.broken += 1;
-                tell(capture, at, &why);
-            }
+            Read::Broken { at, why } => counts.breaks_off(capture, at, &why),
             Read::End if read == 0 => return SourceState::End,
             Read::End => return SourceState::More,
         }

@@ -22,6 +22,7 @@ use crate::observer::{Observer, UPLINK, until};
 
 /// Many and short, since what else a machine does comes and goes within seconds.
 const ROUNDS: usize = 11;
+const SECONDS: u64 = 1;
 /// Rounds that count the programs' time.
 const SHARE_ROUNDS: usize = 3;
 /// Processors of clients and servers: left to itself, the scheduler puts them together or apart, which is a factor of two.
@@ -67,7 +68,7 @@ const MEASURES: [(&str, f64); 3] = [
 ];
 
 pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
-    let (rounds, seconds) = if short { (1, 1) } else { (ROUNDS, 1) };
+    let rounds = if short { 1 } else { ROUNDS };
     let lab = Lab::new(LabOptions {
         pods: Vec::new(),
         ..LabOptions::default()
@@ -84,14 +85,14 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
         .spawn()
         .context("start iperf3 (is it installed?)")?;
     let _server = Ended(server);
-    until("iperf3 to listen", || Ok(iperf(&lab, 1, &["-n", "1K"]).is_ok()))?;
+    until("iperf3 to listen", || Ok(iperf(&lab, &["-n", "1K"]).is_ok()))?;
 
     let mut results: Vec<[Rounds; 3]> = WATCHERS.iter().map(|_| Default::default()).collect();
     for round in 0..rounds {
         for turn in 0..WATCHERS.len() {
             let number = (turn + round) % WATCHERS.len();
             let _watching = Watching::start(WATCHERS[number].0, &lab, &types, program)?;
-            let values = [tcp(&lab, seconds)?, udp(&lab, seconds)?, connections(&lab, seconds)?];
+            let values = [tcp(&lab)?, udp(&lab)?, connections(&lab)?];
             for (rounds, value) in results[number].iter_mut().zip(values) {
                 rounds.push(value);
             }
@@ -99,7 +100,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     }
 
     println!(
-        "{rounds} rounds of {seconds} s each, taking turns, clients on one processor and servers on the other; median (least to most), \
+        "{rounds} rounds of {SECONDS} s each, taking turns, clients on one processor and servers on the other; median (least to most), \
          ratio to nothing round by round.\n"
     );
     let mut table = Table::new(&["traffic", "with", "measured", "of nothing", "target"]);
@@ -127,16 +128,16 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
         }
     }
     table.print();
-    print_shares(&lab, &types, program, if short { 1 } else { SHARE_ROUNDS }, seconds)
+    print_shares(&lab, &types, program, if short { 1 } else { SHARE_ROUNDS })
 }
 
 /// Of all processors' time, how much the programs themselves take: what throughput can't tell where other tenants of the machine make it
 /// half or twice as much.
-fn print_shares(lab: &Lab, types: &Types, program: &Path, rounds: usize, seconds: u64) -> Result<()> {
+fn print_shares(lab: &Lab, types: &Types, program: &Path, rounds: usize) -> Result<()> {
     let processors = thread::available_parallelism().context("count the processors")?.get();
     let _counting = bpf::count_runs().context("count runs (BPF_ENABLE_STATS)")?;
     println!(
-        "\nThe programs' own run time (`bpf_stats`, which reads the clock twice a run) under the same traffic, {rounds} rounds of {seconds} s.\n"
+        "\nThe programs' own run time (`bpf_stats`, which reads the clock twice a run) under the same traffic, {rounds} rounds of {SECONDS} s.\n"
     );
     let mut table = Table::new(&[
         "traffic",
@@ -162,7 +163,7 @@ fn print_shares(lab: &Lab, types: &Types, program: &Path, rounds: usize, seconds
             };
             for (measure, results) in [tcp, udp, connections].into_iter().zip(&mut results) {
                 let (before, begin) = (runs()?, Instant::now());
-                measure(lab, seconds)?;
+                measure(lab)?;
                 let (grown, span) = (runs()?.since(before), begin.elapsed().as_secs_f64());
                 let [share, rate, each] = &mut results[side];
                 share.push(grown.ns as f64 / 1e7 / span / processors as f64);
@@ -273,12 +274,12 @@ fn tool(mut command: Command, ready: &str) -> Result<Ended> {
     Ok(child)
 }
 
-fn iperf(lab: &Lab, seconds: u64, more: &[&str]) -> Result<Value> {
+fn iperf(lab: &Lab, more: &[&str]) -> Result<Value> {
     let mut command = lab.node().command("iperf3")?;
     command.args(["-c", &SERVER.to_string(), "-p", IPERF_PORT, "-J", "-A"]);
     command.arg(format!("{CLIENT_CPU},{SERVER_CPU}"));
     if !more.contains(&"-n") {
-        command.args(["-t", &seconds.to_string()]);
+        command.args(["-t", &SECONDS.to_string()]);
     }
     let output = command.args(more).output().context("run iperf3 (is it installed?)")?;
     ensure!(
@@ -289,26 +290,26 @@ fn iperf(lab: &Lab, seconds: u64, more: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("read what iperf3 says")
 }
 
-fn tcp(lab: &Lab, seconds: u64) -> Result<f64> {
-    let told = iperf(lab, seconds, &[])?;
+fn tcp(lab: &Lab) -> Result<f64> {
+    let told = iperf(lab, &[])?;
     let bits = told["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(bits.context("iperf3 tells no throughput")? / 1e9)
 }
 
 /// Packets that arrived.
-fn udp(lab: &Lab, seconds: u64) -> Result<f64> {
-    let told = iperf(lab, seconds, &["-u", "-b", "0", "-l", "64"])?;
+fn udp(lab: &Lab) -> Result<f64> {
+    let told = iperf(lab, &["-u", "-b", "0", "-l", "64"])?;
     let sum = &told["end"]["sum"];
     let number = |name: &str| sum[name].as_f64().with_context(|| format!("iperf3 tells no {name}"));
     Ok((number("packets")? - number("lost_packets")?) / number("seconds")? / 1e3)
 }
 
-fn connections(lab: &Lab, seconds: u64) -> Result<f64> {
+fn connections(lab: &Lab) -> Result<f64> {
     let output = lab
         .node()
         .command("taskset")?
         .args(["-c", &CLIENT_CPU.to_string(), "wrk"])
-        .args(["-t1", "-c16", &format!("-d{seconds}s"), "-H", "Connection: close"])
+        .args(["-t1", "-c16", &format!("-d{SECONDS}s"), "-H", "Connection: close"])
         .arg(format!("http://{SERVER}:{WEB_PORT}/"))
         .output()
         .context("run taskset")?;
