@@ -6,13 +6,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLinkId, TcAttachOptions};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, ProgramError,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, FExit, Program, ProgramError,
     RawTracePoint, SchedClassifier, SockOps, TcAttachType, TracePoint,
 };
 use aya::util::KernelVersion;
@@ -123,6 +124,8 @@ impl Kernel {
         }
         raise_locked_memory();
         let mut missing = Vec::new();
+        // Parsed once for all that asks for it, and beside our own reading of it: it takes long.
+        let types = thread::spawn(aya::Btf::from_sys_fs);
         let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux");
         let parsed = vmlinux
             .as_ref()
@@ -168,12 +171,11 @@ impl Kernel {
         }
 
         let endpoints = endpoints(&options.endpoints)?;
-        // Parsed once for all that asks for it: it is most of the time that starting takes.
-        let types = aya::Btf::from_sys_fs();
+        let types = types.join().ok().and_then(Result::ok);
         let wake_at = options.limits.ring_bytes / 4;
         let mut loader = EbpfLoader::new();
         loader
-            .btf(types.as_ref().ok())
+            .btf(types.as_ref())
             .override_global("ENDPOINTS", endpoints.as_bytes(), true)
             .override_global("OFFSETS", offsets.as_bytes(), true)
             .override_global("WAKE_AT", &wake_at, true)
@@ -211,8 +213,10 @@ impl Kernel {
             #[cfg(feature = "kernel-log")]
             log,
         };
+        let traced = types.as_ref().filter(|_| parsed.is_ok() && reads_memory);
+        load_ahead(&mut kernel.ebpf, traced);
         kernel.attach_cgroup(options.cgroup.as_deref())?;
-        kernel.attach_tracing(types.as_ref().ok().filter(|_| parsed.is_ok() && reads_memory));
+        kernel.attach_tracing(traced);
         drop((parsed, types));
         drop(vmlinux);
         give_back_memory();
@@ -266,19 +270,15 @@ impl Kernel {
             ("segment_ingress", CgroupSkbAttachType::Ingress, CgroupHook::Ingress),
             ("segment_egress", CgroupSkbAttachType::Egress, CgroupHook::Egress),
         ] {
-            self.program::<CgroupSkb>(hook)
-                .and_then(|program| {
-                    program.load()?;
-                    program.attach(&cgroup, direction, CgroupAttachMode::Single)
-                })
+            self.loaded::<CgroupSkb>(hook, None)
+                .and_then(|program| program.attach(&cgroup, direction, CgroupAttachMode::Single))
                 .map_err(|error| cgroup_error(hook, &path, kind, &error))?;
             self.note(hook, "cgroup", &target);
         }
         for (hook, kind) in [("connect4", CgroupHook::Connect4), ("connect6", CgroupHook::Connect6)] {
-            let result = self.program::<CgroupSockAddr>(hook).and_then(|program| {
-                program.load()?;
-                program.attach(&cgroup, CgroupAttachMode::Single)
-            });
+            let result = self
+                .loaded::<CgroupSockAddr>(hook, None)
+                .and_then(|program| program.attach(&cgroup, CgroupAttachMode::Single));
             self.settle(
                 hook,
                 "cgroup",
@@ -288,10 +288,9 @@ impl Kernel {
             );
         }
         let hook = "connect_tuple";
-        let result = self.program::<SockOps>(hook).and_then(|program| {
-            program.load()?;
-            program.attach(&cgroup, CgroupAttachMode::Single)
-        });
+        let result = self
+            .loaded::<SockOps>(hook, None)
+            .and_then(|program| program.attach(&cgroup, CgroupAttachMode::Single));
         self.settle(
             hook,
             "cgroup",
@@ -306,19 +305,17 @@ impl Kernel {
         self.attach_connect_returned(types);
         let Some(types) = types else { return };
         let hook = "drop_btf";
-        let result = self.program::<BtfTracePoint>(hook).and_then(|program| {
-            program.load("kfree_skb", types)?;
-            program.attach()
-        });
+        let result = self
+            .loaded::<BtfTracePoint>(hook, Some(types))
+            .and_then(BtfTracePoint::attach);
         if result.is_ok() {
             self.note(hook, "tp_btf", "kfree_skb");
         } else {
             tracing::debug!("kfree_skb over tp_btf: {:?}", result.err());
             let hook = "drop_raw";
-            let result = self.program::<RawTracePoint>(hook).and_then(|program| {
-                program.load()?;
-                program.attach("kfree_skb")
-            });
+            let result = self
+                .loaded::<RawTracePoint>(hook, None)
+                .and_then(|program| program.attach("kfree_skb"));
             self.settle(
                 hook,
                 "raw_tp",
@@ -328,10 +325,9 @@ impl Kernel {
             );
         }
         let hook = "socket_state_btf";
-        let result = self.program::<BtfTracePoint>(hook).and_then(|program| {
-            program.load("inet_sock_set_state", types)?;
-            program.attach()
-        });
+        let result = self
+            .loaded::<BtfTracePoint>(hook, Some(types))
+            .and_then(BtfTracePoint::attach);
         let states = result.is_ok();
         if states {
             self.note("socket_state", "tp_btf", "inet_sock_set_state");
@@ -353,10 +349,9 @@ impl Kernel {
             if states && hook == "socket_state" {
                 continue;
             }
-            let result = self.program::<RawTracePoint>(hook).and_then(|program| {
-                program.load()?;
-                program.attach(tracepoint)
-            });
+            let result = self
+                .loaded::<RawTracePoint>(hook, None)
+                .and_then(|program| program.attach(tracepoint));
             self.settle(
                 hook,
                 "raw_tp",
@@ -372,10 +367,11 @@ impl Kernel {
     /// calls takes neither. Both tracepoints make every call of every process return the slow way.
     fn attach_connect_returned(&mut self, types: Option<&aya::Btf>) {
         let hook = "connect_returned";
-        let (function, event, every) = ("inet_stream_connect", "syscalls/sys_exit_connect", "sys_exit");
+        let (function, event, every) = (CONNECT, "syscalls/sys_exit_connect", "sys_exit");
         let exit = match types {
-            Some(types) => self
-                .attach_connect_exit(function, types)
+            Some(_) => self
+                .loaded::<FExit>("connect_exit", types)
+                .and_then(FExit::attach)
                 .map_err(|error| explain(&error)),
             None => Err("needs BTF".to_owned()),
         };
@@ -383,18 +379,16 @@ impl Kernel {
             return self.note(hook, "fexit", function);
         };
         tracing::debug!("fexit {function}: {exit}");
-        let traced = self.program::<TracePoint>(hook).and_then(|program| {
-            program.load()?;
-            program.attach("syscalls", "sys_exit_connect")
-        });
+        let traced = self
+            .loaded::<TracePoint>(hook, None)
+            .and_then(|program| program.attach("syscalls", "sys_exit_connect"));
         let Err(refused) = traced.map_err(|error| tracepoint_why(&error)) else {
             return self.note(hook, "tracepoint", event);
         };
         tracing::debug!("tracepoint {event}: {refused}");
-        let raw = self.program::<RawTracePoint>("any_call_returned").and_then(|program| {
-            program.load()?;
-            program.attach(every)
-        });
+        let raw = self
+            .loaded::<RawTracePoint>("any_call_returned", None)
+            .and_then(|program| program.attach(every));
         match raw {
             Ok(_) => self.note(hook, "raw_tp", every),
             Err(error) => self.settle::<()>(
@@ -408,13 +402,6 @@ impl Kernel {
                 "the error that connect() returned",
             ),
         }
-    }
-
-    fn attach_connect_exit(&mut self, function: &str, types: &aya::Btf) -> Result<(), ProgramError> {
-        let program = self.program::<FExit>("connect_exit")?;
-        program.load(function, types)?;
-        program.attach()?;
-        Ok(())
     }
 
     /// Attaches to an uplink of the current network namespace: tcx where the kernel has it (6.6), else clsact.
@@ -456,8 +443,7 @@ impl Kernel {
     /// Loads what uplinks that come later will take: by then there is no right to load anything.
     pub fn prepare_uplinks(&mut self) -> Result<(), KernelError> {
         for hook in ["wire_ingress", "wire_egress"] {
-            self.program::<SchedClassifier>(hook)
-                .and_then(|program| if program.fd().is_err() { program.load() } else { Ok(()) })
+            self.loaded::<SchedClassifier>(hook, None)
                 .map_err(|error| attach_error(hook, "uplinks to come", &error))?;
         }
         Ok(())
@@ -469,10 +455,7 @@ impl Kernel {
         direction: TcAttachType,
         uplink: &mut AttachedUplink,
     ) -> Result<&'static str, ProgramError> {
-        let program = self.program::<SchedClassifier>(hook)?;
-        if program.fd().is_err() {
-            program.load()?;
-        }
+        let program = self.loaded::<SchedClassifier>(hook, None)?;
         // First of all: another tool's program may consume the packet.
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         match program.attach_with_options(&uplink.name, direction, order) {
@@ -537,9 +520,22 @@ impl Kernel {
         });
     }
 
+    /// A program that the verifier has let in, now or before. `types`: of this kernel, which those that trace its functions take.
+    fn loaded<T>(&mut self, name: &'static str, types: Option<&aya::Btf>) -> Result<&mut T, ProgramError>
+    where
+        for<'a> &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        if let Some(program) = self.ebpf.program_mut(name)
+            && program.fd().is_err()
+        {
+            load(name, program, types)?;
+        }
+        self.program(name)
+    }
+
     fn program<T>(&mut self, name: &'static str) -> Result<&mut T, ProgramError>
     where
-        for<'a> &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+        for<'a> &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         self.ebpf
             .program_mut(name)
@@ -678,6 +674,77 @@ fn slots<T: AsRef<[u8]> + Copy + Default>(
         addresses.len() as u32,
         far as u32,
     ))
+}
+
+/// Programs of first choice, those first that the verifier takes longest for.
+const AHEAD: [&str; 11] = [
+    "connect6",
+    "connect4",
+    "segment_egress",
+    "wire_ingress",
+    "wire_egress",
+    "segment_ingress",
+    "connect_exit",
+    "drop_btf",
+    "socket_state_btf",
+    "socket_error",
+    "connect_tuple",
+];
+
+/// Lets the verifier look at several programs at once: that is most of the time that starting takes. What it refuses is tried again, and
+/// told, where it would be attached.
+fn load_ahead(ebpf: &mut Ebpf, types: Option<&aya::Btf>) {
+    let mut programs: Vec<(usize, &mut Program)> = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| Some((AHEAD.iter().position(|ahead| *ahead == name)?, program)))
+        .collect();
+    programs.sort_by_key(|(place, _)| *place);
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let programs = Mutex::new(programs.into_iter());
+    let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((place, program)) = next() {
+            if let Err(error) = load(AHEAD[place], program, types) {
+                tracing::debug!("load {} ahead: {}", AHEAD[place], explain(&error));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..processors.min(MOST_AT_ONCE) {
+            scope.spawn(work);
+        }
+        work();
+    });
+}
+
+/// Programs that are looked at at once: the longest takes a third of the whole.
+const MOST_AT_ONCE: usize = 4;
+
+/// The kernel's function behind `connect()`.
+const CONNECT: &str = "inet_stream_connect";
+
+/// Hands a program to the verifier.
+fn load(name: &str, program: &mut Program, types: Option<&aya::Btf>) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
+        Program::TracePoint(program) => program.load(),
+        Program::BtfTracePoint(program) => program.load(traced(name), types.ok_or(ProgramError::NotLoaded)?),
+        Program::FExit(program) => program.load(traced(name), types.ok_or(ProgramError::NotLoaded)?),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// The tracepoint or kernel function that a program traces by its type.
+fn traced(name: &str) -> &'static str {
+    match name {
+        "connect_exit" => CONNECT,
+        "drop_btf" => "kfree_skb",
+        _ => "inet_sock_set_state",
+    }
 }
 
 /// Parsing this kernel's types took tens of megabytes for a moment. They are free now, but the allocator keeps them unless asked.

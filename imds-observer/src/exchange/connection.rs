@@ -12,7 +12,7 @@ use rustc_hash::FxHasher;
 use super::attempt::Attempt;
 use super::pending::{Answer, Pending};
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
-use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq, StreamLimits};
+use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
 use crate::imds::{Hasher, no_request, read_request};
 use crate::record::{Connection, ExchangeOutcome, LossCounts, PacketDirection, SECOND, Time};
 use crate::source::{
@@ -46,6 +46,8 @@ pub(super) struct Context<'a> {
     pub(super) loss: &'a mut LossCounts,
     /// Room for requests between reader and queue, the same for all flows; empty.
     pub(super) fresh: &'a mut Vec<Fresh>,
+    /// The same for response heads.
+    pub(super) heads: &'a mut Vec<FoundResponse>,
 }
 
 /// A request as it comes from the reader.
@@ -62,6 +64,7 @@ enum Leave {
     Gone,
 }
 
+/// Each connection takes one, so it has a bound: see the test.
 #[derive(Debug)]
 pub(super) struct Flow {
     id: FlowId,
@@ -98,7 +101,6 @@ pub(super) struct Flow {
     superseded: bool,
     /// Not all went well: what comes late may explain it.
     troubled: bool,
-    limits: StreamLimits,
     /// When the table's timer will look at this flow.
     pub(super) scheduled: Option<Time>,
 }
@@ -145,7 +147,6 @@ impl Flow {
             gap_since: None,
             superseded: false,
             troubled: false,
-            limits: limits.stream,
             scheduled: None,
         }
     }
@@ -206,12 +207,12 @@ impl Flow {
             .get_or_insert_with(|| Attempt::new(time, sender, socketless))
     }
 
-    pub(super) fn connect(&mut self, event: &ConnectAttempt) {
+    pub(super) fn connect(&mut self, event: &ConnectAttempt, limits: &Limits) {
         self.last = self.last.max(event.time);
         self.know_sender(Some(event.sender));
         self.remote = event.remote;
         if self.tries_again() {
-            self.begin_again();
+            self.begin_again(limits);
         }
         self.attempt
             .get_or_insert_with(|| Attempt::new(event.time, Some(event.sender), false));
@@ -224,13 +225,13 @@ impl Flow {
     }
 
     /// Forgets what belonged to the connection before, once its facts are out. Exchanges are counted on: the socket is the same.
-    pub(super) fn begin_again(&mut self) {
+    pub(super) fn begin_again(&mut self, limits: &Limits) {
         self.attempt
             .take_if(|attempt| attempt.has_failed() || !attempt.is_open());
         self.isn = None;
         self.connect_ns = None;
-        self.requests = RequestReader::new(self.limits);
-        self.responses = ResponseReader::new(self.limits);
+        self.requests = RequestReader::new(limits.stream);
+        self.responses = ResponseReader::new(limits.stream);
         self.pending.clear();
         self.early.clear();
         self.client_ack = None;
@@ -632,7 +633,7 @@ impl Flow {
             answer.sight(packet.vantage, packet.time, packet.ttl);
         }
         if packet.vantage == Vantage::Capture {
-            let mut found = Vec::new();
+            let mut found = std::mem::take(context.heads);
             match self.responses.push(packet, |head| found.push(head)) {
                 Ok(()) => {}
                 Err(Refused::Far) => context.loss.unparsed += 1,
@@ -643,9 +644,10 @@ impl Flow {
                     let _ = self.responses.push(packet, |head| found.push(head));
                 }
             }
-            for head in found {
+            for head in found.drain(..) {
                 self.response_head(head, Vantage::Capture, packet.time, context);
             }
+            *context.heads = found;
             if self.has_gap() {
                 self.gap_since.get_or_insert(packet.time);
             }
@@ -1050,6 +1052,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_flow_is_small_enough_for_the_allocators_short_way() {
+        assert!(size_of::<Flow>() <= 1032, "{}", size_of::<Flow>());
+    }
 
     proptest! {
         #[test]

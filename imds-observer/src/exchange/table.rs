@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Fact;
 use super::connection::{Context, Flow, Fresh};
-use crate::flow::{Seq, StreamLimits};
+use crate::flow::{FoundResponse, Seq, StreamLimits};
 use crate::imds::Hasher;
 use crate::record::{LossCounts, SECOND, Time};
 use crate::source::{Direction, Event, FlowId, Packet, Vantage};
@@ -64,6 +64,7 @@ pub struct FlowTable {
     now: Time,
     loss: LossCounts,
     fresh: Vec<Fresh>,
+    heads: Vec<FoundResponse>,
 }
 
 impl FlowTable {
@@ -81,6 +82,7 @@ impl FlowTable {
             now: Time(0),
             loss: LossCounts::default(),
             fresh: Vec::new(),
+            heads: Vec::new(),
         }
     }
 
@@ -109,7 +111,9 @@ impl FlowTable {
                 if self.flows.peek(&id).is_some_and(|flow| flow.tries_again()) {
                     self.conclude(id, out);
                 }
-                self.reach(id, event.time, event.remote, out, |flow, _, _| flow.connect(event));
+                self.reach(id, event.time, event.remote, out, |flow, context, _| {
+                    flow.connect(event, context.limits);
+                });
             }
             Event::ConnectReturned(event) => {
                 if let Some(flow) = self.flows.get_mut(&event.flow) {
@@ -163,6 +167,7 @@ impl FlowTable {
                 hasher: &self.hasher,
                 loss: &mut self.loss,
                 fresh: &mut self.fresh,
+                heads: &mut self.heads,
             };
             flow.settle(self.now, true, &mut context, out);
             self.aliases.pop(&id);
@@ -182,7 +187,7 @@ impl FlowTable {
             if first && packet.vantage == Vantage::Socket && self.flows.peek(&id).is_some_and(|flow| another(flow)) {
                 self.conclude(id, out);
                 if let Some(flow) = self.flows.peek_mut(&id) {
-                    flow.begin_again();
+                    flow.begin_again(&self.limits);
                 }
             }
             return id;
@@ -236,10 +241,11 @@ impl FlowTable {
             hasher: &self.hasher,
             loss: &mut self.loss,
             fresh: &mut self.fresh,
+            heads: &mut self.heads,
         };
         act(flow, &mut context, out);
-        let due = flow.settle(self.now, false, &mut context, out);
-        self.schedule(id, due, false);
+        let again = ask(flow, self.now, false, &mut context, out);
+        self.remember(id, again);
     }
 
     /// Another connection begins under the same id: gives what is left of this one.
@@ -257,33 +263,21 @@ impl FlowTable {
             hasher: &self.hasher,
             loss: &mut self.loss,
             fresh: &mut self.fresh,
+            heads: &mut self.heads,
         };
-        let due = flow.settle(self.now, last, &mut context, out);
-        self.schedule(id, due, last);
+        let again = ask(flow, self.now, last, &mut context, out);
+        self.remember(id, again);
     }
 
-    /// Sees to it that a flow is asked again when it is due; `None`: that it is forgotten.
-    fn schedule(&mut self, id: FlowId, due: Option<Time>, last: bool) {
-        let Some(due) = due else {
-            self.flows.pop(&id);
-            return;
-        };
-        // A date that has passed already would make `advance` come back here for ever.
-        debug_assert!(
-            last || due > self.now,
-            "{id:?} wants to be asked again at {due}, and it is {}",
-            self.now
-        );
-        let due = due.max(self.now.plus_ns(1));
-        let Some(flow) = self.flows.peek_mut(&id) else { return };
-        // Dates far ahead that nothing comes of would fill the heap.
-        let young = flow.opened.plus_ns(YOUNG_NS);
-        let due = if self.now < young { due.min(young) } else { due };
-        // One live entry a flow: only an earlier date needs a new one.
-        if flow.scheduled.is_none_or(|scheduled| due < scheduled) {
-            flow.scheduled = Some(due);
-            self.timers.push(Reverse((due, id)));
-            self.trim_timers();
+    /// Sees to it that a flow is asked again, or forgotten.
+    fn remember(&mut self, id: FlowId, again: Again) {
+        match again {
+            Again::Never => drop(self.flows.pop(&id)),
+            Again::AsPlanned => {}
+            Again::At(due) => {
+                self.timers.push(Reverse((due, id)));
+                self.trim_timers();
+            }
         }
     }
 
@@ -295,4 +289,36 @@ impl FlowTable {
                 .retain(|Reverse((due, id))| flows.peek(id).is_some_and(|flow| flow.scheduled == Some(*due)));
         }
     }
+}
+
+/// When a flow is to be asked again.
+#[derive(Clone, Copy)]
+enum Again {
+    /// It can be forgotten.
+    Never,
+    /// By the timer that it has.
+    AsPlanned,
+    At(Time),
+}
+
+/// Lets a flow decide what it can by `now`.
+fn ask(flow: &mut Flow, now: Time, last: bool, context: &mut Context<'_>, out: &mut Vec<Fact>) -> Again {
+    let Some(due) = flow.settle(now, last, context, out) else {
+        return Again::Never;
+    };
+    // A date that has passed already would make `advance` come back here for ever.
+    debug_assert!(
+        last || due > now,
+        "a flow wants to be asked again at {due}, and it is {now}"
+    );
+    let due = due.max(now.plus_ns(1));
+    // Dates far ahead that nothing comes of would fill the heap.
+    let young = flow.opened.plus_ns(YOUNG_NS);
+    let due = if now < young { due.min(young) } else { due };
+    // One live entry a flow: only an earlier date needs a new one.
+    if flow.scheduled.is_some_and(|scheduled| due >= scheduled) {
+        return Again::AsPlanned;
+    }
+    flow.scheduled = Some(due);
+    Again::At(due)
 }

@@ -45,7 +45,7 @@ pub struct RequestReader {
     last_ack: Option<Seq>,
     /// What the client had received when bytes went missing.
     ack_at_gap: Option<Seq>,
-    limits: StreamLimits,
+    max_head_bytes: usize,
 }
 
 impl RequestReader {
@@ -60,7 +60,7 @@ impl RequestReader {
             turned: false,
             last_ack: None,
             ack_at_gap: None,
-            limits,
+            max_head_bytes: limits.head_bytes,
         }
     }
 
@@ -223,16 +223,15 @@ impl RequestReader {
             self.begun = Some((at, meta));
         }
         let Some((start, begun)) = self.begun else { return };
-        let room = self.limits.head_bytes.saturating_sub(self.head.len());
+        let room = self.max_head_bytes.saturating_sub(self.head.len());
         if self.head.is_empty() {
             // The usual case: a head in one piece, read where it lies.
-            let mut scanner = Scanner::default();
             let shown = &data[..data.len().min(room)];
             if may_begin_request(shown)
-                && let Scan::Complete(len) = scanner.scan(shown)
+                && let Scan::Complete(len) = Scanner::default().scan(shown)
             {
-                let head = data.split_to(len);
-                let body = self.give(start, begun, &head, false, found);
+                let body = self.give(start, begun, &shown[..len], false, found);
+                data.advance(len);
                 self.forget_head();
                 self.complete(body);
                 return;
@@ -260,7 +259,7 @@ impl RequestReader {
             }
             Scan::Incomplete => {
                 data.advance(taken);
-                if self.head.len() >= self.limits.head_bytes {
+                if self.head.len() >= self.max_head_bytes {
                     self.flush(found);
                 }
             }

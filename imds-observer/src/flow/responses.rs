@@ -49,7 +49,7 @@ pub struct ResponseReader {
     head: Vec<u8>,
     scanner: Scanner,
     begun: Option<(Seq, Meta)>,
-    limits: StreamLimits,
+    max_head_bytes: usize,
 }
 
 fn may_begin_response(bytes: &[u8]) -> bool {
@@ -66,7 +66,7 @@ impl ResponseReader {
             head: Vec::new(),
             scanner: Scanner::default(),
             begun: None,
-            limits,
+            max_head_bytes: limits.head_bytes,
         }
     }
 
@@ -113,11 +113,16 @@ impl ResponseReader {
         }
     }
 
+    /// Gives the head that was gathered.
     fn give(&mut self, cut: bool, found: &mut impl FnMut(FoundResponse)) {
         let bytes = std::mem::take(&mut self.head);
         self.scanner = Scanner::default();
+        self.give_head(&bytes, cut, found);
+    }
+
+    fn give_head(&mut self, bytes: &[u8], cut: bool, found: &mut impl FnMut(FoundResponse)) {
         let Some((start, meta)) = self.begun.take() else { return };
-        let response = Response::parse(&bytes, cut);
+        let response = Response::parse(bytes, cut);
         let (server, via_proxy) = if response.status.is_some() {
             response_headers(&response, cut)
         } else {
@@ -166,7 +171,18 @@ impl ResponseReader {
                     let at = Seq(end.0.wrapping_sub(data.len() as u32));
                     self.begun.get_or_insert((at, meta));
                     let known = self.head.len();
-                    let taken = data.len().min(self.limits.head_bytes.saturating_sub(known));
+                    if known == 0 {
+                        // The usual case: a head in one piece, read where it lies.
+                        let shown = &data[..data.len().min(self.max_head_bytes)];
+                        if may_begin_response(shown)
+                            && let Scan::Complete(len) = Scanner::default().scan(shown)
+                        {
+                            self.give_head(&shown[..len], false, found);
+                            data.advance(len);
+                            continue;
+                        }
+                    }
+                    let taken = data.len().min(self.max_head_bytes.saturating_sub(known));
                     self.head.extend_from_slice(&data[..taken]);
                     if !may_begin_response(&self.head) {
                         data.clear();
@@ -177,7 +193,7 @@ impl ResponseReader {
                         self.give(false, found);
                     } else {
                         data.advance(taken);
-                        if self.head.len() >= self.limits.head_bytes {
+                        if self.head.len() >= self.max_head_bytes {
                             self.give(true, found);
                         }
                     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Container, Host, Kind, Process, Time};
+use super::{Container, Host, Kind, Process, Time, again};
 
 /// A TCP connection, told from the client's side, before NAT where that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -157,7 +157,9 @@ pub struct Exchange {
     /// When the first byte of the request left the process.
     pub time: Time,
     pub host: Host,
+    #[serde(serialize_with = "again::write")]
     pub process: Option<Arc<Process>>,
+    #[serde(serialize_with = "again::write")]
     pub container: Option<Arc<Container>>,
     pub connection: Connection,
     pub request: Request,

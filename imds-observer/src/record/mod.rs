@@ -2,6 +2,7 @@
 //!
 //! `docs/records/` tells each field; `imds-observer schema` prints the JSON Schema made from these types.
 
+mod again;
 mod exchange;
 mod finding;
 mod process;

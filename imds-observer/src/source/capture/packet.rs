@@ -17,7 +17,6 @@ use crate::source::{Direction, Event, FlowId, IcmpError, Packet, Vantage};
 
 /// Longest response head that is taken over from one segment, and longest run of a request; the flow's own bounds are below.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Connections whose response head goes on in the next segment.
 /// Response heads in one segment.
 const MAX_HEADS: usize = 16;
 
@@ -414,10 +413,12 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
 }
 
 fn content_length(head: &[u8]) -> Option<usize> {
-    head.split(|byte| *byte == b'\n').find_map(|line| {
-        let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
-        name.eq_ignore_ascii_case(b"content-length")
-            .then(|| std::str::from_utf8(&value[1..]).ok()?.trim().parse().ok())?
+    const NAME: &[u8] = b"content-length:";
+    memchr::memchr_iter(b'\n', head).find_map(|at| {
+        let (name, behind) = head[at + 1..].split_at_checked(NAME.len())?;
+        let end = memchr::memchr(b'\n', behind).unwrap_or(behind.len());
+        name.eq_ignore_ascii_case(NAME)
+            .then(|| std::str::from_utf8(&behind[..end]).ok()?.trim().parse().ok())?
     })
 }
 
