@@ -271,7 +271,11 @@ fn met(met: bool) -> &'static str {
 
 fn write<T>(path: &Path, trace: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> anyhow::Result<T> {
     let mut out = BufWriter::new(File::create(path).with_context(|| format!("create {}", path.display()))?);
-    let made = trace(&mut out).and_then(|made| out.flush().map(|()| made));
+    // On the disk, too: the kernel would go on writing while it is read.
+    let made = trace(&mut out).and_then(|made| {
+        out.flush()?;
+        out.get_ref().sync_all().map(|()| made)
+    });
     made.with_context(|| format!("write {}", path.display()))
 }
 
