@@ -145,7 +145,6 @@ struct Breach {
     rate_per_s: f64,
     /// Requests in the rule's window.
     requests: u64,
-    median_gap_ms: u32,
 }
 
 impl Detector for TightPolling {
@@ -201,6 +200,7 @@ impl Detector for TightPolling {
         sightings.keep(sighting, || {
             let facts = Facts {
                 breach,
+                recent: of_path.recent.clone(),
                 counted,
                 who: context.who(),
                 path: context.shared_path.clone(),
@@ -226,15 +226,13 @@ fn breach(
     time: Time,
 ) -> Option<Breach> {
     if of_path.recent.span_ms().is_some_and(|span| span <= 10_000) {
-        let median_gap_ms = of_path.recent.median_gap_ms();
         let span_s = f64::from(of_path.recent.span_ms().unwrap_or(1).max(1)) / 1000.0;
-        if median_gap_ms < config.high_median_gap_ms {
+        if of_path.recent.median_gap_is_below(config.high_median_gap_ms) {
             return Some(Breach {
                 severity: Severity::High,
                 rule: "50 identical requests within 10 s",
                 rate_per_s: (IDENTICAL - 1) as f64 / span_s,
                 requests: IDENTICAL as u64,
-                median_gap_ms,
             });
         }
     }
@@ -246,7 +244,6 @@ fn breach(
             rule: "rate over 10 s",
             rate_per_s,
             requests,
-            median_gap_ms: of_path.recent.median_gap_ms(),
         });
     }
     sustained(&of_path.minute, 60, of_path.first, config.rate_per_s, time)
@@ -255,7 +252,6 @@ fn breach(
             rule: "rate over 60 s",
             rate_per_s,
             requests,
-            median_gap_ms: of_path.recent.median_gap_ms(),
         })
         .or_else(|| {
             sustained(&of_client.minute, 60, of_client.first, config.client_rate_per_s, time).map(
@@ -264,7 +260,6 @@ fn breach(
                     rule: "rate over 60 s, all paths",
                     rate_per_s,
                     requests,
-                    median_gap_ms: of_path.recent.median_gap_ms(),
                 },
             )
         })
@@ -292,6 +287,8 @@ fn sustained(minute: &Minute, seconds: usize, first: Time, limit: f64, time: Tim
 /// What a finding tells of the latest sighting.
 struct Facts {
     breach: Breach,
+    /// On that path.
+    recent: Recent<IDENTICAL>,
     counted: u64,
     who: Who,
     path: Arc<Path>,
@@ -335,7 +332,7 @@ fn details(&self) -> Details {
             "path": path,
             "method": self.method,
             "rate_per_s": round(breach.rate_per_s),
-            "median_gap_ms": breach.median_gap_ms,
+            "median_gap_ms": self.recent.median_gap_ms(),
             "requests": self.counted,
             "processes": self.processes,
             "parent": parent,

@@ -1,5 +1,7 @@
 //! Counts over a sliding time, in constant space and whatever order the times come in.
 
+use arrayvec::ArrayVec;
+
 use crate::record::Time;
 
 /// Occurrences in the last `N` bins of `WIDTH_NS` each. What is older than that is forgotten, also if it comes late.
@@ -80,14 +82,14 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
 pub(super) struct Recent<const N: usize> {
     base: Time,
     /// Sorted, oldest first.
-    times: Vec<u32>,
+    times: ArrayVec<u32, N>,
 }
 
 impl<const N: usize> Recent<N> {
     pub(super) fn new() -> Self {
         Self {
             base: Time(0),
-            times: Vec::new(),
+            times: ArrayVec::new(),
         }
     }
 
@@ -123,9 +125,18 @@ impl<const N: usize> Recent<N> {
         (self.times.len() == N).then(|| self.times[N - 1] - self.times[0])
     }
 
+    fn gaps_ms(&self) -> impl Iterator<Item = u32> {
+        self.times.windows(2).map(|pair| pair[1] - pair[0])
+    }
+
+    /// Whether [`Self::median_gap_ms`] is below `ms`, which takes less than working it out.
+    pub(super) fn median_gap_is_below(&self, ms: u32) -> bool {
+        self.gaps_ms().filter(|gap| *gap < ms).count() > self.times.len().saturating_sub(1) / 2
+    }
+
     /// Between neighbours; 0 if there are fewer than two.
     pub(super) fn median_gap_ms(&self) -> u32 {
-        let mut gaps: Vec<u32> = self.times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let mut gaps: ArrayVec<u32, N> = self.gaps_ms().collect();
         if gaps.is_empty() {
             return 0;
         }
@@ -136,6 +147,8 @@ impl<const N: usize> Recent<N> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::record::SECOND;
 
@@ -166,5 +179,16 @@ mod tests {
         assert_eq!(recent.median_gap_ms(), 10_000);
         recent.add(at(40));
         assert_eq!(recent.span_ms(), Some(20_000));
+    }
+
+    proptest! {
+        #[test]
+        fn below_is_what_the_median_says(seconds in proptest::collection::vec(0..40_u64, 2..12), ms in 0..12_000_u32) {
+            let mut recent = Recent::<8>::new();
+            for seconds in seconds {
+                recent.add(at(seconds));
+            }
+            prop_assert_eq!(recent.median_gap_is_below(ms), recent.median_gap_ms() < ms);
+        }
     }
 }

@@ -27,17 +27,17 @@ impl Hints {
 
 /// Headers win over paths: several clouds share the EC2 tree.
 pub(super) fn dialect(path: &str, hints: Hints, token_header: bool) -> Dialect {
-    let path = normalise(path);
-    let below = |root: &str| {
-        path.strip_prefix(root)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
     if let Some(dialect) = hints.sure {
         return dialect;
     }
     if token_header {
         return Dialect::Aws;
     }
+    let path = normalise(path);
+    let below = |root: &str| {
+        path.strip_prefix(root)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
     if below("/computeMetadata") {
         Dialect::Gcp
     } else if below("/metadata/v1") || path == "/metadata/v1.json" {

@@ -4,8 +4,10 @@ use std::borrow::Cow;
 
 /// The path without query, doubled slashes and trailing slash: `//latest/meta-data/?x` is `/latest/meta-data`. For grouping; records keep the raw path.
 pub fn normalise(path: &str) -> Cow<'_, str> {
-    let path = path.split(['?', '#']).next().unwrap_or_default();
-    let clean = !path.contains("//") && path.starts_with('/') && (path.len() == 1 || !path.ends_with('/'));
+    let end = memchr::memchr2(b'?', b'#', path.as_bytes());
+    let path = end.map_or(path, |end| &path[..end]);
+    let doubled = || memchr::memchr_iter(b'/', path.as_bytes()).any(|at| path[at + 1..].starts_with('/'));
+    let clean = path.starts_with('/') && (path.len() == 1 || !path.ends_with('/')) && !doubled();
     if clean {
         return Cow::Borrowed(path);
     }

@@ -1,10 +1,14 @@
 //! Makes text of untrusted bytes, without anything in it that looks like a token.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 /// Stands where something was taken out.
 const MARK: &[u8] = b"[redacted]";
 
 /// Real tokens begin so, and are about 56 characters of base64.
-const TOKEN_START: &[u8] = b"AQAE";
+static TOKEN_START: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"AQAE"));
 const TOKEN_MIN: usize = 8;
 
 /// In the names of parameters and headers that carry tokens.
@@ -78,7 +82,7 @@ fn named_token(bytes: &[u8]) -> Option<(usize, usize)> {
 /// A run of base64 that begins as tokens do.
 fn bare_token(bytes: &[u8]) -> Option<(usize, usize)> {
     let mut from = 0;
-    while let Some(found) = memchr::memmem::find(&bytes[from..], TOKEN_START) {
+    while let Some(found) = TOKEN_START.find(&bytes[from..]) {
         let start = from + found;
         let length = bytes[start..]
             .iter()
@@ -116,7 +120,10 @@ pub fn printable(bytes: &[u8], limit: usize) -> String {
         clean.extend_from_slice(rest);
         &clean
     };
-    let mut text = String::from_utf8_lossy(clean).into_owned();
+    let mut text = match std::str::from_utf8(clean) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(clean).into_owned(),
+    };
     if text.len() > limit {
         let end = (0..=limit).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         text.truncate(end);

@@ -7,7 +7,6 @@ mod link;
 mod packet;
 mod quota;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read as _};
 use std::net::IpAddr;
@@ -105,7 +104,7 @@ pub struct Capture {
     packets: PacketReader,
     processes: Processes,
     quota: Quota,
-    waiting: VecDeque<Event>,
+    waiting: Vec<Event>,
     counted: u64,
     loss: LossCounts,
     told_loss: LossCounts,
@@ -153,7 +152,7 @@ impl Capture {
             packets: PacketReader::new(endpoints, limits.unfinished),
             processes: Processes::new(limits.processes),
             quota: Quota::new(limits.counted_interfaces),
-            waiting: VecDeque::new(),
+            waiting: Vec::new(),
             counted: 0,
             loss: LossCounts::default(),
             told_loss: LossCounts::default(),
@@ -182,7 +181,8 @@ impl Capture {
     /// The next event. Reads on until there is one.
     pub fn next_event(&mut self) -> Next {
         match self.read_on() {
-            Read::Events => self.waiting.pop_front().map_or(Next::End, Next::Event),
+            // Mostly the only one.
+            Read::Events => Next::Event(self.waiting.remove(0)),
             Read::Broken { at, why } => Next::Broken { at, why },
             Read::End => Next::End,
         }
@@ -191,7 +191,7 @@ impl Capture {
     /// All events that wait. Reads on until there is one.
     pub fn next_events(&mut self, out: &mut Vec<Event>) -> Read {
         let read = self.read_on();
-        out.extend(self.waiting.drain(..));
+        out.append(&mut self.waiting);
         read
     }
 
@@ -227,7 +227,7 @@ impl Capture {
     fn end(&mut self) {
         self.ended = true;
         let waiting = &mut self.waiting;
-        self.quota.finish(|sample| waiting.push_back(Event::Interface(sample)));
+        self.quota.finish(|sample| waiting.push(Event::Interface(sample)));
         self.tell_loss();
     }
 
@@ -236,7 +236,7 @@ impl Capture {
         loss.evicted += self.quota.evicted();
         if loss != self.told_loss {
             self.told_loss = loss;
-            self.waiting.push_back(Event::Loss(loss));
+            self.waiting.push(Event::Loss(loss));
         }
     }
 
@@ -372,7 +372,7 @@ struct Work<'a> {
     packets: &'a mut PacketReader,
     processes: &'a mut Processes,
     quota: &'a mut Quota,
-    waiting: &'a mut VecDeque<Event>,
+    waiting: &'a mut Vec<Event>,
     counted: &'a mut u64,
     loss: &'a mut LossCounts,
     last: &'a mut Time,

@@ -2,10 +2,10 @@
 //!
 //! Bodies stop here: of what a server says only response heads are taken over, found by their status line and `Content-Length`.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 use etherparse::{IpNumber, LaxIpPayloadSlice, LaxIpSlice, TcpSlice, UdpSlice};
 use imds_observer_common::TrafficClass;
@@ -76,12 +76,7 @@ impl Reader {
 
     /// `None`: the packet is none of our business. One that is and can't be read is counted. Appends one to `out`, or several where a
     /// segment holds several response heads; none for other services' packets.
-    pub(super) fn read(
-        &mut self,
-        frame: &Frame<'_>,
-        loss: &mut LossCounts,
-        out: &mut VecDeque<Event>,
-    ) -> Option<Found> {
+    pub(super) fn read(&mut self, frame: &Frame<'_>, loss: &mut LossCounts, out: &mut Vec<Event>) -> Option<Found> {
         let (source, destination, may_be_icmp) = ends(frame.ip)?;
         let egress = if self.is_service(destination) {
             Some(true)
@@ -135,14 +130,7 @@ impl Reader {
         local || self.endpoints.contains(&address)
     }
 
-    fn segment(
-        &mut self,
-        frame: &Frame<'_>,
-        ip: &Ip<'_>,
-        tcp: &TcpSlice<'_>,
-        request: bool,
-        out: &mut VecDeque<Event>,
-    ) {
+    fn segment(&mut self, frame: &Frame<'_>, ip: &Ip<'_>, tcp: &TcpSlice<'_>, request: bool, out: &mut Vec<Event>) {
         let (source, destination) = (
             SocketAddr::new(ip.source, tcp.source_port()),
             SocketAddr::new(ip.destination, tcp.destination_port()),
@@ -178,7 +166,7 @@ impl Reader {
         if request {
             packet.data = Bytes::copy_from_slice(&payload[..payload.len().min(MAX_HEAD_BYTES)]);
             packet.cut |= payload.len() > MAX_HEAD_BYTES;
-            out.push_back(Event::Packet(packet));
+            out.push(Event::Packet(packet));
             return;
         }
         let flow = (local, remote);
@@ -193,7 +181,7 @@ impl Reader {
         }
         if heads.is_empty() {
             packet.cut = length > 0;
-            out.push_back(Event::Packet(packet));
+            out.push(Event::Packet(packet));
             return;
         }
         // Each piece reaches to the next head, so that none of the bytes between is looked at again.
@@ -216,7 +204,7 @@ impl Reader {
             if !last {
                 piece.tcp_flags &= !fin;
             }
-            out.push_back(Event::Packet(piece));
+            out.push(Event::Packet(piece));
         }
     }
 
@@ -372,10 +360,10 @@ struct Head {
 }
 
 /// The response heads in a segment. `goes_on`: the segment continues one.
-fn heads(payload: &[u8], goes_on: bool) -> Vec<Head> {
-    let mut heads = Vec::new();
+fn heads(payload: &[u8], goes_on: bool) -> ArrayVec<Head, MAX_HEADS> {
+    let mut heads = ArrayVec::new();
     let mut at = 0;
-    while heads.len() < MAX_HEADS {
+    while !heads.is_full() {
         let rest = payload.get(at..).unwrap_or_default();
         if !(rest.starts_with(b"HTTP/") || (goes_on && at == 0 && !rest.is_empty())) {
             break;
@@ -447,7 +435,7 @@ mod tests {
         );
         let parts = heads(b"HTTP/1.1 200 OK\r\nSer", false);
         assert_eq!(
-            parts,
+            parts[..],
             [Head {
                 start: 0,
                 end: 20,

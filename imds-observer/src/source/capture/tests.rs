@@ -303,7 +303,7 @@ proptest! {
         let Some(link) = Link::of(link) else { return Ok(()) };
         if let Some(placed) = link.place(&frame) {
             let frame = Frame { time: Time(0), ip: placed.ip, ifindex: 1 };
-            PacketReader::new(&DEFAULT_ENDPOINTS, 4).read(&frame, &mut LossCounts::default(), &mut VecDeque::new());
+            PacketReader::new(&DEFAULT_ENDPOINTS, 4).read(&frame, &mut LossCounts::default(), &mut Vec::new());
         }
     }
 }
