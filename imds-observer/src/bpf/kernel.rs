@@ -124,8 +124,6 @@ impl Kernel {
         }
         raise_locked_memory();
         let mut missing = Vec::new();
-        // Parsed once for all that asks for it, and beside our own reading of it: it takes long.
-        let types = thread::spawn(aya::Btf::from_sys_fs);
         let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux");
         let parsed = vmlinux
             .as_ref()
@@ -171,7 +169,8 @@ impl Kernel {
         }
 
         let endpoints = endpoints(&options.endpoints)?;
-        let types = types.join().ok().and_then(Result::ok);
+        // Parsed once for all that asks for it, and on this thread: what another leaves behind in the allocator is a MiB that stays.
+        let types = aya::Btf::from_sys_fs().ok();
         let wake_at = options.limits.ring_bytes / 4;
         let mut loader = EbpfLoader::new();
         loader
