@@ -120,6 +120,7 @@ pub fn printable(bytes: &[u8], limit: usize) -> String {
         clean.extend_from_slice(rest);
         &clean
     };
+    // Most text is UTF-8, and to see that takes a part of what looking for replacements does.
     let mut text = match std::str::from_utf8(clean) {
         Ok(text) => text.to_owned(),
         Err(_) => String::from_utf8_lossy(clean).into_owned(),

@@ -2,58 +2,48 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::thread::LocalKey;
 
 use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Container, Process};
+use crate::callers::ByCaller;
 
-/// Callers whose JSON a thread remembers, by address; another one takes the place of the one before. About 1 KiB each.
-const PLACES: usize = 64;
+/// Processes and containers whose JSON a thread remembers; about 1 KiB each.
+const LIMIT: usize = 256;
 
-/// Kept alive, so no address is reused.
-pub(super) type Known<T> = RefCell<Vec<Option<(Arc<T>, Box<RawValue>)>>>;
+/// `None`: it can't be written, which a record's parts never are.
+type Written = Option<Box<RawValue>>;
 
 thread_local! {
-    static PROCESSES: Known<Process> = const { RefCell::new(Vec::new()) };
-    static CONTAINERS: Known<Container> = const { RefCell::new(Vec::new()) };
-}
-
-/// Stands in many records.
-pub(super) trait Again: Serialize + Sized + 'static {
-    /// What this thread has written of it.
-    fn known() -> &'static LocalKey<Known<Self>>;
-}
-
-impl Again for Process {
-    fn known() -> &'static LocalKey<Known<Self>> {
-        &PROCESSES
-    }
-}
-
-impl Again for Container {
-    fn known() -> &'static LocalKey<Known<Self>> {
-        &CONTAINERS
-    }
+    static WRITTEN: RefCell<ByCaller<Written>> = RefCell::new(ByCaller::new(LIMIT));
 }
 
 /// For `serialize_with`. Whoever shares a value never changes it.
 #[expect(clippy::ref_option, reason = "serde hands over the field as it is")]
-pub(super) fn write<T: Again, S: Serializer>(value: &Option<Arc<T>>, serializer: S) -> Result<S::Ok, S::Error> {
-    let Some(value) = value else {
-        return serializer.serialize_none();
-    };
-    T::known().with_borrow_mut(|known| {
-        known.resize_with(PLACES, || None);
-        let place = (Arc::as_ptr(value) as usize / align_of::<u128>()) % PLACES;
-        if let Some((_, json)) = known[place].as_ref().filter(|(of, _)| Arc::ptr_eq(of, value)) {
-            return json.serialize(serializer);
-        }
-        let json = to_raw_value(value.as_ref()).map_err(S::Error::custom)?;
-        let (_, json) = known[place].insert((Arc::clone(value), json));
-        json.serialize(serializer)
+pub(super) fn process<S: Serializer>(value: &Option<Arc<Process>>, serializer: S) -> Result<S::Ok, S::Error> {
+    write(value.as_ref(), None, value, serializer)
+}
+
+/// The same for a container.
+#[expect(clippy::ref_option, reason = "serde hands over the field as it is")]
+pub(super) fn container<S: Serializer>(value: &Option<Arc<Container>>, serializer: S) -> Result<S::Ok, S::Error> {
+    write(None, value.as_ref(), value, serializer)
+}
+
+/// `value`: whichever of the two it is, or null.
+fn write<S: Serializer>(
+    process: Option<&Arc<Process>>,
+    container: Option<&Arc<Container>>,
+    value: &impl Serialize,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    WRITTEN.with_borrow_mut(|written| {
+        let json = written.get(process, container, || to_raw_value(value).ok());
+        json.as_ref()
+            .ok_or_else(|| S::Error::custom("a caller can't be written"))?
+            .serialize(serializer)
     })
 }
 
@@ -65,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_caller_is_written_as_itself_whoever_was_written_before() {
-        let callers: Vec<Exchange> = (0..3 * PLACES)
+        let callers: Vec<Exchange> = (0..LIMIT + LIMIT / 2)
             .map(|number| Exchange::example(&format!("app{number}"), 200))
             .collect();
         for _ in 0..2 {
@@ -75,6 +65,5 @@ mod tests {
                 assert_eq!(parse(line.as_bytes()), Ok(Record::Exchange(exchange.clone())));
             }
         }
-        PROCESSES.with_borrow(|known| assert_eq!(known.len(), PLACES));
     }
 }

@@ -157,9 +157,9 @@ pub struct Exchange {
     /// When the first byte of the request left the process.
     pub time: Time,
     pub host: Host,
-    #[serde(serialize_with = "again::write")]
+    #[serde(serialize_with = "again::process")]
     pub process: Option<Arc<Process>>,
-    #[serde(serialize_with = "again::write")]
+    #[serde(serialize_with = "again::container")]
     pub container: Option<Arc<Container>>,
     pub connection: Connection,
     pub request: Request,

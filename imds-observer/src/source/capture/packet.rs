@@ -2,6 +2,7 @@
 //!
 //! Bodies stop here: of what a server says only response heads are taken over, found by their status line and `Content-Length`.
 
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 
@@ -402,8 +403,10 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
 
 fn content_length(head: &[u8]) -> Option<usize> {
     const NAME: &[u8] = b"content-length:";
-    memchr::memchr_iter(b'\n', head).find_map(|at| {
-        let (name, behind) = head[at + 1..].split_at_checked(NAME.len())?;
+    // The first line counts too: a segment may go on with a head at any line.
+    let mut lines = iter::once(0).chain(memchr::memchr_iter(b'\n', head).map(|at| at + 1));
+    lines.find_map(|at| {
+        let (name, behind) = head[at..].split_at_checked(NAME.len())?;
         let end = memchr::memchr(b'\n', behind).unwrap_or(behind.len());
         name.eq_ignore_ascii_case(NAME)
             .then(|| std::str::from_utf8(&behind[..end]).ok()?.trim().parse().ok())?
@@ -424,11 +427,13 @@ mod tests {
     #[test]
     fn of_a_response_the_head_and_no_byte_of_the_body() {
         const ONE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n";
+        const REST: &str = "Content-Length: 6\r\n\r\n";
         assert_eq!(found(&format!("{ONE}SECRET"), false), [ONE]);
         assert_eq!(found(&format!("{ONE}SECRET{ONE}SECRET"), false), [ONE, ONE]);
         assert_eq!(found("SECRET", false), [""; 0]);
         assert_eq!(found("SECRETHTTP/1.1 200 OK\r\n\r\n", false), [""; 0]);
         assert_eq!(found("Server: EC2ws\r\n\r\nSECRET", true), ["Server: EC2ws\r\n\r\n"]);
+        assert_eq!(found(&format!("{REST}SECRET{ONE}"), true), [REST, ONE]);
         assert_eq!(
             found("HTTP/1.1 200 OK\nA: b\n\nSECRET", false),
             ["HTTP/1.1 200 OK\nA: b\n\n"]
