@@ -9,6 +9,7 @@ use imds_observer_common::{
     Tuple, WireEvent, sizes,
 };
 
+use crate::emit::count;
 use crate::packet::Ip;
 
 /// What user space reads.
@@ -50,7 +51,60 @@ pub(crate) static INTERFACES: LruPerCpuHashMap<u32, InterfaceCounters> =
 #[map]
 pub(crate) static LOSS: PerCpuArray<LossCounters> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where events are put together: too large for the 512-byte stack, and filling them there would cost a memset a packet.
+/// Where an event is put together: too large for the 512-byte stack, and filling it there would cost a memset a packet. A program that is
+/// interrupted, by a packet that comes in or by another task, must find its own as it left it, so each takes one that is free.
+pub(crate) trait Slot: Sized {
+    /// 1: a program is at work in it.
+    fn taken(slot: *mut Self) -> *mut u32;
+}
+
+/// Of one CPU: a task's program, one in softirq, and as many tasks again whose program was preempted.
+const SLOTS: u32 = 4;
+
+/// Lets `fill` have a slot. `None`: all are taken, and the packet is counted as not read.
+#[inline(always)]
+pub(crate) fn with_slot<T: Slot, R>(slots: &PerCpuArray<T>, fill: impl FnOnce(&mut T) -> R) -> Option<R> {
+    let slot = free(slots)?;
+    // SAFETY: a live value of this CPU, which nobody else takes until it is given back.
+    unsafe {
+        T::taken(slot).write_volatile(1);
+        let result = fill(&mut *slot);
+        T::taken(slot).write_volatile(0);
+        Some(result)
+    }
+}
+
+/// Whoever interrupts before it is taken has given it back by the time this goes on, unless it is another task, on kernels that switch
+/// tasks anywhere.
+#[inline(always)]
+fn free<T: Slot>(slots: &PerCpuArray<T>) -> Option<*mut T> {
+    let mut index = 0;
+    while index < SLOTS {
+        let slot = slots.get_ptr_mut(index)?;
+        // SAFETY: a live value.
+        if unsafe { T::taken(slot).read_volatile() } == 0 {
+            return Some(slot);
+        }
+        index += 1;
+    }
+    count(|loss| &mut loss.unparsed);
+    None
+}
+
+macro_rules! slots {
+    ($($scratch:ty),*) => {
+        $(impl Slot for $scratch {
+            #[inline(always)]
+            fn taken(slot: *mut Self) -> *mut u32 {
+                // SAFETY: a field of a live value.
+                unsafe { &raw mut (*slot).taken }
+            }
+        })*
+    };
+}
+
+slots!(SegmentScratch, WireScratch, DropScratch);
+
 #[repr(C)]
 pub(crate) struct SegmentScratch {
     pub(crate) event: SegmentEvent,
@@ -58,13 +112,20 @@ pub(crate) struct SegmentScratch {
     pub(crate) ip: Ip,
     /// Together with a process's announcement, which is called from here, the stack has 512 bytes and no room for it.
     pub(crate) flow: Flow,
+    taken: u32,
 }
 
 #[map]
-pub(crate) static SEGMENT_SCRATCH: PerCpuArray<SegmentScratch> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static SEGMENT_SCRATCH: PerCpuArray<SegmentScratch> = PerCpuArray::with_max_entries(SLOTS, 0);
+
+#[repr(C)]
+pub(crate) struct DropScratch {
+    pub(crate) event: DropEvent,
+    taken: u32,
+}
 
 #[map]
-pub(crate) static DROP_SCRATCH: PerCpuArray<DropEvent> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static DROP_SCRATCH: PerCpuArray<DropScratch> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 #[repr(C)]
 pub(crate) struct WireScratch {
@@ -75,10 +136,11 @@ pub(crate) struct WireScratch {
     pub(crate) quoted: Ip,
     /// Which of the interface's counters the packet belongs to.
     pub(crate) slot: u32,
+    taken: u32,
 }
 
 #[map]
-pub(crate) static WIRE_SCRATCH: PerCpuArray<WireScratch> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static WIRE_SCRATCH: PerCpuArray<WireScratch> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 /// Longest path component that is noted, with its NUL.
 pub(crate) const COMPONENT_BYTES: usize = 128;

@@ -94,16 +94,14 @@ impl Kernel {
         if number < PROCESSES {
             self.process(process);
         }
-        self.connect(EventKind::Connect, connection);
+        self.connect(connection);
         self.socket(connection, 2);
         self.both(connection, Direction::Request, 2, 0, &[]);
-        self.both(connection, Direction::Response, 18, 0, &[]);
-        self.socket(connection, 1);
-        self.connect(EventKind::ConnectReturned, connection);
+        self.segment(connection, Direction::Response, 18, 0, &[]);
         self.both(connection, Direction::Request, 24, HEAD.len() as u32, HEAD);
         self.both(connection, Direction::Response, 24, ANSWER_BYTES, STATUS);
+        // The server's FIN; the kernel side keeps the client's to itself.
         self.segment(connection, Direction::Response, 17, 0, &[]);
-        self.segment(connection, Direction::Request, 17, 0, &[]);
         self.socket(connection, 7);
     }
 
@@ -119,9 +117,9 @@ impl Kernel {
         self.events.push(event.as_bytes().to_vec());
     }
 
-    fn connect(&mut self, kind: EventKind, of: Connection) {
+    fn connect(&mut self, of: Connection) {
         let mut event = ConnectEvent::new_zeroed();
-        event.header = self.header(kind, size_of::<ConnectEvent>());
+        event.header = self.header(EventKind::Connect, size_of::<ConnectEvent>());
         (event.cookie, event.process, event.tid) = (of.cookie, of.process, of.process.tgid);
         (event.remote, event.remote_port) = (of.tuple.remote, of.tuple.remote_port);
         self.events.push(event.as_bytes().to_vec());

@@ -18,6 +18,7 @@ const IPPROTO_TCP: u32 = 6;
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: right before the SYN, with the local port chosen.
 const TCP_CONNECT_CB: u32 = 3;
 const AF_INET: u32 = 2;
+const EINPROGRESS: i64 = -115;
 /// Offset of `ret` in the `sys_exit_*` tracepoints: 8 bytes common, 8 bytes system call number.
 const SYS_EXIT_RET: usize = 16;
 
@@ -87,6 +88,7 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
         next_seq: 0,
         seq_known: 0,
         awaiting: 0,
+        flags: 0,
         reserved: 0,
     };
     if FLOWS.insert(cookie, flow, 0).is_err() {
@@ -188,8 +190,8 @@ fn returned(result: i64) {
     let Some((cookie, remote, remote_port)) = take_connecting(bpf_get_current_pid_tgid()) else {
         return;
     };
-    // io_uring_enter, with the number of calls that it took.
-    if result > 0 {
+    // The socket is connected or on its way, as its SYN and the answer tell; or io_uring_enter, with the number of calls that it took.
+    if result >= 0 || result == EINPROGRESS {
         return;
     }
     // SAFETY: copied at once.

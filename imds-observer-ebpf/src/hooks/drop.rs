@@ -11,7 +11,7 @@ use network_types::tcp::TcpHdr;
 
 use crate::config::{bytes, drop_reasons, is_endpoint, is_endpoint_v4, offset};
 use crate::emit::{emit, header};
-use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES};
+use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES, with_slot};
 use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, SYN, Tcp};
 use crate::task::netns;
 
@@ -135,65 +135,64 @@ fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Opt
     if payload_len == 0 && tcp.flags & SYN == 0 {
         return None;
     }
-    let scratch = DROP_SCRATCH.get_ptr_mut(0)?;
-    // SAFETY: a per-CPU slot, filled and sent within this run.
-    let event = unsafe { &mut *scratch };
-    event.tuple = if request {
-        Tuple {
-            local: source,
-            remote: destination,
-            local_port: tcp.source,
-            remote_port: tcp.destination,
+    with_slot(&DROP_SCRATCH, |scratch| {
+        let event = &mut scratch.event;
+        event.tuple = if request {
+            Tuple {
+                local: source,
+                remote: destination,
+                local_port: tcp.source,
+                remote_port: tcp.destination,
+            }
+        } else {
+            Tuple {
+                local: destination,
+                remote: source,
+                local_port: tcp.destination,
+                remote_port: tcp.source,
+            }
+        };
+        event.location = location;
+        event.seq = tcp.seq;
+        event.payload_len = payload_len;
+        event.reason = reason;
+        event.direction = if request {
+            Direction::Request
+        } else {
+            Direction::Response
+        } as u8;
+        event.tcp_flags = tcp.flags;
+        event.ttl = ttl;
+        event.reserved = 0;
+        // SAFETY: copied at once.
+        event.cookie = unsafe { TUPLES.get(event.tuple) }.copied().unwrap_or(0);
+        if event.cookie == 0 && request {
+            event.cookie = socket_cookie(skb).unwrap_or(0);
         }
-    } else {
-        Tuple {
-            local: destination,
-            remote: source,
-            local_port: tcp.destination,
-            remote_port: tcp.source,
+        event.process = ProcessKey::default();
+        event.cgroup_id = 0;
+        event.tid = 0;
+        // SAFETY: copied at once.
+        if let Some(flow) = unsafe { FLOWS.get(event.cookie) } {
+            event.process = flow.process;
+            event.cgroup_id = flow.cgroup_id;
+            event.tid = flow.tid;
         }
-    };
-    event.location = location;
-    event.seq = tcp.seq;
-    event.payload_len = payload_len;
-    event.reason = reason;
-    event.direction = if request {
-        Direction::Request
-    } else {
-        Direction::Response
-    } as u8;
-    event.tcp_flags = tcp.flags;
-    event.ttl = ttl;
-    event.reserved = 0;
-    // SAFETY: copied at once.
-    event.cookie = unsafe { TUPLES.get(event.tuple) }.copied().unwrap_or(0);
-    if event.cookie == 0 && request {
-        event.cookie = socket_cookie(skb).unwrap_or(0);
-    }
-    event.process = ProcessKey::default();
-    event.cgroup_id = 0;
-    event.tid = 0;
-    // SAFETY: copied at once.
-    if let Some(flow) = unsafe { FLOWS.get(event.cookie) } {
-        event.process = flow.process;
-        event.cgroup_id = flow.cgroup_id;
-        event.tid = flow.tid;
-    }
-    event.ifindex = 0;
-    event.netns = 0;
-    let device: u64 = offset!(skb_dev).and_then(|field| read(skb, field)).unwrap_or(0);
-    if device != 0 {
-        event.ifindex = offset!(net_device_ifindex)
-            .and_then(|field| read(device, field))
-            .unwrap_or(0);
-        event.netns = offset!(net_device_nd_net)
-            .and_then(|field| read(device, field))
-            .and_then(netns)
-            .unwrap_or(0);
-    }
-    event.header = header(EventKind::Drop, size_of::<DropEvent>());
-    emit(event);
-    Some(())
+        event.ifindex = 0;
+        event.netns = 0;
+        let device: u64 = offset!(skb_dev).and_then(|field| read(skb, field)).unwrap_or(0);
+        if device != 0 {
+            event.ifindex = offset!(net_device_ifindex)
+                .and_then(|field| read(device, field))
+                .unwrap_or(0);
+            event.netns = offset!(net_device_nd_net)
+                .and_then(|field| read(device, field))
+                .and_then(netns)
+                .unwrap_or(0);
+        }
+        event.header = header(EventKind::Drop, size_of::<DropEvent>());
+        emit(event);
+    })
 }
 
 /// Cookie of the socket that made the packet, if one has been asked for before (connect does).

@@ -3,15 +3,17 @@
 //! The root cgroup of v2 sees the sockets of every network namespace.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use imds_observer_common::{Direction, EventKind, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags};
+use imds_observer_common::{
+    Direction, EventKind, Flow, FlowFlags, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags,
+};
 
-use crate::config::{is_endpoint_v4, is_endpoint_v6};
+use crate::config::{is_endpoint_v4, is_endpoint_v6, offset, reads_tasks_directly};
 use crate::emit::{count, each_head, emit_bytes, header, returned};
 use crate::log::debug;
-use crate::maps::{FLOWS, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES};
+use crate::maps::{FLOWS, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, with_slot};
 use crate::packet::{self, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, sequence_key, tuple};
 use crate::task::{current, current_netns};
 
@@ -73,13 +75,40 @@ fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
     Some((tcp, payload, payload_len))
 }
 
+/// Nothing is asked that has no answer yet: how the connection ends tells nothing that the socket's last state doesn't.
+#[inline(always)]
+fn is_done(flow: &Flow) -> bool {
+    flow.awaiting == 0 && flow.flags & FlowFlags::PIPELINED == 0 && offset!(sock_cookie).is_some()
+}
+
+/// Whether the task that runs has called the socket. What the kernel has kept back (Nagle's algorithm, `TCP_CORK`, a small window) leaves
+/// in an interrupt of whoever runs then, while nobody has the socket locked.
+#[inline(always)]
+fn is_senders_call(skb: *mut __sk_buff) -> bool {
+    let Some(owned) = offset!(sock_owned).filter(|_| reads_tasks_directly()) else {
+        return true;
+    };
+    // SAFETY: the context is valid; the verifier knows the struct, and a fault reads as 0.
+    unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return true;
+        }
+        let socket = bpf_skc_to_tcp_sock(socket.cast());
+        socket.is_null() || socket.cast::<u8>().wrapping_add(owned).cast::<u32>().read_volatile() != 0
+    }
+}
+
 #[inline(never)]
 fn try_egress(skb: *mut __sk_buff) -> bool {
-    let Some(scratch) = SEGMENT_SCRATCH.get_ptr_mut(0) else {
-        return false;
-    };
-    // SAFETY: a per-CPU slot, filled and sent within this run.
-    let SegmentScratch { event, head, ip, flow } = unsafe { &mut *scratch };
+    with_slot(&SEGMENT_SCRATCH, |scratch| egress(skb, scratch)).unwrap_or(false)
+}
+
+#[inline(always)]
+fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
+    let SegmentScratch {
+        event, head, ip, flow, ..
+    } = scratch;
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
         count(|loss| &mut loss.unparsed);
         return false;
@@ -114,6 +143,7 @@ fn try_egress(skb: *mut __sk_buff) -> bool {
         flow.next_seq = 0;
         flow.seq_known = 0;
         flow.awaiting = 0;
+        flow.flags = 0;
         flow.reserved = 0;
         flow
     };
@@ -121,6 +151,7 @@ fn try_egress(skb: *mut __sk_buff) -> bool {
         // `current` is the sender for SYN and for payload that goes out for the first time, and for nothing else. A socket may
         // have been passed on or inherited since its connect().
         if (payload_len > 0 || tcp.flags & SYN != 0)
+            && is_senders_call(skb)
             && let Some(sender) = current()
             && sender.is_user
         {
@@ -142,11 +173,21 @@ fn try_egress(skb: *mut __sk_buff) -> bool {
         flow.next_seq = end;
         flow.seq_known = 1;
         if payload_len > 0 {
+            if flow.awaiting != 0 {
+                flow.flags |= FlowFlags::PIPELINED;
+            }
             flow.awaiting = 1;
+        }
+        if tcp.flags & FIN != 0 {
+            flow.flags |= FlowFlags::LEFT;
         }
         if noted.is_none() && FLOWS.insert(cookie, &*flow, 0).is_err() {
             count(|loss| &mut loss.map_full);
         }
+    }
+
+    if known && payload_len == 0 && tcp.flags & (SYN | RST) == 0 && is_done(flow) {
+        return false;
     }
 
     event.cookie = cookie;
@@ -186,11 +227,12 @@ fn try_egress(skb: *mut __sk_buff) -> bool {
 
 #[inline(never)]
 fn try_ingress(skb: *mut __sk_buff) -> bool {
-    let Some(scratch) = SEGMENT_SCRATCH.get_ptr_mut(0) else {
-        return false;
-    };
-    // SAFETY: a per-CPU slot, filled and sent within this run.
-    let SegmentScratch { event, head, ip, .. } = unsafe { &mut *scratch };
+    with_slot(&SEGMENT_SCRATCH, |scratch| ingress(skb, scratch)).unwrap_or(false)
+}
+
+#[inline(always)]
+fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
+    let SegmentScratch { event, head, ip, .. } = scratch;
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
         count(|loss| &mut loss.unparsed);
         return false;
@@ -222,6 +264,8 @@ fn try_ingress(skb: *mut __sk_buff) -> bool {
                     return false;
                 }
                 (*flow).awaiting = 0;
+            } else if tcp.flags & (SYN | RST) == 0 && (*flow).flags & FlowFlags::LEFT != 0 && is_done(&*flow) {
+                return false;
             }
         }
     } else if payload_len > 0 && head_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {

@@ -7,6 +7,7 @@ use imds_observer_common::{EventKind, SocketEvent, Tuple, mapped_v4};
 
 use crate::config::{is_endpoint, is_endpoint_v4, is_endpoint_v6_suffix, offset};
 use crate::emit::{emit, header};
+use crate::maps::FLOWS;
 use crate::task::netns;
 
 const ESTABLISHED: u32 = 1;
@@ -86,6 +87,11 @@ fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
     };
     let cookie: u64 = read(socket, offset!(sock_cookie)?)?;
     if cookie == 0 {
+        return None;
+    }
+    // Of a socket whose SYN was seen its answer is seen as well. Those of other cgroups than the observed one show their states alone.
+    // SAFETY: looked at at once.
+    if new_state == ESTABLISHED && unsafe { FLOWS.get(cookie) }.is_some_and(|flow| flow.seq_known != 0) {
         return None;
     }
     let remote_port: u16 = read(socket, offset!(sock_dport)?)?;

@@ -15,7 +15,7 @@ use imds_observer_common::{
 use crate::config::{is_endpoint, near_v4, near_v6};
 use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
-use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch};
+use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch, with_slot};
 use crate::packet::{
     self, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
     Ip, RST, SYN, load, sequence_key, tuple,
@@ -77,20 +77,21 @@ fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
 
 #[inline(never)]
 fn try_wire(skb: *mut __sk_buff, egress: u32) -> bool {
-    let egress = egress != 0;
+    with_slot(&WIRE_SCRATCH, |scratch| wire(skb, egress != 0, scratch)).unwrap_or(false)
+}
+
+#[inline(always)]
+fn wire(skb: *mut __sk_buff, egress: bool, scratch: &mut WireScratch) -> bool {
     // SAFETY: the context is valid.
     let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
-    let Some(scratch) = WIRE_SCRATCH.get_ptr_mut(0) else {
-        return false;
-    };
-    // SAFETY: a per-CPU slot, filled and sent within this run.
     let WireScratch {
         event,
         head,
         ip,
         quoted,
         slot,
-    } = unsafe { &mut *scratch };
+        ..
+    } = scratch;
     if packet::ip(skb, v6, network_header(skb), ip).is_none() {
         return false;
     }
@@ -228,8 +229,9 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
     }
     event.tuple = tuple(ip, tcp.source, tcp.destination, egress);
     event.cookie = join(&event.tuple, tcp.seq, egress, tcp.flags & SYN != 0);
-    // A known socket's own hooks tell how it closes.
-    if payload_len == 0 && tcp.flags & (SYN | RST) == 0 && event.cookie != 0 {
+    // A known socket's own hooks tell that it was answered, and how it closes.
+    let answered = !egress && tcp.flags & RST == 0;
+    if payload_len == 0 && event.cookie != 0 && (answered || tcp.flags & (SYN | RST) == 0) {
         return false;
     }
     event.seq = tcp.seq;

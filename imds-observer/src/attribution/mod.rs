@@ -64,6 +64,9 @@ impl Default for Limits {
     }
 }
 
+/// Threads that are remembered, about 1 KiB each; of one more a process is copied again.
+const THREADS: usize = 256;
+
 /// An image that was silent for longer isn't missed when the table needs its place: a loop of `curl` fills any table.
 const QUIET_NS: u64 = 30_000_000_000;
 
@@ -88,6 +91,7 @@ pub struct Attribution {
     worker: Option<Worker>,
     now: Time,
     processes: LruCache<ProcessKey, Known>,
+    threads: LruCache<(ProcessKey, u32), Thread>,
     /// Keys that came without a description.
     strangers: LruCache<ProcessKey, Lookup<()>>,
     containers: LruCache<String, Named>,
@@ -109,8 +113,6 @@ struct Known {
     process: Option<Arc<Process>>,
     /// Its container, where somebody else has found it out.
     told: Option<Arc<Container>>,
-    /// The same for the thread that called last, so that a loop in one thread shares one process.
-    thread: Option<Arc<Process>>,
     found: Option<Found>,
     /// The kernel side could not read everything: the worker is asked for the rest, once.
     gaps: Option<Asking>,
@@ -122,10 +124,30 @@ impl Known {
         Self {
             process,
             told: None,
-            thread: None,
             found: None,
             gaps: None,
             used: now,
+        }
+    }
+}
+
+/// A process as it was told, and as the one of its threads that calls: what is worked out of a caller is remembered by its identity, so
+/// one that calls from several threads must not be another one each time.
+#[derive(Debug)]
+struct Thread {
+    of: Arc<Process>,
+    process: Arc<Process>,
+}
+
+impl Thread {
+    fn new(of: &Arc<Process>, tid: u32) -> Self {
+        let process = Process {
+            tid: Some(tid),
+            ..Process::clone(of)
+        };
+        Self {
+            of: of.clone(),
+            process: Arc::new(process),
         }
     }
 }
@@ -170,6 +192,7 @@ impl Attribution {
             limits,
             now: Time::default(),
             processes: LruCache::new(at_least_one(limits.processes)),
+            threads: LruCache::new(at_least_one(THREADS)),
             strangers: LruCache::new(lookups),
             containers: LruCache::new(at_least_one(limits.containers)),
             cgroups: LruCache::new(lookups),
@@ -345,15 +368,11 @@ impl Attribution {
             if tid == 0 || process.tid == Some(tid) {
                 return process.clone();
             }
-            let thread = match &known.thread {
-                Some(thread) if thread.tid == Some(tid) => thread.clone(),
-                _ => Arc::new(Process {
-                    tid: Some(tid),
-                    ..Process::clone(process)
-                }),
-            };
-            known.thread = Some(thread.clone());
-            thread
+            let thread = self.threads.get_or_insert_mut((key, tid), || Thread::new(process, tid));
+            if !Arc::ptr_eq(&thread.of, process) {
+                *thread = Thread::new(process, tid);
+            }
+            thread.process.clone()
         });
         resolved.caller.container.clone_from(&known.told);
         if let Some(found) = known.found.clone() {
@@ -489,7 +508,6 @@ impl Attribution {
             if let Some(completed) = completed {
                 known.found = completed.cgroup.as_deref().and_then(container::from_cgroup);
                 known.process = Some(Arc::new(completed));
-                known.thread = None;
             }
             return;
         }

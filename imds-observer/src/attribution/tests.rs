@@ -294,6 +294,9 @@ fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
     assert_eq!((process.pid, process.tid), (7, Some(9)));
     assert_eq!(resolved.caller.container.unwrap().id, ID);
     assert!(!resolved.pending && resolved.netns.is_none(), "the process tells it");
+    // Whoever calls from several threads is still the same each time.
+    let other = attribution.resolve(&whose(Some(sender(7, 10))), START);
+    assert_eq!(other.caller.process.unwrap().tid, Some(10));
     let again = attribution.resolve(&whose(Some(sender(7, 9))), START);
     assert!(Arc::ptr_eq(&again.caller.process.unwrap(), &process));
     let stranger = attribution.resolve(&whose(Some(sender(8, 8))), START);

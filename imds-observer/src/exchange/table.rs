@@ -50,12 +50,18 @@ const NAT_NS: u64 = SECOND;
 /// A connection is mostly over and forgotten by then: what could happen in minutes is looked at once before, after this.
 const YOUNG_NS: u64 = SECOND * 6 / 5;
 
+/// Flows whose room is kept, a KiB each: about as many come as go.
+const SPARE: usize = 64;
+
 /// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
 #[derive(Debug)]
 pub struct FlowTable {
     limits: Limits,
     hasher: Hasher,
     flows: LruCache<FlowId, Box<Flow>, FxBuildHasher>,
+    /// Room of those that are gone, for the next ones.
+    #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
+    spare: Vec<Box<Flow>>,
     /// In captures: a connection's second address pair to its first.
     aliases: LruCache<FlowId, FlowId, FxBuildHasher>,
     /// In captures: who sent a SYN with this number to this endpoint, and when.
@@ -76,6 +82,7 @@ impl FlowTable {
             hasher,
             // Unbounded to the cache, so that it takes no room before it is needed: `reach` keeps the bound and counts.
             flows: LruCache::unbounded_with_hasher(FxBuildHasher),
+            spare: Vec::new(),
             aliases: LruCache::with_hasher(nat, FxBuildHasher),
             syns: LruCache::with_hasher(nat, FxBuildHasher),
             timers: BinaryHeap::new(),
@@ -232,10 +239,17 @@ impl FlowTable {
             let evicted = self.flows.pop_lru();
             self.loss.evicted += u64::from(evicted.is_some_and(|(_, flow)| flow.is_busy()));
         }
-        let limits = &self.limits;
-        let flow = self
-            .flows
-            .get_or_insert_mut(id, || Box::new(Flow::new(id, time, remote, limits)));
+        let (limits, spare) = (&self.limits, &mut self.spare);
+        let flow = self.flows.get_or_insert_mut(id, || {
+            let new = Flow::new(id, time, remote, limits);
+            match spare.pop() {
+                Some(mut room) => {
+                    *room = new;
+                    room
+                }
+                None => Box::new(new),
+            }
+        });
         let mut context = Context {
             limits,
             hasher: &self.hasher,
@@ -272,7 +286,10 @@ impl FlowTable {
     /// Sees to it that a flow is asked again, or forgotten.
     fn remember(&mut self, id: FlowId, again: Again) {
         match again {
-            Again::Never => drop(self.flows.pop(&id)),
+            Again::Never => {
+                let gone = self.flows.pop(&id);
+                self.spare.extend(gone.filter(|_| self.spare.len() < SPARE));
+            }
             Again::AsPlanned => {}
             Again::At(due) => {
                 self.timers.push(Reverse((due, id)));

@@ -56,6 +56,45 @@ fn same(finished: &Finished, name: &str, who: &Value) -> Value {
 
 #[test]
 #[ignore = "live"]
+fn what_the_kernel_sends_later_is_still_the_callers() {
+    let lab = lab(LabOptions::default());
+    let mut observer = Observer::stream(&lab, &[]);
+    // Kept back until a timer sends it, in an interrupt of others that never ask anything.
+    let caller = python(
+        &lab,
+        r#"
+import time
+busy = []
+for _ in range(os.cpu_count()):
+    pid = os.fork()
+    if pid == 0:
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            pass
+        os._exit(0)
+    busy.append(pid)
+for n in range(5):
+    s = connected()
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    ask(s, f"kept-{n}")
+for pid in busy:
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+me()
+"#,
+    );
+    for n in 0..5 {
+        let path = format!("/latest/meta-data/instance-id?kept-{n}");
+        observer.wait_for(|record| record["request"]["path"] == path.as_str());
+    }
+    let finished = observer.finish();
+    for n in 0..5 {
+        same(&finished, &format!("kept-{n}"), &caller);
+    }
+}
+
+#[test]
+#[ignore = "live"]
 fn threads_and_sockets_that_change_hands() {
     let lab = lab(LabOptions::default());
     // Connected before the observer is there; asks when told.
