@@ -19,19 +19,9 @@ pub struct Flow {
     pub seq_known: u8,
     /// 1: a request is out and no answer has come to the socket.
     pub awaiting: u8,
-    /// [`FlowFlags`].
-    pub flags: u8,
+    /// 1: more was sent before an answer came, so one answer may not be the last.
+    pub pipelined: u8,
     pub reserved: u8,
-}
-
-/// Bits of [`Flow::flags`].
-pub struct FlowFlags;
-
-impl FlowFlags {
-    /// More was asked before an answer came: one answer may not be the last.
-    pub const PIPELINED: u8 = 1;
-    /// The client has closed its side.
-    pub const LEFT: u8 = 2;
 }
 
 /// The `connect()` that a task is in. A slot is found by the task's number and belongs to the task that it names.

@@ -22,7 +22,7 @@ pub use config::{Endpoints, KernelOffsets, MAX_ENDPOINTS, NO_OFFSET};
 pub use connect::ConnectEvent;
 pub use counters::{InterfaceCounters, LossCounters, TRAFFIC_CLASSES, TrafficClass};
 pub use drop::DropEvent;
-pub use flow::{Connecting, Flow, FlowFlags};
+pub use flow::{Connecting, Flow};
 pub use header::{Direction, EventHeader, EventKind};
 pub use process::{
     Ancestor, CGROUP_BYTES, CMDLINE_BYTES, COMM_BYTES, EXE_BYTES, MAX_ANCESTORS, ProcessEvent, ProcessKey,

@@ -100,8 +100,6 @@ impl Kernel {
         self.segment(connection, Direction::Response, 18, 0, &[]);
         self.both(connection, Direction::Request, 24, HEAD.len() as u32, HEAD);
         self.both(connection, Direction::Response, 24, ANSWER_BYTES, STATUS);
-        // The server's FIN; the kernel side keeps the client's to itself.
-        self.segment(connection, Direction::Response, 17, 0, &[]);
         self.socket(connection, 7);
     }
 

@@ -88,7 +88,7 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
         next_seq: 0,
         seq_known: 0,
         awaiting: 0,
-        flags: 0,
+        pipelined: 0,
         reserved: 0,
     };
     if FLOWS.insert(cookie, flow, 0).is_err() {

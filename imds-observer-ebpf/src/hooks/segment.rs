@@ -6,9 +6,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use imds_observer_common::{
-    Direction, EventKind, Flow, FlowFlags, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags,
-};
+use imds_observer_common::{Direction, EventKind, Flow, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags};
 
 use crate::config::{is_endpoint_v4, is_endpoint_v6, offset, reads_tasks_directly};
 use crate::emit::{count, each_head, emit_bytes, header, returned};
@@ -78,7 +76,7 @@ fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
 /// Nothing is asked that has no answer yet: how the connection ends tells nothing that the socket's last state doesn't.
 #[inline(always)]
 fn is_done(flow: &Flow) -> bool {
-    flow.awaiting == 0 && flow.flags & FlowFlags::PIPELINED == 0 && offset!(sock_cookie).is_some()
+    flow.awaiting == 0 && flow.pipelined == 0 && offset!(sock_cookie).is_some()
 }
 
 /// Whether the task that runs has called the socket. What the kernel has kept back (Nagle's algorithm, `TCP_CORK`, a small window) leaves
@@ -143,7 +141,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow.next_seq = 0;
         flow.seq_known = 0;
         flow.awaiting = 0;
-        flow.flags = 0;
+        flow.pipelined = 0;
         flow.reserved = 0;
         flow
     };
@@ -174,12 +172,9 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow.seq_known = 1;
         if payload_len > 0 {
             if flow.awaiting != 0 {
-                flow.flags |= FlowFlags::PIPELINED;
+                flow.pipelined = 1;
             }
             flow.awaiting = 1;
-        }
-        if tcp.flags & FIN != 0 {
-            flow.flags |= FlowFlags::LEFT;
         }
         if noted.is_none() && FLOWS.insert(cookie, &*flow, 0).is_err() {
             count(|loss| &mut loss.map_full);
@@ -251,8 +246,9 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     event.cgroup_id = 0;
     event.tid = 0;
     event.netns = 0;
-    // SAFETY: fields are read and one byte is written; another CPU sees either value.
-    if let Some(flow) = FLOWS.get_ptr_mut(cookie) {
+    let flow = FLOWS.get_ptr_mut(cookie);
+    if let Some(flow) = flow {
+        // SAFETY: fields are read; another CPU sees either value.
         unsafe {
             event.process = (*flow).process;
             event.cgroup_id = (*flow).cgroup_id;
@@ -263,8 +259,7 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
                 if head_len == 0 && (*flow).awaiting == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
                     return false;
                 }
-                (*flow).awaiting = 0;
-            } else if tcp.flags & (SYN | RST) == 0 && (*flow).flags & FlowFlags::LEFT != 0 && is_done(&*flow) {
+            } else if tcp.flags & (SYN | RST) == 0 && is_done(&*flow) {
                 return false;
             }
         }
@@ -287,7 +282,15 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     event.head_len = head_len as u16;
     let size = size_of::<SegmentEvent>() as u64 + u64::from(head_len & (2 * STATUS_LINE_BYTES as u32 - 1));
     event.header = header(EventKind::Segment, size as usize);
-    emit_bytes((&raw const *event).cast(), size)
+    let told = emit_bytes((&raw const *event).cast(), size);
+    if told
+        && payload_len > 0
+        && let Some(flow) = flow
+    {
+        // SAFETY: one byte of a live value. What was lost leaves it as it is: the end of the connection, told then, shows what was received.
+        unsafe { (*flow).awaiting = 0 };
+    }
+    told
 }
 
 /// Copies the status line's first bytes if it is one; how many.

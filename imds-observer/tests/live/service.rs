@@ -442,8 +442,8 @@ fn the_kernels_tables_are_as_large_as_the_configuration_says() {
             let line = text.lines().find_map(|line| line.strip_prefix("max_entries:"))?;
             line.trim().parse().ok()
         })
-        // The rest is one of each.
-        .filter(|entries| *entries > 1)
+        // The rest is one of each, or four where a program may interrupt itself.
+        .filter(|entries| *entries > 4)
         .collect();
     sizes.sort_unstable();
     sizes.dedup();

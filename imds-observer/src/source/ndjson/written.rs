@@ -19,6 +19,24 @@ use crate::record::{
     Request, Response, SCHEMA, SECOND, Time,
 };
 
+/// The value behind a key. A macro, because what a function is given to call isn't put in its place, and these calls are most of the work.
+macro_rules! after {
+    ($rest:expr, $key:literal, $value:ident) => {{
+        $rest.skip($key)?;
+        $rest.$value()?
+    }};
+}
+
+/// The value of a key that older writers left out.
+macro_rules! optional {
+    ($rest:expr, $key:literal, $value:ident) => {
+        match $rest.skip($key) {
+            Some(()) => $rest.$value()?,
+            None => Default::default(),
+        }
+    };
+}
+
 /// Callers that are found by the first bytes of what is written of them: two for each hash.
 const PLACES: usize = 1024;
 const FIRST_BYTES: usize = 40;
@@ -114,9 +132,9 @@ impl Written {
             request: request(&mut rest)?,
             response: response(&mut rest)?,
             outcome: outcome(&mut rest)?,
-            latency_ns: rest.after(b",\"latency_ns\":", Rest::nullable_number)?,
-            waited_ns: rest.optional(b",\"waited_ns\":", Rest::nullable_number)?,
-            connect_ns: rest.optional(b",\"connect_ns\":", Rest::nullable_number)?,
+            latency_ns: after!(rest, b",\"latency_ns\":", nullable_number),
+            waited_ns: optional!(rest, b",\"waited_ns\":", nullable_number),
+            connect_ns: optional!(rest, b",\"connect_ns\":", nullable_number),
         };
         rest.skip(b"}")?;
         let length = lines.len() - rest.0.len();
@@ -254,25 +272,6 @@ impl<'a> Rest<'a> {
         (first == expected).then(|| self.0 = rest)
     }
 
-    #[inline(always)]
-    fn after<T, const N: usize>(&mut self, key: &[u8; N], value: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
-        self.skip(key)?;
-        value(self)
-    }
-
-    /// The value of a key that older writers left out.
-    #[inline(always)]
-    fn optional<T: Default, const N: usize>(
-        &mut self,
-        key: &[u8; N],
-        value: impl FnOnce(&mut Self) -> Option<T>,
-    ) -> Option<T> {
-        match self.skip(key) {
-            Some(()) => value(self),
-            None => Some(T::default()),
-        }
-    }
-
     /// Up to the closing quote, the opening one is passed already: plain ASCII, sixteen bytes at a time.
     #[inline(always)]
     fn text(&mut self) -> Option<&'a str> {
@@ -295,7 +294,8 @@ impl<'a> Rest<'a> {
         if self.skip(b"null").is_some() {
             return Some(None);
         }
-        self.after(b"\"", Self::text).map(Some)
+        self.skip(b"\"")?;
+        self.text().map(Some)
     }
 
     /// As JSON writes whole numbers: no sign, no leading zero.
@@ -392,13 +392,13 @@ struct LineResponse<'a> {
 fn connection<'a>(rest: &mut Rest<'a>) -> Option<LineConnection<'a>> {
     rest.skip(BEHIND_CALLER)?;
     let connection = LineConnection {
-        id: rest.after(b"\"id\":\"", Rest::text)?,
-        local: rest.after(b",\"local\":", Rest::nullable_text)?,
-        remote: rest.after(b",\"remote\":\"", Rest::text)?,
-        exchange: rest.after(b",\"exchange\":", Rest::small)?,
-        interface: rest.optional(b",\"interface\":", Rest::nullable_text)?,
-        cgroup: rest.optional(b",\"cgroup\":", Rest::nullable_text)?,
-        netns: rest.optional(b",\"netns\":", Rest::nullable_number)?,
+        id: after!(rest, b"\"id\":\"", text),
+        local: after!(rest, b",\"local\":", nullable_text),
+        remote: after!(rest, b",\"remote\":\"", text),
+        exchange: after!(rest, b",\"exchange\":", small),
+        interface: optional!(rest, b",\"interface\":", nullable_text),
+        cgroup: optional!(rest, b",\"cgroup\":", nullable_text),
+        netns: optional!(rest, b",\"netns\":", nullable_number),
     };
     rest.skip(b"}").map(|()| connection)
 }
@@ -407,19 +407,19 @@ fn connection<'a>(rest: &mut Rest<'a>) -> Option<LineConnection<'a>> {
 fn request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
     rest.skip(b",\"request\":{")?;
     let request = LineRequest {
-        method: rest.after(b"\"method\":", Rest::nullable_text)?,
-        path: rest.after(b",\"path\":", Rest::nullable_text)?,
-        dialect: dialect(rest.after(b",\"dialect\":\"", Rest::text)?)?,
-        imds_version: match rest.after(b",\"imds_version\":", Rest::nullable_text)? {
+        method: after!(rest, b"\"method\":", nullable_text),
+        path: after!(rest, b",\"path\":", nullable_text),
+        dialect: dialect(after!(rest, b",\"dialect\":\"", text))?,
+        imds_version: match after!(rest, b",\"imds_version\":", nullable_text) {
             Some(name) => Some(imds_version(name)?),
             None => None,
         },
-        token: rest.after(b",\"token\":", Rest::nullable_text)?,
-        token_ttl_s: rest.after(b",\"token_ttl_s\":", Rest::nullable_number)?,
-        user_agent: rest.after(b",\"user_agent\":", Rest::nullable_text)?,
-        ttl: rest.after(b",\"ttl\":", Rest::nullable_number)?,
-        forwarded: rest.after(b",\"forwarded\":", Rest::boolean)?,
-        retransmits: rest.optional(b",\"retransmits\":", Rest::small)?,
+        token: after!(rest, b",\"token\":", nullable_text),
+        token_ttl_s: after!(rest, b",\"token_ttl_s\":", nullable_number),
+        user_agent: after!(rest, b",\"user_agent\":", nullable_text),
+        ttl: after!(rest, b",\"ttl\":", nullable_number),
+        forwarded: after!(rest, b",\"forwarded\":", boolean),
+        retransmits: optional!(rest, b",\"retransmits\":", small),
     };
     rest.skip(b"}").map(|()| request)
 }
@@ -431,13 +431,13 @@ fn response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
         return Some(None);
     }
     let response = LineResponse {
-        status: rest.after(b"{\"status\":", Rest::nullable_number)?,
-        ttl: rest.after(b",\"ttl\":", Rest::nullable_number)?,
-        delivered: rest.after(b",\"delivered\":", Rest::nullable_boolean)?,
-        server: rest.after(b",\"server\":", Rest::nullable_text)?,
-        retransmits: rest.optional(b",\"retransmits\":", Rest::small)?,
-        icmp: rest.optional(b",\"icmp\":", Rest::nullable_text)?,
-        via_proxy: rest.optional(b",\"via_proxy\":", Rest::nullable_boolean)?,
+        status: after!(rest, b"{\"status\":", nullable_number),
+        ttl: after!(rest, b",\"ttl\":", nullable_number),
+        delivered: after!(rest, b",\"delivered\":", nullable_boolean),
+        server: after!(rest, b",\"server\":", nullable_text),
+        retransmits: optional!(rest, b",\"retransmits\":", small),
+        icmp: optional!(rest, b",\"icmp\":", nullable_text),
+        via_proxy: optional!(rest, b",\"via_proxy\":", nullable_boolean),
     };
     rest.skip(b"}").map(|()| Some(response))
 }
