@@ -335,16 +335,15 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
         let drops = observer.output.iter().filter(is_drop).count() as u64;
         let counted = counted_by_nft(&lab);
         assert!(counted >= LOST as u64);
+        // Of a drop that interrupts another one's program the kernel tells nobody, but counts that it didn't.
+        let untold = recursion_misses(&observer);
         let wanted = [
             exact(&of("lost"), LOST as f64),
             exact(&of("answered"), 1.0),
             exact("sum(imds_exchanges_total)", LOST as f64 + 1.0),
             exact(r#"imds_observer_records_total{kind="exchange"}"#, LOST as f64 + 1.0),
-            exact(
-                r#"sum(imds_dropped_packets_total{direction="response"})"#,
-                counted as f64,
-            ),
-            exact("sum(imds_dropped_packets_total)", counted as f64),
+            exact(r#"sum(imds_dropped_packets_total{direction="response"})"#, drops as f64),
+            exact("sum(imds_dropped_packets_total)", drops as f64),
             exact(r#"imds_observer_records_total{kind="drop"}"#, drops as f64),
             exact("sum(imds_lost_seconds_total)", waited_ns as f64 / 1e9),
             exact(&format!("sum(imds_findings_total{{{code}}})"), 1.0),
@@ -355,16 +354,33 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
             .map(|(expression, wanted)| (prometheus.ask(&expression), expression, wanted))
             .filter(|(shown, _, wanted)| shown.len() != 1 || (shown[0] - wanted).abs() > 1e-6)
             .collect();
-        if wrong.is_empty() && counted == drops {
+        if wrong.is_empty() && drops <= counted && counted <= drops + untold {
             break;
         }
         assert!(
             Instant::now() < deadline,
-            "{counted} packets counted by nft, {drops} drop records; shown, asked for, wanted: {wrong:#?}"
+            "{counted} packets counted by nft, {drops} drop records, {untold} untold; shown, asked for, wanted: {wrong:#?}"
         );
     }
     prometheus.stop();
     observer.finish();
+}
+
+/// Runs of the observer's programs that the kernel left out, because they would have interrupted themselves.
+fn recursion_misses(observer: &Observer) -> u64 {
+    let directory = format!("/proc/{}/fdinfo", observer.pid());
+    let programs = fs::read_dir(directory)
+        .unwrap()
+        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
+        .filter(|text| text.contains("prog_id:"));
+    let misses: Vec<u64> = programs
+        .filter_map(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
+            line.trim().parse().ok()
+        })
+        .collect();
+    assert!(!misses.is_empty(), "the kernel counts none");
+    misses.iter().sum()
 }
 
 #[test]
