@@ -58,6 +58,8 @@ pub struct LiveSource {
     drained: (Instant, usize),
     /// When a look has last brought something.
     came: Instant,
+    /// The kernel programs have been asked to wake us, and nothing has come since.
+    asleep: bool,
     sampled: Instant,
     clocked: Instant,
     /// As last read, and the interface's name then. As many as the kernel's map holds.
@@ -102,6 +104,7 @@ impl LiveSource {
             told_loss: LossCounts::default(),
             drained: (now, 0),
             came: now,
+            asleep: false,
             sampled: now,
             clocked: now,
             counters: HashMap::new(),
@@ -193,11 +196,15 @@ impl LiveSource {
     /// Waits up to `wait` for events and appends what is there. `false`: nothing came.
     fn read(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
         let before = out.len();
-        self.gather()?;
-        // After an event others follow: for a while looking by oneself is cheaper than being woken.
-        if self.drain(out) == 0 && self.came.elapsed() >= self.gather * LOOKS && self.sleeps(out) {
-            self.wait(wait.min(SAMPLE.saturating_sub(self.sampled.elapsed())))?;
+        if !self.asleep {
             self.gather()?;
+        }
+        // After an event others follow: for a while looking by oneself is cheaper than being woken.
+        if self.drain(out) == 0 && (self.asleep || self.came.elapsed() >= self.gather * LOOKS && self.sleeps(out)) {
+            self.asleep = !self.wait(wait.min(SAMPLE.saturating_sub(self.sampled.elapsed())))?;
+            if !self.asleep {
+                self.gather()?;
+            }
             self.drain(out);
         }
         if self.followed.elapsed() >= UPLINKS {
@@ -235,16 +242,16 @@ impl LiveSource {
         Ok(())
     }
 
-    /// Sleeps until the kernel programs wake us.
-    fn wait(&self, longest: Duration) -> anyhow::Result<()> {
+    /// Sleeps until the kernel programs wake us, or no longer than that; whether they did.
+    fn wait(&self, longest: Duration) -> anyhow::Result<bool> {
         // An epoll instance counts in milliseconds; waited for itself, it doesn't.
         let mut ready = [PollFd::new(self.woken.0.as_fd(), PollFlags::POLLIN)];
         let woken = match ppoll(&mut ready, Some(TimeSpec::from_duration(longest)), None) {
-            Ok(0) | Err(Errno::EINTR) => return Ok(()),
+            Ok(0) | Err(Errno::EINTR) => return Ok(false),
             Ok(_) => self.woken.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO),
             Err(error) => Err(error),
         };
-        woken.map(|_| ()).context("wait for the ring buffer")
+        woken.map(|_| true).context("wait for the ring buffer")
     }
 
     fn drain(&mut self, out: &mut Vec<Event>) -> usize {
@@ -259,6 +266,7 @@ impl LiveSource {
         self.drained = (Instant::now(), count);
         if count > 0 {
             self.came = self.drained.0;
+            self.asleep = false;
         }
         count
     }
