@@ -125,13 +125,14 @@ impl WatchArgs {
         let shown = end(screen);
         log::release();
         ran?;
-        if let Some(shown) = shown {
-            match shown {
-                Ok(shown) => shown?,
-                Err(_) => anyhow::bail!("the live view panicked (this is a bug; --plain does without it)"),
-            }
-            say(&self.session(&collector.take(), &trace.files()))?;
+        match shown {
+            Some(Ok(shown)) => shown?,
+            Some(Err(_)) => anyhow::bail!("the live view panicked (this is a bug; --plain does without it)"),
+            // Slow, or waiting for the rest of a key: it no longer draws.
+            None if terminal::takes_more() => {}
+            None => return Ok(Status::Done),
         }
+        say(&self.session(&collector.take(), &trace.files()))?;
         Ok(Status::Done)
     }
 
@@ -237,7 +238,7 @@ impl WatchArgs {
     }
 }
 
-/// Waits for the screen's thread; `None` if the terminal takes nothing any more (Ctrl-S) or gives half a key.
+/// Waits for the screen's thread; `None` if it doesn't end: the terminal takes nothing any more (Ctrl-S) or gives half a key.
 fn end<T>(screen: JoinHandle<T>) -> Option<thread::Result<T>> {
     let begin = Instant::now();
     while !screen.is_finished() {

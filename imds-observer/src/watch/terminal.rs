@@ -164,13 +164,22 @@ pub fn give_back_at_once() {
 
 /// Whether there is no terminal any more, which is a normal end. Errors don't tell: a size that can't be had may mean anything.
 pub fn is_gone() -> bool {
+    looked_at().intersects(GONE)
+}
+
+/// Whether it takes what is written to it: not after Ctrl-S, nor if it is gone.
+pub fn takes_more() -> bool {
+    looked_at() & (PollFlags::POLLOUT | GONE) == PollFlags::POLLOUT
+}
+
+const GONE: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR).union(PollFlags::POLLNVAL);
+
+fn looked_at() -> PollFlags {
     let stdout = io::stdout();
     let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-    poll(&mut fds, PollTimeout::ZERO).is_ok()
-        && fds
-            .iter()
-            .any(|fd| fd.revents().is_some_and(|seen| seen.intersects(gone)))
+    let looked = poll(&mut fds, PollTimeout::ZERO);
+    let seen = fds.first().and_then(PollFd::revents);
+    seen.filter(|_| looked.is_ok()).unwrap_or(PollFlags::empty())
 }
 
 /// The bytes that have a terminal take a text to the clipboard.
