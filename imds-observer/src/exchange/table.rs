@@ -287,8 +287,13 @@ impl FlowTable {
     fn remember(&mut self, id: FlowId, again: Again) {
         match again {
             Again::Never => {
-                let gone = self.flows.pop(&id);
-                self.spare.extend(gone.filter(|_| self.spare.len() < SPARE));
+                if let Some(mut gone) = self.flows.pop(&id)
+                    && self.spare.len() < SPARE
+                {
+                    // The room is kept, and no byte of what was read.
+                    gone.begin_again(&self.limits);
+                    self.spare.push(gone);
+                }
             }
             Again::AsPlanned => {}
             Again::At(due) => {

@@ -368,19 +368,25 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
 
 /// Runs of the observer's programs that the kernel left out, because they would have interrupted themselves.
 fn recursion_misses(observer: &Observer) -> u64 {
-    let directory = format!("/proc/{}/fdinfo", observer.pid());
-    let programs = fs::read_dir(directory)
-        .unwrap()
-        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
-        .filter(|text| text.contains("prog_id:"));
-    let misses: Vec<u64> = programs
-        .filter_map(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("recursion_misses:"))?;
-            line.trim().parse().ok()
-        })
-        .collect();
+    let misses = described(observer, "prog_id:", "recursion_misses:");
     assert!(!misses.is_empty(), "the kernel counts none");
     misses.iter().sum()
+}
+
+/// A number that the kernel tells of each of the observer's descriptors of a kind.
+fn described(observer: &Observer, kind: &str, field: &str) -> Vec<u64> {
+    fs::read_dir(format!("/proc/{}/fdinfo", observer.pid()))
+        .unwrap()
+        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
+        .filter(|text| text.contains(kind))
+        .filter_map(|text| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(field))?
+                .trim()
+                .parse()
+                .ok()
+        })
+        .collect()
 }
 
 #[test]
@@ -450,17 +456,9 @@ fn the_kernels_tables_are_as_large_as_the_configuration_says() {
     let limits = "[limits.kernel]\nring_bytes = 65536\nflows = 1111\ntuples = 2222\nsequences = 3333\nconnecting = 4444\nprocesses = 5555\ninterfaces = 64\n";
     fs::write(&config, limits).unwrap();
     let mut observer = Observer::stream(&lab, &["--config", config.to_str().unwrap()]);
-    let mut sizes: Vec<u64> = fs::read_dir(format!("/proc/{}/fdinfo", observer.pid()))
-        .unwrap()
-        .filter_map(|entry| fs::read_to_string(entry.unwrap().path()).ok())
-        .filter(|text| text.contains("map_id:"))
-        .filter_map(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("max_entries:"))?;
-            line.trim().parse().ok()
-        })
-        // The rest is one of each, or four where a program may interrupt itself.
-        .filter(|entries| *entries > 4)
-        .collect();
+    let mut sizes = described(&observer, "map_id:", "max_entries:");
+    // The rest is one of each, or four where a program may interrupt itself.
+    sizes.retain(|entries| *entries > 4);
     sizes.sort_unstable();
     sizes.dedup();
     assert_eq!(sizes, [64, 1111, 2222, 3333, 4444, 5555, 65_536]);
