@@ -25,7 +25,7 @@ use imds_observer::pipeline::{Parts, Pipeline};
 use imds_observer::record::{Host, Record, Time};
 use imds_observer::sinks::Sink;
 use imds_observer::source::{Event, Packet, Vantage};
-use imds_observer::summary::{self, Summarizer, Sums};
+use imds_observer::summary::{self, Summarizer};
 use imds_observer_common::{
     ConnectEvent, Direction, EventHeader, EventKind, ProcessEvent, ProcessKey, STATUS_LINE_BYTES, SegmentEvent,
     SocketEvent, Tuple, WireEvent, mapped_v4,
@@ -241,7 +241,7 @@ fn pipeline(sink: Box<dyn Sink>) -> Pipeline {
         attribution: Attribution::new(attribution::Limits::default(), None),
         filter: Filter::default(),
         detectors: HostDetectors::new(DetectorConfig::default(), None),
-        sums: Sums::at_once(Summarizer::new(host(), summary::Limits::default())),
+        summarizer: Some(Summarizer::new(host(), summary::Limits::default())),
         sinks: vec![sink],
         interval: None,
         recorded_hosts: 1,
@@ -263,7 +263,7 @@ fn records(events: &[Event]) -> Vec<Arc<Record>> {
     let records = kept.0.clone();
     let mut pipeline = pipeline(Box::new(kept));
     for event in events {
-        pipeline.handle(event.clone());
+        pipeline.handle(event);
     }
     pipeline.finish(Time(u64::MAX / 2)).expect("finish");
     let records = records.lock().expect("no panic before").clone();
@@ -430,7 +430,7 @@ fn main() {
         |(decoder, pipeline)| {
             for bytes in &bytes {
                 if let Ok(event) = decoder.decode(bytes) {
-                    pipeline.handle(event);
+                    pipeline.handle(&event);
                 }
             }
         },

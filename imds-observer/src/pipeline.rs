@@ -3,6 +3,7 @@
 //! [`run`] reads a [`Source`], live or offline, and feeds a [`Pipeline`]. Nothing in here does I/O of its own or reads the wall clock:
 //! `run` is the one place that does, for live sources. Records of an earlier trace enter behind attribution, where they had left.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::record::{
 use crate::sinks::Sink;
 use crate::source::{Event, Source, SourceFacts, SourceState};
 use crate::stop::Stop;
-use crate::summary::Sums;
+use crate::summary::Summarizer;
 
 /// What a pipeline is put together from.
 pub struct Parts {
@@ -28,7 +29,8 @@ pub struct Parts {
     pub attribution: Attribution,
     pub filter: Filter,
     pub detectors: HostDetectors,
-    pub sums: Sums,
+    /// `None`: see [`Pipeline::set_aside`].
+    pub summarizer: Option<Summarizer>,
     pub sinks: Vec<Box<dyn Sink>>,
     /// Time between interval summaries; `None`: only the total at the end.
     pub interval: Option<Duration>,
@@ -82,8 +84,10 @@ impl Pipeline {
     /// Writes the `start` record.
     pub fn start(&mut self, facts: SourceFacts, now: Time) {
         self.mode = facts.mode;
-        if self.mode == Mode::Live {
-            self.parts.sums.begin(now);
+        if self.mode == Mode::Live
+            && let Some(summarizer) = &mut self.parts.summarizer
+        {
+            summarizer.begin(now);
         }
         self.tell(Record::Start(Start {
             record: Kind::Start,
@@ -101,13 +105,15 @@ impl Pipeline {
         }));
     }
 
-    pub fn handle(&mut self, event: Event) {
-        // Looked at where it lies: packets are large.
-        match &event {
-            Event::Record(_) => {}
+    /// Looks at it where it lies: packets are large.
+    pub fn handle(&mut self, event: &Event) {
+        match event {
+            Event::Record(record) => self.recorded(record),
             Event::Loss(counts) => self.source_loss = *counts,
             Event::Interface(sample) => {
-                self.parts.sums.interface(sample);
+                if let Some(summarizer) = &mut self.parts.summarizer {
+                    summarizer.interface(sample);
+                }
                 self.parts
                     .detectors
                     .observe(&self.parts.host, &Observation::Interface(sample), &mut self.findings);
@@ -119,14 +125,6 @@ impl Pipeline {
                 self.join_facts(event.time().unwrap_or_default());
             }
         }
-        if let Event::Record(record) = event {
-            self.recorded(record);
-        }
-    }
-
-    /// Some of the records that nobody needs any more, so that their memory can be used again.
-    pub fn spent(&mut self) -> Option<Vec<Arc<Record>>> {
-        self.parts.sums.spent()
     }
 
     /// It is `now` at least: what waited for nothing more to come is decided, and what is due is written.
@@ -167,14 +165,23 @@ impl Pipeline {
         }
         self.parts.detectors.finish(now, &mut self.findings);
         self.write_findings();
-        let total = self.parts.sums.settled().total(now);
-        self.tell(Record::Summary(total));
+        if let Some(summarizer) = &self.parts.summarizer {
+            let total = summarizer.total(now);
+            self.tell(Record::Summary(total));
+        }
         self.tell_loss(now, true);
         self.parts
             .sinks
             .iter_mut()
             .map(|sink| sink.finish())
             .fold(Ok(()), anyhow::Result::and)
+    }
+
+    /// Gives its summarizer away, so that it adds up one batch of recorded ones while the next is being handled. Only where it is to see all of
+    /// them, and nobody asks for it before the end.
+    fn set_aside(&mut self) -> Option<Summarizer> {
+        let sees_all = !self.filters && self.parts.count.is_none() && self.parts.interval.is_none();
+        self.parts.summarizer.take_if(|_| sees_all)
     }
 
     /// Whether nobody wants more: as many exchanges as were asked for, or every sink's reader gone.
@@ -195,7 +202,9 @@ impl Pipeline {
     /// Everything that was lost so far, wherever.
     pub fn loss(&self) -> LossCounts {
         let own = LossCounts {
-            evicted: self.parts.attribution.evicted() + self.parts.detectors.evicted() + self.parts.sums.evicted(),
+            evicted: self.parts.attribution.evicted()
+                + self.parts.detectors.evicted()
+                + self.parts.summarizer.as_ref().map_or(0, Summarizer::evicted),
             unattributed: self.unattributed,
             shed: self.parts.sinks.iter().map(|sink| sink.shed()).sum(),
             unknown_containers: self.parts.attribution.unknown_containers(),
@@ -219,11 +228,11 @@ impl Pipeline {
     fn joined(&mut self, fact: Fact, caller: Caller) {
         let unknown = self.mode == Mode::Live && caller.process.is_none();
         self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
-        self.observe(Arc::new(record_of(fact, caller, &self.parts.host)));
+        self.observe(&Arc::new(record_of(fact, caller, &self.parts.host)));
     }
 
     /// From here on it is all the same whether a record was made now or read from a trace.
-    fn observe(&mut self, record: Arc<Record>) {
+    fn observe(&mut self, record: &Arc<Record>) {
         let (host, caller) = match record.as_ref() {
             Record::Exchange(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
             Record::Connect(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
@@ -246,13 +255,15 @@ impl Pipeline {
             _ => return,
         };
         self.parts.detectors.observe(host, &observation, &mut self.findings);
-        self.write(&record);
+        self.write(record);
         self.write_findings();
-        self.parts.sums.observe(record);
+        if let Some(summarizer) = &mut self.parts.summarizer {
+            summarizer.observe(record);
+        }
     }
 
-    fn recorded(&mut self, record: Arc<Record>) {
-        let observed = matches!(*record, Record::Exchange(_) | Record::Connect(_) | Record::Drop(_));
+    fn recorded(&mut self, record: &Arc<Record>) {
+        let observed = matches!(**record, Record::Exchange(_) | Record::Connect(_) | Record::Drop(_));
         self.recorded.sees(record.host(), record.time(), observed);
         match record.as_ref() {
             Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => self.observe(record),
@@ -266,14 +277,16 @@ impl Pipeline {
                         .filter
                         .allows(subject.process.as_deref(), subject.container.as_deref())
                 {
-                    self.write(&record);
+                    self.write(record);
                 }
             }
             // Processes are added up anew; packet counts are nowhere else.
             Record::Summary(summary) if !summary.total => {
                 self.parts.detectors.observe_summary(summary, &mut self.findings);
                 self.write_findings();
-                self.parts.sums.observe(record);
+                if let Some(summarizer) = &mut self.parts.summarizer {
+                    summarizer.observe(record);
+                }
             }
             Record::Summary(_) => {}
             Record::Loss(loss) => self.recorded.loses(loss),
@@ -293,17 +306,18 @@ impl Pipeline {
     }
 
     fn tell_interval(&mut self, now: Time) {
-        let Some(interval) = self.parts.interval.map(|interval| interval.as_nanos() as u64) else {
+        let (Some(interval), Some(summarizer)) = (self.parts.interval, &mut self.parts.summarizer) else {
             return;
         };
+        let interval = interval.as_nanos() as u64;
         let due = *self.next_interval.get_or_insert(now.plus_ns(interval));
         if now < due {
             return;
         }
         self.next_interval = Some(now.plus_ns(interval - now.since(due) % interval));
         // Live, an idle interval is news too; in a trace it is a gap.
-        if self.mode == Mode::Live || self.parts.sums.settled().is_busy() {
-            let summary = self.parts.sums.settled().interval(now);
+        if self.mode == Mode::Live || summarizer.is_busy() {
+            let summary = summarizer.interval(now);
             self.tell(Record::Summary(summary));
         }
     }
@@ -345,10 +359,26 @@ pub fn run(
     duration: Option<Duration>,
     stop: &Stop,
 ) -> anyhow::Result<()> {
-    run_supervised(source, pipeline, duration, stop, &mut |_| {})
+    let mut run = Run::begin(source.start(), pipeline, duration, stop);
+    let mut aside = run.pipeline.set_aside();
+    let mut add_up = |records: &[Arc<Record>]| {
+        if let Some(summarizer) = &mut aside {
+            for record in records {
+                summarizer.observe(record);
+            }
+        }
+    };
+    let in_turns = source.in_turns(&mut |records| run.records(records), &mut add_up);
+    if let Some(summarizer) = aside {
+        run.pipeline.parts.summarizer = Some(summarizer);
+    }
+    if in_turns {
+        return run.finish();
+    }
+    run.batches(source, &mut |_| {})
 }
 
-/// The same, with somebody who looks in each time round, live at least every 100 ms.
+/// The same batch by batch, with somebody who looks in each time round, live at least every 100 ms.
 pub fn run_supervised(
     source: &mut dyn Source,
     pipeline: &mut Pipeline,
@@ -356,59 +386,116 @@ pub fn run_supervised(
     stop: &Stop,
     supervisor: &mut dyn FnMut(&mut Pipeline),
 ) -> anyhow::Result<()> {
-    let facts = source.start();
-    let live = facts.mode == Mode::Live;
-    let end = duration.map(|duration| Instant::now() + duration);
-    let mut now = if live {
-        Time::now()
-    } else {
-        facts.time.unwrap_or_default()
-    };
-    let mut advanced = now;
-    pipeline.start(facts, now);
-    let mut batch = Vec::new();
-    let mut state = SourceState::More;
-    while state != SourceState::End && !stop.requested() && !pipeline.is_done() {
-        let left = end.map_or(WAIT, |end| end.saturating_duration_since(Instant::now()));
-        if left.is_zero() {
-            break;
+    Run::begin(source.start(), pipeline, duration, stop).batches(source, supervisor)
+}
+
+/// A pipeline that is being fed, and its clock.
+struct Run<'a> {
+    pipeline: &'a mut Pipeline,
+    stop: &'a Stop,
+    end: Option<Instant>,
+    live: bool,
+    now: Time,
+    advanced: Time,
+}
+
+impl<'a> Run<'a> {
+    fn begin(facts: SourceFacts, pipeline: &'a mut Pipeline, duration: Option<Duration>, stop: &'a Stop) -> Self {
+        let live = facts.mode == Mode::Live;
+        let now = if live {
+            Time::now()
+        } else {
+            facts.time.unwrap_or_default()
+        };
+        pipeline.start(facts, now);
+        Self {
+            pipeline,
+            stop,
+            end: duration.map(|duration| Instant::now() + duration),
+            live,
+            now,
+            advanced: now,
         }
-        state = source.next_batch(left.min(WAIT), &mut batch)?;
-        // Behind in a flood, it is as late as what was last read: an answer that waits in the ring isn't missing.
-        let seen = batch
-            .iter()
-            .rev()
-            .find(|event| live && event.is_traffic())
-            .and_then(Event::time);
-        for event in batch.drain(..) {
-            if !live {
-                // A trace is its own clock. It jumps ahead of an event, so that what was due before is decided before.
-                now = now.max(settled(&event).unwrap_or(now));
-                if now.since(advanced) >= STEP_NS {
-                    advanced = now;
-                    pipeline.advance(now);
+    }
+
+    fn batches(mut self, source: &mut dyn Source, supervisor: &mut dyn FnMut(&mut Pipeline)) -> anyhow::Result<()> {
+        let mut batch = Vec::new();
+        let mut state = SourceState::More;
+        while state != SourceState::End
+            && let Some(left) = self.left()
+        {
+            state = source.next_batch(left.min(WAIT), &mut batch)?;
+            // Behind in a flood, it is as late as what was last read: an answer that waits in the ring isn't missing.
+            let seen = batch
+                .iter()
+                .rev()
+                .find(|event| self.live && event.is_traffic())
+                .and_then(Event::time);
+            for event in &batch {
+                if !self.live
+                    && let Some(time) = settled(event)
+                {
+                    self.turn_to(time);
+                }
+                self.pipeline.handle(event);
+                if self.pipeline.is_full() {
+                    break;
                 }
             }
-            pipeline.handle(event);
-            if pipeline.is_full() {
+            source.take_back(&mut batch);
+            if self.live {
+                self.now = seen.unwrap_or_else(Time::now);
+                self.pipeline.advance(self.now);
+            }
+            self.pipeline.flush();
+            supervisor(self.pipeline);
+        }
+        source.last_batch(&mut batch);
+        for event in &batch {
+            self.pipeline.handle(event);
+        }
+        self.finish()
+    }
+
+    /// Records of a trace, and whether more are wanted.
+    fn records(&mut self, records: &[Arc<Record>]) -> ControlFlow<()> {
+        for record in records {
+            self.turn_to(record.settled());
+            self.pipeline.recorded(record);
+            if self.pipeline.is_full() {
                 break;
             }
         }
-        while let Some(records) = pipeline.spent() {
-            source.take_back(records);
+        self.pipeline.flush();
+        match self.left() {
+            Some(_) => ControlFlow::Continue(()),
+            None => ControlFlow::Break(()),
         }
-        if live {
-            now = seen.unwrap_or_else(Time::now);
-            pipeline.advance(now);
+    }
+
+    /// Time that is left, if more is wanted.
+    fn left(&self) -> Option<Duration> {
+        if self.stop.requested() || self.pipeline.is_done() {
+            return None;
         }
-        pipeline.flush();
-        supervisor(pipeline);
+        let left = self
+            .end
+            .map_or(WAIT, |end| end.saturating_duration_since(Instant::now()));
+        (!left.is_zero()).then_some(left)
     }
-    source.last_batch(&mut batch);
-    for event in batch {
-        pipeline.handle(event);
+
+    /// A trace is its own clock. It jumps ahead of what comes next, so that what was due before is decided before.
+    fn turn_to(&mut self, time: Time) {
+        self.now = self.now.max(time);
+        if self.now.since(self.advanced) >= STEP_NS {
+            self.advanced = self.now;
+            self.pipeline.advance(self.now);
+        }
     }
-    pipeline.finish(if live { Time::now() } else { now })
+
+    fn finish(self) -> anyhow::Result<()> {
+        self.pipeline.finish(if self.live { Time::now() } else { self.now })
+    }
 }
 
 /// When what an event tells of was over: records come in this order, see [`crate::source::ndjson`].
@@ -467,5 +554,127 @@ fn record_of(fact: Fact, Caller { process, container }: Caller, host: &Host) -> 
             ttl: fact.ttl,
             netns: fact.netns,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::imds::Hasher;
+    use crate::source::input::Input;
+    use crate::source::traces::Traces;
+    use crate::source::{Handle, Then};
+    use crate::{attribution, exchange, source, summary};
+
+    /// Keeps what it gets, as it would be written.
+    struct Kept(Arc<Mutex<Vec<String>>>);
+
+    impl Sink for Kept {
+        fn kinds(&self) -> Kinds {
+            Kinds::ALL
+        }
+
+        fn write(&mut self, record: &Arc<Record>) {
+            self.0.lock().unwrap().push(serde_json::to_string(record).unwrap());
+        }
+    }
+
+    /// Batch by batch, whatever the source could do.
+    struct BatchByBatch(Traces);
+
+    impl Source for BatchByBatch {
+        fn start(&self) -> SourceFacts {
+            self.0.start()
+        }
+
+        fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
+            self.0.next_batch(wait, out)
+        }
+    }
+
+    /// A source, and whether it was one that could.
+    struct Watched(Traces, bool);
+
+    impl Source for Watched {
+        fn start(&self) -> SourceFacts {
+            self.0.start()
+        }
+
+        fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
+            self.0.next_batch(wait, out)
+        }
+
+        fn in_turns(&mut self, handle: Handle<'_>, then: Then<'_>) -> bool {
+            self.1 = self.0.in_turns(handle, then);
+            self.1
+        }
+    }
+
+    /// Seven callers who ask all the time, which is a finding each.
+    fn trace() -> Traces {
+        let mut text = String::new();
+        for number in 0..4000 {
+            let (ms, who) = (number * 10, number % 7);
+            text.push_str(&format!(
+                r#"{{"record":"exchange","schema":1,"time":"2026-01-01T00:{:02}:{:02}.{:03}000000Z","host":"a","process":{{"pid":{who},"tid":{who},"namespace_pid":null,"comm":"c{who}","exe":null,"cmdline":null,"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":null}},"container":null,"connection":{{"id":"{number:x}","local":"10.0.0.1:{number}","remote":"169.254.169.254:80","exchange":1}},"request":{{"method":"GET","path":"/latest/meta-data/x","dialect":"aws","imds_version":"v2","token":"t{who}","token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false}},"response":{{"status":200,"ttl":1,"delivered":true,"server":null}},"outcome":"answered","latency_ns":{}}}"#,
+                ms / 60_000,
+                ms / 1000 % 60,
+                ms % 1000,
+                100_000 + number * 13,
+            ));
+            text.push('\n');
+        }
+        let limits = source::Limits {
+            read_ahead_bytes: 64 * 1024,
+            ..source::Limits::default()
+        };
+        let input = Input::new("t".into(), Box::new(io::Cursor::new(text))).unwrap();
+        Traces::with_limits(vec![input], &[], &limits)
+    }
+
+    fn records_of(source: &mut dyn Source, change: impl FnOnce(&mut Parts)) -> Vec<String> {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let host = Host::from("a");
+        let mut parts = Parts {
+            flow: FlowTable::new(exchange::Limits::default(), Hasher::random()),
+            attribution: Attribution::new(attribution::Limits::default(), None),
+            filter: Filter::default(),
+            detectors: HostDetectors::new(DetectorConfig::default(), None),
+            summarizer: Some(Summarizer::new(host.clone(), summary::Limits::default())),
+            host,
+            sinks: vec![Box::new(Kept(kept.clone()))],
+            interval: None,
+            recorded_hosts: 1,
+            count: None,
+        };
+        change(&mut parts);
+        run(source, &mut Pipeline::new(parts), None, &Stop::never()).unwrap();
+        let kept = kept.lock().unwrap();
+        kept.clone()
+    }
+
+    /// Also where the summary can't be added up aside.
+    #[test]
+    fn in_turns_a_trace_gives_what_it_gives_batch_by_batch() {
+        let changes: [fn(&mut Parts); 4] = [
+            |_| {},
+            |parts| parts.interval = Some(Duration::from_secs(10)),
+            |parts| parts.count = Some(1234),
+            |parts| parts.filter.comm = vec!["c1".into(), "c2".into()],
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            let mut watched = Watched(trace(), false);
+            let in_turns = records_of(&mut watched, change);
+            assert!(watched.1, "it goes in turns");
+            let batches = records_of(&mut BatchByBatch(trace()), change);
+            assert_eq!(in_turns.len(), batches.len(), "{index}");
+            for (left, right) in in_turns.iter().zip(&batches) {
+                assert_eq!(left, right, "{index}");
+            }
+            assert!(in_turns.iter().any(|record| record.contains("tight-polling")));
+        }
     }
 }

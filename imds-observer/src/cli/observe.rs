@@ -20,7 +20,7 @@ use crate::imds::Hasher;
 use crate::pipeline::{Parts, Pipeline};
 use crate::record::{Host, Kind};
 use crate::sinks::Sink;
-use crate::summary::{Summarizer, Sums};
+use crate::summary::Summarizer;
 
 /// Time between summaries where nothing else is said.
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
@@ -204,19 +204,16 @@ impl Settings {
         if live.is_some() {
             summarizer = summarizer.forgetting_after(limits.silence.0);
         }
-        let sums = match interval {
-            Some(_) => Sums::at_once(summarizer),
-            None if live.is_some() => Sums::at_once(summarizer.without_intervals()),
-            // Asked for at the end only, so that a trace needn't wait for it.
-            None => Sums::aside(summarizer.without_intervals()),
-        };
+        if interval.is_none() {
+            summarizer = summarizer.without_intervals();
+        }
         let (facts, worker) = live.map_or((None, None), |host| (Some(host.facts), host.worker));
         Pipeline::new(Parts {
             flow: FlowTable::new(limits.flow, Hasher::random()),
             attribution: Attribution::new(limits.attribution, worker),
             filter: self.filter.clone(),
             detectors: HostDetectors::with_limits(self.config.detectors.clone(), limits.detectors, facts),
-            sums,
+            summarizer: Some(summarizer),
             host,
             sinks,
             interval,

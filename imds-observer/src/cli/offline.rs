@@ -13,7 +13,7 @@ use crate::record::{Record, Time};
 use crate::sinks::collect::Collected;
 use crate::source::input::Input;
 use crate::source::traces::{InputCounts, Traces};
-use crate::source::{Event, Source, SourceFacts, SourceState};
+use crate::source::{Event, Handle, Source, SourceFacts, SourceState, Then};
 use crate::stop::Stop;
 
 #[derive(Debug, Serialize)]
@@ -60,6 +60,10 @@ pub(super) fn period(collected: &Collected) -> Option<(Time, Time)> {
 /// Says on a terminal how far it has come.
 pub(super) struct Progress {
     pub(super) inner: Traces,
+    telling: Telling,
+}
+
+struct Telling {
     terminal: bool,
     told: Option<Instant>,
     since: Instant,
@@ -69,15 +73,27 @@ impl Progress {
     pub(super) fn new(inner: Traces) -> Self {
         Self {
             inner,
-            terminal: io::stderr().is_terminal(),
-            told: None,
-            since: Instant::now(),
+            telling: Telling {
+                terminal: io::stderr().is_terminal(),
+                told: None,
+                since: Instant::now(),
+            },
         }
     }
 
     pub(super) fn clear(&self) {
-        if self.told.is_some() {
+        if self.telling.told.is_some() {
             let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+impl Telling {
+    fn perhaps(&mut self, records: impl FnOnce() -> u64) {
+        const GAP: Duration = Duration::from_millis(200);
+        if self.terminal && self.told.unwrap_or(self.since).elapsed() >= GAP {
+            self.told = Some(Instant::now());
+            let _ = write!(io::stderr(), "\r{} records read", records());
         }
     }
 }
@@ -88,15 +104,22 @@ impl Source for Progress {
     }
 
     fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
-        const GAP: Duration = Duration::from_millis(200);
-        if self.terminal && self.told.unwrap_or(self.since).elapsed() >= GAP {
-            self.told = Some(Instant::now());
-            let _ = write!(io::stderr(), "\r{} records read", self.inner.counts().records);
-        }
+        self.telling.perhaps(|| self.inner.counts().records);
         self.inner.next_batch(wait, out)
     }
 
-    fn take_back(&mut self, records: Vec<Arc<Record>>) {
-        self.inner.take_back(records);
+    fn take_back(&mut self, events: &mut Vec<Event>) {
+        self.inner.take_back(events);
+    }
+
+    fn in_turns(&mut self, handle: Handle<'_>, then: Then<'_>) -> bool {
+        let Self { inner, telling } = self;
+        let mut read = 0;
+        let mut handle = |records: &[Arc<Record>]| {
+            read += records.len() as u64;
+            telling.perhaps(|| read);
+            handle(records)
+        };
+        inner.in_turns(&mut handle, then)
     }
 }

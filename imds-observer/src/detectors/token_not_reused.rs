@@ -153,7 +153,12 @@ impl Detector for TokenNotReused {
         }
         let Some(track) = self.clients.get_mut(&client.handle) else { return };
         track.ttl_s = exchange.request.token_ttl_s.unwrap_or(USUAL_TTL_S);
-        let place = track.tokens.partition_point(|(time, _)| *time <= exchange.time);
+        // Nearly always at the end.
+        let place = if track.tokens.back().is_none_or(|(last, _)| *last <= exchange.time) {
+            track.tokens.len()
+        } else {
+            track.tokens.partition_point(|(time, _)| *time <= exchange.time)
+        };
         track
             .tokens
             .insert(place, (exchange.time, exchange.process.as_ref().map_or(0, |process| process.pid)));

@@ -13,7 +13,7 @@ use crate::filter::Kinds;
 use crate::record::{Kind, Record};
 
 /// Takes records from the pipeline.
-pub trait Sink {
+pub trait Sink: Send {
     /// The kinds that it wants; others are not even made for it.
     fn kinds(&self) -> Kinds;
 

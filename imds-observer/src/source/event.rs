@@ -185,6 +185,14 @@ pub enum Event {
 }
 
 impl Event {
+    /// The record that was read, if it is one.
+    pub fn into_record(self) -> Option<Arc<Record>> {
+        match self {
+            Self::Record(record) => Some(record),
+            _ => None,
+        }
+    }
+
     /// Event time, where the event has one.
     pub fn time(&self) -> Option<Time> {
         Some(match self {

@@ -31,6 +31,8 @@ pub struct Input {
     /// As messages name it: the path, or `-`.
     pub name: Arc<str>,
     pub format: Format,
+    /// It is no file: reading it may mean to wait for whoever writes it.
+    pub waits: bool,
     pub reader: Box<dyn Buffered + Send>,
 }
 
@@ -49,16 +51,19 @@ impl Input {
     /// `stop` ends a pipe that nobody ends.
     pub fn open(path: &Path, stop: &Stop) -> anyhow::Result<Self> {
         let name: Arc<str> = path.to_string_lossy().into();
-        let raw: Box<dyn Read + Send> = if path.as_os_str() == "-" {
-            Box::new(Stdin {
-                stop: stop.try_clone().context("read -")?,
-            })
+        let (raw, waits): (Box<dyn Read + Send>, bool) = if path.as_os_str() == "-" {
+            let stop = stop.try_clone().context("read -")?;
+            (Box::new(Stdin { stop }), true)
         } else {
-            Box::new(File::open(path).with_context(|| format!("open {name}"))?)
+            let file = File::open(path).with_context(|| format!("open {name}"))?;
+            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            (Box::new(file), !is_file)
         };
-        Self::new(name.clone(), raw).with_context(|| format!("read {name}"))
+        let input = Self::new(name.clone(), raw).with_context(|| format!("read {name}"))?;
+        Ok(Self { waits, ..input })
     }
 
+    /// Of bytes that are there.
     pub fn new(name: Arc<str>, raw: Box<dyn Read + Send>) -> io::Result<Self> {
         let mut raw = BufReader::with_capacity(BUFFER_BYTES, Peeked::new(raw)?);
         let magic = raw.get_ref().magic();
@@ -79,7 +84,12 @@ impl Input {
             [0x0a, 0x0d, 0x0d, 0x0a, ..] => Format::Pcapng,
             _ => Format::Ndjson,
         };
-        Ok(Self { name, format, reader })
+        Ok(Self {
+            name,
+            format,
+            waits: false,
+            reader,
+        })
     }
 }
 
@@ -243,6 +253,26 @@ mod tests {
     fn short_files_are_no_error() {
         assert_eq!(text(Vec::new()), (Format::Ndjson, String::new()));
         assert_eq!(text(b"{".to_vec()), (Format::Ndjson, "{".to_owned()));
+    }
+
+    /// Only then may a thread be waiting for it while another finds that nobody wants more.
+    #[test]
+    fn a_pipe_by_name_is_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, pipe) = (directory.path().join("file"), directory.path().join("pipe"));
+        std::fs::write(&file, "{}\n").unwrap();
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let writer = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::write(pipe, "{}\n").unwrap()
+        });
+        assert!(!Input::open(&file, &Stop::never()).unwrap().waits);
+        let mut input = Input::open(&pipe, &Stop::never()).unwrap();
+        assert!(input.waits);
+        let mut text = String::new();
+        input.reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "{}\n");
+        writer.join().unwrap();
     }
 
     #[test]

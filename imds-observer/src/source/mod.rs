@@ -4,10 +4,13 @@ pub mod capture;
 mod event;
 pub mod input;
 mod live;
+mod merged;
 pub mod ndjson;
+mod order;
 pub mod paced;
 pub mod traces;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +47,7 @@ pub struct SourceFacts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Bytes of records that are read ahead, of all files together.
+    /// Bytes of files that are read and not yet handled, by all threads together.
     pub read_ahead_bytes: usize,
     /// Callers that are known by what is written of them. One more, and all are read anew.
     pub callers: usize,
@@ -82,6 +85,12 @@ pub enum SourceState {
     End,
 }
 
+/// Takes the records of a batch, and says whether it wants more.
+pub type Handle<'a> = &'a mut (dyn FnMut(&[Arc<Record>]) -> ControlFlow<()> + Send);
+
+/// Takes the records of a batch.
+pub type Then<'a> = &'a mut (dyn FnMut(&[Arc<Record>]) + Send);
+
 /// Live or offline, the pipeline sees only this.
 pub trait Source {
     fn start(&self) -> SourceFacts;
@@ -90,9 +99,16 @@ pub trait Source {
     /// (a source of files doesn't wait). An error ends the run.
     fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState>;
 
-    /// Takes back records that have been handled: their memory may serve those that come.
-    fn take_back(&mut self, records: Vec<Arc<Record>>) {
-        drop(records);
+    /// Takes back events that have been handled: their memory may serve those that come.
+    fn take_back(&mut self, events: &mut Vec<Event>) {
+        events.clear();
+    }
+
+    /// Gives all of its records to `handle`, batch by batch in their order, and after it to `then`, each on the thread that has read it.
+    /// One may be at work while the other has the batch before. `false`: this source can't, and has given none.
+    fn in_turns(&mut self, handle: Handle<'_>, then: Then<'_>) -> bool {
+        let _ = (handle, then);
+        false
     }
 
     /// What is still to be told when the run ends before the source does.

@@ -6,7 +6,6 @@
 
 mod interfaces;
 mod paths;
-mod sums;
 pub(crate) mod tally;
 
 use std::collections::hash_map::Entry;
@@ -22,7 +21,6 @@ use crate::record::workload::{self, Group};
 use crate::record::{Connect, Container, Exchange, Host, Kind, Process, ProcessSummary, Record, SCHEMA, Summary, Time};
 use crate::source::InterfaceSample;
 use interfaces::Interfaces;
-pub use sums::Sums;
 use tally::Tally;
 
 /// Bounds of a [`Summarizer`].
@@ -135,7 +133,7 @@ impl Summarizer {
         match record {
             Record::Exchange(exchange) => self.exchange(exchange),
             Record::Connect(connect) => self.connect(connect),
-            Record::Summary(summary) => self.recorded(summary),
+            Record::Summary(summary) if !summary.total => self.recorded(summary),
             _ => {}
         }
     }

@@ -1,9 +1,11 @@
 //! Our own records, read back: what a line holds, or why it holds none.
 
-pub(super) mod ahead;
+mod batch;
 mod chunks;
+pub(super) mod file;
 mod fuzz;
-mod written;
+pub(super) mod turns;
+pub(super) mod written;
 
 use std::fmt;
 use std::io;

@@ -89,6 +89,11 @@ pub(super) struct Written {
 }
 
 impl Written {
+    /// Those that it shares with others.
+    pub(super) fn callers(&self) -> Callers {
+        self.callers.clone()
+    }
+
     pub(super) fn new(callers: Callers) -> Self {
         Self {
             callers,
@@ -144,9 +149,9 @@ impl Written {
         };
         let (_, caller) = self.places.get(place)?.as_ref()?;
         let mut record = spares.pop().unwrap_or_else(|| Arc::new(Record::Exchange(blank(host))));
-        // A spare that somebody still reads, or that would hold on to much memory, is no spare.
+        // One that somebody still reads is no spare.
         match Arc::get_mut(&mut record) {
-            Some(Record::Exchange(exchange)) if is_small(exchange) => line.fill(exchange, host, caller),
+            Some(Record::Exchange(exchange)) => line.fill(exchange, host, caller),
             _ => {
                 let mut exchange = blank(host);
                 line.fill(&mut exchange, host, caller);
@@ -664,7 +669,11 @@ fn blank(host: &Host) -> Exchange {
     }
 }
 
-/// Whether a record holds no more memory than one that was read here.
+/// Whether a record may be kept to be filled anew: it would not hold on to more memory than one that was read here.
+pub(super) fn is_spare(record: &Record) -> bool {
+    matches!(record, Record::Exchange(exchange) if is_small(exchange))
+}
+
 fn is_small(exchange: &Exchange) -> bool {
     let Exchange {
         connection, request, ..

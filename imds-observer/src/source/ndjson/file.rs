@@ -1,0 +1,176 @@
+//! Records of one file, and of several merged by time, read by whoever asks for them.
+
+use std::sync::Arc;
+use std::vec;
+
+use super::super::input::Input;
+use super::super::order::Order;
+use super::batch::{Batch, Skips};
+use super::chunks::Chunks;
+use super::written::{Callers, Written, is_spare};
+use crate::record::Record;
+
+/// Bytes that are read at once: few enough to be in the caches still when they are understood.
+const CHUNK_BYTES: usize = 128 * 1024;
+const LEAST_CHUNK_BYTES: usize = 16 * 1024;
+/// Records that one reader keeps to be filled anew.
+const SPARE_RECORDS: usize = 4096;
+
+/// What one thread reads with.
+pub(in crate::source) struct Reader {
+    written: Written,
+    /// Records that were handled.
+    spare: Vec<Arc<Record>>,
+}
+
+impl Reader {
+    pub(in crate::source) fn new(callers: Callers) -> Self {
+        Self {
+            written: Written::new(callers),
+            spare: Vec::new(),
+        }
+    }
+
+    /// Another one, for another thread, that knows the same callers.
+    pub(super) fn another(&self) -> Self {
+        Self::new(self.written.callers())
+    }
+
+    /// Takes back records that were handled, as many as it can use.
+    pub(in crate::source) fn take_back(&mut self, records: impl Iterator<Item = Arc<Record>>) {
+        let room = SPARE_RECORDS.saturating_sub(self.spare.len());
+        self.spare.extend(records.filter(|record| is_spare(record)).take(room));
+    }
+}
+
+/// A file of records.
+pub(in crate::source) struct File {
+    chunks: Chunks,
+    /// Reading on may mean to wait for whoever writes it.
+    waits: bool,
+    ended: bool,
+    read: vec::IntoIter<Arc<Record>>,
+    skips: Skips,
+}
+
+impl File {
+    /// One of so many, which share memory.
+    pub(in crate::source) fn new(input: Input, files: usize, read_ahead_bytes: usize) -> Self {
+        let chunk_bytes = (read_ahead_bytes / files.max(1)).clamp(LEAST_CHUNK_BYTES, CHUNK_BYTES);
+        Self {
+            skips: Skips::new(input.name.clone()),
+            waits: input.waits,
+            chunks: Chunks::new(input, chunk_bytes),
+            ended: false,
+            read: Vec::new().into_iter(),
+        }
+    }
+
+    /// The next record. Lines that give none have been told and counted.
+    pub(in crate::source) fn next_record(&mut self, reader: &mut Reader) -> Option<Arc<Record>> {
+        self.read_on(reader);
+        self.read.next()
+    }
+
+    /// The next record if it was read already.
+    pub(super) fn next(&self) -> Option<&Arc<Record>> {
+        self.read.as_slice().first()
+    }
+
+    /// Whether the next record can be had without waiting.
+    pub(in crate::source) fn is_ready(&self) -> bool {
+        !self.waits || self.next().is_some() || self.ended
+    }
+
+    /// Lines that gave no record, and those of them that weren't merely cut off.
+    pub(in crate::source) fn skipped(&self) -> (u64, u64) {
+        (self.skips.skipped, self.skips.broken)
+    }
+
+    /// Reads until there is a record, or the file ends. Gives the bytes that were read.
+    fn read_on(&mut self, reader: &mut Reader) -> usize {
+        let mut bytes = 0;
+        while self.next().is_none() && !self.ended {
+            let Some(chunk) = self.chunks.next_chunk() else {
+                self.ended = true;
+                self.skips.end();
+                break;
+            };
+            let batch = Batch::read(&chunk, &mut reader.written, &mut reader.spare);
+            self.skips.of(&batch);
+            self.read = batch.records.into_iter();
+            bytes += chunk.bytes().len();
+            self.chunks.take_back(chunk.into_buffer());
+        }
+        bytes
+    }
+}
+
+/// Files of records, merged by time.
+pub(super) struct Files {
+    files: Vec<File>,
+    order: Order,
+    /// Those of which nothing is read that isn't taken.
+    behind: Vec<usize>,
+}
+
+impl Files {
+    pub(super) fn new(files: Vec<File>) -> Self {
+        Self {
+            order: Order::new(files.len()),
+            behind: (0..files.len()).rev().collect(),
+            files,
+        }
+    }
+
+    pub(super) fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    /// Reads the first records of each.
+    pub(super) fn open(&mut self, reader: &mut Reader) {
+        while let Some(index) = self.behind.pop() {
+            self.read_on(index, reader);
+        }
+    }
+
+    /// Adds what comes next, at least so many bytes if there are, but waits for nothing once it has something. `false`: there is no more.
+    pub(super) fn read(&mut self, reader: &mut Reader, least_bytes: usize, out: &mut Vec<Arc<Record>>) -> bool {
+        let mut bytes = 0;
+        loop {
+            while let Some(index) = self.behind.pop() {
+                if !out.is_empty() && (bytes >= least_bytes || self.files[index].waits) {
+                    self.behind.push(index);
+                    return true;
+                }
+                bytes += self.read_on(index, reader);
+            }
+            let Some(index) = self.order.pop() else {
+                return !out.is_empty();
+            };
+            let file = &mut self.files[index];
+            if self.order.is_empty() {
+                out.extend(&mut file.read);
+            } else {
+                while let Some(next) = file.next()
+                    && self.order.is_next(index, next.settled())
+                {
+                    out.extend(file.read.next());
+                }
+            }
+            match file.next() {
+                Some(next) => self.order.push(index, next.settled()),
+                None => self.behind.push(index),
+            }
+        }
+    }
+
+    fn read_on(&mut self, index: usize, reader: &mut Reader) -> usize {
+        let file = &mut self.files[index];
+        let bytes = file.read_on(reader);
+        if let Some(next) = file.next() {
+            self.order.push(index, next.settled());
+        }
+        bytes
+    }
+}
