@@ -143,7 +143,9 @@ enum Blocks {
 
 impl Capture {
     pub fn new(input: Input, endpoints: &[IpAddr], limits: &Limits) -> Self {
-        let Input { name, format, reader, .. } = input;
+        let Input {
+            name, format, reader, ..
+        } = input;
         Self {
             name,
             blocks: open(format, reader),
