@@ -88,6 +88,10 @@ impl Pipeline {
             && let Some(summarizer) = &mut self.parts.summarizer
         {
             summarizer.begin(now);
+            self.next_interval = self
+                .parts
+                .interval
+                .map(|interval| now.plus_ns(interval.as_nanos() as u64));
         }
         self.tell(Record::Start(Start {
             record: Kind::Start,
@@ -635,7 +639,7 @@ mod tests {
         Traces::with_limits(vec![input], &[], &limits)
     }
 
-    fn records_of(source: &mut dyn Source, change: impl FnOnce(&mut Parts)) -> Vec<String> {
+    fn pipeline(change: impl FnOnce(&mut Parts)) -> (Pipeline, Arc<Mutex<Vec<String>>>) {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let host = Host::from("a");
         let mut parts = Parts {
@@ -651,9 +655,36 @@ mod tests {
             count: None,
         };
         change(&mut parts);
-        run(source, &mut Pipeline::new(parts), None, &Stop::never()).unwrap();
+        (Pipeline::new(parts), kept)
+    }
+
+    fn records_of(source: &mut dyn Source, change: impl FnOnce(&mut Parts)) -> Vec<String> {
+        let (mut pipeline, kept) = pipeline(change);
+        run(source, &mut pipeline, None, &Stop::never()).unwrap();
         let kept = kept.lock().unwrap();
         kept.clone()
+    }
+
+    /// However long the first look takes: what it brings is summed up at once, and not an interval later.
+    #[test]
+    fn live_the_first_interval_begins_with_the_run() {
+        let (mut pipeline, kept) = pipeline(|parts| parts.interval = Some(Duration::from_secs(1)));
+        let facts = SourceFacts {
+            mode: Mode::Live,
+            ..trace().start()
+        };
+        let begin = Time(1_767_225_600 * SECOND);
+        let told = || {
+            let told = kept.lock().unwrap();
+            told.iter().filter(|record| record.contains("\"total\":false")).count()
+        };
+        pipeline.start(facts, begin);
+        pipeline.advance(begin.plus_ns(SECOND / 2));
+        assert_eq!(told(), 0);
+        pipeline.advance(begin.plus_ns(3 * SECOND));
+        assert_eq!(told(), 1);
+        pipeline.advance(begin.plus_ns(4 * SECOND));
+        assert_eq!(told(), 2);
     }
 
     /// Also where the summary can't be added up aside.

@@ -75,8 +75,10 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     // The overview.
     let lost = "token-response-lost";
     tmux.wait_for("tight-polling curl (parent bash").unwrap();
-    let screen = tmux.wait_for(lost).unwrap();
-    for wanted in ["live, ", " req/s ", "packets ", "% of 1024", "hop limit 1", "v1 "] {
+    tmux.wait_for(lost).unwrap();
+    // Counted once a second, and told with the summary.
+    let screen = tmux.wait_for("packets ").unwrap();
+    for wanted in ["live, ", " req/s ", "% of 1024", "hop limit 1", "v1 "] {
         assert!(screen.contains(wanted), "{wanted:?} is missing:\n{screen}");
     }
     assert!(line(&screen, lost).contains(" since "), "{screen}");

@@ -14,7 +14,7 @@ use crate::record::Record;
 const CHUNK_BYTES: usize = 128 * 1024;
 const LEAST_CHUNK_BYTES: usize = 16 * 1024;
 /// Records that one reader keeps to be filled anew.
-const SPARE_RECORDS: usize = 4096;
+const SPARE_RECORDS: usize = 2048;
 
 /// What one thread reads with.
 pub(in crate::source) struct Reader {

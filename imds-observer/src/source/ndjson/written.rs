@@ -40,8 +40,10 @@ macro_rules! optional {
 /// Callers that are found by the first bytes of what is written of them: two for each hash.
 const PLACES: usize = 1024;
 const FIRST_BYTES: usize = 40;
-/// Longest text that is read here: memory that spare records hold on to is bounded by it.
+/// Longest text that is read here.
 const MAX_TEXT_BYTES: usize = 1024;
+/// Texts of a record that is kept to be filled anew.
+const MAX_SPARE_BYTES: usize = 4096;
 
 const CALLER: &[u8; 11] = b",\"process\":";
 /// A quote behind a comma ends no text and stands in none, because there it would be escaped: in JSON, this can only be a key.
@@ -669,7 +671,7 @@ fn blank(host: &Host) -> Exchange {
     }
 }
 
-/// Whether a record may be kept to be filled anew: it would not hold on to more memory than one that was read here.
+/// Whether a record may be kept to be filled anew: it would not hold on to much memory.
 pub(super) fn is_spare(record: &Record) -> bool {
     matches!(record, Record::Exchange(exchange) if is_small(exchange))
 }
@@ -699,7 +701,8 @@ fn is_small(exchange: &Exchange) -> bool {
         of_response(|response| &response.icmp),
     ]
     .iter()
-    .all(|bytes| *bytes <= 2 * MAX_TEXT_BYTES)
+    .sum::<usize>()
+        <= MAX_SPARE_BYTES
 }
 
 #[cfg(test)]
