@@ -347,23 +347,35 @@ fn of_5000_exchanges_a_second_none_is_lost_or_somebody_elses() {
         },
         ..LabOptions::default()
     });
-    // A machine that is busy otherwise may not give the rate: then it is tried again. If it never does, half of it has to be
-    // right each time, and what was reached is told; no observer can be blamed for what the clients did not send.
-    let reached: Vec<f64> = (0..5).map(|_| steady(&lab)).take_while(|rate| *rate < FULL).collect();
-    if reached.len() == 5 {
-        eprintln!("this machine had no more than these exchanges a second: {reached:.0?}");
+    // A machine that is busy otherwise may not give the rate, or may take the observer's processor away for longer than the ring
+    // holds: then it is tried again. If it never gives it, half of it has to be right, and what was reached is told; no observer
+    // can be blamed for what the clients did not send.
+    let rounds: Vec<Round> = (0..5)
+        .map(|_| steady(&lab))
+        .take_while(|round| !(round.whole && round.rate >= FULL))
+        .collect();
+    if rounds.len() == 5 {
+        eprintln!("this machine had no more than these exchanges a second: {rounds:.0?}");
         assert!(
-            reached.iter().any(|rate| *rate >= FULL / 2.0),
-            "too little to say anything: {reached:?} exchanges a second"
+            rounds.iter().any(|round| round.whole && round.rate >= FULL / 2.0),
+            "too little to say anything: {rounds:?}"
         );
     }
+}
+
+#[derive(Debug)]
+struct Round {
+    /// Exchanges a second.
+    rate: f64,
+    /// Nothing was lost.
+    whole: bool,
 }
 
 /// Of 5,000 a second, less what the clients' own clocks may be off.
 const FULL: f64 = 4900.0;
 
-/// The rate that was reached. From half of the full one on everything has to be right.
-fn steady(lab: &Lab) -> f64 {
+/// What was reached. Whatever it is, what is missing is told, and nothing is somebody else's.
+fn steady(lab: &Lab) -> Round {
     const CLIENTS: usize = 2;
     const RATE: usize = 5000 / CLIENTS;
     const SECONDS: usize = 4;
@@ -410,21 +422,18 @@ fn steady(lab: &Lab) -> f64 {
         let number: usize = path.rsplit('?').next().unwrap().parse().unwrap();
         assert_eq!(exchange["process"]["pid"], pids[number], "{exchange}");
     }
-    if reached >= FULL / 2.0 {
+    for name in ["unparsed", "unattributed", "shed"] {
+        assert_eq!(lost(name), 0, "{name}: {loss}");
+    }
+    let whole = lost("ring_buffer") == 0;
+    if whole {
         assert_eq!(exchanges.len(), wanted, "{loss}");
         assert!(exchanges.iter().all(|exchange| exchange["outcome"] == "answered"));
-        for name in [
-            "ring_buffer",
-            "unparsed",
-            "truncated",
-            "evicted",
-            "unattributed",
-            "shed",
-        ] {
+        for name in ["truncated", "evicted"] {
             assert_eq!(lost(name), 0, "{name}: {loss}");
         }
     }
-    reached
+    Round { rate: reached, whole }
 }
 
 /// A client that connects at once and asks later.
