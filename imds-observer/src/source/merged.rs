@@ -9,6 +9,7 @@ use super::ndjson::written::Callers;
 use super::order::Order;
 use super::traces::InputCounts;
 use super::{Event, Limits, SourceState};
+use crate::pipeline::settled;
 use crate::record::LossCounts;
 
 /// Events handed on at once.
@@ -68,11 +69,7 @@ impl Merged {
         let mut counts = self.counts;
         for trace in &self.traces {
             match trace {
-                Trace::Records(file) => {
-                    let (skipped, broken) = file.skipped();
-                    counts.skipped += skipped;
-                    counts.broken += broken;
-                }
+                Trace::Records(file) => file.count_skipped(&mut counts),
                 Trace::Capture(capture) => counts.records += capture.packets(),
             }
         }
@@ -142,15 +139,8 @@ impl Merged {
             };
             break Some(event);
         };
-        // One trace alone has nothing to be merged with.
-        if let Some(event) = &event
-            && self.traces.len() > 1
-        {
-            let settled = match event {
-                Event::Record(record) => record.settled(),
-                event => event.time().unwrap_or_default(),
-            };
-            self.order.push(index, settled);
+        if let Some(event) = &event {
+            self.order.push(index, settled(event).unwrap_or_default());
         }
         self.next[index] = event;
     }

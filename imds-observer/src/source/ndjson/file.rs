@@ -9,6 +9,7 @@ use super::batch::{Batch, Skips};
 use super::chunks::Chunks;
 use super::written::{Callers, Written, is_spare};
 use crate::record::Record;
+use crate::source::traces::InputCounts;
 
 /// Bytes that are read at once: few enough to be in the caches still when they are understood.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -82,9 +83,10 @@ impl File {
         !self.waits || self.next().is_some() || self.ended
     }
 
-    /// Lines that gave no record, and those of them that weren't merely cut off.
-    pub(in crate::source) fn skipped(&self) -> (u64, u64) {
-        (self.skips.skipped, self.skips.broken)
+    /// Adds its lines that gave no record.
+    pub(in crate::source) fn count_skipped(&self, counts: &mut InputCounts) {
+        counts.skipped += self.skips.skipped;
+        counts.broken += self.skips.broken;
     }
 
     /// Reads until there is a record, or the file ends. Gives the bytes that were read.
@@ -115,23 +117,21 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(files: Vec<File>) -> Self {
-        Self {
+    /// Reads the first records of each.
+    pub(super) fn new(files: Vec<File>, reader: &mut Reader) -> Self {
+        let mut merged = Self {
             order: Order::new(files.len()),
-            behind: (0..files.len()).rev().collect(),
+            behind: Vec::new(),
             files,
+        };
+        for index in 0..merged.files.len() {
+            merged.read_on(index, reader);
         }
+        merged
     }
 
     pub(super) fn files(&self) -> &[File] {
         &self.files
-    }
-
-    /// Reads the first records of each.
-    pub(super) fn open(&mut self, reader: &mut Reader) {
-        while let Some(index) = self.behind.pop() {
-            self.read_on(index, reader);
-        }
     }
 
     /// Adds what comes next, at least so many bytes if there are, but waits for nothing once it has something. `false`: there is no more.

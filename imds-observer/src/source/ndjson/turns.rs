@@ -41,15 +41,14 @@ impl Turns {
             .into_iter()
             .map(|input| File::new(input, count, limits.read_ahead_bytes / 2))
             .collect();
-        let mut turns = Self {
-            files: Files::new(files),
+        let mut reader = Reader::new(Callers::new(limits.callers));
+        Self {
+            files: Files::new(files, &mut reader),
             turn_bytes: TURN_BYTES.min(limits.read_ahead_bytes / 2 / MOST_THREADS),
             threads: if waits { 1 } else { processors.min(MOST_THREADS) },
-            reader: Reader::new(Callers::new(limits.callers)),
+            reader,
             records: 0,
-        };
-        turns.files.open(&mut turns.reader);
-        turns
+        }
     }
 
     /// The first record of each file that has one.
@@ -63,9 +62,8 @@ impl Turns {
             records: self.records,
             ..InputCounts::default()
         };
-        for (skipped, broken) in self.files.files().iter().map(File::skipped) {
-            counts.skipped += skipped;
-            counts.broken += broken;
+        for file in self.files.files() {
+            file.count_skipped(&mut counts);
         }
         counts
     }

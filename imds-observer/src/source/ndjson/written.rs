@@ -673,10 +673,9 @@ fn blank(host: &Host) -> Exchange {
 
 /// Whether a record may be kept to be filled anew: it would not hold on to much memory.
 pub(super) fn is_spare(record: &Record) -> bool {
-    matches!(record, Record::Exchange(exchange) if is_small(exchange))
-}
-
-fn is_small(exchange: &Exchange) -> bool {
+    let Record::Exchange(exchange) = record else {
+        return false;
+    };
     let Exchange {
         connection, request, ..
     } = exchange;
