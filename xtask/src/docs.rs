@@ -28,13 +28,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .run()?;
         return Ok(());
     }
-    cmd!(
-        sh,
-        "cargo test --locked --package imds-observer --test detectors manuals"
-    )
-    .env("UPDATE_DOCS", "1")
-    // Pages need no eBPF object.
-    .env("AYA_BUILD_SKIP", "1")
-    .run()?;
+    for tests in [["detectors", "manuals"], ["incidents", "page"]] {
+        let [target, filter] = tests;
+        cmd!(
+            sh,
+            "cargo test --locked --package imds-observer --test {target} {filter}"
+        )
+        .env("UPDATE_DOCS", "1")
+        // Pages need no eBPF object.
+        .env("AYA_BUILD_SKIP", "1")
+        .run()?;
+    }
     Ok(())
 }

@@ -57,9 +57,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
-use super::knowledge::{status};
+use super::knowledge::status;
 use super::remedy::{self, Sdk};
+use super::table::bounded;
 use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
@@ -191,7 +191,9 @@ impl Detector for AccessForbidden {
                 self.pending -= usize::from(gone.pending > 0);
             }
         }
-        let Some(refused) = self.clients.get_mut(&client.handle) else { return };
+        let Some(refused) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         self.pending += usize::from(refused.pending == 0);
         refused.pending += 1;
         refused.all += 1;
@@ -208,7 +210,11 @@ impl Detector for AccessForbidden {
         }
         let hold_ns = self.config.hold_s.saturating_mul(SECOND);
         let recently = |refused: &Refused| context.now.since(refused.last) <= RECENT_NS;
-        let first = self.clients.iter().map(|(_, refused)| refused).filter(|refused| recently(refused));
+        let first = self
+            .clients
+            .iter()
+            .map(|(_, refused)| refused)
+            .filter(|refused| recently(refused));
         let clients = first.clone().count();
         let since = first.map(|refused| refused.first).min().unwrap_or(context.now);
         let (answered, host_open) = (self.answered, sightings.is_open(HOST));
@@ -234,7 +240,11 @@ impl Detector for AccessForbidden {
             };
             let sighting = Sighting {
                 key,
-                severity: if whose == Whose::Host { Severity::High } else { Severity::Warning },
+                severity: if whose == Whose::Host {
+                    Severity::High
+                } else {
+                    Severity::Warning
+                },
                 time: refused.last,
                 count: refused.pending,
                 news: false,
@@ -269,9 +279,10 @@ fn of_host(refused: &Refused, clients: usize, context: &Context<'_>) -> Details 
             "last_path": refused.path,
         },
         remedy: Remedy {
-            text: "Enable the endpoint if the host needs it; else set AWS_EC2_METADATA_DISABLED=true where SDKs run, so \
+            text:
+                "Enable the endpoint if the host needs it; else set AWS_EC2_METADATA_DISABLED=true where SDKs run, so \
                    that they don't ask."
-                .to_owned(),
+                    .to_owned(),
             commands: vec![
                 remedy::describe_options(context.host),
                 remedy::modify_options(context.host, "--http-endpoint enabled"),

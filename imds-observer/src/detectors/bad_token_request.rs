@@ -50,8 +50,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
 use super::knowledge::status;
+use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, Severity};
 
@@ -110,7 +110,9 @@ impl Detector for BadTokenRequest {
         if !self.clients.contains(&client.handle) {
             self.evicted += u64::from(self.clients.push(client.handle, 0).is_some());
         }
-        let Some(requests) = self.clients.get_mut(&client.handle) else { return };
+        let Some(requests) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         *requests += 1;
         let requests = *requests;
         if requests < self.config.requests {

@@ -57,8 +57,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
+use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
 
@@ -98,7 +98,10 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
         commands: vec![
             format!("{iptables}-save -c | grep -nE '{chain}|{endpoint}|169\\.254|fd00:ec2'"),
             "nft list ruleset".to_owned(),
-            format!("{iptables} -I {chain} 1 {direction} {endpoint} -p tcp {}port 80 -j ACCEPT", if direction == "-s" { "--s" } else { "--d" }),
+            format!(
+                "{iptables} -I {chain} 1 {direction} {endpoint} -p tcp {}port 80 -j ACCEPT",
+                if direction == "-s" { "--s" } else { "--d" }
+            ),
         ],
     };
     (summary, remedy)

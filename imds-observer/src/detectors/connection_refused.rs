@@ -50,8 +50,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
+use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
 
@@ -77,7 +77,8 @@ fn accepts(cause: Cause) -> bool {
 
 fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
-    let summary = format!("the connection of {subject} to IMDS ({endpoint}) is refused: something else holds the address");
+    let summary =
+        format!("the connection of {subject} to IMDS ({endpoint}) is refused: something else holds the address");
     let remedy = Remedy {
         text: "Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam), and start that agent or take \
                the rule out; look whether an interface of this host carries the address."

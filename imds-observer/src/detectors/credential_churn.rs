@@ -55,9 +55,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::{bounded, entry};
 use super::knowledge::status;
 use super::remedy::{self, Sdk};
+use super::table::{bounded, entry};
 use super::window::Bins;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::imds::role_of;
@@ -174,23 +174,23 @@ impl Detector for CredentialChurn {
                 let role = role_of(path.below()).unwrap_or_default();
                 let sdk = Sdk::of(user_agent.as_deref());
                 Details {
-                summary: format!(
-                    "{} fetched the credentials of {role} {fetches} times in 10 min: {wasted} requests too many",
-                    subject.name
-                ),
-                evidence: evidence! {
-                    "role": role,
-                    "fetches_in_10_min": fetches,
-                    "requests_wasted": wasted,
-                    "per_min": per_min,
-                    "client_age_s": age_ns / SECOND,
-                    "processes": processes,
-                    "user_agent": user_agent,
-                    "client": sdk.name(),
-                },
-                remedy: remedy::text(sdk.reuse()),
-                subject,
-            }
+                    summary: format!(
+                        "{} fetched the credentials of {role} {fetches} times in 10 min: {wasted} requests too many",
+                        subject.name
+                    ),
+                    evidence: evidence! {
+                        "role": role,
+                        "fetches_in_10_min": fetches,
+                        "requests_wasted": wasted,
+                        "per_min": per_min,
+                        "client_age_s": age_ns / SECOND,
+                        "processes": processes,
+                        "user_agent": user_agent,
+                        "client": sdk.name(),
+                    },
+                    remedy: remedy::text(sdk.reuse()),
+                    subject,
+                }
             }
         });
     }

@@ -55,8 +55,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
+use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
 

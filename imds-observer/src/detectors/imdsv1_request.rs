@@ -60,9 +60,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
 use super::knowledge::{V1Cause, status, sufficient_hop_limit};
 use super::remedy::{self, Sdk};
+use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
@@ -183,7 +183,10 @@ impl Imdsv1Request {
             let (Some(since), Some(client)) = (caller.held, context.knowledge.client(*handle)) else {
                 continue;
             };
-            if last || client.v1_cause.is_some() || context.now.since(since) >= self.config.hold_s.saturating_mul(SECOND) {
+            if last
+                || client.v1_cause.is_some()
+                || context.now.since(since) >= self.config.hold_s.saturating_mul(SECOND)
+            {
                 caller.held = None;
                 self.held -= 1;
                 caller.report(client, caller.requests, context, false, sightings);
@@ -248,7 +251,8 @@ impl Caller {
                 "token-request-forbidden",
                 format!("{name} falls back to IMDSv1 because its token request was answered 403"),
                 Remedy {
-                    text: "IMDS answers 403 to a token request that was forwarded: take the proxy out of the way.".into(),
+                    text: "IMDS answers 403 to a token request that was forwarded: take the proxy out of the way."
+                        .into(),
                     commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".into()],
                 },
             ),

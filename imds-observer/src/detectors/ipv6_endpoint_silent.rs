@@ -55,10 +55,10 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
 use super::connectivity::{self, Cause};
 use super::knowledge::{answered, is_v6};
 use super::remedy::modify_options;
+use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Subject, Time};
 
@@ -133,7 +133,9 @@ impl Detector for Ipv6EndpointSilent {
             }
             return;
         }
-        let Observation::Connect(connect) = observation else { return };
+        let Observation::Connect(connect) = observation else {
+            return;
+        };
         let Some(failure) = connectivity::failure(observation, context)
             .filter(|failure| failure.v6 && failure.cause.usual_without_ipv6())
         else {
@@ -155,7 +157,9 @@ impl Detector for Ipv6EndpointSilent {
             };
             self.evicted += u64::from(self.clients.push(client.handle, failures).is_some());
         }
-        let Some(failures) = self.clients.get_mut(&client.handle) else { return };
+        let Some(failures) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         if failures.held == 0 {
             failures.since = context.now;
         }

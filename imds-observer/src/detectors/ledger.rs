@@ -86,7 +86,7 @@ pub(super) struct Ledger {
     /// By code, in the order of [`Code::ALL`].
     open: Vec<FxHashMap<Arc<str>, Open>>,
     /// Codes that have any, a bit each: asked for at every observation.
-    open_codes: u32,
+    open_codes: u64,
     /// Open findings of one code.
     max_open: usize,
     folded: u64,
@@ -162,8 +162,8 @@ impl<'a> Sightings<'a> {
     }
 }
 
-fn bit(code: Code) -> u32 {
-    const { assert!(Code::ALL.len() <= u32::BITS as usize) };
+fn bit(code: Code) -> u64 {
+    const { assert!(Code::ALL.len() <= u64::BITS as usize) };
     1 << code as u32
 }
 
@@ -179,7 +179,7 @@ impl Ledger {
     }
 
     /// Codes with findings open, a bit each.
-    pub(super) fn open_codes(&self) -> u32 {
+    pub(super) fn open_codes(&self) -> u64 {
         self.open_codes
     }
 

@@ -20,13 +20,34 @@ macro_rules! evidence {
     };
 }
 
+mod access_forbidden;
+mod bad_token_request;
+mod blocked_by_firewall;
+mod connection_refused;
 mod connectivity;
+mod credential_churn;
+mod denied_by_policy;
+mod imdsv1_request;
+mod ipv6_endpoint_silent;
 mod knowledge;
 mod ledger;
 mod limits;
+mod neighbor_unresolved;
+mod no_answer;
+mod no_route;
+mod not_found;
+mod packet_quota;
 mod path;
+mod path_disappeared;
+mod proxied_request;
 mod remedy;
+mod server_errors;
+mod slow_responses;
 mod table;
+mod tight_polling;
+mod token_not_reused;
+mod token_rejected;
+mod token_response_lost;
 mod wants;
 mod window;
 
@@ -54,11 +75,9 @@ pub const QUIET_NS: u64 = 300 * record::SECOND;
 /// Nothing takes longer than an hour.
 const MAX_LASTED_NS: u64 = 3600 * record::SECOND;
 
-/// Registers a detector: `file => code, "a line for the list"`. Nothing else names it.
+/// Registers a detector: `module => code, "a line for the list"`. The `mod` lines stand outside the macro so that rustfmt sees the files.
 macro_rules! registry {
     ($($file:ident => $code:ident, $line:literal;)*) => {
-        $(mod $file;)*
-
         /// Thresholds, one table a detector: `[detectors.tight-polling]`. Each detector's page tells its options.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -305,14 +324,14 @@ fn registered(config: &DetectorConfig, limits: &Limits) -> Vec<Registered> {
 }
 
 /// A bit for each detector, by its place.
-type Places = u32;
+type Places = u64;
 
 /// Who is to be asked about an exchange, worked out before: going through all detectors takes longer than most of them.
 struct Asked {
     /// By what an exchange is.
     wanting: Vec<Places>,
     /// Those with findings open, and the ledger's codes when that was worked out.
-    open: (Places, u32),
+    open: (Places, u64),
 }
 
 impl Asked {

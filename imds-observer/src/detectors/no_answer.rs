@@ -61,9 +61,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
 use super::connectivity::{Cause, Failure, Verdict};
 use super::remedy::describe_options;
+use super::table::bounded;
 use super::window::Bins;
 use super::{Context, Detector, Exchanges, Limits, Observation, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND};
@@ -169,7 +169,9 @@ impl NoAnswer {
         if !self.unanswered.contains(&subject.key) {
             self.evicted += u64::from(self.unanswered.push(subject.key.clone(), Bins::new()).is_some());
         }
-        let Some(bins) = self.unanswered.get_mut(&subject.key) else { return };
+        let Some(bins) = self.unanswered.get_mut(&subject.key) else {
+            return;
+        };
         bins.add(exchange.time, 1);
         let (recent, _) = bins.newest(self.config.window_s as usize, usize::MAX);
         if recent < self.config.unanswered && !sightings.is_open(&subject.key) {

@@ -53,9 +53,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Limits};
 use super::connectivity::{Cause, Failure, Verdict};
 use super::remedy::route_add;
+use super::{Context, Limits};
 use crate::record::{Code, Remedy};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -56,9 +56,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::{bounded, entry};
 use super::knowledge::status;
 use super::remedy;
+use super::table::{bounded, entry};
 use super::window::Bins;
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::imds::is_natural_404;
@@ -145,10 +145,7 @@ impl Detector for NotFound {
             }
             return;
         }
-        if self.found.contains(&id)
-            || context.booting(time)
-            || is_natural_404(below)
-        {
+        if self.found.contains(&id) || context.booting(time) || is_natural_404(below) {
             return;
         }
         let misses = entry(&mut self.paths, (client.handle, id), &mut self.evicted, || Misses {
@@ -165,7 +162,9 @@ impl Detector for NotFound {
         misses.first = misses.first.min(time);
         misses.all += 1;
         misses.recent.add(time, 1);
-        if misses.recent.total(time) < self.config.misses || time.since(misses.first) < self.config.spread_s.saturating_mul(SECOND) {
+        if misses.recent.total(time) < self.config.misses
+            || time.since(misses.first) < self.config.spread_s.saturating_mul(SECOND)
+        {
             return;
         }
         let all = misses.all;

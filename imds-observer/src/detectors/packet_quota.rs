@@ -60,8 +60,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
 use super::knowledge::status;
+use super::table::bounded;
 use super::window::Bins;
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
@@ -169,7 +169,9 @@ impl PacketQuota {
             };
             self.evicted += u64::from(self.interfaces.push(sample.name.clone(), interface).is_some());
         }
-        let Some(interface) = self.interfaces.get_mut(&sample.name) else { return };
+        let Some(interface) = self.interfaces.get_mut(&sample.name) else {
+            return;
+        };
         let dropped = sample.allowance_exceeded.unwrap_or(0);
         interface.dropped = interface.dropped.saturating_add(dropped);
         let second = &mut interface.partial;
@@ -263,8 +265,6 @@ impl PacketQuota {
             }
         });
     }
-
-    
 }
 
 /// The clients with the most requests in the last 10 s, and their shares.

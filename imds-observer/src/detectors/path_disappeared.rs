@@ -56,9 +56,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
 use super::knowledge::status;
 use super::remedy;
+use super::table::bounded;
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::imds::is_natural_404;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
@@ -114,7 +114,11 @@ pub(super) fn new(config: &Config, limits: &Limits) -> PathDisappeared {
 /// Paths that go together, for one cause.
 fn cause_path(below: &str) -> &str {
     let iam = "meta-data/iam";
-    let path = if below.starts_with("meta-data/iam/") { iam } else { below };
+    let path = if below.starts_with("meta-data/iam/") {
+        iam
+    } else {
+        below
+    };
     let mut end = path.len().min(MAX_KEY);
     while !path.is_char_boundary(end) {
         end -= 1;
@@ -125,7 +129,11 @@ fn cause_path(below: &str) -> &str {
 impl PathDisappeared {
     fn is_ignored(&self, below: &str) -> bool {
         is_natural_404(below)
-            || self.config.ignore.iter().any(|prefix| below.starts_with(prefix.as_str()))
+            || self
+                .config
+                .ignore
+                .iter()
+                .any(|prefix| below.starts_with(prefix.as_str()))
     }
 }
 
@@ -139,7 +147,9 @@ impl Detector for PathDisappeared {
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
-        let Observation::Exchange(exchange) = observation else { return };
+        let Observation::Exchange(exchange) = observation else {
+            return;
+        };
         let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
             return;
         };
@@ -174,8 +184,13 @@ impl Detector for PathDisappeared {
         };
         let first = *known.first_404.get_or_insert(time);
         known.misses += 1;
-        let others = answered.iter().any(|(other, answered)| *other != id && *answered >= first);
-        if known.misses < self.config.misses.max(1) || time.since(first) < self.config.spread_s.saturating_mul(SECOND) || !others {
+        let others = answered
+            .iter()
+            .any(|(other, answered)| *other != id && *answered >= first);
+        if known.misses < self.config.misses.max(1)
+            || time.since(first) < self.config.spread_s.saturating_mul(SECOND)
+            || !others
+        {
             return;
         }
         let known = *known;

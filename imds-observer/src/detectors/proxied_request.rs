@@ -53,8 +53,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::knowledge::status;
 use super::table::bounded;
-use super::knowledge::{status};
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Dialect, Remedy, Severity};
 
@@ -122,7 +122,9 @@ impl Detector for ProxiedRequest {
         if !self.clients.contains(&client.handle) {
             self.evicted += u64::from(self.clients.push(client.handle, Signs::default()).is_some());
         }
-        let Some(signs) = self.clients.get_mut(&client.handle) else { return };
+        let Some(signs) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         let refused = forwarded && status(exchange) == Some(403);
         signs.forwarded += u64::from(forwarded);
         signs.via += u64::from(via);
@@ -149,7 +151,11 @@ impl Detector for ProxiedRequest {
                     format!(
                         "requests of {} reach IMDS through a proxy{}",
                         subject.name,
-                        if signs.refused > 0 { ", and IMDS refuses them" } else { "" }
+                        if signs.refused > 0 {
+                            ", and IMDS refuses them"
+                        } else {
+                            ""
+                        }
                     )
                 } else {
                     format!("something other than IMDS answers {}", subject.name)

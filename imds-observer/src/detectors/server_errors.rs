@@ -106,8 +106,12 @@ impl Detector for ServerErrors {
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
-        let Observation::Exchange(exchange) = observation else { return };
-        let Some(status @ (429 | 500..=599)) = status(exchange) else { return };
+        let Observation::Exchange(exchange) = observation else {
+            return;
+        };
+        let Some(status @ (429 | 500..=599)) = status(exchange) else {
+            return;
+        };
         let open = sightings.any_open();
         self.recent.add(exchange.time, 1);
         let (errors, _) = self.recent.newest(self.config.window_s as usize, usize::MAX);

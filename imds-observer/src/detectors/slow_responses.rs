@@ -56,8 +56,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::{bounded, entry};
 use super::knowledge::answered;
+use super::table::{bounded, entry};
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
@@ -112,7 +112,9 @@ impl Detector for SlowResponses {
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
-        let Observation::Exchange(exchange) = observation else { return };
+        let Observation::Exchange(exchange) = observation else {
+            return;
+        };
         let Some(latency_ns) = exchange.latency_ns.filter(|_| answered(exchange)) else {
             return;
         };
@@ -122,7 +124,9 @@ impl Detector for SlowResponses {
         let answers = entry(&mut self.places, context.place_id, &mut self.evicted, VecDeque::new);
         answers.push_back((exchange.time, latency_ns));
         while answers.len() > MAX_ANSWERS
-            || answers.front().is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)
+            || answers
+                .front()
+                .is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)
         {
             answers.pop_front();
         }
@@ -132,7 +136,8 @@ impl Detector for SlowResponses {
         }
         let mut latencies: Vec<u64> = answers.iter().map(|(_, latency)| *latency).collect();
         latencies.sort_unstable();
-        let at = |share: f64| latencies[((latencies.len() as f64 * share).ceil() as usize).clamp(1, latencies.len()) - 1];
+        let at =
+            |share: f64| latencies[((latencies.len() as f64 * share).ceil() as usize).clamp(1, latencies.len()) - 1];
         let p95_ns = at(0.95);
         let very_slow = latencies.iter().filter(|latency| **latency > slow_ns).count();
         let severity = if very_slow >= self.config.slow_count.max(1) && latency_ns > slow_ns {

@@ -63,8 +63,8 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::{bounded, entry};
 use super::remedy::Sdk;
+use super::table::{bounded, entry};
 use super::window::{Bins, Recent};
 use super::{Client, Context, Details, Detector, Limits, Observation, Path, Sighting, Sightings, Who};
 use crate::record::workload::nearest_parent;
@@ -237,7 +237,8 @@ fn breach(
         }
     }
     if time.since(client.started.min(of_path.first)) >= config.startup_s.saturating_mul(SECOND)
-        && let Some((rate_per_s, requests)) = sustained(&of_path.minute, 10, of_path.first, config.high_rate_per_s, time)
+        && let Some((rate_per_s, requests)) =
+            sustained(&of_path.minute, 10, of_path.first, config.high_rate_per_s, time)
     {
         return Some(Breach {
             severity: Severity::High,
@@ -299,52 +300,59 @@ struct Facts {
 }
 
 impl Facts {
-fn details(&self) -> Details {
-    let Self { breach, path, .. } = self;
-    let path = &*path.normal;
-    let subject = self.who.subject();
-    let parent = self.who.process().and_then(nearest_parent);
-    let sdk = Sdk::of(self.user_agent.as_deref());
-    let quota_share = breach.rate_per_s * PACKETS_PER_REQUEST / QUOTA;
-    let summary = format!(
-        "{} asks for {} {:.1} times a second",
-        subject.name,
-        if breach.rule.ends_with("all paths") { "IMDS paths" } else { path },
-        breach.rate_per_s,
-    );
-    let text = if self.short_lived {
-        format!(
-            "A loop starts a new process for each request{}: ask once, keep the answer, and pause between rounds. \
+    fn details(&self) -> Details {
+        let Self { breach, path, .. } = self;
+        let path = &*path.normal;
+        let subject = self.who.subject();
+        let parent = self.who.process().and_then(nearest_parent);
+        let sdk = Sdk::of(self.user_agent.as_deref());
+        let quota_share = breach.rate_per_s * PACKETS_PER_REQUEST / QUOTA;
+        let summary = format!(
+            "{} asks for {} {:.1} times a second",
+            subject.name,
+            if breach.rule.ends_with("all paths") {
+                "IMDS paths"
+            } else {
+                path
+            },
+            breach.rate_per_s,
+        );
+        let text = if self.short_lived {
+            format!(
+                "A loop starts a new process for each request{}: ask once, keep the answer, and pause between rounds. \
              Credentials hold for hours, instance facts for the life of the instance.",
-            parent.map_or_else(String::new, |parent| format!(" (its parent is {}, pid {})", parent.comm, parent.pid)),
-        )
-    } else {
-        format!(
-            "Ask once and keep the answer: instance facts never change, credentials hold until their Expiration. {}",
-            sdk.reuse()
-        )
-    };
-    Details {
-        subject,
-        summary,
-        evidence: evidence! {
-            "rule": breach.rule,
-            "path": path,
-            "method": self.method,
-            "rate_per_s": round(breach.rate_per_s),
-            "median_gap_ms": self.recent.median_gap_ms(),
-            "requests": self.counted,
-            "processes": self.processes,
-            "parent": parent,
-            "quota_share": round(quota_share),
-            "user_agent": self.user_agent,
-        },
-        remedy: Remedy {
-            text,
-            commands: Vec::new(),
-        },
+                parent.map_or_else(String::new, |parent| format!(
+                    " (its parent is {}, pid {})",
+                    parent.comm, parent.pid
+                )),
+            )
+        } else {
+            format!(
+                "Ask once and keep the answer: instance facts never change, credentials hold until their Expiration. {}",
+                sdk.reuse()
+            )
+        };
+        Details {
+            subject,
+            summary,
+            evidence: evidence! {
+                "rule": breach.rule,
+                "path": path,
+                "method": self.method,
+                "rate_per_s": round(breach.rate_per_s),
+                "median_gap_ms": self.recent.median_gap_ms(),
+                "requests": self.counted,
+                "processes": self.processes,
+                "parent": parent,
+                "quota_share": round(quota_share),
+                "user_agent": self.user_agent,
+            },
+            remedy: Remedy {
+                text,
+                commands: Vec::new(),
+            },
+        }
     }
-}
 }
 
 /// Two digits: what stands in a record need not be finer.

@@ -57,9 +57,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
-use super::knowledge::{token_fate};
+use super::knowledge::token_fate;
 use super::remedy::{self, Sdk};
+use super::table::bounded;
 use super::window::Bins;
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
@@ -151,7 +151,9 @@ impl Detector for TokenNotReused {
             };
             self.evicted += u64::from(self.clients.push(client.handle, track).is_some());
         }
-        let Some(track) = self.clients.get_mut(&client.handle) else { return };
+        let Some(track) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         track.ttl_s = exchange.request.token_ttl_s.unwrap_or(USUAL_TTL_S);
         // Nearly always at the end.
         let place = if track.tokens.back().is_none_or(|(last, _)| *last <= exchange.time) {
@@ -159,16 +161,29 @@ impl Detector for TokenNotReused {
         } else {
             track.tokens.partition_point(|(time, _)| *time <= exchange.time)
         };
-        track
-            .tokens
-            .insert(place, (exchange.time, exchange.process.as_ref().map_or(0, |process| process.pid)));
+        track.tokens.insert(
+            place,
+            (
+                exchange.time,
+                exchange.process.as_ref().map_or(0, |process| process.pid),
+            ),
+        );
         while track.tokens.len() > MAX_TOKENS
-            || track.tokens.front().is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)
+            || track
+                .tokens
+                .front()
+                .is_some_and(|(time, _)| exchange.time.since(*time) > WINDOW_NS)
         {
             track.tokens.pop_front();
         }
-        let Some(habit) = track.habit(&self.config, exchange.time) else { return };
-        let count = if sightings.is_open(&client.key) { 1 } else { habit.tokens as u64 };
+        let Some(habit) = track.habit(&self.config, exchange.time) else {
+            return;
+        };
+        let count = if sightings.is_open(&client.key) {
+            1
+        } else {
+            habit.tokens as u64
+        };
         track.wasted = if count == 1 { track.wasted + 1 } else { count - 1 };
         let sighting = Sighting {
             key: &client.key,
@@ -226,7 +241,9 @@ impl Track {
         if uses as f64 > config.max_reuse * tokens as f64 {
             return None;
         }
-        let mut gaps: Vec<u64> = (1..tokens).map(|n| self.tokens[n].0.since(self.tokens[n - 1].0)).collect();
+        let mut gaps: Vec<u64> = (1..tokens)
+            .map(|n| self.tokens[n].0.since(self.tokens[n - 1].0))
+            .collect();
         let middle = gaps.len() / 2;
         let median_gap_ns = *gaps.select_nth_unstable(middle).1;
         if median_gap_ns >= u64::from(self.ttl_s) * SECOND / 2 {

@@ -54,9 +54,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
-use super::knowledge::{status};
+use super::knowledge::status;
 use super::remedy::{self, Sdk};
+use super::table::bounded;
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
 
@@ -145,7 +145,9 @@ impl Detector for TokenRejected {
             let gone = self.clients.push(client.handle, row);
             self.evicted += u64::from(gone.is_some_and(|(handle, _)| handle != client.handle));
         }
-        let Some(row) = self.clients.get_mut(&client.handle) else { return };
+        let Some(row) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         if time.since(row.last) > ROW_NS {
             row.unbroken = 0;
         }
@@ -165,7 +167,11 @@ impl Detector for TokenRejected {
             key: &client.key,
             severity: Severity::Warning,
             time,
-            count: if sightings.is_open(&client.key) { 1 } else { row.in_window.max(row.unbroken) },
+            count: if sightings.is_open(&client.key) {
+                1
+            } else {
+                row.in_window.max(row.unbroken)
+            },
             news: false,
         };
         sightings.report(sighting, || {

@@ -60,9 +60,9 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::table::bounded;
 use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
 use super::remedy::{self, Sdk};
+use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time};
 
@@ -194,7 +194,9 @@ impl TokenResponseLost {
         if !self.clients.contains(&client.handle) && self.clients.push(client.handle, Losses::default()).is_some() {
             self.evicted += 1;
         }
-        let Some(losses) = self.clients.get_mut(&client.handle) else { return };
+        let Some(losses) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         losses.lost += 1;
         losses.waited_ns += exchange.waited_ns.unwrap_or(0);
         losses.request_ttl = request_ttl.or(losses.request_ttl);
@@ -208,7 +210,9 @@ impl TokenResponseLost {
     }
 
     fn fallback(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
-        let Some(losses) = self.clients.get_mut(&client.handle) else { return };
+        let Some(losses) = self.clients.get_mut(&client.handle) else {
+            return;
+        };
         let follows = losses.last <= exchange.time && exchange.time.since(losses.last) <= FALLBACK_NS;
         if !follows && losses.fallbacks == 0 {
             return;
@@ -262,7 +266,11 @@ impl Losses {
             "A hop limit of {limit} is the smallest that suffices. Its price: whatever runs {} from the host, every pod \
              included, can then get tokens and with them the instance role's credentials, unless a network policy forbids \
              it.{}{}",
-            if limit == 2 { "one hop".to_owned() } else { format!("up to {} hops", limit - 1) },
+            if limit == 2 {
+                "one hop".to_owned()
+            } else {
+                format!("up to {} hops", limit - 1)
+            },
             remedy::pods_better_way(subject.container.as_deref()),
             sdk.without_token(),
         );
