@@ -187,17 +187,19 @@ fn every_input_has_a_row_and_every_row_a_source() {
     for entry in fs::read_dir(directory()).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        let is_input = entry.file_type().unwrap().is_file();
-        if is_input
-            && !Path::new(&name)
-                .extension()
-                .is_some_and(|extension| extension == "toml")
-        {
+        let is_table = Path::new(&name)
+            .extension()
+            .is_some_and(|extension| extension == "toml");
+        if entry.file_type().unwrap().is_file() && !is_table {
             let rows = incidents.iter().filter(|incident| incident.file == name).count();
             assert_eq!(rows, 1, "rows for {name}");
         }
     }
-    for Incident { file, source, .. } in &incidents {
+    for Incident {
+        file, source, right, ..
+    } in &incidents
+    {
+        assert!(!right.is_empty(), "{file}: no verdict in words");
         assert!(
             source.starts_with("own: ") || source.contains('#'),
             "{file}: source is `owner/repository#number`, or `own: ...`: {source}"
