@@ -4,6 +4,7 @@ Bodies are filler of a stated length, and tokens are made up: no file may hold a
 Times are seconds since the capture began. Checksums are zero, as captures on a host with checksum offload have them.
 """
 
+import gzip
 import ipaddress
 import pathlib
 import struct
@@ -30,7 +31,9 @@ class Capture:
             self.write()
 
     def write(self):
-        with open(self.path, "wb") as file:
+        # Without a time in its header the same capture gives the same file.
+        compressed = self.path.suffix == ".gz"
+        with gzip.GzipFile(self.path, "wb", mtime=0) if compressed else open(self.path, "wb") as file:
             file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262_144, 1))
             for time, data in sorted(self.packets, key=lambda packet: packet[0]):
                 micros = round(time * 1_000_000)
