@@ -479,6 +479,7 @@ fn sample(n: u64, time: Time) -> InterfaceSample {
         egress: [2_000, 10, 1, 0],
         ingress: [2_000, 10, 1, 0],
         allowance_exceeded: Some(1),
+        resolver: None,
     }
 }
 

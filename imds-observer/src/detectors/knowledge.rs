@@ -501,6 +501,7 @@ pub(super) fn sample_of(summary: &Summary, interface: &InterfaceSummary) -> Inte
         egress,
         ingress: [0; 4],
         allowance_exceeded: interface.allowance_exceeded,
+        resolver: interface.vpc_resolver.clone(),
     }
 }
 

@@ -2,9 +2,18 @@
 //!
 //! ## Detects
 //!
-//! Packets to IMDS, DNS and NTP at link-local addresses, per interface and second, the larger direction: from `warn_share` of
+//! Packets to IMDS, to the VPC resolver (DNS) and to NTP, per interface and second, the larger direction: from `warn_share` of
 //! the quota on `warning`, from `high_share` on `high`. `critical` when the driver's `linklocal_allowance_exceeded` rises, or
-//! when IMDS answers 429 or 503 while at least `warn_share` is used. One finding per interface; it shows who sends most requests.
+//! when IMDS answers 429 or 503 while at least `warn_share` is used. One finding per interface. It names the class with most packets; only where
+//! that is IMDS, it names the client with most requests.
+//!
+//! The VPC resolver is at 169.254.169.253, fd00:ec2::253 and the base address of the VPC + 2. No packet says which address the last one is:
+//! `evidence.vpc_resolver` has the address that is counted and why it is taken for the resolver.
+//!
+//! If the driver counts dropped packets while the observer counts less than half of the quota, the excess is not in this traffic: the finding
+//! says so (`evidence.larger_class` is `uncounted`) and names no client.
+//!
+//! A capture has no allowance counter: `evidence.allowance_exceeded` is null.
 //!
 //! From a trace the counts come from `summary` records: each interface's busiest second of the interval stands for one
 //! sample. A `summary` over the whole run (`total: true`) is passed over.
@@ -12,7 +21,8 @@
 //! ## Why it matters
 //!
 //! The quota is shared by IMDS, DNS and NTP and what exceeds it is dropped silently: name resolution fails on the whole host
-//! because one process polls IMDS. An IMDS request costs about ten packets, five to six of them outgoing.
+//! because one process polls IMDS, and IMDS times out because one pod resolves names. An IMDS request costs about ten packets, five to six of
+//! them outgoing; a DNS query costs one outgoing packet, and more over TCP.
 //!
 //! ## Example record
 //!
@@ -29,9 +39,9 @@
 //!   "first_seen": "2023-11-14T22:13:30.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 2,
-//!   "summary": "ens5 dropped 412 packets beyond the link-local quota",
-//!   "evidence": {"allowance_exceeded":412,"clients":[],"egress_per_s":{"dns":0,"imds":1024,"ntp":0,"other":0},"ingress_per_s":{"dns":0,"imds":0,"ntp":0,"other":0},"packets_per_s":1024,"peak_packets_per_s":1024,"quota_share":1.0,"throttled":false},
-//!   "remedy": {"commands":["ethtool -S ens5 | grep linklocal_allowance_exceeded"],"text":"Slow down the clients named here (token-not-reused, tight-polling and credential-churn say how). If DNS is the larger part, run a caching resolver on the host (NodeLocal DNSCache on Kubernetes). The quota itself can't be raised; a second interface has its own."}
+//!   "summary": "ens5 dropped 412 packets beyond the link-local quota; 100 % of the packets are IMDS",
+//!   "evidence": {"allowance_exceeded":412,"clients":[],"egress_per_s":{"dns":0,"imds":1024,"ntp":0,"other":0},"ingress_per_s":{"dns":0,"imds":0,"ntp":0,"other":0},"larger_class":"imds","packets_per_s":1024,"peak_packets_per_s":1024,"quota_share":1.0,"throttled":false,"vpc_resolver":null},
+//!   "remedy": {"commands":["ethtool -S ens5 | grep linklocal_allowance_exceeded"],"text":"Slow down the IMDS clients named in the evidence (token-not-reused, tight-polling and credential-churn say how). The quota can't be raised; each network interface has its own."}
 //! }
 //! ```
 //!
@@ -52,6 +62,7 @@
 //!
 //! - <https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html> (1024 packets per second and interface)
 //! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/monitoring-network-performance-ena.html> (linklocal_allowance_exceeded)
+//! - <https://github.com/aws/containers-roadmap/issues/2530>, <https://github.com/coredns/coredns/issues/4327> (DNS is the larger class)
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -110,6 +121,27 @@ struct Interface {
     /// Its busiest second so far in this finding.
     peak: f64,
     dropped: u64,
+    /// Its busiest second of late, and when: the driver may count a packet as dropped after the second in which it was sent.
+    recent: (f64, Time),
+}
+
+/// In the order of [`imds_observer_common::TrafficClass`]: as evidence and as a sentence has it.
+const CLASSES: [(&str, &str); 4] = [
+    ("imds", "IMDS"),
+    ("dns", "DNS"),
+    ("ntp", "NTP"),
+    ("other", "other link-local services"),
+];
+/// How long a busy second explains dropped packets.
+const EXPLAINS_NS: u64 = 10 * SECOND;
+
+/// What uses the quota up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Larger {
+    /// Index into [`CLASSES`].
+    Class(usize),
+    /// Packets were dropped, and most of the traffic that led to it is none that we count.
+    Uncounted,
 }
 
 pub(super) struct PacketQuota {
@@ -166,6 +198,7 @@ impl PacketQuota {
                 partial: Second::default(),
                 peak: 0.0,
                 dropped: 0,
+                recent: (0.0, Time(0)),
             };
             self.evicted += u64::from(self.interfaces.push(sample.name.clone(), interface).is_some());
         }
@@ -189,6 +222,9 @@ impl PacketQuota {
         let egress = second.egress.iter().sum::<u64>() as f64 / seconds;
         let ingress = second.ingress.iter().sum::<u64>() as f64 / seconds;
         let rate = egress.max(ingress);
+        if rate >= interface.recent.0 || sample.time.since(interface.recent.1) > EXPLAINS_NS {
+            interface.recent = (rate, sample.time);
+        }
         let share = rate / self.config.packets_per_s.max(1.0);
         let throttled = self
             .throttled
@@ -215,7 +251,8 @@ impl PacketQuota {
             interface.dropped = dropped;
         }
         interface.peak = interface.peak.max(rate);
-        let (peak, all_dropped) = (interface.peak, interface.dropped);
+        let all_dropped = sample.allowance_exceeded.map(|_| interface.dropped);
+        let (peak, recent) = (interface.peak, interface.recent.0);
         let clients = &mut self.clients;
         let quota = self.config.packets_per_s;
         let sighting = Sighting {
@@ -226,24 +263,40 @@ impl PacketQuota {
             news: false,
         };
         sightings.report(sighting, || {
-            let shares = shares(clients, sample.time);
+            let packets = if egress >= ingress {
+                &second.egress
+            } else {
+                &second.ingress
+            };
+            let larger = if all_dropped.is_some_and(|dropped| dropped > 0) && recent < quota / 2.0 {
+                Larger::Uncounted
+            } else {
+                Larger::of(packets)
+            };
+            let blames_clients = larger == Larger::Class(0);
+            let shares = if blames_clients {
+                shares(clients, sample.time)
+            } else {
+                Vec::new()
+            };
             let by_class = |packets: &[u64; 4]| {
                 let [imds, dns, ntp, other] = packets.map(|count| (count as f64 / seconds).round() as u64);
                 serde_json::json!({"imds": imds, "dns": dns, "ntp": ntp, "other": other})
             };
             let busiest = shares.first().map_or_else(String::new, |share| {
-                format!("; most requests come from {}", share["client"].as_str().unwrap_or_default())
+                format!(
+                    "; most requests come from {}",
+                    share["client"].as_str().unwrap_or_default()
+                )
             });
             Details {
                 subject: context.subject(key.clone(), format!("interface {}", sample.name)),
-                summary: if all_dropped > 0 {
-                    format!("{} dropped {all_dropped} packets beyond the link-local quota{busiest}", sample.name)
-                } else {
-                    format!(
-                        "{} uses {:.0} % of the link-local packet quota{busiest}",
-                        sample.name,
-                        peak / quota * 100.0
-                    )
+                summary: {
+                    let used = match all_dropped {
+                        Some(dropped @ 1..) => format!("dropped {dropped} packets beyond the link-local quota"),
+                        _ => format!("uses {:.0} % of the link-local packet quota", peak / quota * 100.0),
+                    };
+                    format!("{} {used}; {}{busiest}", sample.name, larger.sentence(packets, recent))
                 },
                 evidence: evidence! {
                     "packets_per_s": rate.round() as u64,
@@ -251,19 +304,81 @@ impl PacketQuota {
                     "quota_share": (peak / quota * 1000.0).round() / 1000.0,
                     "egress_per_s": by_class(&second.egress),
                     "ingress_per_s": by_class(&second.ingress),
+                    "larger_class": larger.name(),
+                    "vpc_resolver": sample.resolver,
                     "allowance_exceeded": all_dropped,
                     "throttled": throttled,
                     "clients": shares,
                 },
-                remedy: Remedy {
-                    text: "Slow down the clients named here (token-not-reused, tight-polling and credential-churn say how). If \
-                           DNS is the larger part, run a caching resolver on the host (NodeLocal DNSCache on Kubernetes). The \
-                           quota itself can't be raised; a second interface has its own."
-                        .to_owned(),
-                    commands: vec![format!("ethtool -S {} | grep linklocal_allowance_exceeded", sample.name)],
-                },
+                remedy: larger.remedy(&sample.name, all_dropped.is_some()),
             }
         });
+    }
+}
+
+impl Larger {
+    fn of(packets: &[u64; 4]) -> Self {
+        // Of equals the first one.
+        let class = (0..4).rev().max_by_key(|class| packets[*class]).unwrap_or(0);
+        Self::Class(class)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Class(class) => CLASSES[class].0,
+            Self::Uncounted => "uncounted",
+        }
+    }
+
+    fn sentence(self, packets: &[u64; 4], recent: f64) -> String {
+        match self {
+            Self::Class(class) => {
+                let share = packets[class] as f64 / packets.iter().sum::<u64>().max(1) as f64;
+                format!("{:.0} % of the packets are {}", share * 100.0, CLASSES[class].1)
+            }
+            Self::Uncounted => format!(
+                "the excess is not in the traffic that is counted here, which had at most {recent:.0} packets/s"
+            ),
+        }
+    }
+
+    /// `counter`: whether the driver of this interface counts what exceeds the allowance.
+    fn remedy(self, interface: &str, counter: bool) -> Remedy {
+        let act = match self {
+            Self::Class(0) => {
+                "Slow down the IMDS clients named in the evidence (token-not-reused, tight-polling and credential-churn say how)."
+            }
+            Self::Class(1) => {
+                "Send fewer DNS queries to the VPC resolver: run a caching resolver on the host (NodeLocal DNSCache on Kubernetes), raise \
+                 the `cache` time of CoreDNS, lower `ndots` in pods that resolve external names, and spread CoreDNS pods over nodes."
+            }
+            Self::Class(2) => {
+                "Find the program that asks for the time so often, and let one daemon (chrony) poll for the host."
+            }
+            Self::Class(_) => {
+                "Find the program behind the packets to 169.254.169.0/24 and fd00:ec2::/32 that are neither IMDS nor DNS nor NTP."
+            }
+            Self::Uncounted => {
+                "Find what else uses this interface's allowance: capture a few seconds, and count what goes to port 53, port 123 and \
+                 169.254.169.0/24. The usual cause is DNS to a VPC resolver whose address is not known here (base address of the VPC + 2)."
+            }
+        };
+        let mut text = format!("{act} The quota can't be raised; each network interface has its own.");
+        let mut commands = Vec::new();
+        if counter {
+            commands.push(format!("ethtool -S {interface} | grep linklocal_allowance_exceeded"));
+        } else {
+            text.push_str(
+                " Whether packets were dropped is not known here: on the host, `linklocal_allowance_exceeded` in the output of `ethtool -S` \
+                 counts them.",
+            );
+        }
+        if self == Self::Uncounted {
+            commands.push(format!(
+                "timeout 5 tcpdump -nn -Q out -i {interface} '(port 53 or port 123 or net 169.254.169.0/24)' | awk '{{print $5}}' | sort | uniq -c | sort -rn | head"
+            ));
+        }
+        Remedy { text, commands }
     }
 }
 

@@ -25,7 +25,7 @@ pub use process::{Ancestor, Caller, Container, Pod, Process};
 pub use schema::schema;
 pub use summary::{
     Attached, Confinement, InterfaceSummary, Loss, LossCounts, Missing, Mode, PathCount, ProcessSummary, Quantiles,
-    Start, Summary,
+    Start, Summary, VpcResolver,
 };
 pub use time::{SECOND, Time};
 

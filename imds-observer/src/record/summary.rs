@@ -120,12 +120,21 @@ pub struct ProcessSummary {
     pub failed_connects: u64,
 }
 
+/// The VPC resolver (base address of the VPC + 2) whose packets are counted beside link-local ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VpcResolver {
+    pub address: String,
+    /// Why this address is taken for the resolver: no packet says so.
+    pub assumed_from: String,
+}
+
 /// One interface's link-local traffic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InterfaceSummary {
     pub name: String,
-    /// Packets to IMDS, DNS and NTP at link-local addresses.
+    /// Packets to IMDS, NTP and the VPC resolver.
     pub egress_packets: u64,
     pub ingress_packets: u64,
     /// Highest count of one 1 s window, the larger of both directions.
@@ -137,6 +146,9 @@ pub struct InterfaceSummary {
     /// Of the peak window, by `imds`, `dns`, `ntp`, `other`.
     #[serde(default)]
     pub peak_by_class: BTreeMap<String, u64>,
+    /// Null where DNS is counted at link-local addresses only.
+    #[serde(default)]
+    pub vpc_resolver: Option<Arc<VpcResolver>>,
 }
 
 /// Numbers over an interval (`total: false`) or the whole run or trace (`total: true`).

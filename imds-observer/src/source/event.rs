@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use imds_observer_common::{Direction, ProcessKey};
 
-use crate::record::{Caller, LossCounts, Process, Record, Time};
+use crate::record::{Caller, LossCounts, Process, Record, Time, VpcResolver};
 
 /// Which connection an event belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -154,8 +154,10 @@ pub struct InterfaceSample {
     /// By [`imds_observer_common::TrafficClass`].
     pub egress: [u64; imds_observer_common::TRAFFIC_CLASSES],
     pub ingress: [u64; imds_observer_common::TRAFFIC_CLASSES],
-    /// Growth of `linklocal_allowance_exceeded`; `None` if the driver has none.
+    /// Growth of `linklocal_allowance_exceeded`; `None` if the driver has none, and in captures.
     pub allowance_exceeded: Option<u64>,
+    /// Whose DNS is counted beside that to link-local addresses.
+    pub resolver: Option<Arc<VpcResolver>>,
 }
 
 /// What a source tells.

@@ -309,6 +309,7 @@ impl LiveSource {
                 egress,
                 ingress,
                 allowance_exceeded,
+                resolver: None,
             }));
         }
         let LossCounters {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imds_observer_common::TRAFFIC_CLASSES;
 
-use crate::record::{InterfaceSummary, SECOND, Time};
+use crate::record::{InterfaceSummary, SECOND, Time, VpcResolver};
 use crate::source::InterfaceSample;
 
 /// Packets per second and network interface to link-local services (imds-facts: problem reports, provider's documentation).
@@ -35,6 +35,7 @@ struct Counts {
     peak: u64,
     peak_by_class: BTreeMap<String, u64>,
     allowance_exceeded: Option<u64>,
+    resolver: Option<Arc<VpcResolver>>,
 }
 
 impl Interfaces {
@@ -69,6 +70,7 @@ impl Interfaces {
             peak: per_second(egress.max(ingress)),
             peak_by_class: by_class(larger, per_second),
             allowance_exceeded: sample.allowance_exceeded,
+            resolver: sample.resolver.clone(),
         };
         self.merge(&sample.name, &counts, sample.time)
     }
@@ -80,6 +82,7 @@ impl Interfaces {
             peak: summary.peak_packets_per_s,
             peak_by_class: summary.peak_by_class.clone(),
             allowance_exceeded: summary.allowance_exceeded,
+            resolver: summary.vpc_resolver.clone(),
         };
         self.merge(&Arc::from(summary.name.as_str()), &counts, time)
     }
@@ -119,6 +122,7 @@ impl Interfaces {
                     quota_share: counts.peak as f64 / QUOTA_PACKETS_PER_S as f64,
                     allowance_exceeded: counts.allowance_exceeded,
                     peak_by_class: counts.peak_by_class.clone(),
+                    vpc_resolver: counts.resolver.clone(),
                 }
             })
             .collect()
@@ -133,6 +137,9 @@ impl Counts {
         if more.peak > self.peak {
             self.peak = more.peak;
             self.peak_by_class.clone_from(&more.peak_by_class);
+        }
+        if self.resolver.is_none() {
+            self.resolver.clone_from(&more.resolver);
         }
         self.allowance_exceeded = match (self.allowance_exceeded, more.allowance_exceeded) {
             (Some(a), Some(b)) => Some(a.saturating_add(b)),
@@ -162,6 +169,7 @@ mod tests {
             egress,
             ingress,
             allowance_exceeded: None,
+            resolver: None,
         }
     }
 

@@ -331,6 +331,7 @@ pub(crate) fn quota(seconds: f64, packets: u64, allowance_exceeded: u64) -> Summ
             quota_share: packets as f64 / 1024.0,
             allowance_exceeded: Some(allowance_exceeded),
             peak_by_class: [("imds".to_owned(), packets)].into(),
+            vpc_resolver: None,
         }],
         other_requests: 0,
     }

@@ -491,8 +491,8 @@ impl Work<'_> {
             return;
         };
         let way = way.or(seen);
-        if let Some(egress) = found.egress
-            && way.is_none_or(|way| (way == Way::Out) == egress)
+        if let Some(counted) = found.counted
+            && way.is_none_or(|way| (way == Way::Out) == counted.egress)
         {
             let name = || match (&interface.name, ifindex) {
                 (_, Some(ifindex)) => Arc::from(format!("if{ifindex}")),
@@ -501,14 +501,10 @@ impl Work<'_> {
             };
             // A second that is over was so before this packet.
             let waiting = &mut *self.waiting;
-            self.quota.count(
-                (index as u32, ifindex.unwrap_or(0)),
-                time,
-                egress,
-                found.class,
-                name,
-                |sample| waiting.insert(before, Event::Interface(sample)),
-            );
+            self.quota
+                .count((index as u32, ifindex.unwrap_or(0)), time, counted, name, |sample| {
+                    waiting.insert(before, Event::Interface(sample));
+                });
         }
         if comments.iter().any(|comment| !comment.is_empty()) {
             self.tell_sender(before, comments);

@@ -13,6 +13,7 @@ use imds_observer_common::TrafficClass;
 use lru::LruCache;
 use rustc_hash::FxBuildHasher;
 
+use super::quota::Counted;
 use crate::record::{LossCounts, Time};
 use crate::source::{Direction, Event, FlowId, IcmpError, Packet, Vantage};
 
@@ -30,9 +31,8 @@ pub(super) struct Frame<'a> {
 
 /// A packet that concerns us.
 pub(super) struct Found {
-    /// Whether it goes to a link-local service or comes from one; `None`: an ICMP error between others.
-    pub(super) egress: Option<bool>,
-    pub(super) class: TrafficClass,
+    /// How it counts against the quota of the interface; `None`: it does not.
+    pub(super) counted: Option<Counted>,
 }
 
 pub(super) struct Reader {
@@ -85,18 +85,26 @@ impl Reader {
             Some(false)
         } else if may_be_icmp {
             None
+        } else if may_be_resolver(destination) || may_be_resolver(source) {
+            return to_resolver(frame.ip, source, destination);
         } else {
             return None;
         };
         let service = if egress == Some(true) { destination } else { source };
         let endpoint = egress.is_some() && self.endpoints.contains(&service);
+        let counted = |class| {
+            egress.filter(|_| !is_on_host(service)).map(|egress| Counted {
+                egress,
+                class,
+                resolver: None,
+            })
+        };
         let mut found = Found {
-            egress,
-            class: if endpoint {
+            counted: counted(if endpoint {
                 TrafficClass::Imds
             } else {
                 TrafficClass::Other
-            },
+            }),
         };
         let before = out.len();
         let Some(ip) = Ip::read(frame.ip) else {
@@ -114,21 +122,24 @@ impl Reader {
                 out.extend(quoted.map(Event::Packet));
             }
             Transport::Tcp(tcp) if endpoint => self.segment(frame, &ip, &tcp, egress == Some(true), out),
-            Transport::Tcp(tcp) => found.class = class(egress, tcp.source_port(), tcp.destination_port()),
-            Transport::Udp(udp) if !endpoint => found.class = class(egress, udp.source_port(), udp.destination_port()),
+            Transport::Tcp(tcp) => found.counted = counted(class(egress, tcp.source_port(), tcp.destination_port())),
+            Transport::Udp(udp) if !endpoint => {
+                found.counted = counted(class(egress, udp.source_port(), udp.destination_port()));
+            }
             Transport::Udp(_) | Transport::Other => {}
             Transport::Unreadable => loss.unparsed += u64::from(endpoint),
         }
         (egress.is_some() || out.len() > before).then_some(found)
     }
 
-    /// Addresses that the quota counts: link-local ones, and what the provider has in IPv6.
+    /// The endpoints, and the addresses at which the provider answers next to them. Other link-local addresses are the host's own: node-local
+    /// DNS caches, pods of IPv6 clusters.
     fn is_service(&self, address: IpAddr) -> bool {
-        let local = match address {
-            IpAddr::V4(address) => address.is_link_local(),
+        let provided = match address {
+            IpAddr::V4(address) => matches!(address.octets(), [169, 254, 169, _]),
             IpAddr::V6(address) => address.segments()[..2] == [0xfd00, 0x0ec2],
         };
-        local || self.endpoints.contains(&address)
+        provided || self.endpoints.contains(&address)
     }
 
     fn segment(&mut self, frame: &Frame<'_>, ip: &Ip<'_>, tcp: &TcpSlice<'_>, request: bool, out: &mut Vec<Event>) {
@@ -318,6 +329,51 @@ impl<'a> Ip<'a> {
             _ => Transport::Other,
         }
     }
+}
+
+/// Agents on the host answer here (ECS, EKS Pod Identity): their packets leave by no interface.
+fn is_on_host(service: IpAddr) -> bool {
+    match service {
+        IpAddr::V4(address) => matches!(address.octets(), [169, 254, 170, _]),
+        IpAddr::V6(address) => address.segments() == [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x23],
+    }
+}
+
+/// The VPC resolver has the base address of the VPC + 2, and a VPC begins at a multiple of 256 unless it is smaller than that. 172.17.0.2 is the
+/// first container of Docker's bridge, and a VPC with these addresses is advised against.
+fn may_be_resolver(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => match address.octets() {
+            [172, 17, 0, 2] => false,
+            [10, _, _, 2] | [172, 16..=31, _, 2] | [192, 168, _, 2] | [100, 64..=127, _, 2] => true,
+            _ => false,
+        },
+        IpAddr::V6(_) => false,
+    }
+}
+
+/// A DNS packet between a client and what may be the VPC resolver.
+fn to_resolver(ip: &[u8], source: IpAddr, destination: IpAddr) -> Option<Found> {
+    const DNS: u16 = 53;
+    let ports = match Ip::read(ip)?.transport() {
+        Transport::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+        Transport::Udp(udp) => (udp.source_port(), udp.destination_port()),
+        Transport::Icmp { .. } | Transport::Other | Transport::Unreadable => return None,
+    };
+    let (egress, resolver) = if ports.1 == DNS && may_be_resolver(destination) {
+        (true, destination)
+    } else if ports.0 == DNS && may_be_resolver(source) {
+        (false, source)
+    } else {
+        return None;
+    };
+    Some(Found {
+        counted: Some(Counted {
+            egress,
+            class: TrafficClass::Dns,
+            resolver: Some(resolver),
+        }),
+    })
 }
 
 /// Source, destination, and whether it may be ICMP: all that most packets of a capture are asked for.

@@ -1,12 +1,24 @@
 //! Link-local packets of a capture, by interface and second: what counts against the quota.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imds_observer_common::{TRAFFIC_CLASSES, TrafficClass};
 use rustc_hash::FxHashMap;
 
-use crate::record::{SECOND, Time};
+use crate::record::{SECOND, Time, VpcResolver};
 use crate::source::InterfaceSample;
+
+const ASSUMED_FROM: &str = "a private IPv4 address that ends in .2 and is sent DNS";
+
+/// A packet that counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    pub(super) egress: bool,
+    pub(super) class: TrafficClass,
+    /// Set where the packet counts only because this address is taken for the VPC resolver.
+    pub(super) resolver: Option<IpAddr>,
+}
 
 /// Number in the capture, and the kernel's index where the link layer tells it.
 type Key = (u32, u32);
@@ -37,8 +49,7 @@ impl Quota {
         &mut self,
         key: Key,
         time: Time,
-        egress: bool,
-        class: TrafficClass,
+        packet: Counted,
         name: impl FnOnce() -> Arc<str>,
         tell: impl FnOnce(InterfaceSample),
     ) {
@@ -57,6 +68,19 @@ impl Quota {
             let name = window.name.clone();
             let over = std::mem::replace(window, empty(name, time));
             tell(over);
+        }
+        let Counted {
+            egress,
+            class,
+            resolver,
+        } = packet;
+        if let Some(address) = resolver
+            && window.resolver.is_none()
+        {
+            window.resolver = Some(Arc::new(VpcResolver {
+                address: address.to_string(),
+                assumed_from: ASSUMED_FROM.to_owned(),
+            }));
         }
         let side = if egress {
             &mut window.egress
@@ -81,5 +105,6 @@ fn empty(name: Arc<str>, time: Time) -> InterfaceSample {
         egress: [0; TRAFFIC_CLASSES],
         ingress: [0; TRAFFIC_CLASSES],
         allowance_exceeded: None,
+        resolver: None,
     }
 }

@@ -236,6 +236,23 @@ fn dns_and_ntp_count_and_strangers_do_not() {
 }
 
 #[test]
+fn of_dns_to_private_addresses_only_that_to_the_vpc_resolver_counts() {
+    let frames = [
+        udp([10, 0, 0, 2], 53),
+        udp([10, 0, 0, 2], 5353),
+        udp([10, 0, 0, 10], 53),
+        udp([172, 17, 0, 2], 53),
+        udp([169, 254, 20, 10], 53),
+    ];
+    let (events, _) = read(pcap(false, false, 9999, &frames));
+    let [Event::Interface(sample)] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(sample.egress, [0, 1, 0, 0]);
+    assert_eq!(sample.resolver.as_ref().unwrap().address, "10.0.0.2");
+}
+
+#[test]
 fn breaks_are_told_with_their_place() {
     let whole = pcap(false, false, 9999, &[tcp(POD, IMDS, REQUEST), tcp(POD, IMDS, REQUEST)]);
     let first = 24 + (whole.len() - 24) / 2;
