@@ -1,54 +1,73 @@
-//! Builds the eBPF object with the toolchain that `cargo xtask setup` found or installed.
+//! Puts the eBPF object into the program: the one in the tree (`cargo xtask ebpf` makes it), which needs no second compiler.
+//!
+//! With the feature `kernel-log` the kernel programs are compiled here, with the toolchain that `cargo xtask setup --for ebpf`
+//! installs. `IMDS_OBSERVER_EBPF_OBJECT` names another object to put in instead.
 
 use std::env;
-use std::path::PathBuf;
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
-use aya_build::{Package, Toolchain};
-
+#[path = "build/object.rs"]
+mod object;
 #[path = "build/toolchain.rs"]
 mod toolchain;
 
-use toolchain::Compiler;
+/// Another object than that in the tree.
+const OTHER: &str = "IMDS_OBSERVER_EBPF_OBJECT";
 
-fn main() -> anyhow::Result<()> {
-    println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
-    println!("cargo:rerun-if-env-changed=IMDS_OBSERVER_TOOLS");
+fn main() -> Result<(), Box<dyn Error>> {
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    println!("cargo:rerun-if-env-changed={OTHER}");
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=build/toolchain.rs");
-    println!("cargo:rerun-if-changed=../imds-observer-common/src");
-    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("imds-observer-ebpf");
-    if env::var_os("AYA_BUILD_SKIP").is_some_and(|skip| skip == "1" || skip == "true") {
-        // Offline commands work without the object; live ones say that this build has none.
-        return std::fs::write(&out, b"").context("write an empty eBPF object");
+    println!("cargo:rerun-if-changed=build");
+    println!("cargo:rerun-if-changed=ebpf");
+    // In a package from crates.io the kernel programs' sources are absent.
+    let repository = manifest.parent().filter(|repository| is_repository(repository));
+    if let Some(repository) = repository {
+        for source in object::SOURCES {
+            println!("cargo:rerun-if-changed={}", repository.join(source).display());
+        }
     }
-
-    let compiler = Compiler::find().context(
-        "build the eBPF object: neither a rustup nightly with rust-src nor Debian's compiler is here (run `cargo xtask setup`)",
-    )?;
-    // SAFETY: a build script has one thread here.
-    unsafe { env::set_var("PATH", toolchain::path()?) };
-    if compiler == Compiler::Linked {
-        // SAFETY: as above. It reaches only the cargo that aya-build starts, never the user-space build.
-        unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
-    }
-    let features: &[&str] = if env::var_os("CARGO_FEATURE_KERNEL_LOG").is_some() {
-        &["log"]
-    } else {
-        &[]
+    let kept = manifest.join("ebpf/imds-observer.bpf.o");
+    let from = match (env::var_os(OTHER), env::var_os("CARGO_FEATURE_KERNEL_LOG")) {
+        (Some(other), _) => {
+            let other = PathBuf::from(other);
+            println!("cargo:rerun-if-changed={}", other.display());
+            other
+        }
+        (None, Some(_)) => {
+            let repository = repository
+                .ok_or("the feature kernel-log compiles the kernel programs: build it in a clone of the repository")?;
+            object::compile(repository, &["log"], &out.join("ebpf"))?
+        }
+        (None, None) => {
+            if let Some(repository) = repository {
+                warn_if_stale(repository, &manifest.join("ebpf/built-with.toml"))?;
+            }
+            kept
+        }
     };
-    // aya-build asks for a package of ours by name; the directory is watched for changes.
-    aya_build::build_ebpf(
-        [Package {
-            name: "imds-observer-ebpf",
-            root_dir: "../imds-observer-ebpf",
-            features,
-            ..Package::default()
-        }],
-        match compiler {
-            Compiler::Linked => Toolchain::Custom(toolchain::LINKED),
-            Compiler::Nightly => Toolchain::Nightly,
-        },
-    )
-    .context("build the eBPF object (run `cargo xtask setup` first)")
+    fs::copy(&from, out.join("imds-observer.bpf.o"))
+        .map_err(|error| format!("copy the eBPF object {}: {error}", from.display()))?;
+    Ok(())
+}
+
+fn is_repository(directory: &Path) -> bool {
+    object::SOURCES.iter().all(|source| directory.join(source).exists())
+}
+
+/// A program with an object older than its sources would read events that have another layout: the build warns, and a unit
+/// test fails (`bpf::kernel`).
+fn warn_if_stale(repository: &Path, record: &Path) -> Result<(), Box<dyn Error>> {
+    let text = fs::read_to_string(record).map_err(|error| format!("read {}: {error}", record.display()))?;
+    let digest = object::digest(repository).ok_or("read the kernel programs' sources")?;
+    if object::recorded(&text, object::DIGEST_KEY) != Some(&digest) {
+        println!("cargo:rustc-env=IMDS_OBSERVER_EBPF_STALE=1");
+        println!(
+            "cargo:warning=the eBPF object in imds-observer/ebpf is older than its sources: run `cargo xtask ebpf`"
+        );
+    }
+    Ok(())
 }

@@ -1,9 +1,10 @@
 //! Which compiler and linker make the eBPF object.
 //!
-//! Shared by imds-observer's build script, which uses them, and by `cargo xtask setup`, which sees to it that they exist.
+//! Shared by imds-observer's build script, which uses them for the feature `kernel-log`, and by `cargo xtask`, which installs
+//! them and makes the object in the tree.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Name that `cargo xtask setup` gives to Debian's compiler.
@@ -12,7 +13,7 @@ pub(crate) const LINKED: &str = "imds-observer-ebpf";
 /// A compiler that can build `core` for the bpf target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compiler {
-    /// Debian's rustc with its own sources: a stable compiler that must be told to take unstable flags.
+    /// Debian's rustc with its own sources: a stable compiler that accepts unstable flags with `RUSTC_BOOTSTRAP`.
     Linked,
     /// rustup's nightly with rust-src: aya's usual way.
     Nightly,
@@ -33,29 +34,35 @@ impl Compiler {
         }
     }
 
-    /// A toolchain without the sources of `core` is of no use: nobody ships `core` compiled for bpf.
-    fn is_complete(self) -> bool {
-        Command::new("rustup")
+    pub(crate) fn sysroot(self) -> Option<PathBuf> {
+        let output = Command::new("rustup")
             .args(["run", self.toolchain(), "rustc", "--print", "sysroot"])
             .stderr(Stdio::null())
             .output()
-            .ok()
-            .filter(|output| output.status.success())
-            .and_then(|output| String::from_utf8(output.stdout).ok())
-            .is_some_and(|sysroot| {
-                Path::new(sysroot.trim_end())
-                    .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-                    .is_file()
-            })
+            .ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| PathBuf::from(text.trim_end()))
+    }
+
+    /// A toolchain without the sources of `core` is of no use: `core` isn't distributed compiled for bpf.
+    fn is_complete(self) -> bool {
+        self.sysroot()
+            .is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file())
     }
 }
 
-/// Where setup keeps what it builds for this repository: `$IMDS_OBSERVER_TOOLS`, or a place in the user's home.
+/// Where setup keeps what it builds for this repository: `$IMDS_OBSERVER_TOOLS`, or a directory in the user's home.
 pub(crate) fn tools() -> PathBuf {
-    env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
-        || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),
-        PathBuf::from,
-    )
+    env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(|| home().join(".local/share/imds-observer-tools"), PathBuf::from)
+}
+
+/// Where cargo keeps the sources of crates.
+pub(crate) fn cargo_home() -> PathBuf {
+    env::var_os("CARGO_HOME").map_or_else(|| home().join(".cargo"), PathBuf::from)
+}
+
+fn home() -> PathBuf {
+    PathBuf::from(env::var_os("HOME").unwrap_or_default())
 }
 
 /// `PATH` with our tools ahead.

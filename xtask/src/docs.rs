@@ -35,8 +35,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "cargo test --locked --package imds-observer --test {target} {filter}"
         )
         .env("UPDATE_DOCS", "1")
-        // Pages need no eBPF object.
-        .env("AYA_BUILD_SKIP", "1")
         .run()?;
     }
     Ok(())

@@ -89,7 +89,6 @@ fn build(sh: &Shell, profile: &str) -> anyhow::Result<()> {
         "cargo build --profile {profile} --manifest-path fuzz/Cargo.toml --target {host} --target-dir target/fuzz"
     )
     .env("RUSTFLAGS", FLAGS)
-    .env("AYA_BUILD_SKIP", "1")
     .run()?;
     Ok(())
 }

@@ -6,10 +6,13 @@ mod clients;
 mod demo;
 mod dist;
 mod docs;
+mod ebpf;
 mod foreign;
 mod fuzz;
 mod kernels;
 mod lab;
+#[path = "../../imds-observer/build/object.rs"]
+mod object_build;
 mod run;
 mod scenarios;
 mod screenshot;
@@ -45,6 +48,7 @@ enum Verb {
     Test(test::Args),
     Lab(lab::Args),
     Docs(docs::Args),
+    Ebpf(ebpf::Args),
     Fuzz(fuzz::Args),
     Scenarios(scenarios::Args),
     Screenshot(screenshot::Args),
@@ -61,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Lab(args) => lab::run(&args),
         Verb::Docs(args) => docs::run(&args),
+        Verb::Ebpf(args) => ebpf::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Scenarios(args) => scenarios::run(&args),
         Verb::Screenshot(args) => screenshot::run(&args),

@@ -29,6 +29,8 @@ pub(crate) enum Group {
     Lab,
     /// The lab and real clients.
     Demo,
+    /// Compiler and linker of the kernel programs.
+    Ebpf,
     /// All that `cargo xtask test` runs.
     Test,
     /// What `cargo xtask dist` makes bills of materials with, and what tries the image.
@@ -50,6 +52,8 @@ pub(crate) enum Group {
 impl Group {
     fn packages(self) -> &'static [&'static str] {
         match self {
+            // Installed by their own steps, which look for them first.
+            Self::Ebpf => &[],
             Self::Lab => &["iproute2", "nftables", "iptables"],
             Self::Demo => &["iproute2", "nftables", "iptables", "curl", "python3-venv"],
             Self::Test => &[
@@ -100,6 +104,11 @@ impl Group {
         }
     }
 
+    /// The object in the tree is compiled again, or compared.
+    fn wants_ebpf(self) -> bool {
+        matches!(self, Self::Ebpf | Self::Test)
+    }
+
     /// The engines that `deploy/sql` is written for.
     fn wants_engines(self) -> bool {
         matches!(self, Self::Test | Self::Bench)
@@ -109,6 +118,7 @@ impl Group {
         !matches!(
             self,
             Self::Lab
+                | Self::Ebpf
                 | Self::Dist
                 | Self::Kernels
                 | Self::CrossKernels
@@ -127,12 +137,7 @@ const LINKER_VERSION: &str = "^0.13";
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure(&args.groups)?;
-    let compiler = Compiler::find().context("find the compiler that setup just saw to")?;
-    eprintln!(
-        "setup: ready (eBPF: toolchain {}, tools in {})",
-        compiler.toolchain(),
-        toolchain::tools().display()
-    );
+    eprintln!("setup: ready (tools in {})", toolchain::tools().display());
     Ok(())
 }
 
@@ -149,7 +154,8 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
     thread::scope(|scope| {
         apt(&sh, &packages, "test tools")?;
-        let compiling = scope.spawn(|| ebpf(&shell()?));
+        let wants_ebpf = groups.iter().any(|group| group.wants_ebpf());
+        let compiling = scope.spawn(move || if wants_ebpf { ebpf(&shell()?) } else { Ok(()) });
         if groups.iter().any(|group| group.wants_python()) {
             python_clients(&sh)?;
         }
