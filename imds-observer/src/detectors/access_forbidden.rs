@@ -25,7 +25,7 @@
 //!   "severity": "high",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/amazon-ssm-agent.service","cmdline":["amazon-ssm-agent"],"comm":"amazon-ssm-agen","exe":"/usr/bin/amazon-ssm-agent","namespace_pid":null,"netns":4026531840,"pid":900,"start_time":"2023-11-14T21:13:20.000000000Z","tid":900,"uid":1000},"workload":"amazon-ssm-agent.service"},
-//!   "first_seen": "2023-11-14T22:13:20.010000000Z",
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:14:08.000000000Z",
 //!   "count": 12,
 //!   "summary": "IMDS answers every request with 403: the endpoint is disabled for this instance",
@@ -91,8 +91,9 @@ impl Default for Config {
 struct Refused {
     first: Time,
     last: Time,
-    /// Not yet reported.
+    /// Not yet reported, and when the first of them was.
     pending: u64,
+    pending_from: Time,
     all: u64,
     tokens: u64,
     without_token: u64,
@@ -179,6 +180,7 @@ impl Detector for AccessForbidden {
                 first: time,
                 last: time,
                 pending: 0,
+                pending_from: time,
                 all: 0,
                 tokens: 0,
                 without_token: 0,
@@ -195,6 +197,10 @@ impl Detector for AccessForbidden {
             return;
         };
         self.pending += usize::from(refused.pending == 0);
+        if refused.pending == 0 {
+            refused.pending_from = time;
+        }
+        refused.pending_from = refused.pending_from.min(time);
         refused.pending += 1;
         refused.all += 1;
         match exchange.request.imds_version {
@@ -252,7 +258,7 @@ impl Detector for AccessForbidden {
             refused.pending = 0;
             self.pending -= 1;
             let refused = &*refused;
-            sightings.report(sighting, || match whose {
+            sightings.since(refused.pending_from).report(sighting, || match whose {
                 Whose::Host => of_host(refused, clients, context),
                 _ => refused.of_client(client),
             });

@@ -53,7 +53,7 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::status;
 use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, ImdsVersion, Remedy, Severity};
+use crate::record::{Code, ImdsVersion, Remedy, Severity, Time};
 
 /// Clients that are remembered.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
@@ -74,7 +74,8 @@ impl Default for Config {
 
 pub(super) struct BadTokenRequest {
     config: Config,
-    clients: LruCache<u64, u64>,
+    /// Bad requests, and when the first one was.
+    clients: LruCache<u64, (u64, Time)>,
     evicted: u64,
 }
 
@@ -108,13 +109,13 @@ impl Detector for BadTokenRequest {
             _ => return,
         }
         if !self.clients.contains(&client.handle) {
-            self.evicted += u64::from(self.clients.push(client.handle, 0).is_some());
+            self.evicted += u64::from(self.clients.push(client.handle, (0, exchange.time)).is_some());
         }
-        let Some(requests) = self.clients.get_mut(&client.handle) else {
+        let Some((requests, first)) = self.clients.get_mut(&client.handle) else {
             return;
         };
         *requests += 1;
-        let requests = *requests;
+        let (requests, first) = (*requests, *first);
         if requests < self.config.requests {
             return;
         }
@@ -125,6 +126,9 @@ impl Detector for BadTokenRequest {
             count: if sightings.is_open(&client.key) { 1 } else { requests },
             news: false,
         };
+        if sighting.count > 1 {
+            sightings.since(first);
+        }
         sightings.report(sighting, || {
             let subject = context.client_subject();
             let ttl_s = exchange.request.token_ttl_s;

@@ -321,6 +321,8 @@ pub(super) type Tell = fn(&Failure, &str, &Context<'_>) -> (String, Remedy);
 #[derive(Debug, Default)]
 struct Place {
     attempts: u64,
+    /// Failures that were not reported one by one, and when the first of them was: the next report counts them too.
+    before: Option<(Time, u64)>,
     waited_ns: u64,
     /// Clients that failed last; one of them must succeed before the fault counts as gone.
     client: Option<u64>,
@@ -380,6 +382,16 @@ impl Verdict {
         self
     }
 
+    /// The next failure at this place is the last of `count` since `first`.
+    pub(super) fn began(&mut self, key: &str, first: Time, count: u64) {
+        if !self.places.contains(key) {
+            self.evicted += u64::from(self.places.push(key.to_owned(), Place::default()).is_some());
+        }
+        if let Some(place) = self.places.get_mut(key) {
+            place.before = Some((first, count.saturating_sub(1)));
+        }
+    }
+
     pub(super) fn report(
         &mut self,
         failure: &Failure,
@@ -399,7 +411,9 @@ impl Verdict {
         let Some(place) = self.places.get_mut(&subject.key) else {
             return;
         };
-        place.attempts += u64::from(fresh);
+        let before = place.before.take();
+        let count = u64::from(fresh) + before.map_or(0, |(_, count)| count);
+        place.attempts += count;
         place.waited_ns = place.waited_ns.saturating_add(failure.elapsed_ns);
         place.client = client.or(place.client);
         place.dropped = failure.dropped.clone().or(place.dropped.take());
@@ -418,9 +432,12 @@ impl Verdict {
             key: &subject.key,
             severity: self.severity,
             time: failure.time,
-            count: u64::from(fresh),
+            count,
             news,
         };
+        if let Some((first, _)) = before {
+            sightings.since(first);
+        }
         let tell = self.tell;
         sightings.report(sighting, || {
             let (summary, remedy) = tell(failure, &subject.name, context);

@@ -23,7 +23,7 @@
 //!   "severity": "warning",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
-//!   "first_seen": "2023-11-14T22:19:21.000000000Z",
+//!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:20:21.000000000Z",
 //!   "count": 8,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) fetched the credentials of app-role 8 times in 10 min: 7 requests too many",
@@ -58,7 +58,7 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::status;
 use super::remedy::{self, Sdk};
 use super::table::{bounded, entry};
-use super::window::Bins;
+use super::window::{Bins, Dated};
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::imds::role_of;
 use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
@@ -87,7 +87,7 @@ impl Default for Config {
 
 /// Of the last 10 min.
 struct Asked {
-    fetches: Bins<20, { 30 * SECOND }>,
+    fetches: Dated<20, { 30 * SECOND }>,
     /// Tokens, the role's name and the credentials: what fetching them takes.
     requests: Bins<20, { 30 * SECOND }>,
 }
@@ -95,14 +95,14 @@ struct Asked {
 impl Asked {
     fn new() -> Self {
         Self {
-            fetches: Bins::new(),
+            fetches: Dated::new(),
             requests: Bins::new(),
         }
     }
 
     /// Requests that one fetch in that time would have spared.
     fn wasted(&mut self, now: Time) -> u64 {
-        let (fetches, requests) = (self.fetches.total(now), self.requests.total(now));
+        let (fetches, requests) = (self.fetches.newest(20).0, self.requests.total(now));
         requests - requests.div_ceil(fetches.max(1))
     }
 }
@@ -147,8 +147,8 @@ impl Detector for CredentialChurn {
         if role_of(context.below).is_none() {
             return;
         }
-        asked.fetches.add(exchange.time, 1);
-        let fetches = asked.fetches.total(exchange.time);
+        asked.fetches.add(exchange.time);
+        let (fetches, first) = asked.fetches.newest(20);
         let age_ns = exchange.time.since(client.started);
         if fetches <= self.config.fetches || age_ns < self.config.min_age_s.saturating_mul(SECOND) {
             return;
@@ -166,6 +166,11 @@ impl Detector for CredentialChurn {
             count: if sightings.is_open(&client.key) { 1 } else { fetches },
             news: false,
         };
+        if sighting.count > 1
+            && let Some(first) = first
+        {
+            sightings.since(first);
+        }
         sightings.keep(sighting, || {
             let (who, path) = (context.who(), context.shared_path.clone());
             let (processes, user_agent) = (client.processes, client.user_agent.clone());

@@ -92,6 +92,7 @@ struct Caller {
     /// As of the newest request that was told.
     path: String,
     subject: Subject,
+    first_time: Time,
     last_time: Time,
     /// Not reported yet: held back since then.
     held: Option<Time>,
@@ -138,7 +139,9 @@ impl Detector for Imdsv1Request {
         if let Some(caller) = self.callers.get_mut(&client.handle) {
             caller.requests += 1;
             caller.last_time = caller.last_time.max(exchange.time);
-            if caller.held.is_none() {
+            if caller.held.is_some() {
+                caller.first_time = caller.first_time.min(exchange.time);
+            } else {
                 caller.report(client, 1, context, true, sightings);
             }
             return;
@@ -151,6 +154,7 @@ impl Detector for Imdsv1Request {
             first_path: path.to_owned(),
             path: path.to_owned(),
             subject: context.client_subject(),
+            first_time: exchange.time,
             last_time: exchange.time,
             held: (!certain).then_some(context.now),
         };
@@ -216,6 +220,9 @@ impl Caller {
             count,
             news: false,
         };
+        if !newest {
+            sightings.since(self.first_time);
+        }
         sightings.report(sighting, || {
             if newest {
                 context.path.clone_into(&mut self.path);

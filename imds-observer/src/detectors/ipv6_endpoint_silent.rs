@@ -96,6 +96,8 @@ struct Failures {
     /// Failures that wait to be judged, and since when.
     held: u64,
     since: Time,
+    /// When the first of them was.
+    held_from: Time,
 }
 
 pub(super) struct Ipv6EndpointSilent {
@@ -154,6 +156,7 @@ impl Detector for Ipv6EndpointSilent {
                 subject: context.client_subject(),
                 held: 0,
                 since: context.now,
+                held_from: failure.time,
             };
             self.evicted += u64::from(self.clients.push(client.handle, failures).is_some());
         }
@@ -162,7 +165,9 @@ impl Detector for Ipv6EndpointSilent {
         };
         if failures.held == 0 {
             failures.since = context.now;
+            failures.held_from = failure.time;
         }
+        failures.held_from = failures.held_from.min(failure.time);
         failures.held += 1;
         failures.attempts += 1;
         failures.first = failures.first.min(failure.time);
@@ -201,7 +206,9 @@ impl Detector for Ipv6EndpointSilent {
                 news: false,
             };
             failures.held = 0;
-            sightings.report(sighting, || failures.details(v4_works, context));
+            sightings
+                .since(failures.held_from)
+                .report(sighting, || failures.details(v4_works, context));
         }
     }
 

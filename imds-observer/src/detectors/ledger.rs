@@ -98,6 +98,8 @@ pub struct Sightings<'a> {
     code: Code,
     quiet_ns: u64,
     now: Time,
+    /// Of the next sighting: see [`Self::since`].
+    since: Option<Time>,
     out: &'a mut Vec<Finding>,
 }
 
@@ -109,6 +111,7 @@ impl<'a> Sightings<'a> {
             code: Code::ALL[0],
             quiet_ns: 0,
             now,
+            since: None,
             out,
         }
     }
@@ -117,6 +120,13 @@ impl<'a> Sightings<'a> {
     pub(super) fn turn_to(&mut self, code: Code, quiet_ns: u64) {
         self.code = code;
         self.quiet_ns = quiet_ns;
+    }
+
+    /// The next sighting rests on evidence from `first` on, and its own time is that of the last one. A detector that waits for several
+    /// occurrences reports the first of them here, because `first_seen` is when the pattern began, not when it was recognised.
+    pub fn since(&mut self, first: Time) -> &mut Self {
+        self.since = Some(first);
+        self
     }
 
     /// The pattern was seen. `details` is called when it is about to be written, and now and then.
@@ -138,9 +148,11 @@ impl<'a> Sightings<'a> {
             code,
             quiet_ns,
             now,
+            since,
             out,
         } = self;
-        ledger.report(*code, *quiet_ns, *now, sighting, always, told, out);
+        let since = since.take().unwrap_or(sighting.time).min(sighting.time);
+        ledger.report(*code, *quiet_ns, *now, since, sighting, always, told, out);
     }
 
     /// Counter-evidence: what the finding complains of works. If nothing more is seen it is resolved soon.
@@ -194,6 +206,7 @@ impl Ledger {
         code: Code,
         quiet_ns: u64,
         now: Time,
+        since: Time,
         sighting: Sighting<'_>,
         always: bool,
         told: impl FnOnce() -> T,
@@ -209,7 +222,7 @@ impl Ledger {
             let open = Open {
                 others: others.then_some(max_open),
                 severity: sighting.severity,
-                first_seen: sighting.time,
+                first_seen: since,
                 last_seen: sighting.time,
                 count: sighting.count.max(1),
                 told: Box::new(told()),
@@ -226,7 +239,7 @@ impl Ledger {
             self.open_codes |= bit(code);
             return;
         };
-        open.first_seen = open.first_seen.min(sighting.time);
+        open.first_seen = open.first_seen.min(since);
         open.last_seen = open.last_seen.max(sighting.time);
         open.count = open.count.saturating_add(sighting.count);
         open.cleared = open.cleared.filter(|cleared| *cleared > sighting.time);

@@ -64,7 +64,7 @@ use serde::{Deserialize, Serialize};
 use super::connectivity::{Cause, Failure, Verdict};
 use super::remedy::describe_options;
 use super::table::bounded;
-use super::window::Bins;
+use super::window::Dated;
 use super::{Context, Detector, Exchanges, Limits, Observation, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND};
 
@@ -95,7 +95,7 @@ pub(super) struct NoAnswer {
     config: Config,
     verdict: Verdict,
     /// Unanswered requests a second.
-    unanswered: LruCache<String, Bins<120, SECOND>>,
+    unanswered: LruCache<String, Dated<120, SECOND>>,
     evicted: u64,
 }
 
@@ -167,15 +167,18 @@ impl NoAnswer {
     fn unanswered(&mut self, exchange: &Exchange, context: &Context<'_>, sightings: &mut Sightings<'_>) {
         let subject = context.place_subject();
         if !self.unanswered.contains(&subject.key) {
-            self.evicted += u64::from(self.unanswered.push(subject.key.clone(), Bins::new()).is_some());
+            self.evicted += u64::from(self.unanswered.push(subject.key.clone(), Dated::new()).is_some());
         }
         let Some(bins) = self.unanswered.get_mut(&subject.key) else {
             return;
         };
-        bins.add(exchange.time, 1);
-        let (recent, _) = bins.newest(self.config.window_s as usize, usize::MAX);
-        if recent < self.config.unanswered && !sightings.is_open(&subject.key) {
-            return;
+        bins.add(exchange.time);
+        let (recent, first) = bins.newest(self.config.window_s as usize);
+        if !sightings.is_open(&subject.key) {
+            if recent < self.config.unanswered {
+                return;
+            }
+            self.verdict.began(&subject.key, first.unwrap_or(exchange.time), recent);
         }
         let client = context.client().map(|client| client.handle);
         self.verdict

@@ -24,7 +24,7 @@
 //!   "severity": "info",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
-//!   "first_seen": "2023-11-14T22:14:56.000000000Z",
+//!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:15:46.000000000Z",
 //!   "count": 30,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) asks again and again for /latest/meta-data/tags/instance/Environment, which is not there",
@@ -177,6 +177,9 @@ impl Detector for NotFound {
             count: if fresh { all } else { 1 },
             news: false,
         };
+        if fresh {
+            sightings.since(misses.first);
+        }
         sightings.report(sighting, || {
             let subject = context.client_subject();
             Details {

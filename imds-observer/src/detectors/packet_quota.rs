@@ -36,7 +36,7 @@
 //!   "severity": "critical",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"interface/ens5","name":"interface ens5","process":null,"workload":null},
-//!   "first_seen": "2023-11-14T22:13:30.000000000Z",
+//!   "first_seen": "2023-11-14T22:13:29.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 2,
 //!   "summary": "ens5 dropped 412 packets beyond the link-local quota; 100 % of the packets are IMDS",
@@ -262,57 +262,59 @@ impl PacketQuota {
             count: 1,
             news: false,
         };
-        sightings.report(sighting, || {
-            let packets = if egress >= ingress {
-                &second.egress
-            } else {
-                &second.ingress
-            };
-            let larger = if all_dropped.is_some_and(|dropped| dropped > 0) && recent < quota / 2.0 {
-                Larger::Uncounted
-            } else {
-                Larger::of(packets)
-            };
-            let blames_clients = larger == Larger::Class(0);
-            let shares = if blames_clients {
-                shares(clients, sample.time)
-            } else {
-                Vec::new()
-            };
-            let by_class = |packets: &[u64; 4]| {
-                let [imds, dns, ntp, other] = packets.map(|count| (count as f64 / seconds).round() as u64);
-                serde_json::json!({"imds": imds, "dns": dns, "ntp": ntp, "other": other})
-            };
-            let busiest = shares.first().map_or_else(String::new, |share| {
-                format!(
-                    "; most requests come from {}",
-                    share["client"].as_str().unwrap_or_default()
-                )
+        sightings
+            .since(sample.time.minus_ns(second.interval_ns))
+            .report(sighting, || {
+                let packets = if egress >= ingress {
+                    &second.egress
+                } else {
+                    &second.ingress
+                };
+                let larger = if all_dropped.is_some_and(|dropped| dropped > 0) && recent < quota / 2.0 {
+                    Larger::Uncounted
+                } else {
+                    Larger::of(packets)
+                };
+                let blames_clients = larger == Larger::Class(0);
+                let shares = if blames_clients {
+                    shares(clients, sample.time)
+                } else {
+                    Vec::new()
+                };
+                let by_class = |packets: &[u64; 4]| {
+                    let [imds, dns, ntp, other] = packets.map(|count| (count as f64 / seconds).round() as u64);
+                    serde_json::json!({"imds": imds, "dns": dns, "ntp": ntp, "other": other})
+                };
+                let busiest = shares.first().map_or_else(String::new, |share| {
+                    format!(
+                        "; most requests come from {}",
+                        share["client"].as_str().unwrap_or_default()
+                    )
+                });
+                Details {
+                    subject: context.subject(key.clone(), format!("interface {}", sample.name)),
+                    summary: {
+                        let used = match all_dropped {
+                            Some(dropped @ 1..) => format!("dropped {dropped} packets beyond the link-local quota"),
+                            _ => format!("uses {:.0} % of the link-local packet quota", peak / quota * 100.0),
+                        };
+                        format!("{} {used}; {}{busiest}", sample.name, larger.sentence(packets, recent))
+                    },
+                    evidence: evidence! {
+                        "packets_per_s": rate.round() as u64,
+                        "peak_packets_per_s": peak.round() as u64,
+                        "quota_share": (peak / quota * 1000.0).round() / 1000.0,
+                        "egress_per_s": by_class(&second.egress),
+                        "ingress_per_s": by_class(&second.ingress),
+                        "larger_class": larger.name(),
+                        "vpc_resolver": sample.resolver,
+                        "allowance_exceeded": all_dropped,
+                        "throttled": throttled,
+                        "clients": shares,
+                    },
+                    remedy: larger.remedy(&sample.name, all_dropped.is_some()),
+                }
             });
-            Details {
-                subject: context.subject(key.clone(), format!("interface {}", sample.name)),
-                summary: {
-                    let used = match all_dropped {
-                        Some(dropped @ 1..) => format!("dropped {dropped} packets beyond the link-local quota"),
-                        _ => format!("uses {:.0} % of the link-local packet quota", peak / quota * 100.0),
-                    };
-                    format!("{} {used}; {}{busiest}", sample.name, larger.sentence(packets, recent))
-                },
-                evidence: evidence! {
-                    "packets_per_s": rate.round() as u64,
-                    "peak_packets_per_s": peak.round() as u64,
-                    "quota_share": (peak / quota * 1000.0).round() / 1000.0,
-                    "egress_per_s": by_class(&second.egress),
-                    "ingress_per_s": by_class(&second.ingress),
-                    "larger_class": larger.name(),
-                    "vpc_resolver": sample.resolver,
-                    "allowance_exceeded": all_dropped,
-                    "throttled": throttled,
-                    "clients": shares,
-                },
-                remedy: larger.remedy(&sample.name, all_dropped.is_some()),
-            }
-        });
     }
 }
 

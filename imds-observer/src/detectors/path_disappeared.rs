@@ -24,7 +24,7 @@
 //!   "severity": "warning",
 //!   "state": "update",
 //!   "subject": {"container":{"id":"0000000000000000000000000000000000000000000000000000000000000384","image":null,"name":"app","pod":{"name":"aws-node-termination-handler-4jk2b","namespace":"kube-system","uid":"00000000-0000-4000-8000-000000000900"},"runtime":"containerd"},"key":"path/meta-data/autoscaling/target-lifecycle-state","name":"path /latest/meta-data/autoscaling/target-lifecycle-state","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/kubepods/burstable/pod900/0000000000000000000000000000000000000000000000000000000000000384","cmdline":["node-termination-handler"],"comm":"node-terminatio","exe":"/node-termination-handler","namespace_pid":1,"netns":4026532900,"pid":900,"start_time":"2023-11-14T21:13:20.000000000Z","tid":900,"uid":1000},"workload":"kube-system/aws-node-termination-handler"},
-//!   "first_seen": "2023-11-14T22:14:01.020000000Z",
+//!   "first_seen": "2023-11-14T22:13:31.020000000Z",
 //!   "last_seen": "2023-11-14T22:14:39.020000000Z",
 //!   "count": 35,
 //!   "summary": "/latest/meta-data/autoscaling/target-lifecycle-state is gone: the instance was probably live-migrated",
@@ -204,7 +204,7 @@ impl Detector for PathDisappeared {
             count: if sightings.is_open(&key) { 1 } else { known.misses },
             news: false,
         };
-        sightings.report(sighting, || {
+        sightings.since(first).report(sighting, || {
             let lifecycle = below == "meta-data/autoscaling/target-lifecycle-state";
             Details {
                 subject: context.subject(key.clone(), format!("path {path}")),

@@ -22,7 +22,7 @@
 //!   "severity": "warning",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
-//!   "first_seen": "2023-11-14T22:13:29.000000000Z",
+//!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:37.000000000Z",
 //!   "count": 5,
 //!   "summary": "IMDS throttles this host: 5 answers 429 or 5xx within 60 s",
@@ -56,7 +56,7 @@ use super::knowledge::status;
 use super::remedy;
 use super::window::Bins;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, SECOND, Severity};
+use crate::record::{Code, SECOND, Severity, Time};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -81,6 +81,8 @@ pub(super) struct ServerErrors {
     recent: Bins<120, SECOND>,
     /// Answers since the finding opened, by status: at most 101.
     by_status: BTreeMap<String, u64>,
+    /// When the first of them was.
+    from: Time,
     /// Client that a majority of the errors met, if there is one (Boyer and Moore's vote).
     most: Option<(u64, String)>,
     votes: u64,
@@ -91,6 +93,7 @@ pub(super) fn new(config: &Config, _: &Limits) -> ServerErrors {
         config: config.clone(),
         recent: Bins::new(),
         by_status: BTreeMap::new(),
+        from: Time(0),
         most: None,
         votes: 0,
     }
@@ -117,6 +120,7 @@ impl Detector for ServerErrors {
         let (errors, _) = self.recent.newest(self.config.window_s as usize, usize::MAX);
         if !open && errors <= 1 {
             self.by_status.clear();
+            self.from = exchange.time;
             self.most = None;
             self.votes = 0;
         }
@@ -142,13 +146,13 @@ impl Detector for ServerErrors {
                 Severity::Warning
             },
             time: exchange.time,
-            count: if open { 1 } else { errors },
+            count: if open { 1 } else { self.by_status.values().sum() },
             news: false,
         };
         let throttled = self.by_status.contains_key("429") || self.by_status.contains_key("503");
         let most = self.most.as_ref().map(|(_, name)| name);
         let by_status = &self.by_status;
-        sightings.report(sighting, || Details {
+        sightings.since(self.from).report(sighting, || Details {
             subject: context.host_subject(),
             summary: if throttled {
                 format!("IMDS throttles this host: {errors} answers 429 or 5xx within {} s", self.config.window_s)

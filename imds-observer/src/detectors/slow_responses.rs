@@ -23,9 +23,9 @@
 //!   "severity": "warning",
 //!   "state": "open",
 //!   "subject": {"container":null,"key":"host","name":"host","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
-//!   "first_seen": "2023-11-14T22:15:16.000000000Z",
+//!   "first_seen": "2023-11-14T22:13:46.000000000Z",
 //!   "last_seen": "2023-11-14T22:15:16.000000000Z",
-//!   "count": 1,
+//!   "count": 4,
 //!   "summary": "IMDS answers host slowly: 95th percentile 90 ms, slowest 90 ms",
 //!   "evidence": {"answers":25,"max_ms":90.0,"p50_ms":0.3,"p95_ms":90.0,"quota_exceeded":false,"very_slow":0},
 //!   "remedy": {"commands":["ethtool -S INTERFACE | grep linklocal_allowance_exceeded"],"text":"See whether a proxy answers instead of IMDS (proxied-request), whether packets are dropped for the quota (packet-quota) and whether the host or the pod is short of CPU. A longer timeout hides it: AWS_METADATA_SERVICE_TIMEOUT and AWS_METADATA_SERVICE_NUM_ATTEMPTS (botocore)."}
@@ -147,11 +147,19 @@ impl Detector for SlowResponses {
         } else {
             return;
         };
+        let slow = answers
+            .iter()
+            .filter(|(_, latency)| *latency > limit_ns)
+            .map(|(time, _)| *time);
+        let fresh = !sightings.is_open(key);
+        if fresh && let Some(first) = slow.clone().min() {
+            sightings.since(first);
+        }
         let sighting = Sighting {
             key,
             severity,
             time: exchange.time,
-            count: 1,
+            count: if fresh { slow.count() as u64 } else { 1 },
             news: false,
         };
         let quota = context.knowledge.quota_at_limit(exchange.time);

@@ -27,7 +27,7 @@
 //!   "severity": "high",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
-//!   "first_seen": "2023-11-14T22:13:22.460000000Z",
+//!   "first_seen": "2023-11-14T22:13:20.010000000Z",
 //!   "last_seen": "2023-11-14T22:13:22.960000000Z",
 //!   "count": 60,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) asks for /latest/meta-data/instance-id 20.0 times a second",
@@ -65,7 +65,7 @@ use serde::{Deserialize, Serialize};
 
 use super::remedy::Sdk;
 use super::table::{bounded, entry};
-use super::window::{Bins, Recent};
+use super::window::{Bins, Recent, Run};
 use super::{Client, Context, Details, Detector, Limits, Observation, Path, Sighting, Sightings, Who};
 use crate::record::workload::nearest_parent;
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
@@ -76,6 +76,8 @@ const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Identical requests that make a tight loop.
 const IDENTICAL: usize = 50;
+/// A longer pause begins another loop.
+const PAUSE_NS: u64 = 2 * SECOND;
 /// Packets that a request costs in both directions [imds-facts section 1, measured].
 const PACKETS_PER_REQUEST: f64 = 10.0;
 /// Packets a second that an interface may send to link-local services.
@@ -110,11 +112,13 @@ type Minute = Bins<60, SECOND>;
 struct PathTrack {
     minute: Minute,
     recent: Recent<IDENTICAL>,
+    run: Run,
     first: Time,
 }
 
 struct ClientTrack {
     minute: Minute,
+    run: Run,
     first: Time,
     /// Requests that made up findings.
     counted: u64,
@@ -145,6 +149,24 @@ struct Breach {
     rate_per_s: f64,
     /// Requests in the rule's window.
     requests: u64,
+    /// When the window begins.
+    from: Time,
+}
+
+impl Breach {
+    /// When the loop began, and its requests since: often before the window.
+    fn began(&self, of_path: &PathTrack, of_client: &ClientTrack) -> (Time, u64) {
+        let run = if self.is_of_client() {
+            &of_client.run
+        } else {
+            &of_path.run
+        };
+        run.widen(self.from, self.requests)
+    }
+
+    fn is_of_client(&self) -> bool {
+        self.rule.ends_with("all paths")
+    }
 }
 
 impl Detector for TightPolling {
@@ -170,16 +192,20 @@ impl Detector for TightPolling {
         let of_path = entry(&mut self.paths, path_key, &mut self.evicted, || PathTrack {
             minute: Bins::new(),
             recent: Recent::new(),
+            run: Run::new(),
             first: time,
         });
         let of_client = entry(&mut self.clients, client.handle, &mut self.evicted, || ClientTrack {
             minute: Bins::new(),
+            run: Run::new(),
             first: time,
             counted: 0,
         });
         of_path.minute.add(time, 1);
         of_path.recent.add(time);
+        of_path.run.add(time, PAUSE_NS);
         of_client.minute.add(time, 1);
+        of_client.run.add(time, PAUSE_NS);
         if context.booting(time) {
             return;
         }
@@ -187,7 +213,8 @@ impl Detector for TightPolling {
             return;
         };
         let fresh = !sightings.is_open(&client.key);
-        let count = if fresh { breach.requests } else { 1 };
+        let (since, requests) = breach.began(of_path, of_client);
+        let count = if fresh { requests } else { 1 };
         of_client.counted = if fresh { count } else { of_client.counted + 1 };
         let counted = of_client.counted;
         let sighting = Sighting {
@@ -197,6 +224,9 @@ impl Detector for TightPolling {
             count,
             news: false,
         };
+        if fresh {
+            sightings.since(since);
+        }
         sightings.keep(sighting, || {
             let facts = Facts {
                 breach,
@@ -225,6 +255,8 @@ fn breach(
     client: &Client,
     time: Time,
 ) -> Option<Breach> {
+    // The newest second has only begun.
+    let window = |seconds: u64| Time(time.0 - time.0 % SECOND).minus_ns((seconds - 1) * SECOND);
     if of_path.recent.span_ms().is_some_and(|span| span <= 10_000) {
         let span_s = f64::from(of_path.recent.span_ms().unwrap_or(1).max(1)) / 1000.0;
         if of_path.recent.median_gap_is_below(config.high_median_gap_ms) {
@@ -233,6 +265,7 @@ fn breach(
                 rule: "50 identical requests within 10 s",
                 rate_per_s: (IDENTICAL - 1) as f64 / span_s,
                 requests: IDENTICAL as u64,
+                from: of_path.recent.oldest().map_or(time, |oldest| oldest.max(of_path.first)),
             });
         }
     }
@@ -245,6 +278,7 @@ fn breach(
             rule: "rate over 10 s",
             rate_per_s,
             requests,
+            from: window(10).max(of_path.first),
         });
     }
     sustained(&of_path.minute, 60, of_path.first, config.rate_per_s, time)
@@ -253,6 +287,7 @@ fn breach(
             rule: "rate over 60 s",
             rate_per_s,
             requests,
+            from: window(60).max(of_path.first),
         })
         .or_else(|| {
             sustained(&of_client.minute, 60, of_client.first, config.client_rate_per_s, time).map(
@@ -261,6 +296,7 @@ fn breach(
                     rule: "rate over 60 s, all paths",
                     rate_per_s,
                     requests,
+                    from: window(60).max(of_client.first),
                 },
             )
         })
@@ -310,11 +346,7 @@ impl Facts {
         let summary = format!(
             "{} asks for {} {:.1} times a second",
             subject.name,
-            if breach.rule.ends_with("all paths") {
-                "IMDS paths"
-            } else {
-                path
-            },
+            if breach.is_of_client() { "IMDS paths" } else { path },
             breach.rate_per_s,
         );
         let text = if self.short_lived {

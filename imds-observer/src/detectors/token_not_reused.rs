@@ -24,7 +24,7 @@
 //!   "severity": "warning",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
-//!   "first_seen": "2023-11-14T22:16:30.000000000Z",
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:17:20.000000000Z",
 //!   "count": 25,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) takes a new token every 10.0 s though each holds for 21600 s",
@@ -193,6 +193,11 @@ impl Detector for TokenNotReused {
             news: false,
         };
         let (ttl_s, wasted) = (track.ttl_s, track.wasted);
+        if count > 1
+            && let Some((first, _)) = track.tokens.front()
+        {
+            sightings.since(*first);
+        }
         sightings.keep(sighting, || {
             let (who, processes, user_agent) = (context.who(), client.processes, client.user_agent.clone());
             move || {

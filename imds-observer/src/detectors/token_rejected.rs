@@ -23,7 +23,7 @@
 //!   "severity": "warning",
 //!   "state": "update",
 //!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
-//!   "first_seen": "2023-11-14T22:13:50.000000000Z",
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:14:05.000000000Z",
 //!   "count": 4,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) keeps using a token that IMDS rejects",
@@ -89,6 +89,7 @@ struct Row {
     window_from: Time,
     /// Since the last success or token request.
     unbroken: u64,
+    unbroken_from: Time,
     last: Time,
     all: u64,
 }
@@ -139,6 +140,7 @@ impl Detector for TokenRejected {
                 in_window: 0,
                 window_from: time,
                 unbroken: 0,
+                unbroken_from: time,
                 last: time,
                 all: 0,
             };
@@ -154,6 +156,9 @@ impl Detector for TokenRejected {
         if time.since(row.window_from) > self.config.window_s.saturating_mul(SECOND) {
             row.in_window = 0;
             row.window_from = time;
+        }
+        if row.unbroken == 0 {
+            row.unbroken_from = time;
         }
         row.in_window += 1;
         row.unbroken += 1;
@@ -174,6 +179,13 @@ impl Detector for TokenRejected {
             },
             news: false,
         };
+        if sighting.count > 1 {
+            sightings.since(if row.unbroken >= row.in_window {
+                row.unbroken_from
+            } else {
+                row.window_from
+            });
+        }
         sightings.report(sighting, || {
             let subject = context.client_subject();
             let agent = client.user_agent.as_deref();

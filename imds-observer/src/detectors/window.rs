@@ -77,6 +77,93 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
     }
 }
 
+/// The same with the time of the oldest occurrence that is counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dated<const N: usize, const WIDTH_NS: u64> {
+    bins: Bins<N, WIDTH_NS>,
+    /// Of each bin that is not empty.
+    firsts: [Time; N],
+}
+
+impl<const N: usize, const WIDTH_NS: u64> Dated<N, WIDTH_NS> {
+    pub(super) fn new() -> Self {
+        Self {
+            bins: Bins::new(),
+            firsts: [Time(0); N],
+        }
+    }
+
+    pub(super) fn add(&mut self, time: Time) {
+        let slot = (time.0 / WIDTH_NS % N as u64) as usize;
+        self.bins.roll(time.0 / WIDTH_NS);
+        let empty = self.bins.counts[slot] == 0;
+        let before = self.bins.sum;
+        self.bins.add(time, 1);
+        if self.bins.sum > before {
+            let first = &mut self.firsts[slot];
+            *first = if empty { time } else { time.min(*first) };
+        }
+    }
+
+    /// How many there were in the newest `bins` bins, and when the first of them was.
+    pub(super) fn newest(&self, bins: usize) -> (u64, Option<Time>) {
+        let (mut all, mut first) = (0, None);
+        for age in 0..bins.min(N) {
+            let slot = (self.bins.newest.wrapping_sub(age as u64) % N as u64) as usize;
+            if self.bins.counts[slot] > 0 {
+                all += u64::from(self.bins.counts[slot]);
+                first = Some(self.firsts[slot]);
+            }
+        }
+        (all, first)
+    }
+}
+
+/// Occurrences without a long pause.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    first: Time,
+    last: Time,
+    count: u64,
+}
+
+impl Run {
+    pub(super) fn new() -> Self {
+        Self {
+            first: Time(0),
+            last: Time(0),
+            count: 0,
+        }
+    }
+
+    /// A pause longer than `pause_ns` ends the run before it.
+    pub(super) fn add(&mut self, time: Time, pause_ns: u64) {
+        if self.count == 0 || time.since(self.last) > pause_ns {
+            *self = Self {
+                first: time,
+                last: time,
+                count: 1,
+            };
+            return;
+        }
+        // What comes late belongs to it unless it is much older.
+        if self.first.since(time) <= pause_ns {
+            self.first = self.first.min(time);
+            self.last = self.last.max(time);
+            self.count += 1;
+        }
+    }
+
+    /// The beginning and the count of what a rule rests on that found `count` occurrences from `first` on: of the whole run, if it began earlier.
+    pub(super) fn widen(&self, first: Time, count: u64) -> (Time, u64) {
+        if self.first <= first {
+            (self.first, count.max(self.count))
+        } else {
+            (first, count)
+        }
+    }
+}
+
 /// The last `N` times, in milliseconds since a base that fits any run of 49 days; a later one starts it anew.
 #[derive(Clone, Debug)]
 pub(super) struct Recent<const N: usize> {
@@ -118,6 +205,12 @@ impl<const N: usize> Recent<N> {
         } else {
             self.times.insert(place, offset);
         }
+    }
+
+    /// The oldest, up to a millisecond before it.
+    pub(super) fn oldest(&self) -> Option<Time> {
+        let oldest = self.times.first()?;
+        Some(self.base.plus_ns(u64::from(*oldest) * 1_000_000))
     }
 
     /// From the oldest to the newest, once there are `N`.
@@ -167,6 +260,34 @@ mod tests {
         assert_eq!(bins.total(at(1000)), 0);
         bins.add(at(5), 1);
         assert_eq!(bins.total(at(1000)), 0);
+    }
+
+    #[test]
+    fn dated_bins_know_the_oldest_that_counts() {
+        let mut bins = Dated::<6, { 10 * SECOND }>::new();
+        for seconds in [5, 3, 12, 31] {
+            bins.add(at(seconds));
+        }
+        assert_eq!(bins.newest(6), (4, Some(at(3))));
+        assert_eq!(bins.newest(1), (1, Some(at(31))));
+        bins.add(at(64));
+        assert_eq!(bins.newest(6), (3, Some(at(12))));
+        bins.add(at(1));
+        assert_eq!(bins.newest(6), (3, Some(at(12))), "too late to count");
+    }
+
+    #[test]
+    fn a_run_ends_with_a_pause() {
+        let mut run = Run::new();
+        for seconds in [0, 10, 11, 12] {
+            run.add(at(seconds), 2 * SECOND);
+        }
+        assert_eq!(run.widen(at(11), 2), (at(10), 3));
+        assert_eq!(
+            run.widen(at(9), 5),
+            (at(9), 5),
+            "the rule looks further back than the run"
+        );
     }
 
     #[test]

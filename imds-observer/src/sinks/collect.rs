@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 
 use super::Sink;
 use crate::filter::Kinds;
-use crate::record::{Code, Finding, Kind, Loss, Record, Summary};
+use crate::record::{Code, Finding, FindingState, Kind, Loss, Record, Summary, Time};
 
 /// What came out of a run.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +18,8 @@ pub struct Collected {
     /// Findings beyond the bound.
     pub shed: u64,
     index: FxHashMap<(Arc<str>, Code, String), usize>,
+    /// Of findings that were resolved and opened again: the first evidence and the count before.
+    before: FxHashMap<usize, (Time, u64)>,
     limit: usize,
 }
 
@@ -53,14 +55,25 @@ impl Sink for Collector {
             loss,
             shed,
             index,
+            before,
             limit,
         } = &mut *collected;
         match record.as_ref() {
             Record::Finding(finding) => {
                 let key = (finding.host.clone(), finding.code, finding.subject.key.clone());
                 match index.get(&key) {
-                    // The same subject may fall ill again after it had recovered: that is the same line of a report.
-                    Some(at) => findings[*at].clone_from(finding),
+                    // A finding that was resolved and opens again is one line of a report, with all of its evidence.
+                    Some(at) => {
+                        let known = &mut findings[*at];
+                        if known.state == FindingState::Resolved && finding.state != FindingState::Resolved {
+                            before.insert(*at, (known.first_seen, known.count));
+                        }
+                        known.clone_from(finding);
+                        if let Some((first_seen, count)) = before.get(at) {
+                            known.first_seen = known.first_seen.min(*first_seen);
+                            known.count = known.count.saturating_add(*count);
+                        }
+                    }
                     None if findings.len() >= *limit => *shed += 1,
                     None => {
                         index.insert(key, findings.len());
@@ -76,5 +89,58 @@ impl Sink for Collector {
 
     fn shed(&self) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).shed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Remedy, SCHEMA, Severity, Subject};
+
+    fn finding(state: FindingState, first_seen: u64, last_seen: u64, count: u64) -> Arc<Record> {
+        Arc::new(Record::Finding(Finding {
+            record: Kind::Finding,
+            schema: SCHEMA,
+            time: Time(last_seen),
+            host: "node-1".into(),
+            code: Code::TightPolling,
+            severity: Severity::High,
+            state,
+            subject: Subject {
+                key: "a".to_owned(),
+                name: "a".to_owned(),
+                process: None,
+                container: None,
+                workload: None,
+            },
+            first_seen: Time(first_seen),
+            last_seen: Time(last_seen),
+            count,
+            summary: String::new(),
+            evidence: serde_json::Map::new(),
+            remedy: Remedy::default(),
+        }))
+    }
+
+    #[test]
+    fn a_finding_that_opens_again_keeps_its_first_evidence() {
+        let mut collector = Collector::new(10);
+        for record in [
+            finding(FindingState::Open, 10, 20, 3),
+            finding(FindingState::Resolved, 10, 30, 5),
+            finding(FindingState::Open, 100, 100, 1),
+            finding(FindingState::Update, 100, 120, 4),
+            finding(FindingState::Resolved, 100, 120, 4),
+            finding(FindingState::Open, 200, 210, 2),
+        ] {
+            collector.write(&record);
+        }
+        let [found] = &collector.take().findings[..] else {
+            panic!("one finding")
+        };
+        assert_eq!(
+            (found.first_seen, found.last_seen, found.count),
+            (Time(10), Time(210), 11)
+        );
     }
 }

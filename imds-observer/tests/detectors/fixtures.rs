@@ -11,7 +11,7 @@ use crate::scenario::{end, host, observe};
 
 const INSTANCE_ID: &str = "i-0123456789abcdef0";
 
-fn fixture(code: Code, name: &str) -> Vec<Record> {
+pub(crate) fn fixture(code: Code, name: &str) -> Vec<Record> {
     let path: PathBuf = [
         env!("CARGO_MANIFEST_DIR"),
         "tests/fixtures/detectors",
