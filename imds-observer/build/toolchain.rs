@@ -19,12 +19,16 @@ pub(crate) enum Compiler {
     Nightly,
 }
 
+/// What aya-ebpf needs.
+const OLDEST: (u32, u32) = (1, 87);
+
 impl Compiler {
-    /// The first that is complete. The linked one first: setup made it for this repository, with a linker of the same LLVM.
+    /// The linked one first: setup made it for this repository, with a linker of the same LLVM.
+    pub(crate) const ALL: [Self; 2] = [Self::Linked, Self::Nightly];
+
+    /// The first that is complete and new enough.
     pub(crate) fn find() -> Option<Self> {
-        [Self::Linked, Self::Nightly]
-            .into_iter()
-            .find(|compiler| compiler.is_complete())
+        Self::ALL.into_iter().find(|compiler| compiler.check().is_ok())
     }
 
     pub(crate) fn toolchain(self) -> &'static str {
@@ -34,21 +38,52 @@ impl Compiler {
         }
     }
 
+    /// Why it can't compile the kernel programs: which toolchain, what was found, what is needed.
+    pub(crate) fn check(self) -> Result<(), String> {
+        let toolchain = self.toolchain();
+        let said = self
+            .ask(&["--version", "--verbose"])
+            .ok_or_else(|| format!("rustup toolchain {toolchain}: not installed, or without a rustc that starts"))?;
+        let (release, version) =
+            release(&said).ok_or_else(|| format!("rustup toolchain {toolchain}: rustc printed no version"))?;
+        if version < OLDEST {
+            return Err(format!(
+                "rustup toolchain {toolchain}: rustc {release} found, {}.{} or newer is needed",
+                OLDEST.0, OLDEST.1
+            ));
+        }
+        // `core` isn't distributed compiled for bpf.
+        let sources = self
+            .sysroot()
+            .is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file());
+        if !sources {
+            return Err(format!(
+                "rustup toolchain {toolchain}: rustc {release} found, without the sources of core (rust-src), which are needed"
+            ));
+        }
+        Ok(())
+    }
+
     pub(crate) fn sysroot(self) -> Option<PathBuf> {
+        Some(PathBuf::from(self.ask(&["--print", "sysroot"])?.trim_end()))
+    }
+
+    fn ask(self, arguments: &[&str]) -> Option<String> {
         let output = Command::new("rustup")
-            .args(["run", self.toolchain(), "rustc", "--print", "sysroot"])
+            .args(["run", self.toolchain(), "rustc"])
+            .args(arguments)
             .stderr(Stdio::null())
             .output()
             .ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        output.status.success().then(|| PathBuf::from(text.trim_end()))
+        output.status.success().then(|| String::from_utf8(output.stdout).ok())?
     }
+}
 
-    /// A toolchain without the sources of `core` is of no use: `core` isn't distributed compiled for bpf.
-    fn is_complete(self) -> bool {
-        self.sysroot()
-            .is_some_and(|sysroot| sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file())
-    }
+/// The release that `rustc --version --verbose` printed, and its first two numbers.
+fn release(said: &str) -> Option<(&str, (u32, u32))> {
+    let release = said.lines().find_map(|line| line.strip_prefix("release: "))?;
+    let mut numbers = release.split('.').map(str::parse);
+    Some((release, (numbers.next()?.ok()?, numbers.next()?.ok()?)))
 }
 
 /// Where setup keeps what it builds for this repository: `$IMDS_OBSERVER_TOOLS`, or a directory in the user's home.

@@ -2,6 +2,9 @@
 //!
 //! Quick when there is nothing to do, because every other verb calls it.
 
+mod kernel_side;
+mod packages;
+
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
@@ -10,9 +13,11 @@ use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use xshell::{Shell, cmd};
 
+pub(crate) use packages::install as apt;
+
 use crate::clients;
 use crate::run::{is_root, python, root, shell, venv};
-use crate::toolchain::{self, Compiler, LINKED};
+use crate::toolchain;
 
 /// Install what building and testing need (idempotent; every other verb calls it).
 #[derive(ClapArgs)]
@@ -129,12 +134,6 @@ impl Group {
     }
 }
 
-/// Debian's compiler with the sources of `core`, and what bpf-linker is built from. One LLVM major: they must agree.
-const COMPILER_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
-const LINKER_PACKAGES: &[&str] = &["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "g++"];
-const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
-const LINKER_VERSION: &str = "^0.13";
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure(&args.groups)?;
     eprintln!("setup: ready (tools in {})", toolchain::tools().display());
@@ -153,9 +152,15 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     packages.dedup();
     // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
     thread::scope(|scope| {
-        apt(&sh, &packages, "test tools")?;
+        packages::install(&sh, &packages, "tools of this verb")?;
         let wants_ebpf = groups.iter().any(|group| group.wants_ebpf());
-        let compiling = scope.spawn(move || if wants_ebpf { ebpf(&shell()?) } else { Ok(()) });
+        let compiling = scope.spawn(move || {
+            if wants_ebpf {
+                kernel_side::ensure(&shell()?)
+            } else {
+                Ok(())
+            }
+        });
         if groups.iter().any(|group| group.wants_python()) {
             python_clients(&sh)?;
         }
@@ -187,15 +192,18 @@ fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
 }
 
 fn bills_of_materials(sh: &Shell) -> anyhow::Result<()> {
-    const VERSION: &str = "=0.5.9";
-    if which(sh, "cargo-cyclonedx") {
-        return Ok(());
+    const VERSION: &str = "0.5.9";
+    let said = cmd!(sh, "cargo cyclonedx --version").quiet().ignore_stderr().read();
+    match said.as_deref().map(|said| said.trim().rsplit(' ').next()) {
+        Ok(Some(VERSION)) => return Ok(()),
+        Ok(Some(other)) => say(&format!("cargo-cyclonedx: found {other}, {VERSION} is needed")),
+        _ => {}
     }
     let tools = toolchain::tools();
     say(&format!("build cargo-cyclonedx into {} (a minute)", tools.display()));
     cmd!(
         sh,
-        "cargo install cargo-cyclonedx --version {VERSION} --locked --root {tools}"
+        "cargo install cargo-cyclonedx --version ={VERSION} --locked --force --root {tools}"
     )
     .run()?;
     Ok(())
@@ -244,160 +252,6 @@ fn prometheus(sh: &Shell) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Compiler and linker for the kernel side.
-fn ebpf(sh: &Shell) -> anyhow::Result<()> {
-    if cmd!(sh, "rustup --version").quiet().ignore_stderr().read().is_err() {
-        bail!(
-            "rustup is not on PATH: the eBPF object is compiled by a second toolchain (install rustup, see rustup.rs)"
-        );
-    }
-    let compiler = match Compiler::find() {
-        Some(compiler) => compiler,
-        None => install_compiler(sh)?,
-    };
-    // A linked toolchain has no cargo of its own; rustup then takes that of nightly, beta or stable, by these names.
-    let toolchain = compiler.toolchain();
-    if cmd!(sh, "rustup run {toolchain} cargo --version")
-        .quiet()
-        .ignore_stderr()
-        .read()
-        .is_err()
-    {
-        bail!(
-            "toolchain {toolchain} finds no cargo: rustup lends it that of `stable` (run `rustup toolchain install stable`)"
-        );
-    }
-    if which(sh, "bpf-linker") {
-        return Ok(());
-    }
-    install_linker(sh, compiler)
-}
-
-fn install_compiler(sh: &Shell) -> anyhow::Result<Compiler> {
-    if has_apt(sh) {
-        apt(sh, COMPILER_PACKAGES, "compiler for the eBPF object")?;
-        say(&format!("link rustup toolchain {LINKED} to /usr (Debian's rustc)"));
-        cmd!(sh, "rustup toolchain link {LINKED} /usr").run()?;
-    } else {
-        say("install rustup's nightly with rust-src (compiler for the eBPF object)");
-        cmd!(
-            sh,
-            "rustup toolchain install nightly --profile minimal --component rust-src"
-        )
-        .run()?;
-    }
-    Compiler::find().context("find a compiler for the eBPF object after installing one: neither nightly nor Debian's has the sources of core")
-}
-
-fn install_linker(sh: &Shell, compiler: Compiler) -> anyhow::Result<()> {
-    let tools = toolchain::tools();
-    match compiler {
-        Compiler::Linked => {
-            apt(sh, LINKER_PACKAGES, "what bpf-linker is built from")?;
-            say(&format!(
-                "build bpf-linker {LINKER_VERSION} into {} (minutes)",
-                tools.display()
-            ));
-            cmd!(
-                sh,
-                "cargo install bpf-linker --version {LINKER_VERSION} --locked --no-default-features --features llvm-22 --root {tools}"
-            )
-            .env("LLVM_PREFIX", LLVM_PREFIX)
-            .run()?;
-        }
-        Compiler::Nightly => {
-            let llvm = nightly_llvm(sh)?;
-            let feature = format!("llvm-{llvm}");
-            say(&format!(
-                "build bpf-linker for LLVM {llvm} into {} (minutes; needs LLVM {llvm}'s development files)",
-                tools.display()
-            ));
-            cmd!(
-                sh,
-                "cargo install bpf-linker --locked --no-default-features --features {feature} --root {tools}"
-            )
-            .run()
-            .with_context(|| {
-                format!(
-                    "build bpf-linker: install LLVM {llvm}'s development files, or bpf-linker as its own README says"
-                )
-            })?;
-        }
-    }
-    Ok(())
-}
-
-/// bpf-linker reads the compiler's bitcode, so it must be built with an LLVM that is at least as new.
-fn nightly_llvm(sh: &Shell) -> anyhow::Result<u32> {
-    cmd!(sh, "rustup run nightly rustc --version --verbose")
-        .quiet()
-        .read()?
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next()?.parse().ok())
-        .context("read the LLVM version of nightly from `rustc --version --verbose`")
-}
-
-/// Installs Debian packages that are missing.
-pub(crate) fn apt(sh: &Shell, packages: &[&str], what: &str) -> anyhow::Result<()> {
-    if packages.is_empty() {
-        return Ok(());
-    }
-    if !has_apt(sh) {
-        // Not Debian: the programs may still be here; who lacks one is told by the step that calls it.
-        eprintln!(
-            "setup: no apt-get here; {what} must be installed by hand: {}",
-            packages.join(" ")
-        );
-        return Ok(());
-    }
-    let missing = missing_packages(sh, packages)?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let list = missing.join(" ");
-    if !is_root() {
-        bail!("{what}: packages are missing, and installing them needs root:\n  sudo apt-get install --yes {list}");
-    }
-    say(&format!("apt-get install {list} ({what})"));
-    let packages = &missing;
-    let install = || {
-        cmd!(
-            sh,
-            "apt-get install --yes --no-install-recommends -o DPkg::Lock::Timeout=300 {packages...}"
-        )
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .run()
-    };
-    // Package lists are absent on a new machine and stale on an old one: renew them only when that shows.
-    if install().is_err() {
-        say("apt-get update (a package was not found)");
-        cmd!(sh, "apt-get update -o DPkg::Lock::Timeout=300").run()?;
-        install().with_context(|| format!("install {list} ({what})"))?;
-    }
-    Ok(())
-}
-
-fn missing_packages(sh: &Shell, packages: &[&str]) -> anyhow::Result<Vec<String>> {
-    // dpkg-query fails when it doesn't know one of them, and still tells the rest.
-    let format = "--showformat=${db:Status-Status}\\t${binary:Package}\\n";
-    let output = cmd!(sh, "dpkg-query --show {format} {packages...}")
-        .quiet()
-        .ignore_status()
-        .ignore_stderr()
-        .read()
-        .context("ask dpkg what is installed")?;
-    let installed: Vec<&str> = output
-        .lines()
-        .filter_map(|line| line.strip_prefix("installed\t"))
-        .map(|package| package.split(':').next().unwrap_or(package))
-        .collect();
-    Ok(packages
-        .iter()
-        .filter(|package| !installed.contains(package))
-        .map(|&package| package.to_owned())
-        .collect())
-}
-
 /// botocore and boto3, the clients that most of the observed traffic in the field comes from, in a venv of our own.
 fn python_clients(sh: &Shell) -> anyhow::Result<()> {
     let wanted = root().join("xtask/requirements.txt");
@@ -420,16 +274,7 @@ pub(crate) fn make_venv(sh: &Shell, directory: &Path, wanted: &Path, what: &str)
         directory.display()
     ));
     // Debian's own interpreter if there is one: a version manager's may lack venv or vanish with its shell.
-    let interpreter = ["/usr/bin/python3", "python3"]
-        .into_iter()
-        .find(|candidate| {
-            cmd!(sh, "{candidate} -c 'import ensurepip, venv'")
-                .quiet()
-                .ignore_stderr()
-                .run()
-                .is_ok()
-        })
-        .context("make a Python environment: no python3 with venv (Debian: python3-venv)")?;
+    let interpreter = interpreter(sh)?;
     cmd!(sh, "{interpreter} -m venv --clear {directory}").run()?;
     cmd!(
         sh,
@@ -438,6 +283,32 @@ pub(crate) fn make_venv(sh: &Shell, directory: &Path, wanted: &Path, what: &str)
     .run()?;
     sh.copy_file(wanted, &stamp)?;
     Ok(())
+}
+
+/// A Python that can make environments, of a version for which the packages are made.
+fn interpreter(sh: &Shell) -> anyhow::Result<&'static str> {
+    // botocore's.
+    const OLDEST: (u32, u32) = (3, 10);
+    const SCRIPT: &str = "import sys, ensurepip, venv; print(sys.version_info.major, sys.version_info.minor)";
+    let mut found = Vec::new();
+    for candidate in ["/usr/bin/python3", "python3"] {
+        let said = cmd!(sh, "{candidate} -c {SCRIPT}").quiet().ignore_stderr().read();
+        let version = said.ok().and_then(|said| {
+            let (major, minor) = said.trim().split_once(' ')?;
+            Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+        });
+        match version {
+            Some(version) if version >= OLDEST => return Ok(candidate),
+            Some((major, minor)) => found.push(format!("{candidate} has version {major}.{minor}")),
+            None => found.push(format!("{candidate} is absent or has no venv")),
+        }
+    }
+    bail!(
+        "python3: {}; {}.{} or newer with venv is needed: install it (Debian: `apt-get install python3-venv`)",
+        found.join(", "),
+        OLDEST.0,
+        OLDEST.1
+    )
 }
 
 /// DuckDB and ClickHouse (chdb), into the same environment: 610 MB of disk, and no seconds once they are there.
