@@ -241,11 +241,13 @@ impl Seen {
         if !works {
             return;
         }
+        let reads_nothing = matches!(request.method.as_deref(), Some("HEAD" | "OPTIONS"));
         let mut why = [None, None, None];
         let mut undecided = false;
         for change in changes {
             match change {
-                Change::TokensRequired if version == ImdsVersion::V1 => {
+                // A probe reads nothing, and survives a 401.
+                Change::TokensRequired if version == ImdsVersion::V1 && !reads_nothing => {
                     why[0] = Some("asks without a token and is answered".to_owned());
                 }
                 Change::HopLimit(limit) if version == ImdsVersion::Token => match request.ttl.map(hops) {

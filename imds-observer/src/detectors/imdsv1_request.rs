@@ -5,10 +5,13 @@
 //! The first answer 200 to a request without `X-aws-ec2-metadata-token`, per client. One finding per client, however many
 //! requests follow; it counts them.
 //!
-//! Where the client had asked for a token at most 16 s before and did not get it, the request is a fallback and the
-//! finding names the cause: the response was lost (`token-response-lost` says more), it was refused with 403
-//! (`access-forbidden` or `proxied-request` say more), or with 429 or 5xx (`server-errors` says more). Then this finding is only `info`: the other one is the alarm. If
-//! the token request was not answered for a reason that can't be seen, that is named too.
+//! `HEAD` and `OPTIONS` don't count: they read nothing, and a probe survives a 401.
+//!
+//! Where the client had asked for a token before and did not get it, the request is a fallback and the finding names the
+//! cause in `cause`: the response was lost at most 16 s before (`token-response-lost`), or it was refused at most an hour
+//! before with 403 (`access-forbidden`, `proxied-request`), 400 (`bad-token-request`), 429 (`server-errors`) or another status
+//! (`token-request-refused`). Then this finding is only `info`: the other one is the alarm. A token request that was not
+//! answered for a reason that can't be seen is named too.
 //!
 //! ## Why it matters
 //!
@@ -60,7 +63,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::{V1Cause, status, sufficient_hop_limit};
+use super::knowledge::{V1Cause, is_probe, status, sufficient_hop_limit};
 use super::remedy::{self, Sdk};
 use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
@@ -132,6 +135,7 @@ impl Detector for Imdsv1Request {
             return;
         };
         if exchange.request.imds_version != Some(ImdsVersion::V1)
+            || is_probe(exchange)
             || !status(exchange).is_some_and(|status| (200..300).contains(&status))
         {
             return;
@@ -213,8 +217,14 @@ impl Caller {
             key: &client.key,
             severity: match client.v1_cause {
                 // Another finding names the cause, at its own weight.
-                Some(V1Cause::HopLimit { .. } | V1Cause::Proxy | V1Cause::Throttled(_)) => Severity::Info,
-                _ => Severity::Warning,
+                Some(
+                    V1Cause::HopLimit { .. }
+                    | V1Cause::Proxy
+                    | V1Cause::Throttled(_)
+                    | V1Cause::BadRequest
+                    | V1Cause::Refused(_),
+                ) => Severity::Info,
+                Some(V1Cause::TokenUnanswered) | None => Severity::Warning,
             },
             time: self.last_time,
             count,
@@ -257,18 +267,32 @@ impl Caller {
             Some(V1Cause::Proxy) => (
                 "token-request-forbidden",
                 format!("{name} falls back to IMDSv1 because its token request was answered 403"),
-                Remedy {
-                    text: "IMDS answers 403 to a token request that was forwarded: take the proxy out of the way."
-                        .into(),
-                    commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".into()],
-                },
+                remedy::text(
+                    "The cause is the refused token request: see access-forbidden or proxied-request. With a token the \
+                     client stops asking without one.",
+                ),
             ),
             Some(V1Cause::Throttled(status)) => (
                 "token-request-throttled",
                 format!("{name} falls back to IMDSv1 because its token request was answered {status}"),
                 remedy::text(
-                    "The service had no answer to the token request: server-errors says who keeps it busy. A client that can't do \
-                     without a token asks again, a moment later.",
+                    "The service was too busy for the token request. A client that can't do without a token asks again, \
+                     a moment later.",
+                ),
+            ),
+            Some(V1Cause::BadRequest) => (
+                "bad-token-request",
+                format!("{name} falls back to IMDSv1 because its token request was answered 400"),
+                remedy::text(
+                    "The cause is the token request: see bad-token-request. Once it is right, the client asks with its token.",
+                ),
+            ),
+            Some(V1Cause::Refused(status)) => (
+                "token-request-refused",
+                format!("{name} falls back to IMDSv1 because its token request was answered {status}"),
+                remedy::text(
+                    "The cause is the answer to the token request, not the client: token-request-refused reports it where it \
+                     stays like that. With a token the client stops asking without one.",
                 ),
             ),
             Some(V1Cause::TokenUnanswered) => (

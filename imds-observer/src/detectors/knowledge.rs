@@ -11,6 +11,7 @@ use super::connectivity::{DropNote, V4_WORKS_NS};
 use super::table::{bounded, entry};
 use super::{Context, HostFacts, Limits, Observation};
 use crate::callers::ByCaller;
+use crate::imds::is_token_path;
 use crate::record::workload::{self, Group};
 use crate::record::{
     Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
@@ -25,6 +26,8 @@ const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const RECENT_PROCESSES: usize = 16;
 /// A fallback follows its token request within this time. .NET takes longest, about 15.75 s [imds-facts section 3].
 pub(super) const FALLBACK_NS: u64 = 16 * SECOND;
+/// A refusal is no timeout: clients remember it and go on without a token for as long as they run.
+const REFUSAL_NS: u64 = 3600 * SECOND;
 /// Characters of a user agent that are kept.
 const MAX_USER_AGENT: usize = 96;
 /// Key and name of the host itself among places.
@@ -56,8 +59,38 @@ pub enum V1Cause {
     TokenUnanswered,
     /// Its token request was forbidden.
     Proxy,
-    /// Its token request was answered 429 or 5xx.
+    /// Its token request was answered 429.
     Throttled(u16),
+    /// Its token request was answered 400.
+    BadRequest,
+    /// Its token request was answered with any other status.
+    Refused(u16),
+}
+
+impl V1Cause {
+    /// Its name in evidence, and what happened.
+    pub(super) fn name(self) -> (&'static str, String) {
+        match self {
+            Self::HopLimit { .. } => ("token-response-lost", "its token response was lost".to_owned()),
+            Self::TokenUnanswered => (
+                "token-request-unanswered",
+                "its token request was not answered".to_owned(),
+            ),
+            Self::Proxy => (
+                "token-request-forbidden",
+                "its token request was answered 403".to_owned(),
+            ),
+            Self::BadRequest => ("bad-token-request", "its token request was answered 400".to_owned()),
+            Self::Throttled(status) => (
+                "token-request-throttled",
+                format!("its token request was answered {status}"),
+            ),
+            Self::Refused(status) => (
+                "token-request-refused",
+                format!("its token request was answered {status}"),
+            ),
+        }
+    }
 }
 
 /// The processes that one verdict may be about: see [`Group`].
@@ -318,32 +351,39 @@ impl Client {
         match exchange.request.imds_version {
             Some(ImdsVersion::Token) => {
                 let fate = token_fate(exchange);
-                if self.token.is_none_or(|(newest, _)| time >= newest) {
-                    self.token = Some((time, fate));
-                }
+                self.asked_for_token(time, fate);
                 if fate == TokenFate::Granted {
                     if self.last_v1.is_none_or(|v1| v1 <= time) {
                         self.v1_cause = None;
                     }
                 } else if let Some(v1) = self.last_v1
                     && v1 >= time
-                    && v1.since(time) <= FALLBACK_NS
+                    && v1.since(time) <= fallback_ns(fate)
                 {
                     // The token request ended, and so was told, after the fallback that followed it.
                     self.v1_cause = cause_of(fate).or(self.v1_cause);
                 }
             }
+            Some(ImdsVersion::V1 | ImdsVersion::V2) if let Some(status) = wrong_token_method(exchange) => {
+                self.asked_for_token(time, TokenFate::Rejected(status));
+            }
             Some(ImdsVersion::V2) if answered(exchange) => self.v1_cause = None,
-            Some(ImdsVersion::V1) => {
+            Some(ImdsVersion::V1) if !is_probe(exchange) => {
                 self.last_v1 = self.last_v1.max(Some(time));
                 if let Some((asked, fate)) = self.token
                     && asked <= time
-                    && time.since(asked) <= FALLBACK_NS
+                    && time.since(asked) <= fallback_ns(fate)
                 {
                     self.v1_cause = cause_of(fate).or(self.v1_cause);
                 }
             }
             _ => {}
+        }
+    }
+
+    fn asked_for_token(&mut self, time: Time, fate: TokenFate) {
+        if self.token.is_none_or(|(newest, _)| time >= newest) {
+            self.token = Some((time, fate));
         }
     }
 
@@ -357,9 +397,32 @@ fn cause_of(fate: TokenFate) -> Option<V1Cause> {
         TokenFate::Lost { request_ttl, .. } => Some(V1Cause::HopLimit { request_ttl }),
         TokenFate::Unanswered => Some(V1Cause::TokenUnanswered),
         TokenFate::Forbidden => Some(V1Cause::Proxy),
-        TokenFate::Rejected(status) if status == 429 || status >= 500 => Some(V1Cause::Throttled(status)),
-        TokenFate::Granted | TokenFate::Rejected(_) => None,
+        TokenFate::Rejected(400) => Some(V1Cause::BadRequest),
+        TokenFate::Rejected(429) => Some(V1Cause::Throttled(429)),
+        TokenFate::Rejected(status) => Some(V1Cause::Refused(status)),
+        TokenFate::Granted => None,
     }
+}
+
+/// How long after such a token request a request without a token is its consequence.
+fn fallback_ns(fate: TokenFate) -> u64 {
+    match fate {
+        TokenFate::Rejected(_) => REFUSAL_NS,
+        _ => FALLBACK_NS,
+    }
+}
+
+/// `HEAD` and `OPTIONS` read nothing: any answer serves such a client, 401 as well.
+pub(super) fn is_probe(exchange: &Exchange) -> bool {
+    matches!(exchange.request.method.as_deref(), Some("HEAD" | "OPTIONS"))
+}
+
+/// The status that refuses a request on the token path with another method than `PUT`.
+pub(super) fn wrong_token_method(exchange: &Exchange) -> Option<u16> {
+    let refused = status(exchange).filter(|status| *status >= 300 && *status != 401)?;
+    let method = exchange.request.method.as_deref().filter(|method| *method != "PUT")?;
+    let path = exchange.request.path.as_deref()?;
+    (!is_probe(exchange) && !method.is_empty() && is_token_path(path)).then_some(refused)
 }
 
 /// What became of this token request.
@@ -509,6 +572,14 @@ impl<'a> Context<'a> {
     /// Who made the observed request. `None` for interfaces and ticks.
     pub fn client(&self) -> Option<&'a Client> {
         self.client
+    }
+
+    /// The token of the observed request, as records name it.
+    pub fn token(&self) -> Option<&'a str> {
+        match self.observation {
+            Some(Observation::Exchange(exchange)) => exchange.request.token.as_deref(),
+            _ => None,
+        }
     }
 
     /// The client as a finding's subject.

@@ -47,6 +47,7 @@ mod table;
 mod tight_polling;
 mod token_not_reused;
 mod token_rejected;
+mod token_request_refused;
 mod token_response_lost;
 mod wants;
 mod window;
@@ -128,6 +129,7 @@ registry! {
     tight_polling => TightPolling, "one path is asked again and again, faster than anything legitimate";
     token_not_reused => TokenNotReused, "a new token for nearly every request";
     token_rejected => TokenRejected, "401 again and again: an old token, or none where one is required";
+    token_request_refused => TokenRequestRefused, "a token request is answered with a status that gives no token: 404, 405, 417, 5xx";
     token_response_lost => TokenResponseLost, "token responses reach the host and die on the way: the hop limit is too small";
 }
 

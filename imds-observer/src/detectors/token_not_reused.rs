@@ -57,7 +57,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::token_fate;
+use super::knowledge::{status, token_fate};
 use super::remedy::{self, Sdk};
 use super::table::bounded;
 use super::window::Bins;
@@ -94,6 +94,8 @@ struct Track {
     /// When tokens were granted, and to which process; oldest first.
     tokens: VecDeque<(Time, u32)>,
     uses: Bins<10, { 60 * SECOND }>,
+    /// Of the uses, those that gave nothing.
+    failed: Bins<10, { 60 * SECOND }>,
     ttl_s: u32,
     wasted: u64,
 }
@@ -139,6 +141,8 @@ impl Detector for TokenNotReused {
         if !token {
             if let Some(track) = self.clients.get_mut(&client.handle) {
                 track.uses.add(exchange.time, 1);
+                let gave = matches!(status(exchange), Some(200..=299 | 404));
+                track.failed.add(exchange.time, u32::from(!gave));
             }
             return;
         }
@@ -146,6 +150,7 @@ impl Detector for TokenNotReused {
             let track = Track {
                 tokens: VecDeque::new(),
                 uses: Bins::new(),
+                failed: Bins::new(),
                 ttl_s: USUAL_TTL_S,
                 wasted: 0,
             };
@@ -244,6 +249,12 @@ impl Track {
         self.uses.total(time);
         let (uses, _) = self.uses.newest(minutes, usize::MAX);
         if uses as f64 > config.max_reuse * tokens as f64 {
+            return None;
+        }
+        // What gets nothing begins again from the start: why it gets nothing is another finding's.
+        self.failed.total(time);
+        let (failed, _) = self.failed.newest(minutes, usize::MAX);
+        if failed * 2 >= uses && failed > 0 {
             return None;
         }
         let mut gaps: Vec<u64> = (1..tokens)

@@ -2,9 +2,15 @@
 //!
 //! ## Detects
 //!
-//! Per client: `rejections` answers 401 within `window_s` to requests with the same token, or without any; or as many in
-//! a row, however slowly, without a new token being asked for. A single 401 that is followed by a new token is how clients
-//! renew, and is no finding.
+//! Per client, with its `cause`:
+//!
+//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without any; or as
+//!   many in a row, however slowly, without a new token being asked for.
+//! - `fresh-token`, `many-tokens`: as many different tokens rejected and none accepted in between; most of them just granted,
+//!   or from elsewhere.
+//!
+//! A client that sends no token since its token request failed is `info`, with that failure as its cause. A single 401 that is
+//! followed by a new token is how clients renew, and is no finding. `HEAD` and `OPTIONS` don't count.
 //!
 //! ## Why it matters
 //!
@@ -27,7 +33,7 @@
 //!   "last_seen": "2023-11-14T22:14:05.000000000Z",
 //!   "count": 4,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) keeps using a token that IMDS rejects",
-//!   "evidence": {"cause":"same-token","client":"botocore (boto3, AWS CLI)","path":"/latest/meta-data/instance-id","rejections":4,"token":"9f2c51d0","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "evidence": {"cause":"same-token","client":"botocore (boto3, AWS CLI)","path":"/latest/meta-data/instance-id","rejections":4,"token":"9f2c51d0","tokens":1,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
 //!   "remedy": {"commands":[],"text":"Ask for a new token after a 401. Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process. Until then a restart of the client helps."}
 //! }
 //! ```
@@ -54,10 +60,10 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::status;
+use super::knowledge::{is_probe, status};
 use super::remedy::{self, Sdk};
-use super::table::bounded;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::table::{bounded, entry};
+use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -81,17 +87,113 @@ impl Default for Config {
     }
 }
 
-/// Rejections of one token (or of none) by one client.
+/// Rejections of one client.
 struct Row {
+    /// Of the newest one.
     token: Option<String>,
-    /// In the current window.
+    /// With this token, or without any, in the current window.
     in_window: u64,
     window_from: Time,
-    /// Since the last success or token request.
+    /// The same since the last success or token request.
     unbroken: u64,
     unbroken_from: Time,
+    /// Tokens rejected since the last success, and how many of them were the first after a token had been granted.
+    tokens: u64,
+    fresh: u64,
+    tokens_from: Time,
+    /// A token was granted since the newest rejection.
+    granted: bool,
     last: Time,
     all: u64,
+}
+
+impl Row {
+    fn new(time: Time) -> Self {
+        Self {
+            token: None,
+            in_window: 0,
+            window_from: time,
+            unbroken: 0,
+            unbroken_from: time,
+            tokens: 0,
+            fresh: 0,
+            tokens_from: time,
+            granted: false,
+            last: time,
+            all: 0,
+        }
+    }
+
+    fn rejected(&mut self, token: Option<&str>, time: Time, window_ns: u64) {
+        if time.since(self.last) > ROW_NS {
+            self.unbroken = 0;
+            self.tokens = 0;
+            self.fresh = 0;
+        }
+        let changed = self.token.as_deref() != token;
+        if changed || self.all == 0 {
+            self.token = token.map(str::to_owned);
+            self.in_window = 0;
+            self.window_from = time;
+            self.unbroken = 0;
+            if self.tokens == 0 {
+                self.tokens_from = time;
+            }
+            self.tokens += u64::from(token.is_some());
+            self.fresh += u64::from(token.is_some() && self.granted);
+        }
+        if time.since(self.window_from) > window_ns {
+            self.in_window = 0;
+            self.window_from = time;
+        }
+        if self.unbroken == 0 {
+            self.unbroken_from = time;
+        }
+        self.granted = false;
+        self.in_window += 1;
+        self.unbroken += 1;
+        self.all += 1;
+        self.last = self.last.max(time);
+    }
+
+    /// Why it is rejected, once so many rejections show it.
+    fn cause(&self, least: u64) -> Option<Cause> {
+        if self.in_window.max(self.unbroken) >= least {
+            Some(self.newest())
+        } else if self.tokens < least {
+            None
+        } else if self.fresh * 2 > self.tokens {
+            Some(Cause::FreshToken)
+        } else {
+            Some(Cause::ManyTokens)
+        }
+    }
+
+    /// How many rejections show it, and when the first of them was.
+    fn evidence(&self, cause: Cause) -> (u64, Time) {
+        match cause {
+            Cause::FreshToken | Cause::ManyTokens => (self.tokens, self.tokens_from),
+            Cause::SameToken | Cause::NoToken if self.unbroken >= self.in_window => (self.unbroken, self.unbroken_from),
+            Cause::SameToken | Cause::NoToken => (self.in_window, self.window_from),
+        }
+    }
+
+    /// What the newest rejection alone shows.
+    fn newest(&self) -> Cause {
+        if self.token.is_some() {
+            Cause::SameToken
+        } else {
+            Cause::NoToken
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    SameToken,
+    NoToken,
+    FreshToken,
+    ManyTokens,
 }
 
 pub(super) struct TokenRejected {
@@ -119,118 +221,141 @@ impl Detector for TokenRejected {
         };
         let time = exchange.time;
         let version = exchange.request.imds_version;
-        if version == Some(ImdsVersion::Token) || status(exchange) != Some(401) {
-            if let Some(row) = self.clients.get_mut(&client.handle)
-                && (version == Some(ImdsVersion::Token) || status(exchange).is_some_and(|status| status < 300))
-            {
+        let status = status(exchange);
+        if version == Some(ImdsVersion::Token) {
+            if let Some(row) = self.clients.get_mut(&client.handle) {
                 row.unbroken = 0;
-                if version != Some(ImdsVersion::Token) {
+                row.granted |= status == Some(200);
+            } else if status == Some(200) {
+                self.row(client, time).granted = true;
+            }
+            return;
+        }
+        if status != Some(401) {
+            if let Some(row) = self.clients.get_mut(&client.handle)
+                && let Some(200..=299 | 404) = status
+            {
+                // A path that isn't there proves the token too.
+                row.tokens = 0;
+                row.fresh = 0;
+                if status != Some(404) {
+                    row.unbroken = 0;
                     sightings.clear(&client.key, time);
                 }
             }
             return;
         }
-        if !matches!(version, Some(ImdsVersion::V1 | ImdsVersion::V2)) {
+        if !matches!(version, Some(ImdsVersion::V1 | ImdsVersion::V2)) || is_probe(exchange) {
             return;
         }
-        let token = exchange.request.token.clone();
-        if self.clients.peek(&client.handle).is_none_or(|row| row.token != token) {
-            let row = Row {
-                token: token.clone(),
-                in_window: 0,
-                window_from: time,
-                unbroken: 0,
-                unbroken_from: time,
-                last: time,
-                all: 0,
-            };
-            let gone = self.clients.push(client.handle, row);
-            self.evicted += u64::from(gone.is_some_and(|(handle, _)| handle != client.handle));
-        }
-        let Some(row) = self.clients.get_mut(&client.handle) else {
+        let token = exchange.request.token.as_deref();
+        let window_ns = self.config.window_s.saturating_mul(SECOND);
+        let least = self.config.rejections.max(1);
+        let row = self.row(client, time);
+        row.rejected(token, time, window_ns);
+        let open = sightings.is_open(&client.key);
+        let Some(cause) = row.cause(least).or_else(|| open.then(|| row.newest())) else {
             return;
         };
-        if time.since(row.last) > ROW_NS {
-            row.unbroken = 0;
-        }
-        if time.since(row.window_from) > self.config.window_s.saturating_mul(SECOND) {
-            row.in_window = 0;
-            row.window_from = time;
-        }
-        if row.unbroken == 0 {
-            row.unbroken_from = time;
-        }
-        row.in_window += 1;
-        row.unbroken += 1;
-        row.all += 1;
-        row.last = row.last.max(time);
-        if row.in_window.max(row.unbroken) < self.config.rejections.max(1) && !sightings.is_open(&client.key) {
-            return;
-        }
-        let rejections = row.all;
+        let (rejections, tokens) = (row.all, row.tokens);
+        let (count, first) = if open { (1, time) } else { row.evidence(cause) };
         let sighting = Sighting {
             key: &client.key,
-            severity: Severity::Warning,
-            time,
-            count: if sightings.is_open(&client.key) {
-                1
+            severity: if cause == Cause::NoToken && client.v1_cause.is_some() {
+                // It did ask for one: what became of that is another finding's.
+                Severity::Info
             } else {
-                row.in_window.max(row.unbroken)
+                Severity::Warning
             },
+            time,
+            count,
             news: false,
         };
-        if sighting.count > 1 {
-            sightings.since(if row.unbroken >= row.in_window {
-                row.unbroken_from
-            } else {
-                row.window_from
-            });
-        }
-        sightings.report(sighting, || {
-            let subject = context.client_subject();
-            let agent = client.user_agent.as_deref();
-            let sdk = Sdk::of(agent);
-            let (cause, summary, remedy) = if token.is_some() {
-                (
-                    "same-token",
-                    format!("{} keeps using a token that IMDS rejects", subject.name),
-                    remedy::text(format!(
-                        "Ask for a new token after a 401. {} Until then a restart of the client helps.",
-                        sdk.reuse()
-                    )),
-                )
-            } else {
-                (
-                    "no-token",
-                    format!("{} asks without a token where one is required", subject.name),
-                    Remedy {
-                        text: format!(
-                            "{} Until then tokens can be made optional again, which weakens the instance for everybody on it.",
-                            if sdk == Sdk::Curl { sdk.without_v1() } else {
-                                "Update the client or its SDK to a version that uses IMDSv2 (a token from PUT /latest/api/token)."
-                            }
-                        ),
-                        commands: vec![remedy::modify_options(context.host, "--http-tokens optional")],
-                    },
-                )
-            };
-            Details {
-                summary,
-                evidence: evidence! {
-                    "cause": cause,
-                    "rejections": rejections,
-                    "token": token,
-                    "path": context.path,
-                    "user_agent": agent,
-                    "client": sdk.name(),
-                },
-                remedy,
-                subject,
-            }
-        });
+        sightings
+            .since(first)
+            .report(sighting, || details(cause, rejections, tokens, client, context));
     }
 
     fn evicted(&self) -> u64 {
         self.evicted
+    }
+}
+
+impl TokenRejected {
+    fn row(&mut self, client: &Client, time: Time) -> &mut Row {
+        entry(&mut self.clients, client.handle, &mut self.evicted, || Row::new(time))
+    }
+}
+
+fn details(cause: Cause, rejections: u64, tokens: u64, client: &Client, context: &Context<'_>) -> Details {
+    let subject = context.client_subject();
+    let name = &subject.name;
+    let agent = client.user_agent.as_deref();
+    let sdk = Sdk::of(agent);
+    let (cause, summary, remedy) = match (cause, client.v1_cause) {
+        (Cause::SameToken, _) => (
+            "same-token",
+            format!("{name} keeps using a token that IMDS rejects"),
+            remedy::text(format!(
+                "Ask for a new token after a 401. {} Until then a restart of the client helps.",
+                sdk.reuse()
+            )),
+        ),
+        (Cause::FreshToken, _) => (
+            "fresh-token",
+            format!("tokens of {name} are rejected right after they were granted"),
+            remedy::text(
+                "Token request and request must reach the same service: see whether only one of them goes through a proxy, or \
+                 whether a token of another instance is shared. Send the token exactly as it was received, without quotes or \
+                 a line end.",
+            ),
+        ),
+        (Cause::ManyTokens, _) => (
+            "many-tokens",
+            format!("{name} sends many different tokens, and IMDS rejects each"),
+            remedy::text(
+                "These tokens are not from this IMDS. Get the token with PUT /latest/api/token on this instance; see whether \
+                 the client takes tokens of another service or another instance for it.",
+            ),
+        ),
+        (Cause::NoToken, Some(refused)) => {
+            let (cause, what) = refused.name();
+            (
+                cause,
+                format!("{name} asks without a token where one is required: {what}"),
+                remedy::text(format!(
+                    "The cause is the token request, not this client's version ({cause}). With a token it is answered."
+                )),
+            )
+        }
+        (Cause::NoToken, None) => (
+            "no-token",
+            format!("{name} asks without a token where one is required"),
+            Remedy {
+                text: format!(
+                    "{} Until then tokens can be made optional again, which weakens the instance for everybody on it.",
+                    if sdk == Sdk::Curl {
+                        sdk.without_v1()
+                    } else {
+                        "Update the client or its SDK to a version that uses IMDSv2 (a token from PUT /latest/api/token)."
+                    }
+                ),
+                commands: vec![remedy::modify_options(context.host, "--http-tokens optional")],
+            },
+        ),
+    };
+    Details {
+        summary,
+        evidence: evidence! {
+            "cause": cause,
+            "rejections": rejections,
+            "tokens": tokens,
+            "token": context.token(),
+            "path": context.path,
+            "user_agent": agent,
+            "client": sdk.name(),
+        },
+        remedy,
+        subject,
     }
 }

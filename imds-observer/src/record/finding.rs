@@ -49,6 +49,7 @@ codes! {
     NoAnswer => "no-answer",
     ProxiedRequest => "proxied-request",
     Ipv6EndpointSilent => "ipv6-endpoint-silent",
+    TokenRequestRefused => "token-request-refused",
 }
 
 impl fmt::Display for Code {
