@@ -6,7 +6,12 @@
 //! answer since, and others had none before either or are refused too, the endpoint is disabled: one finding for the
 //! host, however many processes ask. If others are answered, the client is at fault: one finding for the client. A token request
 //! that is refused while other requests of the same client are answered was forwarded: IMDS refuses those that carry
-//! `X-Forwarded-For`. Requests that are seen to carry such a header are left to `proxied-request`.
+//! `X-Forwarded-For`, unless it asks for the token under a dated version, which IMDS refuses too. Requests that are seen to carry
+//! such a header are left to `proxied-request`. A client whose other requests are answered is refused this path: `cause` is
+//! `path`. That tokens may be required is only said where no request without a token was answered lately.
+//!
+//! Other statuses 4xx that no detector is for (400, 405, 406, 411, 417 and so on to other requests than for a token) are the
+//! client's finding too, at the `other_statuses`-th within 10 min: `cause` is `status`.
 //!
 //! ## Why it matters
 //!
@@ -45,6 +50,7 @@
 //!
 //! - `hold_s` (5): seconds from a client's first 403 to the verdict.
 //! - `quiet_s` (900): seconds without a 403 until the finding is resolved. An answer resolves it sooner.
+//! - `other_statuses` (3): answers with the same other status within 10 min.
 //!
 //! ## References
 //!
@@ -57,11 +63,13 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::status;
+use super::knowledge::{is_probe, status, wrong_token_method};
 use super::remedy::{self, Sdk};
-use super::table::bounded;
+use super::table::{bounded, entry};
+use super::window::Bins;
 use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
+use crate::imds::is_dated_token_path;
+use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -76,6 +84,7 @@ const HOST: &str = "host";
 pub struct Config {
     pub hold_s: u64,
     pub quiet_s: u64,
+    pub other_statuses: u64,
 }
 
 impl Default for Config {
@@ -83,6 +92,7 @@ impl Default for Config {
         Self {
             hold_s: 5,
             quiet_s: 900,
+            other_statuses: 3,
         }
     }
 }
@@ -100,11 +110,14 @@ struct Refused {
     /// It had another answer after its first 403.
     answered_since: bool,
     subject: Subject,
+    /// Of the newest, as it was asked for.
     path: String,
+    server: Option<String>,
 }
 
 pub(super) struct AccessForbidden {
     config: Config,
+    others: LruCache<u64, OtherStatus>,
     clients: LruCache<u64, Refused>,
     /// Newest answer other than 403, and the one before the current run of 403.
     answered: Option<Time>,
@@ -115,6 +128,7 @@ pub(super) struct AccessForbidden {
 pub(super) fn new(config: &Config, limits: &Limits) -> AccessForbidden {
     AccessForbidden {
         config: config.clone(),
+        others: bounded(limits.clients(MAX_CLIENTS)),
         clients: bounded(limits.clients(MAX_CLIENTS)),
         answered: None,
         pending: 0,
@@ -145,6 +159,9 @@ impl Detector for AccessForbidden {
         let (Some(status), time) = (status(exchange), exchange.time) else {
             return;
         };
+        if is_other_refusal(status, exchange) {
+            self.other_status(status, exchange, context, client, sightings);
+        }
         let refused = self.clients.get_mut(&client.handle);
         if status != 403 {
             self.answered = self.answered.max(Some(time));
@@ -166,7 +183,8 @@ impl Detector for AccessForbidden {
             return;
         }
         let subject = context.client_subject();
-        let path = context.path.to_owned();
+        let path = exchange.request.path.clone().unwrap_or_default();
+        let server = exchange.response.as_ref().and_then(|response| response.server.clone());
         if let Some(refused) = refused {
             if time.since(refused.last) > self.config.quiet_s.saturating_mul(SECOND) {
                 refused.first = time;
@@ -175,6 +193,7 @@ impl Detector for AccessForbidden {
             refused.last = refused.last.max(time);
             refused.subject = subject;
             refused.path = path;
+            refused.server = server;
         } else {
             let refused = Refused {
                 first: time,
@@ -187,6 +206,7 @@ impl Detector for AccessForbidden {
                 answered_since: false,
                 subject,
                 path,
+                server,
             };
             if let Some((_, gone)) = self.clients.push(client.handle, refused) {
                 self.evicted += 1;
@@ -260,7 +280,7 @@ impl Detector for AccessForbidden {
             let refused = &*refused;
             sightings.since(refused.pending_from).report(sighting, || match whose {
                 Whose::Host => of_host(refused, clients, context),
-                _ => refused.of_client(client),
+                _ => refused.of_client(client, context),
             });
         }
     }
@@ -298,10 +318,27 @@ fn of_host(refused: &Refused, clients: usize, context: &Context<'_>) -> Details 
 }
 
 impl Refused {
-    fn of_client(&self, client: Option<&Client>) -> Details {
+    /// Whether a request was answered at about the time of these.
+    fn recently(&self, read: Option<Time>) -> bool {
+        read.is_some_and(|read| self.first.since(read) <= RECENT_NS)
+    }
+
+    fn of_client(&self, client: Option<&Client>, context: &Context<'_>) -> Details {
         let name = &self.subject.name;
         let agent = client.and_then(|client| client.user_agent.as_deref());
-        let (cause, summary, remedy) = if self.tokens > 0 && (self.answered_since || self.tokens == self.all) {
+        let path = &self.path;
+        let own_v1 = self.recently(client.and_then(|client| client.v1_read));
+        let own = self.recently(client.and_then(|client| client.read));
+        let v1_works = own_v1 || self.recently(context.knowledge.v1_read);
+        let (cause, summary, remedy) = if self.tokens > 0 && is_dated_token_path(path) {
+            (
+                "token-path",
+                format!("token requests of {name} for {path} are answered 403: tokens are given under /latest/ only"),
+                remedy::text(
+                    "Ask for the token with PUT /latest/api/token; it holds for dated versions of the other paths too.",
+                ),
+            )
+        } else if self.tokens > 0 && (self.answered_since || self.tokens == self.all) {
             (
                 "proxy",
                 format!("token requests of {name} are answered 403: something between adds X-Forwarded-For"),
@@ -312,7 +349,20 @@ impl Refused {
                     commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".to_owned()],
                 },
             )
-        } else if self.without_token == self.all {
+        } else if own && (own_v1 || self.without_token < self.all) {
+            (
+                "path",
+                format!("{name} is answered 403 for {path}, while its other requests are answered"),
+                remedy::text(format!(
+                    "What answers refuses this path to this client: see the rules of the proxy or agent in between.{}",
+                    if path.ends_with('/') {
+                        " The path ends with a slash, which IMDS accepts and some proxies don't (kube2iam): ask without it."
+                    } else {
+                        ""
+                    }
+                )),
+            )
+        } else if self.without_token == self.all && !v1_works {
             (
                 "no-token",
                 format!("requests of {name} without a token are answered 403 while others are answered"),
@@ -339,10 +389,106 @@ impl Refused {
                 "refused": self.all,
                 "token_requests_refused": self.tokens,
                 "other_requests_answered": self.answered_since,
-                "last_path": self.path,
+                "last_path": path,
+                "answered_without_token": v1_works,
+                "server": self.server,
                 "user_agent": agent,
             },
             remedy,
         }
+    }
+}
+
+/// A client whose requests are refused with another status than 403.
+struct OtherStatus {
+    status: u16,
+    recent: Bins<10, { 60 * SECOND }>,
+    all: u64,
+    first: Time,
+}
+
+/// Statuses 4xx that are no other detector's.
+fn is_other_refusal(status: u16, exchange: &Exchange) -> bool {
+    let metadata = matches!(exchange.request.imds_version, Some(ImdsVersion::V1 | ImdsVersion::V2));
+    matches!(status, 400 | 402 | 405..=409 | 411..=428 | 430..=499)
+        && metadata
+        && !is_probe(exchange)
+        && wrong_token_method(exchange).is_none()
+}
+
+impl AccessForbidden {
+    fn other_status(
+        &mut self,
+        status: u16,
+        exchange: &Exchange,
+        context: &Context<'_>,
+        client: &Client,
+        sightings: &mut Sightings<'_>,
+    ) {
+        let row = entry(&mut self.others, client.handle, &mut self.evicted, || OtherStatus {
+            status,
+            recent: Bins::new(),
+            all: 0,
+            first: exchange.time,
+        });
+        if row.status != status || row.recent.total(exchange.time) == 0 {
+            *row = OtherStatus {
+                status,
+                recent: Bins::new(),
+                all: 0,
+                first: exchange.time,
+            };
+        }
+        row.recent.add(exchange.time, 1);
+        row.all += 1;
+        let (all, first) = (row.all, row.first);
+        if row.recent.total(exchange.time) < self.config.other_statuses.max(1) {
+            return;
+        }
+        let fresh = !sightings.is_open(&client.key);
+        let sighting = Sighting {
+            key: &client.key,
+            severity: Severity::Warning,
+            time: exchange.time,
+            count: if fresh { all } else { 1 },
+            news: false,
+        };
+        if fresh {
+            sightings.since(first);
+        }
+        sightings.report(sighting, || {
+            let subject = context.client_subject();
+            let (method, path) = (&exchange.request.method, &exchange.request.path);
+            let server = exchange.response.as_ref().and_then(|response| response.server.as_deref());
+            Details {
+                summary: format!(
+                    "{} is answered {status} for {} {}",
+                    subject.name,
+                    method.as_deref().unwrap_or_default(),
+                    path.as_deref().unwrap_or_default()
+                ),
+                evidence: evidence! {
+                    "cause": "status",
+                    "status": status,
+                    "refused": all,
+                    "method": method,
+                    "last_path": path,
+                    "server": server,
+                    "user_agent": client.user_agent,
+                },
+                remedy: remedy::text(match status {
+                    405 => "Ask with GET: IMDS answers no other method on this path.",
+                    411 => "Send no body and no Transfer-Encoding; where something in between wants a length, Content-Length: 0.",
+                    417 => "Send no Expect header.",
+                    413 | 414 | 431 => "Send a shorter request: a line or a header is too long for what answers.",
+                    400 => "Compare the request with one of curl: a header or the path is malformed for what answers.",
+                    _ => {
+                        "IMDS itself doesn't answer so: find out what answers in its place (curl -si shows the Server header), and let the \
+                         client reach IMDS directly."
+                    }
+                }),
+                subject,
+            }
+        });
     }
 }

@@ -11,7 +11,7 @@ use super::connectivity::{DropNote, V4_WORKS_NS};
 use super::table::{bounded, entry};
 use super::{Context, HostFacts, Limits, Observation};
 use crate::callers::ByCaller;
-use crate::imds::is_token_path;
+use crate::imds::{below_version, is_role_listing, is_token_path, normalise};
 use crate::record::workload::{self, Group};
 use crate::record::{
     Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
@@ -112,6 +112,11 @@ pub struct Client {
     /// Holds until a token is granted or used: many clients never try again.
     pub v1_cause: Option<V1Cause>,
     last_v1: Option<Time>,
+    /// Newest answer 2xx to a request without a token, and to any but a token request.
+    pub v1_read: Option<Time>,
+    pub read: Option<Time>,
+    /// Newest answer to its request for the list of roles, and whether there is one.
+    pub role_listing: Option<(Time, bool)>,
     pub v4_answered: Option<Time>,
     pub v6_answered: Option<Time>,
     pub user_agent: Option<Arc<str>>,
@@ -131,6 +136,10 @@ pub struct Knowledge {
     /// Newest answer over IPv4, whoever asked.
     pub v4_answered: Option<Time>,
     pub v6_answered: Option<Time>,
+    /// Newest answer 2xx to a request without a token, whoever asked.
+    pub v1_read: Option<Time>,
+    /// Newest list of roles that anyone was given.
+    pub role_listed: Option<Time>,
     /// What drops told, by connection id.
     drops: LruCache<String, DropNote>,
     /// Newest request of cloud-init, whose crawl is a burst by design.
@@ -149,6 +158,8 @@ impl Knowledge {
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
+            v1_read: None,
+            role_listed: None,
             drops: bounded(limits.connections(MAX_DROPS)),
             boot_crawl: None,
             quota_exceeded: None,
@@ -228,6 +239,9 @@ impl Knowledge {
             token: None,
             v1_cause: None,
             last_v1: None,
+            v1_read: None,
+            read: None,
+            role_listing: None,
             v4_answered: None,
             v6_answered: None,
             user_agent: None,
@@ -249,6 +263,10 @@ impl Knowledge {
         }
         if let Observation::Exchange(exchange) = observation {
             client.learn(exchange);
+            self.v1_read = self.v1_read.max(client.v1_read);
+            if let Some((listed, true)) = client.role_listing {
+                self.role_listed = self.role_listed.max(Some(listed));
+            }
             if answered(exchange) {
                 let (of_client, of_host) = if is_v6(&exchange.connection.remote) {
                     (&mut client.v6_answered, &mut self.v6_answered)
@@ -348,6 +366,7 @@ impl Client {
             self.cloud_init |= agent.starts_with("Cloud-Init");
         }
         let time = exchange.time;
+        self.learn_answer(exchange);
         match exchange.request.imds_version {
             Some(ImdsVersion::Token) => {
                 let fate = token_fate(exchange);
@@ -378,6 +397,31 @@ impl Client {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn learn_answer(&mut self, exchange: &Exchange) {
+        let v1 = match exchange.request.imds_version {
+            Some(ImdsVersion::V1) => true,
+            Some(ImdsVersion::V2) => false,
+            _ => return,
+        };
+        let (Some(status), false) = (status(exchange), is_probe(exchange)) else {
+            return;
+        };
+        if (200..300).contains(&status) {
+            self.read = self.read.max(Some(exchange.time));
+            if v1 {
+                self.v1_read = self.v1_read.max(Some(exchange.time));
+            }
+        }
+        if matches!(status, 200 | 404)
+            && let Some(path) = exchange.request.path.as_deref()
+            && path.trim_end_matches('/').ends_with("/security-credentials")
+            && is_role_listing(below_version(&normalise(path)))
+            && self.role_listing.is_none_or(|(newest, _)| exchange.time >= newest)
+        {
+            self.role_listing = Some((exchange.time, status == 200));
         }
     }
 

@@ -34,6 +34,7 @@ mod ledger;
 mod limits;
 mod neighbor_unresolved;
 mod no_answer;
+mod no_instance_role;
 mod no_route;
 mod not_found;
 mod packet_quota;
@@ -43,12 +44,14 @@ mod proxied_request;
 mod remedy;
 mod server_errors;
 mod slow_responses;
+mod stale_role_name;
 mod table;
 mod tight_polling;
 mod token_not_reused;
 mod token_rejected;
 mod token_request_refused;
 mod token_response_lost;
+mod unexpected_redirect;
 mod wants;
 mod window;
 
@@ -119,6 +122,7 @@ registry! {
     ipv6_endpoint_silent => Ipv6EndpointSilent, "attempts over IPv6 fail: its endpoint is not enabled";
     neighbor_unresolved => NeighborUnresolved, "a route takes IMDS for a neighbour, and nobody answers ARP";
     no_answer => NoAnswer, "packets leave and nothing comes back";
+    no_instance_role => NoInstanceRole, "a client looks for the instance's role again and again, and there is none";
     no_route => NoRoute, "no usable route leads to IMDS";
     not_found => NotFound, "a path that was never there is asked for again and again";
     packet_quota => PacketQuota, "an interface nears or exceeds 1024 link-local packets a second";
@@ -126,11 +130,13 @@ registry! {
     proxied_request => ProxiedRequest, "a proxy stands between a client and IMDS";
     server_errors => ServerErrors, "IMDS answers 429 or 5xx: the host is throttled";
     slow_responses => SlowResponses, "IMDS answers, but slowly";
+    stale_role_name => StaleRoleName, "a client asks for a role that the instance no longer has, while it has another one";
     tight_polling => TightPolling, "one path is asked again and again, faster than anything legitimate";
     token_not_reused => TokenNotReused, "a new token for nearly every request";
     token_rejected => TokenRejected, "401 again and again: an old token, or none where one is required";
     token_request_refused => TokenRequestRefused, "a token request is answered with a status that gives no token: 404, 405, 417, 5xx";
     token_response_lost => TokenResponseLost, "token responses reach the host and die on the way: the hop limit is too small";
+    unexpected_redirect => UnexpectedRedirect, "a request is answered 3xx, and nothing comes of it";
 }
 
 /// A row of the registry.

@@ -2,9 +2,13 @@
 //!
 //! ## Detects
 //!
-//! Per client and path: `misses` answers 404 within 10 min, spread over at least `spread_s`, to a path that nobody has had 200
-//! for. Paths whose 404 is part of their meaning (`spot/`, rebalance recommendations and the like) are left out. `info` for
-//! paths that IMDS knows and this instance lacks (`tags/`, `autoscaling/`, `iam/`), `warning` for others.
+//! Per client and path: `misses` answers 404 or 410 within 10 min, spread over at least `spread_s`; or, of clients that are
+//! started again and again and of slow ones, `slow_misses` with less than an hour between two, spread over at least
+//! `slow_spread_s`. The client never had an answer 200 for the path; if others have, something between answers clients
+//! differently, and the finding says so. Paths whose 404 is part of their meaning (`spot/`, rebalance recommendations, IPv6
+//! addresses of an interface and the like) are left out. `info` for paths that IMDS knows and this instance may lack (`tags/`,
+//! `autoscaling/`, `iam/`, an interface), `warning` for others and for a client whose every start ends so. The list of
+//! roles is `no-instance-role`.
 //!
 //! ## Why it matters
 //!
@@ -28,7 +32,7 @@
 //!   "last_seen": "2023-11-14T22:15:46.000000000Z",
 //!   "count": 30,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) asks again and again for /latest/meta-data/tags/instance/Environment, which is not there",
-//!   "evidence": {"known_category":true,"misses":30,"path":"/latest/meta-data/tags/instance/Environment","since":"2023-11-14T22:13:21.000000000Z","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "evidence": {"known_category":true,"misses":30,"others_are_answered":false,"path":"/latest/meta-data/tags/instance/Environment","processes":1,"since":"2023-11-14T22:13:21.000000000Z","status":404,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
 //!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --instance-metadata-tags enabled"],"text":"Tags are not in IMDS unless that is enabled for the instance."}
 //! }
 //! ```
@@ -44,6 +48,8 @@
 //!
 //! - `misses` (20): answers 404 within 10 min.
 //! - `spread_s` (60): the least time from the first to the last of them.
+//! - `slow_misses` (8): answers 404 of a slow client.
+//! - `slow_spread_s` (1800): the least time from the first to the last of those.
 //!
 //! ## References
 //!
@@ -61,12 +67,12 @@ use super::remedy;
 use super::table::{bounded, entry};
 use super::window::Bins;
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
-use crate::imds::is_natural_404;
+use crate::imds::{is_role_listing, may_be_absent};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Paths of clients that are followed, about 100 bytes each.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
-/// Paths that exist, 8 bytes each.
+/// Paths that exist, 16 bytes each, for each client and for all.
 const MAX_FOUND: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 
 /// Categories that IMDS knows though an instance may lack them.
@@ -78,14 +84,19 @@ const OPTIONAL: &[&str] = &[
     "meta-data/events",
     "meta-data/ipv6",
     "meta-data/local-hostname",
+    "meta-data/network/interfaces/macs",
     "user-data",
 ];
+/// A longer pause than this ends a row of slow misses.
+const SLOW_NS: u64 = 3600 * SECOND;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub misses: u64,
     pub spread_s: u64,
+    pub slow_misses: u64,
+    pub slow_spread_s: u64,
 }
 
 impl Default for Config {
@@ -93,6 +104,8 @@ impl Default for Config {
         Self {
             misses: 20,
             spread_s: 60,
+            slow_misses: 8,
+            slow_spread_s: 1800,
         }
     }
 }
@@ -102,12 +115,17 @@ struct Misses {
     first: Time,
     last: Time,
     all: u64,
+    /// The same with pauses of up to [`SLOW_NS`].
+    slow_first: Time,
+    slow: u64,
 }
 
 pub(super) struct NotFound {
     config: Config,
     paths: LruCache<(u64, u64), Misses>,
-    found: LruCache<u64, ()>,
+    /// By client and path, and by path: the newest 200.
+    own: LruCache<(u64, u64), ()>,
+    found: LruCache<u64, Time>,
     evicted: u64,
 }
 
@@ -115,6 +133,7 @@ pub(super) fn new(config: &Config, limits: &Limits) -> NotFound {
     NotFound {
         config: config.clone(),
         paths: bounded(limits.paths(MAX_PATHS)),
+        own: bounded(limits.paths(MAX_FOUND)),
         found: bounded(limits.paths(MAX_FOUND)),
         evicted: 0,
     }
@@ -133,27 +152,42 @@ impl Detector for NotFound {
         let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
             return;
         };
-        let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
+        let (Some(status @ (200 | 404 | 410)), time) = (status(exchange), exchange.time) else {
             return;
         };
         let path = context.path;
         let below = context.below;
         let id = context.below_id;
         if status == 200 {
-            if self.found.get(&id).is_none() && self.found.push(id, ()).is_some() {
+            let own = (client.handle, id);
+            if self.own.get(&own).is_none() && self.own.push(own, ()).is_some() {
+                self.evicted += 1;
+            }
+            if let Some(newest) = self.found.get_mut(&id) {
+                *newest = time.max(*newest);
+            } else if self.found.push(id, time).is_some() {
                 self.evicted += 1;
             }
             return;
         }
-        if self.found.contains(&id) || context.booting(time) || is_natural_404(below) {
+        if self.own.contains(&(client.handle, id)) || context.booting(time) || may_be_absent(below) {
             return;
         }
+        let found = self.found.peek(&id).copied();
         let misses = entry(&mut self.paths, (client.handle, id), &mut self.evicted, || Misses {
             recent: Bins::new(),
             first: time,
             last: time,
             all: 0,
+            slow_first: time,
+            slow: 0,
         });
+        if time.since(misses.last) > SLOW_NS {
+            misses.slow_first = time;
+            misses.slow = 0;
+        }
+        misses.slow_first = misses.slow_first.min(time);
+        misses.slow += 1;
         if time.since(misses.last) > 600 * SECOND {
             misses.first = time;
             misses.all = 0;
@@ -162,36 +196,67 @@ impl Detector for NotFound {
         misses.first = misses.first.min(time);
         misses.all += 1;
         misses.recent.add(time, 1);
-        if misses.recent.total(time) < self.config.misses
-            || time.since(misses.first) < self.config.spread_s.saturating_mul(SECOND)
-        {
+        let fast = misses.recent.total(time) >= self.config.misses
+            && time.since(misses.first) >= self.config.spread_s.saturating_mul(SECOND);
+        let slow = misses.slow >= self.config.slow_misses.max(2)
+            && time.since(misses.slow_first) >= self.config.slow_spread_s.saturating_mul(SECOND);
+        if !(fast || slow) {
             return;
         }
-        let all = misses.all;
+        // Answered before this client asked, and not since: it is gone for all.
+        let others = match found {
+            Some(found) if found < misses.slow_first => return,
+            found => found.is_some(),
+        };
+        if is_role_listing(below) && !others {
+            return;
+        }
+        let (all, since) = if fast {
+            (misses.all, misses.first)
+        } else {
+            (misses.slow, misses.slow_first)
+        };
+        let starts = client.short_lived();
         let optional = OPTIONAL.iter().any(|prefix| below.starts_with(prefix));
         let fresh = !sightings.is_open(&client.key);
         let sighting = Sighting {
             key: &client.key,
-            severity: if optional { Severity::Info } else { Severity::Warning },
+            severity: if optional && !others && !starts {
+                Severity::Info
+            } else {
+                Severity::Warning
+            },
             time,
             count: if fresh { all } else { 1 },
             news: false,
         };
         if fresh {
-            sightings.since(misses.first);
+            sightings.since(since);
         }
         sightings.report(sighting, || {
             let subject = context.client_subject();
             Details {
-                summary: format!("{} asks again and again for {path}, which is not there", subject.name),
+                summary: if others {
+                    format!("{} is answered {status} for {path}, which others get", subject.name)
+                } else {
+                    format!("{} asks again and again for {path}, which is not there", subject.name)
+                },
                 evidence: evidence! {
                     "path": path,
+                    "status": status,
                     "misses": all,
-                    "since": misses.first,
+                    "since": since,
+                    "others_are_answered": others,
+                    "processes": client.processes,
                     "known_category": optional,
                     "user_agent": client.user_agent,
                 },
-                remedy: if below.starts_with("meta-data/tags") {
+                remedy: if others {
+                    remedy::text(
+                        "See what answers this client: a proxy for pods (kube2iam, kiam or another metadata agent) that doesn't know \
+                         its address or its role. IMDS itself answers all clients of an instance alike.",
+                    )
+                } else if below.starts_with("meta-data/tags") {
                     Remedy {
                         text: "Tags are not in IMDS unless that is enabled for the instance.".to_owned(),
                         commands: vec![remedy::modify_options(context.host, "--instance-metadata-tags enabled")],

@@ -2,9 +2,13 @@
 //!
 //! ## Detects
 //!
-//! A path that gave 200, and then `misses` answers 404 and no 200 over at least `spread_s`, while another path was
-//! answered in that time. Whoever asks: it is one finding for the path, with all of `iam/` taken together. Paths whose
-//! 404 is part of their meaning (`spot/`, rebalance recommendations, interfaces that come and go, SSH keys) are left out.
+//! A path that gave 200 to a client, and then `misses` answers 404 to the same client and no 200 over at least `spread_s`, while
+//! another path was answered in that time. One finding for the path, whoever asks. If another client is still answered, it is
+//! the client's finding: something between answers clients differently. Paths whose 404 is part of their meaning (`spot/`,
+//! rebalance recommendations, interfaces that come and go, SSH keys) are left out.
+//!
+//! The role is `role-detached` only if the list of roles itself is gone. Of a role's credentials alone that is not known:
+//! with the list answered it is `stale-role-name`, and without it, after `role_spread_s`, `role-detached-or-replaced`.
 //!
 //! ## Why it matters
 //!
@@ -28,7 +32,7 @@
 //!   "last_seen": "2023-11-14T22:14:39.020000000Z",
 //!   "count": 35,
 //!   "summary": "/latest/meta-data/autoscaling/target-lifecycle-state is gone: the instance was probably live-migrated",
-//!   "evidence": {"first_404":"2023-11-14T22:13:31.020000000Z","last_200":"2023-11-14T22:13:29.020000000Z","likely_cause":"live-migration","misses":35,"path":"/latest/meta-data/autoscaling/target-lifecycle-state"},
+//!   "evidence": {"first_404":"2023-11-14T22:13:31.020000000Z","last_200":"2023-11-14T22:13:29.020000000Z","likely_cause":"live-migration","misses":35,"path":"/latest/meta-data/autoscaling/target-lifecycle-state","user_agent":null},
 //!   "remedy": {"commands":[],"text":"Restart the client so that it stops relying on the path, or take the state from EventBridge (node termination handler: queue mode). Stopping and starting the instance brings the path back."}
 //! }
 //! ```
@@ -43,6 +47,7 @@
 //!
 //! - `misses` (3): answers 404 that make a finding.
 //! - `spread_s` (30): the least time from the first to the last of them.
+//! - `role_spread_s` (300): the same for a role's credentials, so that the list of roles may be seen meanwhile.
 //! - `ignore` (empty): beginnings of further paths to leave out, below the version: `meta-data/tags/`.
 //!
 //! ## References
@@ -59,11 +64,11 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::status;
 use super::remedy;
 use super::table::bounded;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
-use crate::imds::is_natural_404;
+use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use crate::imds::{is_natural_404, is_role_listing, role_of};
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
-/// Paths that gave 200 and are remembered, 40 bytes each.
+/// Paths that gave 200 and are remembered, 48 bytes each for a client and 24 for all.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
 /// Longest part of a path that stands in a key.
 const MAX_KEY: usize = 200;
@@ -73,6 +78,7 @@ const MAX_KEY: usize = 200;
 pub struct Config {
     pub misses: u64,
     pub spread_s: u64,
+    pub role_spread_s: u64,
     pub ignore: Vec<String>,
 }
 
@@ -81,6 +87,7 @@ impl Default for Config {
         Self {
             misses: 3,
             spread_s: 30,
+            role_spread_s: 300,
             ignore: Vec::new(),
         }
     }
@@ -96,7 +103,10 @@ struct Known {
 
 pub(super) struct PathDisappeared {
     config: Config,
-    paths: LruCache<u64, Known>,
+    /// By client and path.
+    paths: LruCache<(u64, u64), Known>,
+    /// By path: the newest 200, and who had it.
+    given: LruCache<u64, (Time, u64)>,
     /// The newest two answers 200, by path: one of them is of another path than any that is asked about.
     answered: [(u64, Time); 2],
     evicted: u64,
@@ -106,24 +116,36 @@ pub(super) fn new(config: &Config, limits: &Limits) -> PathDisappeared {
     PathDisappeared {
         config: config.clone(),
         paths: bounded(limits.paths(MAX_PATHS)),
+        given: bounded(limits.paths(MAX_PATHS)),
         answered: [(0, Time(0)); 2],
         evicted: 0,
     }
 }
 
-/// Paths that go together, for one cause.
-fn cause_path(below: &str) -> &str {
-    let iam = "meta-data/iam";
-    let path = if below.starts_with("meta-data/iam/") {
-        iam
-    } else {
-        below
-    };
-    let mut end = path.len().min(MAX_KEY);
-    while !path.is_char_boundary(end) {
+/// Key of the finding about a detached role.
+const ROLE: &str = "path/meta-data/iam";
+
+/// What a missing path means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    LiveMigration,
+    RoleDetached,
+    /// A role's credentials, and nobody has asked for the list of roles since.
+    Role,
+    /// Others are answered.
+    Client,
+    Unknown,
+}
+
+fn key_of(below: &str) -> String {
+    if is_role_listing(below) {
+        return ROLE.to_owned();
+    }
+    let mut end = below.len().min(MAX_KEY);
+    while !below.is_char_boundary(end) {
         end -= 1;
     }
-    &path[..end]
+    format!("path/{}", &below[..end])
 }
 
 impl PathDisappeared {
@@ -147,104 +169,190 @@ impl Detector for PathDisappeared {
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
-        let Observation::Exchange(exchange) = observation else {
+        let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
             return;
         };
-        let (Some(status @ (200 | 404)), time) = (status(exchange), exchange.time) else {
-            return;
-        };
-        let path = context.path;
-        let below = context.below;
-        let id = context.below_id;
-        if status == 200 {
-            if self.answered[0].0 == id {
-                self.answered[0].1 = self.answered[0].1.max(time);
-            } else {
-                self.answered = [(id, time), self.answered[0]];
-            }
-            let known = Known {
-                last_200: time,
-                first_404: None,
-                misses: 0,
-            };
-            if let Some(before) = self.paths.get_mut(&id) {
-                before.last_200 = before.last_200.max(time);
-                if before.first_404.is_some_and(|first| first <= time) {
-                    *before = known;
-                    sightings.clear(&format!("path/{}", cause_path(below)), time);
-                }
-            } else if !self.is_ignored(below) {
-                self.evicted += u64::from(self.paths.push(id, known).is_some());
-            }
-            return;
+        match status(exchange) {
+            Some(200) => self.answered(exchange.time, context, client, sightings),
+            Some(404 | 410) => self.missing(exchange.time, context, client, sightings),
+            _ => {}
         }
-        let answered = self.answered;
-        let Some(known) = self.paths.get_mut(&id).filter(|known| known.last_200 < time) else {
-            return;
-        };
-        let first = *known.first_404.get_or_insert(time);
-        known.misses += 1;
-        let others = answered
-            .iter()
-            .any(|(other, answered)| *other != id && *answered >= first);
-        if known.misses < self.config.misses.max(1)
-            || time.since(first) < self.config.spread_s.saturating_mul(SECOND)
-            || !others
-        {
-            return;
-        }
-        let known = *known;
-        let cause = cause_path(below);
-        let iam = cause == "meta-data/iam";
-        let key = format!("path/{cause}");
-        let sighting = Sighting {
-            key: &key,
-            severity: if iam { Severity::High } else { Severity::Warning },
-            time,
-            count: if sightings.is_open(&key) { 1 } else { known.misses },
-            news: false,
-        };
-        sightings.since(first).report(sighting, || {
-            let lifecycle = below == "meta-data/autoscaling/target-lifecycle-state";
-            Details {
-                subject: context.subject(key.clone(), format!("path {path}")),
-                summary: if iam {
-                    "the instance's role is gone from IMDS: it was detached".to_owned()
-                } else if lifecycle {
-                    format!("{path} is gone: the instance was probably live-migrated")
-                } else {
-                    format!("{path} was there and is gone")
-                },
-                evidence: evidence! {
-                    "path": path,
-                    "last_200": known.last_200,
-                    "first_404": first,
-                    "misses": known.misses,
-                    "likely_cause": if iam { "role-detached" } else if lifecycle { "live-migration" } else { "changed" },
-                },
-                remedy: if iam {
-                    Remedy {
-                        text: "Attach the instance profile again; until then what runs here has the credentials it holds, and \
-                               none after they expire."
-                            .to_owned(),
-                        commands: vec![format!(
-                            "aws ec2 associate-iam-instance-profile --instance-id {} --iam-instance-profile Name=PROFILE",
-                            remedy::instance_id(context.host)
-                        )],
-                    }
-                } else if lifecycle {
-                    remedy::text(
-                        "Restart the client so that it stops relying on the path, or take the state from EventBridge \
-                         (node termination handler: queue mode). Stopping and starting the instance brings the path back.",
-                    )
-                } else {
-                    remedy::text("See what changed on the instance (tags, addresses, interfaces), and tell the client that asks.")
-                },
-            }
-        });
     }
 
     fn evicted(&self) -> u64 {
         self.evicted
+    }
+}
+
+impl PathDisappeared {
+    fn answered(&mut self, time: Time, context: &Context<'_>, client: &Client, sightings: &mut Sightings<'_>) {
+        let (id, below) = (context.below_id, context.below);
+        if self.answered[0].0 == id {
+            self.answered[0].1 = self.answered[0].1.max(time);
+        } else {
+            self.answered = [(id, time), self.answered[0]];
+        }
+        if let Some(given) = self.given.get_mut(&id) {
+            if given.0 <= time {
+                *given = (time, client.handle);
+            }
+        } else if !self.is_ignored(below) {
+            self.evicted += u64::from(self.given.push(id, (time, client.handle)).is_some());
+        }
+        if sightings.any_open() {
+            sightings.clear(&key_of(below), time);
+        }
+        let known = Known {
+            last_200: time,
+            first_404: None,
+            misses: 0,
+        };
+        if let Some(before) = self.paths.get_mut(&(client.handle, id)) {
+            before.last_200 = before.last_200.max(time);
+            if before.first_404.is_some_and(|first| first <= time) {
+                *before = known;
+                sightings.clear(&client.key, time);
+            }
+        } else if !self.is_ignored(below) {
+            self.evicted += u64::from(self.paths.push((client.handle, id), known).is_some());
+        }
+    }
+
+    fn missing(&mut self, time: Time, context: &Context<'_>, client: &Client, sightings: &mut Sightings<'_>) {
+        let (id, below) = (context.below_id, context.below);
+        let answered = self.answered;
+        let Some(known) = self
+            .paths
+            .get_mut(&(client.handle, id))
+            .filter(|known| known.last_200 < time)
+        else {
+            return;
+        };
+        let first = *known.first_404.get_or_insert(time);
+        known.misses += 1;
+        let known = *known;
+        let others = answered
+            .iter()
+            .any(|(other, answered)| *other != id && *answered >= first);
+        let listing = context.knowledge.role_listed.is_some_and(|listed| listed >= first);
+        let own_listing = client.role_listing.filter(|(time, _)| *time >= first);
+        let cause = if self
+            .given
+            .peek(&id)
+            .is_some_and(|(given, to)| *to != client.handle && *given >= first)
+        {
+            Cause::Client
+        } else if is_role_listing(below) {
+            Cause::RoleDetached
+        } else if role_of(below).is_some() {
+            // Listed: the role's name is stale. Not listed: the list itself is the evidence.
+            if listing || own_listing.is_some() {
+                return;
+            }
+            Cause::Role
+        } else if below == "meta-data/autoscaling/target-lifecycle-state" {
+            Cause::LiveMigration
+        } else {
+            Cause::Unknown
+        };
+        let spread_s = match cause {
+            Cause::Role => self.config.role_spread_s,
+            _ => self.config.spread_s,
+        };
+        // Of the list of roles, which some clients ask for alone, no other answer is needed.
+        let others = others || cause == Cause::RoleDetached || cause == Cause::Client;
+        if known.misses < self.config.misses.max(1) || time.since(first) < spread_s.saturating_mul(SECOND) || !others {
+            return;
+        }
+        let key = if cause == Cause::Client {
+            client.key.to_string()
+        } else {
+            key_of(below)
+        };
+        let sighting = Sighting {
+            key: &key,
+            severity: if cause == Cause::RoleDetached {
+                Severity::High
+            } else {
+                Severity::Warning
+            },
+            time,
+            count: if sightings.is_open(&key) { 1 } else { known.misses },
+            news: false,
+        };
+        sightings
+            .since(first)
+            .report(sighting, || details(cause, known, first, &key, context, client));
+    }
+}
+
+fn details(cause: Cause, known: Known, first: Time, key: &str, context: &Context<'_>, client: &Client) -> Details {
+    let path = context.path;
+    let subject = if cause == Cause::Client {
+        context.client_subject()
+    } else {
+        context.subject(key.to_owned(), format!("path {path}"))
+    };
+    let (likely_cause, summary, remedy) = match cause {
+        Cause::RoleDetached => (
+            "role-detached",
+            "the instance's role is gone from IMDS: it was detached".to_owned(),
+            Remedy {
+                text: "Attach the instance profile again; until then what runs here has the credentials it holds, and \
+                       none after they expire."
+                    .to_owned(),
+                commands: vec![format!(
+                    "aws ec2 associate-iam-instance-profile --instance-id {} --iam-instance-profile Name=PROFILE",
+                    remedy::instance_id(context.host)
+                )],
+            },
+        ),
+        Cause::Role => (
+            "role-detached-or-replaced",
+            format!("{path} was there and is gone: the role was detached or replaced"),
+            remedy::text(
+                "See whether /latest/meta-data/iam/security-credentials/ lists another role. If it does, restart the client so \
+                 that it reads the role's name again; if it is empty, the instance has no role any more.",
+            ),
+        ),
+        Cause::Client => (
+            "answered-differently",
+            format!(
+                "{} is answered 404 for {path}, which it had and others still get",
+                subject.name
+            ),
+            remedy::text(
+                "See what answers this client: a proxy for pods (kube2iam, kiam or another metadata agent) that doesn't know its \
+                 address or its role any more. IMDS itself answers all clients of an instance alike.",
+            ),
+        ),
+        Cause::LiveMigration => (
+            "live-migration",
+            format!("{path} is gone: the instance was probably live-migrated"),
+            remedy::text(
+                "Restart the client so that it stops relying on the path, or take the state from EventBridge \
+                 (node termination handler: queue mode). Stopping and starting the instance brings the path back.",
+            ),
+        ),
+        Cause::Unknown => (
+            "changed",
+            format!("{path} was there and is gone"),
+            remedy::text(
+                "See what changed on the instance (tags, addresses, interfaces), and correct the client that asks.",
+            ),
+        ),
+    };
+    Details {
+        subject,
+        summary,
+        evidence: evidence! {
+            "path": path,
+            "last_200": known.last_200,
+            "first_404": first,
+            "misses": known.misses,
+            "likely_cause": likely_cause,
+            "user_agent": client.user_agent,
+        },
+        remedy,
     }
 }

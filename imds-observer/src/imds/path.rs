@@ -56,6 +56,16 @@ pub fn is_token_path(path: &str) -> bool {
     is_aws_path(&path) && below_version(&path) == "api/token"
 }
 
+/// A token path below another version than `latest`: IMDS refuses it with 403 [awsdocs/amazon-ec2-user-guide#182].
+pub fn is_dated_token_path(path: &str) -> bool {
+    is_token_path(path) && !normalise(path).starts_with("/latest/")
+}
+
+/// The list of the instance's roles: it has one, or none.
+pub fn is_role_listing(below: &str) -> bool {
+    below == "meta-data/iam/security-credentials"
+}
+
 /// The role whose credentials a path gives, from its part below the version.
 pub fn role_of(below: &str) -> Option<&str> {
     let role = below
@@ -76,6 +86,31 @@ const NATURAL_404: &[&str] = &[
     "public-hostname",
     "elastic-gpus",
     "elastic-inference",
+    "ancestor-ami-ids",
+    "kernel-id",
+    "ramdisk-id",
+    "product-codes",
+    "public-keys",
+    "placement/group-name",
+    "placement/host-id",
+    "placement/partition-number",
+];
+
+/// Of an interface, what is always there while the interface is [D]. Its addresses of one family, prefixes and associations are not.
+const INTERFACE: &[&str] = &[
+    "device-number",
+    "interface-id",
+    "local-hostname",
+    "local-ipv4s",
+    "mac",
+    "owner-id",
+    "security-group-ids",
+    "security-groups",
+    "subnet-id",
+    "subnet-ipv4-cidr-block",
+    "vpc-id",
+    "vpc-ipv4-cidr-block",
+    "vpc-ipv4-cidr-blocks",
 ];
 
 /// Whether 404 is an answer like any other for this path, given from below its version.
@@ -87,6 +122,20 @@ pub fn is_natural_404(below: &str) -> bool {
         item.strip_prefix(natural)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     })
+}
+
+/// Whether a client may ask for this path again and again and be answered 404 each time, and nothing is wrong. Stricter than
+/// [`is_natural_404`]: an interface comes and goes, but who keeps asking for the subnet of one that isn't there fails.
+pub fn may_be_absent(below: &str) -> bool {
+    let interface = below
+        .strip_prefix("meta-data/network/interfaces/macs/")
+        .filter(|interface| !interface.is_empty());
+    match interface {
+        Some(interface) => interface
+            .split_once('/')
+            .is_some_and(|(_, item)| !INTERFACE.contains(&item)),
+        None => is_natural_404(below),
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +191,20 @@ mod tests {
         ] {
             assert!(!is_natural_404(&format!("meta-data/{telling}")), "{telling}");
         }
+        let mac = "meta-data/network/interfaces/macs/0a:1b";
+        for absent in ["ipv6s", "network-card", "ipv4-prefix", "ipv4-associations/1.2.3.4"] {
+            assert!(may_be_absent(&format!("{mac}/{absent}")), "{absent}");
+        }
+        for needed in [
+            mac.to_owned(),
+            format!("{mac}/local-ipv4s"),
+            "meta-data/placement/region".to_owned(),
+        ] {
+            assert!(!may_be_absent(&needed), "{needed}");
+        }
+        assert!(may_be_absent("meta-data/spot/instance-action"));
+        assert!(is_dated_token_path("/2021-01-03/api/token"));
+        assert!(!is_dated_token_path("//latest/api/token/"));
         assert_eq!(role_of("meta-data/iam/security-credentials/web"), Some("web"));
         assert_eq!(role_of("meta-data/iam/security-credentials/"), None);
         assert_eq!(role_of("meta-data/iam/security-credentials"), None);

@@ -50,6 +50,9 @@ codes! {
     ProxiedRequest => "proxied-request",
     Ipv6EndpointSilent => "ipv6-endpoint-silent",
     TokenRequestRefused => "token-request-refused",
+    StaleRoleName => "stale-role-name",
+    NoInstanceRole => "no-instance-role",
+    UnexpectedRedirect => "unexpected-redirect",
 }
 
 impl fmt::Display for Code {
