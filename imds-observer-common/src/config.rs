@@ -59,13 +59,17 @@ pub struct KernelOffsets {
     pub mount_mnt_mountpoint: u32,
     pub vfsmount_mnt_root: u32,
     pub css_set_dfl_cgrp: u32,
-    /// Of the `cgroup_subsys_state *` of a v1 controller that container runtimes use (pids, else memory, else cpu).
+    /// Of the `cgroup_subsys_state *` of a controller in a v1 hierarchy; absent on hosts with cgroup v2 alone.
     pub css_set_v1_subsys: u32,
     pub css_cgroup: u32,
     pub cgroup_kn: u32,
     pub kernfs_node_name: u32,
     pub kernfs_node_parent: u32,
     pub kernfs_node_id: u32,
+    pub kernfs_node_mode: u32,
+    /// Null while root owns the node.
+    pub kernfs_node_iattr: u32,
+    pub kernfs_iattrs_uid: u32,
     pub skb_head: u32,
     pub skb_network_header: u32,
     pub skb_protocol: u32,

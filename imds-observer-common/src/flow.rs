@@ -11,6 +11,8 @@ pub struct Flow {
     /// Who connected, or who sent the newest payload.
     pub process: ProcessKey,
     pub cgroup_id: u64,
+    /// The process's cgroups of v1 and v2 in one number: it changes when the process is moved.
+    pub cgroup_mark: u64,
     pub tid: u32,
     pub netns: u32,
     /// Sequence number that the next new outgoing byte will have.

@@ -39,7 +39,8 @@ pub struct Ancestor {
     pub comm: [u8; COMM_BYTES],
 }
 
-/// Sent once per [`ProcessKey`], before the first event that mentions it.
+/// Sent once per [`ProcessKey`] and cgroup, before the first event that mentions them. Followed by `cgroup_v1_len` bytes: the path in
+/// a v1 hierarchy, in the form of `cgroup`.
 ///
 /// Bytes past the stated lengths are left over from other events of the same kind and mean nothing.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -63,6 +64,14 @@ pub struct ProcessEvent {
     pub cgroup_len: u16,
     /// Bytes that the command line really has, if more than were noted.
     pub cmdline_total: u16,
+    /// 0: the process is in no cgroup of a v1 controller.
+    pub cgroup_v1_len: u16,
+    /// Components of `cgroup`, from the leaf, that lie below a directory in which an unprivileged user may make others: their
+    /// names are that user's choice.
+    pub cgroup_delegated: u16,
+    /// The same for the path in the v1 hierarchy.
+    pub cgroup_v1_delegated: u16,
+    pub reserved: u16,
     /// Path components from the file up to the root, each ended by NUL: `python3\0bin\0usr\0`.
     pub exe: [u8; EXE_BYTES],
     /// `argv`, each ended by NUL.

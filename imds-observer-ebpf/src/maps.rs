@@ -5,8 +5,8 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use imds_observer_common::{
-    Connecting, DropEvent, Flow, HEAD_BYTES, InterfaceCounters, LossCounters, ProcessEvent, ProcessKey, SegmentEvent,
-    Tuple, WireEvent, sizes,
+    CGROUP_BYTES, Connecting, DropEvent, Flow, HEAD_BYTES, InterfaceCounters, LossCounters, ProcessEvent, ProcessKey,
+    SegmentEvent, Tuple, WireEvent, sizes,
 };
 
 use crate::emit::count;
@@ -39,9 +39,17 @@ pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries
 #[map]
 pub(crate) static CONNECTING: Array<Connecting> = Array::with_max_entries(sizes::CONNECTING, 0);
 
-/// Process images that user space has been told of.
+/// A process image in a cgroup. A process that is moved is announced again, and one whose threads are in two cgroups once for each.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Announced {
+    pub(crate) key: ProcessKey,
+    pub(crate) cgroup_mark: u64,
+}
+
+/// What user space has been sent a description of.
 #[map]
-pub(crate) static PROCESSES: LruHashMap<ProcessKey, u8> = LruHashMap::with_max_entries(sizes::PROCESSES, 0);
+pub(crate) static PROCESSES: LruHashMap<Announced, u8> = LruHashMap::with_max_entries(sizes::PROCESSES, 0);
 
 /// Interface index -> link-local packets.
 #[map]
@@ -142,13 +150,15 @@ pub(crate) struct WireScratch {
 #[map]
 pub(crate) static WIRE_SCRATCH: PerCpuArray<WireScratch> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// Longest path component that is noted, with its NUL.
-pub(crate) const COMPONENT_BYTES: usize = 128;
+/// Longest path component with its NUL: `NAME_MAX` is 255, for cgroups as for files.
+pub(crate) const COMPONENT_BYTES: usize = 256;
 
 /// The slack lets a component be written at any masked offset of the last array without leaving the map value.
 #[repr(C)]
 pub(crate) struct ProcessScratch {
     pub(crate) event: ProcessEvent,
+    /// Of a v1 hierarchy, sent behind the event.
+    pub(crate) cgroup_v1: [u8; CGROUP_BYTES],
     pub(crate) slack: [u8; COMPONENT_BYTES],
 }
 

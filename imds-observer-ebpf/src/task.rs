@@ -13,7 +13,7 @@ use imds_observer_common::{
 
 use crate::config::{offset, reads_tasks_directly};
 use crate::emit::{count, emit_bytes, header};
-use crate::maps::{COMPONENT_BYTES, PROCESS_SCRATCH, PROCESSES};
+use crate::maps::{Announced, COMPONENT_BYTES, PROCESS_SCRATCH, PROCESSES};
 
 /// Dentries and mounts that are walked for one path.
 const MAX_COMPONENTS: usize = 24;
@@ -121,10 +121,28 @@ pub(crate) fn netns(net: u64) -> Option<u32> {
     read(net, offset!(net_ns_inum)?)
 }
 
-/// cgroup v2 id of the current task.
+/// The cgroups of the current task.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Cgroups {
+    /// cgroup v2 id; 0: not known.
+    pub(crate) id: u64,
+    /// See [`imds_observer_common::Flow::cgroup_mark`].
+    pub(crate) mark: u64,
+}
+
 #[inline(always)]
-pub(crate) fn current_cgroup_id() -> u64 {
-    typed_task().and_then(cgroup_id_of_current).unwrap_or(0)
+pub(crate) fn current_cgroups() -> Cgroups {
+    let Some(task) = typed_task() else {
+        return Cgroups::default();
+    };
+    let id = cgroup_id_of_current(task).unwrap_or(0);
+    let v1 = cgroup_node_v1(task)
+        .and_then(|node| read::<u64>(node, offset!(kernfs_node_id)?))
+        .unwrap_or(0);
+    Cgroups {
+        id,
+        mark: id.wrapping_add(v1.rotate_left(32)),
+    }
 }
 
 #[inline(always)]
@@ -142,7 +160,7 @@ fn cgroup_node(task: u64) -> Option<u64> {
     read(cgroup, offset!(cgroup_kn)?)
 }
 
-/// The same in the hierarchy of a v1 controller, where runtimes on hybrid hosts put containers.
+/// The same in the hierarchy of a v1 controller, where runtimes on hybrid hosts put containers. `None` where there is none.
 #[inline(always)]
 fn cgroup_node_v1(task: u64) -> Option<u64> {
     let set: u64 = read(task, offset!(task_cgroups)?)?;
@@ -157,14 +175,15 @@ fn cgroup_node_v1(task: u64) -> Option<u64> {
 /// Tells user space who the current process is, unless it has been told.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn announce(start_time_ns: u64, tgid_exec: u64) -> u32 {
+extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> u32 {
     let key = ProcessKey {
         start_time_ns,
         tgid: tgid_exec as u32,
         exec_id: (tgid_exec >> 32) as u32,
     };
+    let announced = Announced { key, cgroup_mark };
     // SAFETY: the value is only looked at for presence.
-    if unsafe { PROCESSES.get(key) }.is_some() {
+    if unsafe { PROCESSES.get(announced) }.is_some() {
         return 0;
     }
     let Some(task) = current_task() else { return 0 };
@@ -174,11 +193,14 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64) -> u32 {
     // SAFETY: a per-CPU slot. A program that interrupts this one on the same CPU would be another IMDS sender in softirq,
     // which never announces.
     let event = unsafe { &mut (*scratch).event };
-    event.header = header(EventKind::Process, size_of::<ProcessEvent>());
     event.key = key;
+    event.reserved = 0;
     describe(task, event);
-    if emit_bytes((&raw const *event).cast(), size_of::<ProcessEvent>() as u64) && PROCESSES.insert(key, 1, 0).is_err()
-    {
+    // 0..=512, in the form that all verifiers follow.
+    let v1 = u64::from(event.cgroup_v1_len) & (2 * CGROUP_BYTES as u64 - 1);
+    let size = size_of::<ProcessEvent>() as u64 + if v1 > CGROUP_BYTES as u64 { 0 } else { v1 };
+    event.header = header(EventKind::Process, size as usize);
+    if emit_bytes(scratch.cast(), size) && PROCESSES.insert(announced, 1, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
     1
@@ -186,10 +208,11 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64) -> u32 {
 
 impl Current {
     #[inline(always)]
-    pub(crate) fn announce(&self) {
+    pub(crate) fn announce(&self, cgroups: Cgroups) {
         announce(
             self.key.start_time_ns,
             u64::from(self.key.tgid) | (u64::from(self.key.exec_id) << 32),
+            cgroups.mark,
         );
     }
 }
@@ -207,16 +230,13 @@ fn describe(task: u64, event: &mut ProcessEvent) {
     // The arrays are filled in the order in which they lie, so that a component's slack is overwritten by what follows.
     event.exe_len = note_executable(task) as u16;
     command_line(task, event);
-    event.cgroup_len = match cgroup_node(task) {
-        Some(node) => note_cgroup(node) as u16,
-        None => 0,
-    };
-    // Only the root's own component: on hybrid hosts the container stands in a v1 hierarchy.
-    if event.cgroup_len <= 1
-        && let Some(node) = cgroup_node_v1(task)
-    {
-        event.cgroup_len = note_cgroup(node) as u16;
-    }
+    let noted = cgroup_node(task).map_or(0, |node| note_cgroup(CGROUP, node));
+    event.cgroup_len = noted as u16;
+    event.cgroup_delegated = (noted >> 16) as u16;
+    // Which of the two names the container is for user space to decide: on hybrid hosts a runtime's service may be all that v2 shows.
+    let noted = cgroup_node_v1(task).map_or(0, |node| note_cgroup(CGROUP_V1, node));
+    event.cgroup_v1_len = noted as u16;
+    event.cgroup_v1_delegated = (noted >> 16) as u16;
 }
 
 #[inline(always)]
@@ -316,10 +336,15 @@ fn arguments(task: u64) -> Option<(u64, u64)> {
     Some((read(mm, offset!(mm_arg_start)?)?, read(mm, offset!(mm_arg_end)?)?))
 }
 
-/// Appends the name at `name` to the executable's (`cgroup` 0) or the cgroup's path, which has `used` bytes; the new length.
+/// The arrays that paths are put together in.
+const EXECUTABLE: u32 = 0;
+const CGROUP: u32 = 1;
+const CGROUP_V1: u32 = 2;
+
+/// Appends the name at `name` to one of the paths, which has `used` bytes; the new length.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn note_component(cgroup: u32, used: u32, name: u64) -> u32 {
+extern "C" fn note_component(path: u32, used: u32, name: u64) -> u32 {
     if !may_read() {
         return used;
     }
@@ -327,11 +352,13 @@ extern "C" fn note_component(cgroup: u32, used: u32, name: u64) -> u32 {
         return used;
     };
     // SAFETY: as above.
-    let event = unsafe { &mut (*scratch).event };
-    let buffer = if cgroup == 0 {
-        event.exe.as_mut_ptr()
+    let scratch = unsafe { &mut *scratch };
+    let buffer = if path == EXECUTABLE {
+        scratch.event.exe.as_mut_ptr()
+    } else if path == CGROUP {
+        scratch.event.cgroup.as_mut_ptr()
     } else {
-        event.cgroup.as_mut_ptr()
+        scratch.cgroup_v1.as_mut_ptr()
     };
     // Masked, so that the verifier knows the bound; what lies behind the array takes a component that starts near its end.
     let at = used as usize & (EXE_BYTES - 1);
@@ -375,7 +402,7 @@ extern "C" fn note_executable(task: u64) -> u32 {
         } else {
             above = parent;
         }
-        used = note_component(0, used, read(dentry, d_name).unwrap_or(0));
+        used = note_component(EXECUTABLE, used, read(dentry, d_name).unwrap_or(0));
         if top || used >= EXE_BYTES as u32 {
             break;
         }
@@ -388,27 +415,53 @@ extern "C" fn note_executable(task: u64) -> u32 {
     }
 }
 
-/// The cgroup's path from the leaf up; the root's name is empty.
+/// The cgroup's path from the leaf up; the root's name is empty. Its length, and above 16 bits how many of its components are below a
+/// directory of an unprivileged user.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn note_cgroup(leaf: u64) -> u32 {
+extern "C" fn note_cgroup(path: u32, leaf: u64) -> u32 {
     let (Some(name), Some(parent)) = (offset!(kernfs_node_name), offset!(kernfs_node_parent)) else {
         return 0;
     };
     let mut node = leaf;
     let mut used = 0;
-    for _ in 0..MAX_COMPONENTS {
+    let mut delegated = 0_u32;
+    for level in 0..MAX_COMPONENTS {
         if node == 0 || used >= CGROUP_BYTES as u32 {
             break;
         }
-        used = note_component(1, used, read(node, name).unwrap_or(0));
+        used = note_component(path, used, read(node, name).unwrap_or(0));
+        if is_delegated(node) {
+            delegated = level as u32;
+        }
         node = read(node, parent).unwrap_or(0);
     }
-    if used > CGROUP_BYTES as u32 {
+    let used = if used > CGROUP_BYTES as u32 {
         CGROUP_BYTES as u32
     } else {
         used
-    }
+    };
+    used | (delegated << 16)
+}
+
+/// Whether another user than root may make directories in this one.
+#[inline(always)]
+fn is_delegated(node: u64) -> bool {
+    const WRITABLE_BY_OTHERS: u16 = 0o022;
+    let mode: u16 = offset!(kernfs_node_mode)
+        .and_then(|field| read(node, field))
+        .unwrap_or(0);
+    let attributes: u64 = offset!(kernfs_node_iattr)
+        .and_then(|field| read(node, field))
+        .unwrap_or(0);
+    let owner: u32 = if attributes == 0 {
+        0
+    } else {
+        offset!(kernfs_iattrs_uid)
+            .and_then(|field| read(attributes, field))
+            .unwrap_or(0)
+    };
+    owner != 0 || mode & WRITABLE_BY_OTHERS != 0
 }
 
 #[inline(always)]

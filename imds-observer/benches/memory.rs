@@ -321,6 +321,8 @@ fn attribution(limits: attribution::Limits, rows: &mut Vec<Row>) {
             key: key(n),
             process: Arc::new(process),
             cgroup_id: n,
+            delegated: 0,
+            v1: None,
         });
     };
     let bytes = of(|| {

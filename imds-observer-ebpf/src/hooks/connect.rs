@@ -12,7 +12,7 @@ use imds_observer_common::{ConnectEvent, Connecting, EventKind, Flow, ProcessKey
 use crate::config::{bytes, connecting_slots, is_endpoint, is_endpoint_v4};
 use crate::emit::{count, emit, header};
 use crate::maps::{CONNECTING, FLOWS, TUPLES};
-use crate::task::{current, current_cgroup_id, current_netns};
+use crate::task::{current, current_cgroups, current_netns};
 
 const IPPROTO_TCP: u32 = 6;
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: right before the SYN, with the local port chosen.
@@ -60,9 +60,10 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
     let remote_port = u16::from_be(port as u16);
     // SAFETY: as above.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
+    let cgroups = current_cgroups();
     let (key, tid) = match current() {
         Some(current) => {
-            current.announce();
+            current.announce(cgroups);
             (current.key, current.tid)
         }
         None => {
@@ -79,10 +80,11 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
         }
     };
     let netns = current_netns();
-    let cgroup_id = current_cgroup_id();
+    let cgroup_id = cgroups.id;
     let flow = Flow {
         process: key,
         cgroup_id,
+        cgroup_mark: cgroups.mark,
         tid,
         netns,
         next_seq: 0,

@@ -13,7 +13,7 @@ use crate::emit::{count, each_head, emit_bytes, header, returned};
 use crate::log::debug;
 use crate::maps::{FLOWS, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, with_slot};
 use crate::packet::{self, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, sequence_key, tuple};
-use crate::task::{current, current_netns};
+use crate::task::{current, current_cgroups, current_netns};
 
 #[cgroup_skb]
 pub(crate) fn segment_egress(ctx: SkBuffContext) -> i32 {
@@ -136,6 +136,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow.process = ProcessKey::default();
         // SAFETY: as above.
         flow.cgroup_id = unsafe { bpf_skb_cgroup_id(skb) };
+        flow.cgroup_mark = 0;
         flow.tid = 0;
         flow.netns = 0;
         flow.next_seq = 0;
@@ -153,10 +154,16 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
             && let Some(sender) = current()
             && sender.is_user
         {
-            if sender.key != flow.process || flow.tid == 0 {
-                sender.announce();
+            // A process may be moved to another cgroup while its connection lives.
+            let cgroups = current_cgroups();
+            if sender.key != flow.process || flow.tid == 0 || cgroups.mark != flow.cgroup_mark {
+                sender.announce(cgroups);
                 flow.process = sender.key;
                 flow.netns = current_netns();
+                flow.cgroup_mark = cgroups.mark;
+                if cgroups.id != 0 {
+                    flow.cgroup_id = cgroups.id;
+                }
             }
             flow.tid = sender.tid;
         }

@@ -4,6 +4,7 @@
 //! whatever it is in itself (a node in a container, `docker` in a pod). Names aren't in the path, see [`super::names`].
 
 use crate::record::{Container, Pod};
+use crate::source::CgroupPath;
 
 /// Longest id that is taken from a path which isn't one of ours.
 const MAX_ID: usize = 128;
@@ -14,6 +15,21 @@ pub struct Found {
     pub container: Container,
     /// Whether the path has a form that is known. If not, the id is a guess and the rest is null.
     pub recognised: bool,
+}
+
+/// The container of a process in this cgroup: the innermost one whose directory was made by root.
+///
+/// Any user can give a directory in a delegated subtree a pod's name (`systemd-run --user`, `Delegate=yes`, a user namespace in a
+/// container), so such names identify nothing.
+pub fn of(place: &CgroupPath) -> Option<Found> {
+    if place.delegated == 0 {
+        return from_cgroup(&place.path);
+    }
+    let mut rest = place.path.as_str();
+    for _ in 0..place.delegated {
+        rest = rest.trim_end_matches('/').rsplit_once('/')?.0;
+    }
+    from_cgroup(rest)
 }
 
 /// Reads the id, the runtime and the pod's uid from a cgroup path. `None`: no container.
@@ -191,6 +207,37 @@ mod tests {
             found.container.pod.unwrap().uid.as_deref(),
             Some("6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33")
         );
+    }
+
+    #[test]
+    fn a_name_that_a_user_chose_is_no_container() {
+        let (pod, id, own) = (
+            "pod6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33",
+            "0a".repeat(32),
+            "1b".repeat(32),
+        );
+        let of = |path: String, delegated| {
+            of(&CgroupPath { path, delegated }).map(|found| (found.container.id, found.container.pod.is_some()))
+        };
+        let session = "/user.slice/user-1000.slice/user@1000.service";
+        let forged = format!("{session}/kubepods/burstable/{pod}/{id}");
+        assert_eq!(of(forged.clone(), 4), None, "everything below the user's own directory");
+        assert_eq!(of(forged, 0), Some((id.clone(), true)), "of root's making");
+        // runc gives a container its own directory, and what is in it, but not the one above.
+        let path = format!("/kubepods/burstable/{pod}/{own}");
+        assert_eq!(of(format!("{path}/docker/{id}"), 2), Some((own.clone(), true)));
+        assert_eq!(of(path.clone(), 0), Some((own, true)));
+        // A user's service with a delegated subtree; and one cut at its root's side.
+        assert_eq!(
+            of(format!("/system.slice/app.service/cri-containerd-{id}.scope"), 1),
+            None
+        );
+        assert_eq!(of(format!(".../app.service/cri-containerd-{id}.scope"), 1), None);
+        for delegated in 0..9 {
+            let _ = of(path.clone(), delegated);
+            let _ = of(String::new(), delegated);
+            let _ = of("/".to_owned(), delegated);
+        }
     }
 
     proptest! {

@@ -25,16 +25,17 @@ use serde::{Deserialize, Serialize};
 use self::asking::{Asking, still_within};
 use self::container::Found;
 use self::names::Names;
+use self::process::Described;
 use self::worker::{Answer, Question, Worker};
 use crate::exchange::Fact;
 use crate::record::{Caller, Container, Process, Time};
-use crate::source::{Event, FlowId, Sender};
+use crate::source::{CgroupPath, Event, FlowId, Sender};
 
 /// Bounds and patience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Process images that are remembered, about 1 KiB each.
+    /// Process images that are remembered, about 1 KiB each, and as much again for each cgroup that one was moved out of (at most 4).
     pub processes: usize,
     /// Containers that are remembered, about 0.5 KiB each.
     pub containers: usize,
@@ -66,6 +67,9 @@ impl Default for Limits {
 
 /// Threads that are remembered, about 1 KiB each; of one more a process is copied again.
 const THREADS: usize = 256;
+
+/// Cgroups of one process image that are remembered besides the newest: what was asked before a move is told after it.
+const EARLIER: usize = 4;
 
 /// An image that was silent for longer isn't missed when the table needs its place: a loop of `curl` fills any table.
 const QUIET_NS: u64 = 30_000_000_000;
@@ -117,6 +121,19 @@ struct Known {
     /// The kernel side could not read everything: the worker is asked for the rest, once.
     gaps: Option<Asking>,
     used: Time,
+    /// cgroup v2 id in which it was described; 0: not known.
+    cgroup_id: u64,
+    /// See [`CgroupPath::delegated`].
+    delegated: usize,
+    /// The same image in the cgroups that it was moved out of, newest last.
+    earlier: Vec<Earlier>,
+}
+
+#[derive(Debug)]
+struct Earlier {
+    cgroup_id: u64,
+    process: Arc<Process>,
+    found: Option<Found>,
 }
 
 impl Known {
@@ -127,6 +144,38 @@ impl Known {
             found: None,
             gaps: None,
             used: now,
+            cgroup_id: 0,
+            delegated: 0,
+            earlier: Vec::new(),
+        }
+    }
+
+    /// Keeps what was known of the image before, in another cgroup.
+    fn follows(&mut self, before: Self) {
+        self.earlier = before.earlier;
+        self.earlier
+            .retain(|known| known.cgroup_id != self.cgroup_id && known.cgroup_id != before.cgroup_id);
+        if before.cgroup_id != self.cgroup_id
+            && before.cgroup_id != 0
+            && let Some(process) = before.process
+        {
+            if self.earlier.len() >= EARLIER {
+                self.earlier.remove(0);
+            }
+            self.earlier.push(Earlier {
+                cgroup_id: before.cgroup_id,
+                process,
+                found: before.found,
+            });
+        }
+    }
+
+    /// The image as it was in this cgroup, else as it is now.
+    fn within(&self, cgroup_id: u64) -> (Option<&Arc<Process>>, Option<&Found>) {
+        let earlier = self.earlier.iter().find(|known| known.cgroup_id == cgroup_id);
+        match earlier.filter(|_| cgroup_id != 0 && cgroup_id != self.cgroup_id) {
+            Some(known) => (Some(&known.process), known.found.as_ref()),
+            None => (self.process.as_ref(), self.found.as_ref()),
         }
     }
 }
@@ -215,7 +264,16 @@ impl Attribution {
     /// Learns from an event; most say nothing about processes.
     pub fn note(&mut self, event: &Event) {
         match event {
-            Event::Process { key, process, .. } => self.learn(*key, process.clone()),
+            Event::Process {
+                key,
+                process,
+                cgroup_id,
+                delegated,
+                v1,
+            } => {
+                let (process, delegated) = settled(process, *delegated, v1.as_ref());
+                self.learn(*key, process, *cgroup_id, delegated);
+            }
             // From a trace, where everything was found out already.
             Event::Caller { key, caller } => self.know(
                 *key,
@@ -228,8 +286,8 @@ impl Attribution {
         }
     }
 
-    fn learn(&mut self, key: ProcessKey, process: Arc<Process>) {
-        let found = process.cgroup.as_deref().and_then(container::from_cgroup);
+    fn learn(&mut self, key: ProcessKey, process: Arc<Process>, cgroup_id: u64, delegated: usize) {
+        let found = container_of(&process, delegated);
         // The question is on its way before the first fact needs the answer.
         if let Some(found) = &found {
             self.named(found);
@@ -243,16 +301,24 @@ impl Attribution {
         let known = Known {
             found,
             gaps,
+            cgroup_id,
+            delegated,
             ..Known::new(Some(process), self.now)
         };
         self.know(key, known);
     }
 
     fn know(&mut self, key: ProcessKey, known: Known) {
-        if let Some((gone, last)) = self.processes.push(key, known)
-            && gone != key
-        {
-            self.evicted += u64::from(self.now.since(last.used) < QUIET_NS);
+        match self.processes.push(key, known) {
+            Some((gone, last)) if gone != key => {
+                self.evicted += u64::from(self.now.since(last.used) < QUIET_NS);
+            }
+            Some((_, before)) => {
+                if let Some(known) = self.processes.peek_mut(&key) {
+                    known.follows(before);
+                }
+            }
+            None => {}
         }
     }
 
@@ -333,7 +399,7 @@ impl Attribution {
             _ => (self.holder(&flow, now, &mut resolved.pending), 0),
         };
         if let Some(key) = key {
-            self.process(key, tid, now, &mut resolved);
+            self.process(key, tid, cgroup_id, now, &mut resolved);
         }
         if resolved.caller.process.is_none() {
             resolved.netns = sender.map(|sender| sender.netns).filter(|netns| *netns != 0);
@@ -347,7 +413,7 @@ impl Attribution {
         resolved
     }
 
-    fn process(&mut self, key: ProcessKey, tid: u32, now: Time, resolved: &mut Resolved) {
+    fn process(&mut self, key: ProcessKey, tid: u32, cgroup_id: u64, now: Time, resolved: &mut Resolved) {
         let patience = self.limits.patience;
         let Some(known) = self.processes.get_mut(&key) else {
             // Lost on the way here, or forgotten: perhaps it still lives.
@@ -364,7 +430,9 @@ impl Attribution {
         if let Some(gaps) = &mut known.gaps {
             resolved.pending |= gaps.is_worth_waiting(now, patience);
         }
-        resolved.caller.process = known.process.as_ref().map(|process| {
+        let (process, found) = known.within(cgroup_id);
+        let found = found.cloned();
+        resolved.caller.process = process.map(|process| {
             if tid == 0 || process.tid == Some(tid) {
                 return process.clone();
             }
@@ -375,7 +443,7 @@ impl Attribution {
             thread.process.clone()
         });
         resolved.caller.container.clone_from(&known.told);
-        if let Some(found) = known.found.clone() {
+        if let Some(found) = found {
             resolved.caller.container = Some(self.named_for(&found, now, &mut resolved.pending));
         }
     }
@@ -477,22 +545,22 @@ impl Attribution {
         match answer {
             Answer::Process(key, process) => self.take_process(key, process),
             Answer::Container(container, names) => self.take_names(&container, *names),
-            Answer::Cgroup(id, path) => {
+            Answer::Cgroup(id, place) => {
                 let lookup = self.cgroups.get_or_insert_mut(id, Lookup::default);
-                lookup.answer = Some(path.map(|path| {
-                    let found = container::from_cgroup(&path);
-                    (Arc::from(path), found)
+                lookup.answer = Some(place.map(|place| {
+                    let found = container::of(&place);
+                    (Arc::from(place.path), found)
                 }));
             }
             Answer::Interface(index, name) => {
                 self.interfaces.get_or_insert_mut(index, Lookup::default).answer = Some(name.map(Arc::from));
             }
             Answer::Sockets(held) => {
-                for (cookie, key, process) in held {
+                for (cookie, key, found) in held {
                     self.unheld.pop(&cookie);
                     self.sockets.put(cookie, key);
                     if self.processes.peek(&key).is_none() {
-                        self.learn(key, process);
+                        self.learn(key, Arc::new(found.process), 0, found.delegated);
                     }
                 }
                 let now = self.now;
@@ -501,20 +569,30 @@ impl Attribution {
         }
     }
 
-    fn take_process(&mut self, key: ProcessKey, process: Option<Box<Process>>) {
+    fn take_process(&mut self, key: ProcessKey, described: Option<Box<Described>>) {
         if let Some(known) = self.processes.peek_mut(&key) {
             known.gaps = None;
-            let completed = process.and_then(|found| process::complete(known.process.as_deref()?, &found));
-            if let Some(completed) = completed {
-                known.found = completed.cgroup.as_deref().and_then(container::from_cgroup);
+            let completed = described.and_then(|found| {
+                let completed = process::complete(known.process.as_deref()?, &found.process)?;
+                Some((completed, found))
+            });
+            if let Some((completed, found)) = completed {
+                if known
+                    .process
+                    .as_ref()
+                    .is_none_or(|known| known.cgroup != completed.cgroup)
+                {
+                    known.delegated = found.delegated;
+                }
+                known.found = container_of(&completed, known.delegated);
                 known.process = Some(Arc::new(completed));
             }
             return;
         }
         // Gone is gone: nobody asks twice.
         self.strangers.get_or_insert_mut(key, Lookup::default).answer = Some(());
-        if let Some(process) = process {
-            self.learn(key, Arc::from(process));
+        if let Some(found) = described {
+            self.learn(key, Arc::new(found.process), 0, found.delegated);
         }
     }
 
@@ -543,6 +621,28 @@ impl Attribution {
     pub fn unknown_containers(&self) -> u64 {
         self.unknown_containers
     }
+}
+
+/// The container that a process's cgroup names.
+fn container_of(process: &Process, delegated: usize) -> Option<Found> {
+    container::of(&CgroupPath {
+        path: process.cgroup.clone()?,
+        delegated,
+    })
+}
+
+/// The process with the path that says most, of v2 and v1: on hybrid hosts v2 may show the runtime's own service, or its root.
+fn settled(process: &Arc<Process>, delegated: usize, v1: Option<&CgroupPath>) -> (Arc<Process>, usize) {
+    let Some(v1) = v1.filter(|_| container_of(process, delegated).is_none()) else {
+        return (process.clone(), delegated);
+    };
+    let unknown = process.cgroup.as_deref().is_none_or(|path| path == "/");
+    if !unknown && container::of(v1).is_none() {
+        return (process.clone(), delegated);
+    }
+    let mut process = Process::clone(process);
+    process.cgroup = Some(v1.path.clone());
+    (Arc::new(process), v1.delegated)
 }
 
 /// What of a fact tells whose it is.

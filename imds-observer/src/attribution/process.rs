@@ -5,7 +5,7 @@
 
 use imds_observer_common::{CMDLINE_BYTES, MAX_ANCESTORS, ProcessKey};
 
-use super::cgroup;
+use super::cgroup::{self, Hierarchies};
 use super::host::HostRoot;
 use crate::record::{Ancestor, Process, Time};
 
@@ -54,17 +54,26 @@ fn status(text: &[u8]) -> (Option<u32>, Option<u32>) {
     (uid, pid)
 }
 
+/// A process, and how much of its cgroup's path is an unprivileged user's choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    pub process: Process,
+    /// See [`crate::source::CgroupPath::delegated`].
+    pub delegated: usize,
+    /// `CLOCK_BOOTTIME`, in whole ticks.
+    pub start_time_ns: u64,
+}
+
 /// The process with this key, if it still is there.
-pub fn read(host: &HostRoot, key: ProcessKey, clock: Clock) -> Option<Process> {
-    let process = read_any(host, key.tgid, clock, |stat| {
+pub fn read(host: &HostRoot, hierarchies: &Hierarchies, key: ProcessKey, clock: Clock) -> Option<Described> {
+    read_any(host, hierarchies, key.tgid, clock, |stat| {
         key.start_time_ns == 0 || stat.start_ticks == ticks(key.start_time_ns, clock)
-    })?;
-    Some(process.0)
+    })
 }
 
 /// The process that has this PID now, and its identity as far as `/proc` tells.
-pub fn read_now(host: &HostRoot, pid: u32, clock: Clock) -> Option<(Process, u64)> {
-    read_any(host, pid, clock, |_| true)
+pub fn read_now(host: &HostRoot, hierarchies: &Hierarchies, pid: u32, clock: Clock) -> Option<Described> {
+    read_any(host, hierarchies, pid, clock, |_| true)
 }
 
 /// A start time in the unit of `/proc`: the kernel rounds down.
@@ -72,7 +81,13 @@ pub fn ticks(start_time_ns: u64, clock: Clock) -> u64 {
     (u128::from(start_time_ns) * u128::from(clock.ticks_per_s) / 1_000_000_000) as u64
 }
 
-fn read_any(host: &HostRoot, pid: u32, clock: Clock, is_it: impl Fn(&Stat) -> bool) -> Option<(Process, u64)> {
+fn read_any(
+    host: &HostRoot,
+    hierarchies: &Hierarchies,
+    pid: u32,
+    clock: Clock,
+    is_it: impl Fn(&Stat) -> bool,
+) -> Option<Described> {
     let stat_of = |pid: u32| stat(&host.proc(&format!("{pid}/stat"), MAX_FILE)?);
     let first = stat_of(pid).filter(&is_it)?;
     let (uid, namespace_pid) = host
@@ -82,7 +97,10 @@ fn read_any(host: &HostRoot, pid: u32, clock: Clock, is_it: impl Fn(&Stat) -> bo
         .proc(&format!("{pid}/cmdline"), CMDLINE_BYTES as u64)
         .filter(|bytes| !bytes.is_empty());
     let exe = host.proc_link(&format!("{pid}/exe"));
-    let cgroup = host.proc(&format!("{pid}/cgroup"), MAX_FILE);
+    let cgroup = host.proc(&format!("{pid}/cgroup"), MAX_FILE).and_then(|text| {
+        let locate = |controllers: &str, path: &str| hierarchies.locate(controllers, path);
+        cgroup::from_proc(&String::from_utf8_lossy(&text), &locate)
+    });
     let netns = host.proc_link(&format!("{pid}/ns/net"));
     let mut ancestors = Vec::new();
     let mut parent = first.parent;
@@ -97,8 +115,9 @@ fn read_any(host: &HostRoot, pid: u32, clock: Clock, is_it: impl Fn(&Stat) -> bo
     // Once more: what lies between was of the same process only if it still is there.
     let last = stat_of(pid).filter(|last| last.start_ticks == first.start_ticks)?;
     let start_ns = u128::from(first.start_ticks) * 1_000_000_000 / u128::from(clock.ticks_per_s.max(1));
-    Some((
-        Process {
+    Some(Described {
+        delegated: cgroup.as_ref().map_or(0, |place| place.delegated),
+        process: Process {
             pid,
             tid: None,
             namespace_pid: namespace_pid.filter(|inner| *inner != pid),
@@ -108,12 +127,13 @@ fn read_any(host: &HostRoot, pid: u32, clock: Clock, is_it: impl Fn(&Stat) -> bo
             uid,
             start_time: Some(Time((start_ns as u64).saturating_add(clock.boot_to_wall_ns))),
             ancestors,
-            cgroup: cgroup.and_then(|text| cgroup::from_proc(&String::from_utf8_lossy(&text))),
+            cgroup: cgroup.map(|place| place.path),
             netns: netns.as_deref().and_then(namespace_inode),
         },
-        start_ns as u64,
-    ))
+        start_time_ns: start_ns as u64,
+    })
 }
+
 /// `net:[4026531840]`
 pub fn namespace_inode(link: &str) -> Option<u32> {
     link.split_once('[')?.1.strip_suffix(']')?.parse().ok()
@@ -165,29 +185,34 @@ mod tests {
     #[test]
     fn our_own_process() {
         let host = HostRoot::new(std::path::Path::new("/"));
-        let (process, start_ns) = read_now(&host, std::process::id(), CLOCK).unwrap();
+        let Described {
+            process, start_time_ns, ..
+        } = read_now(&host, &Hierarchies::of(&host), std::process::id(), CLOCK).unwrap();
         assert_eq!(process.pid, std::process::id());
         let exe = std::env::current_exe().unwrap();
         assert_eq!(process.exe.as_deref(), exe.to_str());
         assert!(!process.ancestors.is_empty() && process.cgroup.is_some() && process.netns.is_some());
         let key = ProcessKey {
             // Within the tick, as the kernel knows it.
-            start_time_ns: start_ns + 3_000_000,
+            start_time_ns: start_time_ns + 3_000_000,
             tgid: process.pid,
             exec_id: 7,
         };
-        assert!(read(&host, key, CLOCK).is_some());
+        let read = |key| read(&host, &Hierarchies::default(), key, CLOCK);
+        assert!(read(key).is_some());
         let reused = ProcessKey {
-            start_time_ns: start_ns + 10_000_000,
+            start_time_ns: start_time_ns + 10_000_000,
             ..key
         };
-        assert_eq!(read(&host, reused, CLOCK), None, "a PID that was used again");
+        assert_eq!(read(reused), None, "a PID that was used again");
     }
 
     #[test]
     fn only_gaps_are_filled_and_only_of_the_same_image() {
         let host = HostRoot::new(std::path::Path::new("/"));
-        let (found, _) = read_now(&host, std::process::id(), CLOCK).unwrap();
+        let found = read_now(&host, &Hierarchies::default(), std::process::id(), CLOCK)
+            .unwrap()
+            .process;
         let gap = Process {
             cmdline: None,
             exe: found.exe.as_ref().map(|exe| format!("...{}", &exe[exe.len() / 2..])),

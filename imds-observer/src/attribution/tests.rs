@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender as Channel, channel};
 
+use super::cgroup::Hierarchies;
 use super::host::HostRoot;
 use super::process::Clock;
 use super::worker::{HostLookup, Lookup as Answers};
@@ -105,7 +106,9 @@ fn a_process_of_a_frozen_node() {
         tgid: 4242,
         exec_id: 3,
     };
-    let process = process::read(&host, key, clock).unwrap();
+    let cgroups = root_made(&[&format!("kubepods/besteffort/pod{UID}/{ID}")]);
+    let read = |key| process::read(&host, &cgroups.1, key, clock).map(|found| found.process);
+    let process = read(key).unwrap();
     assert_eq!(
         (process.pid, process.namespace_pid, process.uid),
         (4242, Some(17), Some(0))
@@ -117,13 +120,41 @@ fn a_process_of_a_frozen_node() {
     let ancestors: Vec<_> = process.ancestors.iter().map(|a| (a.pid, a.comm.as_str())).collect();
     assert_eq!(ancestors, [(4100, "bash (login) x"), (1, "systemd")]);
     // The v1 hierarchies name the container, v2 only the runtime's service.
-    assert_eq!(process.cgroup, Some(format!("/kubepods/besteffort/pod{UID}/{ID}")));
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(process.cgroup, Some(format!("/kubepods/besteffort/pod{UID}/{ID}")));
+    }
     assert_eq!(process.netns, Some(4_026_532_001));
     let reused = ProcessKey {
         start_time_ns: key.start_time_ns + 20 * MS,
         ..key
     };
-    assert_eq!(process::read(&host, reused, clock), None);
+    assert_eq!(read(reused), None);
+    // Where the directories can't be looked at, their names identify nothing.
+    let process = process::read(&host, &Hierarchies::default(), key, clock).unwrap();
+    let place = CgroupPath {
+        path: process.process.cgroup.unwrap(),
+        delegated: process.delegated,
+    };
+    assert_eq!(container::of(&place), None);
+}
+
+/// A host whose v1 hierarchies have these directories, made by this test's user: root in CI.
+fn root_made(paths: &[&str]) -> (tempfile::TempDir, Hierarchies) {
+    let host = tempfile::tempdir().unwrap();
+    let mut mounts = String::new();
+    for (index, controller) in ["cpu", "memory", "pids", "name=systemd"].into_iter().enumerate() {
+        for path in paths {
+            let directory = host.path().join("cg").join(index.to_string()).join(path);
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        mounts.push_str(&format!(
+            "3{index} 1 0:3{index} / /cg/{index} rw - cgroup cgroup rw,{controller}\n"
+        ));
+    }
+    std::fs::create_dir_all(host.path().join("proc/1")).unwrap();
+    std::fs::write(host.path().join("proc/1/mountinfo"), mounts).unwrap();
+    let hierarchies = Hierarchies::of(&HostRoot::new(host.path()));
+    (host, hierarchies)
 }
 
 fn key(tgid: u32) -> ProcessKey {
@@ -155,6 +186,23 @@ fn noted(tgid: u32, cgroup: &str) -> Event {
         key: key(tgid),
         process: Arc::new(a_process(tgid, cgroup)),
         cgroup_id: 1,
+        delegated: 0,
+        v1: None,
+    }
+}
+
+fn described(pid: u32, cgroup: &str) -> Described {
+    Described {
+        process: a_process(pid, cgroup),
+        delegated: 0,
+        start_time_ns: 1,
+    }
+}
+
+fn root_place(path: &str) -> CgroupPath {
+    CgroupPath {
+        path: path.to_owned(),
+        delegated: 0,
     }
 }
 
@@ -251,7 +299,7 @@ fn knows_nothing(question: &Question) -> Answer {
 
 fn knows_all(question: &Question) -> Answer {
     match question {
-        Question::Process(key) => Answer::Process(*key, Some(Box::new(a_process(key.tgid, "/found.service")))),
+        Question::Process(key) => Answer::Process(*key, Some(Box::new(described(key.tgid, "/found.service")))),
         Question::Container(container) => Answer::Container(
             container.clone(),
             Box::new(Names {
@@ -262,9 +310,9 @@ fn knows_all(question: &Question) -> Answer {
                 ..Names::default()
             }),
         ),
-        Question::Cgroup(id) => Answer::Cgroup(*id, Some(format!("/machine.slice/libpod-{ID}.scope"))),
+        Question::Cgroup(id) => Answer::Cgroup(*id, Some(root_place(&format!("/machine.slice/libpod-{ID}.scope")))),
         Question::Interface(index) => Answer::Interface(*index, Some("tap0".into())),
-        Question::Sockets => Answer::Sockets(vec![(99, key(50), Arc::new(a_process(50, "/old.service")))]),
+        Question::Sockets => Answer::Sockets(vec![(99, key(50), described(50, "/old.service"))]),
     }
 }
 
@@ -472,7 +520,7 @@ fn traffic_without_a_socket_is_the_interfaces() {
 fn gaps_in_a_description_are_filled() {
     fn the_rest(question: &Question) -> Answer {
         match question {
-            Question::Process(key) => Answer::Process(*key, Some(Box::new(a_process(key.tgid, "/app.service")))),
+            Question::Process(key) => Answer::Process(*key, Some(Box::new(described(key.tgid, "/app.service")))),
             other => knows_nothing(other),
         }
     }
@@ -487,6 +535,8 @@ fn gaps_in_a_description_are_filled() {
         key: key(7),
         process: Arc::new(process),
         cgroup_id: 1,
+        delegated: 0,
+        v1: None,
     });
     attribution.submit(fact(Some(sender(7, 7)), FlowId::Cookie(1), START), START);
     let (_, caller) = soon(&mut attribution, START);
@@ -562,4 +612,97 @@ fn a_full_queue_lets_the_oldest_go_and_not_get_lost() {
         assert!(attribution.pending.len() <= 10);
     }
     assert_eq!(out, 90);
+}
+
+/// What came from a process before and after it was moved belongs to the cgroup that it was in then.
+#[test]
+fn a_process_that_is_moved_calls_from_where_it_is() {
+    let mut attribution = Attribution::new(Limits::default(), None);
+    let place = |number: u64| format!("/docker/{number:064x}");
+    let announced = |number: u64| Event::Process {
+        key: key(7),
+        process: Arc::new(a_process(7, &place(number))),
+        cgroup_id: number,
+        delegated: 0,
+        v1: None,
+    };
+    let from = |number: u64| {
+        let at = Sender {
+            cgroup_id: number,
+            ..sender(7, 7)
+        };
+        fact(Some(at), FlowId::Cookie(number), START)
+    };
+    let container = |attribution: &mut Attribution, number: u64| {
+        attribution.submit(from(number), START);
+        let (_, caller) = attribution.next_resolved(START).unwrap();
+        assert_eq!(caller.process.unwrap().pid, 7);
+        caller.container.unwrap().id.clone()
+    };
+    attribution.note(&announced(1));
+    assert_eq!(container(&mut attribution, 1), format!("{:064x}", 1));
+    attribution.note(&announced(2));
+    assert_eq!(container(&mut attribution, 2), format!("{:064x}", 2));
+    assert_eq!(
+        container(&mut attribution, 1),
+        format!("{:064x}", 1),
+        "asked before the move"
+    );
+    assert_eq!(
+        container(&mut attribution, 99),
+        format!("{:064x}", 2),
+        "never described: the newest"
+    );
+    // And back, and on: a bounded number is remembered.
+    for number in [1, 2, 1, 3, 4, 5, 6, 7, 8] {
+        attribution.note(&announced(number));
+        assert_eq!(container(&mut attribution, number), format!("{number:064x}"));
+    }
+    assert_eq!(container(&mut attribution, 4), format!("{:064x}", 4));
+    assert_eq!(container(&mut attribution, 3), format!("{:064x}", 8), "forgotten");
+}
+
+#[test]
+fn on_hybrid_hosts_the_container_may_be_in_v1_alone() {
+    let caller = |cgroup: &str, delegated: usize, v1: Option<(&str, usize)>| {
+        let mut attribution = Attribution::new(Limits::default(), None);
+        attribution.note(&Event::Process {
+            key: key(7),
+            process: Arc::new(a_process(7, cgroup)),
+            cgroup_id: 1,
+            delegated,
+            v1: v1.map(|(path, delegated)| CgroupPath {
+                path: path.to_owned(),
+                delegated,
+            }),
+        });
+        attribution.submit(fact(Some(sender(7, 7)), FlowId::Cookie(1), START), START);
+        let (_, caller) = attribution.next_resolved(START).unwrap();
+        let id = caller.container.map(|container| container.id.clone());
+        (caller.process.unwrap().cgroup.clone().unwrap(), id)
+    };
+    let (docker, pod) = (format!("/docker/{ID}"), pod_cgroup());
+    let named = |path: &str| (path.to_owned(), Some(ID.to_owned()));
+    let service = "/system.slice/containerd.service";
+    assert_eq!(caller(service, 0, Some((&docker, 0))), named(&docker));
+    assert_eq!(caller(service, 0, Some((&pod, 0))), named(&pod));
+    assert_eq!(caller("/", 0, Some((&docker, 0))), named(&docker));
+    assert_eq!(
+        caller(&pod, 0, Some(("/docker/x", 0))),
+        named(&pod),
+        "v2 says it itself"
+    );
+    assert_eq!(
+        caller(service, 0, Some(("/other.slice", 0))),
+        (service.to_owned(), None)
+    );
+    assert_eq!(
+        caller("/", 0, Some(("/other.slice", 0))),
+        ("/other.slice".to_owned(), None)
+    );
+    assert_eq!(caller(service, 0, None), (service.to_owned(), None));
+    // Names that a user chose, in either hierarchy.
+    assert_eq!(caller(&pod, 3, None), (pod.clone(), None));
+    assert_eq!(caller(service, 0, Some((&docker, 1))), (service.to_owned(), None));
+    assert_eq!(caller(&pod, 3, Some((&docker, 0))), named(&docker));
 }

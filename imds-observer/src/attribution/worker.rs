@@ -3,7 +3,6 @@
 //! Both queues are bounded. A full queue of questions refuses, and the asker comes back; a full queue of answers makes the worker wait.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
@@ -14,12 +13,14 @@ use imds_observer_common::ProcessKey;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 
+use super::cgroup::Hierarchies;
 use super::host::HostRoot;
 use super::names::{self, Names};
-use super::process::Clock;
-use super::{cgroup, process, sockets};
-use crate::record::{Container, Process, Time};
+use super::process::{Clock, Described};
+use super::{process, sockets};
+use crate::record::{Container, Time};
 use crate::rights;
+use crate::source::CgroupPath;
 
 /// What can be asked.
 #[derive(Clone, Debug)]
@@ -37,12 +38,12 @@ pub enum Question {
 /// What comes back.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    Process(ProcessKey, Option<Box<Process>>),
+    Process(ProcessKey, Option<Box<Described>>),
     Container(Arc<Container>, Box<Names>),
-    Cgroup(u64, Option<String>),
+    Cgroup(u64, Option<CgroupPath>),
     Interface(u32, Option<String>),
     /// Cookie, and the process that holds the socket, with its start time.
-    Sockets(Vec<(u64, ProcessKey, Arc<Process>)>),
+    Sockets(Vec<(u64, ProcessKey, Described)>),
 }
 
 /// Something that answers questions and takes its time.
@@ -102,7 +103,7 @@ pub struct HostLookup {
     host: HostRoot,
     endpoints: Vec<IpAddr>,
     ticks_per_s: u64,
-    cgroups: Option<PathBuf>,
+    cgroups: Hierarchies,
     /// Rights that are given up once sockets older than the observer were looked for.
     reduces: bool,
 }
@@ -112,7 +113,7 @@ impl HostLookup {
         let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
         let host = HostRoot::new(host_root);
         Self {
-            cgroups: cgroup::mount_point(&host),
+            cgroups: Hierarchies::of(&host),
             host,
             endpoints,
             reduces: false,
@@ -148,15 +149,15 @@ impl HostLookup {
 impl Lookup for HostLookup {
     fn answer(&mut self, question: Question) -> Answer {
         match question {
-            Question::Process(key) => Answer::Process(key, process::read(&self.host, key, self.clock()).map(Box::new)),
+            Question::Process(key) => {
+                let found = process::read(&self.host, &self.cgroups, key, self.clock());
+                Answer::Process(key, found.map(Box::new))
+            }
             Question::Container(container) => {
                 let names = names::find(&self.host, &container);
                 Answer::Container(container, Box::new(names))
             }
-            Question::Cgroup(id) => Answer::Cgroup(
-                id,
-                self.cgroups.as_ref().and_then(|mounted| cgroup::path_of(mounted, id)),
-            ),
+            Question::Cgroup(id) => Answer::Cgroup(id, self.cgroups.with_id(id)),
             // The kernel side sees interfaces of the namespace that the observer runs in.
             Question::Interface(index) => Answer::Interface(
                 index,
@@ -170,13 +171,13 @@ impl Lookup for HostLookup {
                 let answer = Answer::Sockets(
                     held.into_iter()
                         .filter_map(|held| {
-                            let (process, start_time_ns) = process::read_now(&self.host, held.pid, clock)?;
+                            let found = process::read_now(&self.host, &self.cgroups, held.pid, clock)?;
                             let key = ProcessKey {
-                                start_time_ns,
+                                start_time_ns: found.start_time_ns,
                                 tgid: held.pid,
                                 exec_id: 0,
                             };
-                            Some((held.cookie, key, Arc::new(process)))
+                            Some((held.cookie, key, found))
                         })
                         .collect(),
                 );

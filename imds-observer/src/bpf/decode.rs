@@ -16,8 +16,8 @@ use super::offsets::DropReasons;
 use super::symbols::Symbols;
 use crate::record::{Ancestor, Process, Time};
 use crate::source::{
-    ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Sender, SocketChange, SocketState,
-    Vantage,
+    CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Sender, SocketChange,
+    SocketState, Vantage,
 };
 
 /// Bytes from the ring buffer that are no event of ours.
@@ -81,7 +81,10 @@ impl Decoder {
         let (header, _) = take::<EventHeader>(bytes)?;
         let time = self.time(header.time_ns);
         match EventKind::try_from(header.kind).map_err(WireError::Kind)? {
-            EventKind::Process => Ok(self.process(&take::<ProcessEvent>(bytes)?.0)),
+            EventKind::Process => {
+                let (event, v1) = take::<ProcessEvent>(bytes)?;
+                Ok(self.process(&event, v1))
+            }
             EventKind::Connect => {
                 let (event, _) = take::<ConnectEvent>(bytes)?;
                 Ok(Event::Connect(ConnectAttempt {
@@ -117,7 +120,7 @@ impl Decoder {
         }
     }
 
-    fn process(&self, event: &ProcessEvent) -> Event {
+    fn process(&self, event: &ProcessEvent, v1: &[u8]) -> Event {
         let ancestors = event
             .ancestor
             .iter()
@@ -136,6 +139,13 @@ impl Decoder {
         Event::Process {
             key: event.key,
             cgroup_id: event.cgroup_id,
+            delegated: event.cgroup_delegated.into(),
+            v1: known(event.cgroup_v1_len, v1)
+                .and_then(|bytes| cgroup(&bytes))
+                .map(|path| CgroupPath {
+                    path,
+                    delegated: event.cgroup_v1_delegated.into(),
+                }),
             process: Arc::new(Process {
                 pid: event.key.tgid,
                 tid: None,

@@ -21,9 +21,12 @@ pub(super) fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
             .unwrap_or(NO_OFFSET)
     };
     let subsystems = btf.enumeration("cgroup_subsys_id");
-    let v1_subsys = ["pids_cgrp_id", "memory_cgrp_id", "cpu_cgrp_id"]
-        .iter()
-        .find_map(|wanted| subsystems.iter().find(|(name, _)| name == wanted))
+    let v1_subsys = v1_controller(&std::fs::read_to_string("/proc/cgroups").unwrap_or_default())
+        .and_then(|wanted| {
+            subsystems
+                .iter()
+                .find(|(name, _)| name.strip_suffix("_cgrp_id") == Some(wanted))
+        })
         .and_then(|(_, index)| Some(btf.offset("css_set", "subsys")? + index * size_of::<u64>() as u32));
     let reasons = btf.enumeration("skb_drop_reason");
     KernelOffsets {
@@ -66,6 +69,9 @@ pub(super) fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
         // Renamed in 6.15.
         kernfs_node_parent: either("kernfs_node", &["parent", "__parent"]),
         kernfs_node_id: field("kernfs_node", "id"),
+        kernfs_node_mode: field("kernfs_node", "mode"),
+        kernfs_node_iattr: field("kernfs_node", "iattr"),
+        kernfs_iattrs_uid: either("kernfs_iattrs", &["ia_uid", "ia_iattr.ia_uid"]),
         skb_head: field("sk_buff", "head"),
         skb_network_header: field("sk_buff", "network_header"),
         skb_protocol: field("sk_buff", "protocol"),
@@ -97,10 +103,41 @@ pub(super) fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
     }
 }
 
+/// The controller of a v1 hierarchy by which containers are known, from `/proc/cgroups` (name, hierarchy, cgroups, enabled). A hierarchy
+/// of 0 is v2's. Each controller may have a hierarchy of its own, and runtimes make a container's cgroup in all.
+fn v1_controller(cgroups: &str) -> Option<&'static str> {
+    const PREFERRED: [&str; 6] = ["pids", "memory", "cpu", "devices", "freezer", "blkio"];
+    let in_v1 = |wanted: &str| {
+        cgroups.lines().any(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            fields.next() == Some(wanted) && fields.next().is_some_and(|hierarchy| hierarchy != "0")
+        })
+    };
+    PREFERRED.into_iter().find(|wanted| in_v1(wanted))
+}
+
 /// `enum skb_drop_reason` of this kernel, without its prefix. Empty before 5.17.
 pub(super) fn drop_reasons(btf: &Btf<'_>) -> DropReasons {
     btf.enumeration("skb_drop_reason")
         .into_iter()
         .map(|(name, value)| (value, name.strip_prefix("SKB_DROP_REASON_").unwrap_or(name).to_owned()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_v1_controller_is_one_with_a_hierarchy_of_its_own() {
+        let head = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n";
+        let v2 = format!("{head}cpu\t0\t80\t1\nmemory\t0\t80\t1\npids\t0\t80\t1\n");
+        assert_eq!(v1_controller(&v2), None, "cgroup v2 alone");
+        let hybrid = format!("{head}cpu\t3\t80\t1\nmemory\t4\t80\t1\npids\t8\t80\t1\n");
+        assert_eq!(v1_controller(&hybrid), Some("pids"));
+        let mixed = format!("{head}cpu\t0\t80\t1\nmemory\t4\t80\t1\npids\t0\t80\t1\n");
+        assert_eq!(v1_controller(&mixed), Some("memory"), "pids was given to v2");
+        assert_eq!(v1_controller(""), None);
+        assert_eq!(v1_controller("pids"), None);
+    }
 }

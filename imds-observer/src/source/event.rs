@@ -160,14 +160,26 @@ pub struct InterfaceSample {
     pub resolver: Option<Arc<VpcResolver>>,
 }
 
+/// A cgroup's path, and how much of it is an unprivileged user's choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CgroupPath {
+    pub path: String,
+    /// Components, from the leaf, below a directory in which another user than root may make others. They name no container.
+    pub delegated: usize,
+}
+
 /// What a source tells.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Comes before the first event that mentions its key.
+    /// Comes before the first event that mentions its key; again when the process has been moved to another cgroup.
     Process {
         key: ProcessKey,
         process: Arc<Process>,
         cgroup_id: u64,
+        /// Of [`Process::cgroup`]: see [`CgroupPath::delegated`].
+        delegated: usize,
+        /// Where the process is in a v1 hierarchy as well.
+        v1: Option<CgroupPath>,
     },
     /// The same from a trace that tells the container too.
     Caller {

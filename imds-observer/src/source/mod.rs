@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 pub use imds_observer_common::{Direction, ProcessKey};
 
 pub use event::{
-    ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop, Sender, SocketChange,
-    SocketState, Vantage,
+    CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop, Sender,
+    SocketChange, SocketState, Vantage,
 };
 pub use live::LiveSource;
 
