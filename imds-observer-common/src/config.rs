@@ -88,6 +88,7 @@ pub struct KernelOffsets {
     pub sock_net: u32,
     pub sock_cookie: u32,
     pub sock_err: u32,
+    pub sock_shutdown: u32,
     pub sock_owned: u32,
     /// 1: `kfree_skb` has a third argument, the reason (5.17 and later).
     pub kfree_skb_has_reason: u32,

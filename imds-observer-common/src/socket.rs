@@ -4,7 +4,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{EventHeader, Tuple};
 
-/// Sent when the socket enters ESTABLISHED (1), SYN_SENT (2) or CLOSE (7), and when it reports an error (`new_state` 0).
+/// Sent when the socket enters ESTABLISHED (1), SYN_SENT (2) or CLOSE (7), when it reports an error (`new_state` 0), when its process closes
+/// the sending side alone, and when it then closes the rest (another state, and `shutdown`).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketEvent {
@@ -16,6 +17,8 @@ pub struct SocketEvent {
     /// TCP state as the kernel counts, or 0 for an error report.
     pub old_state: u8,
     pub new_state: u8,
-    pub reserved: u16,
+    /// `sk_shutdown`: 1 will not receive, 2 will not send.
+    pub shutdown: u8,
+    pub reserved: u8,
     pub netns: u32,
 }

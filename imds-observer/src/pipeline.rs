@@ -541,6 +541,7 @@ fn record_of(fact: Fact, Caller { process, container }: Caller, host: &Host) -> 
             elapsed_ns: fact.elapsed_ns,
             syns: fact.syns,
             wire_syns: fact.wire_syns,
+            syn_acks: fact.syn_acks,
             dropped: fact.dropped,
             icmp: fact.icmp,
         }),

@@ -13,6 +13,10 @@ use crate::task::netns;
 const ESTABLISHED: u32 = 1;
 const SYN_SENT: u32 = 2;
 const CLOSE: u32 = 7;
+const CLOSE_WAIT: u32 = 8;
+/// `SEND_SHUTDOWN` of `sk_shutdown`, and both sides.
+const SEND: u8 = 2;
+const BOTH: u8 = 3;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
@@ -20,10 +24,17 @@ const AF_INET6: u16 = 10;
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn socket_state_btf(ctx: BtfTracePointContext) -> i32 {
     let new_state: u32 = ctx.arg(2);
-    if new_state != ESTABLISHED && new_state != SYN_SENT && new_state != CLOSE {
-        return 0;
-    }
     let socket: *const u8 = ctx.arg(0);
+    if !is_wanted(new_state) {
+        let Some(shutdown) = offset!(sock_shutdown) else {
+            return 0;
+        };
+        // SAFETY: a BTF pointer: the verifier knows the struct, and a fault reads as 0.
+        let shutdown = unsafe { socket.add(shutdown).read_volatile() };
+        if !is_half_close(ctx.arg(1), new_state, shutdown) {
+            return 0;
+        }
+    }
     let (Some(family), Some(v4), Some(v6)) = (offset!(sock_family), offset!(sock_daddr), offset!(sock_v6_daddr)) else {
         return 0;
     };
@@ -47,7 +58,7 @@ pub(crate) fn socket_state_btf(ctx: BtfTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn socket_state(ctx: RawTracePointContext) -> i32 {
     let new_state: u32 = ctx.arg(2);
-    if new_state == ESTABLISHED || new_state == SYN_SENT || new_state == CLOSE {
+    if is_wanted(new_state) || is_half_close(ctx.arg(1), new_state, shutdown_of(ctx.arg(0))) {
         try_socket(ctx.arg(0), ctx.arg(1), new_state);
     }
     0
@@ -57,6 +68,28 @@ pub(crate) fn socket_state(ctx: RawTracePointContext) -> i32 {
 pub(crate) fn socket_error(ctx: RawTracePointContext) -> i32 {
     try_socket(ctx.arg(0), 0, 0);
     0
+}
+
+#[inline(always)]
+fn is_wanted(new_state: u32) -> bool {
+    new_state == ESTABLISHED || new_state == SYN_SENT || new_state == CLOSE
+}
+
+/// Whether the process closes its sending side alone (`shutdown()`), or, after that, the whole socket: the kernel then sets the state
+/// that the socket has. An ordinary `close()` is told by its FIN.
+#[inline(always)]
+fn is_half_close(old_state: u32, new_state: u32, shutdown: u8) -> bool {
+    if old_state == new_state {
+        return shutdown == BOTH;
+    }
+    shutdown == SEND && (old_state == ESTABLISHED || old_state == CLOSE_WAIT)
+}
+
+#[inline(always)]
+fn shutdown_of(socket: u64) -> u8 {
+    offset!(sock_shutdown)
+        .and_then(|field| read(socket, field))
+        .unwrap_or(0)
 }
 
 #[inline(always)]
@@ -107,6 +140,7 @@ fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
         error: offset!(sock_err).and_then(|field| read(socket, field)).unwrap_or(0),
         old_state: old_state as u8,
         new_state: new_state as u8,
+        shutdown: shutdown_of(socket),
         reserved: 0,
         netns: offset!(sock_net)
             .and_then(|field| read(socket, field))

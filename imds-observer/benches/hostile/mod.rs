@@ -123,6 +123,7 @@ pub(crate) fn connect(n: u64, of: &Exchange) -> Connect {
         elapsed_ns: n % 4 * SECOND,
         syns: (n % 2) as u32,
         wire_syns: (n % 2) as u32,
+        syn_acks: 0,
         dropped: None,
         icmp: None,
     }

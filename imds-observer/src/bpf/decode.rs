@@ -264,6 +264,12 @@ fn wire(time: Time, event: &WireEvent, head: &[u8]) -> Result<Event, WireError> 
     }))
 }
 
+/// States and `sk_shutdown` as the kernel counts.
+const TCP_SYN_SENT: u8 = 2;
+const TCP_CLOSE: u8 = 7;
+const RCV_SHUTDOWN: u8 = 1;
+const SEND_SHUTDOWN: u8 = 2;
+
 fn socket(time: Time, event: &SocketEvent) -> Result<Event, WireError> {
     Ok(Event::Socket(SocketChange {
         time,
@@ -273,8 +279,11 @@ fn socket(time: Time, event: &SocketEvent) -> Result<Event, WireError> {
             1 => SocketState::Established,
             2 => SocketState::SynSent,
             7 => SocketState::Closed,
+            3..=11 if event.shutdown == SEND_SHUTDOWN => SocketState::HalfClosed,
+            3..=11 if event.shutdown == SEND_SHUTDOWN | RCV_SHUTDOWN => SocketState::Released,
             other => return Err(WireError::State(other)),
         },
+        unconnected: event.new_state == TCP_CLOSE && event.old_state == TCP_SYN_SENT,
         error: event.error,
         local: local(&event.tuple),
         remote: remote(&event.tuple),

@@ -280,6 +280,8 @@ pub(super) struct Failure {
     icmp: Option<String>,
     errno: Option<i32>,
     syns: Option<(u32, u32)>,
+    /// SYN-ACKs that came to this host all the same.
+    pub(super) syn_acks: u32,
     elapsed_ns: u64,
 }
 
@@ -296,6 +298,7 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             icmp: connect.icmp.clone(),
             errno: connect.errno,
             syns: Some((connect.syns, connect.wire_syns)),
+            syn_acks: connect.syn_acks,
             elapsed_ns: connect.elapsed_ns,
         }),
         Observation::Drop(drop) => Some(Failure {
@@ -308,6 +311,7 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             icmp: None,
             errno: None,
             syns: None,
+            syn_acks: 0,
             elapsed_ns: 0,
         }),
         Observation::Exchange(_) | Observation::Interface(_) => None,
@@ -474,7 +478,7 @@ impl Place {
             Cause::Policy(hook) => ("policy", Some(hook)),
             Cause::Silence => ("silence", None),
         };
-        evidence! {
+        let mut evidence = evidence! {
             "cause": cause,
             "at": at,
             "endpoint": failure.remote,
@@ -488,7 +492,11 @@ impl Place {
             "programs": self.named,
             "uids": self.uids,
             "cgroups": self.cgroups,
+        };
+        if failure.syn_acks > 0 {
+            evidence.insert("syn_acks".to_owned(), failure.syn_acks.into());
         }
+        evidence
     }
 }
 
@@ -577,6 +585,7 @@ impl Failure {
             icmp: None,
             errno: None,
             syns: None,
+            syn_acks: 0,
             elapsed_ns: exchange.waited_ns.unwrap_or(0),
         }
     }

@@ -6,6 +6,8 @@
 //! a drop on this host, an ICMP error or a RST. Or `unanswered` requests within `window_s` on connections that stand, to
 //! which nothing came. One finding per place: each pod for itself, the host for its own processes.
 //!
+//! Where SYN-ACKs do come to this host and connect no socket, the summary says so: then the way back is at fault, not the endpoint.
+//!
 //! Not counted here: lost token responses and token requests whose client then goes on without a token
 //! (`token-response-lost`), dropped packets (`blocked-by-firewall`, `denied-by-policy`), IPv6 (`ipv6-endpoint-silent`), and
 //! what is missing while the interface exceeds its quota (`packet-quota`).
@@ -114,6 +116,9 @@ fn accepts(cause: Cause) -> bool {
 
 fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
+    if failure.syn_acks > 0 {
+        return answered_into_nothing(failure, subject);
+    }
     let summary = format!("IMDS ({endpoint}) does not answer {subject}: packets leave and nothing comes back");
     let remedy = Remedy {
         text: "See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is \
@@ -124,6 +129,24 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
             describe_options(context.host),
             format!("ip route get {endpoint}"),
             format!("{}-save -t nat | grep -nE 'MASQUERADE|SNAT'", failure.iptables()),
+        ],
+    };
+    (summary, remedy)
+}
+
+/// The way back is at fault, not the endpoint.
+fn answered_into_nothing(failure: &Failure, subject: &str) -> (String, Remedy) {
+    let endpoint = failure.endpoint();
+    let summary = format!("IMDS ({endpoint}) answers {subject}, and its SYN-ACKs reach no socket on this host");
+    let remedy = Remedy {
+        text: "Find what keeps the SYN-ACKs from the socket that sent the SYN: a NAT entry that is gone, a route back through another \
+               interface or VRF, reverse path filtering, a program at the socket's cgroup."
+            .to_owned(),
+        commands: vec![
+            format!("conntrack -L -d {endpoint}"),
+            format!("ip route get {endpoint}"),
+            "nstat -az TcpExtIPReversePathFilter".to_owned(),
+            "bpftool cgroup tree".to_owned(),
         ],
     };
     (summary, remedy)

@@ -38,7 +38,13 @@ pub(super) struct Attempt {
     watched: bool,
     /// No socket of this host tells when the client gives up.
     socketless: bool,
+    /// The socket's states are reported: its end will be.
+    has_states: bool,
     established: Option<Time>,
+    /// The client went on as one that is connected. Until then the SYN-ACK may be refused behind the hook that has seen it.
+    confirmed: bool,
+    /// SYN-ACKs that came to this host and connected nothing.
+    undelivered: u32,
     end: Option<End>,
     errno: Option<i32>,
     dropped: Option<String>,
@@ -83,7 +89,10 @@ impl Attempt {
             wire_syns: 0,
             watched: false,
             socketless,
+            has_states: false,
             established: None,
+            confirmed: false,
+            undelivered: 0,
             end: None,
             errno: None,
             dropped: None,
@@ -102,29 +111,62 @@ impl Attempt {
         self.established.is_none() && (self.done || self.end.is_some())
     }
 
-    /// A SYN; `socket` and `wire` say what the vantage point counts as, `place` tells the points apart.
-    pub(super) fn syn(&mut self, time: Time, socket: bool, wire: bool, place: usize) {
+    /// A SYN; `socket` and `wire` say what the vantage point counts as, `place` distinguishes the points. Whether it shows that a SYN-ACK
+    /// before has connected nothing.
+    pub(super) fn syn(&mut self, time: Time, socket: bool, wire: bool, place: usize) -> bool {
         self.watched = true;
         self.first_syn.get_or_insert(time);
         let Some(last) = self.last_syn.get_mut(place) else {
-            return;
+            return false;
         };
         if last.is_some_and(|last| time.since(last) < COPY_NS) {
-            return;
+            return false;
         }
         *last = Some(time);
+        // What is connected sends no SYN.
+        let refused = socket && self.revoke();
         self.syns = self.syns.saturating_add(u32::from(socket));
         self.wire_syns = self.wire_syns.saturating_add(u32::from(wire));
+        refused
     }
 
     pub(super) fn watch(&mut self) {
         self.watched = true;
     }
 
+    /// The socket's states are reported.
+    pub(super) fn has_states(&mut self) {
+        self.watched = true;
+        self.has_states = true;
+    }
+
+    /// The client is connected: it, or its socket, shows so.
     pub(super) fn establish(&mut self, time: Time) {
         if self.is_open() {
             self.established = Some(time);
         }
+        self.confirmed = true;
+    }
+
+    /// A SYN-ACK is on its way into the socket. Another program at the same hook, or the socket's filter, may still refuse it.
+    pub(super) fn answered(&mut self, time: Time) {
+        if self.is_open() {
+            self.established = Some(time);
+        }
+    }
+
+    /// A SYN-ACK arrived at this host, on its way to a socket.
+    pub(super) fn arrived(&mut self) {
+        self.undelivered = self.undelivered.saturating_add(1);
+    }
+
+    /// The SYN-ACK has not connected the socket after all; whether that is news.
+    pub(super) fn revoke(&mut self) -> bool {
+        let refused = self.established.is_some() && !self.confirmed && !self.done;
+        if refused {
+            self.established = None;
+        }
+        refused
     }
 
     /// What the handshake took, once it is over.
@@ -169,6 +211,13 @@ impl Attempt {
     pub(super) fn reset(&mut self, time: Time) {
         if self.is_open() {
             self.fail(time, ConnectOutcome::Refused, false);
+        }
+    }
+
+    /// The socket closes from a state that only a connected one has.
+    pub(super) fn connected_before(&mut self, time: Time) {
+        if self.established.is_some() {
+            self.establish(time);
         }
     }
 
@@ -218,7 +267,8 @@ impl Attempt {
             let wait = (1_u64 << self.wire_syns.min(8)).saturating_add(1) * SECOND;
             return Some(self.time.plus_ns(wait.min(SILENCE_NS)));
         }
-        Some(self.time.plus_ns(SILENCE_NS))
+        // The kernel tries for as long as it is configured to, and reports the end.
+        (!self.has_states).then(|| self.time.plus_ns(SILENCE_NS))
     }
 
     pub(super) fn is_due(&self, now: Time) -> bool {
@@ -267,6 +317,7 @@ impl Attempt {
             elapsed_ns: end.since(self.time),
             syns: self.syns,
             wire_syns: self.wire_syns,
+            syn_acks: self.undelivered,
             dropped: self.dropped.take(),
             icmp: self.icmp.take(),
         })

@@ -26,9 +26,10 @@ const REORDER_NS: u64 = 10 * MILLISECOND;
 const GAP_NS: u64 = 50 * MILLISECOND;
 /// An arrived response that is not delivered by then has died on the way.
 const TRANSIT_NS: u64 = 100 * MILLISECOND;
-/// A client may close its sending side first and still read the answer: so long that is taken for possible.
+/// A client may close its sending side first and still read the answer. Where its socket doesn't tell, so long that is taken for possible.
 const HALF_CLOSE_NS: u64 = SECOND;
-/// After so long without a sign nothing is expected any more.
+/// A request that is still without an answer when observation ends counts as unanswered after so long, else as open. Where sockets
+/// aren't reported, nothing is expected after it either.
 const IDLE_NS: u64 = 20 * SECOND;
 /// A drop may be told 3.05 s after a client that waited 2 s has gone.
 const LINGER_NS: u64 = 5 * SECOND;
@@ -36,6 +37,8 @@ const LINGER_NS: u64 = 5 * SECOND;
 const SHORT_LINGER_NS: u64 = SECOND;
 /// How much longer a connection may be kept than it need be.
 const FORGET_SLACK_NS: u64 = SECOND / 4;
+/// Longer than any connection lives: no clock decides.
+const NEVER_NS: u64 = 100 * 365 * 24 * 3_600 * SECOND;
 /// A connection without any packet is forgotten after this; a later request on it starts a new entry.
 const FORGET_NS: u64 = 900 * SECOND;
 
@@ -48,6 +51,8 @@ pub(super) struct Context<'a> {
     pub(super) fresh: &'a mut Vec<Fresh>,
     /// The same for response heads.
     pub(super) heads: &'a mut Vec<FoundResponse>,
+    /// The end of a socket that was opened after this will be seen. `None`: the source doesn't report sockets' states.
+    pub(super) ends_are_seen: Option<Time>,
 }
 
 /// A request as it comes from the reader.
@@ -55,6 +60,17 @@ pub(super) struct Context<'a> {
 pub(super) struct Fresh {
     truncated: bool,
     pending: Pending,
+}
+
+/// Where a client's own address was read, the surest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum LocalFrom {
+    /// A packet on its way, perhaps behind NAT.
+    Elsewhere,
+    /// What the socket sends. A host's own packets have passed the firewall's NAT there already.
+    Sent,
+    /// The socket itself, or what is delivered to it.
+    Socket,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +87,8 @@ pub(super) struct Flow {
     pub(super) opened: Time,
     isn: Option<Seq>,
     local: Option<SocketAddr>,
+    /// How sure that is.
+    local_from: LocalFrom,
     remote: SocketAddr,
     sender: Option<Sender>,
     attempt: Option<Attempt>,
@@ -91,6 +109,10 @@ pub(super) struct Flow {
     last_response: Option<Seq>,
     responded: Option<Time>,
     client_left: Option<(Time, Leave)>,
+    /// The client has closed its sending side alone, and reads on.
+    half_closed: bool,
+    /// Seen in a capture, where time costs nothing.
+    captured: bool,
     server_fin: Option<Time>,
     server_rst: Option<Time>,
     error: u32,
@@ -121,6 +143,7 @@ impl Flow {
             opened: time,
             isn: None,
             local: None,
+            local_from: LocalFrom::Elsewhere,
             remote,
             sender: None,
             attempt: None,
@@ -139,6 +162,8 @@ impl Flow {
             last_response: None,
             responded: None,
             client_left: None,
+            half_closed: false,
+            captured: false,
             server_fin: None,
             server_rst: None,
             error: 0,
@@ -187,9 +212,18 @@ impl Flow {
         }
     }
 
-    fn know_local(&mut self, local: SocketAddr, sure: bool) {
-        if local.port() != 0 && (sure || self.local.is_none()) {
+    fn know_local(&mut self, local: SocketAddr, from: LocalFrom) {
+        let better = from > self.local_from || (from == self.local_from && from != LocalFrom::Elsewhere);
+        if local.port() != 0 && (better || self.local.is_none()) {
             self.local = Some(local);
+            self.local_from = from;
+        }
+    }
+
+    fn know_remote(&mut self, remote: SocketAddr) {
+        // A socket that was disconnected has no port any more.
+        if remote.port() != 0 {
+            self.remote = remote;
         }
     }
 
@@ -238,6 +272,7 @@ impl Flow {
         self.last_response = None;
         self.responded = None;
         self.client_left = None;
+        self.half_closed = false;
         self.server_fin = None;
         self.server_rst = None;
         self.error = 0;
@@ -260,12 +295,18 @@ impl Flow {
 
     pub(super) fn socket(&mut self, event: &SocketChange) {
         self.last = self.last.max(event.time);
-        self.remote = event.remote;
-        self.know_local(event.local, true);
+        if event.state == SocketState::ErrorReport && self.closed.is_some() {
+            // Closing with SO_LINGER 0 sets an error and clears the addresses: the client's own doing.
+            return;
+        }
+        self.know_remote(event.remote);
+        self.know_local(event.local, LocalFrom::Socket);
         let errno = i32::try_from(event.error).unwrap_or(0);
         match event.state {
-            SocketState::SynSent => self.attempt(event.time).watch(),
+            SocketState::SynSent => self.attempt(event.time).has_states(),
             SocketState::Established => self.attempt(event.time).establish(event.time),
+            SocketState::HalfClosed => self.half_closed = true,
+            SocketState::Released => self.client_gone(event.time),
             SocketState::ErrorReport => {
                 self.error = event.error;
                 if let Some(attempt) = self.attempt.as_mut().filter(|_| errno != 0) {
@@ -277,22 +318,27 @@ impl Flow {
                     self.error = event.error;
                 }
                 if let Some(attempt) = &mut self.attempt {
+                    if !event.unconnected {
+                        attempt.connected_before(event.time);
+                    } else if attempt.revoke() {
+                        self.connect_ns = None;
+                    }
                     if errno != 0 {
                         attempt.errno(event.time, errno);
                     }
                     attempt.close(event.time);
                 }
+                self.closed.get_or_insert(event.time);
                 self.client_gone(event.time);
             }
         }
     }
 
     fn client_gone(&mut self, time: Time) {
-        self.closed.get_or_insert(time);
         self.client_left = Some(match self.client_left {
             // The moment that the client gave up is when it closed, not when the kernel was done with the socket.
-            Some((fin, _)) => (fin, Leave::Gone),
-            None => (time, Leave::Gone),
+            Some((left, how)) if how == Leave::Gone || !self.half_closed => (left, Leave::Gone),
+            _ => (time, Leave::Gone),
         });
     }
 
@@ -303,8 +349,8 @@ impl Flow {
         if is_housekeeping(event) || !(syn || event.payload_len > 0) {
             return;
         }
-        self.remote = event.remote;
-        self.know_local(event.local, false);
+        self.know_remote(event.remote);
+        self.know_local(event.local, LocalFrom::Elsewhere);
         let evidence = || {
             let or_unknown = |text: &Option<_>| text.as_deref().unwrap_or("unknown").to_owned();
             format!("{}@{}", or_unknown(&event.reason), or_unknown(&event.location))
@@ -313,6 +359,9 @@ impl Flow {
             self.attempt(event.time).watch();
         }
         if let Some(attempt) = self.attempt.as_mut().filter(|_| syn) {
+            if event.direction == Direction::Response && attempt.revoke() {
+                self.connect_ns = None;
+            }
             attempt.dropped(evidence);
         }
         if event.direction == Direction::Response && event.payload_len > 0 && self.closed.is_none() {
@@ -360,7 +409,7 @@ impl Flow {
 
     pub(super) fn packet(&mut self, packet: &Packet, context: &mut Context<'_>) {
         self.last = self.last.max(packet.time);
-        self.remote = packet.remote;
+        self.know_remote(packet.remote);
         if let Some(icmp) = packet.icmp {
             if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_open()) {
                 attempt.icmp(packet.time, icmp);
@@ -373,14 +422,19 @@ impl Flow {
             }
             return;
         }
-        self.know_local(packet.local, packet.vantage == Vantage::Socket);
+        let from = match (packet.vantage, packet.direction) {
+            (Vantage::Socket, Direction::Response) => LocalFrom::Socket,
+            (Vantage::Socket, Direction::Request) => LocalFrom::Sent,
+            _ => LocalFrom::Elsewhere,
+        };
+        self.know_local(packet.local, from);
         if self.socketless() && self.ifindex == 0 {
             self.ifindex = packet.ifindex;
         }
         match packet.vantage {
             Vantage::Socket => self.socket_seen = true,
             Vantage::Uplink => self.uplink_seen = true,
-            Vantage::Capture => {}
+            Vantage::Capture => self.captured = true,
         }
         match packet.direction {
             Direction::Request => self.request_packet(packet, context),
@@ -405,7 +459,9 @@ impl Flow {
                 Vantage::Uplink => (false, true, 1),
                 Vantage::Capture => (true, true, 2),
             };
-            self.attempt(packet.time).syn(packet.time, socket, wire, place);
+            if self.attempt(packet.time).syn(packet.time, socket, wire, place) {
+                self.connect_ns = None;
+            }
         } else if flags & Packet::RST == 0
             && let Some(attempt) = &mut self.attempt
         {
@@ -425,6 +481,7 @@ impl Flow {
             self.request_payload(packet, context);
         }
         if flags & Packet::RST != 0 {
+            self.closed.get_or_insert(packet.time);
             self.client_gone(packet.time);
         } else if flags & Packet::FIN != 0 {
             self.client_left.get_or_insert((packet.time, Leave::Fin));
@@ -602,8 +659,12 @@ impl Flow {
             if packet.vantage == Vantage::Capture {
                 self.responses.start(first);
             }
-            if let Some(attempt) = self.attempt.as_mut().filter(|_| reaches_client) {
-                attempt.establish(packet.time);
+            if let Some(attempt) = &mut self.attempt {
+                match packet.vantage {
+                    Vantage::Capture => attempt.establish(packet.time),
+                    Vantage::Socket => attempt.answered(packet.time),
+                    Vantage::Uplink => attempt.arrived(),
+                }
             }
         }
         if packet.payload_len > 0 {
@@ -778,7 +839,7 @@ impl Flow {
         };
         let mut at = 0;
         while let Some(pending) = self.pending.get(at) {
-            match self.judge(pending, now, last) {
+            match self.judge(pending, now, last, context.ends_are_seen) {
                 Verdict::Wait(time) => {
                     sooner(Some(time));
                     at += 1;
@@ -862,7 +923,7 @@ impl Flow {
         attempt.due()
     }
 
-    fn judge(&self, pending: &Pending, now: Time, last: bool) -> Verdict {
+    fn judge(&self, pending: &Pending, now: Time, last: bool, ends_are_seen: Option<Time>) -> Verdict {
         let answer = pending.answer.as_ref();
         if let Some((answer, delivered)) = answer.and_then(|answer| Some((answer, answer.delivered()?))) {
             // The wire's own TTL may be told a moment later.
@@ -890,16 +951,25 @@ impl Flow {
             delivered,
             until,
         };
-        let idle = pending.time.max(arrived.unwrap_or_default()).plus_ns(IDLE_NS);
+        let silent_since = pending.time.max(arrived.unwrap_or_default());
+        // What has arrived and isn't delivered will hardly be.
+        let idle = if arrived.is_some() {
+            silent_since.plus_ns(IDLE_NS)
+        } else {
+            self.nothing_comes_after(silent_since, ends_are_seen)
+        };
         let mut wait = idle;
         if let Some((left, how)) = self.client_left {
-            let grace = match (arrived, how) {
-                (Some(at), _) if killed || left.since(at) >= TRANSIT_NS => 0,
-                (_, Leave::Fin) => HALF_CLOSE_NS,
-                (_, Leave::Gone) => REORDER_NS,
+            // Its end, or the server's, will decide.
+            let reads_on = self.half_closed && how == Leave::Fin;
+            let settled = match (arrived, how) {
+                (Some(at), _) if killed || left.since(at) >= TRANSIT_NS => left,
+                (_, Leave::Fin) if reads_on => idle,
+                (_, Leave::Fin) if self.captured => self.last.max(left).plus_ns(FORGET_NS),
+                (_, Leave::Fin) => left.plus_ns(HALF_CLOSE_NS),
+                (_, Leave::Gone) => left.plus_ns(REORDER_NS),
             };
-            let settled = left.plus_ns(grace);
-            if now >= settled || last {
+            if now >= settled || last && !reads_on {
                 let verdict = match arrived {
                     Some(_) => arrived_as,
                     None if self.server_rst.is_some_and(|reset| reset <= settled) => (ExchangeOutcome::Reset, None),
@@ -933,7 +1003,7 @@ impl Flow {
             }
             wait = wait.min(settled);
         }
-        if now >= idle {
+        if now >= idle || (last && !self.socket_outlives(ends_are_seen) && now >= silent_since.plus_ns(IDLE_NS)) {
             return done(
                 if arrived.is_some() {
                     arrived_as
@@ -957,7 +1027,25 @@ impl Flow {
                 None => done((ExchangeOutcome::Open, None), None),
             };
         }
-        Verdict::Wait(wait)
+        // What was lost meanwhile may change who decides.
+        Verdict::Wait(wait.min(now.plus_ns(FORGET_NS)))
+    }
+
+    /// When no answer can come any more, if nothing else says so. A socket's end decides, however long its process waits; where it
+    /// isn't seen, silence does.
+    fn nothing_comes_after(&self, silent_since: Time, ends_are_seen: Option<Time>) -> Time {
+        if self.socket_outlives(ends_are_seen) {
+            return self.last.max(silent_since).plus_ns(NEVER_NS);
+        }
+        if self.socketless() || ends_are_seen.is_some() {
+            return self.last.max(silent_since).plus_ns(FORGET_NS);
+        }
+        silent_since.plus_ns(IDLE_NS)
+    }
+
+    /// There is a socket, and its end will be reported.
+    fn socket_outlives(&self, ends_are_seen: Option<Time>) -> bool {
+        !self.socketless() && self.closed.is_none() && ends_are_seen.is_some_and(|lost| self.opened > lost)
     }
 
     fn tell(

@@ -34,6 +34,7 @@ pub struct ConnectFacts {
     pub elapsed_ns: u64,
     pub syns: u32,
     pub wire_syns: u32,
+    pub syn_acks: u32,
     pub dropped: Option<String>,
     pub icmp: Option<String>,
 }

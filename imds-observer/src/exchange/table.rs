@@ -14,7 +14,7 @@ use super::connection::{Context, Flow, Fresh};
 use crate::flow::{FoundResponse, Seq, StreamLimits};
 use crate::imds::Hasher;
 use crate::record::{LossCounts, SECOND, Time};
-use crate::source::{Direction, Event, FlowId, Packet, Vantage};
+use crate::source::{Direction, Event, FlowId, Packet, SocketState, Vantage};
 
 /// Bounds of a [`FlowTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +71,10 @@ pub struct FlowTable {
     loss: LossCounts,
     fresh: Vec<Fresh>,
     heads: Vec<FoundResponse>,
+    /// The source reports the states of sockets, so their end will be seen.
+    sees_sockets: bool,
+    /// When events were lost last, and how many by then: the end of a socket may have been among them.
+    lost: (Time, u64),
 }
 
 impl FlowTable {
@@ -90,6 +94,8 @@ impl FlowTable {
             loss: LossCounts::default(),
             fresh: Vec::new(),
             heads: Vec::new(),
+            sees_sockets: false,
+            lost: (Time(0), 0),
         }
     }
 
@@ -129,6 +135,13 @@ impl FlowTable {
                 }
             }
             Event::Socket(event) => {
+                self.sees_sockets = true;
+                // What ends without anything having been seen of it leaves nothing to be reported.
+                if matches!(event.state, SocketState::ErrorReport | SocketState::Closed)
+                    && !self.flows.contains(&event.flow)
+                {
+                    return;
+                }
                 self.reach(event.flow, event.time, event.remote, out, |flow, _, _| {
                     flow.socket(event);
                 });
@@ -145,7 +158,12 @@ impl FlowTable {
                     flow.packet(packet, context);
                 });
             }
-            Event::Process { .. } | Event::Caller { .. } | Event::Interface(_) | Event::Loss(_) | Event::Record(_) => {}
+            Event::Loss(loss) => {
+                if loss.ring_buffer > self.lost.1 {
+                    self.lost = (self.now, loss.ring_buffer);
+                }
+            }
+            Event::Process { .. } | Event::Caller { .. } | Event::Interface(_) | Event::Record(_) => {}
         }
     }
 
@@ -168,6 +186,7 @@ impl FlowTable {
     /// Nothing more will come: gives all that is left, as open where nothing decides it.
     pub fn finish(&mut self, now: Time, out: &mut Vec<Fact>) {
         self.advance(now, out);
+        let ends_are_seen = self.ends_are_seen();
         while let Some((id, mut flow)) = self.flows.pop_lru() {
             let mut context = Context {
                 limits: &self.limits,
@@ -175,6 +194,7 @@ impl FlowTable {
                 loss: &mut self.loss,
                 fresh: &mut self.fresh,
                 heads: &mut self.heads,
+                ends_are_seen,
             };
             flow.settle(self.now, true, &mut context, out);
             self.aliases.pop(&id);
@@ -236,9 +256,9 @@ impl FlowTable {
         act: impl FnOnce(&mut Flow, &mut Context<'_>, &mut Vec<Fact>),
     ) {
         if self.flows.len() >= self.limits.flows && !self.flows.contains(&id) {
-            let evicted = self.flows.pop_lru();
-            self.loss.evicted += u64::from(evicted.is_some_and(|(_, flow)| flow.is_busy()));
+            self.evict(out);
         }
+        let ends_are_seen = self.ends_are_seen();
         let (limits, spare) = (&self.limits, &mut self.spare);
         let flow = self.flows.get_or_insert_mut(id, || {
             let new = Flow::new(id, time, remote, limits);
@@ -256,10 +276,33 @@ impl FlowTable {
             loss: &mut self.loss,
             fresh: &mut self.fresh,
             heads: &mut self.heads,
+            ends_are_seen,
         };
         act(flow, &mut context, out);
         let again = ask(flow, self.now, false, &mut context, out);
         self.remember(id, again);
+    }
+
+    /// Makes room for a flow: gives what is known of the one that was silent for longest.
+    fn evict(&mut self, out: &mut Vec<Fact>) {
+        let Some((_, mut flow)) = self.flows.pop_lru() else {
+            return;
+        };
+        self.loss.evicted += u64::from(flow.is_busy());
+        let mut context = Context {
+            limits: &self.limits,
+            hasher: &self.hasher,
+            loss: &mut self.loss,
+            fresh: &mut self.fresh,
+            heads: &mut self.heads,
+            ends_are_seen: None,
+        };
+        flow.settle(self.now, true, &mut context, out);
+    }
+
+    /// Sockets opened after this will be seen to end.
+    fn ends_are_seen(&self) -> Option<Time> {
+        self.sees_sockets.then_some(self.lost.0)
     }
 
     /// Another connection begins under the same id: gives what is left of this one.
@@ -271,6 +314,7 @@ impl FlowTable {
     }
 
     fn settle(&mut self, id: FlowId, last: bool, out: &mut Vec<Fact>) {
+        let ends_are_seen = self.ends_are_seen();
         let Some(flow) = self.flows.peek_mut(&id) else { return };
         let mut context = Context {
             limits: &self.limits,
@@ -278,6 +322,7 @@ impl FlowTable {
             loss: &mut self.loss,
             fresh: &mut self.fresh,
             heads: &mut self.heads,
+            ends_are_seen,
         };
         let again = ask(flow, self.now, last, &mut context, out);
         self.remember(id, again);

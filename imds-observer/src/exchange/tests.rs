@@ -8,7 +8,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::imds::Hasher;
-use crate::record::{ConnectOutcome, ExchangeOutcome, ImdsVersion, SECOND, Time};
+use crate::record::{ConnectOutcome, ExchangeOutcome, ImdsVersion, LossCounts, SECOND, Time};
 use crate::source::{
     ConnectAttempt, ConnectResult, Direction, Event, FlowId, IcmpError, Packet, PacketDrop, ProcessKey, Sender,
     SocketChange, SocketState, Vantage,
@@ -217,6 +217,20 @@ impl World {
             time: self.time(),
             flow: self.flow,
             state,
+            unconnected: false,
+            error,
+            local: self.local,
+            remote: self.remote,
+        });
+        self.send(&event)
+    }
+
+    fn closes_unconnected(&mut self, error: u32) -> &mut Self {
+        let event = Event::Socket(SocketChange {
+            time: self.time(),
+            flow: self.flow,
+            state: SocketState::Closed,
+            unconnected: true,
             error,
             local: self.local,
             remote: self.remote,
@@ -441,11 +455,14 @@ fn no_answer(
     let mut world = if live { World::live() } else { World::capture() };
     world.handshake().at(1).client(ACK, 0, 0, PUT).at(301);
     match how {
-        "fin" => world.client(ACK | Packet::FIN, len(PUT), 0, "").wait(5000),
+        "fin" => world
+            .client(ACK | Packet::FIN, len(PUT), 0, "")
+            .wait(if live { 5_000 } else { 901_500 }),
         "rst" => world.client(ACK | Packet::RST, len(PUT), 0, "").wait(400),
         "server rst" => world.server(ACK | Packet::RST, 0, len(PUT), "").wait(400),
         "server fin" => world.server(ACK | Packet::FIN, 0, len(PUT), "").wait(500),
-        "silence" => world.wait(21_000),
+        // A capture has time: there a long poll may still be answered.
+        "silence" => world.wait(if live { 21_000 } else { 901_500 }),
         _ => world.end(),
     };
     let exchange = world.only();
@@ -467,6 +484,252 @@ fn half_closed_clients_still_read() {
         .at(500)
         .server(ACK, 0, len(PUT) + 1, OK);
     assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
+}
+
+/// The socket is still open: its process waits, whatever the clock says.
+#[rstest]
+#[case::half_closed_for_four_seconds(true, 4_000)]
+#[case::half_closed_for_ten_minutes(true, 600_000)]
+#[case::open_for_a_minute(false, 60_000)]
+#[case::a_long_poll_of_an_hour(false, 3_600_000)]
+fn an_answer_comes_as_long_as_the_socket_is_there(#[case] half_closed: bool, #[case] ms: u64) {
+    let mut world = World::live();
+    world.connect().socket(SocketState::SynSent, 0).handshake().at(1);
+    if half_closed {
+        world
+            .client(ACK, 0, 0, PUT)
+            .socket(SocketState::HalfClosed, 0)
+            .client(ACK | Packet::FIN, len(PUT), 0, "");
+    } else {
+        world.client(ACK, 0, 0, PUT);
+    }
+    let sent = len(PUT) + u32::from(half_closed);
+    world.wait(ms - 1);
+    assert_eq!(world.exchanges().len(), 0, "nothing is decided yet");
+    world.at(ms).server(ACK, 0, sent, OK).wait(20);
+    let exchange = world.only();
+    assert_eq!(exchange.outcome, ExchangeOutcome::Answered);
+    assert_eq!(exchange.response.as_ref().unwrap().delivered, Some(true));
+    assert_eq!(exchange.latency_ns, Some((ms - 1) * MS));
+}
+
+#[rstest]
+#[case::the_process_closes("released", ExchangeOutcome::Closed)]
+#[case::the_kernel_closes("closed", ExchangeOutcome::Closed)]
+#[case::the_server_closes("server fin", ExchangeOutcome::Unanswered)]
+#[case::the_server_resets("server rst", ExchangeOutcome::Reset)]
+#[case::the_observer_stops("end", ExchangeOutcome::Open)]
+fn a_half_closed_client_without_an_answer(#[case] how: &str, #[case] outcome: ExchangeOutcome) {
+    let mut world = World::live();
+    world
+        .connect()
+        .socket(SocketState::SynSent, 0)
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .socket(SocketState::HalfClosed, 0)
+        .client(ACK | Packet::FIN, len(PUT), 0, "")
+        .wait(30_000);
+    assert_eq!(world.exchanges().len(), 0);
+    world.at(30_001);
+    let sent = len(PUT) + 1;
+    match how {
+        "released" => world.socket(SocketState::Released, 0).wait(30_500),
+        "closed" => world.socket(SocketState::Closed, 0).wait(30_500),
+        "server fin" => world.server(ACK | Packet::FIN, 0, sent, "").wait(30_500),
+        "server rst" => world.server(ACK | Packet::RST, 0, sent, "").wait(30_500),
+        _ => world.end(),
+    };
+    let exchange = world.only();
+    assert_eq!(exchange.outcome, outcome);
+    let waited = (how != "end").then_some(30_000 * MS);
+    assert_eq!(exchange.waited_ns, waited, "until it really left");
+}
+
+/// `close()` of a socket with `SO_LINGER` 0: the kernel sets an error and clears the addresses itself.
+#[test]
+fn a_client_that_aborts_is_no_server_that_resets() {
+    let mut world = World::live();
+    world
+        .connect()
+        .socket(SocketState::SynSent, 0)
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .at(201)
+        .socket(SocketState::Closed, 0)
+        .client(ACK | Packet::RST, len(PUT), 0, "");
+    let (local, remote) = (world.local, world.remote);
+    (world.local, world.remote) = (address("0.0.0.0:0"), address("169.254.169.254:0"));
+    world.socket(SocketState::ErrorReport, libc::ECONNRESET as u32);
+    (world.local, world.remote) = (local, remote);
+    world.wait(500);
+    let exchange = world.only();
+    assert_eq!(exchange.outcome, ExchangeOutcome::Closed);
+    assert_eq!(exchange.connection.remote, "169.254.169.254:80");
+    assert_eq!(exchange.connection.local.as_deref(), Some("10.0.1.5:43122"));
+    // The server's reset is in the socket when it closes.
+    let mut world = World::live();
+    world
+        .connect()
+        .socket(SocketState::SynSent, 0)
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .at(201)
+        .socket(SocketState::Closed, libc::ECONNRESET as u32)
+        .wait(500);
+    assert_eq!(world.only().outcome, ExchangeOutcome::Reset);
+}
+
+/// Aborted while it connects: the client gave up, and no error of the server's.
+#[test]
+fn an_aborted_attempt_is_a_timeout() {
+    let mut world = World::live();
+    world.connect().socket(SocketState::SynSent, 0).syn().at(2_000);
+    world
+        .closes_unconnected(0)
+        .socket(SocketState::ErrorReport, libc::ECONNRESET as u32)
+        .wait(5_000);
+    let failure = world.failure();
+    assert_eq!((failure.outcome, failure.errno), (ConnectOutcome::Timeout, None));
+}
+
+/// Another program at the socket's cgroup may refuse what ours has let in: only the socket knows.
+#[test]
+fn a_syn_ack_that_is_refused_behind_the_hook_connects_nothing() {
+    let mut world = World::live();
+    world.connect().socket(SocketState::SynSent, 0);
+    for at in [0, 1_000, 3_000] {
+        world.at(at);
+        let syn = world.raw(Direction::Request, Packet::SYN, ISN, 0, b"");
+        world.both(syn);
+        world.server(Packet::SYN | ACK, u32::MAX, 0, "").dropped(
+            Direction::Response,
+            SERVER_ISN,
+            0,
+            Packet::SYN | ACK,
+            "SOCKET_FILTER",
+            "sk_filter_trim_cap",
+        );
+    }
+    world.at(5_000).closes_unconnected(libc::ETIMEDOUT as u32).wait(6_000);
+    let failure = world.failure();
+    assert_eq!(failure.outcome, ConnectOutcome::Timeout);
+    assert_eq!((failure.syns, failure.wire_syns, failure.syn_acks), (3, 3, 3));
+    assert_eq!(failure.dropped.as_deref(), Some("SOCKET_FILTER@sk_filter_trim_cap"));
+    assert_eq!(world.exchanges().len(), 0);
+}
+
+/// Without the drop's record as well: the client sends its SYN again, and its socket closes unconnected.
+#[test]
+fn a_syn_ack_that_vanishes_behind_the_hook_connects_nothing() {
+    let mut world = World::live();
+    world.connect().socket(SocketState::SynSent, 0);
+    for at in [0, 1_000] {
+        world.at(at);
+        let syn = world.raw(Direction::Request, Packet::SYN, ISN, 0, b"");
+        world.both(syn);
+        world.server(Packet::SYN | ACK, u32::MAX, 0, "");
+    }
+    world.at(2_000).closes_unconnected(0).wait(7_000);
+    let failure = world.failure();
+    assert_eq!(
+        (failure.outcome, failure.syn_acks, failure.dropped.as_deref()),
+        (ConnectOutcome::Timeout, 2, None)
+    );
+}
+
+/// A connection that is made ahead of its first request, and one that is never used.
+#[test]
+fn an_idle_connection_is_no_failure() {
+    let mut world = World::live();
+    world
+        .connect()
+        .socket(SocketState::SynSent, 0)
+        .handshake()
+        .wait(600_000);
+    world.at(600_001).socket(SocketState::Closed, 0).wait(605_000);
+    assert_eq!(world.connects().len(), 0);
+    // The kernel goes on trying for as long as it is configured to.
+    let mut world = World::live();
+    world.connect().socket(SocketState::SynSent, 0).syn().wait(400_000);
+    assert_eq!(world.connects().len(), 0, "it still tries");
+    world
+        .at(500_000)
+        .closes_unconnected(libc::ETIMEDOUT as u32)
+        .wait(505_000);
+    assert_eq!(world.failure().outcome, ConnectOutcome::Timeout);
+}
+
+/// What was lost may have been the end of a socket: then silence decides, after long.
+#[test]
+fn a_socket_whose_end_may_have_been_lost_is_given_up_by_time() {
+    let mut world = World::live();
+    world
+        .connect()
+        .socket(SocketState::SynSent, 0)
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT)
+        .wait(60_000)
+        .send(&Event::Loss(LossCounts {
+            ring_buffer: 1,
+            ..LossCounts::default()
+        }))
+        .wait(800_000);
+    assert_eq!(world.exchanges().len(), 0);
+    world.wait(1_000_000);
+    assert_eq!(world.only().outcome, ExchangeOutcome::Unanswered);
+}
+
+/// A bound is reached: what is known goes out, and is counted.
+#[test]
+fn a_connection_that_makes_room_is_reported() {
+    let mut world = World::live();
+    world.table = FlowTable::new(
+        Limits {
+            flows: 1,
+            ..Limits::default()
+        },
+        Hasher::with_salt(1, 2),
+    );
+    world
+        .connect()
+        .socket(SocketState::SynSent, 0)
+        .handshake()
+        .at(1)
+        .client(ACK, 0, 0, PUT);
+    world.flow = FlowId::Cookie(0x43);
+    world.at(50).connect();
+    assert_eq!(world.only().outcome, ExchangeOutcome::Open);
+    assert_eq!(world.table.loss().evicted, 1);
+}
+
+/// A capture shows no socket: what closes its sending side may read on until the other side ends as well.
+#[test]
+fn a_half_closed_client_in_a_capture() {
+    let mut world = World::capture();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK | Packet::FIN, 0, 0, PUT)
+        .wait(240_000);
+    assert_eq!(world.exchanges().len(), 0);
+    let whole = format!("{OK}\r\nContent-Length: 0\r\n\r\n");
+    world
+        .at(240_001)
+        .server(ACK, 0, len(PUT) + 1, &whole)
+        .client(ACK, len(PUT) + 1, len(&whole), "");
+    assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
+    let mut world = World::capture();
+    world
+        .handshake()
+        .at(1)
+        .client(ACK | Packet::FIN, 0, 0, PUT)
+        .wait(5_000)
+        .end();
+    assert_eq!(world.only().outcome, ExchangeOutcome::Closed);
 }
 
 #[test]
@@ -544,7 +807,7 @@ fn long_heads_in_several_events() {
     world.server(ACK, 0, len(&head), OK);
     assert_eq!(world.only().request.imds_version, Some(ImdsVersion::V2));
     assert!(world.only().request.token.is_some());
-    assert_eq!(world.table.loss(), crate::record::LossCounts::default());
+    assert_eq!(world.table.loss(), LossCounts::default());
 }
 
 #[test]

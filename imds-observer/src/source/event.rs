@@ -108,6 +108,10 @@ pub struct ConnectResult {
 pub enum SocketState {
     SynSent,
     Established,
+    /// The process will send no more (`shutdown()`), and goes on reading.
+    HalfClosed,
+    /// The process has closed a half-closed socket; the kernel may still be at work on it.
+    Released,
     Closed,
     /// Not a state: the socket reports an error.
     ErrorReport,
@@ -119,6 +123,8 @@ pub struct SocketChange {
     pub time: Time,
     pub flow: FlowId,
     pub state: SocketState,
+    /// It closes without having been connected: it was in SYN_SENT.
+    pub unconnected: bool,
     /// Positive errno (`sk_err`), or 0.
     pub error: u32,
     pub local: SocketAddr,

@@ -275,6 +275,7 @@ impl Actor {
             elapsed_ns: (elapsed * 1e9) as u64,
             syns: syns[0],
             wire_syns: syns[1],
+            syn_acks: 0,
             dropped: None,
             icmp: None,
         }
