@@ -45,6 +45,24 @@ pub(crate) fn digest(repository: &Path) -> Option<String> {
     Some(format!("{hash:016x}"))
 }
 
+/// Directories with the sources of registries from which this workspace has crates. Others come and go (`cargo package` makes
+/// one), and with each change of flags cargo compiles everything again. anyhow is unpacked before anything here runs.
+fn registries() -> Vec<PathBuf> {
+    let has_crates = |registry: &Path| {
+        fs::read_dir(registry).is_ok_and(|crates| {
+            crates
+                .flatten()
+                .any(|package| package.file_name().to_string_lossy().starts_with("anyhow-"))
+        })
+    };
+    let mut registries: Vec<PathBuf> = fs::read_dir(toolchain::cargo_home().join("registry/src"))
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
+    registries.retain(|registry| has_crates(registry));
+    registries.sort();
+    registries
+}
+
 fn list(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     if path.is_dir() {
         for entry in fs::read_dir(path)? {
@@ -87,9 +105,7 @@ pub(crate) fn compile(
         (library, "/rust/lib/rustlib/src/rust"),
     ];
     // One directory a registry: its name has a hash of the registry's address, which a mirror changes.
-    if let Ok(registries) = fs::read_dir(toolchain::cargo_home().join("registry/src")) {
-        remapped.extend(registries.flatten().map(|registry| (registry.path(), "/crates")));
-    }
+    remapped.extend(registries().into_iter().map(|registry| (registry, "/crates")));
     for (from, to) in remapped {
         flags.push("\x1f--remap-path-prefix=");
         flags.push(from);
