@@ -406,6 +406,7 @@ fn fact(n: u64) -> Fact {
         latency_ns,
         waited_ns,
         connect_ns,
+        closed_by,
         ..
     } = exchange(n);
     Fact::Exchange(exchange::ExchangeFacts {
@@ -420,6 +421,7 @@ fn fact(n: u64) -> Fact {
         latency_ns,
         waited_ns,
         connect_ns,
+        closed_by,
     })
 }
 

@@ -527,6 +527,7 @@ fn record_of(fact: Fact, Caller { process, container }: Caller, host: &Host) -> 
             latency_ns: fact.latency_ns,
             waited_ns: fact.waited_ns,
             connect_ns: fact.connect_ns,
+            closed_by: fact.closed_by,
         }),
         Fact::Connect(fact) => Record::Connect(Connect {
             record: Kind::Connect,

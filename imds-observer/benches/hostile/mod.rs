@@ -57,6 +57,7 @@ pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange 
             interface: None,
             cgroup: None,
             netns: None,
+            redirected_to: None,
         },
         request: Request {
             method: Some("GET".to_owned()),
@@ -95,6 +96,7 @@ pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange 
         latency_ns: Some(n % 600 * 1_000_000),
         waited_ns: Some(n % 600 * 1_000_000),
         connect_ns: None,
+        closed_by: None,
     }
 }
 

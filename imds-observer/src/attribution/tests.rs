@@ -232,6 +232,7 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
             interface: None,
             cgroup: None,
             netns: None,
+            redirected_to: None,
         },
         request: Request {
             method: None,
@@ -250,6 +251,7 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
         latency_ns: None,
         waited_ns: None,
         connect_ns: None,
+        closed_by: None,
         ifindex: 0,
     })
 }

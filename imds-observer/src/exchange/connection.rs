@@ -14,7 +14,7 @@ use super::pending::{Answer, Pending};
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
 use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
 use crate::imds::{Hasher, no_request, read_request};
-use crate::record::{Connection, ExchangeOutcome, LossCounts, PacketDirection, SECOND, Time};
+use crate::record::{Connection, End, ExchangeOutcome, LossCounts, PacketDirection, SECOND, Time};
 use crate::source::{
     ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Sender, SocketChange, SocketState, Vantage,
 };
@@ -209,6 +209,7 @@ impl Flow {
             interface: None,
             cgroup: None,
             netns: None,
+            redirected_to: None,
         }
     }
 
@@ -1067,6 +1068,7 @@ impl Flow {
             return;
         }
         self.troubled |= outcome != ExchangeOutcome::Answered;
+        let closed_by = self.closed_by(outcome);
         let mut request = pending.request;
         request.ttl = self.wire_ttl.or(self.socket_ttl);
         let latency_ns = pending
@@ -1086,7 +1088,24 @@ impl Flow {
             latency_ns,
             waited_ns: until.map(|until| until.since(pending.time)),
             connect_ns: self.connect_ns.filter(|_| pending.number == 1),
+            closed_by,
         }));
+    }
+
+    /// Which end closed the connection of a request that had no response.
+    fn closed_by(&self, outcome: ExchangeOutcome) -> Option<End> {
+        let by_client = self.client_left.map(|(time, _)| time);
+        let by_server = [self.server_fin, self.server_rst].into_iter().flatten().min();
+        match outcome {
+            ExchangeOutcome::Answered | ExchangeOutcome::Lost | ExchangeOutcome::Open => None,
+            ExchangeOutcome::Reset => Some(End::Server),
+            _ => match (by_client, by_server) {
+                (Some(client), Some(server)) if client <= server => Some(End::Client),
+                (_, Some(_)) => Some(End::Server),
+                (Some(_), None) => Some(End::Client),
+                (None, None) => None,
+            },
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the pairing of requests and responses yields, before anybody knows who the process is.
 
-use crate::record::{ConnectOutcome, Connection, ExchangeOutcome, PacketDirection, Request, Response, Time};
+use crate::record::{ConnectOutcome, Connection, End, ExchangeOutcome, PacketDirection, Request, Response, Time};
 use crate::source::{FlowId, Sender};
 
 /// Becomes an `exchange` record once the process is known.
@@ -18,6 +18,7 @@ pub struct ExchangeFacts {
     pub latency_ns: Option<u64>,
     pub waited_ns: Option<u64>,
     pub connect_ns: Option<u64>,
+    pub closed_by: Option<End>,
 }
 
 /// Becomes a `connect` record.

@@ -27,6 +27,18 @@ pub struct Connection {
     /// Inode of the socket's network namespace, where `process` is null.
     #[serde(default)]
     pub netns: Option<u32>,
+    /// `address:port` to which NAT or a program at the socket of this host sends the connection instead of `remote`; null: not
+    /// redirected, or not known.
+    #[serde(default)]
+    pub redirected_to: Option<String>,
+}
+
+/// An end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum End {
+    Client,
+    Server,
 }
 
 /// How a request asks.
@@ -173,6 +185,10 @@ pub struct Exchange {
     /// TCP handshake of this connection, on its first exchange.
     #[serde(default)]
     pub connect_ns: Option<u64>,
+    /// Which end closed or reset the connection before a response came; null with a response, while the connection is open, and where
+    /// it was not seen.
+    #[serde(default)]
+    pub closed_by: Option<End>,
 }
 
 /// Why a connection never came to be.

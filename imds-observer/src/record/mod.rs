@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use exchange::{
-    Connect, ConnectOutcome, Connection, Dialect, Drop, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection,
+    Connect, ConnectOutcome, Connection, Dialect, Drop, End, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection,
     Request, Response,
 };
 pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};

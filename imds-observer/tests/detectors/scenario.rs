@@ -146,6 +146,7 @@ impl Actor {
             interface: None,
             cgroup: None,
             netns: None,
+            redirected_to: None,
         }
     }
 
@@ -185,6 +186,7 @@ impl Actor {
             latency_ns: Some(300_000),
             waited_ns: Some(300_000),
             connect_ns: Some(120_000),
+            closed_by: None,
         }
     }
 

@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHasher};
 use serde::Deserialize;
 
 use crate::record::{
-    Caller, Connection, Container, Dialect, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind, Process, Record,
+    Caller, Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind, Process, Record,
     Request, Response, SCHEMA, SECOND, Time,
 };
 
@@ -142,6 +142,10 @@ impl Written {
             latency_ns: after!(rest, b",\"latency_ns\":", nullable_number),
             waited_ns: optional!(rest, b",\"waited_ns\":", nullable_number),
             connect_ns: optional!(rest, b",\"connect_ns\":", nullable_number),
+            closed_by: match optional!(rest, b",\"closed_by\":", nullable_text) {
+                Some(end) => Some(end_of(end)?),
+                None => None,
+            },
         };
         rest.skip(b"}")?;
         let length = lines.len() - rest.0.len();
@@ -360,6 +364,7 @@ struct Line<'a> {
     latency_ns: Option<u64>,
     waited_ns: Option<u64>,
     connect_ns: Option<u64>,
+    closed_by: Option<End>,
 }
 
 struct LineConnection<'a> {
@@ -370,6 +375,7 @@ struct LineConnection<'a> {
     interface: Option<&'a str>,
     cgroup: Option<&'a str>,
     netns: Option<u32>,
+    redirected_to: Option<&'a str>,
 }
 
 struct LineRequest<'a> {
@@ -406,6 +412,7 @@ fn connection<'a>(rest: &mut Rest<'a>) -> Option<LineConnection<'a>> {
         interface: optional!(rest, b",\"interface\":", nullable_text),
         cgroup: optional!(rest, b",\"cgroup\":", nullable_text),
         netns: optional!(rest, b",\"netns\":", nullable_number),
+        redirected_to: optional!(rest, b",\"redirected_to\":", nullable_text),
     };
     rest.skip(b"}").map(|()| connection)
 }
@@ -447,6 +454,14 @@ fn response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
         via_proxy: optional!(rest, b",\"via_proxy\":", nullable_boolean),
     };
     rest.skip(b"}").map(|()| Some(response))
+}
+
+fn end_of(name: &str) -> Option<End> {
+    match name {
+        "client" => Some(End::Client),
+        "server" => Some(End::Server),
+        _ => None,
+    }
 }
 
 fn outcome(rest: &mut Rest<'_>) -> Option<ExchangeOutcome> {
@@ -508,6 +523,7 @@ impl Line<'_> {
             latency_ns,
             waited_ns,
             connect_ns,
+            closed_by,
         } = exchange;
         *time = self.time;
         if !Arc::ptr_eq(host, new_host) {
@@ -531,6 +547,7 @@ impl Line<'_> {
         *latency_ns = self.latency_ns;
         *waited_ns = self.waited_ns;
         *connect_ns = self.connect_ns;
+        *closed_by = self.closed_by;
     }
 }
 
@@ -544,6 +561,7 @@ impl LineConnection<'_> {
             interface,
             cgroup,
             netns,
+            redirected_to,
         } = connection;
         put(id, self.id);
         put_nullable(local, self.local);
@@ -552,6 +570,7 @@ impl LineConnection<'_> {
         put_nullable(interface, self.interface);
         put_nullable(cgroup, self.cgroup);
         *netns = self.netns;
+        put_nullable(redirected_to, self.redirected_to);
     }
 }
 
@@ -650,6 +669,7 @@ fn blank(host: &Host) -> Exchange {
             interface: None,
             cgroup: None,
             netns: None,
+            redirected_to: None,
         },
         request: Request {
             method: None,
@@ -668,6 +688,7 @@ fn blank(host: &Host) -> Exchange {
         latency_ns: None,
         waited_ns: None,
         connect_ns: None,
+        closed_by: None,
     }
 }
 
@@ -692,6 +713,7 @@ pub(super) fn is_spare(record: &Record) -> bool {
         connection.remote.capacity(),
         optional(&connection.interface),
         optional(&connection.cgroup),
+        optional(&connection.redirected_to),
         optional(&request.method),
         optional(&request.path),
         optional(&request.token),
@@ -806,6 +828,7 @@ mod tests {
             any::<u32>(),
             nullable(text()),
             nullable(any::<u32>()),
+            nullable(text()),
         );
         let request = (
             nullable(text()),
@@ -829,6 +852,7 @@ mod tests {
             0..2_000_000_000_000_000_000_u64,
             nullable(any::<u64>()),
             nullable(any::<u64>()),
+            nullable(prop::sample::select(vec![End::Client, End::Server])),
         );
         (nullable(process()), connection, request, response, times, text()).prop_map(
             |(process, connection, request, response, times, host)| {
@@ -837,6 +861,7 @@ mod tests {
                 exchange.process = process.map(Arc::new);
                 exchange.latency_ns = times.1;
                 exchange.waited_ns = times.2;
+                exchange.closed_by = times.3;
                 (
                     exchange.connection.id,
                     exchange.connection.local,
@@ -844,6 +869,7 @@ mod tests {
                     exchange.connection.exchange,
                     exchange.connection.cgroup,
                     exchange.connection.netns,
+                    exchange.connection.redirected_to,
                 ) = connection;
                 (
                     exchange.request.method,
