@@ -79,16 +79,13 @@ impl Reader {
     /// segment holds several response heads; none for other services' packets.
     pub(super) fn read(&mut self, frame: &Frame<'_>, loss: &mut LossCounts, out: &mut Vec<Event>) -> Option<Found> {
         let (source, destination, may_be_icmp) = ends(frame.ip)?;
-        let egress = if self.is_service(destination) {
-            Some(true)
-        } else if self.is_service(source) {
-            Some(false)
-        } else if may_be_icmp {
-            None
-        } else if may_be_resolver(destination) || may_be_resolver(source) {
-            return to_resolver(frame.ip, source, destination);
-        } else {
-            return None;
+        let egress = match self.direction(source, destination) {
+            Some(egress) => Some(egress),
+            None if may_be_icmp => None,
+            None if may_be_resolver(destination) || may_be_resolver(source) => {
+                return to_resolver(frame.ip, source, destination);
+            }
+            None => return None,
         };
         let service = if egress == Some(true) { destination } else { source };
         let endpoint = egress.is_some() && self.endpoints.contains(&service);
@@ -130,6 +127,17 @@ impl Reader {
             Transport::Unreadable => loss.unparsed += u64::from(endpoint),
         }
         (egress.is_some() || out.len() > before).then_some(found)
+    }
+
+    /// Whether a packet goes to a service or comes from one; `None`: neither. Where both addresses could be a service's, the
+    /// endpoint's decides: a client may have a link-local address of its own.
+    fn direction(&self, source: IpAddr, destination: IpAddr) -> Option<bool> {
+        match (self.is_service(source), self.is_service(destination)) {
+            (false, false) => None,
+            (false, true) => Some(true),
+            (true, false) => Some(false),
+            (true, true) => Some(self.endpoints.contains(&destination) || !self.endpoints.contains(&source)),
+        }
     }
 
     /// The endpoints, and the addresses at which the provider answers next to them. Other link-local addresses are the host's own: node-local
