@@ -62,7 +62,12 @@ impl Tally {
 
     pub(crate) fn exchange(&mut self, exchange: &Exchange) {
         let request = &exchange.request;
-        let status = exchange.response.as_ref().and_then(|response| response.status);
+        // Of a response that never reached the process the outcome counts: the process has no status.
+        let status = exchange
+            .response
+            .as_ref()
+            .filter(|response| response.delivered != Some(false))
+            .and_then(|response| response.status);
         self.requests += 1;
         self.lost += u64::from(exchange.outcome == ExchangeOutcome::Lost);
         self.by_version[request.imds_version.map_or(4, |version| version as usize)] += 1;
