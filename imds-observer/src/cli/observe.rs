@@ -10,10 +10,10 @@ use clap::Args;
 use super::values;
 use crate::attribution::Attribution;
 use crate::attribution::worker::Worker;
-use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions};
+use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions, cgroup2_mount};
 use crate::config::{Config, Span};
 use crate::detectors::HostFacts;
-use crate::exchange::FlowTable;
+use crate::exchange::{FlowTable, Scope};
 use crate::filter::{Filter, Kinds, PodName};
 use crate::hosts::HostDetectors;
 use crate::imds::Hasher;
@@ -72,7 +72,7 @@ pub(super) struct ObserveArgs {
     /// Interface towards IMDS (repeatable); default: the uplinks that route to the endpoints, followed as they come and go
     #[arg(short, long, value_name = "IF")]
     interface: Vec<String>,
-    /// Only processes below this cgroup v2 directory
+    /// Only processes below this cgroup v2 directory; drops and failed connects of others are left out
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
     /// Where the host's root directory is mounted, to name containers and pods from inside one [default: /]
@@ -155,6 +155,21 @@ impl ObserveArgs {
         !(self.unconfined || config.unconfined)
     }
 
+    /// Whose connections count. The root of the hierarchy is the whole host.
+    pub(super) fn scope(&self, config: &Config) -> Scope {
+        let cgroup = self.cgroup.as_ref().or(config.cgroup.as_ref());
+        let is_root = |path: &PathBuf| {
+            let path = path.canonicalize().ok();
+            path.is_some() && path == cgroup2_mount().and_then(|root| root.canonicalize().ok())
+        };
+        match cgroup {
+            Some(path) if !is_root(path) => Scope::Cgroup {
+                uplinks: !or(&self.interface, &config.interfaces).is_empty(),
+            },
+            _ => Scope::Host,
+        }
+    }
+
     pub(super) fn host_root(&self, config: &Config) -> PathBuf {
         let root = self.host_root.as_ref().or(config.host_root.as_ref());
         root.cloned().unwrap_or_else(|| PathBuf::from("/"))
@@ -164,6 +179,7 @@ impl ObserveArgs {
 /// What a pipeline that observes this host knows of it and asks it.
 pub(super) struct ThisHost {
     pub(super) facts: HostFacts,
+    pub(super) scope: Scope,
     pub(super) worker: Option<Worker>,
 }
 
@@ -207,9 +223,12 @@ impl Settings {
         if interval.is_none() {
             summarizer = summarizer.without_intervals();
         }
-        let (facts, worker) = live.map_or((None, None), |host| (Some(host.facts), host.worker));
+        let (facts, scope, worker) = match live {
+            Some(host) => (Some(host.facts), host.scope, host.worker),
+            None => (None, Scope::Host, None),
+        };
         Pipeline::new(Parts {
-            flow: FlowTable::new(limits.flow, Hasher::random()),
+            flow: FlowTable::new(limits.flow, Hasher::random()).within(scope),
             attribution: Attribution::new(limits.attribution, worker),
             filter: self.filter.clone(),
             detectors: HostDetectors::with_limits(self.config.detectors.clone(), limits.detectors, facts),

@@ -14,4 +14,4 @@ mod tests;
 pub use facts::{ConnectFacts, DropFacts, ExchangeFacts, Fact};
 #[doc(hidden)]
 pub use fuzz::fuzz_flow_table;
-pub use table::{FlowTable, Limits};
+pub use table::{FlowTable, Limits, Scope};

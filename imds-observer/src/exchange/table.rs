@@ -44,6 +44,30 @@ impl Default for Limits {
     }
 }
 
+/// Whose connections are followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of the whole host, and what its uplinks and drops show beside them.
+    #[default]
+    Host,
+    /// Those that the programs at one cgroup have shown. Hooks that see the whole host (drops, socket states) only add to them.
+    Cgroup {
+        /// The user has named the uplinks: what they show of clients without a socket here is followed too.
+        uplinks: bool,
+    },
+}
+
+impl Scope {
+    /// Whether an event may be about a connection that nothing else has shown.
+    fn admits(self, event: &Event) -> bool {
+        match (self, event) {
+            (Self::Host, _) | (_, Event::Connect(_)) => true,
+            (Self::Cgroup { uplinks }, Event::Packet(packet)) => packet.vantage != Vantage::Uplink || uplinks,
+            (Self::Cgroup { .. }, _) => false,
+        }
+    }
+}
+
 /// A SYN that comes again under another address within this time has passed NAT.
 const NAT_NS: u64 = SECOND;
 
@@ -57,6 +81,7 @@ const SPARE: usize = 64;
 #[derive(Debug)]
 pub struct FlowTable {
     limits: Limits,
+    scope: Scope,
     hasher: Hasher,
     flows: LruCache<FlowId, Box<Flow>, FxBuildHasher>,
     /// Room of those that are gone, for the next ones.
@@ -83,6 +108,7 @@ impl FlowTable {
         let nat = size(limits.translated.min(limits.flows));
         Self {
             limits,
+            scope: Scope::default(),
             hasher,
             // Unbounded to the cache, so that it takes no room before it is needed: `reach` keeps the bound and counts.
             flows: LruCache::unbounded_with_hasher(FxBuildHasher),
@@ -97,6 +123,12 @@ impl FlowTable {
             sees_sockets: false,
             lost: (Time(0), 0),
         }
+    }
+
+    #[must_use]
+    pub fn within(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
     }
 
     /// What could not be read or kept, since the start: `unparsed`, `truncated`, `evicted`.
@@ -117,6 +149,9 @@ impl FlowTable {
     pub fn handle(&mut self, event: &Event, out: &mut Vec<Fact>) {
         if let Some(time) = event.time() {
             self.advance(time, out);
+        }
+        if !self.scope.admits(event) && !self.knows(event) {
+            return;
         }
         match event {
             Event::Connect(event) => {
@@ -165,6 +200,18 @@ impl FlowTable {
             }
             Event::Process { .. } | Event::Caller { .. } | Event::Interface(_) | Event::Record(_) => {}
         }
+    }
+
+    /// Whether the event's connection is followed already.
+    fn knows(&self, event: &Event) -> bool {
+        let id = match event {
+            Event::Packet(packet) => packet.flow,
+            Event::Drop(drop) => drop.flow,
+            Event::Socket(change) => change.flow,
+            Event::ConnectReturned(result) => result.flow,
+            _ => return false,
+        };
+        self.flows.contains(self.aliases.peek(&id).unwrap_or(&id))
     }
 
     /// Lets time pass: gives what is decided by silence.

@@ -1584,3 +1584,60 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn within_a_cgroup_the_hooks_of_the_whole_host_start_no_connection() {
+    let dropped = |world: &World, flow| {
+        Event::Drop(PacketDrop {
+            time: world.time(),
+            flow,
+            local: world.local,
+            remote: world.remote,
+            direction: Direction::Request,
+            sender: None,
+            seq: 7,
+            payload_len: 0,
+            tcp_flags: Packet::SYN,
+            ttl: 64,
+            reason: Some("NETFILTER_DROP".into()),
+            location: None,
+            netns: 1,
+        })
+    };
+    let scope = Scope::Cgroup { uplinks: false };
+    let mut world = World::live();
+    world.table = FlowTable::new(Limits::default(), Hasher::with_salt(1, 2)).within(scope);
+    let stranger = FlowId::Addresses {
+        local: world.local,
+        remote: world.remote,
+    };
+    for flow in [stranger, FlowId::Cookie(0x99)] {
+        let event = dropped(&world, flow);
+        world.send(&event);
+        let event = Event::Socket(SocketChange {
+            time: world.time(),
+            flow,
+            state: SocketState::Closed,
+            error: 111,
+            unconnected: true,
+            local: world.local,
+            remote: world.remote,
+        });
+        world.send(&event);
+        let mut wire = world.raw(Direction::Request, Packet::SYN, 7, 0, b"");
+        (wire.flow, wire.vantage) = (flow, Vantage::Uplink);
+        world.send(&Event::Packet(wire));
+    }
+    assert!(world.table.is_empty() && world.facts.is_empty(), "{:?}", world.facts);
+    // Its own connection has them all.
+    let event = Event::Connect(ConnectAttempt {
+        time: world.time(),
+        flow: world.flow,
+        remote: world.remote,
+        sender: World::sender(),
+    });
+    world.send(&event);
+    let event = dropped(&world, world.flow);
+    world.send(&event);
+    assert!(matches!(world.facts[..], [Fact::Drop(_)]), "{:?}", world.facts);
+}

@@ -13,6 +13,7 @@ mod harmless;
 mod main_job;
 mod reduced;
 mod scenarios;
+mod scope;
 mod secrets;
 mod service;
 mod short_lived;
