@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::check::{Check, State};
 use crate::host::netlink::NetlinkError;
-use crate::host::routes::{LOCAL_TABLE, Routed, Routing, Rule};
+use crate::host::routes::{Hop, LOCAL_TABLE, Link, MAIN_TABLE, Routed, Routing, Rule};
 use crate::host::uplinks::best;
 use crate::record::Code;
 
@@ -23,13 +23,19 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
         Err(error) => return vec![Check::unread("route", error)],
     };
     let mut checks = Vec::new();
+    // What can't be read is taken for an ordinary device.
+    let links = routing.links().unwrap_or_default();
     for endpoint in endpoints {
         let routed = routing.route_to(*endpoint);
         checks.push(match routed {
+            Ok(Routed::Through(hop)) if tunnel(&links, &hop).is_some() => {
+                let way_out = way_out(&mut routing, *endpoint, &links);
+                through_tunnel(*endpoint, &hop, &links, way_out).about(endpoint)
+            }
             Ok(routed) => route(*endpoint, &routed).about(endpoint),
             Err(error) => Check::unread("route", error).about(endpoint),
         });
-        match rules(&mut routing, *endpoint) {
+        match rules(&mut routing, *endpoint, &links) {
             Ok(rules) => checks.extend(rules.into_iter().map(|check| check.about(endpoint))),
             Err(error) => checks.push(Check::unread("routing-rule", error).about(endpoint)),
         }
@@ -48,6 +54,84 @@ pub(super) fn interface(ifindex: u32) -> String {
 
 pub(super) fn dash6(endpoint: IpAddr) -> &'static str {
     if endpoint.is_ipv6() { "-6 " } else { "" }
+}
+
+/// The kind of tunnel that a hop leads into.
+fn tunnel<'a>(links: &'a [Link], hop: &Hop) -> Option<&'a str> {
+    links
+        .iter()
+        .find(|link| link.ifindex == hop.ifindex)
+        .and_then(|link| link.tunnel.as_deref())
+}
+
+/// How packets to the endpoint could leave by the interface that IMDS is behind.
+struct WayOut {
+    /// The main table's default route, unless it leads into a tunnel itself.
+    uplink: Option<Hop>,
+    /// The main table itself leads the endpoint elsewhere than into a tunnel: a rule before the VPN's suffices.
+    by_main: bool,
+    /// Priority of the first rule that leads into a tunnel.
+    before: Option<u32>,
+}
+
+fn way_out(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> WayOut {
+    let v6 = endpoint.is_ipv6();
+    let outside = |hop: &Hop| tunnel(links, hop).is_none();
+    let main = routing.table(MAIN_TABLE, v6).unwrap_or_default();
+    let by_main = best(&main, endpoint).is_some_and(|route| route.hops.iter().any(&outside));
+    let default = main.iter().filter(|route| route.prefix_len == 0);
+    let uplink = default.flat_map(|route| &route.hops).find(|hop| outside(hop)).cloned();
+    let rules = routing.rules(v6).unwrap_or_default();
+    let leads_away = |rule: &&Rule| {
+        rule.may_concern(endpoint)
+            && rule.action == RuleAction::ToTable
+            && ![LOCAL_TABLE, MAIN_TABLE].contains(&rule.table)
+    };
+    WayOut {
+        uplink,
+        by_main,
+        before: rules.iter().find(leads_away).map(|rule| rule.priority),
+    }
+}
+
+/// The endpoint is on the instance's own network: a tunnel leads past it.
+fn through_tunnel(endpoint: IpAddr, hop: &Hop, links: &[Link], way_out: WayOut) -> Check {
+    let family = dash6(endpoint);
+    let kind = tunnel(links, hop).unwrap_or("point-to-point");
+    let found = format!(
+        "through {}, a tunnel or point-to-point device ({kind})",
+        interface(hop.ifindex)
+    );
+    let mut commands = vec![format!("ip {family}route get {endpoint}"), format!("ip {family}rule")];
+    if !way_out.by_main {
+        let (gateway, device) = way_out.uplink.map_or_else(
+            || ("GATEWAY".to_owned(), "UPLINK".to_owned()),
+            |hop| {
+                let gateway = hop
+                    .gateway
+                    .map_or_else(|| "GATEWAY".to_owned(), |gateway| gateway.to_string());
+                (gateway, interface(hop.ifindex))
+            },
+        );
+        let length = if endpoint.is_ipv6() { 128 } else { 32 };
+        commands.push(format!(
+            "ip {family}route add {endpoint}/{length} via {gateway} dev {device}"
+        ));
+    }
+    if let Some(before) = way_out.before {
+        let priority = before.saturating_sub(1).max(1);
+        commands.push(format!(
+            "ip {family}rule add to {endpoint} lookup main priority {priority}"
+        ));
+    }
+    Check::new("route", State::Fault, found)
+        .meaning("requests leave by the tunnel, where IMDS is not: they get no answer, or one of another instance")
+        .remedied(
+            "Keep the endpoint out of the VPN: exclude it in the VPN's own settings, or lead it to the instance's own interface, \
+             by a rule before the VPN's where it has a routing table of its own.",
+            commands,
+        )
+        .told_as(Code::NoAnswer)
 }
 
 fn route(endpoint: IpAddr, routed: &Routed) -> Check {
@@ -96,7 +180,7 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
 }
 
 /// Rules that may concern the endpoint, besides the usual ones.
-fn rules(routing: &mut Routing, endpoint: IpAddr) -> Result<Vec<Check>, NetlinkError> {
+fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<Check>, NetlinkError> {
     let mut checks = Vec::new();
     let all = routing.rules(endpoint.is_ipv6())?;
     let concerned = all
@@ -146,7 +230,25 @@ fn rules(routing: &mut Routing, endpoint: IpAddr) -> Result<Vec<Check>, NetlinkE
             interface(hop.ifindex),
             rule.table
         );
-        checks.push(Check::ok("routing-rule", found));
+        checks.push(match tunnel(links, hop) {
+            // Whom the rule is for, the route above tells for this host's own processes.
+            Some(kind) => Check::new("routing-rule", State::Note, format!("{found}, a tunnel ({kind})"))
+                .meaning(format!("requests of {whom} leave by the tunnel, where IMDS is not"))
+                .remedied(
+                    "Exempt the endpoint before this rule.",
+                    [format!(
+                        "ip {}rule add to {endpoint} lookup main priority {}",
+                        dash6(endpoint),
+                        rule.priority.saturating_sub(1).max(1)
+                    )],
+                )
+                .told_as(Code::NoAnswer),
+            None => Check::ok("routing-rule", found),
+        });
+        if rule.unconditional_for(endpoint) {
+            // No rule behind it is asked.
+            break;
+        }
     }
     Ok(checks)
 }
@@ -187,7 +289,51 @@ fn whom(rule: &Rule) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::routes::Hop;
+
+    fn link(ifindex: u32, tunnel: Option<&str>) -> Link {
+        Link {
+            ifindex,
+            name: format!("if{ifindex}"),
+            loopback: false,
+            up: true,
+            tunnel: tunnel.map(str::to_owned),
+            lower: None,
+            controller: None,
+        }
+    }
+
+    #[test]
+    fn a_way_into_a_tunnel_is_a_fault_and_its_remedy_leads_out_of_it() {
+        let v4: IpAddr = "169.254.169.254".parse().unwrap();
+        let hop = |ifindex, gateway: Option<&str>| Hop {
+            ifindex,
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            source: None,
+        };
+        let links = [link(u32::MAX - 1, Some("wireguard")), link(u32::MAX, None)];
+        let into = hop(u32::MAX - 1, None);
+        // A VPN with a table of its own; then one that has taken over the main table.
+        for (by_main, before, wanted) in [
+            (
+                true,
+                Some(5270),
+                vec!["rule add to 169.254.169.254 lookup main priority 5269"],
+            ),
+            (false, None, vec!["route add 169.254.169.254/32 via 10.0.0.1 dev"]),
+        ] {
+            let way_out = WayOut {
+                uplink: Some(hop(u32::MAX, Some("10.0.0.1"))),
+                by_main,
+                before,
+            };
+            let check = through_tunnel(v4, &into, &links, way_out);
+            assert_eq!((check.state, check.code), (State::Fault, Some(Code::NoAnswer)));
+            assert!(check.found.contains("wireguard"), "{}", check.found);
+            let commands = check.remedy.unwrap().commands.join("\n");
+            assert!(wanted.iter().all(|wanted| commands.contains(wanted)), "{commands}");
+            assert!(!commands.contains(&format!("dev {}", u32::MAX - 1)), "{commands}");
+        }
+    }
 
     #[test]
     fn refusals_are_faults_and_a_missing_ipv6_route_is_not() {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{Emitable, Parseable as _};
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
@@ -16,7 +16,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_GETRULE: u16 = 34;
-const MAIN_TABLE: u32 = 254;
+pub const MAIN_TABLE: u32 = 254;
 /// This host's own addresses.
 pub const LOCAL_TABLE: u32 = 255;
 
@@ -112,6 +112,8 @@ pub struct Link {
     pub name: String,
     pub loopback: bool,
     pub up: bool,
+    /// It has no link layer on which the provider could answer: `tun`, `wireguard`, `ppp`, a tunnel. The kind as the kernel names it.
+    pub tunnel: Option<String>,
     /// The device this one sits on (VLAN), in the same namespace; a veth's peer is not told apart.
     pub lower: Option<u32>,
     /// The bond, bridge or VRF that this one is a port of.
@@ -389,13 +391,55 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
+/// A device that leads into a tunnel or to a single peer.
+fn tunnel(flags: LinkFlags, kind: Option<&InfoKind>) -> Option<String> {
+    let carries_frames = matches!(
+        kind,
+        Some(
+            InfoKind::Veth
+                | InfoKind::Vlan
+                | InfoKind::Bridge
+                | InfoKind::Bond
+                | InfoKind::MacVlan
+                | InfoKind::IpVlan
+                | InfoKind::Netkit
+                | InfoKind::Dummy
+                | InfoKind::Vrf
+        )
+    );
+    let named = kind.map(ToString::to_string);
+    let is_tunnel = matches!(
+        kind,
+        Some(
+            InfoKind::Wireguard
+                | InfoKind::IpIp
+                | InfoKind::Ip6Tnl
+                | InfoKind::SitTun
+                | InfoKind::GreTun
+                | InfoKind::GreTun6
+                | InfoKind::Vti
+                | InfoKind::Vti6
+                | InfoKind::Xfrm
+        )
+    );
+    let to_one_peer = flags.contains(LinkFlags::Pointopoint) && !flags.contains(LinkFlags::Loopback) && !carries_frames;
+    (is_tunnel || to_one_peer).then(|| named.unwrap_or_else(|| "point-to-point".to_owned()))
+}
+
 fn link(message: &LinkMessage) -> Option<Link> {
     let (mut name, mut lower, mut controller, mut foreign) = (None, None, None, false);
+    let mut kind = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Link(index) if *index != 0 => lower = Some(*index),
             LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind),
+                    _ => None,
+                });
+            }
             // The lower device is in another namespace, where its index means something else.
             LinkAttribute::LinkNetNsId(_) => foreign = true,
             _ => {}
@@ -406,6 +450,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         name: name?,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         up: message.header.flags.contains(LinkFlags::Up),
+        tunnel: tunnel(message.header.flags, kind),
         lower: lower.filter(|_| !foreign),
         controller,
     })

@@ -225,6 +225,7 @@ mod tests {
             name: name.to_owned(),
             loopback: name == "lo",
             up: true,
+            tunnel: None,
             lower,
             controller: None,
         }

@@ -519,3 +519,55 @@ fn it_sends_nothing_and_changes_nothing() {
     );
     assert!(capture.packets() > 8);
 }
+
+/// As a VPN's exit node does: a routing table of its own, which a rule asks before the main one.
+#[test]
+#[ignore = "live"]
+fn a_tunnel_that_takes_the_endpoint_is_a_fault_and_the_remedy_leads_out_of_it() {
+    let lab = lab(LabOptions::default());
+    let node = lab.node();
+    let ip = |arguments: &str| {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let output = run(node, "ip", &arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    ip("tuntap add dev tun9 mode tun");
+    ip("addr add 10.99.0.2 peer 10.99.0.1 dev tun9");
+    ip("link set tun9 up");
+    ip("route add default dev tun9 table 52");
+    ip("rule add lookup 52 priority 5270");
+    let checks = checks(&lab, node);
+    let of = |name: &str| {
+        checks
+            .iter()
+            .find(|check| check["name"] == name && check["subject"] == IMDS_V4.to_string())
+            .unwrap_or_else(|| panic!("no {name} among {checks:#?}"))
+    };
+    let route = of("route");
+    assert_eq!(
+        (&route["state"], &route["code"]),
+        (&"fault".into(), &"no-answer".into()),
+        "{route}"
+    );
+    let found = route["found"].as_str().unwrap();
+    assert!(found.contains("tun9") && found.contains("tunnel"), "{found}");
+    let commands = route["remedy"]["commands"].to_string();
+    assert!(
+        commands.contains("rule add to 169.254.169.254 lookup main priority 5269"),
+        "{commands}"
+    );
+    assert!(!commands.contains("dev tun9"), "{commands}");
+    assert_ne!(of("routing-rule")["state"], "ok");
+
+    // The remedy, as it is written.
+    ip("rule add to 169.254.169.254 lookup main priority 5269");
+    let healed = self::checks(&lab, node);
+    let route = healed
+        .iter()
+        .find(|check| check["name"] == "route" && check["subject"] == IMDS_V4.to_string());
+    assert_eq!(route.unwrap()["state"], "ok", "{healed:#?}");
+}
