@@ -9,6 +9,7 @@ use super::observe::{ObserveArgs, Settings, ThisHost};
 use super::service::{self, Service};
 use crate::attribution::worker::{HostLookup, Worker};
 use crate::bpf::{PROMPT, UNHURRIED};
+use crate::doctor;
 use crate::host;
 use crate::pipeline::{self, Pipeline};
 use crate::record::Host;
@@ -102,7 +103,9 @@ pub(super) fn settle(
     writes: Vec<PathBuf>,
     reads: Vec<PathBuf>,
 ) -> ThisHost {
-    let facts = host::facts(name.clone());
+    let mut facts = host::facts(name.clone());
+    facts.nat_rules = doctor::redirections(&endpoints);
+    let scope = args.scope(&settings.config);
     let confines = args.confines(&settings.config);
     let mut lookup = HostLookup::new(&args.host_root(&settings.config), endpoints);
     if confines {
@@ -124,5 +127,5 @@ pub(super) fn settle(
         };
         source.confined(rights::confine(&needs, &elsewhere));
     }
-    ThisHost { facts, worker }
+    ThisHost { facts, scope, worker }
 }

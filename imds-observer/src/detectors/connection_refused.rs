@@ -26,7 +26,7 @@
 //!   "last_seen": "2023-11-14T22:13:30.000000000Z",
 //!   "count": 3,
 //!   "summary": "the connection of host to IMDS (169.254.169.254) is refused: something else holds the address",
-//!   "evidence": {"at":null,"attempts":3,"cause":"refused","cgroups":["/system.slice/app.service"],"drop":null,"endpoint":"169.254.169.254:80","errno":111,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.001,"syns":1,"uids":[1000],"wire_syns":1},
+//!   "evidence": {"at":null,"attempts":3,"cause":"refused","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:58783","drop":null,"endpoint":"169.254.169.254:80","errno":111,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":0.001,"syns":1,"uids":[1000],"wire_syns":1},
 //!   "remedy": {"commands":["iptables-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","ip addr show to 169.254.169.254","ip route get 169.254.169.254"],"text":"Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam), and start that agent or take the rule out; look whether an interface of this host carries the address."}
 //! }
 //! ```
@@ -77,6 +77,24 @@ fn accepts(cause: Cause) -> bool {
 
 fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
+    if let Some(target) = &failure.redirected_to {
+        let summary = format!(
+            "the connection of {subject} to IMDS ({endpoint}) is redirected on this host to {target} and refused there: nothing \
+             listens"
+        );
+        let remedy = Remedy {
+            text: format!(
+                "Start the program that {target} belongs to (a metadata agent such as kube2iam or kiam, a sidecar), or delete the NAT \
+                 rule that leads there."
+            ),
+            commands: vec![
+                format!("{iptables}-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'"),
+                "nft list ruleset".to_owned(),
+                "ss -tlnp".to_owned(),
+            ],
+        };
+        return (summary, remedy);
+    }
     let summary =
         format!("the connection of {subject} to IMDS ({endpoint}) is refused: something else holds the address");
     let remedy = Remedy {

@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use lru::LruCache;
 
 use super::knowledge::{answered, is_v6};
+use super::share::{Recent, Share};
 use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::record::{
@@ -49,8 +50,12 @@ pub enum Cause {
     Refused,
     /// A BPF program or traffic control: where.
     Policy(&'static str),
-    /// Packets leave and nothing comes.
+    /// Nothing comes back.
     Silence,
+    /// NAT or a program at the socket sends it elsewhere, and nothing comes back.
+    Redirected,
+    /// An answer reached this host and was dropped, for no reason above.
+    ResponseDropped,
 }
 
 impl Cause {
@@ -159,8 +164,11 @@ fn of_location(location: &str) -> Option<Cause> {
 /// What a drop record says about its connection.
 pub(super) fn of_drop(drop: &Drop) -> Option<Cause> {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
-    let cause = of_reason(reason, location)?;
     let request = drop.direction == PacketDirection::Request;
+    let Some(cause) = of_reason(reason, location) else {
+        let told = reason.is_some_and(|reason| reason != "NOT_SPECIFIED");
+        return (told && !request && !is_ttl_drop(reason, location)).then_some(Cause::ResponseDropped);
+    };
     if !request && drop.ttl.is_some_and(|ttl| ttl <= 1) && !matches!(cause, Cause::Firewall(_)) {
         // Spent on the way to a pod, in an eBPF datapath's program: token-response-lost tells it.
         return None;
@@ -171,6 +179,8 @@ pub(super) fn of_drop(drop: &Drop) -> Option<Cause> {
         _ => drop.container.is_some(),
     };
     Some(match cause {
+        // Of a response, the route is the one to the client: that is no missing route to the endpoint.
+        Cause::Route(_) | Cause::Neighbor if !request => Cause::ResponseDropped,
         Cause::Firewall(_) => Cause::Firewall(match (elsewhere, request) {
             (true, _) => "FORWARD",
             (false, true) => "OUTPUT",
@@ -189,9 +199,15 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
     } else {
         "POSTROUTING"
     };
-    if let Some(note) = note.filter(|note| !note.guessed) {
-        return note.cause;
+    let over = connect.time.plus_ns(connect.elapsed_ns);
+    match note.filter(|note| !note.guessed) {
+        // What comes when the client has gone finds no socket, and explains nothing.
+        Some(note) if note.cause == Some(Cause::ResponseDropped) && note.time > over => {}
+        Some(note) => return note.cause,
+        None => {}
     }
+    // The note also holds what the client's own packets met; a late answer is no part of it.
+    let note = note.filter(|note| note.guessed);
     if let Some(dropped) = connect.dropped.as_deref() {
         let (reason, location) = dropped.split_once('@').unwrap_or((dropped, ""));
         match of_reason(Some(reason), Some(location)) {
@@ -236,6 +252,9 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
         // The kernel asks three times, a second apart, who has the address.
         Some(EHOSTUNREACH) if slow => return Some(Cause::Neighbor),
         Some(EHOSTUNREACH) => return Some(Cause::Route("unreachable")),
+        Some(ECONNREFUSED) if connect.connection.redirected_to.is_some() && connect.dropped.is_none() => {
+            return Some(Cause::Refused);
+        }
         // A server's refusal answers a SYN; this attempt never sent one.
         Some(ECONNREFUSED) if no_syn => return Some(Cause::Firewall("OUTPUT")),
         Some(ECONNREFUSED) => return Some(Cause::Refused),
@@ -260,6 +279,9 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
                 _ => Some(Cause::Silence),
             }
         }
+        ConnectOutcome::Timeout if connect.connection.redirected_to.is_some() && connect.dropped.is_none() => {
+            Some(Cause::Redirected)
+        }
         ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
         // Dropped here, and nothing says why: that is no silence.
         ConnectOutcome::Timeout if connect.dropped.is_some() && connect.wire_syns == 0 => None,
@@ -279,10 +301,13 @@ pub(super) struct Failure {
     dropped: Option<String>,
     icmp: Option<String>,
     errno: Option<i32>,
-    syns: Option<(u32, u32)>,
+    pub(super) syns: Option<(u32, u32)>,
     /// SYN-ACKs that came to this host all the same.
     pub(super) syn_acks: u32,
-    elapsed_ns: u64,
+    pub(super) elapsed_ns: u64,
+    pub(super) redirected_to: Option<String>,
+    /// The client's own end of the connection.
+    local: Option<String>,
 }
 
 /// What an observation tells about a failed connection.
@@ -300,6 +325,8 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             syns: Some((connect.syns, connect.wire_syns)),
             syn_acks: connect.syn_acks,
             elapsed_ns: connect.elapsed_ns,
+            redirected_to: connect.connection.redirected_to.clone(),
+            local: connect.connection.local.clone(),
         }),
         Observation::Drop(drop) => Some(Failure {
             cause: of_drop(drop)?,
@@ -313,6 +340,8 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             syns: None,
             syn_acks: 0,
             elapsed_ns: 0,
+            redirected_to: drop.connection.redirected_to.clone(),
+            local: drop.connection.local.clone(),
         }),
         Observation::Exchange(_) | Observation::Interface(_) => None,
     }
@@ -321,12 +350,16 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
 /// What one detector tells of a failure: a sentence about the subject, and what to do.
 pub(super) type Tell = fn(&Failure, &str, &Context<'_>) -> (String, Remedy);
 
+/// How bad a failure is, given the newest ones of its place.
+pub(super) type SeverityOf = fn(&Failure, Recent) -> Severity;
+
 /// Failures at the host or in one pod.
 #[derive(Debug, Default)]
 struct Place {
     attempts: u64,
     /// Failures that were not reported one by one, and when the first of them was: the next report counts them too.
     before: Option<(Time, u64)>,
+    share: Share,
     waited_ns: u64,
     /// Clients that failed last; one of them must succeed before the fault counts as gone.
     client: Option<u64>,
@@ -351,7 +384,7 @@ struct Held {
 /// The common part of the connectivity detectors.
 pub(super) struct Verdict {
     code: Code,
-    severity: Severity,
+    severity: SeverityOf,
     quiet_ns: u64,
     /// At boot the network comes up late: attempts before that are no fault.
     boot_is_excuse: bool,
@@ -368,7 +401,7 @@ impl Verdict {
     pub(super) fn new(limits: &Limits, code: Code, quiet_s: u64, accepts: fn(Cause) -> bool, tell: Tell) -> Self {
         Self {
             code,
-            severity: Severity::High,
+            severity: |_, _| Severity::High,
             quiet_ns: quiet_s.saturating_mul(SECOND),
             boot_is_excuse: false,
             accepts,
@@ -379,6 +412,11 @@ impl Verdict {
             max_held: limits.connections(MAX_HELD).get(),
             evicted: 0,
         }
+    }
+
+    pub(super) fn with_severity(mut self, severity: SeverityOf) -> Self {
+        self.severity = severity;
+        self
     }
 
     pub(super) fn excused_at_boot(mut self) -> Self {
@@ -418,6 +456,9 @@ impl Verdict {
         let before = place.before.take();
         let count = u64::from(fresh) + before.map_or(0, |(_, count)| count);
         place.attempts += count;
+        // Attempts that failed are no requests.
+        let requests = context.client().map_or(0, |client| client.requests) + place.attempts;
+        let recent = place.share.add(failure.time, requests);
         place.waited_ns = place.waited_ns.saturating_add(failure.elapsed_ns);
         place.client = client.or(place.client);
         place.dropped = failure.dropped.clone().or(place.dropped.take());
@@ -434,7 +475,7 @@ impl Verdict {
         place.connect_told |= failure.syns.is_some();
         let sighting = Sighting {
             key: &subject.key,
-            severity: self.severity,
+            severity: (self.severity)(failure, recent),
             time: failure.time,
             count,
             news,
@@ -477,11 +518,15 @@ impl Place {
             Cause::Refused => ("refused", None),
             Cause::Policy(hook) => ("policy", Some(hook)),
             Cause::Silence => ("silence", None),
+            Cause::Redirected => ("redirected", None),
+            Cause::ResponseDropped => ("response-dropped", None),
         };
         let mut evidence = evidence! {
             "cause": cause,
             "at": at,
             "endpoint": failure.remote,
+            "client": failure.local,
+            "redirected_to": failure.redirected_to,
             "attempts": self.attempts,
             "seconds_lost": (self.waited_ns as f64 / 1e6).round() / 1e3,
             "drop": self.dropped,
@@ -587,6 +632,8 @@ impl Failure {
             syns: None,
             syn_acks: 0,
             elapsed_ns: exchange.waited_ns.unwrap_or(0),
+            redirected_to: exchange.connection.redirected_to.clone(),
+            local: exchange.connection.local.clone(),
         }
     }
 

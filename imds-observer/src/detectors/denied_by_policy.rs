@@ -30,7 +30,7 @@
 //!   "last_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "count": 2,
 //!   "summary": "a policy (cgroup connect program) keeps host from IMDS (169.254.169.254)",
-//!   "evidence": {"at":"cgroup connect program","attempts":2,"cause":"policy","cgroups":["/system.slice/app.service"],"drop":null,"endpoint":"169.254.169.254:80","errno":1,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.0,"syns":0,"uids":[1000],"wire_syns":0},
+//!   "evidence": {"at":"cgroup connect program","attempts":2,"cause":"policy","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:49783","drop":null,"endpoint":"169.254.169.254:80","errno":1,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":0.0,"syns":0,"uids":[1000],"wire_syns":0},
 //!   "remedy": {"commands":["bpftool cgroup tree","systemctl show --property=IPAddressDeny --property=IPAddressAllow '*.service'"],"text":"Allow the endpoint in the policy that denies it (a network policy's egress rule, or the unit's IPAddressAllow=). If the denial is wanted, set AWS_EC2_METADATA_DISABLED=true so that the SDK doesn't ask."}
 //! }
 //! ```

@@ -580,6 +580,14 @@ fn place(observation: Option<&Observation<'_>>, host: &HostFacts) -> (String, St
         };
     }
     let process = observation.and_then(Observation::process);
+    let connection = observation.and_then(Observation::connection);
+    // As in a capture: the client's own address is all that is known of it.
+    if process.is_none()
+        && let Some(local) = connection.and_then(|connection| connection.local.as_deref())
+    {
+        let address = local.rsplit_once(':').map_or(local, |(address, _)| address);
+        return (format!("address/{address}"), format!("client {address}"));
+    }
     match (process.and_then(|process| process.netns), host.netns) {
         (Some(own), Some(host)) if own != host => (format!("netns/{own}"), format!("network namespace {own}")),
         _ => (HOST.to_owned(), HOST.to_owned()),

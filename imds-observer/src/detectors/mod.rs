@@ -23,6 +23,8 @@ macro_rules! evidence {
 mod access_forbidden;
 mod bad_token_request;
 mod blocked_by_firewall;
+mod connect_delayed;
+mod connection_aborted;
 mod connection_refused;
 mod connectivity;
 mod credential_churn;
@@ -41,8 +43,11 @@ mod packet_quota;
 mod path;
 mod path_disappeared;
 mod proxied_request;
+mod redirected_locally;
 mod remedy;
+mod response_dropped;
 mod server_errors;
+mod share;
 mod slow_responses;
 mod stale_role_name;
 mod table;
@@ -115,19 +120,23 @@ registry! {
     access_forbidden => AccessForbidden, "IMDS answers 403, to everybody or to some";
     bad_token_request => BadTokenRequest, "a token request that IMDS doesn't understand";
     blocked_by_firewall => BlockedByFirewall, "a netfilter rule drops or rejects packets to IMDS";
+    connect_delayed => ConnectDelayed, "handshakes that need a second SYN: seconds lost before the request";
+    connection_aborted => ConnectionAborted, "connections are accepted, then closed or reset without an answer";
     connection_refused => ConnectionRefused, "something else holds the IMDS address and refuses";
     credential_churn => CredentialChurn, "credentials are fetched over and over long after the start";
     denied_by_policy => DeniedByPolicy, "a BPF program or traffic control denies the traffic";
     imdsv1_request => Imdsv1Request, "a request without a token is answered: it breaks when tokens are required";
     ipv6_endpoint_silent => Ipv6EndpointSilent, "attempts over IPv6 fail: its endpoint is not enabled";
     neighbor_unresolved => NeighborUnresolved, "a route takes IMDS for a neighbour, and nobody answers ARP";
-    no_answer => NoAnswer, "packets leave and nothing comes back";
+    no_answer => NoAnswer, "nothing comes back";
     no_instance_role => NoInstanceRole, "a client looks for the instance's role again and again, and there is none";
     no_route => NoRoute, "no usable route leads to IMDS";
     not_found => NotFound, "a path that was never there is asked for again and again";
     packet_quota => PacketQuota, "an interface nears or exceeds 1024 link-local packets a second";
     path_disappeared => PathDisappeared, "a path that used to answer is gone: live migration, role detached";
     proxied_request => ProxiedRequest, "a proxy stands between a client and IMDS";
+    redirected_locally => RedirectedLocally, "this host redirects requests for IMDS to something else";
+    response_dropped => ResponseDropped, "responses reach the host and are dropped, not for their TTL";
     server_errors => ServerErrors, "IMDS answers 429 or 5xx: the host is throttled";
     slow_responses => SlowResponses, "IMDS answers, but slowly";
     stale_role_name => StaleRoleName, "a client asks for a role that the instance no longer has, while it has another one";
@@ -242,6 +251,8 @@ pub struct HostFacts {
     /// Default gateway and its interface.
     pub gateway: Option<String>,
     pub uplink: Option<String>,
+    /// NAT rules of this host that match requests for the endpoints, as they were when the run began.
+    pub nat_rules: Vec<String>,
 }
 
 impl Default for HostFacts {
@@ -253,6 +264,7 @@ impl Default for HostFacts {
             netns: None,
             gateway: None,
             uplink: None,
+            nat_rules: Vec::new(),
         }
     }
 }

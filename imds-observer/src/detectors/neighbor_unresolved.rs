@@ -27,7 +27,7 @@
 //!   "last_seen": "2023-11-14T22:13:33.049000000Z",
 //!   "count": 2,
 //!   "summary": "nobody on the link answers for IMDS (169.254.169.254) when host connects",
-//!   "evidence": {"at":null,"attempts":2,"cause":"neighbor","cgroups":["/system.slice/app.service"],"drop":"NEIGH_FAILED@neigh_invalidate","endpoint":"169.254.169.254:80","errno":113,"icmp":"3/1","programs":["python3.11 app.py"],"seconds_lost":3.05,"syns":1,"uids":[1000],"wire_syns":0},
+//!   "evidence": {"at":null,"attempts":2,"cause":"neighbor","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:33832","drop":"NEIGH_FAILED@neigh_invalidate","endpoint":"169.254.169.254:80","errno":113,"icmp":"3/1","programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":3.05,"syns":1,"uids":[1000],"wire_syns":0},
 //!   "remedy": {"commands":["ip route get 169.254.169.254","ip neigh show 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"A route takes the endpoint for a neighbour on the link. Delete that route, or add a host route through the gateway, which is more specific and wins."}
 //! }
 //! ```

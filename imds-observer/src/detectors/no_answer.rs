@@ -1,20 +1,25 @@
-//! Packets to IMDS leave this host, and nothing comes back.
+//! Nothing comes back from IMDS.
 //!
 //! ## Detects
 //!
 //! A connection attempt that ran into its timeout though its SYNs left (through the uplink, where that is seen), without
 //! a drop on this host, an ICMP error or a RST. Or `unanswered` requests within `window_s` on connections that stand, to
-//! which nothing came. One finding per place: each pod for itself, the host for its own processes.
+//! which nothing came. One finding per place: each pod for itself, the host for its own processes, and in captures each client by its
+//! address. A single attempt with one or two SYNs is a `warning`, and so are few failures among many requests of the client.
 //!
 //! Where SYN-ACKs do come to this host and connect no socket, the summary says so: then the way back is at fault, not the endpoint.
 //!
-//! Not counted here: lost token responses and token requests whose client then goes on without a token
+//! The summary says that packets leave only if SYNs were seen at an uplink (`wire_syns`) or the connection exists. Else they may
+//! have been redirected on this host, or have left by an interface that isn't observed.
+//!
+//! Not counted here: connections that are accepted and then ended (`connection-aborted`), responses that arrived and were dropped
+//! (`response-dropped`), attempts that are known to be redirected (`redirected-locally`), lost token responses and token requests whose client then goes on without a token
 //! (`token-response-lost`), dropped packets (`blocked-by-firewall`, `denied-by-policy`), IPv6 (`ipv6-endpoint-silent`), and
 //! what is missing while the interface exceeds its quota (`packet-quota`).
 //!
 //! ## Why it matters
 //!
-//! The fault lies outside of this kernel: the instance's metadata endpoint is in trouble, a router or security appliance
+//! If packets leave, the fault lies outside of this kernel: the instance's metadata endpoint is in trouble, a router or security appliance
 //! between (outside of EC2), or a namespace whose traffic is not masqueraded, so that no answer finds back.
 //!
 //! ## Example record
@@ -33,8 +38,8 @@
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 3,
 //!   "summary": "IMDS (169.254.169.254) does not answer host: packets leave and nothing comes back",
-//!   "evidence": {"at":null,"attempts":3,"cause":"silence","cgroups":["/system.slice/app.service"],"drop":null,"endpoint":"169.254.169.254:80","errno":110,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":9.0,"syns":2,"uids":[1000],"wire_syns":2},
-//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","ip route get 169.254.169.254","iptables-save -t nat | grep -nE 'MASQUERADE|SNAT'"],"text":"See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set AWS_EC2_METADATA_DISABLED=true."}
+//!   "evidence": {"at":null,"attempts":3,"cause":"silence","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:40783","drop":null,"endpoint":"169.254.169.254:80","errno":110,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":9.0,"syns":2,"uids":[1000],"wire_syns":2},
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","ip route get 169.254.169.254","iptables-save -t nat | grep -nE '169\\.254|MASQUERADE|SNAT|REDIRECT|DNAT'"],"text":"See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set AWS_EC2_METADATA_DISABLED=true."}
 //! }
 //! ```
 //!
@@ -63,15 +68,20 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::connection_aborted::is_aborted;
 use super::connectivity::{Cause, Failure, Verdict};
 use super::remedy::describe_options;
+use super::share::Recent;
 use super::table::bounded;
 use super::window::Dated;
 use super::{Context, Detector, Exchanges, Limits, Observation, Sightings, TokenFate};
-use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND};
+use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND, Severity};
 
 /// Places with unanswered requests that are remembered.
 const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+/// SYNs after which a lost packet is no explanation any more, and the wait that goes with them.
+const PATIENT_SYNS: u32 = 3;
+const PATIENT_NS: u64 = 3 * SECOND;
 /// A client that gives up sooner may have been too hasty.
 const HASTY_NS: u64 = 900_000_000;
 
@@ -104,7 +114,9 @@ pub(super) struct NoAnswer {
 pub(super) fn new(config: &Config, limits: &Limits) -> NoAnswer {
     NoAnswer {
         config: config.clone(),
-        verdict: Verdict::new(limits, Code::NoAnswer, config.quiet_s, accepts, tell).excused_at_boot(),
+        verdict: Verdict::new(limits, Code::NoAnswer, config.quiet_s, accepts, tell)
+            .with_severity(severity)
+            .excused_at_boot(),
         unanswered: bounded(limits.places(MAX_PLACES)),
         evicted: 0,
     }
@@ -114,24 +126,62 @@ fn accepts(cause: Cause) -> bool {
     matches!(cause, Cause::Silence)
 }
 
+/// One lost SYN is no outage: a client that sends another one is answered.
+fn severity(failure: &Failure, recent: Recent) -> Severity {
+    let lone = recent.occurrences == 1;
+    let patient = failure.elapsed_ns >= PATIENT_NS
+        || failure
+            .syns
+            .is_none_or(|(socket, wire)| socket.max(wire) >= PATIENT_SYNS);
+    let small = recent.occurrences * 4 < recent.of;
+    if small || lone && !patient {
+        Severity::Warning
+    } else {
+        Severity::High
+    }
+}
+
 fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     if failure.syn_acks > 0 {
         return answered_into_nothing(failure, subject);
     }
-    let summary = format!("IMDS ({endpoint}) does not answer {subject}: packets leave and nothing comes back");
-    let remedy = Remedy {
-        text: "See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is \
-               concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set \
-               AWS_EC2_METADATA_DISABLED=true."
-            .to_owned(),
-        commands: vec![
-            describe_options(context.host),
-            format!("ip route get {endpoint}"),
-            format!("{}-save -t nat | grep -nE 'MASQUERADE|SNAT'", failure.iptables()),
-        ],
-    };
-    (summary, remedy)
+    let nat = format!(
+        "{}-save -t nat | grep -nE '169\\.254|MASQUERADE|SNAT|REDIRECT|DNAT'",
+        failure.iptables()
+    );
+    match failure.syns {
+        // Requests on a connection that exists, or SYNs that were seen to leave.
+        None | Some((_, 1..)) => {
+            let summary = format!("IMDS ({endpoint}) does not answer {subject}: packets leave and nothing comes back");
+            let remedy = Remedy {
+                text: "See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod \
+                       is concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set \
+                       AWS_EC2_METADATA_DISABLED=true."
+                    .to_owned(),
+                commands: vec![describe_options(context.host), format!("ip route get {endpoint}"), nat],
+            };
+            (summary, remedy)
+        }
+        Some((syns, _)) => {
+            let summary = format!(
+                "no SYN of {subject} to IMDS ({endpoint}) was seen at an observed uplink ({syns} were sent in the last attempt), and \
+                 nothing comes back"
+            );
+            let remedy = Remedy {
+                text: "Find where the SYNs go. A NAT rule may redirect them on this host (to 127.0.0.1 that reaches nothing without \
+                       route_localnet), or a route may lead through an interface that is not observed: name it with --interface. If \
+                       they are seen there and nothing comes back, the fault is outside of this host."
+                    .to_owned(),
+                commands: vec![
+                    format!("ip route get {endpoint}"),
+                    nat,
+                    "imds-observer doctor".to_owned(),
+                ],
+            };
+            (summary, remedy)
+        }
+    }
 }
 
 /// The way back is at fault, not the endpoint.
@@ -211,7 +261,7 @@ impl NoAnswer {
 
 /// Nothing came, and no other detector knows why.
 fn unanswered(exchange: &Exchange, context: &Context<'_>) -> bool {
-    if exchange.response.is_some() || context.booting(exchange.time) {
+    if exchange.response.is_some() || is_aborted(exchange) || context.booting(exchange.time) {
         return false;
     }
     let waited = match exchange.outcome {

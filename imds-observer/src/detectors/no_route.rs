@@ -28,7 +28,7 @@
 //!   "last_seen": "2023-11-14T22:13:30.000000000Z",
 //!   "count": 3,
 //!   "summary": "host has no route to IMDS (169.254.169.254)",
-//!   "evidence": {"at":"missing","attempts":3,"cause":"route","cgroups":["/system.slice/app.service"],"drop":null,"endpoint":"169.254.169.254:80","errno":101,"icmp":null,"programs":["python3.11 app.py"],"seconds_lost":0.0,"syns":0,"uids":[1000],"wire_syns":0},
+//!   "evidence": {"at":"missing","attempts":3,"cause":"route","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:58783","drop":null,"endpoint":"169.254.169.254:80","errno":101,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":0.0,"syns":0,"uids":[1000],"wire_syns":0},
 //!   "remedy": {"commands":["ip route get 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"Add a route to the endpoint; the default gateway of the primary interface answers for it."}
 //! }
 //! ```

@@ -3,8 +3,12 @@
 //! ## Detects
 //!
 //! A request with an absolute target (`GET http://169.254.169.254/...`), or with `Via` or `X-Forwarded-For`; an answer with
-//! `Via` or `X-Cache`, or (in captures, which show it) with a `Server` other than IMDS's own `EC2ws`. `high` when IMDS
-//! refused such a request with 403, `info` when only the `Server` differs. One finding per client.
+//! `Via` or `X-Cache`, or (in captures, which show it) with a `Server` other than IMDS's own `EC2ws`, or with none. A TTL that
+//! IMDS doesn't send (it sends 255, with a token the hop limit) is evidence beside such a sign. `high` when IMDS
+//! refused such a request with 403, `info` when only the `Server` differs or is missing. One finding per client.
+//!
+//! A proxy that the client was told of (an absolute target, `Via`) is avoided with `no_proxy`. Where the connection itself was
+//! redirected, by NAT or by a sidecar, no setting of the client helps: then the remedy is to find what redirects.
 //!
 //! ## Why it matters
 //!
@@ -27,7 +31,7 @@
 //!   "last_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "count": 2,
 //!   "summary": "requests of python3.11 app.py (app.service, pid 4242) reach IMDS through a proxy",
-//!   "evidence": {"answers_of_other_server":0,"answers_via_proxy":0,"forwarded_requests":2,"path":"/latest/meta-data/instance-id","refused":0,"server":null,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "evidence": {"answers_of_other_server":0,"answers_via_proxy":0,"answers_with_foreign_ttl":0,"answers_without_server":0,"forwarded_requests":2,"path":"/latest/meta-data/instance-id","redirected_to":null,"refused":0,"response_ttl":null,"server":null,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
 //!   "remedy": {"commands":["export no_proxy='169.254.169.254,[fd00:ec2::254]'"],"text":"Keep IMDS out of the proxy's way, in the environment of the client and in the proxy's own configuration: it must never forward to link-local addresses."}
 //! }
 //! ```
@@ -53,10 +57,10 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::knowledge::status;
+use super::knowledge::{answered, status};
 use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, Dialect, Remedy, Severity};
+use crate::record::{Code, Dialect, Exchange, ImdsVersion, Remedy, Severity};
 
 /// Clients that are remembered.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
@@ -77,6 +81,9 @@ impl Default for Config {
 
 #[derive(Default)]
 struct Signs {
+    no_server: u64,
+    foreign_ttl: u64,
+    response_ttl: Option<u8>,
     forwarded: u64,
     via: u64,
     other_server: u64,
@@ -97,6 +104,20 @@ pub(super) fn new(config: &Config, limits: &Limits) -> ProxiedRequest {
     }
 }
 
+/// Routers between IMDS and where a response is captured, at most: more would be another sender.
+const MAX_HOPS: u8 = 15;
+/// IMDS sends all responses but those to token requests with this TTL.
+const IMDS_TTL: u8 = 255;
+
+/// A TTL that IMDS doesn't send: its responses come with 255, but for those with a token, which have the hop limit.
+pub(super) fn foreign_ttl(exchange: &Exchange) -> bool {
+    exchange.request.dialect == Dialect::Aws
+        && exchange.request.imds_version != Some(ImdsVersion::Token)
+        && exchange.response.as_ref().is_some_and(|response| {
+            response.status == Some(200) && response.ttl.is_some_and(|ttl| ttl < IMDS_TTL - MAX_HOPS)
+        })
+}
+
 impl Detector for ProxiedRequest {
     fn code(&self) -> Code {
         Code::ProxiedRequest
@@ -115,10 +136,19 @@ impl Detector for ProxiedRequest {
         let server = response.and_then(|response| response.server.as_deref());
         let other_server = exchange.request.dialect == Dialect::Aws
             && server.is_some_and(|server| !server.contains(self.config.server.as_str()));
+        // The whole head was read, and IMDS names itself in each.
+        let no_server = exchange.request.dialect == Dialect::Aws
+            && !self.config.server.is_empty()
+            && answered(exchange)
+            && response.is_some_and(|response| {
+                response.server.is_none() && response.via_proxy.is_some() && response.status.is_some()
+            });
         let forwarded = exchange.request.forwarded;
-        if !forwarded && !via && !other_server {
+        if !forwarded && !via && !other_server && !no_server {
+            // A TTL alone may be that of a stand-in behind routers: beside another sign it counts.
             return;
         }
+        let foreign_ttl = foreign_ttl(exchange);
         if !self.clients.contains(&client.handle) {
             self.evicted += u64::from(self.clients.push(client.handle, Signs::default()).is_some());
         }
@@ -129,6 +159,11 @@ impl Detector for ProxiedRequest {
         signs.forwarded += u64::from(forwarded);
         signs.via += u64::from(via);
         signs.other_server += u64::from(other_server);
+        signs.no_server += u64::from(no_server);
+        signs.foreign_ttl += u64::from(foreign_ttl);
+        if foreign_ttl {
+            signs.response_ttl = response.and_then(|response| response.ttl);
+        }
         signs.refused += u64::from(refused);
         let sighting = Sighting {
             key: &client.key,
@@ -165,16 +200,15 @@ impl Detector for ProxiedRequest {
                     "refused": signs.refused,
                     "answers_via_proxy": signs.via,
                     "answers_of_other_server": signs.other_server,
+                    "answers_without_server": signs.no_server,
+                    "answers_with_foreign_ttl": signs.foreign_ttl,
+                    "response_ttl": signs.response_ttl,
+                    "redirected_to": exchange.connection.redirected_to,
                     "server": server,
                     "path": context.path,
                     "user_agent": client.user_agent,
                 },
-                remedy: Remedy {
-                    text: "Keep IMDS out of the proxy's way, in the environment of the client and in the proxy's own \
-                           configuration: it must never forward to link-local addresses."
-                        .to_owned(),
-                    commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".to_owned()],
-                },
+                remedy: signs.remedy(exchange.connection.redirected_to.is_some()),
                 subject,
             }
         });
@@ -182,5 +216,30 @@ impl Detector for ProxiedRequest {
 
     fn evicted(&self) -> u64 {
         self.evicted
+    }
+}
+
+impl Signs {
+    /// A proxy that was configured shows in the request; interception shows only in the answers.
+    fn remedy(&self, redirected: bool) -> Remedy {
+        let intercepted = self.other_server + self.no_server + self.foreign_ttl > 0;
+        if redirected || intercepted {
+            return Remedy {
+                text: "Find what answers in the place of IMDS: a NAT rule (kube2iam, kiam, metadataproxy), a service mesh's sidecar, a \
+                       stand-in, or an intercepting proxy of the network. If it is wanted, its answers are its own, and so are its \
+                       faults. Else take the redirection out: proxy settings of the client don't change it."
+                    .to_owned(),
+                commands: vec![
+                    "iptables-save -t nat | grep -nE '169\\.254|REDIRECT|DNAT'".to_owned(),
+                    "imds-observer doctor".to_owned(),
+                ],
+            };
+        }
+        Remedy {
+            text: "Keep IMDS out of the proxy's way, in the environment of the client and in the proxy's own configuration: it must \
+                   never forward to link-local addresses."
+                .to_owned(),
+            commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".to_owned()],
+        }
     }
 }

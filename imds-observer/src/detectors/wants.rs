@@ -3,6 +3,7 @@
 use std::ops::BitOr;
 
 use super::knowledge::status;
+use super::{connect_delayed, proxied_request};
 use crate::record::{Exchange, ImdsVersion};
 
 /// Kinds of exchange. One may be of several.
@@ -22,8 +23,10 @@ impl Exchanges {
     pub const FAILED: Self = Self(8);
     /// That bear a sign of who stands between client and service.
     pub const SIGNED: Self = Self(16);
+    /// Whose connection needed more than one SYN.
+    pub const DELAYED: Self = Self(32);
     /// The bits of those above are below it.
-    const KINDS: u8 = 32;
+    const KINDS: u8 = 64;
     /// What each is.
     const ANY: Self = Self(128);
 
@@ -35,10 +38,10 @@ impl Exchanges {
             _ => Self::NONE,
         };
         let signed = exchange.request.forwarded
-            || exchange
-                .response
-                .as_ref()
-                .is_some_and(|response| response.server.is_some() || response.via_proxy == Some(true));
+            || exchange.connection.redirected_to.is_some()
+            || exchange.response.as_ref().is_some_and(|response| {
+                response.server.is_some() || response.via_proxy.is_some() || proxied_request::foreign_ttl(exchange)
+            });
         let failed = !status(exchange).is_some_and(|status| (200..300).contains(&status));
         let when = |holds: bool, kind: Self| if holds { kind } else { Self::NONE };
         Self::ANY
@@ -46,6 +49,7 @@ impl Exchanges {
             | when(credentials, Self::CREDENTIALS)
             | when(failed, Self::FAILED)
             | when(signed, Self::SIGNED)
+            | when(connect_delayed::is_delayed(exchange), Self::DELAYED)
     }
 
     /// Everything that an exchange can be at once.

@@ -17,6 +17,8 @@ use crate::host::routes::{Routed, Routing};
 use crate::record::Code;
 
 const NAME: &str = "firewall";
+/// Rules that a finding names.
+const MAX_REDIRECTIONS: usize = 8;
 
 /// A way through this host.
 struct Way {
@@ -105,6 +107,36 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
         checks.push(Check::new(NAME, State::Unknown, found));
     }
     checks
+}
+
+/// NAT rules that send requests for the endpoints elsewhere, each with the command that shows it. Empty as well where the rules can't be read.
+pub(super) fn redirections(endpoints: &[IpAddr]) -> Vec<String> {
+    let mut ruleset = Ruleset::default();
+    if nftables_present()
+        && let Ok(rules) = nft::read()
+    {
+        ruleset.extend(rules);
+    }
+    if let Ok(rules) = legacy::read() {
+        ruleset.extend(rules);
+    }
+    let mut cgroups = Cgroups {
+        root: cgroup2_mount(),
+        paths: None,
+    };
+    let mut found = Vec::new();
+    for endpoint in endpoints {
+        let (checks, ..) = stops(&ruleset, *endpoint, &mut cgroups);
+        let redirections = checks
+            .into_iter()
+            .filter(|check| check.code == Some(Code::RedirectedLocally));
+        for rule in redirections.map(|check| check.found) {
+            if found.len() < MAX_REDIRECTIONS && !found.contains(&rule) {
+                found.push(rule);
+            }
+        }
+    }
+    found
 }
 
 fn unread(error: &FirewallError) -> Check {
@@ -240,7 +272,7 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
         return check
             .meaning("a metadata proxy or another program answers in the place of IMDS")
             .remedied("Fine if a proxy is meant to be there (kiam, kube2iam).", [show(stop)])
-            .told_as(Code::ProxiedRequest);
+            .told_as(Code::RedirectedLocally);
     }
     let means = match stop.outcome {
         Outcome::Rejected => "clients fail at once with \"connection refused\" or \"no route to host\"",

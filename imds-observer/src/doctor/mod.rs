@@ -35,6 +35,11 @@ pub struct DoctorOptions {
     pub cgroup: Option<PathBuf>,
 }
 
+/// NAT rules of this host that send requests for the endpoints elsewhere. Empty as well where the rules can't be read.
+pub fn redirections(endpoints: &[IpAddr]) -> Vec<String> {
+    firewall::redirections(endpoints)
+}
+
 /// All checks of one host.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {

@@ -53,6 +53,10 @@ codes! {
     StaleRoleName => "stale-role-name",
     NoInstanceRole => "no-instance-role",
     UnexpectedRedirect => "unexpected-redirect",
+    ConnectionAborted => "connection-aborted",
+    ResponseDropped => "response-dropped",
+    RedirectedLocally => "redirected-locally",
+    ConnectDelayed => "connect-delayed",
 }
 
 impl fmt::Display for Code {

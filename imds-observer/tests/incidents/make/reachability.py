@@ -74,6 +74,16 @@ def healthy(capture, time, client=ENI, path=ID, **options):
     return capture.connect(time, client, **options).get(path, TOKEN).response(200).close()
 
 
+def unreceived(connection, *response, **options):
+    """The server sends the response again and again; the client acknowledges none of it and closes after 2 s."""
+    start, asked = connection.seq[False], connection.time
+    for wait in (0.0003, 0.2, 0.4, 0.8):
+        connection.seq[False] = start
+        connection.response(*response, after=wait, acked=False, **options)
+    connection.seq[False] = start
+    connection.segment(True, FIN | ACK, at=asked + 2)
+
+
 # Accepted, then ended without an answer.
 
 with Capture("mesh-egress-filter-closes.pcap") as c:
@@ -116,14 +126,7 @@ with Trace("token-responses-denied-on-ingress.ndjson") as t:
 
 with Capture("get-responses-never-acknowledged.pcap") as c:
     for n in range(6):
-        connection = c.connect(10 * n, "10.244.1.4", request_ttl=63).get(ID, TOKEN)
-        connection.response(200, acked=False)
-        start = connection.seq[False]
-        for again in (0.2, 0.6, 1.4):
-            connection.seq[False] = start - 10
-            connection.segment(False, PSH | ACK, b"x" * 10, at=10 * n + again, count=False)
-            connection.seq[False] = start
-        connection.segment(True, FIN | ACK, at=10 * n + 2)
+        unreceived(c.connect(10 * n, "10.244.1.4", request_ttl=63).get(ID, TOKEN), 200, 10)
 
 with Capture("one-response-sent-again.pcap") as c:
     for n in range(30):
@@ -176,11 +179,7 @@ with Capture("ipv6-cluster-pod-healthy.pcap") as c:
 
 with Capture("ipv6-cluster-pod-lost-token.pcap") as c:
     for n in range(4):
-        connection = c.connect(10 * n, "169.254.172.9", request_ttl=63).token(agent="Boto3/1.34.0 md/Botocore#1.34.0")
-        connection.response(200, 56, ttl=1, acked=False)
-        for again in (0.2, 0.6):
-            connection.segment(False, PSH | ACK, b"x" * 56, ttl=1, at=10 * n + again, count=False)
-        connection.segment(True, FIN | ACK, at=10 * n + 1)
+        unreceived(c.connect(10 * n, "169.254.172.9", request_ttl=63).token(agent="Boto3/1.34.0 md/Botocore#1.34.0"), 200, 56, ttl=1)
 
 with Capture("boot-client-without-answer.pcap") as c:
     for n in range(5):

@@ -1,0 +1,253 @@
+//! This host redirects requests for IMDS to something else: NAT in OUTPUT or PREROUTING, or a program that rewrites the address in `connect()`.
+//!
+//! ## Detects
+//!
+//! Exchanges and connection attempts with `connection.redirected_to`: the socket was to reach the endpoint, and its packets go
+//! elsewhere. `info` while the requests are answered, `high` once they aren't: attempts without an answer, or connections that the
+//! target ends without one. One finding per place (each pod for itself, the host for its own processes). A target that refuses
+//! connections is `connection-refused`, which names it as well; here it counts only for a redirection that has worked before.
+//!
+//! `evidence.target` is where the connections go, `evidence.rules` the NAT rules of this host that match, where they could be read
+//! (live, at the start of the run).
+//!
+//! ## Why it matters
+//!
+//! The answers are those of the target (kube2iam, kiam, a mesh's sidecar, a stand-in), not of IMDS, and so are its faults: no hop
+//! limit, route or quota explains them. A redirection of a pod's packets to 127.0.0.1 reaches nothing unless `route_localnet` is
+//! set on the interface that they come in by: SYNs vanish, without a drop that any rule would show.
+//!
+//! ## Example record
+//!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:43.000000000Z",
+//!   "host": "node-1",
+//!   "code": "redirected-locally",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":{"id":"000000000000000000000000000000000000000000000000000000000000141f","image":null,"name":"app","pod":{"name":"api-7c9d8b6f5d-x2x4z","namespace":"payments","uid":"00000000-0000-4000-8000-000000005151"},"runtime":"containerd"},"key":"pod/payments/api-7c9d8b6f5d-x2x4z","name":"pod payments/api-7c9d8b6f5d-x2x4z","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/kubepods/burstable/pod5151/000000000000000000000000000000000000000000000000000000000000141f","cmdline":["python3","app.py"],"comm":"python3.11","exe":"/usr/local/bin/python3.11","namespace_pid":1,"netns":4026537151,"pid":5151,"start_time":"2023-11-14T21:13:20.000000000Z","tid":5151,"uid":1000},"workload":"payments/api"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:40.000000000Z",
+//!   "count": 2,
+//!   "summary": "this host redirects requests of pod payments/api-7c9d8b6f5d-x2x4z for IMDS to 127.0.0.1:1338, and they fail: 2 without an answer to SYNs",
+//!   "evidence": {"aborted":0,"answered":0,"endpoint":"169.254.169.254:80","refused":0,"rules":[],"seconds_lost":6.0,"silent":2,"target":"127.0.0.1:1338"},
+//!   "remedy": {"commands":["iptables-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","nft list ruleset","ss -tlnp","sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'"],"text":"The kernel doesn't route packets from other network namespaces to 127.0.0.0/8: redirect to an address of the interface that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens on 127.0.0.1:1338."}
+//! }
+//! ```
+//!
+//! ## Known false positives
+//!
+//! A redirection to an agent is often wanted: then the finding is `info` and says who answers.
+//!
+//! ## Options
+//!
+//! `[detectors.redirected-locally]`
+//!
+//! - `quiet_s` (3600): seconds without a redirected connection until the finding is resolved.
+//!
+//! ## References
+//!
+//! - `man 8 iptables-extensions` (DNAT, REDIRECT)
+//! - <https://www.kernel.org/doc/Documentation/networking/ip-sysctl.txt> (`route_localnet`)
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::connection_aborted::is_aborted;
+use super::knowledge::answered;
+use super::table::{bounded, entry};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use crate::record::{Code, ConnectOutcome, Connection, Remedy, SECOND, Severity, Time};
+
+/// Places that are remembered.
+const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { quiet_s: 3600 }
+    }
+}
+
+#[derive(Default)]
+struct Redirection {
+    answered: u64,
+    silent: u64,
+    aborted: u64,
+    refused: u64,
+    waited_ns: u64,
+}
+
+pub(super) struct RedirectedLocally {
+    config: Config,
+    places: LruCache<String, Redirection>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config, limits: &Limits) -> RedirectedLocally {
+    RedirectedLocally {
+        config: config.clone(),
+        places: bounded(limits.places(MAX_PLACES)),
+        evicted: 0,
+    }
+}
+
+/// What became of a redirected connection.
+enum Fate {
+    Answered,
+    Silent,
+    Aborted,
+    Refused,
+}
+
+impl Detector for RedirectedLocally {
+    fn code(&self) -> Code {
+        Code::RedirectedLocally
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        self.config.quiet_s.saturating_mul(SECOND)
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::SIGNED
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let (connection, fate, waited_ns): (&Connection, _, _) = match observation {
+            Observation::Exchange(exchange) => {
+                let fate = if answered(exchange) {
+                    Fate::Answered
+                } else if is_aborted(exchange) {
+                    Fate::Aborted
+                } else {
+                    return;
+                };
+                (&exchange.connection, fate, exchange.waited_ns.unwrap_or(0))
+            }
+            Observation::Connect(connect) => {
+                let fate = match connect.outcome {
+                    ConnectOutcome::Refused => Fate::Refused,
+                    ConnectOutcome::Timeout if connect.dropped.is_none() => Fate::Silent,
+                    _ => return,
+                };
+                (&connect.connection, fate, connect.elapsed_ns)
+            }
+            _ => return,
+        };
+        let Some(target) = connection.redirected_to.as_deref() else {
+            return;
+        };
+        let subject = context.place_subject();
+        let key = subject.key.clone();
+        if matches!(fate, Fate::Refused) && !sightings.is_open(&key) {
+            return;
+        }
+        let place = entry(&mut self.places, key.clone(), &mut self.evicted, Redirection::default);
+        match fate {
+            Fate::Answered => place.answered += 1,
+            Fate::Silent => place.silent += 1,
+            Fate::Aborted => place.aborted += 1,
+            Fate::Refused => place.refused += 1,
+        }
+        let works = matches!(fate, Fate::Answered);
+        if !works {
+            place.waited_ns = place.waited_ns.saturating_add(waited_ns);
+        }
+        let time: Time = observation.time();
+        let sighting = Sighting {
+            key: &key,
+            severity: if works { Severity::Info } else { Severity::High },
+            time,
+            count: 1,
+            news: false,
+        };
+        let place = &*place;
+        sightings.report(sighting, || details(place, subject, target, connection, context));
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+fn details(
+    place: &Redirection,
+    subject: crate::record::Subject,
+    target: &str,
+    connection: &Connection,
+    context: &Context<'_>,
+) -> Details {
+    let failed = place.silent + place.aborted + place.refused;
+    let name = &subject.name;
+    let loopback = target.starts_with("127.") || target.starts_with("[::1]");
+    let to_loopback_from_elsewhere = loopback && subject.key != super::knowledge::HOST;
+    let summary = if failed == 0 {
+        format!("this host redirects requests of {name} for IMDS to {target}, which answers")
+    } else {
+        let mut ends = Vec::new();
+        let mut note = |count: u64, what: &str| {
+            if count > 0 {
+                ends.push(format!("{count} {what}"));
+            }
+        };
+        note(place.silent, "without an answer to SYNs");
+        note(place.aborted, "accepted and ended without an answer");
+        note(place.refused, "refused");
+        format!(
+            "this host redirects requests of {name} for IMDS to {target}, and they fail: {}",
+            ends.join(", ")
+        )
+    };
+    let rules = &context.host.nat_rules;
+    let text = if failed == 0 {
+        "Nothing, if the redirection is wanted: the target's answers are its own, not those of IMDS. Else delete the NAT rule.".to_owned()
+    } else if place.silent > 0 && to_loopback_from_elsewhere {
+        format!(
+            "The kernel doesn't route packets from other network namespaces to 127.0.0.0/8: redirect to an address of the interface \
+             that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens on {target}."
+        )
+    } else {
+        format!(
+            "See that the program behind {target} runs and reaches IMDS itself, or delete the NAT rule that leads there."
+        )
+    };
+    let iptables = if target.starts_with('[') {
+        "ip6tables"
+    } else {
+        "iptables"
+    };
+    let mut commands = vec![
+        format!("{iptables}-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'"),
+        "nft list ruleset".to_owned(),
+        "ss -tlnp".to_owned(),
+    ];
+    if to_loopback_from_elsewhere {
+        commands.push("sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'".to_owned());
+    }
+    Details {
+        summary,
+        evidence: evidence! {
+            "target": target,
+            "endpoint": connection.remote,
+            "answered": place.answered,
+            "silent": place.silent,
+            "aborted": place.aborted,
+            "refused": place.refused,
+            "seconds_lost": (place.waited_ns as f64 / 1e6).round() / 1e3,
+            "rules": rules,
+        },
+        remedy: Remedy { text, commands },
+        subject,
+    }
+}

@@ -1,0 +1,388 @@
+//! Responses reach this host and are dropped before the client, for another reason than their TTL.
+//!
+//! ## Detects
+//!
+//! Requests whose response arrived at the uplink (or in the capture) and was not delivered, where the TTL is not the reason: it
+//! suffices by the path of the request, or the kernel names another reason. Also connections whose SYN-ACK this kernel dropped
+//! although no firewall rule or policy is named. Three of one client within 15 minutes, or its only two. Severity by share:
+//! `high` when at least a quarter of the client's requests since the first of them are lost, else `warning`. One finding per client.
+//!
+//! Evidence: `reason` of the drop as the kernel names it, null where none was seen; `only_token_responses`: whether all other
+//! responses of the client arrive. Then the way back may have more hops than the way there, which only responses with a small TTL
+//! feel. A response that is lost because its TTL is too small by the path of the request is `token-response-lost`.
+//!
+//! ## Why it matters
+//!
+//! The endpoint works, and raising the hop limit does not help. Reasons that were met: the reverse path filter, where responses
+//! come in through another interface than requests leave by; no conntrack entry (`NOTRACK`, an entry that was flushed), so that
+//! NAT is not undone and no socket is found; an ingress policy in traffic control or XDP; a firewall rule for invalid packets.
+//!
+//! ## Example record
+//!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:13:41.000000000Z",
+//!   "host": "node-1",
+//!   "code": "response-dropped",
+//!   "severity": "high",
+//!   "state": "update",
+//!   "subject": {"container":{"id":"000000000000000000000000000000000000000000000000000000000000141f","image":null,"name":"app","pod":{"name":"api-7c9d8b6f5d-x2x4z","namespace":"payments","uid":"00000000-0000-4000-8000-000000005151"},"runtime":"containerd"},"key":"pod/payments/api-7c9d8b6f5d-x2x4z/app/python3.11 app.py","name":"pod payments/api-7c9d8b6f5d-x2x4z","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/kubepods/burstable/pod5151/000000000000000000000000000000000000000000000000000000000000141f","cmdline":["python3","app.py"],"comm":"python3.11","exe":"/usr/local/bin/python3.11","namespace_pid":1,"netns":4026537151,"pid":5151,"start_time":"2023-11-14T21:13:20.000000000Z","tid":5151,"uid":1000},"workload":"payments/api"},
+//!   "first_seen": "2023-11-14T22:13:20.000000000Z",
+//!   "last_seen": "2023-11-14T22:13:40.000000000Z",
+//!   "count": 3,
+//!   "summary": "3 responses for pod payments/api-7c9d8b6f5d-x2x4z reached this host and were dropped: where and why is not known (3 of its last 3 requests)",
+//!   "evidence": {"client":"10.0.1.5:40011","handshakes":0,"hops":1,"lost":3,"of_requests":3,"only_token_responses":false,"reason":null,"recent":3,"request_ttl":63,"response_retransmits":6,"response_ttl":255,"seconds_lost":3.0,"token_responses":0},
+//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is not known; their TTL is not. Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the client's own interface as well: if the responses show there, the client's network drops them, else the host does. Compare the reverse path filter's and conntrack's counters before and after."}
+//! }
+//! ```
+//!
+//! ## Known false positives
+//!
+//! A capture that was taken where the acknowledgments don't pass can't show that a response was delivered. There, only responses
+//! that the server sends again count.
+//!
+//! ## Options
+//!
+//! `[detectors.response-dropped]`
+//!
+//! - `quiet_s` (900): seconds without a lost response until the finding is resolved.
+//!
+//! ## References
+//!
+//! - <https://www.kernel.org/doc/Documentation/networking/ip-sysctl.txt> (`rp_filter`)
+//! - `man 8 conntrack`
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::connectivity::{Cause, is_ttl_drop, of_connect, place_of};
+use super::knowledge::{hops, ttl_too_small};
+use super::share::{Recent, Share};
+use super::table::{bounded, entry};
+use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use crate::record::{
+    Code, Connect, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time,
+};
+
+/// Clients that are remembered.
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+/// Connections with a dropped response whose exchange hasn't come yet.
+const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub quiet_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { quiet_s: 900 }
+    }
+}
+
+#[derive(Default)]
+struct Losses {
+    share: Share,
+    lost: u64,
+    token_responses: u64,
+    handshakes: u64,
+    waited_ns: u64,
+    retransmits: u64,
+    /// `reason@function`, newest.
+    drop: Option<String>,
+    request_ttl: Option<u8>,
+    response_ttl: Option<u8>,
+}
+
+/// A dropped packet of a response.
+struct DroppedPacket {
+    text: String,
+    for_ttl: bool,
+}
+
+pub(super) struct ResponseDropped {
+    config: Config,
+    clients: LruCache<u64, Losses>,
+    /// By connection id.
+    drops: LruCache<String, DroppedPacket>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config, limits: &Limits) -> ResponseDropped {
+    ResponseDropped {
+        config: config.clone(),
+        clients: bounded(limits.clients(MAX_CLIENTS)),
+        drops: bounded(limits.connections(MAX_DROPS)),
+        evicted: 0,
+    }
+}
+
+impl Detector for ResponseDropped {
+    fn code(&self) -> Code {
+        Code::ResponseDropped
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        self.config.quiet_s.saturating_mul(SECOND)
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::FAILED
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let Some(client) = context.client() else { return };
+        match observation {
+            Observation::Drop(drop) if drop.direction == PacketDirection::Response => {
+                let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
+                let dropped = DroppedPacket {
+                    text: place_of(reason, location),
+                    for_ttl: is_ttl_drop(reason, location) || drop.ttl.is_some_and(|ttl| ttl <= 1),
+                };
+                if let Some((other, _)) = self.drops.push(drop.connection.id.clone(), dropped)
+                    && other != drop.connection.id
+                {
+                    self.evicted += 1;
+                }
+            }
+            Observation::Exchange(exchange) => self.exchange(exchange, client, context, sightings),
+            Observation::Connect(connect) => self.connect(connect, client, context, sightings),
+            _ => {}
+        }
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+impl ResponseDropped {
+    fn exchange(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let dropped = self.drops.pop(&exchange.connection.id);
+        let is_token = exchange.request.imds_version == Some(ImdsVersion::Token);
+        if exchange.outcome != ExchangeOutcome::Lost || exchange.response.is_none() {
+            return;
+        }
+        let for_ttl = match &dropped {
+            Some(dropped) => dropped.for_ttl,
+            // Without a drop record the TTLs decide; where one isn't known, token-response-lost takes what is a token's.
+            None => ttl_too_small(exchange).unwrap_or(is_token),
+        };
+        if for_ttl {
+            return;
+        }
+        let losses = entry(&mut self.clients, client.handle, &mut self.evicted, Losses::default);
+        losses.token_responses += u64::from(is_token);
+        losses.request_ttl = exchange.request.ttl.or(losses.request_ttl);
+        if let Some(response) = &exchange.response {
+            losses.response_ttl = response.ttl.or(losses.response_ttl);
+            losses.retransmits += u64::from(response.retransmits);
+        }
+        losses.waited_ns = losses.waited_ns.saturating_add(exchange.waited_ns.unwrap_or(0));
+        losses.drop = dropped.map(|dropped| dropped.text).or(losses.drop.take());
+        let local = exchange.connection.local.as_deref();
+        losses.report(exchange.time, local, client, context, sightings);
+    }
+
+    fn connect(&mut self, connect: &Connect, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let dropped = self.drops.pop(&connect.connection.id);
+        if of_connect(connect, context.knowledge.drop_note(&connect.connection.id)) != Some(Cause::ResponseDropped) {
+            return;
+        }
+        let losses = entry(&mut self.clients, client.handle, &mut self.evicted, Losses::default);
+        losses.handshakes += 1;
+        losses.waited_ns = losses.waited_ns.saturating_add(connect.elapsed_ns);
+        losses.drop = dropped
+            .map(|dropped| dropped.text)
+            .or_else(|| connect.dropped.clone())
+            .or(losses.drop.take());
+        let local = connect.connection.local.as_deref();
+        losses.report(connect.time, local, client, context, sightings);
+    }
+}
+
+impl Losses {
+    fn report(
+        &mut self,
+        time: Time,
+        local: Option<&str>,
+        client: &Client,
+        context: &Context<'_>,
+        sightings: &mut Sightings<'_>,
+    ) {
+        self.lost += 1;
+        // A connection that failed is no request.
+        let recent = self.share.add(time, client.requests + self.handshakes);
+        let open = sightings.is_open(&client.key);
+        if !recent.is_pattern() && !open {
+            return;
+        }
+        let sighting = Sighting {
+            key: &client.key,
+            severity: if recent.is_large() {
+                Severity::High
+            } else {
+                Severity::Warning
+            },
+            time,
+            count: if open { 1 } else { self.lost },
+            news: false,
+        };
+        sightings
+            .since(recent.since)
+            .report(sighting, || self.details(recent, local, context));
+    }
+
+    fn details(&self, recent: Recent, local: Option<&str>, context: &Context<'_>) -> Details {
+        let subject = context.client_subject();
+        let only_tokens = self.token_responses == self.lost && self.response_ttl.is_some_and(|ttl| ttl <= 64);
+        let reason = self.drop.as_deref();
+        let (why, remedy) = remedy(reason, only_tokens, self);
+        let what = if self.handshakes == self.lost {
+            "answers to SYNs"
+        } else {
+            "responses"
+        };
+        Details {
+            summary: format!(
+                "{} {what} for {} reached this host and were dropped: {why} ({} of its last {} requests)",
+                self.lost, subject.name, recent.occurrences, recent.of
+            ),
+            evidence: evidence! {
+                "lost": self.lost,
+                "token_responses": self.token_responses,
+                "handshakes": self.handshakes,
+                "only_token_responses": only_tokens,
+                "seconds_lost": (self.waited_ns as f64 / 1e6).round() / 1e3,
+                "reason": reason,
+                "request_ttl": self.request_ttl,
+                "response_ttl": self.response_ttl,
+                "hops": self.request_ttl.map(hops),
+                "response_retransmits": self.retransmits,
+                "recent": recent.occurrences,
+                "of_requests": recent.of,
+                "client": local,
+            },
+            remedy,
+            subject,
+        }
+    }
+}
+
+/// Why, in a few words, and what to do.
+fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, Remedy) {
+    let look = |commands: &[&str]| commands.iter().map(|command| (*command).to_owned()).collect();
+    let by = reason.unwrap_or_default();
+    let has = |part: &str| by.contains(part);
+    if has("RPFILTER") {
+        return (
+            "the reverse path filter (rp_filter) refuses the interface that they come in by".to_owned(),
+            Remedy {
+                text: "Let responses come in by the interface that requests leave by: repair the route or the rule that sends them \
+                       elsewhere. Or loosen the filter on that interface (rp_filter=2)."
+                    .to_owned(),
+                commands: look(&[
+                    "ip route get 169.254.169.254",
+                    "ip rule",
+                    "sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'",
+                    "nstat -az TcpExtIPReversePathFilter",
+                ]),
+            },
+        );
+    }
+    if has("TC_") || has("XDP") || has("BPF") || has("SOCKET_FILTER") || has("tcf_") || has("QDISC") {
+        return (
+            format!("an ingress policy denies them ({by})"),
+            Remedy {
+                text: "Allow packets from the endpoint in the policy that denies them: a network policy of an eBPF datapath, or a \
+                       traffic control filter."
+                    .to_owned(),
+                commands: look(&["bpftool net show", "tc filter show dev INTERFACE ingress", "bpftool cgroup tree"]),
+            },
+        );
+    }
+    if has("NETFILTER") || has("nft_") || has("nf_hook") {
+        return (
+            format!("a netfilter rule drops them ({by})"),
+            Remedy {
+                text: "Find the rule that drops packets from the endpoint: often one for conntrack state INVALID, or one that lacks \
+                       ESTABLISHED,RELATED. `imds-observer doctor` reads the rules."
+                    .to_owned(),
+                commands: look(&["iptables-save -c | grep -nE 'INVALID|DROP|REJECT'", "nft list ruleset", "conntrack -S"]),
+            },
+        );
+    }
+    if has("NO_SOCKET") {
+        return (
+            format!("no socket of this host waits for them ({by}): NAT was not undone"),
+            Remedy {
+                text: "Look whether conntrack follows these connections: a NOTRACK rule, a flushed or full table, or a route back that \
+                       goes around the NAT."
+                    .to_owned(),
+                commands: look(&[
+                    "iptables-save -t raw | grep -n NOTRACK",
+                    "conntrack -L -d 169.254.169.254",
+                    "sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max",
+                ]),
+            },
+        );
+    }
+    if let Some(reason) = reason {
+        return (
+            format!("the kernel's reason is {reason}"),
+            Remedy {
+                text: "Look up the kernel's drop reason (include/net/dropreason-core.h) and repair what it names."
+                    .to_owned(),
+                commands: look(&[
+                    "imds-observer stream --records drop,exchange --duration 60s",
+                    "imds-observer doctor",
+                ]),
+            },
+        );
+    }
+    let decide = "Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the \
+                  client's own interface as well: if the responses show there, the client's network drops them, else the host does. \
+                  Compare the reverse path filter's and conntrack's counters before and after.";
+    let commands = look(&[
+        "imds-observer stream --records drop,exchange --duration 60s",
+        "nstat -az TcpExtIPReversePathFilter",
+        "conntrack -S",
+        "sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'",
+    ]);
+    if only_tokens {
+        let ttl = losses.response_ttl.map_or(String::new(), |ttl| format!(" {ttl}"));
+        let there = losses.request_ttl.map_or_else(
+            || "an unknown number of hops".to_owned(),
+            |ttl| match hops(ttl) {
+                1 => "1 hop".to_owned(),
+                hops => format!("{hops} hops"),
+            },
+        );
+        return (
+            format!(
+                "their TTL{ttl} suffices for the way of the requests ({there}), so the way back is longer, or something on it drops them"
+            ),
+            Remedy {
+                text: format!(
+                    "The reason is not known. Only token responses are lost, and they alone have a small TTL: an asymmetric path with \
+                     more hops on the way back would explain it. {decide} A TTL of 1 on the client's side of this host would prove the \
+                     longer way back."
+                ),
+                commands,
+            },
+        );
+    }
+    (
+        "where and why is not known".to_owned(),
+        Remedy {
+            text: format!("The reason is not known; their TTL is not. {decide}"),
+            commands,
+        },
+    )
+}
