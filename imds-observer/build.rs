@@ -17,6 +17,13 @@ mod toolchain;
 const OTHER: &str = "IMDS_OBSERVER_EBPF_OBJECT";
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // `cfg(live)`: the feature, where it can be had.
+    println!("cargo:rustc-check-cfg=cfg(live)");
+    if env::var_os("CARGO_FEATURE_LIVE").is_none() || env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+        println!("cargo:rerun-if-changed=build.rs");
+        return Ok(());
+    }
+    println!("cargo:rustc-cfg=live");
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     println!("cargo:rerun-if-env-changed={OTHER}");

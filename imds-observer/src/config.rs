@@ -7,7 +7,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
 use crate::detectors::{self, DetectorConfig};
@@ -133,7 +132,10 @@ impl Limits {
 
 /// The kernel makes a ring buffer of whole pages.
 fn page_bytes() -> u32 {
-    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    #[cfg(unix)]
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    #[cfg(not(unix))]
+    let size: Option<i64> = None;
     size.and_then(|size| u32::try_from(size).ok()).unwrap_or(4096)
 }
 

@@ -1,6 +1,8 @@
 //! Observes traffic to the EC2 instance metadata service (IMDS), names who sent it, and says what is wrong.
 //!
 //! Start at `pipeline`: source -> flow -> exchange -> attribution -> detectors -> sinks. ARCHITECTURE.md has the map and the invariants.
+//!
+//! `cfg(live)`: what observes this host. It is the cargo feature `live` on Linux; the rest reads recordings and builds everywhere.
 
 pub mod attribution;
 pub mod bpf;
@@ -8,10 +10,12 @@ mod callers;
 pub mod cli;
 pub mod config;
 pub mod detectors;
+#[cfg(live)]
 pub mod doctor;
 pub mod exchange;
 pub mod filter;
 pub mod flow;
+#[cfg(live)]
 pub mod host;
 pub mod hosts;
 pub mod http;
@@ -21,6 +25,7 @@ pub mod pipeline;
 pub mod preflight;
 pub mod record;
 pub mod report;
+#[cfg(live)]
 pub mod rights;
 pub mod sinks;
 pub mod source;

@@ -2,81 +2,46 @@
 //!
 //! SIGHUP, the terminal's going, asks for an orderly end too, unless somebody has the program ignore it (`nohup`). It comes twice,
 //! from the kernel and from the shell, and so never ends anything at once.
+//!
+//! Other systems than Unix end the program themselves, at once: it only reads recordings there.
 
 use std::io;
+#[cfg(unix)]
 use std::os::fd::{AsFd, BorrowedFd};
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use anyhow::Context as _;
-use libc::c_int;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::{flag, low_level};
+#[cfg(unix)]
+mod signals;
 
-static LAST_ACT: OnceLock<fn()> = OnceLock::new();
-
-/// What is still done when a second signal ends the program. One for the program's life, called in the signal's handler.
-///
-/// # Safety
-///
-/// `act` does only what is safe in a signal handler: no lock, no allocation.
-pub unsafe fn on_sudden_end(act: fn()) {
-    LAST_ACT.get_or_init(|| act);
-}
+#[cfg(unix)]
+pub use signals::on_sudden_end;
 
 /// Whether the end was asked for, and a descriptor that wakes a `poll` when it is.
 #[derive(Debug)]
 pub struct Stop {
     requested: Arc<AtomicBool>,
+    #[cfg(unix)]
     wake: Option<UnixStream>,
+    #[cfg(unix)]
     waker: Option<UnixStream>,
 }
 
 impl Stop {
-    /// Takes over the signals, for the rest of the program's life.
+    #[cfg(not(unix))]
     pub fn on_signals() -> anyhow::Result<Self> {
-        let stop = Self::but_on_hangup()?;
-        if !is_ignored(SIGHUP)
-            && let Some(waker) = &stop.waker
-        {
-            ask(SIGHUP, &stop.requested, waker).context("take over SIGHUP")?;
-        }
-        Ok(stop)
-    }
-
-    /// The same without SIGHUP, which means something else to a service.
-    pub fn but_on_hangup() -> anyhow::Result<Self> {
-        let requested = Arc::new(AtomicBool::new(false));
-        let (wake, write) = UnixStream::pair().context("make a pipe for signals")?;
-        for signal in [SIGINT, SIGTERM] {
-            let earlier = requested.clone();
-            let at_once = move || {
-                if earlier.load(Ordering::SeqCst) {
-                    if let Some(act) = LAST_ACT.get() {
-                        act();
-                    }
-                    low_level::exit(128 + signal);
-                }
-            };
-            // In this order: `at_once` looks at the flag before the next line sets it.
-            // SAFETY: two atomic loads, an act whose author promised that it is safe here, and `_exit`.
-            let registered = unsafe { low_level::register(signal, at_once) };
-            registered.context("take over SIGINT and SIGTERM")?;
-            ask(signal, &requested, &write).context("take over SIGINT and SIGTERM")?;
-        }
-        Ok(Self {
-            requested,
-            wake: Some(wake),
-            waker: Some(write),
-        })
+        Ok(Self::never())
     }
 
     /// Never asked for by a signal.
     pub fn never() -> Self {
         Self {
             requested: Arc::new(AtomicBool::new(false)),
+            #[cfg(unix)]
             wake: None,
+            #[cfg(unix)]
             waker: None,
         }
     }
@@ -88,12 +53,14 @@ impl Stop {
     /// Asks for the end as the first signal does.
     pub fn request(&self) {
         self.requested.store(true, Ordering::Relaxed);
+        #[cfg(unix)]
         if let Some(waker) = &self.waker {
             let _ = io::Write::write(&mut &*waker, &[0]);
         }
     }
 
     /// Becomes readable when the end is asked for, and stays so.
+    #[cfg(unix)]
     pub fn wake(&self) -> Option<BorrowedFd<'_>> {
         self.wake.as_ref().map(AsFd::as_fd)
     }
@@ -102,24 +69,10 @@ impl Stop {
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             requested: self.requested.clone(),
+            #[cfg(unix)]
             wake: self.wake.as_ref().map(UnixStream::try_clone).transpose()?,
+            #[cfg(unix)]
             waker: self.waker.as_ref().map(UnixStream::try_clone).transpose()?,
         })
     }
-}
-
-/// From now on this signal asks for the end.
-fn ask(signal: c_int, requested: &Arc<AtomicBool>, waker: &UnixStream) -> io::Result<()> {
-    flag::register(signal, requested.clone())?;
-    low_level::pipe::register(signal, waker.try_clone()?)?;
-    Ok(())
-}
-
-fn is_ignored(signal: c_int) -> bool {
-    // SAFETY: all zeroes is a valid sigaction, and the call only reads into it.
-    let (asked, action) = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        (libc::sigaction(signal, std::ptr::null(), &raw mut action), action)
-    };
-    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }

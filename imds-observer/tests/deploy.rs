@@ -4,6 +4,8 @@
 //! they will run is then held against this program. Without those tools that fails where `CI=true`, as `cargo xtask test` has it, and
 //! is left out elsewhere: `cargo xtask setup --for test` installs them.
 
+#![cfg(live)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! Are the interfaces towards the metadata service found, and followed? Needs root; everything happens in the lab's namespaces.
 
+#![cfg(live)]
+
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::Stdio;
 use std::sync::mpsc::{Receiver, channel};

@@ -171,7 +171,7 @@ pub fn is_incomplete(process: &Process) -> bool {
     cut(&process.exe) || cut(&process.cgroup) || process.cmdline.is_none()
 }
 
-#[cfg(test)]
+#[cfg(all(test, live))]
 mod tests {
     use proptest::prelude::*;
 

@@ -2,23 +2,37 @@
 //!
 //! Both queues are bounded. A full queue of questions refuses, and the asker comes back; a full queue of answers makes the worker wait.
 
+#[cfg(live)]
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+#[cfg(live)]
 use caps::Capability;
 use imds_observer_common::ProcessKey;
+#[cfg(live)]
 use nix::time::{ClockId, clock_gettime};
+#[cfg(live)]
 use nix::unistd::{SysconfVar, sysconf};
 
+#[cfg(live)]
 use super::cgroup::Hierarchies;
+#[cfg(live)]
 use super::host::HostRoot;
-use super::names::{self, Names};
-use super::process::{Clock, Described};
+#[cfg(live)]
+use super::names;
+use super::names::Names;
+#[cfg(live)]
+use super::process::Clock;
+use super::process::Described;
+#[cfg(live)]
 use super::{process, sockets};
-use crate::record::{Container, Time};
+use crate::record::Container;
+#[cfg(live)]
+use crate::record::Time;
+#[cfg(live)]
 use crate::rights;
 use crate::source::CgroupPath;
 
@@ -98,6 +112,7 @@ impl Worker {
 }
 
 /// Looks at the files of a host.
+#[cfg(live)]
 #[derive(Debug)]
 pub struct HostLookup {
     host: HostRoot,
@@ -108,6 +123,7 @@ pub struct HostLookup {
     reduces: bool,
 }
 
+#[cfg(live)]
 impl HostLookup {
     pub fn new(host_root: &std::path::Path, endpoints: Vec<IpAddr>) -> Self {
         let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
@@ -146,6 +162,7 @@ impl HostLookup {
     }
 }
 
+#[cfg(live)]
 impl Lookup for HostLookup {
     fn answer(&mut self, question: Question) -> Answer {
         match question {

@@ -1,12 +1,20 @@
 //! All use of aya: load, attach, read the ring buffer, and what this kernel supports or why not.
 
+#[cfg(live)]
 mod attach;
+#[cfg(live)]
 mod btf;
+#[cfg(live)]
 mod clsact;
+#[cfg(live)]
 mod decode;
+#[cfg(live)]
 mod kernel;
+#[cfg(live)]
 pub mod occupied;
+#[cfg(live)]
 mod offsets;
+#[cfg(live)]
 mod symbols;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,11 +24,17 @@ use std::time::Duration;
 use imds_observer_common::sizes;
 use serde::{Deserialize, Serialize};
 
+#[cfg(live)]
 pub use attach::cgroup2_mount;
+#[cfg(live)]
 pub use btf::{Btf, BtfError};
+#[cfg(live)]
 pub use clsact::HANDLES as CLSACT_HANDLES;
+#[cfg(live)]
 pub use decode::{Decoder, WireError};
+#[cfg(live)]
 pub use kernel::{Kernel, KernelError};
+#[cfg(live)]
 pub use symbols::Symbols;
 
 /// The metadata service's addresses, unless the user names others.

@@ -3,13 +3,19 @@
 mod analyze;
 mod completions;
 mod detectors;
+#[cfg(live)]
 mod doctor;
+#[cfg(live)]
 mod live;
+#[cfg(not(live))]
+mod not_live;
 mod observe;
 mod offline;
 mod preflight;
 mod schema;
+#[cfg(live)]
 mod service;
+#[cfg(live)]
 mod stream;
 mod values;
 mod watch;
@@ -38,10 +44,18 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Watch(watch::WatchArgs),
+    #[cfg(live)]
     Stream(stream::StreamArgs),
+    /// Not in this build: it observes a host
+    #[cfg(not(live))]
+    Stream(not_live::NotLiveArgs),
     Analyze(analyze::AnalyzeArgs),
     Preflight(preflight::PreflightArgs),
+    #[cfg(live)]
     Doctor(doctor::DoctorArgs),
+    /// Not in this build: it inspects a host
+    #[cfg(not(live))]
+    Doctor(not_live::NotLiveArgs),
     Detectors(detectors::DetectorsArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
@@ -71,6 +85,10 @@ impl From<Status> for ExitCode {
 }
 
 /// Parses the command line and runs it. Bad usage ends the program with status 2.
+#[cfg_attr(
+    not(live),
+    expect(clippy::match_same_arms, reason = "commands that aren't there have one answer")
+)]
 pub fn run() -> anyhow::Result<Status> {
     let cli = Cli::parse();
     log_to_stderr();

@@ -10,7 +10,9 @@ use clap::Args;
 use super::values;
 use crate::attribution::Attribution;
 use crate::attribution::worker::Worker;
-use crate::bpf::{DEFAULT_ENDPOINTS, LiveOptions, cgroup2_mount};
+use crate::bpf::DEFAULT_ENDPOINTS;
+#[cfg(live)]
+use crate::bpf::{LiveOptions, cgroup2_mount};
 use crate::config::{Config, Span};
 use crate::detectors::HostFacts;
 use crate::exchange::{FlowTable, Scope};
@@ -103,11 +105,13 @@ pub(super) struct Settings {
 }
 
 impl SelectArgs {
+    #[cfg(live)]
     pub(super) fn has_config(&self) -> bool {
         self.config.is_some()
     }
 
     /// Files that are read again while it runs.
+    #[cfg(live)]
     pub(super) fn read_again(&self) -> Vec<PathBuf> {
         self.config.iter().cloned().collect()
     }
@@ -141,6 +145,7 @@ impl SelectArgs {
 
 impl ObserveArgs {
     /// `gather`: see [`LiveOptions::gather`].
+    #[cfg(live)]
     pub(super) fn live_options(&self, endpoints: &[IpAddr], config: &Config, gather: Duration) -> LiveOptions {
         LiveOptions {
             interfaces: or(&self.interface, &config.interfaces),
@@ -156,6 +161,7 @@ impl ObserveArgs {
     }
 
     /// Whose connections count. The root of the hierarchy is the whole host.
+    #[cfg(live)]
     pub(super) fn scope(&self, config: &Config) -> Scope {
         let cgroup = self.cgroup.as_ref().or(config.cgroup.as_ref());
         let is_root = |path: &PathBuf| {
@@ -170,6 +176,7 @@ impl ObserveArgs {
         }
     }
 
+    #[cfg(live)]
     pub(super) fn host_root(&self, config: &Config) -> PathBuf {
         let root = self.host_root.as_ref().or(config.host_root.as_ref());
         root.cloned().unwrap_or_else(|| PathBuf::from("/"))
@@ -202,8 +209,7 @@ impl Settings {
         if let Some(host) = self.host.clone().or(trace) {
             return Ok(host);
         }
-        let name = nix::sys::utsname::uname().context("ask for this host's name (give one with --host)")?;
-        Ok(Host::from(&*name.nodename().to_string_lossy()))
+        this_host().context("ask for this host's name (give one with --host)")
     }
 
     /// `live`: for a pipeline that observes this host.
@@ -240,6 +246,17 @@ impl Settings {
             count,
         })
     }
+}
+
+#[cfg(unix)]
+fn this_host() -> anyhow::Result<Host> {
+    let name = nix::sys::utsname::uname()?;
+    Ok(Host::from(&*name.nodename().to_string_lossy()))
+}
+
+#[cfg(not(unix))]
+fn this_host() -> anyhow::Result<Host> {
+    Ok(Host::from(std::env::var("COMPUTERNAME")?.as_str()))
 }
 
 fn or<T: Clone>(flag: &[T], file: &[T]) -> Vec<T> {

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use serde::Serialize;
 
+#[cfg(live)]
 use super::live::{self, Opened};
 use super::observe::{ObserveArgs, Settings};
 use super::offline::{InputSummary, Progress, open, period};
@@ -134,6 +135,13 @@ impl PreflightArgs {
         })
     }
 
+    #[cfg(not(live))]
+    #[expect(clippy::unused_self, reason = "as with `live`")]
+    fn live(&self, _: &Settings, _: Vec<Box<dyn Sink>>) -> anyhow::Result<Status> {
+        Err(super::not_live::not_live())
+    }
+
+    #[cfg(live)]
     fn live(&self, settings: &Settings, sinks: Vec<Box<dyn Sink>>) -> anyhow::Result<Status> {
         let endpoints = self.addresses();
         live::observe(&self.observe, &endpoints, settings, None, |_| {

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 
+#[cfg(live)]
 use super::live::{self, Opened};
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
 use super::{Status, offline};
+#[cfg(live)]
 use crate::bpf::UNHURRIED;
 use crate::pipeline;
 use crate::record::{Finding, Host, Kind};
@@ -20,11 +22,14 @@ use crate::report::escape::Escaped;
 use crate::report::text::{self, Colour};
 use crate::sinks::collect::{Collected, Collector};
 use crate::sinks::destination::Destination;
+#[cfg(live)]
 use crate::sinks::queue::Queue;
 use crate::sinks::text::TextOutput;
 use crate::sinks::{Direct, Sink};
+#[cfg(live)]
+use crate::source::LiveSource;
+use crate::source::Source;
 use crate::source::paced::{Paced, Playback, Speed};
-use crate::source::{LiveSource, Source};
 use crate::stop::Stop;
 use crate::watch::feed::{Feed, Trace};
 use crate::watch::view::Theme;
@@ -55,6 +60,10 @@ pub(super) struct WatchArgs {
 
 impl WatchArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
+        #[cfg(not(live))]
+        if self.from.is_empty() {
+            return Err(super::not_live::not_live());
+        }
         let settings = self.observe.select.settings()?;
         if io::stdout().is_terminal() && !self.plain {
             return self.interactive(&settings);
@@ -65,6 +74,7 @@ impl WatchArgs {
         let output = TextOutput::new(Destination::stdout(), colour, false, limits.report.open_findings);
         let shown = [Kind::Start, Kind::Finding, Kind::Summary, Kind::Loss];
         let kinds = settings.kinds.and(shown.into_iter().collect());
+        #[cfg(live)]
         if self.from.is_empty() {
             return live::observe(&self.observe, &self.endpoints.endpoint, &settings, interval, |_| {
                 Ok(Opened::new(move || {
@@ -141,6 +151,13 @@ impl WatchArgs {
         Ok(Paced::new(traces, self.speed, playback))
     }
 
+    #[cfg(not(live))]
+    #[expect(clippy::unused_self, reason = "as with `live`")]
+    fn observe_live(&self, _: &Settings, _: Option<Duration>, _: Vec<Box<dyn Sink>>, _: &Stop) -> anyhow::Result<()> {
+        Err(super::not_live::not_live())
+    }
+
+    #[cfg(live)]
     fn observe_live(
         &self,
         settings: &Settings,

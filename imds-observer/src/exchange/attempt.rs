@@ -4,6 +4,7 @@
 //! end without a cause, whose SYN no uplink has seen, until [`LATE_DROP_NS`] after the start: an unanswered ARP frees the SYN at about 3.05 s,
 //! when a client that waits 2 s is long gone. One fact per attempt, never two.
 
+use super::errno;
 use crate::exchange::ConnectFacts;
 use crate::record::{ConnectOutcome, Connection, SECOND, Time};
 use crate::source::{FlowId, IcmpError, Sender};
@@ -56,14 +57,14 @@ pub(super) struct Attempt {
 fn outcome_of(errno: i32) -> Option<ConnectOutcome> {
     Some(match errno {
         // The socket is on its way, or connected already.
-        0 | libc::EINPROGRESS | libc::EALREADY | libc::EINTR | libc::EISCONN | libc::EAGAIN => return None,
-        libc::ECONNREFUSED => ConnectOutcome::Refused,
+        0 | errno::EINPROGRESS | errno::EALREADY | errno::EINTR | errno::EISCONN | errno::EAGAIN => return None,
+        errno::ECONNREFUSED => ConnectOutcome::Refused,
         // A blackhole route gives EINVAL.
-        libc::ENETUNREACH | libc::EINVAL | libc::ENETDOWN => ConnectOutcome::NoRoute,
-        libc::EHOSTUNREACH | libc::EHOSTDOWN => ConnectOutcome::HostUnreachable,
+        errno::ENETUNREACH | errno::EINVAL | errno::ENETDOWN => ConnectOutcome::NoRoute,
+        errno::EHOSTUNREACH | errno::EHOSTDOWN => ConnectOutcome::HostUnreachable,
         // EACCES: a prohibit route. EPERM: a cgroup program, or a packet filter.
-        libc::EACCES | libc::EPERM => ConnectOutcome::Denied,
-        libc::ETIMEDOUT => ConnectOutcome::Timeout,
+        errno::EACCES | errno::EPERM => ConnectOutcome::Denied,
+        errno::ETIMEDOUT => ConnectOutcome::Timeout,
         _ => ConnectOutcome::Error,
     })
 }
@@ -193,7 +194,7 @@ impl Attempt {
         if !self.is_open() {
             return;
         }
-        if errno == 0 || errno == libc::EISCONN {
+        if errno == 0 || errno == errno::EISCONN {
             self.establish(time);
         } else if let Some(outcome) = outcome_of(errno) {
             self.errno.get_or_insert(errno);

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use rustc_hash::FxHasher;
 
 use super::attempt::Attempt;
+use super::errno;
 use super::pending::{Answer, Pending};
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
 use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
@@ -974,8 +975,8 @@ impl Flow {
                 let verdict = match arrived {
                     Some(_) => arrived_as,
                     None if self.server_rst.is_some_and(|reset| reset <= settled) => (ExchangeOutcome::Reset, None),
-                    None if self.error == libc::ECONNRESET as u32 => (ExchangeOutcome::Reset, None),
-                    None if self.error == libc::ETIMEDOUT as u32 => (ExchangeOutcome::Unanswered, None),
+                    None if self.error == errno::ECONNRESET as u32 => (ExchangeOutcome::Reset, None),
+                    None if self.error == errno::ETIMEDOUT as u32 => (ExchangeOutcome::Unanswered, None),
                     None if self.server_fin.is_some_and(|fin| fin < left) => (ExchangeOutcome::Unanswered, None),
                     None => (ExchangeOutcome::Closed, None),
                 };

@@ -4,6 +4,7 @@
 
 mod attempt;
 mod connection;
+mod errno;
 mod facts;
 mod fuzz;
 mod pending;

@@ -1079,14 +1079,14 @@ fn a_port_used_again_is_another_connection() {
 // Attempts.
 
 #[rstest]
-#[case(libc::ECONNREFUSED, ConnectOutcome::Refused)]
-#[case(libc::ENETUNREACH, ConnectOutcome::NoRoute)]
-#[case(libc::EINVAL, ConnectOutcome::NoRoute)]
-#[case(libc::EHOSTUNREACH, ConnectOutcome::HostUnreachable)]
-#[case(libc::EPERM, ConnectOutcome::Denied)]
-#[case(libc::EACCES, ConnectOutcome::Denied)]
-#[case(libc::ETIMEDOUT, ConnectOutcome::Timeout)]
-#[case(libc::EADDRNOTAVAIL, ConnectOutcome::Error)]
+#[case(errno::ECONNREFUSED, ConnectOutcome::Refused)]
+#[case(errno::ENETUNREACH, ConnectOutcome::NoRoute)]
+#[case(errno::EINVAL, ConnectOutcome::NoRoute)]
+#[case(errno::EHOSTUNREACH, ConnectOutcome::HostUnreachable)]
+#[case(errno::EPERM, ConnectOutcome::Denied)]
+#[case(errno::EACCES, ConnectOutcome::Denied)]
+#[case(errno::ETIMEDOUT, ConnectOutcome::Timeout)]
+#[case(99, ConnectOutcome::Error)]
 fn errnos(#[case] errno: i32, #[case] outcome: ConnectOutcome) {
     let mut world = World::live();
     world
@@ -1112,17 +1112,17 @@ fn refused_by_the_server() {
     world
         .connect()
         .syn()
-        .returned(libc::EINPROGRESS)
+        .returned(errno::EINPROGRESS)
         .at(1)
         .server(ACK | Packet::RST, 0, 0, "");
     world
-        .socket(SocketState::ErrorReport, libc::ECONNREFUSED as u32)
+        .socket(SocketState::ErrorReport, errno::ECONNREFUSED as u32)
         .socket(SocketState::Closed, 0)
         .wait(200);
     let failure = world.failure();
     assert_eq!(
         (failure.outcome, failure.errno),
-        (ConnectOutcome::Refused, Some(libc::ECONNREFUSED))
+        (ConnectOutcome::Refused, Some(errno::ECONNREFUSED))
     );
     assert_eq!(failure.syns, 1);
 }
@@ -1133,7 +1133,7 @@ fn neighbour_that_never_answers() {
     world
         .connect()
         .syn()
-        .returned(libc::EINPROGRESS)
+        .returned(errno::EINPROGRESS)
         .at(2000)
         .socket(SocketState::Closed, 0);
     world
@@ -1178,11 +1178,11 @@ fn a_socket_that_tries_twice_fails_twice() {
     world
         .connect()
         .at(1)
-        .returned(libc::ECONNREFUSED)
+        .returned(errno::ECONNREFUSED)
         .at(2)
         .connect()
         .at(3)
-        .returned(libc::ECONNREFUSED)
+        .returned(errno::ECONNREFUSED)
         .wait(500)
         .end();
     assert_eq!(world.connects().len(), 2);
@@ -1194,15 +1194,15 @@ fn asking_again_how_it_went_is_no_new_attempt() {
     world
         .connect()
         .syn()
-        .returned(libc::EINPROGRESS)
+        .returned(errno::EINPROGRESS)
         .at(1)
         .connect()
-        .returned(libc::EALREADY)
+        .returned(errno::EALREADY)
         .at(2)
         .handshake();
     world
         .connect()
-        .returned(libc::EISCONN)
+        .returned(errno::EISCONN)
         .client(ACK, 0, 0, PUT)
         .server(ACK, 0, len(PUT), OK)
         .end();
@@ -1216,9 +1216,9 @@ fn a_socket_that_fails_and_then_connects() {
     world
         .connect()
         .syn()
-        .returned(libc::EINPROGRESS)
+        .returned(errno::EINPROGRESS)
         .at(1)
-        .socket(SocketState::ErrorReport, libc::ECONNREFUSED as u32);
+        .socket(SocketState::ErrorReport, errno::ECONNREFUSED as u32);
     world.socket(SocketState::Closed, 0).at(5).connect();
     assert_eq!(world.failure().outcome, ConnectOutcome::Refused);
     let (isn, first) = (9_000_000, 500);
@@ -1237,7 +1237,7 @@ fn a_socket_that_fails_and_then_connects() {
 #[test]
 fn asking_a_connected_socket_and_leaving_is_no_failure() {
     let mut world = World::live();
-    world.connect().handshake().at(1).connect().returned(libc::EISCONN);
+    world.connect().handshake().at(1).connect().returned(errno::EISCONN);
     world
         .at(2)
         .client(ACK | Packet::FIN, 0, 0, "")
@@ -1326,7 +1326,7 @@ fn denied_behind_the_socket() {
 #[test]
 fn connect_without_any_other_hook_tells_nothing_by_silence() {
     let mut world = World::live();
-    world.connect().returned(libc::EINPROGRESS).wait(200_000).end();
+    world.connect().returned(errno::EINPROGRESS).wait(200_000).end();
     assert!(world.facts.is_empty());
 }
 

@@ -5,12 +5,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+#[cfg(unix)]
+use std::os::fd::AsFd as _;
+#[cfg(target_os = "linux")]
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+#[cfg(target_os = "linux")]
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+#[cfg(unix)]
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::config::Size;
@@ -41,7 +46,10 @@ pub enum Destination {
 impl Destination {
     pub fn stdout() -> Self {
         let stdout = io::stdout();
+        #[cfg(target_os = "linux")]
         let express = reopen(stdout.as_fd());
+        #[cfg(not(target_os = "linux"))]
+        let express = None;
         Self::Stdout { stdout, express }
     }
 
@@ -80,7 +88,14 @@ impl Destination {
         }
     }
 
+    #[cfg(not(unix))]
+    #[expect(clippy::unused_self, reason = "the next write notices it there")]
+    pub fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Notices that the reader of a pipe is gone, though nothing is to be written.
+    #[cfg(unix)]
     pub fn check(&self) -> io::Result<()> {
         let Self::Stdout { stdout, .. } = self else {
             return Ok(());
@@ -102,6 +117,7 @@ impl Destination {
 }
 
 /// A pipe opened anew, so that writing to it never waits. `None`: it is no pipe, or may not be opened.
+#[cfg(target_os = "linux")]
 pub(super) fn reopen(pipe: BorrowedFd<'_>) -> Option<File> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     if !std::fs::metadata(&path).ok()?.file_type().is_fifo() {
@@ -361,6 +377,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two-two\n");
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_takes_nothing() {
         let mut file = RotatedFile::open(Path::new("/dev/full"), None).unwrap();

@@ -165,7 +165,7 @@ impl Output for NdjsonOutput {
         let pipe = self.destination.express()?;
         Some(Box::new(ExpressLines {
             pipe,
-            lines: Vec::with_capacity(libc::PIPE_BUF),
+            lines: Vec::with_capacity(PIPE_BUF),
         }))
     }
 
@@ -188,8 +188,14 @@ struct ExpressLines {
     lines: Vec<u8>,
 }
 
+/// Bytes that go into a pipe whole or not at all.
+#[cfg(unix)]
+const PIPE_BUF: usize = libc::PIPE_BUF;
+/// As much as POSIX promises.
+#[cfg(not(unix))]
+const PIPE_BUF: usize = 512;
 /// So much at once is worth waking the writer: the pipeline has more to do then.
-const MUCH: usize = 4 * libc::PIPE_BUF;
+const MUCH: usize = 4 * PIPE_BUF;
 
 impl Express<Line> for ExpressLines {
     fn write(&mut self, items: &mut Vec<Line>) -> io::Result<()> {
@@ -197,10 +203,9 @@ impl Express<Line> for ExpressLines {
             return Ok(());
         }
         while !items.is_empty() {
-            // So many bytes go into a pipe whole or not at all.
             let fits = |sum: &mut usize, line: &Line| {
                 *sum += line.text.len();
-                (*sum <= libc::PIPE_BUF).then_some(())
+                (*sum <= PIPE_BUF).then_some(())
             };
             let count = items.iter().scan(0, fits).count();
             self.lines.clear();
@@ -220,7 +225,7 @@ impl Express<Line> for ExpressLines {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     const HELD_BYTES: usize = 1 << 20;
 
@@ -312,7 +317,7 @@ mod tests {
     #[test]
     fn what_does_not_go_whole_into_a_pipe_is_the_writers() {
         let (reader, writer, mut express) = pipe();
-        let mut lines = vec![loss("a"), loss(&"x".repeat(libc::PIPE_BUF)), loss("b")];
+        let mut lines = vec![loss("a"), loss(&"x".repeat(PIPE_BUF)), loss("b")];
         express.write(&mut lines).unwrap();
         assert_eq!(lines.len(), 2);
         let mut much: Vec<Line> = (0..200).map(|_| loss("c")).collect();

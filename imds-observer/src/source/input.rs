@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+#[cfg(unix)]
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use flate2::bufread::MultiGzDecoder;
+#[cfg(unix)]
 use nix::errno::Errno;
+#[cfg(unix)]
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ruzstd::decoding::StreamingDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
@@ -103,6 +106,16 @@ struct Stdin {
 }
 
 impl Read for Stdin {
+    /// Without signals that ask for the end: see [`Stop`].
+    #[cfg(not(unix))]
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.requested() {
+            return Ok(0);
+        }
+        io::stdin().lock().read(buffer)
+    }
+
+    #[cfg(unix)]
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let stdin = io::stdin();
         if let Some(wake) = self.stop.wake() {

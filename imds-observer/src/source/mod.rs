@@ -3,6 +3,7 @@
 pub mod capture;
 mod event;
 pub mod input;
+#[cfg(live)]
 mod live;
 mod merged;
 pub mod ndjson;
@@ -22,6 +23,7 @@ pub use event::{
     CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop, Sender,
     SocketChange, SocketState, Vantage,
 };
+#[cfg(live)]
 pub use live::LiveSource;
 
 use crate::record::{Attached, Confinement, Host, Missing, Mode, Record, Time};

@@ -23,6 +23,7 @@ use anyhow::Context as _;
 use ratatui::crossterm::event::Event;
 
 use crate::record::{SECOND, Time};
+#[cfg(live)]
 use crate::rights::{self, Needs};
 use crate::source::paced::Playback;
 use crate::stop::Stop;
@@ -70,6 +71,7 @@ pub fn start(parts: Parts) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
         .name("screen".to_owned())
         .spawn(move || {
             let stop = parts.stop.try_clone();
+            #[cfg(live)]
             if parts.confined {
                 rights::enter(&Needs {
                     writes: vec![parts.directory.clone()],
@@ -119,11 +121,7 @@ impl View {
         let mut wait = Duration::ZERO;
         while !self.parts.stop.requested() && self.screen.is_ours() {
             let mut now = false;
-            match self
-                .screen
-                .wait(self.parts.stop.wake(), wait)
-                .context("wait for a key")?
-            {
+            match self.screen.wait(&self.parts.stop, wait).context("wait for a key")? {
                 Waited::Gone => break,
                 Waited::Event(Event::Key(key)) => {
                     if let Some(action) = input::action(key, self.ui.typing) {

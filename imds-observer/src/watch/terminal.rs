@@ -1,16 +1,25 @@
 //! The terminal, taken over and given back: at the end, on a panic, on a second signal, and when it no longer takes what we write.
 
+#[cfg(unix)]
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Stdout, Write as _};
+#[cfg(unix)]
+use std::io::IsTerminal as _;
+use std::io::{self, Stdout, Write as _};
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd as _, BorrowedFd};
+#[cfg(unix)]
+use std::os::fd::AsFd as _;
+use std::sync::Once;
+#[cfg(unix)]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Once, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+#[cfg(unix)]
 use nix::errno::Errno;
+#[cfg(unix)]
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+#[cfg(unix)]
 use nix::sys::termios::tcgetattr;
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
@@ -20,14 +29,16 @@ use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 
 use crate::report::escape::Escaped;
-use crate::stop;
+use crate::stop::Stop;
 
 /// Whether the terminal is ours now. One process has one.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 static HOOK: Once = Once::new();
 /// The settings that we found, for an end that comes in a signal handler.
+#[cfg(unix)]
 static FOUND: OnceLock<libc::termios> = OnceLock::new();
 /// Leaves the alternate screen and shows the cursor.
+#[cfg(unix)]
 const LEAVE: &[u8] = b"\x1b[?1049l\x1b[?25h";
 
 /// Raw mode and the alternate screen, until it is dropped.
@@ -35,8 +46,10 @@ pub struct Screen {
     /// Never dropped: ratatui would show the cursor once more, and panic where neither that nor saying so succeeds.
     pub terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
     /// Where keys come from; `None`: stdin.
+    #[cfg(unix)]
     keys: Option<File>,
     /// The last look found something: more may have been read along with it, which `poll` can't see.
+    #[cfg(unix)]
     more: bool,
 }
 
@@ -57,15 +70,20 @@ impl Screen {
                 give_back();
                 before(panic);
             }));
+            #[cfg(unix)]
             // SAFETY: an atomic swap, tcsetattr, poll and write.
-            unsafe { stop::on_sudden_end(give_back_at_once) };
+            unsafe {
+                crate::stop::on_sudden_end(give_back_at_once);
+            };
         });
         // As crossterm chooses.
+        #[cfg(unix)]
         let keys = if io::stdin().is_terminal() {
             None
         } else {
             Some(File::open("/dev/tty").context("open /dev/tty for keys (--plain needs none)")?)
         };
+        #[cfg(unix)]
         if let Ok(found) = tcgetattr(io::stdout()) {
             FOUND.get_or_init(|| found.into());
         }
@@ -76,7 +94,9 @@ impl Screen {
         match screen {
             Ok(terminal) => Ok(Self {
                 terminal: ManuallyDrop::new(terminal),
+                #[cfg(unix)]
                 keys,
+                #[cfg(unix)]
                 more: false,
             }),
             Err(error) => {
@@ -91,15 +111,27 @@ impl Screen {
         TAKEN.load(Ordering::SeqCst)
     }
 
-    /// Waits for a key or a resize, or until `wake` becomes readable.
+    /// Waits for a key or a resize.
+    #[cfg(not(unix))]
+    #[expect(clippy::unused_self, reason = "as on Unix")]
+    pub fn wait(&mut self, _: &Stop, wait: Duration) -> io::Result<Waited> {
+        Ok(if event::poll(wait)? {
+            Waited::Event(event::read()?)
+        } else {
+            Waited::Nothing
+        })
+    }
+
+    /// Waits for a key or a resize, or until the stop is asked for.
     ///
     /// Does its own waiting, and looks for a hang-up before each reading: crossterm 0.29 reads a terminal that was hung up over and
     /// over and never returns.
-    pub fn wait(&mut self, wake: Option<BorrowedFd<'_>>, wait: Duration) -> io::Result<Waited> {
+    #[cfg(unix)]
+    pub fn wait(&mut self, stop: &Stop, wait: Duration) -> io::Result<Waited> {
         let stdin = io::stdin();
         let keys = self.keys.as_ref().map_or(stdin.as_fd(), File::as_fd);
         let mut fds = vec![PollFd::new(keys, PollFlags::POLLIN)];
-        fds.extend(wake.map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
+        fds.extend(stop.wake().map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
         let wait = if self.more { Duration::ZERO } else { wait };
         match poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
             // A resize is told by a signal.
@@ -145,6 +177,16 @@ pub fn give_back_at_once() {
     if !TAKEN.swap(false, Ordering::SeqCst) {
         return;
     }
+    #[cfg(not(unix))]
+    {
+        let _ = disable_raw_mode();
+    }
+    #[cfg(unix)]
+    at_once();
+}
+
+#[cfg(unix)]
+fn at_once() {
     if let Some(found) = FOUND.get() {
         // SAFETY: reads a whole termios; safe in a signal handler.
         unsafe { libc::tcsetattr(libc::STDOUT_FILENO, libc::TCSANOW, found) };
@@ -163,17 +205,32 @@ pub fn give_back_at_once() {
 }
 
 /// Whether there is no terminal any more, which is a normal end. Errors don't tell: a size that can't be had may mean anything.
+#[cfg(unix)]
 pub fn is_gone() -> bool {
     looked_at().intersects(GONE)
 }
 
 /// Whether it takes what is written to it: not after Ctrl-S, nor if it is gone.
+#[cfg(unix)]
 pub fn takes_more() -> bool {
     looked_at() & (PollFlags::POLLOUT | GONE) == PollFlags::POLLOUT
 }
 
+/// A console window ends its programs.
+#[cfg(not(unix))]
+pub fn is_gone() -> bool {
+    false
+}
+
+#[cfg(not(unix))]
+pub fn takes_more() -> bool {
+    true
+}
+
+#[cfg(unix)]
 const GONE: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR).union(PollFlags::POLLNVAL);
 
+#[cfg(unix)]
 fn looked_at() -> PollFlags {
     let stdout = io::stdout();
     let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];

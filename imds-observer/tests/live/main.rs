@@ -3,6 +3,8 @@
 //! Each test makes a lab of network namespaces without a way out, starts the built program in the node's, and reads what it writes.
 //! Needs root and a kernel that takes eBPF: `cargo xtask test` runs these one at a time; a machine that can't is an error, not a skip.
 
+#![cfg(live)]
+
 mod callers;
 mod command_line;
 mod confined;

@@ -3,6 +3,8 @@
 //! Runs on the machine itself and, through `cargo xtask test --kernel VERSION`, on the kernels that EC2 hosts run. Lines
 //! that start with `fact:` become the table in `docs/kernel-support.md`.
 
+#![cfg(live)]
+
 mod observer;
 
 use std::fs;

@@ -2,6 +2,8 @@
 //!
 //! tmux shows what a person would see and types what one would type; a pseudo-terminal of our own has every byte that was written.
 
+#![cfg(live)]
+
 mod escapes;
 mod incident;
 mod looks;
