@@ -185,6 +185,9 @@ fn put(request: &Request, behaviour: &Behaviour, mint: &Mint, now_ms: u64) -> An
     if request.forwarded || behaviour.forbid_put {
         return Answer::empty(403);
     }
+    if let Some(status) = behaviour.put_status.filter(|_| request.is_token_path()) {
+        return Answer::empty(status);
+    }
     if !request.is_token_path() {
         return Answer {
             headers: vec![("Allow", "OPTIONS, GET, HEAD".to_owned())],
@@ -204,6 +207,12 @@ fn put(request: &Request, behaviour: &Behaviour, mint: &Mint, now_ms: u64) -> An
 }
 
 fn get(request: &Request, behaviour: &Behaviour, mint: &Mint, now_ms: u64, now: Timestamp) -> Answer {
+    if let Some(status) = behaviour.redirect {
+        return Answer {
+            headers: vec![("Location", "https://login.example/".to_owned())],
+            ..Answer::empty(status)
+        };
+    }
     match &request.token {
         Some(_) if request.forwarded => return Answer::empty(403),
         Some(token) if behaviour.reject_tokens || !mint.is_good(token, now_ms) => return Answer::error(401),
@@ -233,6 +242,7 @@ fn get(request: &Request, behaviour: &Behaviour, mint: &Mint, now_ms: u64, now: 
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        302 => "Found",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::paths::ROLE;
+
 /// The whole switchboard. The default is a healthy instance as EC2 starts it: tokens optional, hop limit 1,
 /// one connection a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +31,14 @@ pub struct Behaviour {
     pub reject_tokens: bool,
     /// The token PUT is answered 403 with an empty body, as kiam-like proxies do.
     pub forbid_put: bool,
+    /// The token PUT is answered with this status and an empty body, as by what knows no IMDSv2.
+    pub put_status: Option<u16>,
+    /// Other requests are answered with this status and a `Location`, as by a gateway.
+    pub redirect: Option<u16>,
+    /// Name of the instance's role.
+    pub role: String,
+    /// The role can't be assumed: its credentials are answered 200 with a short error.
+    pub role_unassumable: bool,
     /// What becomes of a request that was read.
     pub answer: AnswerMode,
     /// Read requests that come over IPv6 and never answer them.
@@ -59,6 +69,10 @@ impl Default for Behaviour {
             missing: Vec::new(),
             reject_tokens: false,
             forbid_put: false,
+            put_status: None,
+            redirect: None,
+            role: ROLE.to_owned(),
+            role_unassumable: false,
             answer: AnswerMode::Normal,
             silent_v6: false,
             only: Vec::new(),

@@ -102,7 +102,6 @@ const LEAVES: &[(&str, &str)] = &[
 /// Leaves whose value depends on the moment.
 const COMPUTED: &[&str] = &[
     "meta-data/iam/info",
-    "meta-data/iam/security-credentials/lab-role",
     "meta-data/identity-credentials/ec2/info",
     "meta-data/identity-credentials/ec2/security-credentials/ec2-instance",
     "dynamic/instance-identity/document",
@@ -123,10 +122,14 @@ pub(super) fn lookup(path: &str, behaviour: &Behaviour, now: Timestamp) -> Optio
     if let Some((_, value)) = LEAVES.iter().find(|(leaf, _)| *leaf == path) {
         return Some(text((*value).to_owned()));
     }
-    if COMPUTED.contains(&path) {
+    if COMPUTED.contains(&path) || path == credentials_of(&behaviour.role) {
         return computed(path, behaviour, now);
     }
     listing(path, behaviour).map(text)
+}
+
+fn credentials_of(role: &str) -> String {
+    format!("meta-data/iam/security-credentials/{role}")
 }
 
 fn text(body: String) -> Document {
@@ -151,7 +154,7 @@ fn computed(path: &str, behaviour: &Behaviour, now: Timestamp) -> Option<Documen
         "meta-data/iam/info" => serde_json::json!({
             "Code": "Success",
             "LastUpdated": stamp(now),
-            "InstanceProfileArn": format!("arn:aws:iam::123456789012:instance-profile/{ROLE}"),
+            "InstanceProfileArn": format!("arn:aws:iam::123456789012:instance-profile/{}", behaviour.role),
             "InstanceProfileId": "AIPAMADEUPMADEUPMADE",
         }),
         "meta-data/identity-credentials/ec2/info" => serde_json::json!({
@@ -169,13 +172,18 @@ fn computed(path: &str, behaviour: &Behaviour, now: Timestamp) -> Option<Documen
             "region": "us-east-1",
             "version": "2017-09-30",
         }),
+        _ if behaviour.role_unassumable => serde_json::json!({
+            "Code": "AssumeRoleUnauthorizedAccess",
+            "Message": format!("EC2 cannot assume the role {}.", behaviour.role),
+            "LastUpdated": stamp(now),
+        }),
         _ => serde_json::json!({
             "Code": "Success",
             "LastUpdated": stamp(now),
             "Type": "AWS-HMAC",
             "AccessKeyId": "ASIAMADEUPMADEUPMADE",
             "SecretAccessKey": "made/up/secret/of/the/lab/not/a/real/key",
-            "Token": "made-up-session-token-of-the-lab",
+            "Token": "made-up-session-token-of-the-lab/".repeat(27),
             "Expiration": stamp(expiry),
         }),
     };
@@ -186,7 +194,12 @@ fn listing(path: &str, behaviour: &Behaviour) -> Option<String> {
     if path == "meta-data/public-keys" {
         return Some("0=lab-key".to_owned());
     }
-    let leaves = LEAVES.iter().map(|(leaf, _)| *leaf).chain(COMPUTED.iter().copied());
+    let role = credentials_of(&behaviour.role);
+    let leaves = LEAVES
+        .iter()
+        .map(|(leaf, _)| *leaf)
+        .chain(COMPUTED.iter().copied())
+        .chain(std::iter::once(role.as_str()));
     let mut names: Vec<String> = leaves
         .filter(|leaf| !behaviour.is_missing(leaf))
         .filter(|leaf| behaviour.instance_tags || !leaf.starts_with("meta-data/tags"))
