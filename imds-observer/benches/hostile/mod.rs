@@ -87,6 +87,7 @@ pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange 
             retransmits: 0,
             icmp: None,
             via_proxy: None,
+            length: None,
         }),
         outcome: match n % 13 {
             0 => ExchangeOutcome::Unanswered,

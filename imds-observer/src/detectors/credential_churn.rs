@@ -144,7 +144,8 @@ impl Detector for CredentialChurn {
         }
         let asked = entry(&mut self.clients, client.handle, &mut self.evicted, Asked::new);
         asked.requests.add(exchange.time, 1);
-        if role_of(context.below).is_none() {
+        // What holds no credentials is fetched again for that reason: see credentials-unusable.
+        if role_of(context.below).is_none() || client.has_unusable_credentials() {
             return;
         }
         asked.fetches.add(exchange.time);

@@ -11,7 +11,7 @@ use super::connectivity::{DropNote, V4_WORKS_NS};
 use super::table::{bounded, entry};
 use super::{Context, HostFacts, Limits, Observation};
 use crate::callers::ByCaller;
-use crate::imds::{below_version, is_role_listing, is_token_path, normalise};
+use crate::imds::{below_version, is_role_listing, is_token_path, normalise, role_of};
 use crate::record::workload::{self, Group};
 use crate::record::{
     Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
@@ -30,6 +30,14 @@ pub(super) const FALLBACK_NS: u64 = 16 * SECOND;
 const REFUSAL_NS: u64 = 3600 * SECOND;
 /// Characters of a user agent that are kept.
 const MAX_USER_AGENT: usize = 96;
+/// Fewer bytes, head and body, hold no credentials: their session token alone has several hundred. The errors that come in their place have
+/// some 300 in all.
+pub(super) const CREDENTIALS_BYTES: u64 = 700;
+/// So many of them in a row, over so long, are no accident and no start: a stand-in's short credentials are read once by each process.
+pub(super) const SHORT_ANSWERS: u64 = 3;
+pub(super) const SHORT_SPREAD_S: u64 = 45;
+/// Short answers further apart than this are no row.
+pub(super) const SHORT_ROW_NS: u64 = 3600 * SECOND;
 /// Key and name of the host itself among places.
 pub(super) const HOST: &str = "host";
 
@@ -117,6 +125,8 @@ pub struct Client {
     pub read: Option<Time>,
     /// Newest answer to its request for the list of roles, and whether there is one.
     pub role_listing: Option<(Time, bool)>,
+    /// Answers in place of a role's credentials that were too short, since the last that was not: the first, the last, how many.
+    short: Option<(Time, Time, u64)>,
     pub v4_answered: Option<Time>,
     pub v6_answered: Option<Time>,
     pub user_agent: Option<Arc<str>>,
@@ -242,6 +252,7 @@ impl Knowledge {
             v1_read: None,
             read: None,
             role_listing: None,
+            short: None,
             v4_answered: None,
             v6_answered: None,
             user_agent: None,
@@ -415,6 +426,7 @@ impl Client {
                 self.v1_read = self.v1_read.max(Some(exchange.time));
             }
         }
+        self.learn_length(exchange, status);
         if matches!(status, 200 | 404)
             && let Some(path) = exchange.request.path.as_deref()
             && path.trim_end_matches('/').ends_with("/security-credentials")
@@ -423,6 +435,30 @@ impl Client {
         {
             self.role_listing = Some((exchange.time, status == 200));
         }
+    }
+
+    fn learn_length(&mut self, exchange: &Exchange, status: u16) {
+        let time = exchange.time;
+        let length = exchange.response.as_ref().and_then(|response| response.length);
+        let (200, Some(length), Some(path)) = (status, length, exchange.request.path.as_deref()) else {
+            return;
+        };
+        if !path.contains("/security-credentials/") || role_of(below_version(&normalise(path))).is_none() {
+            return;
+        }
+        self.short = match self.short {
+            _ if length >= CREDENTIALS_BYTES => None,
+            Some((first, last, count)) if time.since(last) <= SHORT_ROW_NS => {
+                Some((first.min(time), last.max(time), count + 1))
+            }
+            _ => Some((time, time, 1)),
+        };
+    }
+
+    /// What it is given as credentials holds none: it fetches again for that reason.
+    pub(super) fn has_unusable_credentials(&self) -> bool {
+        self.short
+            .is_some_and(|(first, last, count)| count >= SHORT_ANSWERS && last.since(first) >= SHORT_SPREAD_S * SECOND)
     }
 
     fn asked_for_token(&mut self, time: Time, fate: TokenFate) {

@@ -28,6 +28,7 @@ mod connection_aborted;
 mod connection_refused;
 mod connectivity;
 mod credential_churn;
+mod credentials_unusable;
 mod denied_by_policy;
 mod imdsv1_request;
 mod ipv6_endpoint_silent;
@@ -124,6 +125,7 @@ registry! {
     connection_aborted => ConnectionAborted, "connections are accepted, then closed or reset without an answer";
     connection_refused => ConnectionRefused, "something else holds the IMDS address and refuses";
     credential_churn => CredentialChurn, "credentials are fetched over and over long after the start";
+    credentials_unusable => CredentialsUnusable, "a role's credentials are answered 200 and are too short to be any";
     denied_by_policy => DeniedByPolicy, "a BPF program or traffic control denies the traffic";
     imdsv1_request => Imdsv1Request, "a request without a token is answered: it breaks when tokens are required";
     ipv6_endpoint_silent => Ipv6EndpointSilent, "attempts over IPv6 fail: its endpoint is not enabled";

@@ -40,7 +40,7 @@
 //! `[detectors.no-instance-role]`
 //!
 //! - `misses` (3): answers 404 of one client.
-//! - `spread_s` (300): the least time from the first to the last of them.
+//! - `spread_s` (60): the least time from the first to the last of them.
 //!
 //! ## References
 //!
@@ -76,7 +76,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             misses: 3,
-            spread_s: 300,
+            spread_s: 60,
         }
     }
 }

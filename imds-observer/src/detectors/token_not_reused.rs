@@ -135,7 +135,10 @@ impl Detector for TokenNotReused {
             return;
         };
         let token = exchange.request.imds_version == Some(ImdsVersion::Token);
-        if context.booting(exchange.time) || token && token_fate(exchange) != TokenFate::Granted {
+        if context.booting(exchange.time)
+            || client.has_unusable_credentials()
+            || token && token_fate(exchange) != TokenFate::Granted
+        {
             return;
         }
         if !token {

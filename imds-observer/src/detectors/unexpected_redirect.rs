@@ -235,7 +235,7 @@ impl Redirected {
             },
             remedy: remedy::text(if by_imds == Some(true) {
                 "Ask for the path with its trailing slash: IMDS redirects directories without it, and this client doesn't follow."
-            } else if path.ends_with('/') {
+            } else if by_imds == Some(false) || path.ends_with('/') {
                 "IMDS doesn't redirect this path: see what answers in its place (curl -si shows Location and Server), and let the \
                  client reach IMDS directly."
             } else {

@@ -14,8 +14,8 @@ use super::errno;
 use super::pending::{Answer, Pending};
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
 use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
-use crate::imds::{Hasher, no_request, read_request};
-use crate::record::{Connection, End, ExchangeOutcome, LossCounts, PacketDirection, SECOND, Time};
+use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
+use crate::record::{Connection, End, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND, Time};
 use crate::source::{
     ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Sender, SocketChange, SocketState, Vantage,
 };
@@ -27,6 +27,8 @@ const REORDER_NS: u64 = 10 * MILLISECOND;
 const GAP_NS: u64 = 50 * MILLISECOND;
 /// An arrived response that is not delivered by then has died on the way.
 const TRANSIT_NS: u64 = 100 * MILLISECOND;
+/// How long an answer with credentials waits for its own end: without `Content-Length` only the end of the stream shows its length.
+const LENGTH_NS: u64 = 100 * MILLISECOND;
 /// A client may close its sending side first and still read the answer. Where its socket doesn't tell, so long that is taken for possible.
 const HALF_CLOSE_NS: u64 = SECOND;
 /// A request that is still without an answer when observation ends counts as unanswered after so long, else as open. Where sockets
@@ -115,6 +117,8 @@ pub(super) struct Flow {
     /// Seen in a capture, where time costs nothing.
     captured: bool,
     server_fin: Option<Time>,
+    /// Behind the last byte that the server sends.
+    server_end: Option<Seq>,
     server_rst: Option<Time>,
     error: u32,
     closed: Option<Time>,
@@ -166,6 +170,7 @@ impl Flow {
             half_closed: false,
             captured: false,
             server_fin: None,
+            server_end: None,
             server_rst: None,
             error: 0,
             closed: None,
@@ -276,6 +281,7 @@ impl Flow {
         self.client_left = None;
         self.half_closed = false;
         self.server_fin = None;
+        self.server_end = None;
         self.server_rst = None;
         self.error = 0;
         self.closed = None;
@@ -573,6 +579,7 @@ impl Flow {
                 last_sent: packet.time,
                 sender: None,
                 request: no_request(false),
+                wants_length: false,
                 answer: None,
             },
             context,
@@ -594,6 +601,7 @@ impl Flow {
                 return;
             }
             let Meta { time, ack, sender, .. } = found.meta;
+            let request = read_request(&found.head, hasher);
             fresh.push(Fresh {
                 truncated: found.head.truncated,
                 pending: Pending {
@@ -605,7 +613,8 @@ impl Flow {
                     time,
                     last_sent: time,
                     sender,
-                    request: read_request(&found.head, hasher),
+                    wants_length: asks_for_credentials(&request),
+                    request,
                     answer: None,
                 },
             });
@@ -683,6 +692,7 @@ impl Flow {
             }
         } else if flags & Packet::FIN != 0 {
             self.server_fin.get_or_insert(packet.time);
+            self.server_end.get_or_insert(Seq(packet.seq).plus(packet.payload_len));
             self.close_if_both_left(packet.time);
         }
     }
@@ -725,6 +735,8 @@ impl Flow {
                 status: None,
                 server: None,
                 via_proxy: None,
+                head_bytes: None,
+                body_bytes: None,
             })
         });
         if let Some(head) = head {
@@ -928,6 +940,12 @@ impl Flow {
     fn judge(&self, pending: &Pending, now: Time, last: bool, ends_are_seen: Option<Time>) -> Verdict {
         let answer = pending.answer.as_ref();
         if let Some((answer, delivered)) = answer.and_then(|answer| Some((answer, answer.delivered()?))) {
+            // Whether these are credentials shows in their length, which may be known a moment later.
+            let ends = delivered.plus_ns(LENGTH_NS);
+            let over = last || self.closed.is_some() || self.server_rst.is_some();
+            if pending.wants_length && now < ends && !over && self.length(pending, answer).is_none() {
+                return Verdict::Wait(ends);
+            }
             // The wire's own TTL may be told a moment later.
             let settled = delivered.plus_ns(REORDER_NS);
             if self.uplink_seen && !answer.on_wire() && now < settled && !last {
@@ -1050,6 +1068,26 @@ impl Flow {
         !self.socketless() && self.closed.is_none() && ends_are_seen.is_some_and(|lost| self.opened > lost)
     }
 
+    /// Bytes of an answer, head and body: as its head says, else up to the next request or the end of the stream.
+    fn length(&self, pending: &Pending, answer: &Answer) -> Option<u64> {
+        if pending.request.method.as_deref() == Some("HEAD") {
+            // Content-Length is that of the body that is left out.
+            return None;
+        }
+        if answer.length.is_some() {
+            return answer.length;
+        }
+        let next = self
+            .pending
+            .iter()
+            .find(|next| next.number > pending.number)
+            .filter(|next| !next.pipelined)
+            .map(|next| next.floor);
+        let newest = self.last_response == Some(answer.start);
+        let end = next.or(self.server_end.filter(|_| newest))?;
+        u64::try_from(end.from(answer.start)).ok().filter(|length| *length > 0)
+    }
+
     fn tell(
         &mut self,
         pending: Pending,
@@ -1070,6 +1108,7 @@ impl Flow {
         }
         self.troubled |= outcome != ExchangeOutcome::Answered;
         let closed_by = self.closed_by(outcome);
+        let length = pending.answer.as_ref().and_then(|answer| self.length(&pending, answer));
         let mut request = pending.request;
         request.ttl = self.wire_ttl.or(self.socket_ttl);
         let latency_ns = pending
@@ -1084,7 +1123,7 @@ impl Flow {
             time: pending.time,
             connection: self.connection(pending.number),
             request,
-            response: pending.answer.map(|answer| answer.record(delivered)),
+            response: pending.answer.map(|answer| answer.record(delivered, length)),
             outcome,
             latency_ns,
             waited_ns: until.map(|until| until.since(pending.time)),
@@ -1108,6 +1147,12 @@ impl Flow {
             },
         }
     }
+}
+
+/// Whether the length of the answer is evidence.
+fn asks_for_credentials(request: &Request) -> bool {
+    let path = request.path.as_deref().unwrap_or_default();
+    path.contains("/security-credentials/") && role_of(below_version(&normalise(path))).is_some()
 }
 
 /// As `Display` writes it, which takes as long as all else that is told of a connection.

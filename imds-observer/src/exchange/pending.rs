@@ -25,6 +25,8 @@ pub(super) struct Answer {
     pub(super) retransmits: u32,
     server: Option<String>,
     via_proxy: Option<bool>,
+    /// Bytes of head and body, where the head says so.
+    pub(super) length: Option<u64>,
 }
 
 impl Answer {
@@ -43,6 +45,7 @@ impl Answer {
             retransmits: 0,
             server: None,
             via_proxy: None,
+            length: None,
         }
     }
 
@@ -52,6 +55,11 @@ impl Answer {
         }
         self.server = self.server.take().or(found.server);
         self.via_proxy = self.via_proxy.or(found.via_proxy);
+        let length = found
+            .head_bytes
+            .zip(found.body_bytes)
+            .map(|(head, body)| head.saturating_add(body));
+        self.length = self.length.or(length);
     }
 
     /// A packet with its first byte was seen.
@@ -107,7 +115,7 @@ impl Answer {
         self.at_socket.or(self.arrived).or(self.acknowledged)
     }
 
-    pub(super) fn record(self, delivered: Option<bool>) -> Response {
+    pub(super) fn record(self, delivered: Option<bool>, length: Option<u64>) -> Response {
         Response {
             status: self.status,
             ttl: self.wire_ttl.or(self.socket_ttl),
@@ -116,6 +124,7 @@ impl Answer {
             retransmits: self.retransmits,
             icmp: self.icmp.map(|icmp| format!("{}/{}", icmp.kind, icmp.code)),
             via_proxy: self.via_proxy,
+            length,
         }
     }
 }
@@ -135,6 +144,8 @@ pub(super) struct Pending {
     pub(super) last_sent: Time,
     pub(super) sender: Option<Sender>,
     pub(super) request: Request,
+    /// Asks for a role's credentials.
+    pub(super) wants_length: bool,
     pub(super) answer: Option<Answer>,
 }
 

@@ -18,6 +18,10 @@ pub struct FoundResponse {
     pub status: Option<u16>,
     pub server: Option<String>,
     pub via_proxy: Option<bool>,
+    /// Bytes of the head, where its end was seen.
+    pub head_bytes: Option<u64>,
+    /// Bytes of the body, where the head says so.
+    pub body_bytes: Option<u64>,
 }
 
 impl FoundResponse {
@@ -29,6 +33,8 @@ impl FoundResponse {
             status: status_of(&packet.data),
             server: None,
             via_proxy: None,
+            head_bytes: None,
+            body_bytes: None,
         })
     }
 }
@@ -128,14 +134,17 @@ impl ResponseReader {
         } else {
             (None, None)
         };
+        let body_bytes = response.body_length();
         found(FoundResponse {
             start,
             meta,
             status: response.status,
             server,
             via_proxy,
+            head_bytes: (!cut).then_some(bytes.len() as u64),
+            body_bytes,
         });
-        self.state = match response.body_length() {
+        self.state = match body_bytes {
             _ if response.status.is_none() || cut => State::Lost,
             Some(0) => State::Head,
             Some(length) => State::Body(length),

@@ -130,6 +130,10 @@ pub struct Response {
     /// Carries `Via` or `X-Cache`: from captures only.
     #[serde(default)]
     pub via_proxy: Option<bool>,
+    /// Bytes of the response as sent, head and body: from `Content-Length` or from the sequence numbers. Null where neither shows it by
+    /// the time the record is written.
+    #[serde(default)]
+    pub length: Option<u64>,
 }
 
 /// What became of a request.

@@ -50,6 +50,7 @@ codes! {
     ProxiedRequest => "proxied-request",
     Ipv6EndpointSilent => "ipv6-endpoint-silent",
     TokenRequestRefused => "token-request-refused",
+    CredentialsUnusable => "credentials-unusable",
     StaleRoleName => "stale-role-name",
     NoInstanceRole => "no-instance-role",
     UnexpectedRedirect => "unexpected-redirect",

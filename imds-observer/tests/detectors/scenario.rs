@@ -181,6 +181,7 @@ impl Actor {
                 retransmits: 0,
                 icmp: None,
                 via_proxy: None,
+                length: None,
             }),
             outcome: ExchangeOutcome::Answered,
             latency_ns: Some(300_000),

@@ -399,6 +399,7 @@ struct LineResponse<'a> {
     retransmits: u32,
     via_proxy: Option<bool>,
     icmp: Option<&'a str>,
+    length: Option<u64>,
 }
 
 #[inline(always)]
@@ -452,6 +453,7 @@ fn response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
         retransmits: optional!(rest, b",\"retransmits\":", small),
         icmp: optional!(rest, b",\"icmp\":", nullable_text),
         via_proxy: optional!(rest, b",\"via_proxy\":", nullable_boolean),
+        length: optional!(rest, b",\"length\":", nullable_number),
     };
     rest.skip(b"}").map(|()| Some(response))
 }
@@ -611,6 +613,7 @@ impl LineResponse<'_> {
             retransmits,
             via_proxy,
             icmp,
+            length,
         } = response;
         *status = self.status;
         *ttl = self.ttl;
@@ -618,6 +621,7 @@ impl LineResponse<'_> {
         put_nullable(server, self.server);
         *retransmits = self.retransmits;
         *via_proxy = self.via_proxy;
+        *length = self.length;
         put_nullable(icmp, self.icmp);
     }
 }
@@ -649,6 +653,7 @@ const BLANK_RESPONSE: Response = Response {
     server: None,
     retransmits: 0,
     via_proxy: None,
+    length: None,
     icmp: None,
 };
 
@@ -889,6 +894,7 @@ mod tests {
                     retransmits,
                     via_proxy: None,
                     icmp,
+                    length: status.map(u64::from),
                 });
                 exchange
             },

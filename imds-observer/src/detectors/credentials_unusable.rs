@@ -1,0 +1,225 @@
+//! A role's credentials are answered 200, and the answer is too short to hold any.
+//!
+//! ## Detects
+//!
+//! Per client: `answers` responses 200 in a row, over at least `spread_s`, to `iam/security-credentials/ROLE` of fewer than `max_bytes` bytes, head and body
+//! together. Real credentials take some 1,500: the session token alone is several hundred. What is this short is an error in
+//! JSON whose `Code` is not `Success`. The length is that of the TCP stream or the one in the head; no byte of the body is read. One short
+//! answer is no finding: it may have been cut off.
+//!
+//! `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the role before, else `warning`.
+//!
+//! ## Why it matters
+//!
+//! The instance has a role and EC2 can't assume it: its trust policy doesn't allow EC2, or the role was deleted and made again.
+//! The client has no credentials and asks again and again. Neither its cache nor its tokens are at fault.
+//!
+//! ## Example record
+//!
+//! ```json
+//! {
+//!   "record": "finding",
+//!   "schema": 1,
+//!   "time": "2023-11-14T22:15:50.020300000Z",
+//!   "host": "node-1",
+//!   "code": "credentials-unusable",
+//!   "severity": "warning",
+//!   "state": "update",
+//!   "subject": {"container":null,"key":"process//system.slice/app.service/python3.11 app.py","name":"python3.11 app.py (app.service, pid 4242)","process":{"ancestors":[{"comm":"systemd","pid":1}],"cgroup":"/system.slice/app.service","cmdline":["python3","/srv/app.py"],"comm":"python3.11","exe":"/usr/bin/python3.11","namespace_pid":null,"netns":4026531840,"pid":4242,"start_time":"2023-11-14T21:13:20.000000000Z","tid":4242,"uid":1000},"workload":"app.service"},
+//!   "first_seen": "2023-11-14T22:13:20.020000000Z",
+//!   "last_seen": "2023-11-14T22:15:50.020000000Z",
+//!   "count": 6,
+//!   "summary": "python3.11 app.py (app.service, pid 4242) is answered 200 for role app-role with 498 bytes, too few to hold credentials: the role can't be assumed",
+//!   "evidence": {"answered_by_imds":null,"answers":6,"had_credentials":null,"length":498,"role":"app-role","server":null,"shortest_for_credentials":700,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
+//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"See the Code in the answer. With AssumeRoleUnauthorizedAccess, let EC2 assume the role: its trust policy must allow sts:AssumeRole to ec2.amazonaws.com. If the policy is right, the role was deleted and made again: remove it from the instance profile and add it again. The client can't help it."}
+//! }
+//! ```
+//!
+//! ## Known false positives
+//!
+//! Stand-ins for tests give made-up credentials that may be shorter. They are no finding while each process reads them once or in a burst; else set
+//! `max_bytes` to 0 there.
+//!
+//! ## Options
+//!
+//! `[detectors.credentials-unusable]`
+//!
+//! - `answers` (3): short answers in a row, less than an hour apart.
+//! - `spread_s` (45): the least time from the first to the last of them.
+//! - `max_bytes` (700): head and body of a response that is taken for credentials.
+//!
+//! ## References
+//!
+//! - <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_iam-ec2.html> (AssumeRoleUnauthorizedAccess)
+//! - <https://github.com/aws/aws-cli/issues/2060>, <https://github.com/boto/botocore/issues/1519>
+
+use std::num::NonZeroUsize;
+
+use lru::LruCache;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::knowledge::{CREDENTIALS_BYTES, SHORT_ANSWERS, SHORT_ROW_NS, SHORT_SPREAD_S, status};
+use super::table::{bounded, entry};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use crate::imds::role_of;
+use crate::record::{Code, Remedy, SECOND, Severity, Time};
+
+/// Roles of clients that are followed.
+const MAX_ROLES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// How IMDS names itself in `Server`.
+const IMDS: &str = "EC2ws";
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub answers: u64,
+    pub spread_s: u64,
+    pub max_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            answers: SHORT_ANSWERS,
+            spread_s: SHORT_SPREAD_S,
+            max_bytes: CREDENTIALS_BYTES,
+        }
+    }
+}
+
+/// Answers to one client about one role.
+#[derive(Clone, Copy)]
+struct Row {
+    /// Short ones since the last that was long enough.
+    short: u64,
+    first: Time,
+    last: Time,
+    /// When the client last had credentials.
+    good: Option<Time>,
+}
+
+pub(super) struct CredentialsUnusable {
+    config: Config,
+    roles: LruCache<(u64, u64), Row>,
+    evicted: u64,
+}
+
+pub(super) fn new(config: &Config, limits: &Limits) -> CredentialsUnusable {
+    CredentialsUnusable {
+        config: config.clone(),
+        roles: bounded(limits.clients(MAX_ROLES)),
+        evicted: 0,
+    }
+}
+
+impl Detector for CredentialsUnusable {
+    fn code(&self) -> Code {
+        Code::CredentialsUnusable
+    }
+
+    fn quiet_ns(&self) -> u64 {
+        2 * SHORT_ROW_NS
+    }
+
+    fn wants(&self) -> Exchanges {
+        Exchanges::CREDENTIALS
+    }
+
+    fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+        let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
+            return;
+        };
+        let Some(response) = exchange.response.as_ref().filter(|_| status(exchange) == Some(200)) else {
+            return;
+        };
+        let (Some(length), Some(role)) = (response.length, role_of(context.below)) else {
+            return;
+        };
+        if exchange.request.method.as_deref() != Some("GET") {
+            return;
+        }
+        let time = exchange.time;
+        let row = entry(
+            &mut self.roles,
+            (client.handle, context.below_id),
+            &mut self.evicted,
+            || Row {
+                short: 0,
+                first: time,
+                last: time,
+                good: None,
+            },
+        );
+        if length >= self.config.max_bytes {
+            row.short = 0;
+            row.good = row.good.max(Some(time));
+            sightings.clear(&client.key, time);
+            return;
+        }
+        if row.short == 0 || time.since(row.last) > SHORT_ROW_NS {
+            row.short = 0;
+            row.first = time;
+        }
+        row.short += 1;
+        row.last = row.last.max(time);
+        let row = *row;
+        let spread_ns = self.config.spread_s.saturating_mul(SECOND);
+        if row.short < self.config.answers.max(1) || row.last.since(row.first) < spread_ns {
+            return;
+        }
+        let by_imds = response.server.as_deref().map(|server| server.contains(IMDS));
+        let fresh = !sightings.is_open(&client.key);
+        let sighting = Sighting {
+            key: &client.key,
+            severity: if by_imds == Some(true) || row.good.is_some() {
+                Severity::High
+            } else {
+                Severity::Warning
+            },
+            time,
+            count: if fresh { row.short } else { 1 },
+            news: false,
+        };
+        if fresh {
+            sightings.since(row.first);
+        }
+        sightings.report(sighting, || {
+            let subject = context.client_subject();
+            Details {
+                summary: format!(
+                    "{} is answered 200 for role {role} with {length} bytes, too few to hold credentials: the role can't be assumed",
+                    subject.name
+                ),
+                evidence: evidence! {
+                    "role": role,
+                    "answers": row.short,
+                    "length": length,
+                    "shortest_for_credentials": self.config.max_bytes,
+                    "had_credentials": row.good,
+                    "server": response.server,
+                    "answered_by_imds": by_imds,
+                    "user_agent": client.user_agent,
+                },
+                remedy: Remedy {
+                    text: "See the Code in the answer. With AssumeRoleUnauthorizedAccess, let EC2 assume the role: its trust policy must \
+                           allow sts:AssumeRole to ec2.amazonaws.com. If the policy is right, the role was deleted and made again: \
+                           remove it from the instance profile and add it again. The client can't help it."
+                        .to_owned(),
+                    commands: vec![
+                        "aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument".to_owned(),
+                        "TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: \
+                         60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" \
+                         http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"
+                            .to_owned(),
+                    ],
+                },
+                subject,
+            }
+        });
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
