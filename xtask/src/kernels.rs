@@ -24,7 +24,7 @@ use crate::run::{root, shell, step};
 use crate::setup::{self, Group};
 use crate::test::Totals;
 
-pub(crate) use debian::{Version, mirror};
+pub(crate) use debian::{Version, mirror, own_suite};
 
 /// What the guest's processor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -46,6 +46,8 @@ pub(crate) enum Group {
     Bench,
     /// What makes other people's traffic for `cargo xtask bench`, and watches it.
     Traffic,
+    /// Root file systems of `cargo xtask test --pristine`.
+    Pristine,
     /// What unpacks the captures of `cargo xtask test --foreign-captures`.
     Foreign,
     /// Such guests with another processor.
@@ -83,6 +85,8 @@ impl Group {
                 // Reads the HTML report; without fonts it shows none of it.
                 "chromium-headless-shell",
                 "fonts-dejavu-core",
+                // The root file system of `pristine`.
+                "mmdebstrap",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
             ],
@@ -101,6 +105,7 @@ impl Group {
                 "bpftool",
                 "ethtool",
             ],
+            Self::Pristine => &["mmdebstrap", "git"],
             Self::Foreign => &["xz-utils", "bzip2"],
             Self::Bench => &["tshark", "jq", "time", "python3-venv"],
             Self::Traffic => &["iperf3", "wrk", "tcpdump", "tshark", "bpftool"],
@@ -128,6 +133,7 @@ impl Group {
                 | Self::Kernels
                 | Self::CrossKernels
                 | Self::Foreign
+                | Self::Pristine
                 | Self::Traffic
                 | Self::Scenarios
         )

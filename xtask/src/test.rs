@@ -17,6 +17,7 @@ use crate::setup::{self, Group};
 use crate::{bench, ebpf, foreign, fuzz, kernels, run, soak};
 
 mod beside;
+mod pristine;
 
 use beside::Beside;
 
@@ -53,6 +54,10 @@ pub(crate) struct Args {
     /// Instead: `analyze` over the captures that wireshark, tcpdump and nDPI test themselves with (a download of about 150 MB).
     #[arg(long, conflicts_with_all = ["fast", "live_only", "no_live", "kernel", "filter"])]
     foreign_captures: bool,
+    /// Instead: set-up, build and demo as the README says, in root file systems that nothing has prepared (downloads, some
+    /// ten minutes); `short` is the part that runs in every test.
+    #[arg(long, exclusive = true, value_name = "FORM", num_args = 0..=1, default_missing_value = "full")]
+    pristine: Option<pristine::Form>,
     /// Only what `beside` runs while the live tests wait: lints, dependencies, fuzz targets.
     #[arg(long, hide = true, exclusive = true)]
     beside: bool,
@@ -75,6 +80,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.foreign_captures {
         return foreign::run();
+    }
+    if let Some(form) = args.pristine {
+        return pristine::run(form);
     }
     if args.beside {
         return beside::run();

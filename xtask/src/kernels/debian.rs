@@ -246,6 +246,11 @@ impl<'a> Apt<'a> {
     }
 }
 
+/// This machine's own release by its code name.
+pub(crate) fn own_suite() -> anyhow::Result<String> {
+    Ok(own_suites()?.swap_remove(0))
+}
+
 /// The suites of this machine's own release.
 pub(super) fn own_suites() -> anyhow::Result<Vec<String>> {
     let release = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;

@@ -1,0 +1,327 @@
+//! `test --pristine`: the README's commands on a machine that nothing has prepared.
+//!
+//! In a root file system of Debian's own (mmdebstrap, minbase) with a C compiler, rustup and one stable toolchain: what the
+//! README supposes. Mounts are made in a mount namespace that ends with the commands, so none is left behind.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::ValueEnum;
+use xshell::{Shell, cmd};
+
+use crate::kernels::{mirror, own_suite};
+use crate::run::{is_root, root, shell, step};
+use crate::setup::{self, Group};
+use crate::toolchain::{LINKED, cargo_home, tools};
+
+/// Besides what is essential: what rustup's installer asks for.
+const PACKAGES: &str = "ca-certificates,gcc,libc6-dev";
+
+/// What there is of package lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lists {
+    Absent,
+    /// Of the release as it came out, and not of its security updates: there the compiler is too old.
+    Stale,
+}
+
+/// How much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// Set-up, build and demo, in three states of the machine.
+    Full,
+    /// Build, and the built program's offline commands.
+    Short,
+}
+
+pub(super) fn run(form: Form) -> anyhow::Result<()> {
+    if !is_root() {
+        bail!("needs root: it makes root file systems and mounts in them");
+    }
+    let begin = Instant::now();
+    step("setup", || setup::ensure(&[Group::Pristine]))?;
+    let sh = shell()?;
+    match form {
+        Form::Full => full(&sh)?,
+        Form::Short => short(&sh)?,
+    }
+    eprintln!("pristine: all of it in {:.0} s", begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn full(sh: &Shell) -> anyhow::Result<()> {
+    let base = step("root file system", || base(sh))?;
+
+    let machine = Machine::new(sh, &base, "no-lists", Lists::Absent)?;
+    step("no package lists: cargo xtask demo", || {
+        machine.run(sh, "cd /clone && cargo xtask demo", true)
+    })?;
+    machine.remove(sh)?;
+
+    let machine = Machine::new(sh, &base, "stale-lists", Lists::Stale)?;
+    step(
+        "stale lists: a compiler that is too old, linked as set-up once did",
+        || {
+            machine.run(
+            sh,
+            &format!("apt-get install --yes --no-install-recommends rustc-web rust-web-src && rustup toolchain link {LINKED} /usr"),
+            true,
+        )?;
+            let said = machine.read(sh, &format!("rustup run {LINKED} rustc --version"))?;
+            let minor: u32 = said
+                .split('.')
+                .nth(1)
+                .and_then(|minor| minor.parse().ok())
+                .with_context(|| format!("read the version from `{said}`"))?;
+            ensure!(
+                minor < 87,
+                "this trial shows nothing any more: the old lists offer {said}"
+            );
+            Ok(())
+        },
+    )?;
+    step("stale lists, old compiler linked: set-up of demo and test", || {
+        machine.run(
+            sh,
+            "cd /clone && cargo xtask setup --for demo && cargo xtask setup --for test",
+            true,
+        )
+    })?;
+    step("the eBPF object with what set-up installed", || {
+        machine.run(sh, "cd /clone && cargo xtask ebpf --check", true)
+    })?;
+    step("a toolchain without sources linked: set-up again", || {
+        machine.run(
+            sh,
+            &format!(
+                "rustup toolchain uninstall {LINKED} && rustup toolchain link {LINKED} \"$(rustc --print sysroot)\" && cd /clone && cargo xtask setup --for ebpf && cargo xtask ebpf --check"
+            ),
+            true,
+        )
+    })?;
+    machine.remove(sh)
+}
+
+/// Part of `cargo xtask test`: stale lists, build, and the built program's `doctor` and `analyze`. Crates are those that this
+/// machine has downloaded.
+pub(super) fn short(sh: &Shell) -> anyhow::Result<()> {
+    let base = base(sh)?;
+    let machine = Machine::new(sh, &base, "short", Lists::Stale)?;
+    machine.lend_crates(sh)?;
+    let here = |script: &str| machine.run(sh, script, true);
+    // What would hide a need for the second toolchain.
+    here(
+        "for program in /usr/bin/rustc /usr/bin/bpf-linker; do if test -e $program; then echo $program is there; exit 1; fi; done",
+    )?;
+    // The README's command, without what only makes the program fast.
+    here(
+        "cd /clone && CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 sh -c 'cargo xtask setup && cargo xtask build'",
+    )?;
+    let doctor = "cd /clone && target/release/imds-observer doctor";
+    machine.run(sh, doctor, false)?;
+    let found = machine.read(
+        sh,
+        "cd /clone && target/release/imds-observer analyze imds-observer/tests/traces/lost-token-pod.ndjson",
+    )?;
+    ensure!(
+        found.contains("token-response-lost"),
+        "analyze on a machine that nothing has prepared doesn't find what the trace has:\n{found}"
+    );
+    machine.remove(sh)
+}
+
+/// The root file system that machines are copied from. Kept among the tools: delete it there for newer packages.
+fn base(sh: &Shell) -> anyhow::Result<PathBuf> {
+    let suite = own_suite()?;
+    let base = tools().join("guests").join(format!("pristine-{suite}"));
+    let list = base.with_extension("packages");
+    if base.is_dir() && sh.read_file(&list).is_ok_and(|have| have == PACKAGES) {
+        return Ok(base);
+    }
+    let mirror = mirror(sh, "Debian")?;
+    let new = base.with_extension(format!("{}.new", std::process::id()));
+    sh.create_dir(tools().join("guests"))?;
+    cmd!(
+        sh,
+        "mmdebstrap --quiet --variant=minbase --include={PACKAGES} --dpkgopt=force-unsafe-io {suite} {new} {mirror}"
+    )
+    .run()
+    .context("make a root file system")?;
+    sh.remove_path(&base)?;
+    fs::rename(&new, &base).with_context(|| format!("rename {}", new.display()))?;
+    sh.write_file(&list, PACKAGES)?;
+    Ok(base)
+}
+
+/// A root file system with rustup, one toolchain, and the sources at `/clone`.
+struct Machine {
+    tree: PathBuf,
+    /// The toolchain here, mounted there.
+    toolchain: PathBuf,
+}
+
+impl Machine {
+    fn new(sh: &Shell, base: &Path, name: &str, lists: Lists) -> anyhow::Result<Self> {
+        let tree = root().join("target/pristine").join(name);
+        sh.remove_path(&tree)?;
+        sh.create_dir(root().join("target/pristine"))?;
+        cmd!(sh, "cp --archive --reflink=auto {base} {tree}").run()?;
+        for file in [
+            "etc/resolv.conf",
+            "etc/hosts",
+            "etc/pip.conf",
+            "etc/ssl/certs/ca-certificates.crt",
+        ] {
+            let (from, to) = (Path::new("/").join(file), tree.join(file));
+            if from.is_file() {
+                sh.remove_path(&to)?;
+                fs::copy(&from, &to).with_context(|| format!("copy {file}"))?;
+            }
+        }
+        let toolchain = PathBuf::from(cmd!(sh, "rustc --print sysroot").quiet().read()?);
+        let machine = Self { tree, toolchain };
+        machine.rustup(sh)?;
+        machine.clone(sh)?;
+        machine.lists(sh, lists)?;
+        Ok(machine)
+    }
+
+    fn name_of_toolchain(&self) -> anyhow::Result<&str> {
+        let name = self.toolchain.file_name().and_then(|name| name.to_str());
+        name.context("the toolchain's directory has a name")
+    }
+
+    fn rustup(&self, sh: &Shell) -> anyhow::Result<()> {
+        let bin = self.tree.join("root/.cargo/bin");
+        sh.create_dir(&bin)?;
+        let rustup = cargo_home().join("bin/rustup");
+        sh.copy_file(&rustup, &bin)
+            .with_context(|| format!("copy {} (is Rust here from rustup?)", rustup.display()))?;
+        for proxy in ["cargo", "rustc"] {
+            symlink("rustup", bin.join(proxy))?;
+        }
+        let home = self.tree.join("root/.rustup");
+        let name = self.name_of_toolchain()?;
+        sh.create_dir(home.join("toolchains").join(name))?;
+        let settings =
+            format!("version = \"12\"\nprofile = \"minimal\"\ndefault_toolchain = \"{name}\"\n\n[overrides]\n");
+        sh.write_file(home.join("settings.toml"), settings)?;
+        Ok(())
+    }
+
+    /// What git has or would add, as it is on disk: changes that aren't committed are tried too.
+    fn clone(&self, sh: &Shell) -> anyhow::Result<()> {
+        let to = self.tree.join("clone");
+        sh.create_dir(&to)?;
+        let script = "git ls-files -z --cached --others --exclude-standard | tar --create --null --files-from=- | tar --extract --directory=\"$1\"";
+        cmd!(sh, "sh -eu -c {script} sh {to}").quiet().run()?;
+        Ok(())
+    }
+
+    /// Sources of the release and of its security updates, from this machine's own mirrors.
+    fn lists(&self, sh: &Shell, lists: Lists) -> anyhow::Result<()> {
+        let suite = own_suite()?;
+        let (release, security) = (mirror(sh, "Debian")?, mirror(sh, "Debian-Security")?);
+        let release = format!("deb {release} {suite} main\n");
+        let both = format!("{release}deb {security} {suite}-security main\n");
+        let sources = self.tree.join("etc/apt/sources.list");
+        if lists == Lists::Stale {
+            sh.write_file(&sources, release)?;
+            self.run(sh, "apt-get update", true)?;
+        }
+        sh.write_file(&sources, both)?;
+        Ok(())
+    }
+
+    /// Crates that are here already, so that they are not downloaded again.
+    fn lend_crates(&self, sh: &Shell) -> anyhow::Result<()> {
+        let to = self.tree.join("root/.cargo/registry");
+        sh.create_dir(&to)?;
+        for part in ["cache", "index"] {
+            let from = cargo_home().join("registry").join(part);
+            if from.is_dir() {
+                cmd!(sh, "cp --archive --reflink=auto {from} {to}").run()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a script in the machine; without `network`, in an empty network namespace.
+    fn run(&self, sh: &Shell, script: &str, network: bool) -> anyhow::Result<()> {
+        let (program, arguments) = self.command(script, network)?;
+        cmd!(sh, "{program} {arguments...}")
+            .quiet()
+            .run()
+            .with_context(|| format!("`{script}` in {}", self.tree.display()))
+    }
+
+    fn read(&self, sh: &Shell, script: &str) -> anyhow::Result<String> {
+        let (program, arguments) = self.command(script, false)?;
+        cmd!(sh, "{program} {arguments...}")
+            .quiet()
+            .read()
+            .with_context(|| format!("`{script}` in {}", self.tree.display()))
+    }
+
+    fn command(&self, script: &str, network: bool) -> anyhow::Result<(&'static str, Vec<String>)> {
+        const MOUNTS: &str = r#"
+            tree=$1 from=$2 to=$3 script=$4
+            shift 4
+            for directory in proc sys dev; do mount --rbind "/$directory" "$tree/$directory"; done
+            mount -t tmpfs -o mode=755 run "$tree/run"
+            mount --bind -o ro "$from" "$tree$to"
+            exec chroot "$tree" /usr/bin/env -i "$@" sh -eu -c "$script"
+        "#;
+        let mut arguments: Vec<String> = ["--mount", "--propagation", "private"].map(str::to_owned).into();
+        if !network {
+            arguments.push("--net".to_owned());
+        }
+        let from = self.toolchain.display().to_string();
+        let to = format!("/root/.rustup/toolchains/{}", self.name_of_toolchain()?);
+        let tree = self.tree.display().to_string();
+        arguments.extend(["sh", "-eu", "-c", MOUNTS, "sh", &tree, &from, &to, script].map(str::to_owned));
+        arguments.extend(
+            [
+                "HOME=/root",
+                "PATH=/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "TERM=dumb",
+                "RUSTUP_AUTO_INSTALL=0",
+                "CARGO_INCREMENTAL=0",
+            ]
+            .map(str::to_owned),
+        );
+        // How this machine reaches mirrors and registries.
+        arguments.extend(
+            env::vars()
+                .filter(|(name, _)| is_about_network(name))
+                .map(|(name, value)| format!("{name}={value}")),
+        );
+        Ok(("unshare", arguments))
+    }
+
+    fn remove(self, sh: &Shell) -> anyhow::Result<()> {
+        let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
+        let tree = self.tree.display().to_string();
+        ensure!(!mounts.contains(&tree), "something is still mounted in {tree}");
+        sh.remove_path(&self.tree)?;
+        Ok(())
+    }
+}
+
+fn is_about_network(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with("_proxy")
+        || [
+            "PIP_",
+            "CARGO_HTTP_",
+            "CARGO_NET_",
+            "CARGO_REGISTRIES_",
+            "CARGO_SOURCE_",
+            "SSL_CERT_",
+        ]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+}
