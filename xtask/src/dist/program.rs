@@ -44,8 +44,8 @@ pub(super) fn build(sh: &Shell, release: &Release, source: &Path, arch: Arch) ->
     tells_no_paths(&to, source)
 }
 
-/// A compiler that doesn't write down where things lie here. As a wrapper it is also asked by the build of the eBPF object, whose
-/// own flags are fixed; and neither it nor what it adds goes into the hashes that cargo puts into symbols, as RUSTFLAGS do.
+/// A compiler that doesn't write down where things lie here. A wrapper, since neither it nor what it adds goes into the hashes that
+/// cargo puts into symbols, as RUSTFLAGS do.
 fn wrapper(sh: &Shell, source: &Path, arch: Arch, sysroot: Option<&Path>) -> anyhow::Result<PathBuf> {
     let home = PathBuf::from(env::var_os("HOME").context("HOME is not set")?);
     let cargo = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
