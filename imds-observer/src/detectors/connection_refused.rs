@@ -95,8 +95,14 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
         };
         return (summary, remedy);
     }
-    let summary =
-        format!("the connection of {subject} to IMDS ({endpoint}) is refused: something else holds the address");
+    let summary = failure.nat_rule.as_ref().map_or_else(
+        || format!("the connection of {subject} to IMDS ({endpoint}) is refused: something else holds the address"),
+        |rule| {
+            format!(
+                "the connection of {subject} to IMDS ({endpoint}) is refused, and a NAT rule sends it elsewhere: {rule}"
+            )
+        },
+    );
     let remedy = Remedy {
         text: "Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam), and start that agent or take \
                the rule out; look whether an interface of this host carries the address."

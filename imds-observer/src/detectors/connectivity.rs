@@ -27,6 +27,9 @@ const HOLD_NS: u64 = 5 * SECOND;
 pub(super) const V4_WORKS_NS: u64 = 600 * SECOND;
 /// The kernel asks three times, a second apart, who has an address, and then drops what waited for it.
 const NEIGHBOR_NS: u64 = 5 * SECOND / 2;
+/// Whose requests a rule concerns, as [`super::HostFacts::nat_rules`] says it.
+const OWN_WAY: &str = "requests of this host";
+const FORWARDED_WAY: &str = "requests that this host forwards";
 /// TTLs that systems send with.
 const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 /// Programs, users and cgroups that one finding names of each.
@@ -306,15 +309,35 @@ pub(super) struct Failure {
     pub(super) syn_acks: u32,
     pub(super) elapsed_ns: u64,
     pub(super) redirected_to: Option<String>,
+    pub(super) nat_rule: Option<String>,
     /// The client's own end of the connection.
     local: Option<String>,
+}
+
+/// The NAT rule of this host that sends this client's requests elsewhere, where none of its SYNs was seen to leave.
+pub(super) fn nat_rule<'a>(connect: &Connect, context: &Context<'a>) -> Option<&'a str> {
+    if connect.wire_syns > 0 || connect.dropped.is_some() {
+        return None;
+    }
+    let own = connect.process.as_ref().and_then(|process| process.netns);
+    let elsewhere = match (own, context.host.netns) {
+        (Some(own), Some(host)) => own != host,
+        _ => connect.container.is_some(),
+    };
+    let way = if elsewhere { FORWARDED_WAY } else { OWN_WAY };
+    let rules = &context.host.nat_rules;
+    rules.iter().map(String::as_str).find(|rule| rule.contains(way))
 }
 
 /// What an observation tells about a failed connection.
 pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> Option<Failure> {
     match observation {
         Observation::Connect(connect) => Some(Failure {
-            cause: of_connect(connect, context.knowledge.drop_note(&connect.connection.id))?,
+            cause: match of_connect(connect, context.knowledge.drop_note(&connect.connection.id))? {
+                Cause::Silence if nat_rule(connect, context).is_some() => Cause::Redirected,
+                cause => cause,
+            },
+            nat_rule: nat_rule(connect, context).map(str::to_owned),
             time: connect.time,
             v6: is_v6(&connect.connection.remote),
             connection: connect.connection.id.clone(),
@@ -341,6 +364,7 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             syn_acks: 0,
             elapsed_ns: 0,
             redirected_to: drop.connection.redirected_to.clone(),
+            nat_rule: None,
             local: drop.connection.local.clone(),
         }),
         Observation::Exchange(_) | Observation::Interface(_) => None,
@@ -538,6 +562,9 @@ impl Place {
             "uids": self.uids,
             "cgroups": self.cgroups,
         };
+        if let Some(rule) = &failure.nat_rule {
+            evidence.insert("nat_rule".to_owned(), rule.as_str().into());
+        }
         if failure.syn_acks > 0 {
             evidence.insert("syn_acks".to_owned(), failure.syn_acks.into());
         }
@@ -633,6 +660,7 @@ impl Failure {
             syn_acks: 0,
             elapsed_ns: exchange.waited_ns.unwrap_or(0),
             redirected_to: exchange.connection.redirected_to.clone(),
+            nat_rule: None,
             local: exchange.connection.local.clone(),
         }
     }

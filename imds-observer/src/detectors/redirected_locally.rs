@@ -7,7 +7,10 @@
 //! target ends without one. One finding per place (each pod for itself, the host for its own processes). A target that refuses
 //! connections is `connection-refused`, which names it as well; here it counts only for a redirection that has worked before.
 //!
-//! `evidence.target` is where the connections go, `evidence.rules` the NAT rules of this host that match, where they could be read
+//! Where the client's own network namespace doesn't redirect (a pod whose node does, in PREROUTING), nothing at the socket shows it. Then
+//! attempts count that sent SYNs of which none was seen at an uplink, if a NAT rule of this host matches them.
+//!
+//! `evidence.target` is where the connections go (or the rule that says so), `evidence.rules` the NAT rules of this host that match, where they could be read
 //! (live, at the start of the run).
 //!
 //! ## Why it matters
@@ -33,7 +36,7 @@
 //!   "count": 2,
 //!   "summary": "this host redirects requests of pod payments/api-7c9d8b6f5d-x2x4z for IMDS to 127.0.0.1:1338, and they fail: 2 without an answer to SYNs",
 //!   "evidence": {"aborted":0,"answered":0,"endpoint":"169.254.169.254:80","refused":0,"rules":[],"seconds_lost":6.0,"silent":2,"target":"127.0.0.1:1338"},
-//!   "remedy": {"commands":["iptables-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","nft list ruleset","ss -tlnp","sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'"],"text":"The kernel doesn't route packets from other network namespaces to 127.0.0.0/8: redirect to an address of the interface that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens on 127.0.0.1:1338."}
+//!   "remedy": {"commands":["iptables-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","nft list ruleset","ss -tlnp","sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'"],"text":"The kernel doesn't route packets from other network namespaces to 127.0.0.0/8: redirect to an address of the interface that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens there (127.0.0.1:1338)."}
 //! }
 //! ```
 //!
@@ -59,6 +62,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::connection_aborted::is_aborted;
+use super::connectivity::nat_rule;
 use super::knowledge::answered;
 use super::table::{bounded, entry};
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
@@ -145,7 +149,11 @@ impl Detector for RedirectedLocally {
             }
             _ => return,
         };
-        let Some(target) = connection.redirected_to.as_deref() else {
+        let rule = match (observation, &fate) {
+            (Observation::Connect(connect), Fate::Silent) => nat_rule(connect, context),
+            _ => None,
+        };
+        let Some(target) = connection.redirected_to.as_deref().or(rule) else {
             return;
         };
         let subject = context.place_subject();
@@ -190,9 +198,12 @@ fn details(
 ) -> Details {
     let failed = place.silent + place.aborted + place.refused;
     let name = &subject.name;
-    let loopback = target.starts_with("127.") || target.starts_with("[::1]");
+    // Without the target itself, a rule that names it.
+    let loopback = target.starts_with("127.") || target.starts_with("[::1]") || target.contains(" 127.");
     let to_loopback_from_elsewhere = loopback && subject.key != super::knowledge::HOST;
-    let summary = if failed == 0 {
+    let summary = if connection.redirected_to.is_none() {
+        format!("a NAT rule of this host sends requests of {name} for IMDS elsewhere, and they get no answer: {target}")
+    } else if failed == 0 {
         format!("this host redirects requests of {name} for IMDS to {target}, which answers")
     } else {
         let mut ends = Vec::new();
@@ -215,7 +226,7 @@ fn details(
     } else if place.silent > 0 && to_loopback_from_elsewhere {
         format!(
             "The kernel doesn't route packets from other network namespaces to 127.0.0.0/8: redirect to an address of the interface \
-             that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens on {target}."
+             that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens there ({target})."
         )
     } else {
         format!(
@@ -249,5 +260,56 @@ fn details(
         },
         remedy: Remedy { text, commands },
         subject,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
+    use crate::record::Severity;
+    use crate::record::{Code, Connect, Finding};
+
+    const RULE: &str = "nft table ip nat chain PREROUTING handle 4 at PREROUTING sends elsewhere (DNAT to 127.0.0.1:1338) requests that this host forwards (of pods)";
+
+    fn findings(rules: &[&str], wire_syns: u32) -> Vec<Finding> {
+        let text = format!(
+            r#"{{"record":"connect","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/app","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":5}},"container":null,"connection":{{"id":"1","local":"10.0.0.9:4001","remote":"169.254.169.254:80","exchange":0}},"outcome":"timeout","errno":110,"elapsed_ns":9000000000,"syns":4,"wire_syns":{wire_syns}}}"#
+        );
+        let connect: Connect = serde_json::from_str(&text).unwrap();
+        let facts = HostFacts {
+            netns: Some(1),
+            nat_rules: rules.iter().map(|&rule| rule.to_owned()).collect(),
+            ..HostFacts::default()
+        };
+        let mut detectors = Detectors::new(&DetectorConfig::default(), facts);
+        let mut found = Vec::new();
+        detectors.observe(&Observation::Connect(&connect), &mut found);
+        found
+    }
+
+    #[test]
+    fn a_rule_of_the_host_explains_syns_that_leave_by_no_uplink() {
+        let found = findings(&[RULE], 0);
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            (found[0].code, found[0].severity),
+            (Code::RedirectedLocally, Severity::High)
+        );
+        assert!(found[0].summary.contains("127.0.0.1:1338"), "{}", found[0].summary);
+        assert!(
+            found[0].remedy.text.contains("route_localnet"),
+            "{}",
+            found[0].remedy.text
+        );
+    }
+
+    #[test]
+    fn syns_that_leave_and_rules_for_others_explain_nothing() {
+        let of_the_host = RULE.replace("requests that this host forwards (of pods)", "requests of this host");
+        for (rules, wire_syns) in [(&[RULE][..], 4), (&[of_the_host.as_str()], 0), (&[], 0)] {
+            let found = findings(rules, wire_syns);
+            assert_eq!(found.len(), 1);
+            assert_eq!(found[0].code, Code::NoAnswer);
+        }
     }
 }
