@@ -554,6 +554,38 @@ fn preflight_wants_each_node_watched_long_enough() {
 }
 
 #[test]
+fn forty_pods_behind_one_hop_limit_are_one_cause() {
+    let path = format!(
+        "{}/tests/incidents/groups-forty-pods-one-hop-limit.ndjson.gz",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let object: Value = serde_json::from_slice(&run(&["analyze", "-o", "json", &path]).stdout).unwrap();
+    assert_eq!(object["findings"].as_array().unwrap().len(), 40);
+    let [group] = &object["groups"].as_array().unwrap()[..] else {
+        panic!("{}", object["groups"])
+    };
+    assert_eq!(group["code"], "token-response-lost");
+    assert_eq!(group["severity"], "high");
+    assert_eq!(group["subjects"].as_array().unwrap().len(), 40);
+    let commands = group["remedy"]["commands"].as_array().unwrap();
+    assert!(
+        commands[1]
+            .as_str()
+            .unwrap()
+            .ends_with("--http-put-response-hop-limit 2")
+    );
+
+    let text = stdout(&run(&["analyze", &path]));
+    assert_eq!(text.matches("--http-put-response-hop-limit 2").count(), 1, "{text}");
+    assert!(text.contains("HIGH token-response-lost 40 subjects\n"), "{text}");
+    assert!(text.contains("and 30 more\n"), "{text}");
+
+    let page = stdout(&run(&["analyze", "-o", "html", &path]));
+    assert_eq!(page.matches("<article").count(), 1);
+    assert_eq!(page.matches("class=\"finding\"").count(), 40);
+}
+
+#[test]
 fn a_page_holds_no_foreign_markup_and_needs_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("hostile");

@@ -45,6 +45,9 @@ struct Incident {
     /// Number of findings with this code: `{ "no-answer" = 2 }`.
     #[serde(default)]
     counts: std::collections::BTreeMap<String, usize>,
+    /// Number of causes that reports state for findings with this code.
+    #[serde(default)]
+    groups: std::collections::BTreeMap<String, usize>,
     /// Why it is still wrong.
     open: Option<String>,
 }
@@ -71,16 +74,16 @@ fn incidents() -> Vec<Incident> {
         .collect()
 }
 
-fn findings(file: &str) -> Vec<Value> {
+/// What `analyze -o json` writes.
+fn report(file: &str) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
         .args(["analyze", "-o", "json"])
         .arg(directory().join(file))
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    let report: Value = serde_json::from_str(&text)
-        .unwrap_or_else(|error| panic!("{file}: {error}: {}", String::from_utf8_lossy(&output.stderr)));
-    report["findings"].as_array().unwrap().clone()
+    serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{file}: {error}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 fn text<'a>(finding: &'a Value, key: &str) -> &'a str {
@@ -101,7 +104,8 @@ fn is(finding: &Value, wanted: &str) -> bool {
 }
 
 /// What is wrong with these findings; empty: nothing.
-fn faults(incident: &Incident, findings: &[Value]) -> Vec<String> {
+fn faults(incident: &Incident, report: &Value) -> Vec<String> {
+    let findings = report["findings"].as_array().unwrap();
     let mut faults = Vec::new();
     for wanted in &incident.must {
         if !wanted
@@ -149,6 +153,13 @@ fn faults(incident: &Incident, findings: &[Value]) -> Vec<String> {
             faults.push(format!("{code} {found} times, not {wanted}"));
         }
     }
+    for (code, &wanted) in &incident.groups {
+        let groups = report["groups"].as_array().unwrap();
+        let found = groups.iter().filter(|group| text(group, "code") == code).count();
+        if found != wanted {
+            faults.push(format!("{code} in {found} groups, not {wanted}"));
+        }
+    }
     if incident.must.is_empty()
         && let Some(loud) = findings
             .iter()
@@ -171,7 +182,7 @@ fn public_incidents_get_the_right_verdict() {
     let mut wrong = String::new();
     let incidents = incidents();
     for incident in &incidents {
-        let faults = faults(incident, &findings(&incident.file));
+        let faults = faults(incident, &report(&incident.file));
         match (&incident.open, faults.is_empty()) {
             (None, false) => writeln!(wrong, "{}: {}", incident.file, faults.join("; ")).unwrap(),
             (Some(_), true) => writeln!(wrong, "{}: right now, take `open` away", incident.file).unwrap(),
@@ -207,61 +218,247 @@ fn every_input_has_a_row_and_every_row_a_source() {
     }
 }
 
-/// `a/b#1, #2` as links.
-fn links(source: &str) -> String {
-    let mut repository = "";
-    let one = |part| {
-        let Some((before, number)) = str::split_once(part, '#') else {
-            return str::to_owned(part);
+/// What a reader looks for, and the codes that answer it.
+const SECTIONS: [(&str, &[&str]); 6] = [
+    (
+        "The hop limit, and responses that arrive and are lost",
+        &["token-response-lost", "response-dropped"],
+    ),
+    (
+        "Tokens and IMDSv1",
+        &[
+            "token-request-refused",
+            "token-rejected",
+            "bad-token-request",
+            "imdsv1-request",
+            "token-not-reused",
+        ],
+    ),
+    (
+        "Roles and credentials",
+        &[
+            "credentials-unusable",
+            "stale-role-name",
+            "no-instance-role",
+            "credential-churn",
+            "access-forbidden",
+            "container-credentials-failed",
+            "node-role-used",
+            "path-disappeared",
+        ],
+    ),
+    (
+        "Proxies, sidecars, redirects and missing paths",
+        &[
+            "proxied-request",
+            "unexpected-redirect",
+            "not-found",
+            "connection-aborted",
+            "redirected-locally",
+        ],
+    ),
+    (
+        "Firewalls, routes, policies and silence",
+        &[
+            "blocked-by-firewall",
+            "denied-by-policy",
+            "no-route",
+            "neighbor-unresolved",
+            "connection-refused",
+            "no-answer",
+            "ipv6-endpoint-silent",
+            "connect-delayed",
+        ],
+    ),
+    (
+        "Polling, packet quota and slow answers",
+        &["packet-quota", "tight-polling", "slow-responses", "server-errors"],
+    ),
+];
+const QUIET: &str = "No fault, and no alarm";
+
+/// Of the first code that must be found.
+fn section(incident: &Incident) -> &'static str {
+    let code = incident.must.first().map_or("", |wanted| {
+        let first = wanted.split('|').next().unwrap_or_default();
+        first.split(':').next().unwrap_or_default()
+    });
+    if code.is_empty() {
+        return QUIET;
+    }
+    SECTIONS
+        .iter()
+        .find(|(_, codes)| codes.contains(&code))
+        .unwrap_or_else(|| panic!("{}: `SECTIONS` lacks {code}", incident.file))
+        .0
+}
+
+fn is_public(incident: &Incident) -> bool {
+    !incident.source.starts_with("own: ")
+}
+
+/// `a/b#1, #2 (words)` as `(a/b, 1), (a/b, 2)`.
+fn reports(source: &str) -> Vec<(String, String)> {
+    let mut repository = String::new();
+    let mut reports = Vec::new();
+    for part in source.split([',', ';', ' ']) {
+        let Some((before, number)) = part.split_once('#') else {
+            continue;
         };
         if !before.is_empty() {
-            repository = before;
+            before.trim_start_matches('(').clone_into(&mut repository);
         }
-        let number = number.split_whitespace().next().unwrap_or_default();
-        format!("[{repository}#{number}](https://github.com/{repository}/issues/{number})")
-    };
-    if source.starts_with("own: ") {
-        return source.to_owned();
+        let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+        if !digits.is_empty() {
+            reports.push((repository.clone(), digits));
+        }
     }
-    source.split(", ").map(one).collect::<Vec<_>>().join(", ")
+    reports
+}
+
+/// GitHub leads from an issue's address to the pull request with that number, where it is one.
+fn links(source: &str) -> String {
+    let links: Vec<String> = reports(source)
+        .iter()
+        .map(|(repository, number)| format!("[{repository}#{number}](https://github.com/{repository}/issues/{number})"))
+        .collect();
+    links.join(", ")
 }
 
 fn cell(text: &str) -> String {
-    text.replace('|', "\\|").replace('\n', " ")
+    text.replace('|', "\\|").replace('\n', " ").replace('<', "&lt;")
 }
 
-/// The table of docs/incidents.md.
-fn page() -> String {
-    const BEGIN: &str = "# Public incidents\n\nEach row is an input made from a public report, and what `imds-observer analyze` reports about it. The inputs are in `imds-observer/tests/incidents`; \
-        the expected verdict is committed before the detector that reaches it. `cargo xtask docs` writes this page again.\n\n\
-        | report | what happened | what the observer says |\n|---|---|---|\n";
-    let mut page = BEGIN.to_owned();
-    for incident in incidents().iter().filter(|incident| incident.open.is_none()) {
-        let says: Vec<String> = findings(&incident.file)
-            .iter()
-            .map(|finding| {
-                format!(
-                    "`{}` ({}): {}",
-                    text(finding, "code"),
-                    text(finding, "severity"),
-                    cell(text(finding, "summary"))
-                )
-            })
-            .collect();
-        let says = if says.is_empty() {
-            "nothing: no fault".to_owned()
-        } else {
-            says.join("<br>")
-        };
-        writeln!(
-            page,
-            "| {} | {} | {says} |",
-            links(&incident.source),
-            cell(&incident.happened)
-        )
-        .unwrap();
+/// Up to the first full stop that ends a sentence.
+fn first_sentence(text: &str) -> &str {
+    let ends = text.match_indices(". ").find(|(at, _)| {
+        let next = text[at + 2..].chars().next();
+        next.is_some_and(|next| next.is_uppercase() || next == '`')
+    });
+    ends.map_or(text, |(at, _)| &text[..=at])
+}
+
+/// What the program reports, by cause, and the first thing to do about the worst.
+fn reported(groups: &[Value]) -> (String, String) {
+    const MOST: usize = 3;
+    let mut says: Vec<String> = groups
+        .iter()
+        .take(MOST)
+        .map(|group| {
+            let subjects = group["subjects"].as_array().unwrap();
+            let what = match &subjects[..] {
+                [only] => cell(text(only, "summary")),
+                all => format!("{} subjects: {}", all.len(), cell(text(group, "cause"))),
+            };
+            format!("`{}` ({}): {what}", text(group, "code"), text(group, "severity"))
+        })
+        .collect();
+    if groups.len() > MOST {
+        says.push(format!("and {} more", groups.len() - MOST));
     }
+    let Some(worst) = groups.first() else {
+        return ("no finding".to_owned(), String::new());
+    };
+    let remedy = &worst["remedy"];
+    let mut act = cell(first_sentence(text(remedy, "text")));
+    let commands: Vec<&str> = remedy["commands"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    // The last one changes something, where those before show the state.
+    if let Some(command) = commands.last().filter(|command| command.starts_with("aws ec2 modify")) {
+        write!(act, "<br>`{command}`").unwrap();
+    }
+    (says.join("<br>"), act)
+}
+
+/// docs/incidents.md.
+fn page() -> String {
+    let incidents = incidents();
+    let (public, own): (Vec<&Incident>, Vec<&Incident>) = incidents.iter().partition(|incident| is_public(incident));
+    let (open, right): (Vec<&Incident>, Vec<&Incident>) =
+        public.into_iter().partition(|incident| incident.open.is_some());
+    let distinct: std::collections::BTreeSet<_> = right.iter().flat_map(|incident| reports(&incident.source)).collect();
+    let mut page = String::new();
+    writeln!(
+        page,
+        "# Public incidents\n\n\
+         What imds-observer reports about trouble that other people met and described in public: {} inputs from {} public reports. Each input was made \
+         from what the report says happened, with addresses, tokens and names that are made up. The right verdict was written down and committed before \
+         the detector that reaches it, and a test compares all of them with the program's output.\n\n\
+         The inputs, their verdicts and the scripts that write them are in `imds-observer/tests/incidents`. Run any of them:\n\n\
+         ```\nimds-observer analyze imds-observer/tests/incidents/groups-forty-pods-one-hop-limit.ndjson.gz\n```\n\n\
+         `cargo xtask docs` writes this page from the program's output.",
+        right.len(),
+        distinct.len()
+    )
+    .unwrap();
+    for title in SECTIONS.iter().map(|(title, _)| *title).chain([QUIET]) {
+        let rows: Vec<_> = right.iter().filter(|incident| section(incident) == title).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        if title == QUIET {
+            writeln!(
+                page,
+                "\n## {title}\n\n| report | what happened | what imds-observer reports |\n|---|---|---|"
+            )
+            .unwrap();
+        } else {
+            writeln!(
+                page,
+                "\n## {title}\n\n| report | what happened | what imds-observer reports | what to do first |\n|---|---|---|---|"
+            )
+            .unwrap();
+        }
+        for incident in rows {
+            let report = report(&incident.file);
+            let (says, act) = reported(report["groups"].as_array().unwrap());
+            write!(
+                page,
+                "| {} | {} | {says} |",
+                links(&incident.source),
+                cell(&incident.happened)
+            )
+            .unwrap();
+            if title != QUIET {
+                write!(page, " {act} |").unwrap();
+            }
+            page.push('\n');
+        }
+    }
+    if !open.is_empty() {
+        page.push_str("\n## Not right yet\n\n| report | what happened | what would be right |\n|---|---|---|\n");
+        for incident in open {
+            let (happened, right) = (cell(&incident.happened), cell(&incident.right));
+            writeln!(page, "| {} | {happened} | {right} |", links(&incident.source)).unwrap();
+        }
+    }
+    let own = own.iter().filter(|incident| incident.open.is_none()).count();
+    writeln!(
+        page,
+        "\nA further {own} inputs are variants and controls of our own: the same fault with another status, address or client, and healthy traffic that \
+         looks like it."
+    )
+    .unwrap();
     page
+}
+
+#[test]
+fn reports_are_read_from_a_source() {
+    let pair = |repository: &str, number: &str| (repository.to_owned(), number.to_owned());
+    assert_eq!(
+        reports("a/b#1, #22 (comment), c/d#3"),
+        [pair("a/b", "1"), pair("a/b", "22"), pair("c/d", "3")]
+    );
+    assert_eq!(
+        links("a/b#1, #2"),
+        "[a/b#1](https://github.com/a/b/issues/1), [a/b#2](https://github.com/a/b/issues/2)"
+    );
+    assert_eq!(first_sentence("Set it to 2. Then wait."), "Set it to 2.");
+    assert_eq!(first_sentence("Ask e.g. once"), "Ask e.g. once");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::offline::{InputSummary, Progress, open, period};
 use super::{Status, print, values};
 use crate::pipeline;
 use crate::record::{Finding, Loss, Severity, Summary, Time};
+use crate::report::groups::{Group, GroupObject, groups};
 use crate::report::history::History;
 use crate::report::html;
 use crate::report::text::{self, Colour, counted};
@@ -66,6 +67,7 @@ struct Analysis<'a> {
     to: Option<Time>,
     summary: Option<&'a Summary>,
     findings: &'a [Finding],
+    groups: Vec<GroupObject<'a>>,
     loss: Option<&'a Loss>,
     verdict: Option<()>,
 }
@@ -166,6 +168,7 @@ fn json(counts: &InputCounts, collected: &Collected) -> anyhow::Result<String> {
         to: period.map(|(_, to)| to),
         summary: collected.summary.as_ref(),
         findings: &collected.findings,
+        groups: groups(&collected.findings).iter().map(Group::object).collect(),
         loss: collected.loss.as_ref(),
         verdict: None,
     };
@@ -192,14 +195,12 @@ fn report(counts: &InputCounts, collected: &Collected, colour: Colour) -> String
     if let Some(summary) = &collected.summary {
         out.push_str(&text::summary(summary, colour));
     }
-    let mut findings: Vec<&Finding> = collected.findings.iter().collect();
-    findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
-    if findings.is_empty() {
+    if collected.findings.is_empty() {
         out.push_str("\nno findings\n");
     }
-    for finding in findings {
+    for group in groups(&collected.findings) {
         out.push('\n');
-        out.push_str(&text::finding(finding, colour));
+        out.push_str(&text::group(&group, colour));
     }
     if let Some(loss) = &collected.loss {
         let lost = text::loss(&loss.counts());

@@ -47,6 +47,9 @@
 //!
 //! ## Known false positives
 //!
+//! Live, the kernel side counts DNS at the resolver's link-local addresses only, not at the base address of the VPC + 2; captures count both.
+//! A live run reports an excess of such DNS as `uncounted`.
+//!
 //! The provider doesn't say which direction counts, so the larger one is taken; both are in the evidence. cloud-init's
 //! crawl and the first 120 s after boot count only when the driver says that packets were dropped.
 //!

@@ -9,6 +9,7 @@ use askama::Template;
 use serde_json::Value;
 
 use super::escape::Escaped;
+use super::groups::{Group as CauseGroup, groups};
 use super::history::{Bucket, LATENCIES, Line, Picture, latency_from};
 use super::text::{self, counted};
 use crate::record::workload::Group;
@@ -20,7 +21,7 @@ use crate::record::{
 const QUOTA: u64 = 1024;
 /// Lines of a picture and rows of a table; the rest is one line.
 const MAX_ROWS: usize = 40;
-/// Findings that are told whole; the page must stay one that a browser likes to open.
+/// Findings that are shown; the page must stay one that a browser likes to open.
 const MAX_FINDINGS: usize = 250;
 /// Of the pictures, in their own units.
 const WIDTH: f64 = 720.0;
@@ -61,7 +62,7 @@ struct Page {
     verdict: String,
     verdict_class: &'static str,
     tiles: Vec<Tile>,
-    findings: Vec<Verdict>,
+    groups: Vec<Cause>,
     hidden_findings: String,
     rows: Vec<Row>,
     hidden_rows: String,
@@ -94,16 +95,26 @@ struct Tile {
     class: &'static str,
 }
 
-struct Verdict {
+/// Findings with one cause.
+struct Cause {
     severity: &'static str,
     code: &'static str,
+    /// The subject, or how many there are.
+    title: String,
+    /// Empty where there is one finding, which says it itself.
+    cause: String,
+    findings: Vec<Verdict>,
+    remedy: String,
+    commands: Vec<String>,
+}
+
+struct Verdict {
+    severity: &'static str,
     subject: String,
     state: &'static str,
     summary: String,
     seen: String,
     evidence: Vec<(String, String)>,
-    remedy: String,
-    commands: Vec<String>,
 }
 
 struct Row {
@@ -230,11 +241,7 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
             0 => String::new(),
             hidden => format!("and {} more; -o json has them all", counted(hidden as u64, "finding")),
         },
-        findings: findings
-            .iter()
-            .take(MAX_FINDINGS)
-            .map(|finding| told(finding))
-            .collect(),
+        groups: causes(&findings),
         rows: rows(processes),
         hidden_rows: match others {
             0 => String::new(),
@@ -372,10 +379,34 @@ fn gaps(input: &Input<'_>) -> Vec<String> {
     gaps
 }
 
+/// The worst findings, up to the bound, by cause.
+fn causes(findings: &[&Finding]) -> Vec<Cause> {
+    let shown = &findings[..findings.len().min(MAX_FINDINGS)];
+    let groups = groups(shown.iter().copied());
+    groups.iter().map(cause).collect()
+}
+
+fn cause(group: &CauseGroup<'_>) -> Cause {
+    let remedy = group.remedy();
+    let alone = group.findings.len() == 1;
+    Cause {
+        severity: group.severity().as_str(),
+        code: group.code().as_str(),
+        title: if alone {
+            clean(&group.first().subject.name)
+        } else {
+            counted(group.findings.len() as u64, "subject")
+        },
+        cause: if alone { String::new() } else { clean(&group.cause()) },
+        findings: group.findings.iter().map(|finding| told(finding)).collect(),
+        remedy: clean(&remedy.text),
+        commands: remedy.commands.iter().map(|command| clean(command)).collect(),
+    }
+}
+
 fn told(finding: &Finding) -> Verdict {
     Verdict {
         severity: finding.severity.as_str(),
-        code: finding.code.as_str(),
         subject: clean(&finding.subject.name),
         state: match finding.state {
             FindingState::Resolved => "resolved",
@@ -394,8 +425,6 @@ fn told(finding: &Finding) -> Verdict {
             .filter(|(_, value)| !value.is_null())
             .map(|(name, value)| (clean(&name.replace('_', " ")), clean(&plain(value))))
             .collect(),
-        remedy: clean(&finding.remedy.text),
-        commands: finding.remedy.commands.iter().map(|command| clean(command)).collect(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What people read: tables and findings as text.
 
 pub mod escape;
+pub mod groups;
 pub mod history;
 pub mod html;
 pub mod text;

@@ -5,11 +5,14 @@ use std::fmt::Write as _;
 use anstyle::{AnsiColor, Style};
 
 use super::escape::Escaped;
+use super::groups::Group as CauseGroup;
 use crate::record::workload::Group;
-use crate::record::{Finding, FindingState, LossCounts, ProcessSummary, Severity, Summary};
+use crate::record::{Finding, FindingState, LossCounts, ProcessSummary, Remedy, Severity, Summary};
 
 /// Rows of a table; the rest is one line.
 const MAX_ROWS: usize = 30;
+/// Subjects of a group that have a line; the rest is one line.
+const MAX_SUBJECTS: usize = 10;
 /// Characters of a cell.
 const MAX_CELL: usize = 48;
 
@@ -166,14 +169,72 @@ pub fn finding(finding: &Finding, colour: Colour) -> String {
         finding.last_seen
     );
     if finding.state != FindingState::Resolved {
-        if !finding.remedy.text.is_empty() {
-            let _ = writeln!(text, "    remedy: {}", Escaped(&finding.remedy.text));
-        }
-        for command in &finding.remedy.commands {
-            let _ = writeln!(text, "      $ {}", Escaped(command));
-        }
+        remedy(&finding.remedy, &mut text);
     }
     text
+}
+
+/// A finding whose cause another one has shown already, with its remedy.
+pub fn one_more(finding: &Finding, shown: &Finding, colour: Colour) -> String {
+    format!(
+        "{} {} {}\n    {}\n    the cause and the remedy are those of {} above\n",
+        severity(finding.severity, colour),
+        colour.bold(finding.code.as_str()),
+        Escaped(&finding.subject.name),
+        Escaped(&finding.summary),
+        Escaped(&shown.subject.name),
+    )
+}
+
+/// Findings with one cause: the cause and the remedy once, and a line for each subject.
+pub fn group(group: &CauseGroup<'_>, colour: Colour) -> String {
+    if let [only] = group.findings[..] {
+        return finding(only, colour);
+    }
+    let mut text = format!(
+        "{} {} {}{}\n",
+        severity(group.severity(), colour),
+        colour.bold(group.code().as_str()),
+        counted(group.findings.len() as u64, "subject"),
+        if group.is_resolved() { " (resolved)" } else { "" }
+    );
+    let _ = writeln!(text, "    cause: {}", Escaped(&group.cause()));
+    for finding in group.findings.iter().take(MAX_SUBJECTS) {
+        let _ = writeln!(
+            text,
+            "    - {} (seen {}{})",
+            Escaped(&finding.summary),
+            counted(finding.count, "time"),
+            if finding.state == FindingState::Resolved {
+                ", resolved"
+            } else {
+                ""
+            }
+        );
+    }
+    let hidden = group.findings.len().saturating_sub(MAX_SUBJECTS);
+    if hidden > 0 {
+        let _ = writeln!(text, "    - and {hidden} more");
+    }
+    let (first, last) = group.seen();
+    let _ = writeln!(
+        text,
+        "    seen {}, first {first}, last {last}",
+        counted(group.count(), "time")
+    );
+    if !group.is_resolved() {
+        remedy(group.remedy(), &mut text);
+    }
+    text
+}
+
+fn remedy(remedy: &Remedy, text: &mut String) {
+    if !remedy.text.is_empty() {
+        let _ = writeln!(text, "    remedy: {}", Escaped(&remedy.text));
+    }
+    for command in &remedy.commands {
+        let _ = writeln!(text, "      $ {}", Escaped(command));
+    }
 }
 
 fn severity(severity: Severity, colour: Colour) -> String {

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::Output;
 use super::destination::Destination;
 use crate::record::{Finding, FindingState, LossCounts, Record, Start, Summary};
+use crate::report::groups::{groups, have_one_cause};
 use crate::report::text::{self, Colour};
 
-/// Open findings that are shown at once.
+/// Causes of open findings that are shown at once.
 const MAX_SHOWN: usize = 20;
 
 /// See the module.
@@ -67,10 +68,20 @@ impl TextOutput {
                     return;
                 }
             }
-            (None, FindingState::Open | FindingState::Update) if self.open.len() < self.max_open => {
-                self.open.push(finding.clone());
+            (None, FindingState::Open | FindingState::Update) => {
+                let shown = self.open.iter().find(|open| have_one_cause(open, finding));
+                if let Some(shown) = shown.filter(|_| !self.redraw) {
+                    out.push_str(&text::one_more(finding, shown, self.colour));
+                }
+                let again = shown.is_some();
+                if self.open.len() < self.max_open {
+                    self.open.push(finding.clone());
+                }
+                if again {
+                    return;
+                }
             }
-            (None, _) => {}
+            (None, FindingState::Resolved) => {}
         }
         if !self.redraw {
             out.push_str(&text::finding(finding, self.colour));
@@ -89,13 +100,12 @@ impl TextOutput {
         let _ = writeln!(out, "\n{} ({what} {seconds:.1} s)", summary.to);
         out.push_str(&text::summary(summary, self.colour));
         if self.redraw {
-            self.open
-                .sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
-            for finding in self.open.iter().take(MAX_SHOWN) {
+            let groups = groups(&self.open);
+            for group in groups.iter().take(MAX_SHOWN) {
                 out.push('\n');
-                out.push_str(&text::finding(finding, self.colour));
+                out.push_str(&text::group(group, self.colour));
             }
-            let hidden = self.open.len().saturating_sub(MAX_SHOWN);
+            let hidden: usize = groups.iter().skip(MAX_SHOWN).map(|group| group.findings.len()).sum();
             if hidden > 0 {
                 let _ = writeln!(out, "and {hidden} more finding{}", if hidden == 1 { "" } else { "s" });
             }

@@ -16,6 +16,7 @@ use crate::record::{
     Container, Exchange, ExchangeOutcome, Finding, FindingState, Host, ImdsVersion, InterfaceSummary, LossCounts,
     PacketDirection, Process, Record, SECOND, Start, Time,
 };
+use crate::report::groups::{Group as CauseGroup, groups};
 use crate::summary::tally::Tally;
 
 /// Bounds of what the live view holds.
@@ -277,6 +278,13 @@ impl State {
             (over, Reverse(finding.severity), finding.first_seen, finding.code)
         });
         findings
+    }
+
+    /// Findings by cause: worst first, those that are over last.
+    pub fn groups(&self, filter: &str) -> Vec<CauseGroup<'_>> {
+        let mut groups = groups(self.findings(filter));
+        groups.sort_by_key(CauseGroup::is_resolved);
+        groups
     }
 
     /// Requests per second over the last seconds.

@@ -212,6 +212,31 @@ fn help_lists_what_is_missing_and_scrolls() {
 }
 
 #[test]
+fn findings_with_one_cause_are_one_line() {
+    let mut state = state(&[LOST]);
+    for pod in 0..40 {
+        let name = format!("pod payments/api-{pod:02}");
+        let line = FINDING
+            .replace("pod/payments/api", &name)
+            .replace("pod payments/api-7c9d", &name);
+        state.apply(&record(&line));
+    }
+    let mut ui = Ui::default();
+    let overview = draw(&state, &ui, true, (80, 24)).backend().to_string();
+    assert!(
+        overview.contains("FINDINGS 40 with one cause, worst first"),
+        "{overview}"
+    );
+    assert!(overview.contains("40 subjects ×120"), "{overview}");
+    assert_eq!(overview.matches("do: A hop limit of 2").count(), 1, "{overview}");
+    press(&mut ui, &state, &[KeyCode::Tab, KeyCode::Down, KeyCode::Enter]);
+    let detail = draw(&state, &ui, true, (100, 60)).backend().to_string();
+    assert_eq!(detail.matches("lost 3 token responses").count(), 40, "{detail}");
+    let copied = press(&mut ui, &state, &[KeyCode::Char('y')]);
+    assert!(matches!(copied, Effect::Copy(text) if text.contains("hop-limit 2")));
+}
+
+#[test]
 fn any_size_is_survived() {
     let state = state(&[LOST, LOOP, FINDING]);
     for width in 1..50 {

@@ -3,6 +3,7 @@
 use super::input::Action;
 use super::state::{Sort, State};
 use crate::record::{Code, Finding, Host};
+use crate::report::groups::Group;
 
 /// Longest filter that can be typed.
 const MAX_FILTER: usize = 64;
@@ -21,6 +22,10 @@ pub type FindingId = (Host, Code, String);
 
 pub fn finding_id(finding: &Finding) -> FindingId {
     (finding.host.clone(), finding.code, finding.subject.key.clone())
+}
+
+fn has(group: &Group<'_>, id: &FindingId) -> bool {
+    group.findings.iter().any(|finding| finding_id(finding) == *id)
 }
 
 /// The half of the overview that the arrows move in.
@@ -130,19 +135,23 @@ impl Ui {
     }
 
     /// As for processes.
-    pub fn selected_finding<'a>(&self, state: &'a State) -> Option<&'a Finding> {
-        let findings = state.findings(&self.filter);
-        let chosen = findings
-            .iter()
-            .find(|finding| Some(finding_id(finding)) == self.finding);
-        chosen.or(findings.first()).copied()
+    pub fn selected_group<'a>(&self, state: &'a State) -> Option<Group<'a>> {
+        let mut groups = state.groups(&self.filter);
+        let at = self.selected_of(&groups);
+        (at < groups.len()).then(|| groups.swap_remove(at))
     }
 
-    /// The finding whose remedy is meant: the one shown, else the selected one.
-    pub fn finding_in_view<'a>(&self, state: &'a State) -> Option<&'a Finding> {
+    /// Which of these groups is selected.
+    pub fn selected_of(&self, groups: &[Group<'_>]) -> usize {
+        let chosen = |id| groups.iter().position(|group| has(group, id));
+        self.finding.as_ref().and_then(chosen).unwrap_or(0)
+    }
+
+    /// The findings whose remedy is meant: those shown, else the selected ones.
+    pub fn group_in_view<'a>(&self, state: &'a State) -> Option<Group<'a>> {
         match &self.screen {
-            Screen::Finding(id) => state.findings.iter().find(|finding| finding_id(finding) == *id),
-            _ => self.selected_finding(state),
+            Screen::Finding(id) => state.groups("").into_iter().find(|group| has(group, id)),
+            _ => self.selected_group(state),
         }
     }
 
@@ -169,8 +178,8 @@ impl Ui {
                 }
             }
             Pane::Findings => {
-                if let Some(finding) = self.selected_finding(state) {
-                    let id = finding_id(finding);
+                if let Some(group) = self.selected_group(state) {
+                    let id = finding_id(group.first());
                     self.finding = Some(id.clone());
                     self.open(Screen::Finding(id));
                 }
@@ -192,30 +201,26 @@ impl Ui {
                 self.process = keys.get(moved(at, keys.len().saturating_sub(1))).copied();
             }
             Pane::Findings => {
-                let findings = state.findings(&self.filter);
-                let selected = self.selected_finding(state).map(finding_id);
-                let at = findings
-                    .iter()
-                    .position(|finding| Some(finding_id(finding)) == selected)
-                    .unwrap_or(0);
-                let chosen = findings.get(moved(at, findings.len().saturating_sub(1)));
-                self.finding = chosen.map(|finding| finding_id(finding));
+                let groups = state.groups(&self.filter);
+                let at = self.selected_of(&groups);
+                let chosen = groups.get(moved(at, groups.len().saturating_sub(1)));
+                self.finding = chosen.map(|group| finding_id(group.first()));
             }
         }
     }
 
     fn copy(&mut self, state: &State) -> Effect {
-        let Some(finding) = self.finding_in_view(state) else {
+        let Some(group) = self.group_in_view(state) else {
             "no finding, no remedy to copy".clone_into(&mut self.message);
             return Effect::None;
         };
-        let remedy = &finding.remedy;
+        let remedy = group.remedy();
         let text = if remedy.commands.is_empty() {
             remedy.text.clone()
         } else {
             remedy.commands.join("\n")
         };
-        self.message = format!("remedy of {} copied, if this terminal lets programs copy", finding.code);
+        self.message = format!("remedy of {} copied, if this terminal lets programs copy", group.code());
         Effect::Copy(text)
     }
 }

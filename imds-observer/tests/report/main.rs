@@ -16,7 +16,10 @@ const TRACES: [&str; 4] = ["healthy-botocore", "lost-token-pod", "tight-loop", "
 
 fn traces() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces");
-    TRACES.map(|name| directory.join(format!("{name}.ndjson"))).into()
+    let mut traces: Vec<PathBuf> = TRACES.map(|name| directory.join(format!("{name}.ndjson"))).into();
+    // Many subjects with one cause.
+    traces.push(directory.join("../incidents/groups-forty-pods-one-hop-limit.ndjson.gz"));
+    traces
 }
 
 fn analyze(format: &str, traces: &[PathBuf]) -> Vec<u8> {

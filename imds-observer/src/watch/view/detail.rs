@@ -6,10 +6,13 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::{BOLD, DIM, Theme, clip, clock, safe, waterfall, wrap};
-use crate::record::{Finding, FindingState, Process};
+use crate::record::{FindingState, Process};
+use crate::report::groups::Group;
 use crate::report::text::span;
 use crate::watch::state::{Row, State};
 
+/// Subjects of one cause that are listed.
+const MAX_SUBJECTS: usize = 200;
 /// Values of evidence that are shown, each on a line.
 const MAX_EVIDENCE: usize = 40;
 
@@ -114,10 +117,12 @@ fn who(process: &Process, row: &Row, field: &mut impl FnMut(&str, &str)) {
     }
 }
 
-pub(super) fn finding(finding: Option<&Finding>, theme: Theme, width: u16) -> Vec<Line<'static>> {
-    let Some(finding) = finding else {
+/// Findings with one cause.
+pub(super) fn findings(group: Option<&Group<'_>>, theme: Theme, width: u16) -> Vec<Line<'static>> {
+    let Some(group) = group else {
         return vec![Line::raw(" gone (Esc)")];
     };
+    let finding = group.first();
     let columns = usize::from(width);
     let mut lines = vec![Line::from(vec![
         Span::styled("▌ ", BOLD),
@@ -126,25 +131,39 @@ pub(super) fn finding(finding: Option<&Finding>, theme: Theme, width: u16) -> Ve
             theme.severity(finding.severity),
         ),
         Span::styled(format!(" {}", finding.code), BOLD),
-        Span::raw(match finding.state {
-            FindingState::Resolved => " (over)",
-            _ => "",
-        }),
+        Span::raw(if group.is_resolved() { " (over)" } else { "" }),
     ])];
-    push_field(&mut lines, "subject", &finding.subject.name, columns);
-    push_field(&mut lines, "says", &finding.summary, columns);
+    if let [_, _, ..] = group.findings[..] {
+        push_field(&mut lines, "cause", &group.cause(), columns);
+        for finding in group.findings.iter().take(MAX_SUBJECTS) {
+            let over = if finding.state == FindingState::Resolved {
+                " (over)"
+            } else {
+                ""
+            };
+            push_field(&mut lines, "subject", &format!("{}{over}", finding.summary), columns);
+        }
+        let hidden = group.findings.len().saturating_sub(MAX_SUBJECTS);
+        if hidden > 0 {
+            push_field(&mut lines, "", &format!("and {hidden} more"), columns);
+        }
+    } else {
+        push_field(&mut lines, "subject", &finding.subject.name, columns);
+        push_field(&mut lines, "says", &finding.summary, columns);
+    }
+    let (first, last) = group.seen();
     let seen = format!(
         "{} times, first {}, last {} UTC",
-        finding.count,
-        clock(finding.first_seen),
-        clock(finding.last_seen)
+        group.count(),
+        clock(first),
+        clock(last)
     );
     push_field(&mut lines, "seen", &seen, columns);
     lines.push(Line::styled(" REMEDY (y copies it)", BOLD));
-    for text in wrap(&safe(&finding.remedy.text), columns.saturating_sub(3)) {
+    for text in wrap(&safe(&group.remedy().text), columns.saturating_sub(3)) {
         lines.push(Line::raw(format!("  {text}")));
     }
-    for command in &finding.remedy.commands {
+    for command in &group.remedy().commands {
         for (index, text) in wrap(&safe(command), columns.saturating_sub(5)).into_iter().enumerate() {
             lines.push(Line::styled(
                 format!("  {}{text}", if index == 0 { "$ " } else { "  " }),
@@ -152,7 +171,12 @@ pub(super) fn finding(finding: Option<&Finding>, theme: Theme, width: u16) -> Ve
             ));
         }
     }
-    lines.push(Line::styled(" EVIDENCE", BOLD));
+    let evidence = if group.findings.len() > 1 {
+        format!(" EVIDENCE of {}", safe(&finding.subject.name))
+    } else {
+        " EVIDENCE".to_owned()
+    };
+    lines.push(Line::styled(evidence, BOLD));
     for (name, value) in finding.evidence.iter().take(MAX_EVIDENCE) {
         let text = match value {
             serde_json::Value::String(text) => text.clone(),

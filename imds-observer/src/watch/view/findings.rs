@@ -5,9 +5,9 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 
 use super::{BOLD, DIM, REVERSED, Theme, clip, clock, put, row, safe, title};
-use crate::record::{Finding, FindingState};
-use crate::watch::state::State;
-use crate::watch::ui::{Ui, finding_id};
+use crate::record::FindingState;
+use crate::report::groups::Group;
+use crate::watch::ui::Ui;
 
 /// What it is, what it says, what to do.
 const LINES: u16 = 3;
@@ -16,24 +16,31 @@ pub(super) fn height(findings: usize) -> u16 {
     (findings.clamp(1, 1000) as u16) * if findings == 0 { 1 } else { LINES } + 1
 }
 
-pub(super) fn draw(
-    buffer: &mut Buffer,
-    area: Rect,
-    findings: &[&Finding],
-    ui: &Ui,
-    theme: Theme,
-    focus: bool,
-    state: &State,
-) {
+pub(super) fn draw(buffer: &mut Buffer, area: Rect, groups: &[Group<'_>], ui: &Ui, theme: Theme, focus: bool) {
     if area.height < 2 {
         return;
     }
-    let open = findings
-        .iter()
-        .filter(|finding| finding.state != FindingState::Resolved)
-        .count();
-    title(buffer, row(area, 0), &format!("FINDINGS {open}, worst first"), focus);
-    if findings.is_empty() {
+    let (mut open, mut causes) = (0, 0);
+    for group in groups {
+        let of_group = group
+            .findings
+            .iter()
+            .filter(|finding| finding.state != FindingState::Resolved);
+        open += of_group.count();
+        causes += usize::from(!group.is_resolved());
+    }
+    let of = match causes {
+        _ if causes == open => String::new(),
+        1 => " with one cause".to_owned(),
+        _ => format!(" with {causes} causes"),
+    };
+    title(
+        buffer,
+        row(area, 0),
+        &format!("FINDINGS {open}{of}, worst first"),
+        focus,
+    );
+    if groups.is_empty() {
         let text = if ui.filter.is_empty() {
             "nothing wrong so far"
         } else {
@@ -42,17 +49,13 @@ pub(super) fn draw(
         put(buffer, row(area, 1), 2, text, Style::new());
         return;
     }
-    let selected = ui.selected_finding(state).map(finding_id);
-    let at = findings
-        .iter()
-        .position(|finding| Some(finding_id(finding)) == selected)
-        .unwrap_or(0);
+    let at = ui.selected_of(groups);
     let room = usize::from(((area.height - 1) / LINES).max(1));
     let skip = (at + 1).saturating_sub(room);
     let mut y = 1;
-    for (index, finding) in findings.iter().enumerate().skip(skip) {
+    for (index, group) in groups.iter().enumerate().skip(skip) {
         let chosen = index == at;
-        for (number, (text, style)) in lines(finding, theme, usize::from(area.width)).into_iter().enumerate() {
+        for (number, (text, style)) in lines(group, theme, usize::from(area.width)).into_iter().enumerate() {
             if y >= area.height {
                 return;
             }
@@ -78,8 +81,16 @@ pub(super) fn draw(
 
 type Parts = ((String, String), Style);
 
-fn lines(finding: &Finding, theme: Theme, width: usize) -> Vec<Parts> {
-    let over = finding.state == FindingState::Resolved;
+fn lines(group: &Group<'_>, theme: Theme, width: usize) -> Vec<Parts> {
+    let finding = group.first();
+    let over = group.is_resolved();
+    let (subject, says) = match group.findings.len() {
+        1 => (finding.subject.name.clone(), finding.summary.clone()),
+        subjects => (
+            format!("{subjects} subjects"),
+            format!("{}, and {} more", finding.summary, subjects - 1),
+        ),
+    };
     let label = if over {
         "over".to_owned()
     } else {
@@ -89,23 +100,20 @@ fn lines(finding: &Finding, theme: Theme, width: usize) -> Vec<Parts> {
     let rest = format!(
         " {} {} ×{} since {}",
         finding.code,
-        safe(&finding.subject.name),
-        finding.count,
-        clock(finding.first_seen)
+        safe(&subject),
+        group.count(),
+        clock(group.seen().0)
     );
     let room = width.saturating_sub(4);
     let rest = clip(&rest, width.saturating_sub(2 + label.len()));
     let mut lines = vec![((label, rest), style)];
     let indent = "  ";
     lines.push((
-        (
-            format!("{indent}{}", clip(&safe(&finding.summary), room)),
-            String::new(),
-        ),
+        (format!("{indent}{}", clip(&safe(&says), room)), String::new()),
         if over { DIM } else { Style::new() },
     ));
-    if !over && !finding.remedy.text.is_empty() {
-        let remedy = clip(&safe(&finding.remedy.text), room.saturating_sub(4));
+    if !over && !group.remedy().text.is_empty() {
+        let remedy = clip(&safe(&group.remedy().text), room.saturating_sub(4));
         lines.push(((format!("{indent}do: "), remedy), BOLD));
     }
     lines

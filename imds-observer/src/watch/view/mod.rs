@@ -82,7 +82,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, ui: &Ui, theme: Theme) -> usiz
             return 0;
         }
         Screen::Process(key) => detail::process(state, *key, theme, middle.width),
-        Screen::Finding(_) => detail::finding(ui.finding_in_view(state), theme, middle.width),
+        Screen::Finding(_) => detail::findings(ui.group_in_view(state).as_ref(), theme, middle.width),
     };
     let last = lines.len().saturating_sub(usize::from(middle.height));
     put_lines(buffer, middle, &lines, ui.scroll.min(last));
@@ -91,16 +91,16 @@ pub fn draw(frame: &mut Frame<'_>, state: &State, ui: &Ui, theme: Theme) -> usiz
 
 fn overview(buffer: &mut Buffer, area: Rect, state: &State, ui: &Ui, theme: Theme) {
     let workloads = state.workloads(ui.sort, &ui.filter);
-    let findings = state.findings(&ui.filter);
+    let groups = state.groups(&ui.filter);
     let wanted = processes::height(&workloads);
-    let least = findings::height(findings.len());
+    let least = findings::height(groups.len());
     // Findings get what they need up to half, processes what is left; an empty rest is at the bottom.
     let lower = least.min((area.height / 2).max(area.height.saturating_sub(wanted)));
     let upper = wanted.min(area.height.saturating_sub(lower));
     let [upper, lower] = Layout::vertical([Constraint::Length(upper), Constraint::Min(0)]).areas(area);
     let focus = |pane| ui.pane == pane;
     processes::draw(buffer, upper, &workloads, ui, theme, focus(Pane::Processes), state);
-    findings::draw(buffer, lower, &findings, ui, theme, focus(Pane::Findings), state);
+    findings::draw(buffer, lower, &groups, ui, theme, focus(Pane::Findings));
 }
 
 /// Text of an observed process, made harmless.
