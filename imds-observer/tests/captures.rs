@@ -165,3 +165,73 @@ fn no_byte_of_a_body_or_token_comes_out() {
         }
     }
 }
+
+/// `docs/capture.md` gives a filter: what passes it must lead to the same findings as everything.
+#[test]
+fn the_documented_filter_loses_no_finding() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/capture.md")).unwrap();
+    let filter = page
+        .lines()
+        .find(|line| line.starts_with("host 169.254.169.254 or "))
+        .expect("the page has the filter on a line of its own");
+    let scenarios: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/scenarios"].iter().collect();
+    let directory = tempfile::tempdir().unwrap();
+    let filtered = directory.path().join("filtered.pcap");
+    let codes = |capture: &str| {
+        let mut codes: Vec<String> = records(&["--records", "finding", capture])
+            .iter()
+            .filter(|record| record["state"] == "open")
+            .map(|record| format!("{} {}", record["code"], record["subject"]["key"]))
+            .collect();
+        codes.sort();
+        codes
+    };
+    let mut found = 0;
+    for name in [
+        "botocore-pod-hop-limit-1.pcap",
+        "botocore-ipv6.pcap",
+        "proxied.pcap",
+        "output-reject.pcap",
+        "silent-upstream.pcap",
+        "no-route.pcap",
+        "on-link-silent.pcap",
+        "s3fs-v1-allowed.pcap",
+    ] {
+        let whole = scenarios.join(name);
+        let tcpdump = Command::new("tcpdump")
+            .args(["-r", whole.to_str().unwrap(), "-w", filtered.to_str().unwrap(), filter])
+            .output()
+            .expect("run tcpdump (cargo xtask setup --for test)");
+        let said = String::from_utf8_lossy(&tcpdump.stderr);
+        assert!(tcpdump.status.success(), "{name}: {said}");
+        let wanted = codes(whole.to_str().unwrap());
+        assert_eq!(codes(filtered.to_str().unwrap()), wanted, "{name}");
+        found += wanted.len();
+    }
+    assert!(found > 3, "these captures have findings: {found}");
+}
+
+/// pktmon logs a packet at several components: each request is one request.
+#[test]
+fn copies_of_a_packet_count_once() {
+    let path: PathBuf = [
+        env!("CARGO_MANIFEST_DIR"),
+        "tests/incidents/W-pktmon-live-migration.pcapng",
+    ]
+    .iter()
+    .collect();
+    let path = path.to_str().unwrap();
+    let exchanges = records(&["--records", "exchange", path]);
+    assert_eq!(exchanges.len(), 41, "a token and 40 polls");
+    for exchange in &exchanges {
+        assert_eq!(exchange["outcome"], "answered");
+        assert_eq!(exchange["request"]["retransmits"], 0, "{exchange}");
+        assert_eq!(exchange["response"]["retransmits"], 0, "{exchange}");
+        assert!(exchange["process"].is_null(), "{exchange}");
+    }
+    let total = records(&["--records", "summary", path]);
+    let interface = &total.last().unwrap()["interfaces"][0];
+    // 3 of the handshake, 3 of the end, and request, response and acknowledgement of 41 exchanges.
+    let packets = interface["egress_packets"].as_u64().unwrap() + interface["ingress_packets"].as_u64().unwrap();
+    assert_eq!(packets, 3 + 3 + 3 * 41, "{interface}");
+}

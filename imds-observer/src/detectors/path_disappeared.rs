@@ -3,7 +3,7 @@
 //! ## Detects
 //!
 //! A path that gave 200 to a client, and then `misses` answers 404 to the same client and no 200 over at least `spread_s`, while
-//! another path was answered in that time. One finding for the path, whoever asks. If another client is still answered, it is
+//! another path was answered in that time (of `target-lifecycle-state`, which some clients poll alone, no other is needed). One finding for the path, whoever asks. If another client is still answered, it is
 //! the client's finding: something between answers clients differently. Paths whose 404 is part of their meaning (`spot/`,
 //! rebalance recommendations, interfaces that come and go, SSH keys) are left out.
 //!
@@ -259,8 +259,8 @@ impl PathDisappeared {
             Cause::Role => self.config.role_spread_s,
             _ => self.config.spread_s,
         };
-        // Of the list of roles, which some clients ask for alone, no other answer is needed.
-        let others = others || cause == Cause::RoleDetached || cause == Cause::Client;
+        // Of the list of roles and of the lifecycle state, which some clients ask for alone, no other answer is needed.
+        let others = others || matches!(cause, Cause::RoleDetached | Cause::Client | Cause::LiveMigration);
         if known.misses < self.config.misses.max(1) || time.since(first) < spread_s.saturating_mul(SECOND) || !others {
             return;
         }

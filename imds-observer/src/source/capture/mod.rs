@@ -3,6 +3,7 @@
 //! A capture is read block by block and never held. What can't be read is told with its file and byte; what stood before is used.
 
 mod comment;
+mod copies;
 mod link;
 mod packet;
 mod quota;
@@ -16,6 +17,7 @@ use pcap_parser::traits::{PcapNGPacketBlock as _, PcapReaderIterator};
 use pcap_parser::{Block, LegacyPcapReader, OptionCode, PcapBlockOwned, PcapError, PcapNGReader};
 
 use self::comment::Processes;
+use self::copies::Copies;
 use self::link::{Link, Placed, Way};
 use self::packet::{Frame, Reader as PacketReader};
 use self::quota::Quota;
@@ -104,6 +106,7 @@ pub struct Capture {
     packets: PacketReader,
     processes: Processes,
     quota: Quota,
+    copies: Copies,
     waiting: Vec<Event>,
     counted: u64,
     loss: LossCounts,
@@ -154,6 +157,7 @@ impl Capture {
             packets: PacketReader::new(endpoints, limits.unfinished),
             processes: Processes::new(limits.processes),
             quota: Quota::new(limits.counted_interfaces),
+            copies: Copies::new(),
             waiting: Vec::new(),
             counted: 0,
             loss: LossCounts::default(),
@@ -257,6 +261,7 @@ impl Capture {
                     packets: &mut self.packets,
                     processes: &mut self.processes,
                     quota: &mut self.quota,
+                    copies: &mut self.copies,
                     waiting: &mut self.waiting,
                     counted: &mut self.counted,
                     loss: &mut self.loss,
@@ -374,6 +379,7 @@ struct Work<'a> {
     packets: &'a mut PacketReader,
     processes: &'a mut Processes,
     quota: &'a mut Quota,
+    copies: &'a mut Copies,
     waiting: &'a mut Vec<Event>,
     counted: &'a mut u64,
     loss: &'a mut LossCounts,
@@ -490,9 +496,15 @@ impl Work<'_> {
         let Some(found) = packets.read(&frame, self.loss, self.waiting) else {
             return;
         };
+        // Only programs that write directions log a packet at several components; elsewhere two packets are two.
+        let logged = way.is_some();
         let way = way.or(seen);
         if let Some(counted) = found.counted
             && way.is_none_or(|way| (way == Way::Out) == counted.egress)
+            && !(logged
+                && self
+                    .copies
+                    .has(time, ip, (index as u64) << 1 | u64::from(counted.egress)))
         {
             let name = || match (&interface.name, ifindex) {
                 (_, Some(ifindex)) => Arc::from(format!("if{ifindex}")),
