@@ -83,7 +83,7 @@ fn manifests_and_chart_are_valid_and_agree_and_the_program_takes_what_they_say()
     // The image is of this version, and every directory of the host is where the program looks for it.
     assert_eq!(
         pods["image"],
-        format!("imds-observer:{}", env!("CARGO_PKG_VERSION")).as_str()
+        format!("ghcr.io/imds-observer/imds-observer:{}", env!("CARGO_PKG_VERSION")).as_str()
     );
     for (name, path) in pods["paths"].as_object().unwrap() {
         assert_eq!(

@@ -7,7 +7,11 @@ mod archive;
 mod bundle;
 mod image;
 mod inventory;
+mod krew;
+mod packages;
+mod pages;
 mod program;
+mod provenance;
 mod trial;
 
 use std::path::{Path, PathBuf};
@@ -21,7 +25,7 @@ use crate::run::{root, shell, step};
 use crate::setup::{self, Group};
 use archive::sha256;
 
-/// Make the tarballs, the OCI image, the chart, checksums and bills of materials at target/dist.
+/// Make tarballs, packages, the OCI image, the chart, checksums and bills of materials at target/dist.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Processors.
@@ -30,6 +34,12 @@ pub(crate) struct Args {
     /// Then build all of it again from a copy elsewhere, and compare.
     #[arg(long)]
     twice: bool,
+    /// Make the .deb and the .rpm too, which takes cargo-deb and cargo-generate-rpm.
+    #[arg(long)]
+    packages: bool,
+    /// The packages too, and then look at them with lintian, rpmlint and rpm, and install the .deb in a guest with systemd.
+    #[arg(long)]
+    check: bool,
     /// Don't start what was built.
     #[arg(long)]
     untried: bool,
@@ -42,6 +52,9 @@ struct Release {
     epoch: u64,
     arches: Vec<Arch>,
     directory: PathBuf,
+    /// `None`: not a clone.
+    commit: Option<String>,
+    packages: bool,
 }
 
 impl Release {
@@ -56,13 +69,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         &[Group::Dist, Group::CrossKernels]
     };
-    step("setup", || setup::ensure(groups))?;
+    let mut groups = groups.to_vec();
+    let packages = args.packages || args.check;
+    if packages {
+        groups.push(Group::Packages);
+    }
+    if args.check {
+        groups.push(Group::Kernels);
+    }
+    step("setup", || setup::ensure(&groups))?;
     let sh = shell()?;
     let release = Release {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         epoch: epoch(&sh)?,
         arches: args.arch.clone(),
         directory: root().join("target/dist"),
+        commit: cmd!(sh, "git rev-parse HEAD").quiet().ignore_stderr().read().ok(),
+        packages,
     };
     make(&sh, &release, &root())?;
     if !args.untried {
@@ -72,6 +95,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             })?;
         }
         step("try the image", || trial::image(&sh, &release))?;
+    }
+    if args.check {
+        step("look at the packages", || packages::check(&sh, &release))?;
+        for arch in release.arches.iter().filter(|arch| arch.is_native()) {
+            let deb = packages::deb(&release, *arch);
+            step("the .deb under a real systemd", || crate::kernels::package(&deb))?;
+        }
     }
     if args.twice {
         step("all of it again, from another directory", || again(&sh, &release))?;
@@ -110,7 +140,12 @@ fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
         inventory::make(sh, release, source)
     })?;
     step("tarballs and chart", || bundle::make(sh, release, source))?;
+    if release.packages {
+        step("packages", || packages::make(sh, release, source))?;
+    }
+    step("kubectl plugin", || krew::make(release, source))?;
     step("image", || image::make(release, source))?;
+    provenance::make(sh, release, &outputs(sh, &release.directory)?)?;
     checksums(sh, release)
 }
 
@@ -158,6 +193,8 @@ fn again(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         directory: source.join("target/dist"),
         arches: release.arches.clone(),
         epoch: release.epoch,
+        commit: release.commit.clone(),
+        packages: release.packages,
     };
     make(sh, &copy, &source)?;
     let [first, second] = [release, &copy].map(|release| sh.read_file(release.directory.join("SHA256SUMS")));

@@ -115,7 +115,13 @@ pub(crate) fn usual() -> anyhow::Result<Totals> {
 /// The unit as it is shipped, under a real systemd.
 pub(crate) fn systemd() -> anyhow::Result<()> {
     let (arch, _) = usual_versions()?;
-    systemd::trial(&shell()?, arch)
+    systemd::trial(&shell()?, arch, None)
+}
+
+/// The same unit, from a package.
+pub(crate) fn package(deb: &Path) -> anyhow::Result<()> {
+    let (arch, _) = usual_versions()?;
+    systemd::trial(&shell()?, arch, Some(deb))
 }
 
 /// What a program says as the only process of a guest of Amazon Linux 2023's kernel version, with nothing mounted.

@@ -40,6 +40,8 @@ pub(crate) enum Group {
     Test,
     /// What `cargo xtask dist` makes bills of materials with, and what tries the image.
     Dist,
+    /// What `cargo xtask dist --packages` and `--check` make packages and look at them with.
+    Packages,
     /// Guests that `cargo xtask test --kernel` boots.
     Kernels,
     /// What `cargo xtask bench offline` measures against.
@@ -89,8 +91,14 @@ impl Group {
                 "mmdebstrap",
                 // libFuzzer, inside libfuzzer-sys, is C++.
                 "g++",
+                // Manual pages and scripts.
+                "mandoc",
+                "man-db",
+                "groff-base",
+                "shellcheck",
             ],
             Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio", "kmod", "xz-utils"],
+            Self::Packages => &["lintian", "rpm", "rpm2cpio", "rpmlint", "cpio"],
             Self::Kernels => &[
                 "qemu-system-x86",
                 "mmdebstrap",
@@ -130,6 +138,7 @@ impl Group {
             Self::Lab
                 | Self::Ebpf
                 | Self::Dist
+                | Self::Packages
                 | Self::Kernels
                 | Self::CrossKernels
                 | Self::Foreign
@@ -185,7 +194,10 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
         prometheus(&sh)?;
     }
     if groups.contains(&Group::Dist) {
-        bills_of_materials(&sh)?;
+        dist_tools(&sh, DIST_TOOLS)?;
+    }
+    if groups.contains(&Group::Packages) {
+        dist_tools(&sh, PACKAGE_TOOLS)?;
     }
     Ok(())
 }
@@ -197,21 +209,27 @@ fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
     make_venv(sh, &toolchain::tools().join("deploy"), &wanted, what)
 }
 
-fn bills_of_materials(sh: &Shell) -> anyhow::Result<()> {
-    const VERSION: &str = "0.5.9";
-    let said = cmd!(sh, "cargo cyclonedx --version").quiet().ignore_stderr().read();
-    match said.as_deref().map(|said| said.trim().rsplit(' ').next()) {
-        Ok(Some(VERSION)) => return Ok(()),
-        Ok(Some(other)) => say(&format!("cargo-cyclonedx: found {other}, {VERSION} is needed")),
-        _ => {}
-    }
+/// What `cargo xtask dist` calls, and in which version.
+const DIST_TOOLS: &[(&str, &str)] = &[("cyclonedx", "0.5.9")];
+const PACKAGE_TOOLS: &[(&str, &str)] = &[("deb", "3.8.0"), ("generate-rpm", "0.21.1")];
+
+/// Subcommands of cargo that bills of materials and packages are made with.
+fn dist_tools(sh: &Shell, wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     let tools = toolchain::tools();
-    say(&format!("build cargo-cyclonedx into {} (a minute)", tools.display()));
-    cmd!(
-        sh,
-        "cargo install cargo-cyclonedx --version ={VERSION} --locked --force --root {tools}"
-    )
-    .run()?;
+    for &(name, version) in wanted {
+        let said = cmd!(sh, "cargo {name} --version").quiet().ignore_stderr().read();
+        match said.as_deref().map(|said| said.trim().rsplit(' ').next()) {
+            Ok(Some(found)) if found == version => continue,
+            Ok(Some(found)) => say(&format!("cargo-{name}: found {found}, {version} is needed")),
+            _ => {}
+        }
+        say(&format!("build cargo-{name} into {} (some minutes)", tools.display()));
+        cmd!(
+            sh,
+            "cargo install cargo-{name} --version ={version} --locked --force --root {tools}"
+        )
+        .run()?;
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod detectors;
 mod doctor;
 #[cfg(live)]
 mod live;
+mod man;
 #[cfg(not(live))]
 mod not_live;
 mod observe;
@@ -59,6 +60,8 @@ enum Command {
     Detectors(detectors::DetectorsArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// How a command ended that could run.
@@ -101,6 +104,7 @@ pub fn run() -> anyhow::Result<Status> {
         Command::Detectors(args) => args.run(),
         Command::Schema(args) => args.run(),
         Command::Completions(args) => args.run(),
+        Command::Man(args) => args.run(),
     }
 }
 

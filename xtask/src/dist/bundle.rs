@@ -4,16 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 use super::archive::{Archive, gzip};
-use super::{Release, inventory, program};
+use super::{Release, inventory, pages, program};
 use crate::kernels::Arch;
 
 /// What every tarball has besides the program, and where it comes from.
 const FILES: &[(&str, &str)] = &[
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
+    ("SECURITY.md", "SECURITY.md"),
     ("LICENSE-APACHE", "LICENSE-APACHE"),
     ("LICENSE-MIT", "LICENSE-MIT"),
     ("docs/deploy.md", "docs/deploy.md"),
@@ -24,29 +25,15 @@ const FILES: &[(&str, &str)] = &[
     ("grafana/imds-observer.json", "deploy/grafana/imds-observer.json"),
 ];
 
-/// Shells, and the files' names that they look for.
-const SHELLS: &[(&str, &str)] = &[
-    ("bash", "imds-observer"),
-    ("zsh", "_imds-observer"),
-    ("fish", "imds-observer.fish"),
-];
-
 pub(super) fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
-    // The program of this machine's processor writes them; without one there are none.
-    let native = release.arches.iter().find(|arch| arch.is_native());
-    let mut completions = Vec::new();
-    for (shell, name) in native.map_or(&[][..], |_| SHELLS) {
-        let program = program::path(release, *native.context("just found")?);
-        let text = cmd!(sh, "{program} completions {shell}").quiet().output()?.stdout;
-        completions.push((format!("completions/{shell}/{name}"), text));
-    }
+    let pages = pages::make(sh, release)?;
     for arch in &release.arches {
-        tarball(release, source, *arch, &completions)?;
+        tarball(release, source, *arch, &pages)?;
     }
     chart(release, source)
 }
 
-fn tarball(release: &Release, source: &Path, arch: Arch, completions: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
+fn tarball(release: &Release, source: &Path, arch: Arch, pages: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
     let top = format!("imds-observer-{}-{}-linux", release.version, arch.name());
     let mut archive = Archive::new(release.epoch);
     archive.directory(&top)?;
@@ -62,7 +49,7 @@ fn tarball(release: &Release, source: &Path, arch: Arch, completions: &[(String,
         &format!("{top}/{}", inventory::LICENCES),
         &fs::read(release.directory.join("programs").join(inventory::LICENCES))?,
     )?;
-    for (name, contents) in completions {
+    for (name, contents) in pages {
         archive.file(&format!("{top}/{name}"), contents)?;
     }
     fs::write(

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 
 use anyhow::{Context as _, ensure};
@@ -61,8 +61,8 @@ pub(super) fn system(sh: &Shell, arch: Arch) -> anyhow::Result<PathBuf> {
     Ok(archive)
 }
 
-/// Boots it, and fails if anything isn't as the unit and the documentation say.
-pub(super) fn trial(sh: &Shell, arch: Arch) -> anyhow::Result<()> {
+/// Boots it, and fails if anything isn't as the unit and the documentation say. With a package: what it installs instead.
+pub(super) fn trial(sh: &Shell, arch: Arch, deb: Option<&Path>) -> anyhow::Result<()> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let system = system(sh, arch)?;
     let tree = directory(arch).join("systemd");
@@ -79,6 +79,9 @@ pub(super) fn trial(sh: &Shell, arch: Arch) -> anyhow::Result<()> {
     for file in [&unit, &deploy.join("imds-observer.toml"), &own.join("trial.sh")] {
         sh.copy_file(file, tree.join("guest"))?;
     }
+    if let Some(deb) = deb {
+        sh.copy_file(deb, tree.join("guest/imds-observer.deb"))?;
+    }
     let units = tree.join("etc/systemd/system");
     sh.create_dir(units.join("multi-user.target.wants"))?;
     sh.copy_file(own.join("trial.service"), &units)?;
@@ -93,6 +96,9 @@ pub(super) fn trial(sh: &Shell, arch: Arch) -> anyhow::Result<()> {
     let said = Said::read(&text);
     said.judge(&fs::read_to_string(unit)?)
         .with_context(|| format!("the unit in a guest with systemd: see {}", console.display()))?;
+    let installed = said.get("installed")?;
+    let wanted = if deb.is_some() { "package" } else { "by hand" };
+    ensure!(installed == wanted, "it was installed {installed} and not {wanted}");
     eprintln!("{}: {}", said.get("version")?, said.get("exposure")?);
     Ok(())
 }

@@ -48,10 +48,20 @@ systemd-run --quiet --unit imds --property NetworkNamespacePath=/run/netns/imds 
 until_it "no answer from the metadata service" ask nobody-looks
 
 # docs/deploy.md, "On a host".
-install -m 755 /guest/imds-observer /usr/local/bin/
-install -m 644 /guest/imds-observer.toml /etc/
-install -m 644 /guest/imds-observer.service /etc/systemd/system/
-systemctl daemon-reload
+if [ -e /guest/imds-observer.deb ]; then
+    dpkg --install /guest/imds-observer.deb || tell failed "dpkg --install"
+    # A package of a service that attaches eBPF programs starts nothing by itself.
+    [ "$(systemctl is-active imds-observer)" = inactive ] || tell failed "the package started the service"
+    [ "$(command -v imds-observer)" = /usr/bin/imds-observer ] || tell failed "the package's program is not in PATH"
+    [ -s /usr/share/man/man1/imds-observer.1.gz ] || tell failed "the package has no manual page"
+    tell installed package
+else
+    install -m 755 /guest/imds-observer /usr/local/bin/
+    install -m 644 /guest/imds-observer.toml /etc/
+    install -m 644 /guest/imds-observer.service /etc/systemd/system/
+    systemctl daemon-reload
+    tell installed by hand
+fi
 tell version "$(systemctl --version | head -1)"
 systemctl enable --quiet --now imds-observer
 tell start.status $?

@@ -1,0 +1,120 @@
+//! The .deb and the .rpm of each processor, by cargo-deb and cargo-generate-rpm; what is in them stands in imds-observer/Cargo.toml.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use xshell::{Shell, cmd};
+
+use super::{Release, inventory, pages};
+use crate::kernels::Arch;
+use crate::setup::which;
+
+/// Where imds-observer/Cargo.toml looks for what isn't in the sources.
+const STAGE: &str = "target/package-files";
+/// Where programs of packages are; the unit of the tarball starts the one that an administrator put elsewhere.
+const UNIT_PATHS: (&str, &str) = ("/usr/local/bin/imds-observer", "/usr/bin/imds-observer");
+
+pub(super) fn deb(release: &Release, arch: Arch) -> PathBuf {
+    let name = format!("imds-observer_{}-1_{}.deb", release.version, arch.debian());
+    release.directory.join(name)
+}
+
+pub(super) fn rpm(release: &Release, arch: Arch) -> PathBuf {
+    let name = format!("imds-observer-{}-1.{}.rpm", release.version, arch.name());
+    release.directory.join(name)
+}
+
+pub(super) fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
+    stage(sh, release, source)?;
+    for arch in &release.arches {
+        let (target, deb, rpm) = (arch.target(), deb(release, *arch), rpm(release, *arch));
+        cmd!(
+            sh,
+            "cargo deb --quiet --locked --package imds-observer --no-build --no-strip --no-dbgsym --target {target} --output {deb}"
+        )
+        .run()?;
+        let epoch = release.epoch.to_string();
+        cmd!(
+            sh,
+            "cargo generate-rpm --package imds-observer --target {target} --auto-req disabled --source-date {epoch} --output {rpm}"
+        )
+        .run()?;
+    }
+    Ok(())
+}
+
+fn stage(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
+    let stage = source.join(STAGE);
+    sh.remove_path(&stage)?;
+    sh.create_dir(&stage)?;
+    let unit = sh.read_file(source.join("deploy/systemd/imds-observer.service"))?;
+    ensure!(unit.contains(UNIT_PATHS.0), "the unit starts {}", UNIT_PATHS.0);
+    sh.write_file(
+        stage.join("imds-observer.service"),
+        unit.replace(UNIT_PATHS.0, UNIT_PATHS.1),
+    )?;
+    let licences = release.directory.join("programs").join(inventory::LICENCES);
+    sh.copy_file(licences, &stage)?;
+    for (name, contents) in pages::make(sh, release)? {
+        let path = stage.join(name);
+        sh.create_dir(path.parent().context("a page has a directory")?)?;
+        sh.write_file(path, contents)?;
+    }
+    ensure!(
+        sh.path_exists(stage.join("man")),
+        "packages need manual pages, which a program for this machine's processor writes: name it too (--arch)"
+    );
+    Ok(())
+}
+
+/// With the distributions' own programs: lintian, rpm, rpmlint, and an installation in a Debian of its own.
+pub(super) fn check(sh: &Shell, release: &Release) -> anyhow::Result<()> {
+    for program in ["lintian", "rpm", "rpmlint", "dpkg-deb"] {
+        ensure!(
+            which(sh, program),
+            "{program} isn't there (cargo xtask setup --for packages)"
+        );
+    }
+    let overrides = super::super::run::root().join("deploy/rpmlint.toml");
+    for arch in &release.arches {
+        let (deb, rpm) = (deb(release, *arch), rpm(release, *arch));
+        cmd!(
+            sh,
+            "lintian --fail-on error,warning --no-tag-display-limit --suppress-tags-from-file deploy/lintian-tags {deb}"
+        )
+        .run()?;
+        cmd!(sh, "rpm --checksig --nosignature {rpm}").run()?;
+        cmd!(sh, "rpmlint --strict --config {overrides} {rpm}").run()?;
+        same_files(sh, &deb, &rpm)?;
+    }
+    Ok(())
+}
+
+/// Both packages lay the same program, unit and configuration.
+fn same_files(sh: &Shell, deb: &Path, rpm: &Path) -> anyhow::Result<()> {
+    let directory = sh.create_temp_dir()?;
+    let [from_deb, from_rpm] = ["deb", "rpm"].map(|kind| directory.path().join(kind));
+    sh.create_dir(&from_rpm)?;
+    cmd!(sh, "dpkg-deb --extract {deb} {from_deb}").run()?;
+    let archive = directory.path().join("archive");
+    let bytes = cmd!(sh, "rpm2cpio {rpm}").quiet().output()?.stdout;
+    sh.write_file(&archive, bytes)?;
+    {
+        let _inside = sh.push_dir(&from_rpm);
+        cmd!(sh, "cpio --quiet --extract --make-directories --file {archive}").run()?;
+    }
+    for name in [
+        "usr/bin/imds-observer",
+        "etc/imds-observer.toml",
+        "usr/lib/systemd/system/imds-observer.service",
+    ] {
+        let [a, b] = [&from_deb, &from_rpm].map(|root| root.join(name));
+        let (a, b) = (std::fs::read(&a), std::fs::read(&b));
+        let (a, b) = (
+            a.with_context(|| format!("{name} of the .deb"))?,
+            b.with_context(|| format!("{name} of the .rpm"))?,
+        );
+        ensure!(a == b, "{name} isn't the same in both packages");
+    }
+    Ok(())
+}
