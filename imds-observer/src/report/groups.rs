@@ -70,7 +70,7 @@ pub fn groups<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Vec<Group<
             }
         })
         .collect();
-    groups.sort_by(|a, b| order(a.first()).cmp(&order(b.first())));
+    groups.sort_by_key(|group| order(group.first()));
     groups
 }
 
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use crate::record::{Kind, SCHEMA, Subject};
 
-    fn finding(code: Code, subject: &str, evidence: Value, commands: &[&str], text: &str) -> Finding {
+    fn finding(code: Code, subject: &str, evidence: &Value, commands: &[&str], text: &str) -> Finding {
         Finding {
             record: Kind::Finding,
             schema: SCHEMA,
@@ -245,7 +245,7 @@ mod tests {
                 finding(
                     Code::TokenResponseLost,
                     &format!("pod {pod}"),
-                    limit(needed),
+                    &limit(needed),
                     &[&command],
                     "",
                 )
@@ -262,23 +262,23 @@ mod tests {
         let cause = |cause: &str| json!({ "cause": cause });
         let path = |path: &str| json!({ "path": path });
         let findings = [
-            finding(Code::Imdsv1Request, "a", cause("client"), &[], "Update it."),
-            finding(Code::Imdsv1Request, "b", cause("client"), &[], "Update it."),
+            finding(Code::Imdsv1Request, "a", &cause("client"), &[], "Update it."),
+            finding(Code::Imdsv1Request, "b", &cause("client"), &[], "Update it."),
             finding(
                 Code::Imdsv1Request,
                 "c",
-                cause("token-request-throttled"),
+                &cause("token-request-throttled"),
                 &[],
                 "Update it.",
             ),
-            finding(Code::Imdsv1Request, "d", cause("client"), &[], "Set an option."),
-            finding(Code::NotFound, "a", path("/x"), &[], "Correct the path."),
-            finding(Code::NotFound, "b", path("/y"), &[], "Correct the path."),
-            finding(Code::NotFound, "c", path("/tags/x"), &["enable tags"], "Tags are off."),
+            finding(Code::Imdsv1Request, "d", &cause("client"), &[], "Set an option."),
+            finding(Code::NotFound, "a", &path("/x"), &[], "Correct the path."),
+            finding(Code::NotFound, "b", &path("/y"), &[], "Correct the path."),
+            finding(Code::NotFound, "c", &path("/tags/x"), &["enable tags"], "Tags are off."),
             finding(
                 Code::NotFound,
                 "d",
-                path("/tags/y"),
+                &path("/tags/y"),
                 &["enable tags"],
                 "Tags are off here too.",
             ),
