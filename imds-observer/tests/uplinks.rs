@@ -87,6 +87,24 @@ fn pods_routed_by_source_or_interface_and_multipath_are_found() {
     ip(node, "rule add iif cni0 lookup 2");
     assert_eq!(uplinks(node), ["eth0", "eth1"]);
     ip(node, "rule del iif cni0 lookup 2");
+    for rule in [
+        "fwmark 0x7",
+        "oif eth1",
+        "uidrange 65533-65533",
+        "ipproto tcp dport 80",
+        "not fwmark 0x7",
+    ] {
+        ip(node, &format!("rule add {rule} lookup 2"));
+        assert_eq!(uplinks(node), ["eth0", "eth1"], "{rule}");
+        ip(node, &format!("rule del {rule} lookup 2"));
+    }
+    ip(node, "route add default via 10.77.1.1 dev eth1 metric 4000");
+    assert_eq!(
+        uplinks(node),
+        ["eth0", "eth1"],
+        "for sockets that are bound to the device"
+    );
+    ip(node, "route del default via 10.77.1.1 dev eth1 metric 4000");
     ip(node, "rule add from 10.88.0.2 to 10.0.0.0/8 lookup 2");
     assert_eq!(uplinks(node), ["eth0"], "that rule is for other destinations");
     ip(

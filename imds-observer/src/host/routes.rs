@@ -73,6 +73,8 @@ pub struct Rule {
     pub uids: Option<(u32, u32)>,
     /// Protocol or port ranges or others that are not read here.
     pub narrowed: bool,
+    /// To the table of the VRF that the packet or its socket belongs to.
+    pub l3mdev: bool,
     pub inverted: bool,
 }
 
@@ -184,12 +186,24 @@ impl Routing {
 
     /// The entries of one table. A table that doesn't exist is empty.
     pub fn table(&mut self, table: u32, v6: bool) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = self.dump_routes(Some(table), v6)?;
+        routes.retain(|route| route.table == table);
+        Ok(routes)
+    }
+
+    /// The entries of all tables.
+    pub fn routes(&mut self, v6: bool) -> Result<Vec<Route>, NetlinkError> {
+        self.dump_routes(None, v6)
+    }
+
+    fn dump_routes(&mut self, table: Option<u32>, v6: bool) -> Result<Vec<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(v6);
-        message.attributes.push(RouteAttribute::Table(table));
+        message.attributes.extend(table.map(RouteAttribute::Table));
         let replies = match self.netlink.dump(RTM_GETROUTE, &bytes(&message)) {
             Ok(replies) => replies,
-            Err(NetlinkError::Refused(libc::ENOENT)) => return Ok(Vec::new()),
+            // No such table, or a kernel without this family.
+            Err(NetlinkError::Refused(libc::ENOENT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         Ok(replies
@@ -197,7 +211,6 @@ impl Routing {
             .filter_map(|reply| RouteMessage::parse(reply.payload.as_slice()).ok())
             .filter(|message| !message.header.flags.contains(RouteFlags::Cloned))
             .filter_map(|message| route(&message))
-            .filter(|route| route.table == table)
             .collect())
     }
 
@@ -351,6 +364,7 @@ fn rule(message: &RuleMessage) -> Rule {
         mark: None,
         uids: None,
         narrowed: header.tos != 0,
+        l3mdev: false,
         inverted: header.flags.contains(RuleFlags::Invert),
     };
     let (mut mark, mut mask) = (None, u32::MAX);
@@ -369,7 +383,10 @@ fn rule(message: &RuleMessage) -> Rule {
             | RuleAttribute::IpProtocol(_)
             | RuleAttribute::SourcePortRange(_)
             | RuleAttribute::DestinationPortRange(_) => rule.narrowed = true,
-            RuleAttribute::L3MDev(on) => rule.narrowed |= *on,
+            RuleAttribute::L3MDev(on) => {
+                rule.narrowed |= *on;
+                rule.l3mdev = *on;
+            }
             _ => {}
         }
     }

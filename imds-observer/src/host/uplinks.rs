@@ -1,12 +1,14 @@
 //! Which interfaces lead to the metadata service, now and as they come and go.
 //!
-//! Only the kernel is asked. Besides the way of this host's own packets, the ways of those that come from elsewhere count: rules
-//! by source or incoming interface, as the VPC CNI makes them for pods, lead through tables of their own.
+//! Only the kernel is asked. Every table counts that a rule leads some packet to, whatever the rule looks at (source, incoming interface,
+//! mark, user, bound device), and in a table every route that covers an endpoint: a socket that is bound to a device (SO_BINDTODEVICE)
+//! takes routes that others pass over.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use netlink_packet_route::route::RouteType;
 use netlink_packet_route::rule::RuleAction;
@@ -18,8 +20,10 @@ use super::routes::{LOCAL_TABLE, Link, Route, Routed, Routing};
 
 /// Interfaces that are followed at once. An instance has at most 15 network cards' worth of them; trunks have more.
 const MAX_UPLINKS: usize = 128;
-/// Tables that rules by source lead to; more are left out.
-const MAX_TABLES: usize = 256;
+/// The tables are read again no sooner than after this many times as long as reading them took: a router's are long, and change all the time.
+const READING_SHARE: u32 = 20;
+/// Reading that is over so soon is no load, however often it is done.
+const SHORT_READING: Duration = Duration::from_millis(20);
 /// A VLAN on a bond on a ...: deeper stacks are no stacks.
 const MAX_DEPTH: usize = 8;
 /// `RTNLGRP_LINK`, `_IPV4_ROUTE`, `_IPV4_RULE`, `_IPV6_ROUTE`, `_IPV6_RULE`.
@@ -38,7 +42,9 @@ pub struct Uplinks;
 impl Uplinks {
     /// Of the network namespace that the calling thread is in. Empty where no route leads out: a finding, not an error.
     pub fn discover(endpoints: &[IpAddr]) -> Result<Vec<Uplink>, NetlinkError> {
-        discover(&mut Routing::open()?, endpoints)
+        let mut found = discover(&mut Routing::open()?, endpoints)?;
+        found.truncate(MAX_UPLINKS);
+        Ok(found)
     }
 }
 
@@ -57,21 +63,25 @@ fn discover(routing: &mut Routing, endpoints: &[IpAddr]) -> Result<Vec<Uplink>, 
         if wanted.is_empty() {
             continue;
         }
-        let tables: BTreeSet<u32> = routing
-            .rules(v6)?
-            .iter()
-            .filter(|rule| rule.action == RuleAction::ToTable && rule.table != LOCAL_TABLE)
-            .filter(|rule| rule.from.is_some() || rule.iif.is_some())
-            .filter(|rule| wanted.iter().any(|endpoint| rule.may_concern(*endpoint)))
-            .map(|rule| rule.table)
-            .collect();
-        for table in tables.into_iter().take(MAX_TABLES) {
-            let routes = routing.table(table, v6)?;
-            for endpoint in &wanted {
-                let best = best(&routes, *endpoint).filter(|route| route.kind == RouteType::Unicast);
-                found.extend(best.iter().flat_map(|route| &route.hops).map(|hop| hop.ifindex));
+        let mut tables = BTreeSet::new();
+        let mut any_table = false;
+        for rule in routing.rules(v6)? {
+            if rule.action == RuleAction::ToTable && wanted.iter().any(|endpoint| rule.may_concern(*endpoint)) {
+                tables.insert(rule.table);
+                // The table of whichever VRF the packet or the socket belongs to.
+                any_table |= rule.l3mdev;
             }
         }
+        let routes = routing.routes(v6)?;
+        found.extend(
+            routes
+                .iter()
+                .filter(|route| route.table != LOCAL_TABLE && (any_table || tables.contains(&route.table)))
+                .filter(|route| route.kind == RouteType::Unicast)
+                .filter(|route| wanted.iter().any(|endpoint| route.covers(*endpoint)))
+                .flat_map(|route| &route.hops)
+                .map(|hop| hop.ifindex),
+        );
     }
     let links = routing.links()?;
     Ok(uplinks(&found, &links))
@@ -104,7 +114,6 @@ fn uplinks(found: &BTreeSet<u32>, links: &[Link]) -> Vec<Uplink> {
         .iter()
         .filter_map(|index| link(*index))
         .filter(|link| !link.loopback && !passes_again(link.ifindex))
-        .take(MAX_UPLINKS)
         .map(|link| Uplink {
             ifindex: link.ifindex,
             name: link.name.clone(),
@@ -131,6 +140,10 @@ pub struct UplinkMonitor {
     known: Vec<Uplink>,
     /// Changed while a question failed: ask again.
     stale: bool,
+    /// When the tables may be read again.
+    rested: Instant,
+    /// Interfaces beyond the bound.
+    left_out: usize,
 }
 
 impl UplinkMonitor {
@@ -153,6 +166,8 @@ impl UplinkMonitor {
             endpoints: endpoints.to_vec(),
             known: Vec::new(),
             stale: true,
+            rested: Instant::now(),
+            left_out: 0,
         })
     }
 
@@ -165,20 +180,32 @@ impl UplinkMonitor {
         &self.known
     }
 
+    /// Interfaces that lead to the endpoints too, and are not followed because there are too many.
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+
     /// What has changed since the last call. Doesn't block; asks the kernel only when it has told of a change.
     pub fn changes(&mut self) -> Result<Vec<UplinkChange>, NetlinkError> {
         self.stale |= drain(&self.events)?;
-        if !self.stale {
+        let begin = Instant::now();
+        if !self.stale || begin < self.rested {
             return Ok(Vec::new());
         }
-        let now = discover(&mut self.routing, &self.endpoints)?;
-        let links = self.routing.links()?;
+        let found = discover(&mut self.routing, &self.endpoints).and_then(|now| Ok((now, self.routing.links()?)));
+        let reading = begin.elapsed();
+        if reading > SHORT_READING {
+            self.rested = begin + reading * READING_SHARE;
+        }
+        let (now, links) = found?;
         self.stale = false;
-        Ok(settle(&mut self.known, now, &links))
+        let changes = settle(&mut self.known, &now, &links);
+        self.left_out = now.iter().filter(|uplink| !self.known.contains(uplink)).count();
+        Ok(changes)
     }
 }
 
-fn settle(known: &mut Vec<Uplink>, now: Vec<Uplink>, links: &[Link]) -> Vec<UplinkChange> {
+fn settle(known: &mut Vec<Uplink>, now: &[Uplink], links: &[Link]) -> Vec<UplinkChange> {
     let mut changes = Vec::new();
     known.retain(|uplink| {
         let there = links.iter().any(|link| link.ifindex == uplink.ifindex);
@@ -190,7 +217,7 @@ fn settle(known: &mut Vec<Uplink>, now: Vec<Uplink>, links: &[Link]) -> Vec<Upli
     for uplink in now {
         if known.len() < MAX_UPLINKS && !known.iter().any(|known| known.ifindex == uplink.ifindex) {
             known.push(uplink.clone());
-            changes.push(UplinkChange::Appeared(uplink));
+            changes.push(UplinkChange::Appeared(uplink.clone()));
         }
     }
     changes
@@ -271,14 +298,14 @@ mod tests {
         let links = [link(2, "eth0", None), link(3, "eth1", None)];
         let mut known = Vec::new();
         assert_eq!(
-            settle(&mut known, vec![eth0.clone()], &links),
+            settle(&mut known, std::slice::from_ref(&eth0), &links),
             [UplinkChange::Appeared(eth0.clone())]
         );
         assert_eq!(
-            settle(&mut known, vec![eth1.clone()], &links),
+            settle(&mut known, std::slice::from_ref(&eth1), &links),
             [UplinkChange::Appeared(eth1)]
         );
-        assert_eq!(settle(&mut known, vec![], &links), []);
-        assert_eq!(settle(&mut known, vec![], &links[1..]), [UplinkChange::Gone(eth0)]);
+        assert_eq!(settle(&mut known, &[], &links), []);
+        assert_eq!(settle(&mut known, &[], &links[1..]), [UplinkChange::Gone(eth0)]);
     }
 }

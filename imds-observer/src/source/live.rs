@@ -53,6 +53,8 @@ pub struct LiveSource {
     /// See [`LiveOptions::gather`].
     gather: Duration,
     undecoded: u64,
+    /// From before every hook was attached, for the first batch.
+    early: Vec<Event>,
     told_loss: LossCounts,
     /// The last look into the ring, and what it brought.
     drained: (Instant, usize),
@@ -101,6 +103,7 @@ impl LiveSource {
             confinement: None,
             gather: options.gather,
             undecoded: 0,
+            early: Vec::new(),
             told_loss: LossCounts::default(),
             drained: (now, 0),
             came: now,
@@ -115,6 +118,12 @@ impl LiveSource {
         {
             tracing::warn!("{error}");
             source.kernel.miss_uplink(error.to_string());
+        }
+        let left_out = source.monitor.as_ref().map_or(0, UplinkMonitor::left_out);
+        if left_out > 0 {
+            source.kernel.miss_uplink(format!(
+                "{left_out} more interfaces lead to the endpoints than can be followed"
+            ));
         }
         if source.monitor.is_some()
             && source.interfaces().is_empty()
@@ -133,7 +142,23 @@ impl LiveSource {
         for (ifindex, name) in uplinks {
             source.begin_counting(ifindex, &name);
         }
+        source.begin();
         Ok(source)
+    }
+
+    /// Observation begins when every hook is attached. Before that, packets show at some of them: a request without its TTL on the wire,
+    /// or without its process. What is known of processes and their sockets by then is kept.
+    fn begin(&mut self) {
+        let mut events = Vec::new();
+        self.drain_all(&mut events);
+        events.retain(|event| !matches!(event, Event::Packet(_)));
+        self.early = events;
+    }
+
+    /// All that is there; not what goes on coming in a flood.
+    fn drain_all(&mut self, out: &mut Vec<Event>) {
+        let most = out.len() + LAST_EVENTS;
+        while self.drain(out) == BATCH && out.len() < most {}
     }
 
     pub fn kernel(&self) -> &Kernel {
@@ -196,6 +221,7 @@ impl LiveSource {
     /// Waits up to `wait` for events and appends what is there. `false`: nothing came.
     fn read(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<bool> {
         let before = out.len();
+        out.append(&mut self.early);
         if !self.asleep {
             self.gather()?;
         }
@@ -354,9 +380,8 @@ impl Source for LiveSource {
     }
 
     fn last_batch(&mut self, out: &mut Vec<Event>) {
-        // All that was there; not what goes on coming in a flood.
-        let most = out.len() + LAST_EVENTS;
-        while self.drain(out) == BATCH && out.len() < most {}
+        out.append(&mut self.early);
+        self.drain_all(out);
         self.sample(out);
     }
 }
