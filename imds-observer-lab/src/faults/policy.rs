@@ -77,9 +77,20 @@ fn load(kind: u32, attach: u32, instructions: &[u64]) -> Result<OwnedFd> {
     bpf::load("imdslab_policy", kind, attach, 0, instructions).context("load a policy program")
 }
 
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
 /// Another tool's program that lets all through, but has the lab's whole cgroup to itself at this hook: attached without
 /// `BPF_F_ALLOW_MULTI`.
 pub fn occupy(lab: &Lab, hook: Hook) -> Result<FaultGuard> {
+    attach_beside(lab, hook, 0)
+}
+
+/// Another tool's program that lets all through, at the lab's whole cgroup, beside which others may attach.
+pub fn accompany(lab: &Lab, hook: Hook) -> Result<FaultGuard> {
+    attach_beside(lab, hook, BPF_F_ALLOW_MULTI)
+}
+
+fn attach_beside(lab: &Lab, hook: Hook, attach_flags: u32) -> Result<FaultGuard> {
     let (attach_type, kind) = match hook {
         Hook::Connect4 => (ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
         Hook::Connect6 => (ATTACH_CGROUP_INET6_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
@@ -92,11 +103,11 @@ pub fn occupy(lab: &Lab, hook: Hook) -> Result<FaultGuard> {
         target_fd: directory.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
         attach_type,
-        attach_flags: 0,
+        attach_flags,
     };
-    call(BPF_PROG_ATTACH, &attributes()).context("attach an exclusive program to a cgroup")?;
+    call(BPF_PROG_ATTACH, &attributes()).context("attach a program to a cgroup")?;
     Ok(FaultGuard::new(move || {
-        call(BPF_PROG_DETACH, &attributes()).context("detach an exclusive program")?;
+        call(BPF_PROG_DETACH, &attributes()).context("detach a program from a cgroup")?;
         Ok(())
     }))
 }

@@ -28,7 +28,7 @@ use super::attach::cgroup2_mount;
 use super::btf::Btf;
 use super::clsact::Filters;
 use super::decode::Decoder;
-use super::occupied::{CgroupHook, exclusive_holder};
+use super::occupied::{CgroupHook, exclusive_holder, others};
 use super::offsets::{drop_reasons, kernel_offsets};
 use super::symbols::Symbols;
 use crate::host::rights::{self, Held, Right};
@@ -270,6 +270,7 @@ impl Kernel {
             self.note(hook, "cgroup", &target);
         }
         for (hook, kind) in [("connect4", CgroupHook::Connect4), ("connect6", CgroupHook::Connect6)] {
+            let others = others(&cgroup, kind);
             let result = self
                 .loaded::<CgroupSockAddr>(hook, None)
                 .and_then(|program| program.attach(&cgroup, CgroupAttachMode::Single));
@@ -280,6 +281,18 @@ impl Kernel {
                 result.map_err(|error| cgroup_why(&path, kind, &error)),
                 "attempts that fail before a packet leaves, and who made them",
             );
+            if !others.is_empty() {
+                self.missing.push(Missing {
+                    capability: format!("{hook}-before-others"),
+                    why: format!(
+                        "{} at {kind} of {target} may rewrite a connection's address",
+                        others.join(", ")
+                    ),
+                    blinds:
+                        "clients whose connection it sends to another address: no packet of theirs has an endpoint's"
+                            .into(),
+                });
+            }
         }
         let hook = "connect_tuple";
         let result = self

@@ -219,6 +219,22 @@ pub fn is_ours(name: &str) -> bool {
     OURS.contains(&name)
 }
 
+/// Programs at this hook of `cgroup` itself that are not an observer's. Empty where we may not ask.
+pub fn others(cgroup: &File, hook: CgroupHook) -> Vec<String> {
+    let ids = attached(cgroup, hook).map(|(_, ids)| ids).unwrap_or_default();
+    if ids.is_empty() {
+        return Vec::new();
+    }
+    let names = Names::read();
+    ids.into_iter()
+        .filter_map(|id| match names.of(id) {
+            Some(name) if is_ours(&name) => None,
+            Some(name) => Some(format!("program {name:?} (id {id})")),
+            None => Some(format!("another tool's program (id {id})")),
+        })
+        .collect()
+}
+
 /// Names the program that has `cgroup` to itself at this hook. `None`: there is none, or the kernel doesn't tell us.
 pub fn exclusive_holder(cgroup: &Path, hook: CgroupHook) -> Option<String> {
     let tolerated = |own: bool| {

@@ -94,8 +94,14 @@ fn told(programs: &[Occupant]) -> Vec<Check> {
             };
             at.truncate(MAX_NAMED);
             let found = format!("program {shown} at {hook} of {}{more}", at.join(", "));
+            let connects = [CgroupHook::Connect4, CgroupHook::Connect6];
             Check::new("cgroup-program", State::Note, found)
-                .meaning("may deny requests of processes in there: systemd's sd_fw_* do for IPAddressDeny=")
+                .meaning(if connects.iter().any(|connect| connect.to_string() == hook) {
+                    "may deny connections of processes in there, or rewrite their address (load balancing at the socket): clients \
+                     that it sends to another address than an endpoint's are not recorded"
+                } else {
+                    "may deny requests of processes in there: systemd's sd_fw_* do for IPAddressDeny="
+                })
                 .remedied(
                     "Look what it does if the observer reports denied-by-policy.",
                     ["bpftool cgroup tree".to_owned()],
