@@ -20,6 +20,8 @@ pub enum EventKind {
     Drop = 6,
     /// [`crate::SocketEvent`]: a TCP socket towards an endpoint changed its state or reports an error.
     Socket = 7,
+    /// [`crate::RedirectEvent`]: packets of a socket that connected to an endpoint go to another address.
+    Redirect = 8,
 }
 
 impl TryFrom<u16> for EventKind {
@@ -34,6 +36,7 @@ impl TryFrom<u16> for EventKind {
             5 => Self::Wire,
             6 => Self::Drop,
             7 => Self::Socket,
+            8 => Self::Redirect,
             other => return Err(other),
         })
     }

@@ -12,6 +12,7 @@ mod drop;
 mod flow;
 mod header;
 mod process;
+mod redirect;
 mod segment;
 pub mod sizes;
 mod socket;
@@ -27,6 +28,7 @@ pub use header::{Direction, EventHeader, EventKind};
 pub use process::{
     Ancestor, CGROUP_BYTES, CMDLINE_BYTES, COMM_BYTES, EXE_BYTES, MAX_ANCESTORS, ProcessEvent, ProcessKey,
 };
+pub use redirect::RedirectEvent;
 pub use segment::{HEAD_BYTES, HEADS_PER_PACKET, SegmentEvent, SegmentFlags};
 pub use socket::SocketEvent;
 pub use tuple::{Tuple, mapped_v4};

@@ -7,7 +7,7 @@ pub const RING_BYTES: u32 = 4 << 20;
 pub const FLOWS: u32 = 32_768;
 /// Address pairs, before and after NAT: up to two a connection.
 pub const TUPLES: u32 = 65_536;
-/// First segments. Needed only until that segment reaches the uplink, micro- to milliseconds later.
+/// Segments with SYN or payload. Needed only until the segment reaches the uplink, micro- to milliseconds later.
 pub const SEQUENCES: u32 = 16_384;
 /// Calls of `connect()`: one a thread.
 pub const CONNECTING: u32 = 8_192;

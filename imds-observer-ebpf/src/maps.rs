@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use imds_observer_common::{
     CGROUP_BYTES, Connecting, DropEvent, Flow, HEAD_BYTES, InterfaceCounters, LossCounters, ProcessEvent, ProcessKey,
-    SegmentEvent, Tuple, WireEvent, sizes,
+    RedirectEvent, SegmentEvent, Tuple, WireEvent, sizes,
 };
 
 use crate::emit::count;
@@ -29,7 +29,7 @@ pub(crate) static FLOWS: LruHashMap<u64, Flow> = LruHashMap::with_max_entries(si
 #[map]
 pub(crate) static TUPLES: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(sizes::TUPLES, 0);
 
-/// Sequence number (and remote port) of a connection's first outgoing segment -> socket cookie.
+/// Numbers of an outgoing segment (`sequence_key`) -> socket cookie.
 #[map]
 pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(sizes::SEQUENCES, 0);
 
@@ -120,6 +120,7 @@ pub(crate) struct SegmentScratch {
     pub(crate) ip: Ip,
     /// Together with a process's announcement, which is called from here, the stack has 512 bytes and no room for it.
     pub(crate) flow: Flow,
+    pub(crate) redirect: RedirectEvent,
     taken: u32,
 }
 

@@ -20,6 +20,7 @@ pub(crate) const IPPROTO_ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
+pub(crate) const ACK: u8 = 16;
 
 /// IP header, of either family. Aligned, so that addresses are copied by words.
 #[repr(C, align(8))]
@@ -169,8 +170,19 @@ pub(crate) fn tuple(ip: &Ip, source_port: u16, destination_port: u16, request: b
     }
 }
 
-/// Key of the map that joins a connection across NAT: its first sequence number, which NAT leaves alone.
+/// Key of the map that joins a segment across NAT, which leaves both numbers alone. A SYN acknowledges nothing: it has the remote port instead.
 #[inline(always)]
-pub(crate) fn sequence_key(seq: u32, remote_port: u16) -> u64 {
-    u64::from(seq) | (u64::from(remote_port) << 32)
+pub(crate) fn sequence_key(tcp: &Tcp) -> u64 {
+    let other = if tcp.flags & SYN != 0 {
+        u32::from(tcp.destination)
+    } else {
+        tcp.ack
+    };
+    u64::from(tcp.seq) | (u64::from(other) << 32)
+}
+
+/// Of two ends that both have an endpoint's address, the server is the one with the well-known port.
+#[inline(always)]
+pub(crate) fn is_clients_port(own: u16, other: u16) -> bool {
+    own > other
 }

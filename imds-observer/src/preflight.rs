@@ -250,7 +250,7 @@ impl Seen {
                 Change::TokensRequired if version == ImdsVersion::V1 && !reads_nothing => {
                     why[0] = Some("asks without a token and is answered".to_owned());
                 }
-                Change::HopLimit(limit) if version == ImdsVersion::Token => match request.ttl.map(hops) {
+                Change::HopLimit(limit) if version == ImdsVersion::Token => match request.wire_ttl().map(hops) {
                     Some(hops) if *limit <= hops => {
                         why[1] = Some(format!(
                             "its token responses cross {} and need a hop limit of {}",

@@ -12,7 +12,7 @@ use network_types::tcp::TcpHdr;
 use crate::config::{bytes, drop_reasons, is_endpoint, is_endpoint_v4, offset};
 use crate::emit::{emit, header};
 use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES, with_slot};
-use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, SYN, Tcp};
+use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, SYN, Tcp, is_clients_port};
 use crate::task::netns;
 
 #[btf_tracepoint(function = "kfree_skb")]
@@ -104,8 +104,9 @@ fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Opt
         }
         (mapped_v4(source.to_ne_bytes()), mapped_v4(destination.to_ne_bytes()))
     };
-    let request = is_endpoint(&destination);
-    if !request && !is_endpoint(&source) {
+    let to_endpoint = is_endpoint(&destination);
+    let from_endpoint = is_endpoint(&source);
+    if !to_endpoint && !from_endpoint {
         return None;
     }
     let (protocol, ttl, header_len, total): (u8, u8, u32, u32) = if v6 {
@@ -135,6 +136,8 @@ fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Opt
     if payload_len == 0 && tcp.flags & SYN == 0 {
         return None;
     }
+    // On a host that has the endpoint's address itself, both are endpoints.
+    let request = to_endpoint && (!from_endpoint || is_clients_port(tcp.source, tcp.destination));
     with_slot(&DROP_SCRATCH, |scratch| {
         let event = &mut scratch.event;
         event.tuple = if request {

@@ -2,18 +2,29 @@
 //!
 //! The root cgroup of v2 sees the sockets of every network namespace.
 
-use aya_ebpf::bindings::__sk_buff;
+use core::ptr::read_volatile;
+
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
-use imds_observer_common::{Direction, EventKind, Flow, ProcessKey, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags};
+use imds_observer_common::{
+    Direction, EventKind, Flow, ProcessKey, RedirectEvent, STATUS_LINE_BYTES, SegmentEvent, SegmentFlags, Tuple,
+    mapped_v4,
+};
 
-use crate::config::{is_endpoint_v4, is_endpoint_v6, offset, reads_tasks_directly};
-use crate::emit::{count, each_head, emit_bytes, header, returned};
+use crate::config::{bytes, is_endpoint, is_endpoint_v4, is_endpoint_v6, offset, reads_tasks_directly, words};
+use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
 use crate::maps::{FLOWS, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, with_slot};
-use crate::packet::{self, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, sequence_key, tuple};
+use crate::packet::{
+    self, ACK, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Ip, RST, SYN, Tcp, is_clients_port,
+    sequence_key, tuple,
+};
 use crate::task::{current, current_cgroups, current_netns};
+
+/// As the kernel counts TCP states.
+const SYN_SENT: u32 = 2;
 
 #[cgroup_skb]
 pub(crate) fn segment_egress(ctx: SkBuffContext) -> i32 {
@@ -33,11 +44,14 @@ pub(crate) fn segment_ingress(ctx: SkBuffContext) -> i32 {
     1
 }
 
-/// The early way out for everybody else's traffic: direct access, no stack.
+/// The early exit for foreign traffic: direct access, no stack.
+///
+/// On egress the destination may have been rewritten by nat OUTPUT, so the socket's own remote address counts as well. A socket without one
+/// is the kernel's own, which answers for sockets that are gone or never were (RST, the ACKs of TIME_WAIT): not a client.
 #[inline(always)]
 fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
     let skb = ctx.skb.skb;
-    // SAFETY: the context is valid; the verifier checks each access against data_end.
+    // SAFETY: the context is valid; the verifier checks each access against data_end, and the socket against null.
     unsafe {
         let protocol = (*skb).protocol as u16;
         let data = (*skb).data as usize;
@@ -47,17 +61,96 @@ fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
                 return false;
             }
             let address = *((data + if EGRESS { 16 } else { 12 }) as *const u32);
-            return is_endpoint_v4(address) && *((data + 9) as *const u8) == IPPROTO_TCP;
+            let mut concerns = is_endpoint_v4(address);
+            if EGRESS {
+                let socket = (*skb).__bindgen_anon_2.sk;
+                if socket.is_null() {
+                    return false;
+                }
+                let remote = read_volatile(&raw const (*socket).dst_ip4);
+                concerns = remote != 0 && (concerns || is_endpoint_v4(remote));
+            }
+            return concerns && *((data + 9) as *const u8) == IPPROTO_TCP;
         }
         if protocol == ETH_P_IPV6 {
             if data + 40 > end {
                 return false;
             }
             let address = (data + if EGRESS { 24 } else { 8 }) as *const u32;
-            return is_endpoint_v6([*address, *address.add(1), *address.add(2), *address.add(3)]);
+            let mut concerns = is_endpoint_v6([*address, *address.add(1), *address.add(2), *address.add(3)]);
+            if EGRESS {
+                let socket = (*skb).__bindgen_anon_2.sk;
+                if socket.is_null() {
+                    return false;
+                }
+                let remote = remote_v6(socket);
+                concerns = remote[0] | remote[1] | remote[2] | remote[3] != 0 && (concerns || is_endpoint_v6(remote));
+            }
+            let next = *((data + 6) as *const u8);
+            return concerns && next != IPPROTO_UDP && next != IPPROTO_ICMPV6;
         }
     }
     false
+}
+
+/// Volatile, word by word: the verifier takes no wider reads, and none at an address that was computed.
+///
+/// # Safety
+///
+/// `socket` is not null.
+#[inline(always)]
+unsafe fn remote_v6(socket: *const bpf_sock) -> [u32; 4] {
+    // SAFETY: the caller's.
+    unsafe {
+        [
+            read_volatile(&raw const (*socket).dst_ip6[0]),
+            read_volatile(&raw const (*socket).dst_ip6[1]),
+            read_volatile(&raw const (*socket).dst_ip6[2]),
+            read_volatile(&raw const (*socket).dst_ip6[3]),
+        ]
+    }
+}
+
+/// Whether the socket that sends is still in SYN_SENT.
+#[inline(always)]
+fn is_connecting(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid, and the socket is compared with null.
+    unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        !socket.is_null() && read_volatile(&raw const (*socket).state) == SYN_SENT
+    }
+}
+
+/// Addresses and ports as the socket that sends has them, before any NAT. `false`: it has none.
+#[inline(always)]
+fn socket_tuple(skb: *mut __sk_buff, v6: bool, tuple: &mut Tuple) -> bool {
+    // SAFETY: the context is valid, and the socket is compared with null.
+    unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return false;
+        }
+        // Both families up front: otherwise the compiler folds their reads into one of a computed address.
+        let remote6 = remote_v6(socket);
+        let local6 = [
+            read_volatile(&raw const (*socket).src_ip6[0]),
+            read_volatile(&raw const (*socket).src_ip6[1]),
+            read_volatile(&raw const (*socket).src_ip6[2]),
+            read_volatile(&raw const (*socket).src_ip6[3]),
+        ];
+        let remote4 = read_volatile(&raw const (*socket).dst_ip4);
+        let local4 = read_volatile(&raw const (*socket).src_ip4);
+        tuple.remote_port = u16::from_be(read_volatile(&raw const (*socket).dst_port));
+        tuple.local_port = read_volatile(&raw const (*socket).src_port) as u16;
+        if v6 {
+            tuple.remote = bytes(remote6);
+            tuple.local = bytes(local6);
+        } else {
+            tuple.remote = mapped_v4(remote4.to_ne_bytes());
+            tuple.local = mapped_v4(local4.to_ne_bytes());
+        }
+    }
+    true
 }
 
 #[inline(always)]
@@ -105,7 +198,12 @@ fn try_egress(skb: *mut __sk_buff) -> bool {
 #[inline(always)]
 fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     let SegmentScratch {
-        event, head, ip, flow, ..
+        event,
+        head,
+        ip,
+        flow,
+        redirect,
+        ..
     } = scratch;
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
         count(|loss| &mut loss.unparsed);
@@ -114,18 +212,35 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
         return false;
     }
+    // The kernel refuses a server's stale acknowledgement (a port in TIME_WAIT) in the name of a socket that goes on connecting.
+    if tcp.flags & RST != 0 && is_connecting(skb) {
+        return false;
+    }
     // SAFETY: the context is valid.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     let end = tcp
         .seq
         .wrapping_add(payload_len)
         .wrapping_add(u32::from(tcp.flags & (SYN | FIN) != 0));
-    event.tuple = tuple(ip, tcp.source, tcp.destination, true);
+    // SAFETY: as above.
+    let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
+    // A socket whose remote address isn't an endpoint is sent to one by a packet filter: then the packet has the addresses.
+    if !socket_tuple(skb, v6, &mut event.tuple) || !is_endpoint(&event.tuple.remote) {
+        event.tuple = tuple(ip, tcp.source, tcp.destination, true);
+    }
 
     let mut fresh = true;
     let mut known = false;
-    // Changed where it lies: putting it in anew costs several times as much.
+    // Changed in place: inserting it again costs several times as much.
     let noted = FLOWS.get_ptr_mut(cookie);
+    // On a host that has the endpoint's address itself, the server's sockets look like clients.
+    if noted.is_none()
+        && tcp.flags & SYN == 0
+        && is_endpoint(&event.tuple.local)
+        && !is_clients_port(event.tuple.local_port, event.tuple.remote_port)
+    {
+        return false;
+    }
     let flow = if let Some(noted) = noted {
         // SAFETY: a live value; of one socket only one segment leaves at a time, and what else writes to it writes one byte.
         let flow = unsafe { &mut *noted };
@@ -146,6 +261,11 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow.reserved = 0;
         flow
     };
+    // Each segment that an uplink reports, so that a connection is joined whenever its uplink comes to be observed, and again when NAT
+    // maps it to another port.
+    if (payload_len > 0 || tcp.flags & SYN != 0) && SEQUENCES.insert(sequence_key(&tcp), cookie, 0).is_err() {
+        count(|loss| &mut loss.map_full);
+    }
     if fresh {
         // `current` is the sender for SYN and for payload that goes out for the first time, and for nothing else. A socket may
         // have been passed on or inherited since its connect().
@@ -168,15 +288,26 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
             flow.tid = sender.tid;
         }
         if !known || tcp.flags & SYN != 0 {
-            let joined = SEQUENCES.insert(sequence_key(tcp.seq, tcp.destination), cookie, 0);
             // SAFETY: compared at once.
             let found = unsafe { TUPLES.get(event.tuple) }.is_some_and(|noted| *noted == cookie);
-            if joined.is_err() || (!found && TUPLES.insert(&event.tuple, cookie, 0).is_err()) {
+            if !found && TUPLES.insert(&event.tuple, cookie, 0).is_err() {
                 count(|loss| &mut loss.map_full);
             }
+            if tcp.destination != event.tuple.remote_port || words(&ip.destination) != words(&event.tuple.remote) {
+                redirect.cookie = cookie;
+                redirect.tuple = event.tuple;
+                redirect.to = ip.destination;
+                redirect.to_port = tcp.destination;
+                redirect.reserved = 0;
+                redirect.header = header(EventKind::Redirect, size_of::<RedirectEvent>());
+                emit(redirect);
+            }
         }
-        flow.next_seq = end;
-        flow.seq_known = 1;
+        // An RST that answers a packet has that packet's number.
+        if tcp.flags & RST == 0 {
+            flow.next_seq = end;
+            flow.seq_known = 1;
+        }
         if payload_len > 0 {
             if flow.awaiting != 0 {
                 flow.pipelined = 1;
@@ -244,6 +375,20 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     }
     // SAFETY: the context is valid; at this hook the kernel has put the receiving socket into it.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    event.tuple = tuple(ip, tcp.source, tcp.destination, false);
+    let flow = FLOWS.get_ptr_mut(cookie);
+    // On a host that has the endpoint's address itself, requests come to the server's sockets from it.
+    if flow.is_none() {
+        if tcp.flags & (SYN | ACK) == SYN {
+            return false;
+        }
+        if tcp.flags & SYN == 0
+            && is_endpoint(&event.tuple.local)
+            && !is_clients_port(event.tuple.local_port, event.tuple.remote_port)
+        {
+            return false;
+        }
+    }
     let mut head_len = 0;
     if payload_len > 0 {
         head_len = status_line(skb, payload, payload_len, head.as_mut_ptr());
@@ -253,7 +398,6 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     event.cgroup_id = 0;
     event.tid = 0;
     event.netns = 0;
-    let flow = FLOWS.get_ptr_mut(cookie);
     if let Some(flow) = flow {
         // SAFETY: fields are read; another CPU sees either value.
         unsafe {
@@ -275,7 +419,6 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     }
 
     event.cookie = cookie;
-    event.tuple = tuple(ip, tcp.source, tcp.destination, false);
     event.seq = tcp.seq;
     event.ack = tcp.ack;
     event.payload_len = payload_len;

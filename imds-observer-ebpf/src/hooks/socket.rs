@@ -8,6 +8,7 @@ use imds_observer_common::{EventKind, SocketEvent, Tuple, mapped_v4};
 use crate::config::{is_endpoint, is_endpoint_v4, is_endpoint_v6_suffix, offset};
 use crate::emit::{emit, header};
 use crate::maps::FLOWS;
+use crate::packet::is_clients_port;
 use crate::task::netns;
 
 const ESTABLISHED: u32 = 1;
@@ -127,15 +128,21 @@ fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
     if new_state == ESTABLISHED && unsafe { FLOWS.get(cookie) }.is_some_and(|flow| flow.seq_known != 0) {
         return None;
     }
-    let remote_port: u16 = read(socket, offset!(sock_dport)?)?;
+    let remote_port = u16::from_be(read::<u16>(socket, offset!(sock_dport)?)?);
+    let local_port: u16 = read(socket, offset!(sock_num)?)?;
+    // On a host that has the endpoint's address itself, the server's sockets have it as their remote one, too.
+    // SAFETY: compared at once.
+    if is_endpoint(&local) && !is_clients_port(local_port, remote_port) && unsafe { FLOWS.get(cookie) }.is_none() {
+        return None;
+    }
     emit(&SocketEvent {
         header: header(EventKind::Socket, size_of::<SocketEvent>()),
         cookie,
         tuple: Tuple {
             local,
             remote,
-            local_port: read(socket, offset!(sock_num)?)?,
-            remote_port: u16::from_be(remote_port),
+            local_port,
+            remote_port,
         },
         error: offset!(sock_err).and_then(|field| read(socket, field)).unwrap_or(0),
         old_state: old_state as u8,

@@ -18,7 +18,7 @@ use crate::log::debug;
 use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch, with_slot};
 use crate::packet::{
     self, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
-    Ip, RST, SYN, load, sequence_key, tuple,
+    Ip, RST, SYN, Tcp, load, sequence_key, tuple,
 };
 
 const ETHERNET_HEADER: usize = 14;
@@ -172,21 +172,18 @@ fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, endpoint: bool, egress:
 
 const _: () = assert!(size_of::<InterfaceCounters>() == 2 * TRAFFIC_CLASSES * size_of::<u64>());
 
-/// The socket behind a packet at the uplink. The tuple here is the one after NAT; the first packet is found by its sequence
-/// number, all others by the tuple that it left behind.
+/// The socket behind a packet at the uplink; 0: none of this host is known. The tuple here is the one after NAT.
+///
+/// A segment with SYN or payload is found by its numbers, which are stronger evidence than the addresses: the wire's port may have
+/// belonged to another connection. All other packets are found by the tuple that such a segment left behind.
 #[inline(always)]
-fn join(tuple: &Tuple, seq: u32, egress: bool, first: bool) -> u64 {
-    if egress {
-        // A SYN may reuse the wire tuple of a connection before it: its own number decides.
+fn join(tuple: &Tuple, tcp: &Tcp, egress: bool, payload_len: u32) -> u64 {
+    let first = tcp.flags & SYN != 0;
+    if egress && (first || payload_len > 0) {
         // SAFETY: copied at once.
-        let known = if first { None } else { unsafe { TUPLES.get(tuple) } };
-        if let Some(cookie) = known {
-            return *cookie;
-        }
-        // SAFETY: as above.
-        if let Some(cookie) = unsafe { SEQUENCES.get(sequence_key(seq, tuple.remote_port)) } {
+        if let Some(cookie) = unsafe { SEQUENCES.get(sequence_key(tcp)) } {
             let cookie = *cookie;
-            // Without NAT the socket's own addresses are noted already, and looking costs less than noting again.
+            // Mostly noted already, and looking costs less than noting again.
             // SAFETY: compared at once.
             let noted = unsafe { TUPLES.get(tuple) }.is_some_and(|noted| *noted == cookie);
             if !noted && TUPLES.insert(*tuple, cookie, 0).is_err() {
@@ -194,8 +191,13 @@ fn join(tuple: &Tuple, seq: u32, egress: bool, first: bool) -> u64 {
             }
             return cookie;
         }
+        if first {
+            // A connection that is not a socket's of this host takes over the port of one that was.
+            let _ = TUPLES.remove(tuple);
+            return 0;
+        }
     }
-    // SAFETY: as above.
+    // SAFETY: copied at once.
     unsafe { TUPLES.get(tuple) }.copied().unwrap_or(0)
 }
 
@@ -228,10 +230,11 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
         }
     }
     event.tuple = tuple(ip, tcp.source, tcp.destination, egress);
-    event.cookie = join(&event.tuple, tcp.seq, egress, tcp.flags & SYN != 0);
-    // A known socket's own hooks tell that it was answered, and how it closes.
-    let answered = !egress && tcp.flags & RST == 0;
-    if payload_len == 0 && event.cookie != 0 && (answered || tcp.flags & (SYN | RST) == 0) {
+    event.cookie = join(&event.tuple, &tcp, egress, payload_len);
+    // A known socket's own hooks report that it was answered, and how it closes. An RST that leaves is no end: the kernel also answers
+    // a server's stale acknowledgement with one while the socket goes on connecting.
+    let reported = if egress { SYN } else { RST };
+    if payload_len == 0 && event.cookie != 0 && tcp.flags & reported == 0 {
         return false;
     }
     event.seq = tcp.seq;

@@ -78,6 +78,7 @@ pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange 
             ttl: Some(63),
             forwarded: n.is_multiple_of(11),
             retransmits: 0,
+            ttl_on_wire: Some(true),
         },
         response: (!n.is_multiple_of(13)).then(|| Response {
             status: Some(status),

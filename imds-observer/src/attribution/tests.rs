@@ -245,6 +245,7 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
             ttl: None,
             forwarded: false,
             retransmits: 0,
+            ttl_on_wire: Some(true),
         },
         response: None,
         outcome: ExchangeOutcome::Answered,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use imds_observer_common::{
-    ConnectEvent, Direction, DropEvent, EventHeader, EventKind, HEAD_BYTES, ProcessEvent, ProcessKey,
+    ConnectEvent, Direction, DropEvent, EventHeader, EventKind, HEAD_BYTES, ProcessEvent, ProcessKey, RedirectEvent,
     STATUS_LINE_BYTES, SegmentEvent, SegmentFlags, SocketEvent, Tuple, WireEvent,
 };
 use thiserror::Error;
@@ -16,8 +16,8 @@ use super::offsets::DropReasons;
 use super::symbols::Symbols;
 use crate::record::{Ancestor, Process, Time};
 use crate::source::{
-    CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Sender, SocketChange,
-    SocketState, Vantage,
+    CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Redirection, Sender,
+    SocketChange, SocketState, Vantage,
 };
 
 /// Bytes from the ring buffer that are no event of ours.
@@ -117,6 +117,16 @@ impl Decoder {
             }
             EventKind::Drop => self.dropped(time, &take::<DropEvent>(bytes)?.0),
             EventKind::Socket => socket(time, &take::<SocketEvent>(bytes)?.0),
+            EventKind::Redirect => {
+                let (event, _) = take::<RedirectEvent>(bytes)?;
+                Ok(Event::Redirection(Redirection {
+                    time,
+                    flow: flow(event.cookie, &event.tuple),
+                    local: local(&event.tuple),
+                    remote: remote(&event.tuple),
+                    to: SocketAddr::new(address(event.to), event.to_port),
+                }))
+            }
         }
     }
 
@@ -392,7 +402,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..2048), kind in 0_u16..9) {
+        fn any_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..2048), kind in 0_u16..10) {
             if bytes.len() >= 10 {
                 bytes[8..10].copy_from_slice(&kind.to_ne_bytes());
             }

@@ -510,7 +510,7 @@ pub(super) fn token_fate(exchange: &Exchange) -> TokenFate {
     let Some(response) = &exchange.response else {
         return if exchange.outcome == ExchangeOutcome::Lost {
             TokenFate::Lost {
-                request_ttl: exchange.request.ttl,
+                request_ttl: exchange.request.wire_ttl(),
                 response_ttl: None,
             }
         } else {
@@ -521,7 +521,7 @@ pub(super) fn token_fate(exchange: &Exchange) -> TokenFate {
         let too_small = ttl_too_small(exchange);
         if too_small == Some(true) || (too_small.is_none() && exchange.outcome == ExchangeOutcome::Lost) {
             return TokenFate::Lost {
-                request_ttl: exchange.request.ttl,
+                request_ttl: exchange.request.wire_ttl(),
                 response_ttl: response.ttl,
             };
         }
@@ -546,7 +546,7 @@ pub(super) fn hops(request_ttl: u8) -> u8 {
 /// The formula of imds-facts section 1: a response dies on its way exactly when `response_ttl <= 64 - request_ttl`.
 /// `None`: one of both is not known.
 pub(super) fn ttl_too_small(exchange: &Exchange) -> Option<bool> {
-    let request_ttl = exchange.request.ttl?;
+    let request_ttl = exchange.request.wire_ttl()?;
     let response_ttl = exchange.response.as_ref()?.ttl?;
     Some(response_ttl <= hops(request_ttl))
 }

@@ -131,6 +131,15 @@ impl Attempt {
         refused
     }
 
+    /// Takes over the SYNs that were seen at an uplink before it was known whose they are.
+    pub(super) fn absorb(&mut self, other: &Self) {
+        self.watched |= other.watched;
+        self.wire_syns = self.wire_syns.saturating_add(other.wire_syns);
+        for (known, seen) in self.last_syn.iter_mut().zip(other.last_syn) {
+            *known = (*known).max(seen);
+        }
+    }
+
     pub(super) fn watch(&mut self) {
         self.watched = true;
     }

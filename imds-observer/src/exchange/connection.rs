@@ -17,7 +17,8 @@ use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, Res
 use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
 use crate::record::{Connection, End, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND, Time};
 use crate::source::{
-    ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Sender, SocketChange, SocketState, Vantage,
+    ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Redirection, Sender, SocketChange,
+    SocketState, Vantage,
 };
 
 const MILLISECOND: u64 = 1_000_000;
@@ -93,6 +94,8 @@ pub(super) struct Flow {
     /// How sure that is.
     local_from: LocalFrom,
     remote: SocketAddr,
+    /// Boxed: few connections have it, and all pay for its size.
+    redirected_to: Option<Box<SocketAddr>>,
     sender: Option<Sender>,
     attempt: Option<Attempt>,
     connect_ns: Option<u64>,
@@ -150,6 +153,7 @@ impl Flow {
             local: None,
             local_from: LocalFrom::Elsewhere,
             remote,
+            redirected_to: None,
             sender: None,
             attempt: None,
             connect_ns: None,
@@ -187,6 +191,10 @@ impl Flow {
         self.isn
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.is_some()
+    }
+
     /// Something would be lost if the flow were forgotten now.
     pub(super) fn is_busy(&self) -> bool {
         !self.pending.is_empty()
@@ -215,7 +223,7 @@ impl Flow {
             interface: None,
             cgroup: None,
             netns: None,
-            redirected_to: None,
+            redirected_to: self.redirected_to.as_deref().copied().map(text),
         }
     }
 
@@ -270,6 +278,7 @@ impl Flow {
         self.attempt
             .take_if(|attempt| attempt.has_failed() || !attempt.is_open());
         self.isn = None;
+        self.redirected_to = None;
         self.connect_ns = None;
         self.requests = RequestReader::new(limits.stream);
         self.responses = ResponseReader::new(limits.stream);
@@ -292,6 +301,49 @@ impl Flow {
 
     pub(super) fn supersede(&mut self) {
         self.superseded = true;
+    }
+
+    /// A packet filter sends its packets elsewhere.
+    pub(super) fn redirected(&mut self, event: &Redirection) {
+        self.last = self.last.max(event.time);
+        self.remote = event.remote;
+        self.know_local(event.local, LocalFrom::Socket);
+        self.redirected_to = Some(Box::new(event.to));
+    }
+
+    /// Takes over what was seen of this connection at an uplink, behind NAT, before it was known whose it is. How many requests can't be
+    /// reported: an answer that came later may be theirs or not.
+    pub(super) fn absorb(&mut self, other: &mut Self) -> u64 {
+        self.last = self.last.max(other.last);
+        self.uplink_seen |= other.uplink_seen;
+        self.wire_ttl = self.wire_ttl.or(other.wire_ttl);
+        if let (Some(attempt), Some(other)) = (&mut self.attempt, &other.attempt) {
+            attempt.absorb(other);
+        }
+        let mut unknown = 0;
+        for sighted in other.pending.drain(..) {
+            if let Some(known) = self.pending.iter_mut().find(|known| known.start == sighted.start) {
+                known.absorb(sighted);
+            } else if sighted.time < self.opened && sighted.answer.is_none() {
+                unknown += 1;
+            } else if sighted.time < self.opened {
+                // From before the socket's own hook was attached: reported here or nowhere.
+                self.number = self.number.saturating_add(1);
+                let at = self
+                    .pending
+                    .partition_point(|known| sighted.start.from(known.start) > 0);
+                let (number, sender) = (self.number, self.sender);
+                self.pending.insert(
+                    at,
+                    Pending {
+                        number,
+                        sender,
+                        ..sighted
+                    },
+                );
+            }
+        }
+        unknown
     }
 
     pub(super) fn connect_returned(&mut self, event: &ConnectResult) {
@@ -396,14 +448,14 @@ impl Flow {
     fn response_died(&mut self, event: &PacketDrop) {
         let seq = Seq(event.seq);
         if let Some(answer) = self.answer_in(seq, event.payload_len) {
-            answer.dropped(event.time, event.ttl);
+            answer.dropped(event.time);
             return;
         }
         // Nobody saw it arrive, but it must have: at an uplink that another program reads before us.
         let waiting = self.pending.iter_mut().find(|pending| pending.answer.is_none());
         if let Some(pending) = waiting.filter(|pending| pending.floor == seq) {
             let answer = pending.answer.insert(Answer::new(seq));
-            answer.dropped(event.time, event.ttl);
+            answer.dropped(event.time);
             self.last_response = Some(seq);
         }
     }
@@ -460,6 +512,11 @@ impl Flow {
         }
         if flags & Packet::SYN != 0 {
             self.know_sender(packet.sender);
+            if self.isn == Some(Seq(packet.seq)) && self.number == 0 {
+                // The RST before it refused a stale acknowledgement of the server (a port in TIME_WAIT): the client goes on connecting.
+                self.client_left = None;
+                self.closed = None;
+            }
             self.isn = Some(Seq(packet.seq));
             self.requests.start(Seq(packet.seq));
             let (socket, wire, place) = match packet.vantage {
@@ -517,6 +574,10 @@ impl Flow {
             if let Some(pending) = self.pending.iter_mut().find(touches) {
                 pending.sent_again(packet.time);
             }
+        }
+        // Of a socket's bytes its own hook brings all.
+        if packet.vantage == Vantage::Uplink && !self.socketless() {
+            return;
         }
         if packet.data.is_empty() && !packet.cut && !captured {
             if only_wire {
@@ -938,6 +999,11 @@ impl Flow {
     }
 
     fn judge(&self, pending: &Pending, now: Time, last: bool, ends_are_seen: Option<Time>) -> Verdict {
+        // Seen at an uplink alone: a socket of this host may yet turn out to have sent it.
+        let settled = pending.time.plus_ns(REORDER_NS);
+        if self.uplink_seen && self.socketless() && now < settled && !last {
+            return Verdict::Wait(settled);
+        }
         let answer = pending.answer.as_ref();
         if let Some((answer, delivered)) = answer.and_then(|answer| Some((answer, answer.delivered()?))) {
             // Whether these are credentials shows in their length, which may be known a moment later.
@@ -1111,6 +1177,7 @@ impl Flow {
         let length = pending.answer.as_ref().and_then(|answer| self.length(&pending, answer));
         let mut request = pending.request;
         request.ttl = self.wire_ttl.or(self.socket_ttl);
+        request.ttl_on_wire = request.ttl.map(|_| self.wire_ttl.is_some());
         let latency_ns = pending
             .answer
             .as_ref()

@@ -18,7 +18,6 @@ pub(super) struct Answer {
     /// Acknowledged by the client.
     acknowledged: Option<Time>,
     wire_ttl: Option<u8>,
-    socket_ttl: Option<u8>,
     /// This kernel freed it, or an ICMP error says that somebody did.
     pub(super) killed: bool,
     icmp: Option<IcmpError>,
@@ -39,7 +38,6 @@ impl Answer {
             at_socket: None,
             acknowledged: None,
             wire_ttl: None,
-            socket_ttl: None,
             killed: false,
             icmp: None,
             retransmits: 0,
@@ -66,7 +64,6 @@ impl Answer {
     pub(super) fn sight(&mut self, vantage: Vantage, time: Time, ttl: u8) {
         if vantage == Vantage::Socket {
             self.at_socket.get_or_insert(time);
-            self.socket_ttl.get_or_insert(ttl);
             return;
         }
         self.arrived = Some(self.arrived.map_or(time, |arrived| arrived.min(time)));
@@ -82,13 +79,21 @@ impl Answer {
         self.last_arrival = Some(self.last_arrival.map_or(time, |last| last.max(time)));
     }
 
-    /// This kernel freed it.
-    pub(super) fn dropped(&mut self, time: Time, ttl: u8) {
+    /// This kernel freed it. Where it was freed its TTL may have been lowered already, so that isn't the one it arrived with.
+    pub(super) fn dropped(&mut self, time: Time) {
         self.killed = true;
         self.arrived.get_or_insert(time);
-        if ttl != 0 {
-            self.wire_ttl.get_or_insert(ttl);
-        }
+    }
+
+    /// Takes over what was seen of the same response at an uplink.
+    fn absorb(&mut self, other: &Self) {
+        self.arrived = [self.arrived, other.arrived].into_iter().flatten().min();
+        self.last_arrival = self.last_arrival.max(other.last_arrival);
+        self.wire_ttl = self.wire_ttl.or(other.wire_ttl);
+        self.killed |= other.killed;
+        self.icmp = self.icmp.or(other.icmp);
+        self.retransmits = self.retransmits.max(other.retransmits);
+        self.status = self.status.or(other.status);
     }
 
     /// Somebody told the server that it can't be delivered.
@@ -118,7 +123,7 @@ impl Answer {
     pub(super) fn record(self, delivered: Option<bool>, length: Option<u64>) -> Response {
         Response {
             status: self.status,
-            ttl: self.wire_ttl.or(self.socket_ttl),
+            ttl: self.wire_ttl,
             delivered,
             server: self.server,
             retransmits: self.retransmits,
@@ -150,6 +155,15 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Takes over what was seen of the same request at an uplink.
+    pub(super) fn absorb(&mut self, other: Self) {
+        match (&mut self.answer, other.answer) {
+            (Some(answer), Some(other)) => answer.absorb(&other),
+            (none @ None, Some(other)) => *none = Some(other),
+            (_, None) => {}
+        }
+    }
+
     /// A packet with bytes of this request was seen again.
     pub(super) fn sent_again(&mut self, time: Time) {
         if time.since(self.last_sent) >= COPY_NS {

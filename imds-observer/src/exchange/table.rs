@@ -27,7 +27,8 @@ pub struct Limits {
     pub pending: usize,
     /// Responses of one connection that wait for the request that they answer; one more is left out.
     pub early: usize,
-    /// In captures: connections whose two addresses, before and after NAT, are remembered. After it, the oldest are two connections.
+    /// Connections whose two addresses, before and after NAT, are remembered, and segments by which they are found. After it, the oldest
+    /// are two connections.
     pub translated: usize,
     pub stream: StreamLimits,
 }
@@ -61,14 +62,14 @@ impl Scope {
     /// Whether an event may be about a connection that nothing else has shown.
     fn admits(self, event: &Event) -> bool {
         match (self, event) {
-            (Self::Host, _) | (_, Event::Connect(_)) => true,
+            (Self::Host, _) | (_, Event::Connect(_) | Event::Redirection(_)) => true,
             (Self::Cgroup { uplinks }, Event::Packet(packet)) => packet.vantage != Vantage::Uplink || uplinks,
             (Self::Cgroup { .. }, _) => false,
         }
     }
 }
 
-/// A SYN that comes again under another address within this time has passed NAT.
+/// A segment that comes again under another address within this time has passed NAT.
 const NAT_NS: u64 = SECOND;
 
 /// A connection is mostly over and forgotten by then: what could happen in minutes is looked at once before, after this.
@@ -76,6 +77,24 @@ const YOUNG_NS: u64 = SECOND * 6 / 5;
 
 /// Flows whose room is kept, a KiB each: about as many come as go.
 const SPARE: usize = 64;
+
+/// Sequence number, acknowledgement and endpoint of a segment that a client sends: NAT leaves them alone.
+type Numbers = (u32, u32, SocketAddr);
+
+/// Of a request's segment with SYN or payload. A SYN acknowledges nothing.
+fn numbers(packet: &Packet) -> Option<Numbers> {
+    if packet.icmp.is_some() || packet.direction != Direction::Request || packet.tcp_flags & Packet::RST != 0 {
+        return None;
+    }
+    if packet.tcp_flags & Packet::SYN != 0 {
+        return Some((packet.seq, 0, packet.remote));
+    }
+    (packet.payload_len > 0).then_some((packet.seq, packet.ack, packet.remote))
+}
+
+fn is_near(a: Time, b: Time) -> bool {
+    a.since(b).max(b.since(a)) < NAT_NS
+}
 
 /// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
 #[derive(Debug)]
@@ -87,10 +106,12 @@ pub struct FlowTable {
     /// Room of those that are gone, for the next ones.
     #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     spare: Vec<Box<Flow>>,
-    /// In captures: a connection's second address pair to its first.
+    /// A connection's second address pair to its first, or to its socket.
     aliases: LruCache<FlowId, FlowId, FxBuildHasher>,
-    /// In captures: who sent a SYN with this number to this endpoint, and when.
-    syns: LruCache<(u32, SocketAddr), (FlowId, Time), FxBuildHasher>,
+    /// The flow that sent a segment with these numbers, and when.
+    sent: LruCache<Numbers, (FlowId, Time), FxBuildHasher>,
+    /// A flow that turned out to be the other side of the one that an event belongs to.
+    joined: Option<FlowId>,
     timers: BinaryHeap<Reverse<(Time, FlowId)>>,
     now: Time,
     loss: LossCounts,
@@ -114,7 +135,8 @@ impl FlowTable {
             flows: LruCache::unbounded_with_hasher(FxBuildHasher),
             spare: Vec::new(),
             aliases: LruCache::with_hasher(nat, FxBuildHasher),
-            syns: LruCache::with_hasher(nat, FxBuildHasher),
+            sent: LruCache::with_hasher(nat, FxBuildHasher),
+            joined: None,
             timers: BinaryHeap::new(),
             now: Time(0),
             loss: LossCounts::default(),
@@ -182,9 +204,14 @@ impl FlowTable {
                 });
             }
             Event::Drop(event) => {
-                let id = self.aliases.peek(&event.flow).copied().unwrap_or(event.flow);
+                let id = self.alias(event.flow);
                 self.reach(id, event.time, event.remote, out, |flow, _, out| {
                     flow.dropped(event, out);
+                });
+            }
+            Event::Redirection(event) => {
+                self.reach(event.flow, event.time, event.remote, out, |flow, _, _| {
+                    flow.redirected(event);
                 });
             }
             Event::Packet(packet) => {
@@ -192,6 +219,9 @@ impl FlowTable {
                 self.reach(id, packet.time, packet.remote, out, |flow, context, _| {
                     flow.packet(packet, context);
                 });
+                if let Some(other) = self.joined.take() {
+                    self.join(other, id, out);
+                }
             }
             Event::Loss(loss) => {
                 if loss.ring_buffer > self.lost.1 {
@@ -249,40 +279,49 @@ impl FlowTable {
         self.timers.clear();
     }
 
-    /// The flow that a packet belongs to. In captures a connection may show under two address pairs, or a new one under an old pair.
+    /// The flow that a packet belongs to. A connection may show under two address pairs, or a new one under an old pair.
     fn flow_of(&mut self, packet: &Packet, out: &mut Vec<Fact>) -> FlowId {
         let id = packet.flow;
-        let first = packet.icmp.is_none()
-            && packet.direction == Direction::Request
-            && packet.tcp_flags & (Packet::SYN | Packet::RST) == Packet::SYN;
+        let numbers = numbers(packet);
+        let first = numbers.is_some() && packet.tcp_flags & Packet::SYN != 0;
         let another = |flow: &Flow| flow.isn().is_some_and(|isn| isn != Seq(packet.seq));
         if let FlowId::Cookie(_) = id {
+            let Some(numbers) = numbers.filter(|_| packet.vantage == Vantage::Socket) else {
+                return id;
+            };
             // The wire may lag behind the socket, so only the socket says that it begins again.
-            if first && packet.vantage == Vantage::Socket && self.flows.peek(&id).is_some_and(|flow| another(flow)) {
+            if first && self.flows.peek(&id).is_some_and(|flow| another(flow)) {
                 self.conclude(id, out);
                 if let Some(flow) = self.flows.peek_mut(&id) {
                     flow.begin_again(&self.limits);
                 }
             }
+            self.joined = match self.sent.put(numbers, (id, packet.time)) {
+                Some((other @ FlowId::Addresses { .. }, time)) if is_near(packet.time, time) => Some(other),
+                _ => None,
+            };
             return id;
         }
-        if !first {
-            return self.aliases.get(&id).copied().unwrap_or(id);
-        }
-        let syn = (packet.seq, packet.remote);
-        match self.syns.get(&syn).copied() {
+        let Some(numbers) = numbers else {
+            return self.alias(id);
+        };
+        match self.sent.get(&numbers).copied() {
             Some((known, _)) if known == id => {}
-            Some((known, time)) if packet.time.since(time) < NAT_NS || self.aliases.peek(&id) == Some(&known) => {
-                if let Some((other, gone)) = self.aliases.push(id, known)
-                    && other != id
-                {
-                    self.loss.evicted += u64::from(self.flows.peek(&gone).is_some_and(|flow| flow.is_busy()));
+            Some((known, time)) if is_near(packet.time, time) || self.aliases.peek(&id) == Some(&known) => {
+                let older = |flow: &Flow| first && flow.isn() != Some(Seq(packet.seq));
+                if self.flows.peek(&id).is_some_and(|flow| older(flow)) {
+                    self.conclude(id, out);
+                    self.flows.pop(&id);
                 }
+                self.join(id, known, out);
                 return known;
             }
             _ => {
-                self.syns.put(syn, (id, packet.time));
+                self.sent.put(numbers, (id, packet.time));
             }
+        }
+        if !first {
+            return self.alias(id);
         }
         self.aliases.pop(&id);
         let reused = self.flows.peek(&id).is_some_and(|flow| another(flow));
@@ -291,6 +330,42 @@ impl FlowTable {
             self.flows.pop(&id);
         }
         id
+    }
+
+    /// The flow that an address pair is known to belong to, as long as that lives: NAT soon gives the port to another one.
+    fn alias(&mut self, id: FlowId) -> FlowId {
+        match self.aliases.get(&id) {
+            Some(known) if self.flows.peek(known).is_some_and(|flow| !flow.is_closed()) => *known,
+            _ => id,
+        }
+    }
+
+    /// From now on `id` is another side of `known`, which takes over what was seen of it.
+    fn join(&mut self, id: FlowId, known: FlowId, out: &mut Vec<Fact>) {
+        if let Some((other, gone)) = self.aliases.push(id, known)
+            && other != id
+        {
+            self.loss.evicted += u64::from(self.flows.peek(&gone).is_some_and(|flow| flow.is_busy()));
+        }
+        if !self.flows.contains(&known) {
+            return;
+        }
+        let Some(mut other) = self.flows.pop(&id) else {
+            return;
+        };
+        if let Some(flow) = self.flows.peek_mut(&known) {
+            self.loss.truncated += flow.absorb(&mut other);
+        }
+        self.keep(other);
+        self.settle(known, false, out);
+    }
+
+    /// Keeps a flow's buffer for the next one, and no byte of what was read.
+    fn keep(&mut self, mut gone: Box<Flow>) {
+        if self.spare.len() < SPARE {
+            gone.begin_again(&self.limits);
+            self.spare.push(gone);
+        }
     }
 
     /// Lets `act` add to what is known of a flow, new or not, and gives what that decides.
@@ -379,12 +454,8 @@ impl FlowTable {
     fn remember(&mut self, id: FlowId, again: Again) {
         match again {
             Again::Never => {
-                if let Some(mut gone) = self.flows.pop(&id)
-                    && self.spare.len() < SPARE
-                {
-                    // The room is kept, and no byte of what was read.
-                    gone.begin_again(&self.limits);
-                    self.spare.push(gone);
+                if let Some(gone) = self.flows.pop(&id) {
+                    self.keep(gone);
                 }
             }
             Again::AsPlanned => {}

@@ -10,8 +10,8 @@ use super::*;
 use crate::imds::Hasher;
 use crate::record::{ConnectOutcome, ExchangeOutcome, ImdsVersion, LossCounts, SECOND, Time};
 use crate::source::{
-    ConnectAttempt, ConnectResult, Direction, Event, FlowId, IcmpError, Packet, PacketDrop, ProcessKey, Sender,
-    SocketChange, SocketState, Vantage,
+    ConnectAttempt, ConnectResult, Direction, Event, FlowId, IcmpError, Packet, PacketDrop, ProcessKey, Redirection,
+    Sender, SocketChange, SocketState, Vantage,
 };
 
 const MS: u64 = 1_000_000;
@@ -434,9 +434,11 @@ fn socket_alone_is_enough() {
     world.send(&Event::Packet(request)).send(&Event::Packet(response));
     let exchange = world.only();
     assert_eq!(
-        (exchange.request.ttl, exchange.response.as_ref().unwrap().ttl),
-        (Some(64), Some(7))
+        (exchange.request.ttl, exchange.request.ttl_on_wire),
+        (Some(64), Some(false)),
+        "the socket's own"
     );
+    assert_eq!(exchange.response.as_ref().unwrap().ttl, None, "not seen on the wire");
 }
 
 #[rstest]
@@ -1076,6 +1078,84 @@ fn a_port_used_again_is_another_connection() {
     assert_eq!(exchanges[1].connection.exchange, 1);
 }
 
+/// The server answers the SYN with an acknowledgement of the port's connection before; the client refuses it, and sends the SYN again.
+#[test]
+fn a_port_in_time_wait_ends_no_attempt() {
+    for mut world in [World::live(), World::capture()] {
+        world.syn();
+        let reset = world.raw(Direction::Request, Packet::RST, 777, 0, b"");
+        world.at(1).send(&Event::Packet(reset)).at(200).handshake();
+        world
+            .at(201)
+            .client(ACK, 0, 0, PUT)
+            .at(202)
+            .server(ACK, 0, len(PUT), OK);
+        world.at(203).client(ACK, len(PUT), 200, "").end();
+        assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
+        assert!(world.connects().is_empty());
+    }
+}
+
+#[test]
+fn a_segment_seen_at_the_uplink_first_is_its_sockets() {
+    let mut world = World::live();
+    let put = world.raw(
+        Direction::Request,
+        ACK,
+        ISN.wrapping_add(1),
+        SERVER_ISN.wrapping_add(1),
+        PUT.as_bytes(),
+    );
+    let behind_nat = |packet: &Packet| {
+        let local = address("192.168.0.10:5000");
+        Packet {
+            vantage: Vantage::Uplink,
+            flow: FlowId::Addresses {
+                local,
+                remote: packet.remote,
+            },
+            local,
+            sender: None,
+            ttl: packet.ttl - 1,
+            ..packet.clone()
+        }
+    };
+    world.send(&Event::Packet(behind_nat(&put)));
+    world.at(1).send(&Event::Packet(put));
+    world.at(2);
+    let ok = world.server_packet(ACK, 0, len(PUT), OK, 2);
+    world
+        .send(&Event::Packet(behind_nat(&ok)))
+        .send(&Event::Packet(ok))
+        .end();
+    let exchange = world.only();
+    assert_eq!((exchange.flow, exchange.sender), (world.flow, Some(World::sender())));
+    assert_eq!(
+        (exchange.request.ttl, exchange.request.ttl_on_wire),
+        (Some(63), Some(true))
+    );
+    assert_eq!(exchange.response.as_ref().unwrap().ttl, Some(1));
+    assert_eq!(world.facts.len(), 1);
+}
+
+#[test]
+fn where_a_packet_goes_instead_is_recorded() {
+    let mut world = World::live();
+    world.connect().syn();
+    let event = Event::Redirection(Redirection {
+        time: world.time(),
+        flow: world.flow,
+        local: world.local,
+        remote: world.remote,
+        to: address("127.0.0.1:1338"),
+    });
+    world.send(&event).client(ACK, 0, 0, PUT).at(1);
+    world.vantage = Vantage::Socket;
+    let ok = world.server_packet(ACK, 0, len(PUT), OK, 64);
+    world.send(&Event::Packet(ok)).end();
+    assert_eq!(world.only().connection.redirected_to.as_deref(), Some("127.0.0.1:1338"));
+}
+
 // Attempts.
 
 #[rstest]
@@ -1481,7 +1561,195 @@ fn summary(world: &World) -> Vec<Seen> {
         .collect()
 }
 
+/// Clients in an arbitrary history of hooks and NAT. Clients 0 and 1 have sockets of this host, client 2 is a virtual machine.
+#[derive(Clone, Debug)]
+struct History {
+    /// Whose next segments come, and what is seen of them.
+    turns: Vec<Turn>,
+    /// The hook at the sockets is attached from this turn on.
+    socket_from: usize,
+    /// The virtual machine comes last and gets the wire's port of client 0.
+    port_again: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Turn {
+    client: usize,
+    /// The uplink that this goes through is observed.
+    wire: bool,
+    /// The kernel knows whose the packet at the uplink is.
+    joined: bool,
+    /// The event of the uplink comes before that of the socket.
+    wire_first: bool,
+    /// NAT has given the connection another port.
+    remapped: bool,
+    after_ms: u64,
+}
+
+fn histories() -> impl Strategy<Value = History> {
+    let turn = (
+        0..3_usize,
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+        0..8_u8,
+        1..400_u64,
+    )
+        .prop_map(|(client, wire, joined, wire_first, remapped, after_ms)| Turn {
+            client,
+            wire,
+            joined,
+            wire_first,
+            remapped: remapped == 0,
+            after_ms,
+        });
+    (proptest::collection::vec(turn, 1..40), 0..12_usize, any::<bool>()).prop_map(|(turns, socket_from, port_again)| {
+        History {
+            turns,
+            socket_from,
+            port_again,
+        }
+    })
+}
+
+/// Plays it; gives the facts, and each request with its client and whether its socket's hook saw it.
+fn play(history: &History) -> (Vec<Fact>, Vec<(String, usize, bool)>) {
+    let mut world = World::live();
+    let mut turns = history.turns.clone();
+    if history.port_again {
+        turns.sort_by_key(|turn| turn.client == 2);
+    }
+    let last_of_first = turns.iter().rposition(|turn| turn.client == 0);
+    let (mut steps, mut maps) = ([0_u32; 3], [0_u16; 3]);
+    let (mut sent, mut got) = ([0_u32; 3], [0_u32; 3]);
+    let mut requests = Vec::new();
+    for (at, turn) in turns.iter().enumerate() {
+        let client = turn.client;
+        world.ms += turn.after_ms;
+        maps[client] += u16::from(turn.remapped);
+        let port = match client {
+            2 if history.port_again => 5000,
+            _ => 5000 + 100 * client as u16,
+        } + maps[client];
+        let (isn, server_isn) = (
+            ISN.wrapping_add(client as u32 * 1_000_000),
+            SERVER_ISN.wrapping_add(client as u32 * 5_000_000),
+        );
+        let at_socket = client != 2 && at >= history.socket_from;
+        let show = |world: &mut World, direction, flags, seq, ack, data: &str| {
+            let mut own = world.raw(direction, flags, seq, ack, data.as_bytes());
+            own.vantage = Vantage::Socket;
+            own.flow = FlowId::Cookie(client as u64 + 1);
+            own.local = address(&format!("10.88.0.{}:40000", client + 2));
+            own.sender = (direction == Direction::Request).then(|| sender_of(client));
+            let local = address(&format!("192.168.0.10:{port}"));
+            let joined = turn.joined && at_socket;
+            let wire = Packet {
+                vantage: Vantage::Uplink,
+                flow: if joined {
+                    own.flow
+                } else {
+                    FlowId::Addresses {
+                        local,
+                        remote: own.remote,
+                    }
+                },
+                local,
+                sender: None,
+                data: if joined && direction == Direction::Request {
+                    Bytes::new()
+                } else {
+                    own.data.clone()
+                },
+                ..own.clone()
+            };
+            let mut sightings = Vec::new();
+            if at_socket {
+                sightings.push(own);
+            }
+            if turn.wire {
+                sightings.push(wire);
+            }
+            if turn.wire_first {
+                sightings.reverse();
+            }
+            for (place, mut packet) in sightings.into_iter().enumerate() {
+                packet.time = packet.time.plus_ns(place as u64 * MS);
+                world.send(&Event::Packet(packet));
+            }
+        };
+        let (next, first) = (isn.wrapping_add(1), server_isn.wrapping_add(1));
+        if steps[client] == 0 {
+            show(&mut world, Direction::Request, Packet::SYN, isn, 0, "");
+            world.ms += 2;
+            show(&mut world, Direction::Response, Packet::SYN | ACK, server_isn, next, "");
+        } else {
+            let path = format!("/c{client}/r{}", steps[client]);
+            let head = get(&path);
+            show(
+                &mut world,
+                Direction::Request,
+                ACK,
+                next.wrapping_add(sent[client]),
+                first.wrapping_add(got[client]),
+                &head,
+            );
+            sent[client] += len(&head);
+            world.ms += 20;
+            show(
+                &mut world,
+                Direction::Response,
+                ACK,
+                first.wrapping_add(got[client]),
+                next.wrapping_add(sent[client]),
+                OK,
+            );
+            got[client] += 100;
+            requests.push((path, client, at_socket));
+        }
+        steps[client] += 1;
+        if history.port_again && Some(at) == last_of_first && at_socket {
+            world.ms += 1;
+            world.flow = FlowId::Cookie(1);
+            world.socket(SocketState::Closed, 0);
+        }
+    }
+    world.end();
+    (world.facts, requests)
+}
+
+fn sender_of(client: usize) -> Sender {
+    let mut sender = World::sender();
+    sender.key.tgid = 100 + client as u32;
+    sender
+}
+
 proptest! {
+    /// Whatever is attached when, in whichever order the hooks report, and whatever NAT does.
+    #[test]
+    fn each_request_is_one_and_has_its_own_sender(history in histories()) {
+        let (facts, requests) = play(&history);
+        let exchanges: Vec<_> = facts.iter().filter_map(|fact| match fact {
+            Fact::Exchange(exchange) => Some(exchange),
+            _ => None,
+        }).collect();
+        for (path, client, at_socket) in &requests {
+            let seen: Vec<_> = exchanges.iter().filter(|exchange| exchange.request.path.as_deref() == Some(path)).collect();
+            prop_assert!(seen.len() <= 1, "{} is recorded {} times", path, seen.len());
+            for exchange in &seen {
+                let right = exchange.sender.is_none_or(|sender| *client != 2 && sender == sender_of(*client));
+                prop_assert!(right, "{} of client {} has {:?}", path, client, exchange.sender);
+            }
+            if *at_socket {
+                prop_assert_eq!(seen.len(), 1, "{} is missing", path);
+                prop_assert_eq!(seen[0].sender, Some(sender_of(*client)));
+            }
+        }
+        let known = |exchange: &&&ExchangeFacts| requests.iter().any(|(path, ..)| exchange.request.path.as_ref() == Some(path));
+        let ghosts: Vec<_> = exchanges.iter().filter(|exchange| !known(exchange)).collect();
+        prop_assert!(ghosts.is_empty(), "{:?}", ghosts);
+    }
+
     #[test]
     fn any_segmentation_duplication_and_reordering_gives_the_same_exchanges(
         paths in proptest::collection::vec("[a-z]{1,12}", 1..5),

@@ -29,6 +29,7 @@ pub fn no_request(known: bool) -> Request {
         user_agent: None,
         ttl: None,
         forwarded: false,
+        ttl_on_wire: None,
         retransmits: 0,
     }
 }
@@ -89,6 +90,7 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
         ttl: None,
         forwarded,
         retransmits: 0,
+        ttl_on_wire: None,
     }
 }
 

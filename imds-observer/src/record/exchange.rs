@@ -27,8 +27,8 @@ pub struct Connection {
     /// Inode of the socket's network namespace, where `process` is null.
     #[serde(default)]
     pub netns: Option<u32>,
-    /// `address:port` to which NAT or a program at the socket of this host sends the connection instead of `remote`; null: not
-    /// redirected, or not known.
+    /// `address:port` to which NAT of the client's own network namespace sends the connection instead of `remote`; null: not redirected
+    /// there, or not known.
     #[serde(default)]
     pub redirected_to: Option<String>,
 }
@@ -100,13 +100,24 @@ pub struct Request {
     /// Lifetime that a token PUT asks for, seconds.
     pub token_ttl_s: Option<u32>,
     pub user_agent: Option<String>,
-    /// IP TTL: as seen on the wire at the uplink, else at the socket.
+    /// IP TTL: as seen on the wire at the uplink, else at the socket. See `ttl_on_wire`.
     pub ttl: Option<u8>,
     /// Carries `X-Forwarded-For` or `Via`, or an absolute request target.
     pub forwarded: bool,
     /// Times that the request (or a part of it) was sent again.
     #[serde(default)]
     pub retransmits: u32,
+    /// Whether `ttl` was read on the wire, at an uplink or in a capture. False: at the socket, so it tells nothing of the hops that the
+    /// request crossed. Null: no TTL, or a record of an earlier version.
+    #[serde(default)]
+    pub ttl_on_wire: Option<bool>,
+}
+
+impl Request {
+    /// The TTL from which hops can be computed: `None` where it was not seen on the wire.
+    pub fn wire_ttl(&self) -> Option<u8> {
+        self.ttl.filter(|_| self.ttl_on_wire != Some(false))
+    }
 }
 
 /// A response head's first line, and its fate.
@@ -115,7 +126,7 @@ pub struct Request {
 pub struct Response {
     /// Null if what came back didn't begin as HTTP.
     pub status: Option<u16>,
-    /// IP TTL on arrival at the uplink; at the socket where the uplink isn't seen.
+    /// IP TTL on arrival at the uplink; null where it was not seen there.
     pub ttl: Option<u8>,
     /// Whether it reached the process's socket. Null: can't be told from this trace.
     pub delivered: Option<bool>,

@@ -191,7 +191,7 @@ impl Picture {
             line.buckets[at].failed += 1;
         }
         if exchange.request.imds_version == Some(ImdsVersion::Token) {
-            *line.hops.entry(exchange.request.ttl.map(hops)).or_default() += 1;
+            *line.hops.entry(exchange.request.wire_ttl().map(hops)).or_default() += 1;
             if let Some(ttl) = exchange.response.as_ref().and_then(|response| response.ttl) {
                 *line.response_ttls.entry(ttl).or_default() += 1;
             }

@@ -103,6 +103,17 @@ pub struct ConnectResult {
     pub errno: i32,
 }
 
+/// A packet filter of the client's own network namespace sends its packets elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Redirection {
+    pub time: Time,
+    pub flow: FlowId,
+    pub local: SocketAddr,
+    /// The endpoint, as the socket has it.
+    pub remote: SocketAddr,
+    pub to: SocketAddr,
+}
+
 /// The states of a TCP socket that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketState {
@@ -197,6 +208,7 @@ pub enum Event {
     Packet(Packet),
     Socket(SocketChange),
     Drop(PacketDrop),
+    Redirection(Redirection),
     Interface(InterfaceSample),
     /// The source's own loss so far: absolute counts, not growth.
     Loss(LossCounts),
@@ -222,6 +234,7 @@ impl Event {
             Self::Packet(event) => event.time,
             Self::Socket(event) => event.time,
             Self::Drop(event) => event.time,
+            Self::Redirection(event) => event.time,
             Self::Interface(event) => event.time,
             Self::Record(record) => record.time(),
         })
@@ -231,7 +244,12 @@ impl Event {
     pub(crate) fn is_traffic(&self) -> bool {
         matches!(
             self,
-            Self::Connect(_) | Self::ConnectReturned(_) | Self::Packet(_) | Self::Socket(_) | Self::Drop(_)
+            Self::Connect(_)
+                | Self::ConnectReturned(_)
+                | Self::Packet(_)
+                | Self::Socket(_)
+                | Self::Drop(_)
+                | Self::Redirection(_)
         )
     }
 }

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use imds_observer_common::{Direction, ProcessKey};
 
 pub use event::{
-    CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop, Sender,
-    SocketChange, SocketState, Vantage,
+    CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop,
+    Redirection, Sender, SocketChange, SocketState, Vantage,
 };
 #[cfg(live)]
 pub use live::LiveSource;

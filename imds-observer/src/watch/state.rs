@@ -318,7 +318,7 @@ impl State {
         row.errors += u64::from(is_error(exchange));
         row.retransmits +=
             u64::from(exchange.request.retransmits) + response.map_or(0, |response| u64::from(response.retransmits));
-        if let Some(ttl) = exchange.request.ttl {
+        if let Some(ttl) = exchange.request.wire_ttl() {
             widen(&mut row.request_ttl, ttl);
         }
         if let Some(ttl) = response_ttl {

@@ -172,6 +172,7 @@ impl Actor {
                 ttl: Some(self.ttl),
                 forwarded: false,
                 retransmits: 0,
+                ttl_on_wire: Some(true),
             },
             response: Some(Response {
                 status: Some(200),

@@ -389,6 +389,7 @@ struct LineRequest<'a> {
     ttl: Option<u8>,
     forwarded: bool,
     retransmits: u32,
+    ttl_on_wire: Option<bool>,
 }
 
 struct LineResponse<'a> {
@@ -435,6 +436,7 @@ fn request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
         ttl: after!(rest, b",\"ttl\":", nullable_number),
         forwarded: after!(rest, b",\"forwarded\":", boolean),
         retransmits: optional!(rest, b",\"retransmits\":", small),
+        ttl_on_wire: optional!(rest, b",\"ttl_on_wire\":", nullable_boolean),
     };
     rest.skip(b"}").map(|()| request)
 }
@@ -589,6 +591,7 @@ impl LineRequest<'_> {
             ttl,
             forwarded,
             retransmits,
+            ttl_on_wire,
         } = request;
         put_nullable(method, self.method);
         put_nullable(path, self.path);
@@ -600,6 +603,7 @@ impl LineRequest<'_> {
         *ttl = self.ttl;
         *forwarded = self.forwarded;
         *retransmits = self.retransmits;
+        *ttl_on_wire = self.ttl_on_wire;
     }
 }
 
@@ -687,6 +691,7 @@ fn blank(host: &Host) -> Exchange {
             ttl: None,
             forwarded: false,
             retransmits: 0,
+            ttl_on_wire: None,
         },
         response: None,
         outcome: ExchangeOutcome::Open,
@@ -844,6 +849,7 @@ mod tests {
             nullable(any::<u32>()),
             nullable(any::<u8>()),
             any::<bool>(),
+            nullable(any::<bool>()),
         );
         let response = nullable((
             nullable(any::<u16>()),
@@ -885,6 +891,7 @@ mod tests {
                     exchange.request.token_ttl_s,
                     exchange.request.ttl,
                     exchange.request.forwarded,
+                    exchange.request.ttl_on_wire,
                 ) = request;
                 exchange.response = response.map(|(status, ttl, delivered, server, retransmits, icmp)| Response {
                     status,
