@@ -90,9 +90,19 @@ impl Observer {
         Self::stream_with(lab, &[], arguments)
     }
 
+    /// The same at the uplinks that it finds by itself.
+    pub(crate) fn follow(lab: &Lab, arguments: &[&str]) -> Self {
+        let cgroup = observed_cgroup(lab);
+        let mut all = vec!["stream", "--cgroup", &cgroup];
+        all.extend(arguments);
+        let mut observer = Self::spawn(lab.node(), &[], &all);
+        observer.wait_for(|record| record["record"] == "start");
+        observer
+    }
+
     /// The same, with environment variables.
     pub(crate) fn stream_with(lab: &Lab, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let cgroup = std::env::var(CGROUP).unwrap_or_else(|_| lab.cgroup_directory().to_str().unwrap().to_owned());
+        let cgroup = observed_cgroup(lab);
         let mut all = vec!["stream", "-i", UPLINK, "--cgroup", &cgroup];
         all.extend(arguments);
         let mut observer = Self::spawn(lab.node(), environment, &all);
@@ -231,6 +241,11 @@ impl Drop for Observer {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Where observers of this lab attach.
+pub(crate) fn observed_cgroup(lab: &Lab) -> String {
+    std::env::var(CGROUP).unwrap_or_else(|_| lab.cgroup_directory().to_str().unwrap().to_owned())
 }
 
 impl Finished {

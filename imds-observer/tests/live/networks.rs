@@ -1,0 +1,493 @@
+//! Networks that are set up in another way than the lab's: observers that come late, ports that NAT hands out again, uplinks that rules
+//! choose, answers that come back elsewhere, endpoints that are local, and connections that are redirected before their first packet.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::Instant;
+
+use imds_observer_lab::faults::{Hook, accompany};
+use imds_observer_lab::server::Behaviour;
+use imds_observer_lab::topology::{Lab, LabOptions, Place};
+use serde_json::Value;
+
+use crate::support::{Finished, Observer, in_netns, lab, observed_cgroup, patience, program, run};
+
+/// Asks what it is asked to, line by line, on one connection, and prints the status of each answer.
+const TALKER: &str = r#"
+import os, socket, sys
+s = socket.socket()
+mark = int(sys.argv[1])
+if mark:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+if len(sys.argv) > 2:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[2].encode())
+s.settimeout(10)
+s.connect(("169.254.169.254", 80))
+print(os.getpid(), flush=True)
+for name in sys.stdin:
+    s.sendall(f"GET /latest/meta-data/instance-id?{name.strip()} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        more = s.recv(4096)
+        assert more, "it closes"
+        answer += more
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    while len(body) < length:
+        body += s.recv(4096)
+    print(int(head[9:12]), flush=True)
+"#;
+
+/// Answers every request at an address of its own, and prints a line once it listens.
+const SERVER: &str = r#"
+import socket, sys, threading
+def serve(c):
+    bytes = b""
+    while True:
+        more = c.recv(4096)
+        if not more:
+            return
+        bytes += more
+        while b"\r\n\r\n" in bytes:
+            _, _, bytes = bytes.partition(b"\r\n\r\n")
+            c.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nid")
+s = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind((sys.argv[1], int(sys.argv[2])))
+s.listen()
+print("listens", flush=True)
+while True:
+    c, _ = s.accept()
+    threading.Thread(target=serve, args=(c,), daemon=True).start()
+"#;
+
+/// A Python process of a place that prints and takes lines.
+struct Partner {
+    child: Child,
+    stdin: ChildStdin,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Partner {
+    fn start(place: &Place, code: &str, arguments: &[&str]) -> Self {
+        let mut child = place
+            .command("/usr/bin/python3")
+            .unwrap()
+            .args(["-c", code])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run python3");
+        let mut partner = Self {
+            stdin: child.stdin.take().unwrap(),
+            lines: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        };
+        let first = partner.line();
+        assert!(!first.is_empty(), "it is ready");
+        partner
+    }
+
+    fn talker(place: &Place) -> Self {
+        Self::start(place, TALKER, &["0"])
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn ask(&mut self, name: &str) {
+        writeln!(self.stdin, "{name}").unwrap();
+        assert_eq!(self.line(), "200", "{name}");
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Partner {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn keeping_alive() -> LabOptions {
+    LabOptions {
+        behaviour: Behaviour {
+            keep_alive: true,
+            ..Behaviour::default()
+        },
+        ..LabOptions::default()
+    }
+}
+
+fn shell(place: &Place, line: &str) {
+    let output = in_netns(place, "sh").args(["-c", line]).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{line}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn has(record: &Value, name: &str) -> bool {
+    let path = record["request"]["path"].as_str();
+    path.is_some_and(|path| path.ends_with(&format!("?{name}")))
+}
+
+/// The exchanges that ask this. There must be one.
+fn only<'a>(finished: &'a Finished, name: &str) -> &'a Value {
+    let found: Vec<_> = finished
+        .kind("exchange")
+        .into_iter()
+        .filter(|record| has(record, name))
+        .collect();
+    assert_eq!(found.len(), 1, "{name}: {found:#?}");
+    found[0]
+}
+
+fn nothing_is_lost(finished: &Finished) {
+    let loss = finished.kind("loss").pop().unwrap();
+    for name in ["ring_buffer", "unparsed", "truncated", "evicted", "unattributed"] {
+        assert_eq!(loss[name], 0, "{loss}");
+    }
+}
+
+#[test]
+#[ignore = "live"]
+fn a_connection_that_is_older_than_the_observer_is_one_caller() {
+    let lab = lab(keeping_alive());
+    let (mut pod, mut host) = (Partner::talker(lab.pod(0)), Partner::talker(lab.node()));
+    pod.ask("pod-before");
+    host.ask("host-before");
+    let mut observer = Observer::follow(&lab, &[]);
+    for number in 0..3 {
+        pod.ask(&format!("pod-{number}"));
+        host.ask(&format!("host-{number}"));
+    }
+    observer.wait_for(|record| has(record, "host-2"));
+    let finished = observer.finish();
+    for number in 0..3 {
+        for (name, partner, ttl) in [("pod", &pod, 63), ("host", &host, 64)] {
+            let exchange = only(&finished, &format!("{name}-{number}"));
+            assert_eq!(exchange["process"]["pid"], partner.pid(), "{exchange}");
+            assert_eq!(exchange["request"]["ttl"], ttl, "{exchange}");
+            assert_eq!(exchange["request"]["ttl_on_wire"], true, "{exchange}");
+            assert_eq!(exchange["response"]["ttl"], 255, "{exchange}");
+        }
+    }
+    assert_eq!(finished.kind("exchange").len(), 6);
+    nothing_is_lost(&finished);
+}
+
+/// Connects so often. Prints how many connections sent their SYN more than once, and which requests were answered; NAT may have no port left.
+const MANY: &str = r#"
+import socket, struct, sys
+answered, again = [], 0
+for number in range(int(sys.argv[1]), int(sys.argv[2])):
+    try:
+        s = socket.create_connection(("169.254.169.254", 80), 3)
+        again += struct.unpack("<I", s.getsockopt(socket.IPPROTO_TCP, 11, 104)[100:104])[0] > 0
+        s.sendall(f"GET /latest/meta-data/instance-id?many-{number}- HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while more := s.recv(4096):
+            answer += more
+        if answer.startswith(b"HTTP/1.1 200"):
+            answered.append(number)
+        s.close()
+    except OSError:
+        pass
+print(again, *answered)
+"#;
+
+/// The server's side of the port is in TIME_WAIT, and answers the SYN with an acknowledgement of the connection before.
+#[test]
+#[ignore = "live"]
+fn ports_that_nat_hands_out_again_lose_no_request() {
+    const PORTS: u32 = 128;
+    let lab = lab(LabOptions::default());
+    // Its entries end sooner than those of the server's TCP, as on a busy node with many ports.
+    shell(
+        lab.node(),
+        &format!(
+            "echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait;
+             echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close;
+             nft add table ip ports;
+             nft 'add chain ip ports out {{ type nat hook postrouting priority 99; }}';
+             nft add rule ip ports out ip saddr 10.88.0.0/16 tcp dport 80 snat to 10.77.0.5:7000-{} fully-random",
+            7000 + PORTS - 1
+        ),
+    );
+    let many = |from: u32, to: u32| {
+        let output = run(
+            lab.pod(0),
+            "/usr/bin/python3",
+            &["-c", MANY, &from.to_string(), &to.to_string()],
+        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut numbers = text.split_whitespace().map(|number| number.parse::<u32>().unwrap());
+        (numbers.next().unwrap(), numbers.collect::<Vec<u32>>())
+    };
+    let mut observer = Observer::follow(&lab, &[]);
+    let mut answered = Vec::new();
+    let (mut sent, mut again) = (0, 0);
+    let begin = Instant::now();
+    // Until enough ports were met again: each with even odds, by whether the timestamps of the two connections are in order.
+    while again < 8 {
+        assert!(
+            begin.elapsed() < 2 * patience(),
+            "{sent} connections met {again} ports again"
+        );
+        let (met, numbers) = many(sent, sent + PORTS / 4);
+        answered.extend(numbers);
+        sent += PORTS / 4;
+        again += met;
+    }
+    let last = format!("many-{}-", answered.last().unwrap());
+    observer.wait_for(|record| has(record, &last));
+    let finished = observer.finish();
+    for number in &answered {
+        let exchange = only(&finished, &format!("many-{number}-"));
+        assert_eq!(exchange["outcome"], "answered", "{exchange}");
+        assert!(!exchange["process"].is_null(), "{exchange}");
+        assert_eq!(exchange["request"]["ttl"], 63, "{exchange}");
+    }
+    nothing_is_lost(&finished);
+}
+
+/// A second uplink that marked packets take.
+fn marked_uplink(lab: &mut Lab) {
+    let second = lab.add_uplink().unwrap();
+    assert_eq!(second, "eth1");
+    shell(
+        lab.node(),
+        "for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done;
+         ip route add default via 10.77.1.1 dev eth1 table 7; ip rule add fwmark 7 lookup 7",
+    );
+}
+
+#[test]
+#[ignore = "live"]
+fn uplinks_that_a_mark_or_a_bound_device_chooses_are_observed() {
+    let mut lab = lab(keeping_alive());
+    marked_uplink(&mut lab);
+    shell(
+        lab.node(),
+        "ip route add 169.254.169.254 via 10.77.1.1 dev eth1 metric 4000",
+    );
+    let mut observer = Observer::follow(&lab, &[]);
+    let mut marked = Partner::start(lab.node(), TALKER, &["7"]);
+    marked.ask("marked");
+    let mut bound = Partner::start(lab.node(), TALKER, &["0", "eth1"]);
+    bound.ask("bound");
+    observer.wait_for(|record| has(record, "bound"));
+    let finished = observer.finish();
+    assert_eq!(
+        finished.kind("start")[0]["interfaces"],
+        serde_json::json!(["eth0", "eth1"])
+    );
+    for name in ["marked", "bound"] {
+        let exchange = only(&finished, name);
+        assert_eq!(exchange["request"]["ttl_on_wire"], true, "{exchange}");
+        assert_eq!(exchange["response"]["ttl"], 255, "{exchange}");
+    }
+}
+
+#[test]
+#[ignore = "live"]
+fn what_leaves_by_an_uplink_without_our_programs_is_never_called_safe() {
+    let mut lab = lab(LabOptions::default());
+    marked_uplink(&mut lab);
+    shell(
+        lab.node(),
+        "nft add table ip marks; nft 'add chain ip marks in { type filter hook prerouting priority mangle; }';
+         nft add rule ip marks in iifname cni0 meta mark set 7;
+         nft add table ip behind; nft 'add chain ip behind out { type nat hook postrouting priority 100; }';
+         nft add rule ip behind out oifname eth1 masquerade",
+    );
+    lab.server().set(Behaviour {
+        hop_limit: 2,
+        ..Behaviour::default()
+    });
+    for (interfaces, verdict, status) in [(&["-i", "eth0"][..], "cannot-say", 4), (&[], "not-safe", 3)] {
+        let mut child = in_netns(lab.node(), program())
+            .args([
+                "preflight",
+                "--hop-limit",
+                "1",
+                "--count",
+                "2",
+                "--min-duration",
+                "1ms",
+                "-o",
+                "json",
+            ])
+            .args(["--cgroup", &observed_cgroup(&lab)])
+            .args(interfaces)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It says nothing before its end: ask until it has seen enough.
+        while child.try_wait().unwrap().is_none() {
+            token(lab.pod(0));
+        }
+        let output = child.wait_with_output().unwrap();
+        let judged: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(judged["verdict"], verdict, "{judged}");
+        assert_eq!(output.status.code(), Some(status), "{judged}");
+    }
+}
+
+fn token(place: &Place) {
+    let arguments = [
+        "-s",
+        "-m",
+        "2",
+        "-o",
+        "/dev/null",
+        "-X",
+        "PUT",
+        "-H",
+        "X-aws-ec2-metadata-token-ttl-seconds: 60",
+        "http://169.254.169.254/latest/api/token",
+    ];
+    run(place, "curl", &arguments);
+}
+
+/// Requests leave by eth0, answers come in by eth1.
+#[test]
+#[ignore = "live"]
+fn a_ttl_that_was_not_seen_on_the_wire_is_null() {
+    let mut lab = lab(keeping_alive());
+    marked_uplink(&mut lab);
+    shell(
+        lab.imds(),
+        "for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done;
+         ip route add 10.77.0.5/32 via 10.77.1.5 dev up1",
+    );
+    let mut observer = Observer::stream(&lab, &[]);
+    let mut host = Partner::talker(lab.node());
+    host.ask("elsewhere");
+    // The other way round: the request leaves by eth1, where no program of ours is.
+    let mut marked = Partner::start(lab.node(), TALKER, &["7"]);
+    marked.ask("unseen");
+    observer.wait_for(|record| has(record, "unseen"));
+    let finished = observer.finish();
+    let elsewhere = only(&finished, "elsewhere");
+    assert_eq!(elsewhere["outcome"], "answered");
+    assert_eq!(elsewhere["request"]["ttl_on_wire"], true, "{elsewhere}");
+    assert!(elsewhere["response"]["ttl"].is_null(), "{elsewhere}");
+    let unseen = only(&finished, "unseen");
+    assert_eq!(unseen["outcome"], "answered");
+    assert_eq!(unseen["request"]["ttl"], 64, "as the socket sent it: {unseen}");
+    assert_eq!(unseen["request"]["ttl_on_wire"], false, "{unseen}");
+    assert!(unseen["response"]["ttl"].is_null(), "{unseen}");
+}
+
+/// Both ends of the connection have the endpoint's address.
+#[test]
+#[ignore = "live"]
+fn of_an_endpoint_on_loopback_only_the_client_is_a_caller() {
+    let lab = lab(LabOptions::default());
+    let pod = lab.pod(0);
+    shell(pod, "ip addr add 169.254.169.254/32 dev lo");
+    let server = Partner::start(pod, SERVER, &["169.254.169.254", "80"]);
+    // Accepted before the observer is there: nothing of it was seen but the middle.
+    let mut early = Partner::talker(pod);
+    early.ask("early");
+    let mut observer = Observer::follow(&lab, &[]);
+    let mut client = Partner::talker(pod);
+    for number in 0..4 {
+        early.ask(&format!("early-{number}"));
+        client.ask(&format!("client-{number}"));
+    }
+    observer.wait_for(|record| has(record, "client-3"));
+    drop(client);
+    let finished = observer.finish();
+    for number in 0..4 {
+        only(&finished, &format!("early-{number}"));
+        let exchange = only(&finished, &format!("client-{number}"));
+        assert_eq!(exchange["outcome"], "answered", "{exchange}");
+        assert_eq!(exchange["response"]["delivered"], true, "{exchange}");
+        assert_eq!(exchange["request"]["ttl_on_wire"], false, "{exchange}");
+    }
+    for kind in ["exchange", "connect", "drop"] {
+        for record in finished.kind(kind) {
+            assert_ne!(record["process"]["pid"], server.pid(), "{record}");
+        }
+    }
+    assert_eq!(finished.kind("exchange").len(), 8);
+    assert_eq!(finished.opened("slow-responses").len(), 0);
+    nothing_is_lost(&finished);
+}
+
+/// nat OUTPUT rewrites the destination before any hook sees a packet.
+#[test]
+#[ignore = "live"]
+fn clients_that_nat_redirects_are_recorded_with_where_they_go() {
+    let lab = lab(LabOptions::default());
+    let node = lab.node();
+    shell(
+        node,
+        "nft add table ip away; nft 'add chain ip away out { type nat hook output priority -100; }';
+         nft add rule ip away out ip daddr 169.254.169.254 tcp dport 80 dnat to 127.0.0.1:1338",
+    );
+    let mut observer = Observer::follow(&lab, &[]);
+    // The proxy is down.
+    run(
+        node,
+        "curl",
+        &["-s", "-m", "5", "http://169.254.169.254/latest/meta-data/?dead"],
+    );
+    let refused = observer.wait_for(|record| record["record"] == "connect");
+    assert_eq!(refused["outcome"], "refused", "{refused}");
+    assert_eq!(refused["connection"]["redirected_to"], "127.0.0.1:1338", "{refused}");
+
+    let _server = Partner::start(node, SERVER, &["127.0.0.1", "1338"]);
+    let mut client = Partner::talker(node);
+    client.ask("first");
+    client.ask("second");
+    observer.wait_for(|record| has(record, "second"));
+    let finished = observer.finish();
+    for name in ["first", "second"] {
+        let exchange = only(&finished, name);
+        assert_eq!(exchange["process"]["pid"], client.pid(), "{exchange}");
+        assert_eq!(exchange["connection"]["remote"], "169.254.169.254:80", "{exchange}");
+        assert_eq!(exchange["connection"]["redirected_to"], "127.0.0.1:1338", "{exchange}");
+        assert_eq!(exchange["outcome"], "answered", "{exchange}");
+        assert_eq!(exchange["request"]["ttl_on_wire"], false, "{exchange}");
+    }
+    assert_eq!(finished.kind("exchange").len(), 2);
+    assert_eq!(finished.opened("blocked-by-firewall").len(), 0);
+    nothing_is_lost(&finished);
+}
+
+/// Load balancing at the socket: what such a program does can't be read from it.
+#[test]
+#[ignore = "live"]
+fn a_program_that_may_rewrite_addresses_at_the_socket_is_named_as_missing() {
+    let lab = lab(LabOptions::default());
+    let missing = |observer: Observer| {
+        let finished = observer.finish();
+        let missing = finished.kind("start")[0]["missing"].as_array().unwrap().clone();
+        missing
+            .into_iter()
+            .filter(|missing| missing["capability"].as_str().unwrap().ends_with("-before-others"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(missing(Observer::follow(&lab, &[])), Vec::<Value>::new());
+    let _program = accompany(&lab, Hook::Connect4).unwrap();
+    let named = missing(Observer::follow(&lab, &[]));
+    assert_eq!(named.len(), 1, "{named:?}");
+    assert_eq!(named[0]["capability"], "connect4-before-others");
+    assert!(
+        named[0]["why"].as_str().unwrap().contains("at connect4 of"),
+        "{named:?}"
+    );
+}
