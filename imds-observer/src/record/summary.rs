@@ -6,6 +6,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::workload::Group;
 use super::{Container, Host, Kind, Process, Time};
 
 /// Where records come from.
@@ -96,6 +97,9 @@ pub struct PathCount {
 pub struct ProcessSummary {
     pub process: Option<Arc<Process>>,
     pub container: Option<Arc<Container>>,
+    /// The client's own address, where neither process nor container is known: in captures.
+    #[serde(default)]
+    pub address: Option<String>,
     /// As findings and reports group.
     #[serde(default)]
     pub workload: Option<String>,
@@ -118,6 +122,15 @@ pub struct ProcessSummary {
     /// Attempts that never became a connection.
     #[serde(default)]
     pub failed_connects: u64,
+}
+
+impl ProcessSummary {
+    /// Whom the row is about, for people.
+    pub fn caller(&self) -> String {
+        // A group takes a connection's own end, with its port.
+        let local = self.address.as_ref().map(|address| format!("{address}:0"));
+        Group::of(self.process.as_deref(), self.container.as_deref(), local.as_deref()).name(self.instances)
+    }
 }
 
 /// The VPC resolver (base address of the VPC + 2) whose packets are counted beside link-local ones.

@@ -12,7 +12,6 @@ use super::escape::Escaped;
 use super::groups::{Group as CauseGroup, groups};
 use super::history::{Bucket, LATENCIES, Line, Picture, latency_from};
 use super::text::{self, counted};
-use crate::record::workload::Group;
 use crate::record::{
     Finding, FindingState, Host, InterfaceSummary, LossCounts, ProcessSummary, SECOND, Severity, Summary, Time,
 };
@@ -471,7 +470,7 @@ fn row(row: &ProcessSummary, scale: &Logarithmic) -> Row {
             .collect();
         clean(&parts.join(", "))
     };
-    let caller = Group::of(row.process.as_deref(), row.container.as_deref(), None).name(row.instances);
+    let caller = row.caller();
     let paths: Vec<String> = row
         .top_paths
         .iter()

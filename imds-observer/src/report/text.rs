@@ -6,7 +6,6 @@ use anstyle::{AnsiColor, Style};
 
 use super::escape::Escaped;
 use super::groups::Group as CauseGroup;
-use crate::record::workload::Group;
 use crate::record::{Finding, FindingState, LossCounts, ProcessSummary, Remedy, Severity, Summary};
 
 /// Rows of a table; the rest is one line.
@@ -85,7 +84,7 @@ pub fn summary(summary: &Summary, colour: Colour) -> String {
 }
 
 fn row(row: &ProcessSummary) -> [String; 9] {
-    let caller = Group::of(row.process.as_deref(), row.container.as_deref(), None).name(row.instances);
+    let caller = row.caller();
     let counts = |counts: &std::collections::BTreeMap<String, u64>| {
         let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name}:{count}")).collect();
         if parts.is_empty() {

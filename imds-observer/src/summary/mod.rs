@@ -79,6 +79,8 @@ struct Row {
     /// Newest member.
     process: Option<Arc<Process>>,
     container: Option<Arc<Container>>,
+    /// Of a client of whom nothing else is known.
+    address: Option<String>,
     workload: Option<String>,
     last: Time,
     interval: Tally,
@@ -246,6 +248,11 @@ impl Summarizer {
             Entry::Vacant(place) => place.insert(Row {
                 process: None,
                 container: None,
+                address: if process.is_some() || container.is_some() {
+                    None
+                } else {
+                    local.map(|local| local.rsplit_once(':').map_or(local, |(address, _)| address).to_owned())
+                },
                 workload: workload::workload(process.map(Arc::as_ref), container.map(Arc::as_ref)),
                 last: time,
                 interval: Tally::new(self.limits.paths, self.limits.distinct),
@@ -291,6 +298,7 @@ impl Summarizer {
                 (!tally.is_empty()).then(|| ProcessSummary {
                     process: row.process.clone(),
                     container: row.container.clone(),
+                    address: row.address.clone(),
                     workload: row.workload.clone(),
                     ..tally.summary(interval_ns)
                 })

@@ -144,6 +144,7 @@ impl Tally {
         ProcessSummary {
             process: None,
             container: None,
+            address: None,
             workload: None,
             instances: self.instances.count(),
             requests: self.requests,
