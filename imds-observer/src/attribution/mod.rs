@@ -490,10 +490,11 @@ impl Attribution {
 
     fn interface(&mut self, index: u32, now: Time, pending: &mut bool) -> Option<Arc<str>> {
         let lookup = self.interfaces.get_or_insert_mut(index, Lookup::default);
+        // Again and again, though rarely: an interface may be renamed.
+        ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || {
+            Question::Interface(index)
+        });
         if lookup.answer.is_none() {
-            ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || {
-                Question::Interface(index)
-            });
             *pending |= self.worker.is_some() && lookup.asking.is_worth_waiting(now, self.limits.patience);
         }
         lookup.answer.clone().flatten()
@@ -562,7 +563,13 @@ impl Attribution {
                 }));
             }
             Answer::Interface(index, name) => {
-                self.interfaces.get_or_insert_mut(index, Lookup::default).answer = Some(name.map(Arc::from));
+                let now = self.now;
+                let lookup = self.interfaces.get_or_insert_mut(index, Lookup::default);
+                lookup.asking.found_nothing(now);
+                // Of one that is gone the last name is kept for what comes late.
+                if name.is_some() || lookup.answer.is_none() {
+                    lookup.answer = Some(name.map(Arc::from));
+                }
             }
             Answer::Sockets(held) => {
                 for (cookie, key, found) in held {

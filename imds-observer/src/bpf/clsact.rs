@@ -29,8 +29,10 @@ pub(super) struct Place {
     _lock: UnixDatagram,
 }
 
+/// By index: an interface may be renamed while its filters are there.
 fn lock(interface: &str, place: u16) -> io::Result<UnixDatagram> {
-    let name = format!("imds-observer/clsact/{interface}/{place}");
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    let name = format!("imds-observer/clsact/{index}/{place}");
     UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 

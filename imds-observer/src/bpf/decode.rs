@@ -1,8 +1,9 @@
 //! Ring-buffer bytes into events. Decoded once, here; what we don't know is counted and passed over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use imds_observer_common::{
@@ -13,7 +14,7 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use super::offsets::DropReasons;
-use super::symbols::Symbols;
+use super::symbols::{Naming, Symbols};
 use crate::record::{Ancestor, Process, Time};
 use crate::source::{
     CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Redirection, Sender,
@@ -38,13 +39,15 @@ pub struct Decoder {
     /// Added to a boot-time clock reading to give the wall clock.
     boot_to_wall_ns: u64,
     reasons: HashMap<u32, Arc<str>>,
-    symbols: Symbols,
-    /// Location names that were looked up; as many as the kernel has places that drop.
-    locations: HashMap<u64, Option<Arc<str>>>,
+    naming: Naming,
+    /// Drops whose place is being looked up, oldest first.
+    held: VecDeque<(u64, PacketDrop)>,
+    /// The place of the drop that was decoded last, if it is being looked up.
+    unnamed: Option<u64>,
 }
 
-/// Kernel functions that free packets: some hundred. More than this is no kernel of ours.
-const MAX_LOCATIONS: usize = 4096;
+/// Drops that wait for the name of their place, about 200 bytes each. One more goes without it.
+const MAX_HELD: usize = 4096;
 
 fn take<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8]), WireError> {
     T::read_from_prefix(bytes).map_err(|_| WireError::Truncated {
@@ -62,8 +65,9 @@ impl Decoder {
         Self {
             boot_to_wall_ns: 0,
             reasons,
-            symbols,
-            locations: HashMap::new(),
+            naming: Naming::new(symbols),
+            held: VecDeque::new(),
+            unnamed: None,
         }
     }
 
@@ -76,8 +80,52 @@ impl Decoder {
         Time(boot_ns.saturating_add(self.boot_to_wall_ns))
     }
 
-    /// One event. Total: any bytes give an event or an error.
+    /// One event into `out`. A drop in a place that was not met before comes later, from [`Self::named`]: what else there is doesn't
+    /// wait for its name.
+    pub fn take(&mut self, bytes: &[u8], out: &mut Vec<Event>) -> Result<(), WireError> {
+        let event = self.decode(bytes)?;
+        match event {
+            Event::Drop(drop) if self.unnamed.is_some() && self.held.len() < MAX_HELD => {
+                self.held.extend(self.unnamed.take().map(|place| (place, drop)));
+            }
+            event => out.push(event),
+        }
+        Ok(())
+    }
+
+    /// Appends drops whose place has a name by now. `patience`: waits so long for the names, and gives the rest without.
+    pub fn named(&mut self, patience: Duration, out: &mut Vec<Event>) {
+        if self.held.is_empty() {
+            return;
+        }
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let came = self.naming.answers(left);
+            for _ in 0..self.held.len() {
+                let Some((place, mut drop)) = self.held.pop_front() else {
+                    break;
+                };
+                match self.naming.name(place) {
+                    Some(name) => {
+                        drop.location = name;
+                        out.push(Event::Drop(drop));
+                    }
+                    None => self.held.push_back((place, drop)),
+                }
+            }
+            if self.held.is_empty() || !came && left.is_zero() {
+                break;
+            }
+        }
+        if !patience.is_zero() {
+            out.extend(self.held.drain(..).map(|(_, drop)| Event::Drop(drop)));
+        }
+    }
+
+    /// One event. Total: any bytes give an event or an error. A drop's place has its name if it is known already.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<Event, WireError> {
+        self.unnamed = None;
         let (header, _) = take::<EventHeader>(bytes)?;
         let time = self.time(header.time_ns);
         match EventKind::try_from(header.kind).map_err(WireError::Kind)? {
@@ -174,14 +222,9 @@ impl Decoder {
 
     fn dropped(&mut self, time: Time, event: &DropEvent) -> Result<Event, WireError> {
         let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
-        if self.locations.len() > MAX_LOCATIONS {
-            self.locations.clear();
-        }
-        let location = self
-            .locations
-            .entry(event.location)
-            .or_insert_with(|| self.symbols.name(event.location))
-            .clone();
+        let name = self.naming.name(event.location);
+        self.unnamed = name.is_none().then_some(event.location);
+        let location = name.flatten();
         Ok(Event::Drop(PacketDrop {
             time,
             flow: flow(event.cookie, &event.tuple),

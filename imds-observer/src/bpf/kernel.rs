@@ -480,6 +480,19 @@ impl Kernel {
         Ok("clsact")
     }
 
+    /// An uplink has another name now.
+    pub fn rename_uplink(&mut self, index: u32, name: &str) {
+        let Some(uplink) = self.uplinks.get_mut(&index) else {
+            return;
+        };
+        let before = std::mem::replace(&mut uplink.name, Arc::from(name));
+        for attached in &mut self.attached {
+            if attached.hook.starts_with("wire-") && attached.target == *before {
+                name.clone_into(&mut attached.target);
+            }
+        }
+    }
+
     /// Lets go of an uplink that is no more.
     pub fn detach_uplink(&mut self, index: u32) {
         let Some(uplink) = self.uplinks.remove(&index) else {

@@ -1,8 +1,12 @@
 //! Names for kernel addresses, from `/proc/kallsyms`.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek as _};
+use std::io::{self, BufRead, BufReader, Seek as _};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread;
+use std::time::Duration;
 
 /// The kernel's symbol table, read when a name is wanted.
 ///
@@ -34,6 +38,89 @@ impl Symbols {
         table.rewind().ok()?;
         nearest(BufReader::with_capacity(1 << 16, table), address)
     }
+}
+
+/// Names that are looked up by a thread of its own: reading the table takes longer than the ring buffer may wait.
+pub(super) struct Naming {
+    /// Until the first question: threads are started once privileges are dropped, so that they inherit what is left.
+    symbols: Option<Symbols>,
+    thread: Option<(SyncSender<u64>, Receiver<(u64, Option<Arc<str>>)>)>,
+    known: HashMap<u64, Option<Arc<str>>>,
+    asked: HashSet<u64>,
+}
+
+/// Kernel functions that free packets: some hundred. More than this is no kernel of ours.
+const MAX_LOCATIONS: usize = 4096;
+/// Addresses that wait to be looked up; one more is asked for when it is seen again.
+const MAX_ASKED: usize = 256;
+
+impl Naming {
+    pub(super) fn new(symbols: Symbols) -> Self {
+        Self {
+            symbols: Some(symbols).filter(|symbols| !symbols.is_empty()),
+            thread: None,
+            known: HashMap::new(),
+            asked: HashSet::new(),
+        }
+    }
+
+    /// The name of the function at `address`; it may have none. `None`: it is being looked up.
+    pub(super) fn name(&mut self, address: u64) -> Option<Option<Arc<str>>> {
+        if let Some(name) = self.known.get(&address) {
+            return Some(name.clone());
+        }
+        if let Some(symbols) = self.symbols.take() {
+            self.thread = aside(symbols)
+                .inspect_err(|error| tracing::warn!("start the thread that reads /proc/kallsyms: {error}"))
+                .ok();
+        }
+        let Some((questions, _)) = &self.thread else {
+            return Some(None);
+        };
+        if self.asked.contains(&address) {
+            return None;
+        }
+        if self.asked.len() >= MAX_ASKED || questions.try_send(address).is_err() {
+            return Some(None);
+        }
+        self.asked.insert(address);
+        None
+    }
+
+    /// Takes the answers that are there; whether there were any. `patience`: waits so long for one.
+    pub(super) fn answers(&mut self, patience: Duration) -> bool {
+        let Some((_, answers)) = self.thread.as_ref().filter(|_| !self.asked.is_empty()) else {
+            return false;
+        };
+        let first = if patience.is_zero() {
+            answers.try_recv().ok()
+        } else {
+            answers.recv_timeout(patience).ok()
+        };
+        let mut came = false;
+        for (address, name) in first.into_iter().chain(answers.try_iter()) {
+            if self.known.len() >= MAX_LOCATIONS {
+                self.known.clear();
+            }
+            self.asked.remove(&address);
+            self.known.insert(address, name);
+            came = true;
+        }
+        came
+    }
+}
+
+fn aside(mut symbols: Symbols) -> io::Result<(SyncSender<u64>, Receiver<(u64, Option<Arc<str>>)>)> {
+    let (questions, asked) = sync_channel(MAX_ASKED);
+    let (given, answers) = channel();
+    thread::Builder::new().name("kallsyms".to_owned()).spawn(move || {
+        for address in asked {
+            if given.send((address, symbols.name(address))).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok((questions, answers))
 }
 
 /// Address and name of a function's line: `ffffffff81000000 T ip_rcv [module]`.
@@ -95,6 +182,26 @@ mod tests {
             Some("ip_forward")
         );
         assert_eq!(nearest(TABLE.as_bytes(), 1), None);
+    }
+
+    #[test]
+    fn names_come_later_and_are_kept() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, TABLE.as_bytes()).unwrap();
+        let mut naming = Naming::new(Symbols { table: Some(file) });
+        let address = 0xffff_ffff_8100_00ff;
+        assert_eq!(naming.name(address), None, "being looked up");
+        assert_eq!(naming.name(address), None, "asked once");
+        while !naming.answers(Duration::from_secs(10)) {}
+        assert_eq!(naming.name(address), Some(Some(Arc::from("ip_rcv"))));
+        assert!(!naming.answers(Duration::from_secs(10)), "nothing is open");
+        // A flood of addresses: what can't be asked now has no name now.
+        for address in 0..10_000 {
+            naming.name(address);
+            assert!(naming.asked.len() <= MAX_ASKED && naming.known.len() <= MAX_LOCATIONS);
+        }
+        let mut hidden = Naming::new(Symbols::default());
+        assert_eq!(hidden.name(address), Some(None));
     }
 
     #[test]

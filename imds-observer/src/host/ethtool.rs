@@ -5,6 +5,9 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use rustc_hash::FxHashMap;
@@ -184,36 +187,92 @@ fn value(stats: &[u8], index: usize) -> Option<u64> {
 }
 
 /// Growth of the allowance counter from reading to reading.
+///
+/// Drivers are asked under the kernel's RTNL lock, which is held for long where interfaces come and go. So a thread of its own asks, and
+/// what it has read by then is taken: a reading is as old as the time between two calls of [`Self::ask`].
 pub struct AllowanceMeter {
-    ethtool: Option<Ethtool>,
+    asking: Asking,
     last: FxHashMap<u32, u64>,
+    /// Growth that was read and not taken yet.
+    grown: FxHashMap<u32, u64>,
+}
+
+/// An interface's index and name.
+type Named = (u32, Arc<str>);
+
+enum Asking {
+    /// No driver can be asked.
+    Never,
+    /// Threads are started once privileges are dropped, so that they inherit what is left.
+    NotYet(Ethtool),
+    Aside {
+        questions: SyncSender<Vec<Named>>,
+        answers: Receiver<Vec<(u32, u64)>>,
+    },
 }
 
 impl AllowanceMeter {
     /// For the interfaces of the network namespace that the calling thread is in.
     pub fn open() -> Self {
-        let ethtool = Ethtool::open().inspect_err(|error| tracing::debug!("{error}")).ok();
         Self {
-            ethtool,
+            asking: Ethtool::open()
+                .inspect_err(|error| tracing::debug!("{error}"))
+                .map_or(Asking::Never, Asking::NotYet),
             last: FxHashMap::default(),
+            grown: FxHashMap::default(),
         }
     }
 
-    /// Growth since the last call for this interface; the first is the base and gives 0. `None`: not counted.
-    pub fn growth(&mut self, ifindex: u32, name: &str) -> Option<u64> {
-        let now = self
-            .ethtool
-            .as_mut()?
-            .allowance_exceeded(name)
-            .inspect_err(|error| tracing::debug!("{error}"))
-            .ok()??;
-        Some(grow(&mut self.last, ifindex, now))
+    /// Has the drivers of these interfaces asked. While the answer to the last question isn't there, none is added.
+    pub fn ask(&mut self, interfaces: Vec<Named>) {
+        if let Asking::NotYet(ethtool) = std::mem::replace(&mut self.asking, Asking::Never) {
+            self.asking = aside(ethtool).unwrap_or_else(|error| {
+                tracing::warn!("start the thread that asks network drivers: {error}; allowance counters stay unknown");
+                Asking::Never
+            });
+        }
+        if let Asking::Aside { questions, .. } = &self.asking {
+            // Full: it is still at the last one.
+            let _ = questions.try_send(interfaces);
+        }
+    }
+
+    /// Growth that was read since the last call for this interface. `None`: its driver has not been seen to count.
+    pub fn growth(&mut self, ifindex: u32) -> Option<u64> {
+        if let Asking::Aside { answers, .. } = &self.asking {
+            for (ifindex, now) in answers.try_iter().flatten() {
+                let growth = grow(&mut self.last, ifindex, now);
+                *self.grown.entry(ifindex).or_default() += growth;
+            }
+        }
+        self.last
+            .contains_key(&ifindex)
+            .then(|| self.grown.remove(&ifindex).unwrap_or(0))
     }
 
     /// The interface is no more.
     pub fn forget(&mut self, ifindex: u32) {
         self.last.remove(&ifindex);
+        self.grown.remove(&ifindex);
     }
+}
+
+fn aside(mut ethtool: Ethtool) -> io::Result<Asking> {
+    let (questions, asked) = sync_channel::<Vec<Named>>(1);
+    let (given, answers) = channel();
+    thread::Builder::new().name("ethtool".to_owned()).spawn(move || {
+        for interfaces in asked {
+            let read = |(ifindex, name): &Named| {
+                let counted = ethtool.allowance_exceeded(name);
+                let counted = counted.inspect_err(|error| tracing::debug!("{error}"));
+                Some((*ifindex, counted.ok()??))
+            };
+            if given.send(interfaces.iter().filter_map(read).collect()).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(Asking::Aside { questions, answers })
 }
 
 fn grow(last: &mut FxHashMap<u32, u64>, ifindex: u32, now: u64) -> u64 {
@@ -282,6 +341,16 @@ mod tests {
         for ifindex in 0..10_000 {
             grow(&mut last, ifindex, 1);
             assert!(last.len() <= MAX_INTERFACES);
+        }
+    }
+
+    /// Reading is another thread's, and its result is taken when it is there.
+    #[test]
+    fn a_driver_that_does_not_count_gives_nothing() {
+        let mut meter = AllowanceMeter::open();
+        for _ in 0..100 {
+            meter.ask(vec![(1, Arc::from("lo")), (9_999, Arc::from("no-such-if"))]);
+            assert_eq!((meter.growth(1), meter.growth(9_999)), (None, None));
         }
     }
 

@@ -125,7 +125,9 @@ fn uplinks(found: &BTreeSet<u32>, links: &[Link]) -> Vec<Uplink> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UplinkChange {
     Appeared(Uplink),
-    /// The interface is no more.
+    /// It has another name than before.
+    Renamed(Uplink),
+    /// The interface is no more; one with its index and name may be there again.
     Gone(Uplink),
 }
 
@@ -144,6 +146,8 @@ pub struct UplinkMonitor {
     rested: Instant,
     /// Interfaces beyond the bound.
     left_out: usize,
+    /// Interfaces that were deleted since the last look. A new one may have the index of an old one.
+    deleted: BTreeSet<u32>,
 }
 
 impl UplinkMonitor {
@@ -168,6 +172,7 @@ impl UplinkMonitor {
             stale: true,
             rested: Instant::now(),
             left_out: 0,
+            deleted: BTreeSet::new(),
         })
     }
 
@@ -187,7 +192,7 @@ impl UplinkMonitor {
 
     /// What has changed since the last call. Doesn't block; asks the kernel only when it has told of a change.
     pub fn changes(&mut self) -> Result<Vec<UplinkChange>, NetlinkError> {
-        self.stale |= drain(&self.events)?;
+        self.stale |= drain(&self.events, &self.known, &mut self.deleted)?;
         let begin = Instant::now();
         if !self.stale || begin < self.rested {
             return Ok(Vec::new());
@@ -199,20 +204,26 @@ impl UplinkMonitor {
         }
         let (now, links) = found?;
         self.stale = false;
-        let changes = settle(&mut self.known, &now, &links);
+        let deleted = std::mem::take(&mut self.deleted);
+        let changes = settle(&mut self.known, &now, &links, &deleted);
         self.left_out = now.iter().filter(|uplink| !self.known.contains(uplink)).count();
         Ok(changes)
     }
 }
 
-fn settle(known: &mut Vec<Uplink>, now: &[Uplink], links: &[Link]) -> Vec<UplinkChange> {
+fn settle(known: &mut Vec<Uplink>, now: &[Uplink], links: &[Link], deleted: &BTreeSet<u32>) -> Vec<UplinkChange> {
     let mut changes = Vec::new();
-    known.retain(|uplink| {
-        let there = links.iter().any(|link| link.ifindex == uplink.ifindex);
-        if !there {
+    known.retain_mut(|uplink| {
+        let link = links.iter().find(|link| link.ifindex == uplink.ifindex);
+        let Some(link) = link.filter(|link| !deleted.contains(&link.ifindex)) else {
             changes.push(UplinkChange::Gone(uplink.clone()));
+            return false;
+        };
+        if link.name != uplink.name {
+            uplink.name.clone_from(&link.name);
+            changes.push(UplinkChange::Renamed(uplink.clone()));
         }
-        there
+        true
     });
     for uplink in now {
         if known.len() < MAX_UPLINKS && !known.iter().any(|known| known.ifindex == uplink.ifindex) {
@@ -223,23 +234,42 @@ fn settle(known: &mut Vec<Uplink>, now: &[Uplink], links: &[Link]) -> Vec<Uplink
     changes
 }
 
-/// Whether anything was told. What exactly doesn't matter: the state is asked for afresh.
-fn drain(events: &Socket) -> Result<bool, NetlinkError> {
+/// Whether anything was reported. The state is asked for afresh; only that an interface was deleted can't be seen in it.
+fn drain(events: &Socket, known: &[Uplink], deleted: &mut BTreeSet<u32>) -> Result<bool, NetlinkError> {
     // Truncated messages are fine for that.
     let mut buffer = [0_u8; 4096];
     let mut told = false;
     loop {
         match events.recv(&mut &mut buffer[..], 0) {
-            Ok(_) => told = true,
+            Ok(len) => {
+                told = true;
+                deleted.extend(deleted_in(&buffer[..len.min(buffer.len())]));
+            }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Ok(told),
                 io::ErrorKind::Interrupted => {}
                 // More changes than the socket holds: some were not told, but that there were some is known.
-                _ if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
+                // Any of the interfaces may have been replaced.
+                _ if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    told = true;
+                    deleted.extend(known.iter().map(|uplink| uplink.ifindex));
+                }
                 _ => return Err(error.into()),
             },
         }
     }
+}
+
+/// The interface that a notification says was deleted: `struct nlmsghdr` and `struct ifinfomsg` in `linux/netlink.h` and
+/// `linux/rtnetlink.h`. The kernel sends one a datagram.
+fn deleted_in(message: &[u8]) -> Option<u32> {
+    const HEADER: usize = 16;
+    let field = |at: usize| message.get(at..)?.first_chunk().copied();
+    let kind = u16::from_ne_bytes(message.get(4..)?.first_chunk().copied()?);
+    // A bridge reports in its own family that an interface has left it.
+    let family = *message.get(HEADER)?;
+    (kind == libc::RTM_DELLINK && i32::from(family) == libc::AF_UNSPEC).then_some(())?;
+    field(HEADER + 4).map(u32::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -296,16 +326,57 @@ mod tests {
             },
         );
         let links = [link(2, "eth0", None), link(3, "eth1", None)];
-        let mut known = Vec::new();
+        let (mut known, none) = (Vec::new(), BTreeSet::new());
         assert_eq!(
-            settle(&mut known, std::slice::from_ref(&eth0), &links),
+            settle(&mut known, std::slice::from_ref(&eth0), &links, &none),
             [UplinkChange::Appeared(eth0.clone())]
         );
         assert_eq!(
-            settle(&mut known, std::slice::from_ref(&eth1), &links),
+            settle(&mut known, std::slice::from_ref(&eth1), &links, &none),
             [UplinkChange::Appeared(eth1)]
         );
-        assert_eq!(settle(&mut known, &[], &links), []);
-        assert_eq!(settle(&mut known, &[], &links[1..]), [UplinkChange::Gone(eth0)]);
+        assert_eq!(settle(&mut known, &[], &links, &none), []);
+        assert_eq!(
+            settle(&mut known, &[], &links[1..], &none),
+            [UplinkChange::Gone(eth0)]
+        );
+    }
+
+    #[test]
+    fn a_name_moves_and_an_index_returns() {
+        let uplink = |name: &str| Uplink {
+            ifindex: 2,
+            name: name.into(),
+        };
+        let (eth0, ens5) = (uplink("eth0"), uplink("ens5"));
+        let mut known = vec![eth0.clone()];
+        let renamed = [link(2, "ens5", None)];
+        assert_eq!(
+            settle(&mut known, std::slice::from_ref(&ens5), &renamed, &BTreeSet::new()),
+            [UplinkChange::Renamed(ens5.clone())]
+        );
+        assert_eq!(known, std::slice::from_ref(&ens5));
+        // Deleted and made again between two looks, with the same index and name.
+        assert_eq!(
+            settle(&mut known, std::slice::from_ref(&ens5), &renamed, &BTreeSet::from([2])),
+            [UplinkChange::Gone(ens5.clone()), UplinkChange::Appeared(ens5)]
+        );
+        let message = |kind: u16, family: u8| {
+            let mut bytes = vec![0; 64];
+            bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+            bytes[16] = family;
+            bytes[20..24].copy_from_slice(&7_u32.to_ne_bytes());
+            bytes
+        };
+        assert_eq!(deleted_in(&message(libc::RTM_DELLINK, 0)), Some(7));
+        assert_eq!(deleted_in(&message(libc::RTM_NEWLINK, 0)), None);
+        assert_eq!(
+            deleted_in(&message(libc::RTM_DELLINK, libc::AF_BRIDGE as u8)),
+            None,
+            "it left a bridge"
+        );
+        for len in 0..24 {
+            assert_eq!(deleted_in(&message(libc::RTM_DELLINK, 0)[..len]), None);
+        }
     }
 }

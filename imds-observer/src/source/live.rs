@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -30,6 +32,8 @@ const MANY: usize = 1_000;
 const LOOKS: u32 = 3;
 /// Events of a full ring buffer, even one enlarged to 16 MiB.
 const LAST_EVENTS: usize = 1 << 17;
+/// How long names of places that drop are waited for at the end.
+const NAMES: Duration = Duration::from_millis(500);
 /// How often counters are read.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// How often the wall clock is looked at again: it may be stepped under us.
@@ -44,9 +48,10 @@ pub struct LiveSource {
     decoder: Decoder,
     /// For being woken by the kernel programs.
     woken: Epoll,
-    /// Unless the user has named the interfaces.
+    /// Unless the user has named the interfaces; until the first look at the ring.
     monitor: Option<UplinkMonitor>,
-    followed: Instant,
+    /// What the thread that follows the uplinks has found.
+    changes: Option<Receiver<Vec<UplinkChange>>>,
     allowance: AllowanceMeter,
     endpoints: Vec<IpAddr>,
     confinement: Option<Confinement>,
@@ -97,7 +102,7 @@ impl LiveSource {
             decoder,
             woken,
             monitor,
-            followed: now,
+            changes: None,
             allowance: AllowanceMeter::open(),
             endpoints: options.endpoints.clone(),
             confinement: None,
@@ -167,7 +172,8 @@ impl LiveSource {
 
     /// Capabilities that it goes on needing on the thread that reads it, and those that threads of its own keep.
     pub fn capabilities(&self) -> (Vec<Capability>, Vec<Capability>) {
-        self.kernel.capabilities(self.monitor.is_some())
+        self.kernel
+            .capabilities(self.monitor.is_some() || self.changes.is_some())
     }
 
     /// For the `start` record.
@@ -185,20 +191,26 @@ impl LiveSource {
     /// Notes the name, which the interface may take with it, and the base that growth is counted from.
     fn begin_counting(&mut self, ifindex: u32, name: &Arc<str>) {
         let zero = || (InterfaceCounters::default(), Arc::clone(name));
-        self.counters.entry(ifindex).or_insert_with(zero);
-        self.allowance.growth(ifindex, name);
+        self.counters.entry(ifindex).or_insert_with(zero).1 = Arc::clone(name);
     }
 
     /// Attaches to uplinks that have come, lets go of those that are gone. Not being able to is no reason to stop.
     fn follow_uplinks(&mut self) {
-        self.followed = Instant::now();
-        let Some(monitor) = &mut self.monitor else { return };
-        let changes = monitor.changes().unwrap_or_else(|error| {
-            tracing::warn!("follow the uplinks: {error}");
-            Vec::new()
-        });
+        let changes = match (&mut self.monitor, &self.changes) {
+            (Some(monitor), _) => monitor.changes().unwrap_or_else(|error| {
+                tracing::warn!("follow the uplinks: {error}");
+                Vec::new()
+            }),
+            (None, Some(changes)) => changes.try_iter().flatten().collect(),
+            (None, None) => return,
+        };
         for change in changes {
             match change {
+                UplinkChange::Renamed(uplink) => {
+                    tracing::info!("uplink {} has another name now", uplink.name);
+                    self.kernel.rename_uplink(uplink.ifindex, &uplink.name);
+                    self.begin_counting(uplink.ifindex, &Arc::from(uplink.name));
+                }
                 UplinkChange::Appeared(uplink) => match self.kernel.attach_uplink(&uplink.name) {
                     Ok(()) => {
                         tracing::info!("uplink {} is observed", uplink.name);
@@ -233,9 +245,10 @@ impl LiveSource {
             }
             self.drain(out);
         }
-        if self.followed.elapsed() >= UPLINKS {
-            self.follow_uplinks();
+        if let Some(monitor) = self.monitor.take() {
+            self.changes = follow(monitor);
         }
+        self.follow_uplinks();
         if self.clocked.elapsed() >= CLOCK {
             self.clocked = Instant::now();
             self.decoder.set_clock(boot_to_wall_ns()?);
@@ -282,13 +295,13 @@ impl LiveSource {
 
     fn drain(&mut self, out: &mut Vec<Event>) -> usize {
         let (decoder, undecoded) = (&mut self.decoder, &mut self.undecoded);
-        let count = self.kernel.drain(BATCH, |bytes| match decoder.decode(bytes) {
-            Ok(event) => out.push(event),
-            Err(error) => {
+        let count = self.kernel.drain(BATCH, |bytes| {
+            if let Err(error) = decoder.take(bytes, out) {
                 *undecoded += 1;
                 tracing::debug!("event from the kernel: {error}");
             }
         });
+        decoder.named(Duration::ZERO, out);
         self.drained = (Instant::now(), count);
         if count > 0 {
             self.came = self.drained.0;
@@ -327,7 +340,7 @@ impl LiveSource {
             self.counters.insert(ifindex, (now, Arc::clone(&name)));
             let egress = std::array::from_fn(|class| now.egress[class].saturating_sub(before.egress[class]));
             let ingress = std::array::from_fn(|class| now.ingress[class].saturating_sub(before.ingress[class]));
-            let allowance_exceeded = self.allowance.growth(ifindex, &name);
+            let allowance_exceeded = self.allowance.growth(ifindex);
             out.push(Event::Interface(InterfaceSample {
                 time,
                 name,
@@ -338,6 +351,7 @@ impl LiveSource {
                 resolver: None,
             }));
         }
+        self.allowance.ask(self.kernel.uplinks().collect());
         let LossCounters {
             ring_buffer,
             map_full,
@@ -382,8 +396,35 @@ impl Source for LiveSource {
     fn last_batch(&mut self, out: &mut Vec<Event>) {
         out.append(&mut self.early);
         self.drain_all(out);
+        self.decoder.named(NAMES, out);
         self.sample(out);
     }
+}
+
+/// Follows the uplinks on a thread of its own: the kernel answers under its RTNL lock, which is held for long where pods come and go by
+/// the dozen. It ends once nobody takes what it finds.
+fn follow(mut monitor: UplinkMonitor) -> Option<Receiver<Vec<UplinkChange>>> {
+    let (found, changes) = channel();
+    let spawned = thread::Builder::new().name("uplinks".to_owned()).spawn(move || {
+        loop {
+            let mut ready = [PollFd::new(monitor.fd(), PollFlags::POLLIN)];
+            // A question that failed is asked again.
+            let _ = ppoll(&mut ready, Some(TimeSpec::from_duration(SAMPLE)), None);
+            thread::sleep(UPLINKS);
+            let changes = monitor.changes().unwrap_or_else(|error| {
+                tracing::warn!("follow the uplinks: {error}");
+                Vec::new()
+            });
+            if found.send(changes).is_err() {
+                break;
+            }
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::warn!("start the thread that follows the uplinks: {error}; those that come later aren't observed");
+        return None;
+    }
+    Some(changes)
 }
 
 /// Nanoseconds to add to a boot-time clock reading for the wall clock.
