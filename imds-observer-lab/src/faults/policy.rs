@@ -14,10 +14,10 @@ use nix::net::if_::if_nametoindex;
 
 use super::{FaultGuard, Victim};
 use crate::bpf::{
-    self, ATTACH_CGROUP_INET_EGRESS, ATTACH_CGROUP_INET4_CONNECT, ATTACH_CGROUP_INET6_CONNECT, ATTACH_TCX_EGRESS,
-    ATTACH_TCX_INGRESS, AttachAttributes, BPF_LINK_CREATE, BPF_OBJ_PIN, BPF_PROG_ATTACH, BPF_PROG_DETACH,
-    LinkAttributes, PROG_TYPE_CGROUP_SKB, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PinAttributes, call,
-    immediate,
+    self, ATTACH_CGROUP_INET_EGRESS, ATTACH_CGROUP_INET_INGRESS, ATTACH_CGROUP_INET4_CONNECT,
+    ATTACH_CGROUP_INET6_CONNECT, ATTACH_TCX_EGRESS, ATTACH_TCX_INGRESS, AttachAttributes, BPF_LINK_CREATE, BPF_OBJ_PIN,
+    BPF_PROG_ATTACH, BPF_PROG_DETACH, LinkAttributes, PROG_TYPE_CGROUP_SKB, PROG_TYPE_CGROUP_SOCK_ADDR,
+    PROG_TYPE_SCHED_CLS, PinAttributes, call, immediate,
 };
 use crate::topology::Lab;
 
@@ -30,6 +30,8 @@ pub enum Hook {
     Connect6,
     /// Packets that leave the victim's sockets are dropped.
     CgroupEgress,
+    /// Packets that are to be delivered to the victim's sockets are dropped, behind what has a program at a cgroup above.
+    CgroupIngress,
     /// Packets that leave the node's uplink are dropped.
     TcEgress,
     /// Packets that come in from the pod's cable are dropped.
@@ -95,6 +97,7 @@ fn attach_beside(lab: &Lab, hook: Hook, attach_flags: u32) -> Result<FaultGuard>
         Hook::Connect4 => (ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
         Hook::Connect6 => (ATTACH_CGROUP_INET6_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
         Hook::CgroupEgress => (ATTACH_CGROUP_INET_EGRESS, PROG_TYPE_CGROUP_SKB),
+        Hook::CgroupIngress => (ATTACH_CGROUP_INET_INGRESS, PROG_TYPE_CGROUP_SKB),
         Hook::TcEgress | Hook::TcIngress => anyhow::bail!("only a cgroup can be had exclusively"),
     };
     let directory = File::open(lab.cgroup_directory()).context("open the lab's cgroup")?;
@@ -183,6 +186,7 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
         Hook::Connect4 => cgroup(ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR).map(held),
         Hook::Connect6 => cgroup(ATTACH_CGROUP_INET6_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR).map(held),
         Hook::CgroupEgress => cgroup(ATTACH_CGROUP_INET_EGRESS, PROG_TYPE_CGROUP_SKB).map(held),
+        Hook::CgroupIngress => cgroup(ATTACH_CGROUP_INET_INGRESS, PROG_TYPE_CGROUP_SKB).map(held),
         Hook::TcEgress => interface(ATTACH_TCX_EGRESS, "eth0"),
         Hook::TcIngress => interface(ATTACH_TCX_INGRESS, &lab.cable_of(victim)?),
     }

@@ -14,7 +14,7 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use super::offsets::DropReasons;
-use super::symbols::{Naming, Symbols};
+use super::symbols::{Name, Naming, Symbols};
 use crate::record::{Ancestor, Process, Time};
 use crate::source::{
     CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Redirection, Sender,
@@ -107,11 +107,11 @@ impl Decoder {
                     break;
                 };
                 match self.naming.name(place) {
-                    Some(name) => {
-                        drop.location = name;
+                    Name::Soon => self.held.push_back((place, drop)),
+                    name => {
+                        drop.location = known(name);
                         out.push(Event::Drop(drop));
                     }
-                    None => self.held.push_back((place, drop)),
                 }
             }
             if self.held.is_empty() || !came && left.is_zero() {
@@ -223,8 +223,8 @@ impl Decoder {
     fn dropped(&mut self, time: Time, event: &DropEvent) -> Result<Event, WireError> {
         let direction = Direction::try_from(event.direction).map_err(WireError::Direction)?;
         let name = self.naming.name(event.location);
-        self.unnamed = name.is_none().then_some(event.location);
-        let location = name.flatten();
+        self.unnamed = (name == Name::Soon).then_some(event.location);
+        let location = known(name);
         Ok(Event::Drop(PacketDrop {
             time,
             flow: flow(event.cookie, &event.tuple),
@@ -240,6 +240,13 @@ impl Decoder {
             location,
             netns: event.netns,
         }))
+    }
+}
+
+fn known(name: Name) -> Option<Arc<str>> {
+    match name {
+        Name::Known(name) => Some(name),
+        Name::None | Name::Soon => None,
     }
 }
 

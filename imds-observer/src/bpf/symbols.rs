@@ -40,11 +40,27 @@ impl Symbols {
     }
 }
 
+/// A function's name, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    Known(Arc<str>),
+    /// The table has none, or can't be read.
+    None,
+    /// It is being looked up.
+    Soon,
+}
+
+/// The thread that reads the table, by its questions and answers.
+struct Thread {
+    questions: SyncSender<u64>,
+    answers: Receiver<(u64, Option<Arc<str>>)>,
+}
+
 /// Names that are looked up by a thread of its own: reading the table takes longer than the ring buffer may wait.
 pub(super) struct Naming {
     /// Until the first question: threads are started once privileges are dropped, so that they inherit what is left.
     symbols: Option<Symbols>,
-    thread: Option<(SyncSender<u64>, Receiver<(u64, Option<Arc<str>>)>)>,
+    thread: Option<Thread>,
     known: HashMap<u64, Option<Arc<str>>>,
     asked: HashSet<u64>,
 }
@@ -64,32 +80,32 @@ impl Naming {
         }
     }
 
-    /// The name of the function at `address`; it may have none. `None`: it is being looked up.
-    pub(super) fn name(&mut self, address: u64) -> Option<Option<Arc<str>>> {
+    /// The name of the function at `address`.
+    pub(super) fn name(&mut self, address: u64) -> Name {
         if let Some(name) = self.known.get(&address) {
-            return Some(name.clone());
+            return name.clone().map_or(Name::None, Name::Known);
         }
         if let Some(symbols) = self.symbols.take() {
             self.thread = aside(symbols)
                 .inspect_err(|error| tracing::warn!("start the thread that reads /proc/kallsyms: {error}"))
                 .ok();
         }
-        let Some((questions, _)) = &self.thread else {
-            return Some(None);
+        let Some(thread) = &self.thread else {
+            return Name::None;
         };
         if self.asked.contains(&address) {
-            return None;
+            return Name::Soon;
         }
-        if self.asked.len() >= MAX_ASKED || questions.try_send(address).is_err() {
-            return Some(None);
+        if self.asked.len() >= MAX_ASKED || thread.questions.try_send(address).is_err() {
+            return Name::None;
         }
         self.asked.insert(address);
-        None
+        Name::Soon
     }
 
     /// Takes the answers that are there; whether there were any. `patience`: waits so long for one.
     pub(super) fn answers(&mut self, patience: Duration) -> bool {
-        let Some((_, answers)) = self.thread.as_ref().filter(|_| !self.asked.is_empty()) else {
+        let Some(Thread { answers, .. }) = self.thread.as_ref().filter(|_| !self.asked.is_empty()) else {
             return false;
         };
         let first = if patience.is_zero() {
@@ -110,7 +126,7 @@ impl Naming {
     }
 }
 
-fn aside(mut symbols: Symbols) -> io::Result<(SyncSender<u64>, Receiver<(u64, Option<Arc<str>>)>)> {
+fn aside(mut symbols: Symbols) -> io::Result<Thread> {
     let (questions, asked) = sync_channel(MAX_ASKED);
     let (given, answers) = channel();
     thread::Builder::new().name("kallsyms".to_owned()).spawn(move || {
@@ -120,7 +136,7 @@ fn aside(mut symbols: Symbols) -> io::Result<(SyncSender<u64>, Receiver<(u64, Op
             }
         }
     })?;
-    Ok((questions, answers))
+    Ok(Thread { questions, answers })
 }
 
 /// Address and name of a function's line: `ffffffff81000000 T ip_rcv [module]`.
@@ -190,10 +206,10 @@ mod tests {
         io::Write::write_all(&mut file, TABLE.as_bytes()).unwrap();
         let mut naming = Naming::new(Symbols { table: Some(file) });
         let address = 0xffff_ffff_8100_00ff;
-        assert_eq!(naming.name(address), None, "being looked up");
-        assert_eq!(naming.name(address), None, "asked once");
+        assert_eq!(naming.name(address), Name::Soon);
+        assert_eq!(naming.name(address), Name::Soon, "asked once");
         while !naming.answers(Duration::from_secs(10)) {}
-        assert_eq!(naming.name(address), Some(Some(Arc::from("ip_rcv"))));
+        assert_eq!(naming.name(address), Name::Known(Arc::from("ip_rcv")));
         assert!(!naming.answers(Duration::from_secs(10)), "nothing is open");
         // A flood of addresses: what can't be asked now has no name now.
         for address in 0..10_000 {
@@ -201,7 +217,7 @@ mod tests {
             assert!(naming.asked.len() <= MAX_ASKED && naming.known.len() <= MAX_LOCATIONS);
         }
         let mut hidden = Naming::new(Symbols::default());
-        assert_eq!(hidden.name(address), Some(None));
+        assert_eq!(hidden.name(address), Name::None);
     }
 
     #[test]

@@ -44,8 +44,10 @@ pub(super) struct Attempt {
     established: Option<Time>,
     /// The client went on as one that is connected. Until then the SYN-ACK may be refused behind the hook that has seen it.
     confirmed: bool,
-    /// SYN-ACKs that came to this host and connected nothing.
-    undelivered: u32,
+    /// SYN-ACKs at the uplink, where they are reported.
+    wire_syn_acks: u32,
+    /// SYN-ACKs that were dropped here, or refused behind the socket's hook.
+    refused: u32,
     end: Option<End>,
     errno: Option<i32>,
     dropped: Option<String>,
@@ -93,7 +95,8 @@ impl Attempt {
             has_states: false,
             established: None,
             confirmed: false,
-            undelivered: 0,
+            wire_syn_acks: 0,
+            refused: 0,
             end: None,
             errno: None,
             dropped: None,
@@ -167,7 +170,7 @@ impl Attempt {
 
     /// A SYN-ACK arrived at this host, on its way to a socket.
     pub(super) fn arrived(&mut self) {
-        self.undelivered = self.undelivered.saturating_add(1);
+        self.wire_syn_acks = self.wire_syn_acks.saturating_add(1);
     }
 
     /// The SYN-ACK has not connected the socket after all; whether that is news.
@@ -175,8 +178,18 @@ impl Attempt {
         let refused = self.established.is_some() && !self.confirmed && !self.done;
         if refused {
             self.established = None;
+            self.refused = self.refused.saturating_add(1);
         }
         refused
+    }
+
+    /// A SYN-ACK was dropped here; whether it was taken for a connection.
+    pub(super) fn answer_dropped(&mut self) -> bool {
+        let taken = self.revoke();
+        if !taken && self.is_open() {
+            self.refused = self.refused.saturating_add(1);
+        }
+        taken
     }
 
     /// What the handshake took, once it is over.
@@ -327,7 +340,7 @@ impl Attempt {
             elapsed_ns: end.since(self.time),
             syns: self.syns,
             wire_syns: self.wire_syns,
-            syn_acks: self.undelivered,
+            syn_acks: self.wire_syn_acks.max(self.refused),
             dropped: self.dropped.take(),
             icmp: self.icmp.take(),
         })

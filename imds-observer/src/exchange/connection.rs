@@ -419,7 +419,7 @@ impl Flow {
             self.attempt(event.time).watch();
         }
         if let Some(attempt) = self.attempt.as_mut().filter(|_| syn) {
-            if event.direction == Direction::Response && attempt.revoke() {
+            if event.direction == Direction::Response && attempt.answer_dropped() {
                 self.connect_ns = None;
             }
             attempt.dropped(evidence);

@@ -336,10 +336,7 @@ mod tests {
             [UplinkChange::Appeared(eth1)]
         );
         assert_eq!(settle(&mut known, &[], &links, &none), []);
-        assert_eq!(
-            settle(&mut known, &[], &links[1..], &none),
-            [UplinkChange::Gone(eth0)]
-        );
+        assert_eq!(settle(&mut known, &[], &links[1..], &none), [UplinkChange::Gone(eth0)]);
     }
 
     #[test]

@@ -252,7 +252,7 @@ pub struct Connect {
     /// SYNs that left through an uplink.
     #[serde(default)]
     pub wire_syns: u32,
-    /// SYN-ACKs that came in through an uplink, and connected nothing.
+    /// SYN-ACKs that came to this host and connected nothing.
     #[serde(default)]
     pub syn_acks: u32,
     /// `reason@location` of the drop that this attempt met.

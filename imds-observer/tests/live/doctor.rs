@@ -172,6 +172,7 @@ fn wanted(lab: &Lab, entry: &Entry) -> Option<Wanted> {
                 Hook::Connect4 => ("cgroup-program", "connect4"),
                 Hook::Connect6 => ("cgroup-program", "connect6"),
                 Hook::CgroupEgress => ("cgroup-program", "cgroup_skb egress"),
+                Hook::CgroupIngress => ("cgroup-program", "cgroup_skb ingress"),
                 Hook::TcEgress => ("interface-program", "tcx egress"),
                 // At the pod's cable, which is no uplink.
                 Hook::TcIngress => return None,

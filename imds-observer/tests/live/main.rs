@@ -12,6 +12,7 @@ mod containers;
 mod doctor;
 mod faults;
 mod harmless;
+mod hosts;
 mod main_job;
 mod networks;
 mod reduced;
