@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::detectors::{self, DetectorConfig};
 use crate::filter::Filter;
 use crate::record::Kind;
+use crate::redact::Cmdline;
 use crate::{attribution, bpf, exchange, metrics, report, source, summary, watch};
 
 /// The file behind `--config`. Every key is optional.
@@ -28,6 +29,8 @@ pub struct Config {
     /// Time between summaries.
     pub interval: Option<Span>,
     pub records: Option<Vec<Kind>>,
+    /// How much of command lines records hold.
+    pub cmdline: Option<Cmdline>,
     /// Keep all rights after start, to look for faults.
     pub unconfined: bool,
     pub filter: Filter,

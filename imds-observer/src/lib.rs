@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod preflight;
 pub mod record;
+pub mod redact;
 pub mod report;
 #[cfg(live)]
 pub mod rights;

@@ -7,7 +7,7 @@ use imds_observer_common::{CMDLINE_BYTES, MAX_ANCESTORS, ProcessKey};
 
 use super::cgroup::{self, Hierarchies};
 use super::host::HostRoot;
-use crate::record::{Ancestor, Process, Time};
+use crate::record::{self, Ancestor, Process, Time, Unredacted};
 
 /// `stat` has one line, `status` some 1,500 bytes, `cgroup` a line a hierarchy.
 const MAX_FILE: u64 = 16 << 10;
@@ -117,19 +117,19 @@ fn read_any(
     let start_ns = u128::from(first.start_ticks) * 1_000_000_000 / u128::from(clock.ticks_per_s.max(1));
     Some(Described {
         delegated: cgroup.as_ref().map_or(0, |place| place.delegated),
-        process: Process {
+        process: Process::new(Unredacted {
             pid,
             tid: None,
             namespace_pid: namespace_pid.filter(|inner| *inner != pid),
             comm: last.comm,
             exe: exe.map(|exe| exe.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(exe)),
-            cmdline: cmdline.map(|bytes| crate::imds::arguments(&bytes)),
+            cmdline: cmdline.map(|bytes| record::arguments(&bytes)),
             uid,
             start_time: Some(Time((start_ns as u64).saturating_add(clock.boot_to_wall_ns))),
             ancestors,
             cgroup: cgroup.map(|place| place.path),
             netns: netns.as_deref().and_then(namespace_inode),
-        },
+        }),
         start_time_ns: start_ns as u64,
     })
 }
@@ -231,7 +231,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text(text in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (stat(&text), status(&text), crate::imds::arguments(&text));
+            let _ = (stat(&text), status(&text), record::arguments(&text));
             let _ = namespace_inode(&String::from_utf8_lossy(&text));
         }
     }

@@ -15,7 +15,7 @@ use zerocopy::FromBytes;
 
 use super::offsets::DropReasons;
 use super::symbols::{Name, Naming, Symbols};
-use crate::record::{Ancestor, Process, Time};
+use crate::record::{self, Ancestor, Process, Time, Unredacted};
 use crate::source::{
     CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Redirection, Sender,
     SocketChange, SocketState, Vantage,
@@ -204,19 +204,19 @@ impl Decoder {
                     path,
                     delegated: event.cgroup_v1_delegated.into(),
                 }),
-            process: Arc::new(Process {
+            process: Arc::new(Process::new(Unredacted {
                 pid: event.key.tgid,
                 tid: None,
                 namespace_pid: (event.namespace_pid != event.key.tgid).then_some(event.namespace_pid),
                 comm: text(&event.comm),
                 exe: known(event.exe_len, &event.exe).and_then(|bytes| executable(&bytes)),
-                cmdline: known(event.cmdline_len, &event.cmdline).map(|bytes| crate::imds::arguments(&bytes)),
+                cmdline: known(event.cmdline_len, &event.cmdline).map(|bytes| record::arguments(&bytes)),
                 uid: (event.uid != u32::MAX).then_some(event.uid),
                 start_time: (event.key.start_time_ns != 0).then(|| self.time(event.key.start_time_ns)),
                 ancestors,
                 cgroup: known(event.cgroup_len, &event.cgroup).and_then(|bytes| cgroup(&bytes)),
                 netns: (event.netns != 0).then_some(event.netns),
-            }),
+            })),
         }
     }
 
@@ -447,7 +447,7 @@ mod tests {
             Some("/system.slice/app.service")
         );
         assert_eq!(cgroup(b"\0").as_deref(), Some("/"));
-        assert_eq!(crate::imds::arguments(b"curl\0-s\0\0"), ["curl", "-s", ""]);
+        assert_eq!(record::arguments(b"curl\0-s\0\0"), ["curl", "-s", ""]);
     }
 
     proptest! {

@@ -21,6 +21,7 @@ use crate::hosts::HostDetectors;
 use crate::imds::Hasher;
 use crate::pipeline::{Parts, Pipeline};
 use crate::record::{Host, Kind};
+use crate::redact::{self, Cmdline};
 use crate::sinks::Sink;
 use crate::summary::Summarizer;
 
@@ -49,6 +50,9 @@ pub(super) struct SelectArgs {
     /// Write only these kinds of record, also not `start` and `loss` unless named; everything is judged all the same
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = values::kind())]
     records: Option<Vec<Kind>>,
+    /// How much of command lines records hold: all arguments, those without secrets, or none [default: redacted]
+    #[arg(long, value_name = "full|redacted|none", value_parser = values::cmdline(), hide_possible_values = true)]
+    cmdline: Option<Cmdline>,
     /// Settings in TOML; flags win over the file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -128,6 +132,7 @@ impl SelectArgs {
             container: or(&self.container, &config.filter.container),
             pod: or(&self.pod, &config.filter.pod),
         };
+        redact::configure(self.cmdline.or(config.cmdline).unwrap_or_default());
         let records = self.records.as_ref().or(config.records.as_ref());
         Ok(Settings {
             filter,

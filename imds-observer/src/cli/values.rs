@@ -3,6 +3,7 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::record::{Code, Kind, Severity};
+use crate::redact::Cmdline;
 
 fn one_of<T: Copy + Send + Sync + 'static>(
     all: &'static [T],
@@ -16,6 +17,10 @@ fn one_of<T: Copy + Send + Sync + 'static>(
 
 pub(super) fn kind() -> impl TypedValueParser<Value = Kind> {
     one_of(&Kind::ALL, Kind::as_str)
+}
+
+pub(super) fn cmdline() -> impl TypedValueParser<Value = Cmdline> {
+    one_of(&Cmdline::ALL, Cmdline::as_str)
 }
 
 pub(super) fn code() -> impl TypedValueParser<Value = Code> {

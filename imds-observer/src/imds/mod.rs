@@ -3,7 +3,6 @@
 mod dialect;
 mod fuzz;
 mod path;
-mod redact;
 mod request;
 mod secret;
 
@@ -13,6 +12,5 @@ pub use path::{
     below_version, is_dated_token_path, is_natural_404, is_role_listing, is_token_path, may_be_absent, normalise,
     role_of,
 };
-pub use redact::{arguments, printable};
 pub use request::{PATH_BYTES, USER_AGENT_BYTES, no_request, read_request, response_headers};
 pub use secret::Hasher;

@@ -2,10 +2,10 @@
 
 use super::dialect::{Hints, dialect};
 use super::path::is_token_path;
-use super::redact::printable;
 use super::secret::{Hasher, Secret};
 use crate::http;
 use crate::record::{Dialect, ImdsVersion, Request};
+use crate::redact::{printable, request_path};
 
 /// Bytes of path and query that a record keeps.
 pub const PATH_BYTES: usize = 512;
@@ -41,7 +41,7 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
         request.method = head.method.map(str::to_owned);
         return request;
     };
-    let path = printable(path, PATH_BYTES);
+    let path = request_path(path, PATH_BYTES);
     let mut forwarded = head.absolute();
     let mut user_agent = None;
     let (mut has_token, mut has_ttl) = (false, false);

@@ -21,7 +21,7 @@ pub use exchange::{
     Request, Response,
 };
 pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};
-pub use process::{Ancestor, Caller, Container, Pod, Process};
+pub use process::{Ancestor, Caller, Container, Pod, Process, Unredacted, arguments};
 pub use schema::schema;
 pub use summary::{
     Attached, Confinement, InterfaceSummary, Loss, LossCounts, Missing, Mode, PathCount, ProcessSummary, Quantiles,

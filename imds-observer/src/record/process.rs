@@ -6,10 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Time;
+use crate::redact;
 
 /// A process, as it was when it talked to IMDS. It may be gone by now.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, from = "Unredacted")]
+#[schemars(!from)]
 pub struct Process {
     /// In the host's initial PID namespace.
     pub pid: u32,
@@ -20,7 +22,7 @@ pub struct Process {
     pub namespace_pid: Option<u32>,
     pub comm: String,
     pub exe: Option<String>,
-    /// Arguments, cut after 512 bytes in all.
+    /// Arguments, cut after 512 bytes in all, subject to `--cmdline`: `[redacted]` and `[redacted #fingerprint]` replace what is not shown.
     pub cmdline: Option<Vec<String>>,
     pub uid: Option<u32>,
     pub start_time: Option<Time>,
@@ -30,6 +32,79 @@ pub struct Process {
     pub cgroup: Option<String>,
     /// Inode of the network namespace.
     pub netns: Option<u32>,
+}
+
+/// A process as a source gives it: [`Process::new`] is the only way from here to a record.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unredacted {
+    pub pid: u32,
+    pub tid: Option<u32>,
+    #[serde(default)]
+    pub namespace_pid: Option<u32>,
+    pub comm: String,
+    pub exe: Option<String>,
+    pub cmdline: Option<Vec<String>>,
+    pub uid: Option<u32>,
+    pub start_time: Option<Time>,
+    pub ancestors: Vec<Ancestor>,
+    pub cgroup: Option<String>,
+    pub netns: Option<u32>,
+}
+
+impl Process {
+    /// With its secrets replaced: in names, paths and arguments.
+    pub fn new(found: Unredacted) -> Self {
+        let Unredacted {
+            pid,
+            tid,
+            namespace_pid,
+            comm,
+            exe,
+            cmdline,
+            uid,
+            start_time,
+            mut ancestors,
+            cgroup,
+            netns,
+        } = found;
+        for ancestor in &mut ancestors {
+            ancestor.comm = text(&ancestor.comm);
+        }
+        Self {
+            pid,
+            tid,
+            namespace_pid,
+            comm: text(&comm),
+            cmdline: cmdline.and_then(|arguments| redact::command_line(exe.as_deref(), arguments)),
+            exe: exe.as_deref().map(text),
+            uid,
+            start_time,
+            ancestors,
+            cgroup: cgroup.as_deref().map(text),
+            netns,
+        }
+    }
+}
+
+impl From<Unredacted> for Process {
+    fn from(found: Unredacted) -> Self {
+        Self::new(found)
+    }
+}
+
+fn text(text: &str) -> String {
+    redact::printable(text.as_bytes(), usize::MAX)
+}
+
+/// The arguments of a command line, each ended by a zero byte.
+pub fn arguments(bytes: &[u8]) -> Vec<String> {
+    bytes
+        .strip_suffix(b"\0")
+        .unwrap_or(bytes)
+        .split(|byte| *byte == 0)
+        .map(|argument| String::from_utf8_lossy(argument).into_owned())
+        .collect()
 }
 
 /// A parent, grandparent and so on.

@@ -7,21 +7,13 @@
 use std::hash::{Hash, Hasher};
 
 use super::{Ancestor, Container, Process};
+use crate::redact::{self, Role};
 
 /// Bytes of an argument that may stand in a name: the rest of a path tells nobody more.
 const MAX_NAME: usize = 128;
 
-/// Longest name of an interpreter's executable, its version included.
-const MAX_INTERPRETER: usize = 24;
-
 /// Programs that run another one as their child and wait: a new one each time, so they identify no loop.
 const WRAPPERS: &[&str] = &["timeout", "sudo", "su", "runuser", "time", "doas", "setsid"];
-
-/// Programs whose executable says little: the script does.
-const INTERPRETERS: &[&str] = &[
-    "python", "pypy", "ruby", "node", "nodejs", "perl", "php", "bash", "sh", "dash", "zsh", "ash", "busybox", "java",
-    "dotnet",
-];
 
 /// The owner of a pod with this name: without the suffix that a ReplicaSet, Deployment, Job or `DaemonSet` adds.
 ///
@@ -74,8 +66,11 @@ pub fn program(process: &Process) -> String {
             name.push_str(" -m ");
             name.push_str(clip(module));
         }
-        // Code is no name, and who knows what stands in it.
-        Some(Script::Inline(code)) => name.push_str(&format!(" -c #{:08x}", fingerprint(code))),
+        // Code is no name, and may hold secrets.
+        Some(Script::Inline(code)) => {
+            name.push_str(" -c #");
+            name.push_str(&redact::fingerprint(code));
+        }
         None => {}
     }
     name
@@ -253,33 +248,24 @@ enum Script<'a> {
 }
 
 fn script<'a>(process: &'a Process, executable: &str) -> Option<Script<'a>> {
-    if executable.len() > MAX_INTERPRETER {
-        return None;
-    }
-    let stem = executable.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
-    if !INTERPRETERS.contains(&stem) {
-        return None;
-    }
-    let mut arguments = process.cmdline.as_deref()?.iter().skip(1).map(String::as_str);
-    while let Some(argument) = arguments.next() {
-        match argument {
-            "-c" | "-e" | "--eval" => return arguments.next().map(Script::Inline),
-            "-m" => return arguments.next().map(Script::Module),
-            // Options with a value of their own.
-            "-W" | "-X" | "-r" | "--require" | "-I" | "-cp" | "-classpath" | "--class-path" => {
-                arguments.next();
+    let arguments = || process.cmdline.iter().flatten().skip(1).map(String::as_str);
+    let roles = redact::roles(executable, arguments())?;
+    roles.into_iter().zip(arguments()).find_map(|(role, argument)| {
+        let part = |at: usize| argument.get(at..).unwrap_or_default();
+        let named = |name: &'a str, kind: fn(&'a str) -> Script<'a>| {
+            if redact::is_file_name(name) {
+                kind(name)
+            } else {
+                Script::Inline(name)
             }
-            option if option.starts_with('-') => {}
-            file => return Some(Script::File(base_name(file))),
+        };
+        match role {
+            Role::Code(at) => Some(Script::Inline(part(at))),
+            Role::Module(at) => Some(named(part(at), Script::Module)),
+            Role::Script if redact::is_script(argument) => Some(Script::File(base_name(argument))),
+            Role::Script => Some(Script::Inline(argument)),
+            Role::Option | Role::Value | Role::Argument => None,
         }
-    }
-    None
-}
-
-/// FNV-1a: enough to tell two one-liners of one run apart.
-fn fingerprint(code: &str) -> u32 {
-    code.bytes().fold(0x811c_9dc5, |hash: u32, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     })
 }
 
@@ -374,7 +360,6 @@ mod tests {
                 &["python3", "-W", "error", "-m", "app.main"][..],
                 "python3.11 -m app.main",
             ),
-            (&["python3", "-c", "print('/x')"], "python3.11 -c #b0d49472"),
             (&["python3"], "python3.11"),
             (&["python3", "-c"], "python3.11"),
         ] {

@@ -205,7 +205,9 @@ fn an_exchange_is_seen_whole_and_its_process_named() {
             assert!(exe.starts_with('/') && exe.ends_with("/bin/curl"), "{marker}: {exe}");
             let cmdline = process.cmdline.as_deref().unwrap_or_default();
             assert_eq!(cmdline.first().map(String::as_str), Some("curl"), "{marker}");
-            assert!(cmdline.contains(&marker), "{marker}: {cmdline:?}");
+            let url = format!("http://{}/latest/api/token", host(endpoint));
+            assert!(cmdline.contains(&url), "{marker}: {cmdline:?}");
+            assert!(!cmdline.contains(&marker), "not a known value: {cmdline:?}");
             assert_eq!(
                 process.ancestors.first().map(|parent| parent.pid),
                 Some(std::process::id()),

@@ -9,7 +9,7 @@ use imds_observer_common::ProcessKey;
 use lru::LruCache;
 use rustc_hash::FxBuildHasher;
 
-use crate::record::{Ancestor, Caller, Container, Pod, Process};
+use crate::record::{Ancestor, Caller, Container, Pod, Process, Unredacted};
 use crate::source::{Event, Sender};
 
 /// Different comments that are remembered, so that each process is told once.
@@ -88,8 +88,7 @@ fn read(text: &str) -> Option<(u32, Caller)> {
     });
     let arguments = value("Args").map(|line| {
         let mut left = MAX_ARGUMENT_BYTES;
-        crate::imds::printable(line.as_bytes(), usize::MAX)
-            .split(' ')
+        line.split(' ')
             .take_while(|argument| {
                 let fits = argument.len() < left;
                 left = left.saturating_sub(argument.len() + 1);
@@ -98,7 +97,7 @@ fn read(text: &str) -> Option<(u32, Caller)> {
             .map(str::to_owned)
             .collect()
     });
-    let process = Process {
+    let process = Process::new(Unredacted {
         pid,
         tid: number("ThreadId"),
         namespace_pid: None,
@@ -110,7 +109,7 @@ fn read(text: &str) -> Option<(u32, Caller)> {
         ancestors: parent.into_iter().collect(),
         cgroup: None,
         netns: None,
-    };
+    });
     let owned = |key: &str| value(key).map(str::to_owned);
     let pod = value("PodName").map(|name| Pod {
         namespace: owned("PodNamespace"),

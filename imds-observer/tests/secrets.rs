@@ -1,0 +1,352 @@
+//! Generated secrets in every string that a record has, in every position, encoding and joiner: none of them is in any output.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use imds_observer::http;
+use imds_observer::imds::{Hasher, read_request, response_headers};
+use imds_observer::record::workload::{self, Group};
+use imds_observer::record::{Ancestor, Process, Unredacted};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// Names that announce a secret.
+const NAMES: &[&str] = &[
+    "token",
+    "X-aws-ec2-metadata-token",
+    "password",
+    "PASSWD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "api_key",
+    "api-key",
+    "apiKey",
+    "client_secret",
+    "Authorization",
+    "access_token",
+    "id[token]",
+    "Cookie",
+    "sig",
+    "auth",
+];
+
+/// A secret of some kind and how long a part of it may be shown.
+#[derive(Clone, Debug)]
+struct Secret(String);
+
+/// Letters of both cases and digits, as generators of keys make them.
+fn generated() -> impl Strategy<Value = Secret> {
+    "[A-Z][a-z][0-9][A-Za-z0-9]{21,40}".prop_map(Secret)
+}
+
+/// A password that a person chose.
+fn chosen() -> impl Strategy<Value = Secret> {
+    prop_oneof![
+        "q[a-z]{9,14}x",
+        "[a-z]{4,8}[0-9!$#]{3,6}",
+        "[A-Z][a-z]{5,8}-[A-Z][a-z]{5,8}-[0-9]{2,4}"
+    ]
+    .prop_map(Secret)
+}
+
+fn any_secret() -> impl Strategy<Value = Secret> {
+    prop_oneof![generated(), chosen()]
+}
+
+const ENCODINGS: usize = 7;
+
+fn encoded(secret: &str, encoding: usize) -> String {
+    let percent = |which: fn(usize) -> bool| -> String {
+        secret
+            .bytes()
+            .enumerate()
+            .map(|(at, byte)| {
+                if which(at) {
+                    format!("%{byte:02x}")
+                } else {
+                    (byte as char).to_string()
+                }
+            })
+            .collect()
+    };
+    match encoding {
+        0 => secret.to_owned(),
+        1 => percent(|_| true),
+        2 => percent(|at| at % 3 == 0),
+        3 => percent(|_| true).replace('%', "%25"),
+        4 => percent(|_| true).replace('%', ""),
+        5 => base64(secret.as_bytes()),
+        _ => format!("\"{secret}\""),
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    bytes
+        .chunks(3)
+        .map(|chunk| {
+            let word = chunk.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+            (0..4)
+                .map(|at| {
+                    if at <= chunk.len() {
+                        DIGITS[(word >> (18 - 6 * at) & 63) as usize] as char
+                    } else {
+                        '='
+                    }
+                })
+                .collect::<String>()
+        })
+        .collect()
+}
+
+/// No eight characters of the secret in any of its encodings.
+fn assert_hidden(shown: &str, secret: &str) {
+    for encoding in 0..ENCODINGS - 1 {
+        let form = encoded(secret, encoding);
+        for start in 0..form.len().saturating_sub(7) {
+            let part = &form[start..start + 8];
+            assert!(!shown.contains(part), "{part} of {secret} in {shown}");
+        }
+    }
+}
+
+/// All that is shown of a process.
+fn shown(process: &Process) -> String {
+    let group = Group::of(Some(process), None, None);
+    format!(
+        "{} {process:?} {} {} {} {:?}",
+        serde_json::to_string(process).unwrap(),
+        workload::program(process),
+        group.key(),
+        group.name(1),
+        workload::workload(Some(process), None)
+    )
+}
+
+fn process(exe: &str, arguments: Vec<String>) -> Process {
+    Process::new(Unredacted {
+        pid: 1,
+        tid: None,
+        namespace_pid: None,
+        comm: "app".to_owned(),
+        exe: Some(exe.to_owned()),
+        cmdline: Some(arguments),
+        uid: Some(0),
+        start_time: None,
+        ancestors: Vec::new(),
+        cgroup: Some("/user.slice".to_owned()),
+        netns: None,
+    })
+}
+
+/// An argument, or several, that hold the secret.
+fn arguments(name: &str, value: &str, joiner: usize) -> Vec<String> {
+    let one = |text: String| vec![text];
+    match joiner {
+        0 => vec![format!("--{}", name.to_lowercase()), value.to_owned()],
+        1 => one(format!("--{}={value}", name.to_lowercase())),
+        2 => one(format!("{name}={value}")),
+        3 => vec!["-H".to_owned(), format!("{name}: {value}")],
+        4 => vec!["-H".to_owned(), format!("{name}:{value}")],
+        5 => vec!["-H".to_owned(), format!("Authorization: Bearer {value}")],
+        6 => one(format!("http://169.254.169.254/latest/?{name}=&{name}={value}")),
+        7 => one(format!("http://169.254.169.254/latest/?a=1;{name}%3D{value};b=2")),
+        8 => one(format!("http://169.254.169.254/latest/?{value}")),
+        9 => one(format!("https://user:{value}@host.example.com/")),
+        10 => one(format!("https://user:{value}/{value}@host.example.com/x@y")),
+        11 => vec!["-d".to_owned(), format!("{{\"{name}\": \"{value}\"}}")],
+        12 => vec!["-u".to_owned(), format!("user:{value}")],
+        13 => one(format!("-p{value}")),
+        14 => vec!["-p".to_owned(), value.to_owned()],
+        15 => one(value.to_owned()),
+        16 => one(format!("{name}={value};{name}={value}")),
+        17 => one(format!("a=1,{name}={value}")),
+        18 => one(format!("postgres://app:{value}@db:5432/app")),
+        19 => one(format!("{value}=")),
+        _ => one(format!("a {name} {value} b")),
+    }
+}
+
+/// Interpreters with an option whose value is code.
+const INLINE: &[(&str, &[&str])] = &[
+    ("/usr/bin/python3.11", &["-c"]),
+    ("/usr/bin/python3.11", &["-uc"]),
+    ("/usr/bin/python3.11", &["-W", "error", "-Bc"]),
+    ("/usr/bin/bash", &["-c"]),
+    ("/usr/bin/bash", &["-lc"]),
+    ("/usr/bin/bash", &["-c", "-e"]),
+    ("/usr/bin/bash", &["-eo", "pipefail", "-c"]),
+    ("/bin/dash", &["-ec"]),
+    ("/bin/busybox", &["sh", "-c"]),
+    ("/usr/bin/zsh", &["-fc"]),
+    ("/usr/bin/node", &["-e"]),
+    ("/usr/bin/node", &["-pe"]),
+    ("/usr/bin/node", &["--eval"]),
+    ("/usr/bin/deno", &["eval"]),
+    ("/usr/bin/perl", &["-e"]),
+    ("/usr/bin/perl", &["-lne"]),
+    ("/usr/bin/ruby3.2", &["-e"]),
+    ("/usr/bin/php8.2", &["-r"]),
+    ("/usr/bin/lua5.4", &["-e"]),
+    ("/usr/bin/Rscript", &["-e"]),
+    ("/usr/bin/gawk", &[]),
+    ("/usr/bin/pwsh", &["-Command"]),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 2_000 } else { 50_000 }))]
+
+    #[test]
+    fn arguments_hide_secrets(
+        exe in select(vec!["/usr/bin/curl", "/opt/app/server", "/usr/bin/python3.11", "/usr/bin/java", "/usr/bin/env"]),
+        before in prop::collection::vec(select(vec!["-s", "run", "--region", "eu-west-1", "app.py", "--", "-v", "--port=80"]), 0..4),
+        after in prop::collection::vec(select(vec!["-s", "x", "--debug"]), 0..3),
+        name in select(NAMES.to_vec()), secret in any_secret(), encoding in 0..ENCODINGS, joiner in 0..21_usize,
+    ) {
+        let mut line = vec![exe.rsplit('/').next().unwrap().to_owned()];
+        line.extend(before.iter().map(ToString::to_string));
+        line.extend(arguments(name, &encoded(&secret.0, encoding), joiner));
+        line.extend(after.iter().map(ToString::to_string));
+        let process = process(exe, line);
+        assert_hidden(&shown(&process), &secret.0);
+        // What was written and is read again is not shown more of.
+        let again: Process = serde_json::from_str(&serde_json::to_string(&process).unwrap()).unwrap();
+        prop_assert_eq!(again, process);
+    }
+
+    #[test]
+    fn code_is_not_shown(
+        (exe, options) in select(INLINE.to_vec()),
+        secret in any_secret(), encoding in 0..ENCODINGS, name in select(NAMES.to_vec()), shape in 0..5_usize,
+    ) {
+        let value = encoded(&secret.0, encoding);
+        let code = match shape {
+            0 => format!("import os; os.environ['{name}'] = '{value}'"),
+            1 => value,
+            2 => format!("curl -H '{name}: {value}' http://h/"),
+            3 => format!("/srv/{value}"),
+            _ => format!("{name}={value} app\n"),
+        };
+        let mut line = vec![exe.rsplit('/').next().unwrap().to_owned()];
+        line.extend(options.iter().map(ToString::to_string));
+        line.push(code);
+        assert_hidden(&shown(&process(exe, line)), &secret.0);
+    }
+
+    #[test]
+    fn names_and_paths_of_processes_hide_secrets(
+        secret in generated(), name in select(NAMES.to_vec()), encoding in 0..4_usize, shape in 0..4_usize, place in 0..4_usize,
+    ) {
+        let value = encoded(&secret.0, encoding);
+        let text = match shape {
+            0 => format!("/opt/{name}={value}/app"),
+            1 => format!("/opt/{name}:{value}/app"),
+            2 => format!("/opt/{value}/app"),
+            _ => format!("/opt/app-{value}"),
+        };
+        let mut found = Unredacted {
+            pid: 1, tid: None, namespace_pid: None, comm: "app".to_owned(), exe: None, cmdline: None, uid: None, start_time: None,
+            ancestors: vec![Ancestor { pid: 2, comm: "sh".to_owned() }], cgroup: None, netns: None,
+        };
+        match place {
+            0 => found.exe = Some(text),
+            1 => found.cgroup = Some(text),
+            2 => found.comm = text,
+            _ => found.ancestors[0].comm = text,
+        }
+        assert_hidden(&shown(&Process::new(found)), &secret.0);
+    }
+
+    #[test]
+    fn requests_and_responses_hide_secrets(
+        secret in any_secret(), random in generated(), name in select(NAMES.to_vec()), encoding in 0..ENCODINGS, place in 0..12_usize,
+    ) {
+        let value = encoded(&secret.0, encoding).replace('"', "");
+        let get = |target: &str, headers: &str| format!("GET {target} HTTP/1.1\r\nHost: 169.254.169.254\r\n{headers}\r\n");
+        let (request, hidden) = match place {
+            0 => (get(&format!("/latest/?{name}={value}"), ""), &secret),
+            1 => (get(&format!("/latest/?{name}=&{name}={value}"), ""), &secret),
+            2 => (get(&format!("/latest/?a=b;{name}={value};c"), ""), &secret),
+            3 => (get(&format!("/latest/?q={value}"), ""), &secret),
+            4 => (get(&format!("/latest/?{{\"{name}\":\"{value}\"}}"), ""), &secret),
+            5 => (get(&format!("/latest/%3F{name}%3D{value}"), ""), &secret),
+            6 => (get(&format!("/latest/{name}={value}"), ""), &secret),
+            7 => (get(&format!("/latest/{}", encoded(&random.0, encoding % 4)), ""), &random),
+            8 => (get("/latest/", &format!("{name}: {value}\r\n")), &secret),
+            9 => (get("/latest/", &format!("User-Agent: app/1 {name}: {value}\r\n")), &secret),
+            10 => (get("/latest/", &format!("User-Agent: app/1 (Bearer {value})\r\n")), &secret),
+            _ => (get("/latest/", &format!("User-Agent: app/1 +https://u:{value}/@h/\r\n")), &secret),
+        };
+        let record = read_request(&http::Request::parse(request.as_bytes(), false), &Hasher::with_salt(1, 2));
+        assert_hidden(&format!("{record:?} {}", serde_json::to_string(&record).unwrap()), &hidden.0);
+        let head = format!("HTTP/1.1 200 OK\r\nServer: x {name}={value}\r\nSet-Cookie: {name}={value}\r\n\r\n");
+        let (server, _) = response_headers(&http::Response::parse(head.as_bytes(), false), false);
+        assert_hidden(&format!("{server:?}"), &secret.0);
+    }
+}
+
+/// One exchange whose process has secrets wherever it can.
+fn trace() -> String {
+    let process = |pid: u32, exe: &str, arguments: &str| {
+        format!(
+            r#"{{"pid":{pid},"tid":{pid},"namespace_pid":null,"comm":"app","exe":"{exe}","cmdline":{arguments},"uid":0,"start_time":null,"ancestors":[],"cgroup":"/","netns":null}}"#
+        )
+    };
+    let callers = [
+        process(1, "/usr/bin/python3.11", r#"["python3","-uc","t='S3CRETS3CRET'"]"#),
+        process(2, "/usr/bin/bash", r#"["bash","-lc","S3CRETS3CRET"]"#),
+        process(3, "/opt/token=S3CRETS3CRET/app", r#"["app","--token","S3CRETS3CRET"]"#),
+        process(4, "/opt/app", r#"["app","{\"a\":\"S3CRETS3CRET\"}"]"#),
+    ];
+    let mut lines = String::new();
+    for (at, process) in callers.iter().cycle().take(400).enumerate() {
+        lines += &format!(
+            r#"{{"record":"exchange","schema":1,"time":"2026-03-01T12:00:{:02}.{:03}000000Z","host":"n","process":{process},"container":null,"connection":{{"id":"{at}","local":"10.0.0.1:{}","remote":"169.254.169.254:80","exchange":1,"interface":null,"cgroup":null,"netns":null}},"request":{{"method":"GET","path":"/latest/meta-data/","dialect":"aws","imds_version":"v1","token":null,"token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false,"retransmits":0}},"response":{{"status":200,"ttl":255,"delivered":true,"server":null,"retransmits":0,"icmp":null,"via_proxy":null}},"outcome":"answered","latency_ns":300000}}"#,
+            at / 20,
+            at % 20 * 50,
+            2000 + at
+        );
+        lines.push('\n');
+    }
+    lines
+}
+
+#[test]
+fn no_output_of_a_recorded_trace_shows_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("trace.ndjson");
+    fs::write(&path, trace()).unwrap();
+    for arguments in [
+        &["analyze", "-o", "text"][..],
+        &["analyze", "-o", "json"],
+        &["analyze", "-o", "ndjson"],
+        &["analyze", "-o", "html"],
+        &["preflight", "--http-tokens", "required", "-o", "text"],
+        &["preflight", "--http-tokens", "required", "-o", "json"],
+    ] {
+        for mode in [None, Some("redacted"), Some("none")] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_imds-observer"));
+            command.args(arguments).arg(&path).stdin(Stdio::null());
+            if let Some(mode) = mode {
+                command.args(["--cmdline", mode]);
+            }
+            let output = command.output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            assert!(text.len() > 100, "{text}");
+            assert!(!text.contains("S3CRETS3CRET"), "{arguments:?} {mode:?}: {text}");
+            let named = text.contains("python3.11 -c #");
+            assert_eq!(named, mode != Some("none"), "two one-liners are two workloads: {text}");
+        }
+    }
+    let full = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
+        .args(["analyze", "-o", "ndjson", "--cmdline", "full"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&full.stdout);
+    assert!(
+        text.contains(r#""cmdline":["bash","-lc","S3CRETS3CRET"]"#),
+        "as it was asked for"
+    );
+    assert!(!text.contains("bash S3CRETS3CRET"), "code is no name of a workload");
+}
