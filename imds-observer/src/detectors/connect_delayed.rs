@@ -62,7 +62,7 @@ use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting
 use crate::record::{Code, Exchange, Remedy, SECOND, Severity};
 
 /// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// The shortest handshake that may count, whatever the option: real ones take below 1 ms.
 const DELAYED_NS: u64 = 100_000_000;
 

@@ -64,7 +64,7 @@ use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting
 use crate::record::{Code, End, Exchange, ExchangeOutcome, Remedy, SECOND, Severity};
 
 /// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// A kept connection that ends sooner after a request was closed while the request was on its way.
 const CROSSING_NS: u64 = 50_000_000;
 /// Older records don't have `closed_by`. Their unanswered requests whose end is known sooner than this were ended by the server.

@@ -66,7 +66,7 @@ use crate::imds::role_of;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Roles of clients that are followed.
-const MAX_ROLES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const MAX_ROLES: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
 /// How IMDS names itself in `Server`.
 const IMDS: &str = "EC2ws";
 

@@ -77,7 +77,7 @@ use path::Paths;
 pub use wants::Exchanges;
 
 /// What all detectors together may hold with the default [`Limits`], whatever a local process does.
-pub const MEMORY_LIMIT_BYTES: usize = 64 << 20;
+pub const MEMORY_LIMIT_BYTES: usize = 80 << 20;
 
 /// How long the evidence must be missing before a finding is resolved, unless the detector says otherwise.
 pub const QUIET_NS: u64 = 300 * record::SECOND;

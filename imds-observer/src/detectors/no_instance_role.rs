@@ -61,7 +61,7 @@ use crate::imds::is_role_listing;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Longer than the longest pause between two looks that count together.
 const ROW_NS: u64 = 4 * 3600 * SECOND;
 

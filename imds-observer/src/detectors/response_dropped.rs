@@ -70,7 +70,7 @@ use crate::record::{
 };
 
 /// Clients that are remembered.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Connections with a dropped response whose exchange hasn't come yet.
 const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 

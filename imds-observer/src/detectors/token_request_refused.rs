@@ -62,7 +62,7 @@ use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, 
 use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered, with the process that was seen last.
-const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
+const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// Refusals further apart than this are no row.
 const ROW_NS: u64 = 3600 * SECOND;
 /// Errors of other requests this recent make a 5xx the service's own.

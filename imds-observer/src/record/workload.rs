@@ -71,6 +71,10 @@ pub fn program(process: &Process) -> String {
             name.push_str(" -c #");
             name.push_str(&redact::fingerprint(code));
         }
+        Some(Script::Hidden(argument)) => {
+            name.push_str(" #");
+            name.push_str(&redact::fingerprint(argument));
+        }
         None => {}
     }
     name
@@ -245,6 +249,8 @@ enum Script<'a> {
     Module(&'a str),
     /// Code on the command line.
     Inline(&'a str),
+    /// A script whose name may be a secret.
+    Hidden(&'a str),
 }
 
 fn script<'a>(process: &'a Process, executable: &str) -> Option<Script<'a>> {
@@ -256,14 +262,14 @@ fn script<'a>(process: &'a Process, executable: &str) -> Option<Script<'a>> {
             if redact::is_file_name(name) {
                 kind(name)
             } else {
-                Script::Inline(name)
+                Script::Hidden(name)
             }
         };
         match role {
             Role::Code(at) => Some(Script::Inline(part(at))),
             Role::Module(at) => Some(named(part(at), Script::Module)),
             Role::Script if redact::is_script(argument) => Some(Script::File(base_name(argument))),
-            Role::Script => Some(Script::Inline(argument)),
+            Role::Script => Some(Script::Hidden(argument)),
             Role::Option | Role::Value | Role::Argument => None,
         }
     })

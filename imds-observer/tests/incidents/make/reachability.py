@@ -38,7 +38,7 @@ class Trace:
 
     def caller(self, pod=None, comm="python3", netns=4026531840):
         cgroup = "/kubepods/burstable/pod7001/" + "7" * 64 if pod else "/system.slice/app.service"
-        process = {"pid": 7001, "tid": 7001, "namespace_pid": 1 if pod else None, "comm": comm, "exe": f"/usr/bin/{comm}", "cmdline": [comm, "app"], "uid": 1000,
+        process = {"pid": 7001, "tid": 7001, "namespace_pid": 1 if pod else None, "comm": comm, "exe": f"/usr/bin/{comm}", "cmdline": [comm, "app.py"], "uid": 1000,
                    "start_time": "2026-03-01T11:00:00.000000000Z", "ancestors": [{"pid": 1, "comm": "systemd"}], "cgroup": cgroup, "netns": netns}
         container = pod and {"id": "7" * 64, "runtime": "containerd", "image": None, "name": "app", "pod": {"namespace": "shop", "name": pod, "uid": "00000000-0000-4000-8000-000000007001"}}
         return {"process": process, "container": container}

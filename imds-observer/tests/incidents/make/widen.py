@@ -66,7 +66,7 @@ with Records("widen-laptop-pulumi.ndjson", host="laptop", interfaces=("wlp0s20f3
         r.connect(3 + 4 * n, pulumi, "timeout", errno=None, elapsed=3.5, syns=3, wire_syns=3)
 
 with Records("widen-spark-executors-throttled.ndjson.gz") as r:
-    executors = [Caller(4_001 + n, "/usr/lib/jvm/java-17/bin/java", unit="hadoop-yarn-nodemanager.service", arguments=("CoarseGrainedExecutorBackend", str(n))) for n in range(12)]
+    executors = [Caller(4_001 + n, "/usr/lib/jvm/java-17/bin/java", unit="hadoop-yarn-nodemanager.service", arguments=("org.apache.spark.executor.CoarseGrainedExecutorBackend", str(n))) for n in range(12)]
     for n in range(900):
         executor, at = executors[n % 12], 2 + n * 0.1
         throttled = n % 30 == 17
