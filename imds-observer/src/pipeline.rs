@@ -448,7 +448,8 @@ impl<'a> Run<'a> {
             }
             source.take_back(&mut batch);
             if self.live {
-                self.now = seen.unwrap_or_else(Time::now);
+                let now = seen.unwrap_or_else(Time::now);
+                self.now = source.held_since().map_or(now, |held| now.min(held));
                 self.pipeline.advance(self.now);
             }
             self.pipeline.flush();

@@ -41,13 +41,22 @@ pub struct Decoder {
     reasons: HashMap<u32, Arc<str>>,
     naming: Naming,
     /// Drops whose place is being looked up, oldest first.
-    held: VecDeque<(u64, PacketDrop)>,
+    held: VecDeque<Held>,
     /// The place of the drop that was decoded last, if it is being looked up.
     unnamed: Option<u64>,
 }
 
 /// Drops that wait for the name of their place, about 200 bytes each. One more goes without it.
 const MAX_HELD: usize = 4096;
+/// Longest time that a drop waits for it.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// A drop whose location is looked up.
+struct Held {
+    location: u64,
+    since: Instant,
+    drop: PacketDrop,
+}
 
 fn take<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8]), WireError> {
     T::read_from_prefix(bytes).map_err(|_| WireError::Truncated {
@@ -86,7 +95,9 @@ impl Decoder {
         let event = self.decode(bytes)?;
         match event {
             Event::Drop(drop) if self.unnamed.is_some() && self.held.len() < MAX_HELD => {
-                self.held.extend(self.unnamed.take().map(|place| (place, drop)));
+                let since = Instant::now();
+                self.held
+                    .extend(self.unnamed.take().map(|location| Held { location, since, drop }));
             }
             event => out.push(event),
         }
@@ -103,14 +114,14 @@ impl Decoder {
             let left = deadline.saturating_duration_since(Instant::now());
             let came = self.naming.answers(left);
             for _ in 0..self.held.len() {
-                let Some((place, mut drop)) = self.held.pop_front() else {
+                let Some(mut held) = self.held.pop_front() else {
                     break;
                 };
-                match self.naming.name(place) {
-                    Name::Soon => self.held.push_back((place, drop)),
+                match self.naming.name(held.location) {
+                    Name::Soon if held.since.elapsed() < MAX_WAIT => self.held.push_back(held),
                     name => {
-                        drop.location = known(name);
-                        out.push(Event::Drop(drop));
+                        held.drop.location = known(name);
+                        out.push(Event::Drop(held.drop));
                     }
                 }
             }
@@ -119,8 +130,13 @@ impl Decoder {
             }
         }
         if !patience.is_zero() {
-            out.extend(self.held.drain(..).map(|(_, drop)| Event::Drop(drop)));
+            out.extend(self.held.drain(..).map(|held| Event::Drop(held.drop)));
         }
+    }
+
+    /// When the oldest drop that waits for a name happened: the end of a connection may depend on it.
+    pub fn held_since(&self) -> Option<Time> {
+        self.held.iter().map(|held| held.drop.time).min()
     }
 
     /// One event. Total: any bytes give an event or an error. A drop's place has its name if it is known already.

@@ -202,7 +202,10 @@ impl Picture {
         }
         let version = exchange.request.imds_version.map_or("unknown", ImdsVersion::as_str);
         *self.versions.entry(version.to_owned()).or_default() += 1;
-        let status = exchange.response.as_ref().and_then(|response| response.status);
+        // A status that never reached the client is no status of its requests.
+        let response = exchange.response.as_ref();
+        let response = response.filter(|response| response.delivered != Some(false));
+        let status = response.and_then(|response| response.status);
         let status = status.map_or_else(|| exchange.outcome.as_str().to_owned(), |status| status.to_string());
         *self.statuses.entry(status).or_default() += 1;
     }

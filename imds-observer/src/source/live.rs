@@ -393,6 +393,10 @@ impl Source for LiveSource {
         Ok(if came { SourceState::More } else { SourceState::Idle })
     }
 
+    fn held_since(&self) -> Option<Time> {
+        self.decoder.held_since()
+    }
+
     fn last_batch(&mut self, out: &mut Vec<Event>) {
         out.append(&mut self.early);
         self.drain_all(out);

@@ -113,6 +113,11 @@ pub trait Source {
         false
     }
 
+    /// When the oldest event happened that this source holds back. Ends that an event may still explain are not decided before it has come.
+    fn held_since(&self) -> Option<Time> {
+        None
+    }
+
     /// What is still to be told when the run ends before the source does.
     fn last_batch(&mut self, out: &mut Vec<Event>) {
         let _ = out;

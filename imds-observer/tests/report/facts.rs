@@ -69,8 +69,11 @@ pub(crate) fn compare(shown: &Value, analysis: &Value) {
     assert_eq!(
         text(&shown["input"]),
         format!(
-            "{} files, {} records, {} skipped",
-            input["files"], input["records"], input["skipped"]
+            "{} {}, {} records, {} skipped",
+            input["files"],
+            if input["files"] == 1 { "file" } else { "files" },
+            input["records"],
+            input["skipped"]
         )
     );
 
