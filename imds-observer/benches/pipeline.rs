@@ -240,6 +240,7 @@ fn pipeline(sink: Box<dyn Sink>) -> Pipeline {
         flow: flow_table(),
         attribution: Attribution::new(attribution::Limits::default(), None),
         filter: Filter::default(),
+        filters: Vec::new(),
         detectors: HostDetectors::new(DetectorConfig::default(), None),
         summarizer: Some(Summarizer::new(host(), summary::Limits::default())),
         sinks: vec![sink],

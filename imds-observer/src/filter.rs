@@ -90,6 +90,16 @@ impl Filter {
         *self == Self::default()
     }
 
+    /// Each value as `option=value`.
+    pub fn describe(&self) -> Vec<String> {
+        let pods = self.pod.iter().map(|pod| format!("pod={}/{}", pod.namespace, pod.name));
+        let pids = self.pid.iter().map(|pid| format!("pid={pid}"));
+        let comms = self.comm.iter().map(|comm| format!("comm={comm}"));
+        let users = self.uid.iter().map(|uid| format!("uid={uid}"));
+        let containers = self.container.iter().map(|container| format!("container={container}"));
+        pids.chain(comms).chain(users).chain(containers).chain(pods).collect()
+    }
+
     pub fn allows(&self, process: Option<&Process>, container: Option<&Container>) -> bool {
         let pod = container.and_then(|container| container.pod.as_ref());
         any(&self.pid, |pid| process.is_some_and(|process| process.pid == *pid))

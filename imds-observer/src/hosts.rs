@@ -6,10 +6,12 @@ use lru::LruCache;
 use rustc_hash::FxHashMap;
 
 use crate::detectors::{self, DetectorConfig, Detectors, HostFacts, Observation};
-use crate::record::{Finding, Host, Loss, LossCounts, Start, Summary, Time};
+use crate::record::{Finding, Host, Loss, LossCounts, SECOND, Start, Summary, Time};
 
-/// Different capabilities that recorded runs lacked.
+/// Different capabilities that recorded runs lacked, and different filters.
 const MAX_MISSING: usize = 32;
+/// Records that are further apart are no evidence that the time between them was observed.
+pub const MAX_GAP_NS: u64 = 3600 * SECOND;
 
 /// One set of detectors a host. Beyond the bound, the host that was silent longest is finished as at the end of a trace.
 pub struct HostDetectors {
@@ -157,16 +159,45 @@ pub struct RecordedHosts {
     restarts: u64,
     /// What any run could not see.
     missing: BTreeSet<String>,
+    /// What any run left out.
+    filters: BTreeSet<String>,
+    /// Runs whose last record of loss is not there.
+    unended: u64,
 }
 
 #[derive(Debug, Default)]
 struct Recorded {
     started: bool,
-    /// Of its records.
-    period: Option<(Time, Time)>,
+    /// Records of it have been read, up to this time.
+    last: Option<Time>,
+    /// Time that its records prove to be observed.
+    covered_ns: u64,
+    /// The longest time without a record.
+    gap_ns: u64,
     exchanges: bool,
+    /// Exchanges, connects or drops have come since the last record of loss.
+    awaits_loss: bool,
     /// Counts since the run's start, so the latest replaces those before.
     loss: LossCounts,
+}
+
+impl Recorded {
+    /// The time from `from` to `to` was observed.
+    fn covers(&mut self, from: Time, to: Time) {
+        let Some(last) = self.last else {
+            self.last = Some(to);
+            self.covered_ns = to.since(from);
+            return;
+        };
+        let gap = from.since(last);
+        if gap > MAX_GAP_NS {
+            self.gap_ns = self.gap_ns.max(gap);
+            self.covered_ns = self.covered_ns.saturating_add(to.since(from));
+        } else {
+            self.covered_ns = self.covered_ns.saturating_add(to.since(last));
+        }
+        self.last = Some(last.max(to));
+    }
 }
 
 impl RecordedHosts {
@@ -181,6 +212,8 @@ impl RecordedHosts {
             before: LossCounts::default(),
             restarts: 0,
             missing: BTreeSet::new(),
+            filters: BTreeSet::new(),
+            unended: 0,
         }
     }
 
@@ -188,16 +221,46 @@ impl RecordedHosts {
     pub fn sees(&mut self, host: &Host, time: Time, observed: bool) {
         if let Some(recorded) = self.of(host) {
             recorded.exchanges |= observed;
-            let (from, to) = recorded.period.unwrap_or((time, time));
-            recorded.period = Some((from.min(time), to.max(time)));
+            recorded.awaits_loss |= observed;
+            recorded.covers(time, time);
         }
+    }
+
+    /// A summary of this host's interval has been read.
+    pub fn summarized(&mut self, summary: &Summary) {
+        if let Some(recorded) = self.of(&summary.host) {
+            recorded.covers(summary.from, summary.to.max(summary.from));
+        }
+    }
+
+    /// The longest time without a record between two of one host, where it is too long to have been observed.
+    pub fn longest_gap(&self) -> Option<(&Host, u64)> {
+        let gaps = self.hosts.iter().map(|(host, recorded)| (host, recorded.gap_ns));
+        gaps.filter(|(_, gap)| *gap > 0).max_by_key(|(_, gap)| *gap)
+    }
+
+    /// Hosts of which no run's start was read: what their observer could not see, and what it left out, is unknown.
+    pub fn without_start(&self) -> impl Iterator<Item = &Host> {
+        let unknown = self.hosts.iter().filter(|(_, recorded)| !recorded.started);
+        unknown.map(|(host, _)| host)
+    }
+
+    /// Runs of which no record tells what they lost up to their end.
+    pub fn runs_without_loss(&self) -> u64 {
+        let open = self.hosts.iter().filter(|(_, recorded)| recorded.awaits_loss);
+        self.unended + open.count() as u64
+    }
+
+    /// What any run left out, as the start records name it.
+    pub fn filters(&self) -> impl Iterator<Item = &str> {
+        self.filters.iter().map(String::as_str)
     }
 
     /// The host that was watched for the shortest time, and that time in nanoseconds.
     pub fn shortest(&self) -> Option<(&Host, u64)> {
         self.hosts
             .iter()
-            .filter_map(|(host, recorded)| recorded.period.map(|(from, to)| (host, to.since(from))))
+            .map(|(host, recorded)| (host, recorded.covered_ns))
             .min_by(|a, b| a.1.cmp(&b.1).then_with(|| a.0.cmp(b.0)))
     }
 
@@ -209,8 +272,19 @@ impl RecordedHosts {
     }
 
     pub fn loses(&mut self, loss: &Loss) {
+        let mut ended = LossCounts::default();
         if let Some(recorded) = self.of(&loss.host) {
-            recorded.loss = loss.counts();
+            let counts = loss.counts();
+            // Counts only grow within a run: this is another one, whose start was not recorded.
+            if !recorded.loss.is_within(counts) {
+                ended = recorded.loss;
+            }
+            recorded.loss = counts;
+            recorded.awaits_loss = false;
+        }
+        if ended.any() {
+            self.before = self.before.plus(ended);
+            self.restarts += 1;
         }
     }
 
@@ -219,8 +293,15 @@ impl RecordedHosts {
         if let Some(recorded) = self.of(&start.host) {
             let again = std::mem::replace(&mut recorded.started, true);
             let loss = std::mem::take(&mut recorded.loss);
+            let unended = std::mem::take(&mut recorded.awaits_loss);
             self.restarts += u64::from(again);
+            self.unended += u64::from(unended);
             self.before = self.before.plus(loss);
+        }
+        for filter in &start.filters {
+            if self.filters.len() < MAX_MISSING {
+                self.filters.insert(filter.clone());
+            }
         }
         for missing in &start.missing {
             if self.missing.len() < MAX_MISSING {
@@ -304,6 +385,7 @@ mod tests {
             interfaces: Vec::new(),
             attached: Vec::new(),
             missing: Vec::new(),
+            filters: Vec::new(),
             confinement: None,
         };
         hosts.starts(&start("a"));

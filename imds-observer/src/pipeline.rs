@@ -28,6 +28,8 @@ pub struct Parts {
     pub flow: FlowTable,
     pub attribution: Attribution,
     pub filter: Filter,
+    /// What is not observed or not written, as the `start` record names it.
+    pub filters: Vec<String>,
     pub detectors: HostDetectors,
     /// `None`: see [`Pipeline::set_aside`].
     pub summarizer: Option<Summarizer>,
@@ -50,6 +52,8 @@ pub struct Pipeline {
     mode: Mode,
     exchanges: u64,
     unattributed: u64,
+    /// Records and packets that were left out for their time.
+    misdated: u64,
     source_loss: LossCounts,
     recorded: RecordedHosts,
     loss_told: LossCounts,
@@ -72,6 +76,7 @@ impl Pipeline {
             mode: Mode::Live,
             exchanges: 0,
             unattributed: 0,
+            misdated: 0,
             source_loss: LossCounts::default(),
             loss_told: LossCounts::default(),
             next_loss: Time::default(),
@@ -105,6 +110,7 @@ impl Pipeline {
             interfaces: facts.interfaces,
             attached: facts.attached,
             missing: facts.missing,
+            filters: facts.filters.into_iter().chain(self.parts.filters.clone()).collect(),
             confinement: facts.confinement,
         }));
     }
@@ -142,6 +148,14 @@ impl Pipeline {
             self.next_loss = now.plus_ns(SECOND);
             self.tell_loss(now, false);
         }
+    }
+
+    /// A record or packet of a trace bears a time that can't be right: it is left out.
+    fn misdated(&mut self) {
+        if self.misdated == 0 {
+            tracing::warn!("a record is far ahead of those around it: left out, and so are further ones");
+        }
+        self.misdated += 1;
     }
 
     /// Takes over another filter and other thresholds from here on.
@@ -210,6 +224,7 @@ impl Pipeline {
                 + self.parts.detectors.evicted()
                 + self.parts.summarizer.as_ref().map_or(0, Summarizer::evicted),
             unattributed: self.unattributed,
+            unparsed: self.misdated,
             shed: self.parts.sinks.iter().map(|sink| sink.shed()).sum(),
             unknown_containers: self.parts.attribution.unknown_containers(),
             ..LossCounts::default()
@@ -267,6 +282,11 @@ impl Pipeline {
     }
 
     fn recorded(&mut self, record: &Arc<Record>) {
+        if let Record::Summary(summary) = record.as_ref()
+            && !summary.total
+        {
+            self.recorded.summarized(summary);
+        }
         let observed = matches!(**record, Record::Exchange(_) | Record::Connect(_) | Record::Drop(_));
         self.recorded.sees(record.host(), record.time(), observed);
         match record.as_ref() {
@@ -353,6 +373,8 @@ impl Pipeline {
 
 /// Event time between two calls of [`Pipeline::advance`], at most.
 const STEP_NS: u64 = SECOND / 10;
+/// What is so far ahead of what comes before and after it in a trace bears a wrong time: to follow it would end all that is under way.
+const MAX_LEAP_NS: u64 = 600 * SECOND;
 /// Longest wait for a live source.
 const WAIT: Duration = Duration::from_millis(100);
 
@@ -401,6 +423,8 @@ struct Run<'a> {
     live: bool,
     now: Time,
     advanced: Time,
+    /// Nothing has been handled yet.
+    first: bool,
 }
 
 impl<'a> Run<'a> {
@@ -419,7 +443,23 @@ impl<'a> Run<'a> {
             live,
             now,
             advanced: now,
+            first: true,
         }
+    }
+
+    /// Nearly never: then what comes next is looked at.
+    fn is_ahead(&self, time: Time) -> bool {
+        self.first || time.since(self.now) > MAX_LEAP_NS
+    }
+
+    /// Whether a trace's clock must not follow this time: what comes next is far behind it again.
+    fn leaps(&mut self, time: Option<Time>, next: Option<Time>) -> bool {
+        let first = std::mem::take(&mut self.first);
+        let (Some(time), Some(next)) = (time, next) else {
+            return false;
+        };
+        let ahead = first || time.since(self.now) > MAX_LEAP_NS;
+        ahead && time.since(next) > MAX_LEAP_NS
     }
 
     fn batches(mut self, source: &mut dyn Source, supervisor: &mut dyn FnMut(&mut Pipeline)) -> anyhow::Result<()> {
@@ -435,11 +475,17 @@ impl<'a> Run<'a> {
                 .rev()
                 .find(|event| self.live && event.is_traffic())
                 .and_then(Event::time);
-            for event in &batch {
-                if !self.live
-                    && let Some(time) = settled(event)
-                {
-                    self.turn_to(time);
+            for (at, event) in batch.iter().enumerate() {
+                if !self.live {
+                    let time = settled(event);
+                    let next = || batch[at + 1..].iter().find_map(settled);
+                    if time.is_some_and(|time| self.is_ahead(time)) && self.leaps(time, next()) {
+                        self.pipeline.misdated();
+                        continue;
+                    }
+                    if let Some(time) = time {
+                        self.turn_to(time);
+                    }
                 }
                 self.pipeline.handle(event);
                 if self.pipeline.is_full() {
@@ -464,8 +510,13 @@ impl<'a> Run<'a> {
 
     /// Records of a trace, and whether more are wanted.
     fn records(&mut self, records: &[Arc<Record>]) -> ControlFlow<()> {
-        for record in records {
-            self.turn_to(record.settled());
+        for (at, record) in records.iter().enumerate() {
+            let time = record.settled();
+            if self.is_ahead(time) && self.leaps(Some(time), records.get(at + 1).map(|next| next.settled())) {
+                self.pipeline.misdated();
+                continue;
+            }
+            self.turn_to(time);
             self.pipeline.recorded(record);
             if self.pipeline.is_full() {
                 break;
@@ -649,6 +700,7 @@ mod tests {
             flow: FlowTable::new(exchange::Limits::default(), Hasher::random()),
             attribution: Attribution::new(attribution::Limits::default(), None),
             filter: Filter::default(),
+            filters: Vec::new(),
             detectors: HostDetectors::new(DetectorConfig::default(), None),
             summarizer: Some(Summarizer::new(host.clone(), summary::Limits::default())),
             host,

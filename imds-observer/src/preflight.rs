@@ -1,6 +1,7 @@
 //! Whether a change of the instance's metadata options would break anybody, judged by what callers were seen to do.
 //!
-//! Says *safe* only where it saw everything: with loss, blind spots, unknown callers or too short a time it can't say. Who would break is told in any case.
+//! The verdict is *safe* only if every [`Condition`] is proven. One that is not proven makes it *cannot say*: what is unknown is not safe.
+//! Workloads that would break are named in any case.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,8 +10,11 @@ use serde::Serialize;
 
 use crate::filter::Kinds;
 use crate::hosts::RecordedHosts;
+use crate::imds::{is_aws_path, normalise};
 use crate::record::workload::workload;
-use crate::record::{Dialect, Exchange, ExchangeOutcome, ImdsVersion, Kind, LossCounts, Record, Summary, Time};
+use crate::record::{
+    Dialect, Exchange, ExchangeOutcome, ImdsVersion, Kind, LossCounts, Mode, Record, Request, Summary, Time,
+};
 use crate::report::history::hops;
 use crate::report::text::{self, counted};
 use crate::sinks::Sink;
@@ -57,11 +61,80 @@ pub struct Break {
     pub why: String,
 }
 
+/// What must be proven before a change is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// At least one request to IMDS was seen.
+    RequestsSeen,
+    /// Each host was observed for as long as is wanted.
+    ObservedLongEnough,
+    /// No two records of a host are so far apart that the observer may not have run between them.
+    NoGap,
+    /// No run was followed by another: what happened between them is unknown.
+    NotRestarted,
+    /// The start of each host's run is recorded, and so what it could not see.
+    StartRecorded,
+    /// Each run's record of loss is there, up to its end.
+    LossRecorded,
+    /// Nothing was lost.
+    NothingLost,
+    /// All lines of the input were read.
+    InputRead,
+    /// No filter left callers, kinds of record or hosts out.
+    NothingFiltered,
+    /// Nothing was hidden from the observer.
+    NoBlindSpot,
+    /// Each request's process is known.
+    CallersKnown,
+    /// No workload is beyond the bound.
+    WorkloadsBounded,
+    /// Each request was read well enough to know whether it has a token.
+    RequestsRead,
+    /// Of each request that would fail, it is known whether it works today.
+    AnswersRead,
+    /// The distance of each client that asks for a token is known.
+    DistancesKnown,
+}
+
+impl Condition {
+    pub const ALL: [Self; 15] = [
+        Self::RequestsSeen,
+        Self::ObservedLongEnough,
+        Self::NoGap,
+        Self::NotRestarted,
+        Self::StartRecorded,
+        Self::LossRecorded,
+        Self::NothingLost,
+        Self::InputRead,
+        Self::NothingFiltered,
+        Self::NoBlindSpot,
+        Self::CallersKnown,
+        Self::WorkloadsBounded,
+        Self::RequestsRead,
+        Self::AnswersRead,
+        Self::DistancesKnown,
+    ];
+}
+
+/// What is known besides the records.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances<'a> {
+    /// What the traces report of their runs; `None` live.
+    pub recorded: Option<&'a RecordedHosts>,
+    /// Shorter observation, in nanoseconds, is too short.
+    pub at_least_ns: u64,
+    /// Lines of the input that could not be read.
+    pub unread: u64,
+}
+
 /// The answer, with what it rests on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
     pub verdict: Verdict,
     pub reasons: Vec<String>,
+    /// Conditions that are not proven.
+    pub unproven: Vec<Condition>,
     /// Most requests first.
     pub breaks: Vec<Break>,
 }
@@ -88,12 +161,19 @@ struct Seen {
     max_workloads: usize,
     breaks: BTreeMap<String, Broken>,
     exchanges: u64,
-    /// Requests of which it can't be told whether they would have failed.
-    undecided: u64,
+    /// Requests whose head does not show whether they have a token.
+    unread_requests: u64,
+    /// Requests that would fail, and of which it is not known whether they work today.
+    unread_answers: u64,
+    /// Token requests of clients whose distance is not known.
+    unknown_distances: u64,
     unattributed: u64,
     /// Requests of workloads beyond the bound.
     overflow: u64,
     missing: Vec<String>,
+    filters: Vec<String>,
+    /// This run observes a host; its records have all that this version writes.
+    live: bool,
     loss: LossCounts,
     summary: Option<Summary>,
 }
@@ -115,8 +195,8 @@ impl Preflight {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `at_least`: shorter observation, in nanoseconds, is too short. `unread`: lines of the input that could not be read.
-    pub fn judge(&self, recorded: Option<&RecordedHosts>, at_least: u64, unread: u64) -> Judgement {
+    /// Judges by all that was written so far.
+    pub fn judge(&self, circumstances: &Circumstances<'_>) -> Judgement {
         let seen = self.seen();
         let mut breaks: Vec<Break> = seen
             .breaks
@@ -129,7 +209,11 @@ impl Preflight {
             })
             .collect();
         breaks.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.workload.cmp(&b.workload)));
-        let doubts = seen.doubts(recorded, at_least, unread);
+        let doubts: Vec<(Condition, Vec<String>)> = Condition::ALL
+            .into_iter()
+            .map(|condition| (condition, seen.doubts(condition, circumstances)))
+            .filter(|(_, doubts)| !doubts.is_empty())
+            .collect();
         let mut reasons = Vec::new();
         let verdict = if !breaks.is_empty() {
             let requests: u64 = breaks.iter().map(|broken| broken.count).sum();
@@ -151,122 +235,175 @@ impl Preflight {
         } else {
             Verdict::CannotSay
         };
-        reasons.extend(doubts);
+        let unproven = doubts.iter().map(|(condition, _)| *condition).collect();
+        reasons.extend(doubts.into_iter().flat_map(|(_, doubts)| doubts));
         Judgement {
             verdict,
             reasons,
+            unproven,
             breaks,
         }
     }
 }
 
 impl Seen {
-    fn doubts(&self, recorded: Option<&RecordedHosts>, at_least: u64, unread: u64) -> Vec<String> {
-        let mut doubts = Vec::new();
-        let period = self.summary.as_ref().map_or(0, |summary| summary.interval_ns);
-        if self.exchanges == 0 {
-            doubts.push("no request was seen".to_owned());
+    /// Why the condition is not proven; empty if it is.
+    fn doubts(&self, condition: Condition, circumstances: &Circumstances<'_>) -> Vec<String> {
+        let Circumstances {
+            recorded,
+            at_least_ns,
+            unread,
+        } = *circumstances;
+        let if_any = |count: u64, one: &str, what: &str| {
+            let doubt = (count > 0).then(|| format!("{} {what}", counted(count, one)));
+            doubt.into_iter().collect()
+        };
+        match condition {
+            Condition::RequestsSeen => {
+                let none = (self.exchanges == 0).then(|| "no request was seen".to_owned());
+                none.into_iter().collect()
+            }
+            Condition::ObservedLongEnough => self.too_short(recorded, at_least_ns).into_iter().collect(),
+            Condition::NoGap => {
+                let gap = recorded.and_then(RecordedHosts::longest_gap);
+                let doubt = gap.map(|(host, gap)| {
+                    format!(
+                        "{host}: nothing was recorded for {}, what happened then was not seen",
+                        text::span(gap)
+                    )
+                });
+                doubt.into_iter().collect()
+            }
+            Condition::NotRestarted => {
+                let restarts = recorded.map_or(0, RecordedHosts::restarts_seen);
+                let doubt = (restarts > 0).then(|| {
+                    format!(
+                        "the observer restarted {}: what happened in between was not seen",
+                        counted(restarts, "time")
+                    )
+                });
+                doubt.into_iter().collect()
+            }
+            Condition::StartRecorded => {
+                let hosts = recorded.into_iter().flat_map(RecordedHosts::without_start);
+                hosts
+                    .take(MAX_MISSING)
+                    .map(|host| format!("{host}: no start record, so what the observer could not see is unknown"))
+                    .collect()
+            }
+            Condition::LossRecorded => {
+                let runs = recorded.map_or(0, RecordedHosts::runs_without_loss);
+                if_any(
+                    runs,
+                    "run",
+                    "of the observer without a loss record at the end: what was lost is unknown",
+                )
+            }
+            Condition::NothingLost => {
+                let counted_elsewhere = LossCounts {
+                    unattributed: 0,
+                    unknown_containers: 0,
+                    ..self.loss
+                };
+                let lost = text::loss(&counted_elsewhere);
+                let lost = (!lost.is_empty()).then(|| lost.trim_end().to_owned());
+                lost.into_iter().collect()
+            }
+            Condition::InputRead => if_any(unread, "line", "of the input could not be read"),
+            Condition::NothingFiltered => {
+                let recorded = recorded.into_iter().flat_map(RecordedHosts::filters);
+                // What this run writes is no limit to what it judges.
+                let own = self
+                    .filters
+                    .iter()
+                    .map(String::as_str)
+                    .filter(|filter| !filter.starts_with("records="));
+                own.chain(recorded)
+                    .filter(|filter| hides_requests(filter))
+                    .map(|filter| format!("a filter was set ({filter}): other requests were not judged"))
+                    .collect()
+            }
+            Condition::NoBlindSpot => {
+                let recorded = recorded.into_iter().flat_map(RecordedHosts::missing);
+                let missing = self.missing.iter().map(String::as_str).chain(recorded);
+                missing.map(|what| format!("blind spot: {what}")).collect()
+            }
+            Condition::CallersKnown => if_any(self.unattributed, "request", "of unknown processes"),
+            Condition::WorkloadsBounded => if_any(self.overflow, "request", "of workloads beyond the bound"),
+            Condition::RequestsRead => if_any(self.unread_requests, "request", "whose head was not seen whole"),
+            Condition::AnswersRead => if_any(self.unread_answers, "request", "whose answer's status is unknown"),
+            Condition::DistancesKnown => if_any(
+                self.unknown_distances,
+                "token request",
+                "whose distance to the uplink is unknown (TTL not seen at socket and uplink)",
+            ),
         }
-        if period < at_least {
-            let (saw, wanted) = (text::span(period), text::span(at_least));
-            doubts.push(format!(
+    }
+
+    fn too_short(&self, recorded: Option<&RecordedHosts>, at_least_ns: u64) -> Option<String> {
+        let period = self.summary.as_ref().map_or(0, |summary| summary.interval_ns);
+        let wanted = text::span(at_least_ns);
+        if period < at_least_ns {
+            let saw = text::span(period);
+            return Some(format!(
                 "only {saw} were observed, not {wanted} (observe longer, or say --min-duration)"
             ));
         }
-        if let Some((host, watched)) = recorded.and_then(RecordedHosts::shortest)
-            && watched < at_least
-            && period >= at_least
-        {
-            let (saw, wanted) = (text::span(watched), text::span(at_least));
-            doubts.push(format!("{host} was observed for {saw} only, not {wanted}"));
-        }
-        let unattributed = LossCounts {
-            unattributed: 0,
-            unknown_containers: 0,
-            ..self.loss
-        };
-        let lost = text::loss(&unattributed);
-        if !lost.is_empty() {
-            doubts.push(lost.trim_end().to_owned());
-        }
-        let counts = [
-            (self.unattributed, "request", "of unknown processes"),
-            (self.undecided, "request", "whose head or TTL was not seen whole"),
-            (self.overflow, "request", "of workloads beyond the bound"),
-            (unread, "line", "of the input could not be read"),
-        ];
-        doubts.extend(
-            counts
-                .iter()
-                .filter(|(count, ..)| *count > 0)
-                .map(|(count, one, what)| format!("{} {what}", counted(*count, one))),
-        );
-        let restarts = recorded.map_or(0, RecordedHosts::restarts_seen);
-        if restarts > 0 {
-            doubts.push(format!(
-                "the observer restarted {}: what happened in between was not seen",
-                counted(restarts, "time")
-            ));
-        }
-        let missing = self
-            .missing
-            .iter()
-            .map(String::as_str)
-            .chain(recorded.into_iter().flat_map(RecordedHosts::missing));
-        doubts.extend(missing.map(|what| format!("blind spot: {what}")));
-        doubts
+        let (host, watched) = recorded.and_then(RecordedHosts::shortest)?;
+        (watched < at_least_ns).then(|| format!("{host} was observed for {} only, not {wanted}", text::span(watched)))
     }
 
     fn exchange(&mut self, exchange: &Exchange, changes: &[Change]) {
         let request = &exchange.request;
-        if !matches!(request.dialect, Dialect::Aws | Dialect::Unknown)
-            || request.imds_version == Some(ImdsVersion::Other)
-        {
+        let works = works(exchange);
+        let foreign = !matches!(request.dialect, Dialect::Aws | Dialect::Unknown)
+            || request.imds_version == Some(ImdsVersion::Other);
+        if foreign {
+            // What is no request to IMDS by its head has an answer of IMDS only if IMDS understands more than we do.
+            let answered = matches!(works, Works::Yes | Works::Unknown) && !is_other_cloud(request);
+            let status = exchange.response.as_ref().and_then(|response| response.status);
+            self.unread_requests += u64::from(answered && status != Some(404));
             return;
         }
         self.exchanges += 1;
         let name = workload(exchange.process.as_deref(), exchange.container.as_deref());
         self.unattributed += u64::from(name.is_none());
         let Some(version) = request.imds_version else {
-            self.undecided += 1;
+            self.unread_requests += 1;
             return;
         };
         // What failed before can't be broken by the change.
-        let works = exchange.outcome == ExchangeOutcome::Answered
-            && exchange
-                .response
-                .as_ref()
-                .and_then(|response| response.status)
-                .is_some_and(|status| status < 400 || status == 404);
-        if !works {
+        if works == Works::No {
             return;
         }
         let reads_nothing = matches!(request.method.as_deref(), Some("HEAD" | "OPTIONS"));
         let mut why = [None, None, None];
-        let mut undecided = false;
         for change in changes {
             match change {
                 // A probe reads nothing, and survives a 401.
                 Change::TokensRequired if version == ImdsVersion::V1 && !reads_nothing => {
                     why[0] = Some("asks without a token and is answered".to_owned());
                 }
-                Change::HopLimit(limit) if version == ImdsVersion::Token => match request.wire_ttl().map(hops) {
-                    Some(hops) if *limit <= hops => {
+                Change::HopLimit(limit) if version == ImdsVersion::Token => match distance(exchange, self.live) {
+                    Distance::AtLeast(hops) | Distance::Exactly(hops) if *limit <= hops => {
                         why[1] = Some(format!(
                             "its token responses cross {} and need a hop limit of {}",
                             counted(u64::from(hops), "hop"),
                             hops.saturating_add(1)
                         ));
                     }
-                    Some(_) => {}
-                    None => undecided = true,
+                    Distance::Exactly(_) => {}
+                    Distance::AtLeast(_) => self.unknown_distances += 1,
                 },
                 Change::EndpointDisabled => why[2] = Some("asks IMDS and is answered".to_owned()),
                 Change::TokensRequired | Change::HopLimit(_) => {}
             }
         }
-        self.undecided += u64::from(undecided);
         if why.iter().all(Option::is_none) {
+            return;
+        }
+        if works == Works::Unknown {
+            self.unread_answers += 1;
             return;
         }
         let local = exchange
@@ -295,6 +432,69 @@ impl Seen {
     }
 }
 
+/// Whether a request has the answer that it asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Works {
+    Yes,
+    No,
+    Unknown,
+}
+
+fn works(exchange: &Exchange) -> Works {
+    let status = exchange.response.as_ref().and_then(|response| response.status);
+    match (exchange.outcome, status) {
+        (_, Some(status)) if status >= 400 && status != 404 => Works::No,
+        (ExchangeOutcome::Answered, Some(_)) => Works::Yes,
+        // Answered without a status that was seen: a status line in two segments, HTTP/0.9.
+        (ExchangeOutcome::Answered, None) => Works::Unknown,
+        // A client that has what it wanted may leave before the answer's head was seen.
+        (ExchangeOutcome::Closed | ExchangeOutcome::Open, _) if exchange.response.is_some() => Works::Unknown,
+        _ => Works::No,
+    }
+}
+
+/// A path in the tree of another cloud: on EC2, IMDS has nothing there.
+fn is_other_cloud(request: &Request) -> bool {
+    let path = request.path.as_deref().map(normalise).unwrap_or_default();
+    let foreign = !matches!(request.dialect, Dialect::Aws | Dialect::Unknown);
+    foreign && (path == "/" || !is_aws_path(&path))
+}
+
+/// Hops between client and uplink.
+enum Distance {
+    Exactly(u8),
+    AtLeast(u8),
+}
+
+fn distance(exchange: &Exchange, live: bool) -> Distance {
+    if let Some(hops) = exchange.request.hops {
+        return Distance::Exactly(hops);
+    }
+    // Traces of older versions have one TTL only, and the client chooses the initial one. A process outside of containers has no reason to.
+    let guessed = exchange.request.wire_ttl().map_or(0, hops);
+    let uplink_seen = exchange
+        .response
+        .as_ref()
+        .is_some_and(|response| response.ttl.is_some());
+    if !live
+        && uplink_seen
+        && exchange.request.wire_ttl().is_some()
+        && exchange.process.is_some()
+        && exchange.container.is_none()
+    {
+        Distance::Exactly(guessed)
+    } else {
+        Distance::AtLeast(guessed)
+    }
+}
+
+/// Whether a filter that a start record names leaves requests out.
+fn hides_requests(filter: &str) -> bool {
+    filter
+        .strip_prefix("records=")
+        .is_none_or(|kinds| !kinds.split(',').any(|kind| kind == Kind::Exchange.as_str()))
+}
+
 impl Sink for Preflight {
     fn kinds(&self) -> Kinds {
         [Kind::Start, Kind::Exchange, Kind::Summary, Kind::Loss]
@@ -311,6 +511,8 @@ impl Sink for Preflight {
                 seen.missing = missing
                     .map(|missing| format!("{}: {}", missing.capability, missing.blinds))
                     .collect();
+                seen.filters.clone_from(&start.filters);
+                seen.live = start.mode == Mode::Live;
             }
             Record::Exchange(exchange) => seen.exchange(exchange, &changes),
             Record::Loss(loss) => seen.loss = loss.counts(),

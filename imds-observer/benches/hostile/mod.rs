@@ -79,6 +79,7 @@ pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange 
             forwarded: n.is_multiple_of(11),
             retransmits: 0,
             ttl_on_wire: Some(true),
+            hops: None,
         },
         response: (!n.is_multiple_of(13)).then(|| Response {
             status: Some(status),

@@ -246,6 +246,7 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
             forwarded: false,
             retransmits: 0,
             ttl_on_wire: Some(true),
+            hops: None,
         },
         response: None,
         outcome: ExchangeOutcome::Answered,

@@ -217,6 +217,21 @@ impl Settings {
         this_host().context("ask for this host's name (give one with --host)")
     }
 
+    /// What is left out of the records, for the `start` record.
+    fn filters(&self, count: Option<u64>) -> Vec<String> {
+        let mut filters = self.filter.describe();
+        if self.kinds != Kinds::ALL {
+            let kinds: Vec<&str> = Kind::ALL
+                .iter()
+                .filter(|kind| self.kinds.has(**kind))
+                .map(|kind| kind.as_str())
+                .collect();
+            filters.push(format!("records={}", kinds.join(",")));
+        }
+        filters.extend(count.map(|count| format!("count={count}")));
+        filters
+    }
+
     /// `live`: for a pipeline that observes this host.
     pub(super) fn pipeline(
         &self,
@@ -242,6 +257,7 @@ impl Settings {
             flow: FlowTable::new(limits.flow, Hasher::random()).within(scope),
             attribution: Attribution::new(limits.attribution, worker),
             filter: self.filter.clone(),
+            filters: self.filters(count),
             detectors: HostDetectors::with_limits(self.config.detectors.clone(), limits.detectors, facts),
             summarizer: Some(summarizer),
             host,

@@ -16,7 +16,7 @@ use super::offline::{InputSummary, Progress, open, period};
 use super::{Cli, Status, print};
 use crate::config::Span;
 use crate::pipeline;
-use crate::preflight::{Break, Change, Judgement, Preflight, Verdict};
+use crate::preflight::{Break, Change, Circumstances, Condition, Judgement, Preflight, Verdict};
 use crate::record::{Finding, Loss, Summary, Time};
 use crate::report::escape::Escaped;
 use crate::report::text::counted;
@@ -93,6 +93,8 @@ struct Answer<'a> {
     loss: Option<&'a Loss>,
     verdict: Verdict,
     reasons: &'a [String],
+    /// Conditions of `safe` that are not proven.
+    unproven: &'a [Condition],
     breaks: &'a [Break],
 }
 
@@ -111,7 +113,14 @@ impl PreflightArgs {
                 records: 0,
                 skipped: 0,
             };
-            (input, preflight.judge(None, at_least, 0))
+            (
+                input,
+                preflight.judge(&Circumstances {
+                    recorded: None,
+                    at_least_ns: at_least,
+                    unread: 0,
+                }),
+            )
         } else {
             let stop = Stop::on_signals()?;
             let mut source = Progress::new(open(&self.files, &settings, &self.addresses(), &stop)?);
@@ -120,7 +129,11 @@ impl PreflightArgs {
             pipeline::run(&mut source, &mut pipeline, None, &stop)?;
             source.clear();
             let counts = source.inner.counts();
-            let judgement = preflight.judge(Some(pipeline.recorded_hosts()), at_least, counts.broken);
+            let judgement = preflight.judge(&Circumstances {
+                recorded: Some(pipeline.recorded_hosts()),
+                at_least_ns: at_least,
+                unread: counts.broken,
+            });
             (counts.into(), judgement)
         };
         let collected = collector.take();
@@ -195,6 +208,7 @@ fn json(input: InputSummary, collected: &Collected, judgement: &Judgement) -> an
         loss: collected.loss.as_ref(),
         verdict: judgement.verdict,
         reasons: &judgement.reasons,
+        unproven: &judgement.unproven,
         breaks: &judgement.breaks,
     };
     Ok(serde_json::to_string_pretty(&answer)? + "\n")

@@ -1178,6 +1178,11 @@ impl Flow {
         let mut request = pending.request;
         request.ttl = self.wire_ttl.or(self.socket_ttl);
         request.ttl_on_wire = request.ttl.map(|_| self.wire_ttl.is_some());
+        // The sender chooses its initial TTL: only the difference between two sightings is a distance.
+        request.hops = match (self.socket_ttl, self.wire_ttl) {
+            (Some(socket), Some(wire)) => socket.checked_sub(wire),
+            _ => None,
+        };
         let latency_ns = pending
             .answer
             .as_ref()

@@ -27,13 +27,18 @@ impl Hints {
 
 /// Headers win over paths: several clouds share the EC2 tree.
 pub(super) fn dialect(path: &str, hints: Hints, token_header: bool) -> Dialect {
-    if let Some(dialect) = hints.sure {
-        return dialect;
+    let normal = normalise(path);
+    // GCP and Azure have trees of their own: their headers make no difference to how IMDS answers a path of EC2's tree.
+    let is_ec2_tree = normal != "/" && is_aws_path(&normal);
+    match hints.sure {
+        Some(Dialect::Gcp) if is_ec2_tree => return Dialect::Aws,
+        Some(dialect) => return dialect,
+        None => {}
     }
-    if token_header {
+    if token_header || is_ec2_tree {
         return Dialect::Aws;
     }
-    let path = normalise(path);
+    let path = normal;
     let below = |root: &str| {
         path.strip_prefix(root)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

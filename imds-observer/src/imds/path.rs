@@ -2,8 +2,41 @@
 
 use std::borrow::Cow;
 
-/// The path without query, doubled slashes and trailing slash: `//latest/meta-data/?x` is `/latest/meta-data`. For grouping; records keep the raw path.
+/// The path without query, doubled slashes, trailing slash and needless percent-encoding: `//%6catest/meta-data/?x` is `/latest/meta-data`.
+/// For grouping; records keep the raw path.
 pub fn normalise(path: &str) -> Cow<'_, str> {
+    match decoded(path) {
+        Some(plain) => Cow::Owned(normal(&plain).into_owned()),
+        None => normal(path),
+    }
+}
+
+/// The path with its letters, digits and the marks `-._~/` as they are: encoding them makes no other path. `None`: none is encoded.
+fn decoded(path: &str) -> Option<String> {
+    memchr::memchr(b'%', path.as_bytes())?;
+    let mut plain = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((before, behind)) = rest.split_once('%') {
+        plain.push_str(before);
+        let code = behind
+            .get(..2)
+            .filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'/') => {
+                plain.push(byte as char);
+                rest = &behind[2..];
+            }
+            _ => {
+                plain.push('%');
+                rest = behind;
+            }
+        }
+    }
+    plain.push_str(rest);
+    Some(plain)
+}
+
+fn normal(path: &str) -> Cow<'_, str> {
     let end = memchr::memchr2(b'?', b'#', path.as_bytes());
     let path = end.map_or(path, |end| &path[..end]);
     let doubled = || memchr::memchr_iter(b'/', path.as_bytes()).any(|at| path[at + 1..].starts_with('/'));
@@ -36,7 +69,7 @@ fn is_version(part: &str) -> bool {
 }
 
 /// A normalised path in the EC2 tree, or its root.
-pub(super) fn is_aws_path(path: &str) -> bool {
+pub fn is_aws_path(path: &str) -> bool {
     path == "/" || path.split('/').nth(1).is_some_and(is_version)
 }
 
@@ -152,6 +185,9 @@ mod tests {
             ("", "/"),
             ("///", "/"),
             ("*", "/*"),
+            ("/%6catest/meta%2Ddata", "/latest/meta-data"),
+            ("/latest%2Fapi/token", "/latest/api/token"),
+            ("/a%20b%", "/a%20b%"),
         ] {
             assert_eq!(normalise(raw), normal);
         }

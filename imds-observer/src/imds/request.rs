@@ -31,6 +31,7 @@ pub fn no_request(known: bool) -> Request {
         forwarded: false,
         ttl_on_wire: None,
         retransmits: 0,
+        hops: None,
     }
 }
 
@@ -91,6 +92,7 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
         forwarded,
         retransmits: 0,
         ttl_on_wire: None,
+        hops: None,
     }
 }
 
@@ -159,6 +161,21 @@ mod tests {
         ImdsVersion::V2
     )]
     #[case("GET /favicon.ico", "", Dialect::Unknown, ImdsVersion::Other)]
+    #[case(
+        "GET /latest/meta-data/",
+        "Metadata-Flavor: Google\r\n",
+        Dialect::Aws,
+        ImdsVersion::V1
+    )]
+    #[case("GET /latest/meta-data/", "Metadata: true\r\n", Dialect::Aws, ImdsVersion::V1)]
+    #[case("GET /%6catest/meta-data/", "", Dialect::Aws, ImdsVersion::V1)]
+    #[case(
+        "GET /latest/meta-data/",
+        "Metadata: true\r\nX-aws-ec2-metadata-token: a\r\n",
+        Dialect::Aws,
+        ImdsVersion::V2
+    )]
+    #[case("PUT /latest/api/%74oken", "", Dialect::Aws, ImdsVersion::Token)]
     #[case("GET /", "Metadata-Flavor: Google\r\n", Dialect::Gcp, ImdsVersion::Other)]
     #[case("GET /computeMetadata/v1/instance", "", Dialect::Gcp, ImdsVersion::Other)]
     #[case(

@@ -111,6 +111,9 @@ pub struct Request {
     /// request crossed. Null: no TTL, or a record of an earlier version.
     #[serde(default)]
     pub ttl_on_wire: Option<bool>,
+    /// Forwarding hops between the process and the uplink: the TTL at the socket less that on the wire. Null where one of them was not seen.
+    #[serde(default)]
+    pub hops: Option<u8>,
 }
 
 impl Request {

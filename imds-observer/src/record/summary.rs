@@ -68,6 +68,9 @@ pub struct Start {
     pub interfaces: Vec<String>,
     pub attached: Vec<Attached>,
     pub missing: Vec<Missing>,
+    /// What narrows this record of events: `comm=curl`, `cgroup=/kubepods`, `records=finding`. Empty: everything is recorded.
+    #[serde(default)]
+    pub filters: Vec<String>,
     /// Null offline, and with `--unconfined`.
     #[serde(default)]
     pub confinement: Option<Confinement>,
@@ -209,6 +212,17 @@ pub struct LossCounts {
 impl LossCounts {
     pub fn any(&self) -> bool {
         *self != Self::default()
+    }
+
+    /// Whether none of the counts is greater than its counterpart.
+    pub fn is_within(self, other: Self) -> bool {
+        self.ring_buffer <= other.ring_buffer
+            && self.unparsed <= other.unparsed
+            && self.truncated <= other.truncated
+            && self.evicted <= other.evicted
+            && self.unattributed <= other.unattributed
+            && self.shed <= other.shed
+            && self.unknown_containers <= other.unknown_containers
     }
 
     /// The sum; counts from a file may be anything, so it saturates.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -54,6 +55,8 @@ pub struct LiveSource {
     changes: Option<Receiver<Vec<UplinkChange>>>,
     allowance: AllowanceMeter,
     endpoints: Vec<IpAddr>,
+    /// Whether only a cgroup is observed, and which.
+    cgroup: Option<PathBuf>,
     confinement: Option<Confinement>,
     /// See [`LiveOptions::gather`].
     gather: Duration,
@@ -105,6 +108,7 @@ impl LiveSource {
             changes: None,
             allowance: AllowanceMeter::open(),
             endpoints: options.endpoints.clone(),
+            cgroup: options.cgroup.clone(),
             confinement: None,
             gather: options.gather,
             undecoded: 0,
@@ -384,6 +388,11 @@ impl Source for LiveSource {
             interfaces: self.interfaces(),
             attached: self.kernel.attached().to_vec(),
             missing: self.kernel.missing().to_vec(),
+            filters: self
+                .cgroup
+                .iter()
+                .map(|cgroup| format!("cgroup={}", cgroup.display()))
+                .collect(),
             confinement: self.confinement.clone(),
         }
     }

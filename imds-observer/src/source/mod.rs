@@ -41,6 +41,8 @@ pub struct SourceFacts {
     pub interfaces: Vec<String>,
     pub attached: Vec<Attached>,
     pub missing: Vec<Missing>,
+    /// What the source leaves out, as `start` names it.
+    pub filters: Vec<String>,
     /// What a live run still may do.
     pub confinement: Option<Confinement>,
 }

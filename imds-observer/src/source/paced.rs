@@ -172,6 +172,7 @@ mod tests {
                 interfaces: Vec::new(),
                 attached: Vec::new(),
                 missing: Vec::new(),
+                filters: Vec::new(),
                 confinement: None,
             }
         }

@@ -32,6 +32,8 @@ pub struct InputCounts {
 pub struct Traces {
     inputs: Inputs,
     files: u64,
+    /// Files beside these that could not be read at all.
+    unreadable: u64,
     host: Option<Host>,
     from: Option<Time>,
 }
@@ -56,6 +58,7 @@ impl Traces {
             let firsts = turns.firsts();
             Self {
                 files,
+                unreadable: 0,
                 host: host_of(firsts.clone()),
                 from: firsts.map(Record::time).min(),
                 inputs: Inputs::Records(Box::new(turns)),
@@ -69,6 +72,7 @@ impl Traces {
             });
             Self {
                 files,
+                unreadable: 0,
                 host: host_of(records).or_else(|| Some(UNKNOWN_HOST.into())),
                 from: firsts.filter_map(Event::time).min(),
                 inputs: Inputs::Merged(Box::new(merged)),
@@ -76,7 +80,22 @@ impl Traces {
         }
     }
 
+    /// So many more files were named, and could not be read from their first byte on: counted as skipped.
+    #[must_use]
+    pub fn beside_unreadable(mut self, files: u64) -> Self {
+        self.unreadable = files;
+        self
+    }
+
     pub fn counts(&self) -> InputCounts {
+        let mut counts = self.read_counts();
+        counts.files += self.unreadable;
+        counts.skipped += self.unreadable;
+        counts.broken += self.unreadable;
+        counts
+    }
+
+    fn read_counts(&self) -> InputCounts {
         let files = self.files;
         match &self.inputs {
             Inputs::Records(turns) => InputCounts {
@@ -114,6 +133,7 @@ impl Source for Traces {
             interfaces: Vec::new(),
             attached: Vec::new(),
             missing: missing.into_iter().collect(),
+            filters: Vec::new(),
             confinement: None,
         }
     }

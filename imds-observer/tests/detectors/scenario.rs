@@ -173,6 +173,7 @@ impl Actor {
                 forwarded: false,
                 retransmits: 0,
                 ttl_on_wire: Some(true),
+                hops: None,
             },
             response: Some(Response {
                 status: Some(200),

@@ -390,6 +390,7 @@ struct LineRequest<'a> {
     forwarded: bool,
     retransmits: u32,
     ttl_on_wire: Option<bool>,
+    hops: Option<u8>,
 }
 
 struct LineResponse<'a> {
@@ -437,6 +438,7 @@ fn request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
         forwarded: after!(rest, b",\"forwarded\":", boolean),
         retransmits: optional!(rest, b",\"retransmits\":", small),
         ttl_on_wire: optional!(rest, b",\"ttl_on_wire\":", nullable_boolean),
+        hops: optional!(rest, b",\"hops\":", nullable_number),
     };
     rest.skip(b"}").map(|()| request)
 }
@@ -592,6 +594,7 @@ impl LineRequest<'_> {
             forwarded,
             retransmits,
             ttl_on_wire,
+            hops,
         } = request;
         put_nullable(method, self.method);
         put_nullable(path, self.path);
@@ -604,6 +607,7 @@ impl LineRequest<'_> {
         *forwarded = self.forwarded;
         *retransmits = self.retransmits;
         *ttl_on_wire = self.ttl_on_wire;
+        *hops = self.hops;
     }
 }
 
@@ -692,6 +696,7 @@ fn blank(host: &Host) -> Exchange {
             forwarded: false,
             retransmits: 0,
             ttl_on_wire: None,
+            hops: None,
         },
         response: None,
         outcome: ExchangeOutcome::Open,
