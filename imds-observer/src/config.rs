@@ -55,6 +55,8 @@ pub struct Otlp {
 pub struct Limits {
     /// Records that may wait for a slow output.
     pub queue: usize,
+    /// Bytes of them.
+    pub queue_bytes: usize,
     /// Bytes of lines that matter (findings, losses) and wait for a disk that is full.
     pub held_bytes: usize,
     /// Silence after which a workload's row in summaries, or its series, makes room for another one.
@@ -74,6 +76,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             queue: 16_384,
+            queue_bytes: 24 << 20,
             held_bytes: 1 << 20,
             silence: Span(Duration::from_hours(1)),
             kernel: bpf::Limits::default(),

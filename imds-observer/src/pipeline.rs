@@ -139,8 +139,11 @@ impl Pipeline {
 
     /// It is `now` at least: what waited for nothing more to come is decided, and what is due is written.
     pub fn advance(&mut self, now: Time) {
-        self.parts.flow.advance(now, &mut self.facts);
-        self.join_facts(now);
+        let mut more = true;
+        while more {
+            more = self.parts.flow.advance(now, &mut self.facts);
+            self.join_facts(now);
+        }
         self.parts.detectors.advance(now, &mut self.findings);
         self.write_findings();
         self.tell_interval(now);

@@ -69,7 +69,8 @@ impl StreamArgs {
                     .map(|endpoint| collector(endpoint, settings, &self.endpoints.endpoint, &metrics))
                     .transpose()?;
                 let mut opened = Opened::new(move || {
-                    let queue = Queue::new(NdjsonOutput::new(destination, limits.held_bytes), kinds, limits.queue)?;
+                    let queue = Queue::new(NdjsonOutput::new(destination, limits.held_bytes), kinds, limits.queue)?
+                        .with_budget(limits.queue_bytes);
                     let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(queue)];
                     let wanted = listener.is_some() || collector.is_some();
                     if let Some(listener) = listener {

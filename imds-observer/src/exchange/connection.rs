@@ -12,6 +12,7 @@ use rustc_hash::FxHasher;
 use super::attempt::Attempt;
 use super::errno;
 use super::pending::{Answer, Pending};
+use super::shares::Charge;
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
 use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
 use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
@@ -102,6 +103,8 @@ pub(super) struct Flow {
     requests: RequestReader,
     responses: ResponseReader,
     pending: VecDeque<Pending>,
+    /// Of their texts.
+    pending_bytes: usize,
     /// Response heads without a request yet, in the order of the stream.
     early: Vec<(FoundResponse, Vantage, Time)>,
     number: u32,
@@ -133,6 +136,8 @@ pub(super) struct Flow {
     troubled: bool,
     /// When the table's timer will look at this flow.
     pub(super) scheduled: Option<Time>,
+    /// What is counted of it.
+    pub(super) share: Option<Charge>,
 }
 
 enum Verdict {
@@ -160,6 +165,7 @@ impl Flow {
             requests: RequestReader::new(limits.stream),
             responses: ResponseReader::new(limits.stream),
             pending: VecDeque::new(),
+            pending_bytes: 0,
             early: Vec::new(),
             number: 0,
             socket_seen: false,
@@ -183,7 +189,22 @@ impl Flow {
             superseded: false,
             troubled: false,
             scheduled: None,
+            share: None,
         }
+    }
+
+    pub(super) fn sender(&self) -> Option<&Sender> {
+        self.sender.as_ref()
+    }
+
+    /// Bytes of it, and of all that it refers to.
+    pub(super) fn held_bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.pending.capacity() * size_of::<Pending>()
+            + self.pending_bytes
+            + self.early.capacity() * size_of::<(FoundResponse, Vantage, Time)>()
+            + self.requests.held_bytes()
+            + self.responses.held_bytes()
     }
 
     /// The client's initial sequence number, where its SYN was seen.
@@ -200,6 +221,12 @@ impl Flow {
         !self.pending.is_empty()
             || self.attempt.as_ref().is_some_and(Attempt::is_open)
             || self.requests.partial().is_some()
+    }
+
+    /// Requests and attempts whose outcome would be lost.
+    pub(super) fn awaited(&self) -> u64 {
+        let attempt = self.attempt.as_ref().is_some_and(Attempt::is_open);
+        self.pending.len() as u64 + u64::from(attempt) + u64::from(self.requests.partial().is_some())
     }
 
     fn socketless(&self) -> bool {
@@ -283,6 +310,7 @@ impl Flow {
         self.requests = RequestReader::new(limits.stream);
         self.responses = ResponseReader::new(limits.stream);
         self.pending.clear();
+        self.pending_bytes = 0;
         self.early.clear();
         self.client_ack = None;
         self.last_response = None;
@@ -333,6 +361,7 @@ impl Flow {
                     .pending
                     .partition_point(|known| sighted.start.from(known.start) > 0);
                 let (number, sender) = (self.number, self.sender);
+                self.pending_bytes += sighted.held_bytes();
                 self.pending.insert(
                     at,
                     Pending {
@@ -700,11 +729,11 @@ impl Flow {
                 before.answer.is_none() && !before.pipelined && pending.floor.from(before.floor) > 0
             });
         if moved_on {
-            self.pending.pop_back();
+            self.pending_bytes -= self.pending.pop_back().map_or(0, |gone| gone.held_bytes());
             context.loss.truncated += 1;
         }
         if self.pending.len() >= context.limits.pending {
-            self.pending.pop_front();
+            self.pending_bytes -= self.pending.pop_front().map_or(0, |gone| gone.held_bytes());
             context.loss.evicted += 1;
         }
         self.number = self.number.saturating_add(1);
@@ -719,6 +748,7 @@ impl Flow {
             // Mostly there is one.
             self.pending.reserve_exact(1);
         }
+        self.pending_bytes += pending.held_bytes();
         self.pending.push_back(pending);
     }
 
@@ -925,6 +955,7 @@ impl Flow {
                     until,
                 } => {
                     if let Some(pending) = self.pending.remove(at) {
+                        self.pending_bytes -= pending.held_bytes();
                         self.tell(pending, outcome, delivered, until, context, out);
                     }
                 }
@@ -953,6 +984,7 @@ impl Flow {
         };
         // It is kept for a while, and thousands with it: without the room that it took for its requests.
         self.pending = VecDeque::new();
+        self.pending_bytes = 0;
         let failed = self.attempt.as_ref().is_some_and(Attempt::has_failed);
         let linger = if self.troubled || failed || self.socketless() {
             LINGER_NS

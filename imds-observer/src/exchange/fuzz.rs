@@ -62,6 +62,7 @@ impl Bits<'_> {
 pub fn fuzz_flow_table(bytes: &[u8]) -> Vec<Fact> {
     let limits = Limits {
         flows: 4,
+        budget_bytes: 64 << 10,
         pending: 3,
         early: 2,
         translated: 4,

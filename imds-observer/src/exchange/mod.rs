@@ -8,6 +8,7 @@ mod errno;
 mod facts;
 mod fuzz;
 mod pending;
+mod shares;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -164,6 +164,22 @@ impl Pending {
         }
     }
 
+    /// Bytes of its texts.
+    pub(super) fn held_bytes(&self) -> usize {
+        let Request {
+            method,
+            path,
+            token,
+            user_agent,
+            ..
+        } = &self.request;
+        [method, path, token, user_agent]
+            .into_iter()
+            .flatten()
+            .map(String::capacity)
+            .sum()
+    }
+
     /// A packet with bytes of this request was seen again.
     pub(super) fn sent_again(&mut self, time: Time) {
         if time.since(self.last_sent) >= COPY_NS {

@@ -5,12 +5,13 @@ use std::collections::BinaryHeap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
+use foldhash::fast::RandomState;
 use lru::LruCache;
-use rustc_hash::FxBuildHasher;
 use serde::{Deserialize, Serialize};
 
 use super::Fact;
 use super::connection::{Context, Flow, Fresh};
+use super::shares::Shares;
 use crate::flow::{FoundResponse, Seq, StreamLimits};
 use crate::imds::Hasher;
 use crate::record::{LossCounts, SECOND, Time};
@@ -20,9 +21,11 @@ use crate::source::{Direction, Event, FlowId, Packet, SocketState, Vantage};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Connections. The one without a sign for longest goes first. An idle one takes about 1 KiB, so the default is 64 MiB at worst;
-    /// heads that are still growing come on top.
+    /// Connections. Beyond it, as beyond the budget, the client with the largest share loses its oldest.
     pub flows: usize,
+    /// Bytes of all connections together, with their requests, heads and pieces. A client that fills it loses connections of its own, not those
+    /// of others.
+    pub budget_bytes: usize,
     /// Requests of one connection that wait for an answer; the oldest goes first.
     pub pending: usize,
     /// Responses of one connection that wait for the request that they answer; one more is left out.
@@ -37,6 +40,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 65_536,
+            budget_bytes: 48 << 20,
             pending: 64,
             early: 16,
             translated: 16_384,
@@ -75,6 +79,9 @@ const NAT_NS: u64 = SECOND;
 /// A connection is mostly over and forgotten by then: what could happen in minutes is looked at once before, after this.
 const YOUNG_NS: u64 = SECOND * 6 / 5;
 
+/// Facts that one call gives at most: what a hostile client left to time out all at once is handed over piece by piece.
+const MAX_FACTS: usize = 1024;
+
 /// Flows whose room is kept, a KiB each: about as many come as go.
 const SPARE: usize = 64;
 
@@ -96,25 +103,28 @@ fn is_near(a: Time, b: Time) -> bool {
     a.since(b).max(b.since(a)) < NAT_NS
 }
 
+/// Ids are hashed with a random seed: a client that chooses its ports, or a capture, must not choose the buckets of its connections.
+///
 /// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
 #[derive(Debug)]
 pub struct FlowTable {
     limits: Limits,
     scope: Scope,
     hasher: Hasher,
-    flows: LruCache<FlowId, Box<Flow>, FxBuildHasher>,
+    flows: LruCache<FlowId, Box<Flow>, RandomState>,
     /// Room of those that are gone, for the next ones.
     #[expect(clippy::vec_box, reason = "the boxes are what is kept")]
     spare: Vec<Box<Flow>>,
     /// A connection's second address pair to its first, or to its socket.
-    aliases: LruCache<FlowId, FlowId, FxBuildHasher>,
+    aliases: LruCache<FlowId, FlowId, RandomState>,
     /// The flow that sent a segment with these numbers, and when.
-    sent: LruCache<Numbers, (FlowId, Time), FxBuildHasher>,
+    sent: LruCache<Numbers, (FlowId, Time), RandomState>,
     /// A flow that turned out to be the other side of the one that an event belongs to.
     joined: Option<FlowId>,
     timers: BinaryHeap<Reverse<(Time, FlowId)>>,
     now: Time,
     loss: LossCounts,
+    shares: Shares,
     fresh: Vec<Fresh>,
     heads: Vec<FoundResponse>,
     /// The source reports the states of sockets, so their end will be seen.
@@ -132,14 +142,15 @@ impl FlowTable {
             scope: Scope::default(),
             hasher,
             // Unbounded to the cache, so that it takes no room before it is needed: `reach` keeps the bound and counts.
-            flows: LruCache::unbounded_with_hasher(FxBuildHasher),
+            flows: LruCache::unbounded_with_hasher(RandomState::default()),
             spare: Vec::new(),
-            aliases: LruCache::with_hasher(nat, FxBuildHasher),
-            sent: LruCache::with_hasher(nat, FxBuildHasher),
+            aliases: LruCache::with_hasher(nat, RandomState::default()),
+            sent: LruCache::with_hasher(nat, RandomState::default()),
             joined: None,
             timers: BinaryHeap::new(),
             now: Time(0),
             loss: LossCounts::default(),
+            shares: Shares::default(),
             fresh: Vec::new(),
             heads: Vec::new(),
             sees_sockets: false,
@@ -165,6 +176,11 @@ impl FlowTable {
 
     pub fn is_empty(&self) -> bool {
         self.flows.is_empty()
+    }
+
+    /// Bytes that the connections hold, as the budget counts them.
+    pub fn held_bytes(&self) -> usize {
+        self.shares.total()
     }
 
     /// Takes an event in. Events that are no flow's concern are passed over.
@@ -244,12 +260,15 @@ impl FlowTable {
         self.flows.contains(self.aliases.peek(&id).unwrap_or(&id))
     }
 
-    /// Lets time pass: gives what is decided by silence.
-    pub fn advance(&mut self, now: Time, out: &mut Vec<Fact>) {
+    /// Lets time pass: gives what is decided by silence. True: there is more of it, so call again.
+    pub fn advance(&mut self, now: Time, out: &mut Vec<Fact>) -> bool {
         self.now = self.now.max(now);
         while let Some(&Reverse((due, id))) = self.timers.peek() {
             if due > self.now {
                 break;
+            }
+            if out.len() >= MAX_FACTS {
+                return true;
             }
             self.timers.pop();
             // An entry that was overtaken by an earlier one means nothing any more.
@@ -258,6 +277,7 @@ impl FlowTable {
                 self.settle(id, false, out);
             }
         }
+        false
     }
 
     /// Nothing more will come: gives all that is left, as open where nothing decides it.
@@ -276,6 +296,7 @@ impl FlowTable {
             flow.settle(self.now, true, &mut context, out);
             self.aliases.pop(&id);
         }
+        self.shares = Shares::default();
         self.timers.clear();
     }
 
@@ -311,7 +332,7 @@ impl FlowTable {
                 let older = |flow: &Flow| first && flow.isn() != Some(Seq(packet.seq));
                 if self.flows.peek(&id).is_some_and(|flow| older(flow)) {
                     self.conclude(id, out);
-                    self.flows.pop(&id);
+                    self.forget(id);
                 }
                 self.join(id, known, out);
                 return known;
@@ -327,7 +348,7 @@ impl FlowTable {
         let reused = self.flows.peek(&id).is_some_and(|flow| another(flow));
         if reused {
             self.conclude(id, out);
-            self.flows.pop(&id);
+            self.forget(id);
         }
         id
     }
@@ -350,7 +371,7 @@ impl FlowTable {
         if !self.flows.contains(&known) {
             return;
         }
-        let Some(mut other) = self.flows.pop(&id) else {
+        let Some(mut other) = self.forget(id) else {
             return;
         };
         if let Some(flow) = self.flows.peek_mut(&known) {
@@ -377,8 +398,9 @@ impl FlowTable {
         out: &mut Vec<Fact>,
         act: impl FnOnce(&mut Flow, &mut Context<'_>, &mut Vec<Fact>),
     ) {
-        if self.flows.len() >= self.limits.flows && !self.flows.contains(&id) {
-            self.evict(out);
+        let full = self.flows.len() >= self.limits.flows && !self.flows.contains(&id);
+        if full || self.shares.total() > self.limits.budget_bytes {
+            self.shed(id, full, out);
         }
         let ends_are_seen = self.ends_are_seen();
         let (limits, spare) = (&self.limits, &mut self.spare);
@@ -402,24 +424,44 @@ impl FlowTable {
         };
         act(flow, &mut context, out);
         let again = ask(flow, self.now, false, &mut context, out);
+        self.shares.charge(id, flow);
         self.remember(id, again);
     }
 
-    /// Makes room for a flow: gives what is known of the one that was silent for longest.
-    fn evict(&mut self, out: &mut Vec<Fact>) {
-        let Some((_, mut flow)) = self.flows.pop_lru() else {
-            return;
-        };
-        self.loss.evicted += u64::from(flow.is_busy());
-        let mut context = Context {
-            limits: &self.limits,
-            hasher: &self.hasher,
-            loss: &mut self.loss,
-            fresh: &mut self.fresh,
-            heads: &mut self.heads,
-            ends_are_seen: None,
-        };
-        flow.settle(self.now, true, &mut context, out);
+    /// Evicts connections and gives what is known of them: from the client that holds the most, the oldest first, and those on which nothing is awaited before others.
+    /// Never `kept`, which is about to be used.
+    fn shed(&mut self, kept: FlowId, full: bool, out: &mut Vec<Fact>) {
+        /// Connections that are looked at for one on which nothing is awaited.
+        const LOOKS: usize = 64;
+        // A part more than is needed, so that this is done once for many packets.
+        let most_bytes = self.limits.budget_bytes - self.limits.budget_bytes / 16;
+        let most_flows = self.limits.flows - (self.limits.flows / 64).max(usize::from(full)).min(self.limits.flows);
+        while self.shares.total() > most_bytes || full && self.flows.len() > most_flows {
+            let Some(owner) = self.shares.largest() else { return };
+            let flows = &self.flows;
+            let is_busy = |id: &FlowId| flows.peek(id).is_some_and(|flow| flow.is_busy());
+            let Some(id) = self.shares.oldest(owner, LOOKS, kept, is_busy) else {
+                return;
+            };
+            let Some(mut gone) = self.forget(id) else { continue };
+            self.loss.evicted += gone.awaited();
+            let mut context = Context {
+                limits: &self.limits,
+                hasher: &self.hasher,
+                loss: &mut self.loss,
+                fresh: &mut self.fresh,
+                heads: &mut self.heads,
+                ends_are_seen: None,
+            };
+            gone.settle(self.now, true, &mut context, out);
+        }
+    }
+
+    /// Takes a connection out, and what it holds out of its client's share.
+    fn forget(&mut self, id: FlowId) -> Option<Box<Flow>> {
+        let gone = self.flows.pop(&id)?;
+        self.shares.release(id, &gone);
+        Some(gone)
     }
 
     /// Sockets opened after this will be seen to end.
@@ -447,6 +489,7 @@ impl FlowTable {
             ends_are_seen,
         };
         let again = ask(flow, self.now, last, &mut context, out);
+        self.shares.charge(id, flow);
         self.remember(id, again);
     }
 
@@ -454,7 +497,7 @@ impl FlowTable {
     fn remember(&mut self, id: FlowId, again: Again) {
         match again {
             Again::Never => {
-                if let Some(gone) = self.flows.pop(&id) {
+                if let Some(gone) = self.forget(id) {
                     self.keep(gone);
                 }
             }

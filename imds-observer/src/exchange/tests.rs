@@ -39,6 +39,7 @@ struct World {
     remote: SocketAddr,
     vantage: Vantage,
     ms: u64,
+    sender_cgroup: u64,
 }
 
 impl World {
@@ -60,6 +61,7 @@ impl World {
             remote: address("169.254.169.254:80"),
             vantage,
             ms: 0,
+            sender_cgroup: 9,
         }
     }
 
@@ -98,7 +100,10 @@ impl World {
             direction,
             local: self.local,
             remote: self.remote,
-            sender: (self.vantage == Vantage::Socket && direction == Direction::Request).then(Self::sender),
+            sender: (self.vantage == Vantage::Socket && direction == Direction::Request).then(|| Sender {
+                cgroup_id: self.sender_cgroup,
+                ..Self::sender()
+            }),
             seq,
             ack,
             tcp_flags: flags,
@@ -1908,4 +1913,110 @@ fn within_a_cgroup_the_hooks_of_the_whole_host_start_no_connection() {
     let event = dropped(&world, world.flow);
     world.send(&event);
     assert!(matches!(world.facts[..], [Fact::Drop(_)]), "{:?}", world.facts);
+/// Packets of a connection of a client in this cgroup.
+fn of_client(cookie: u64, cgroup_id: u64, ms: u64) -> World {
+    let mut world = World::new(FlowId::Cookie(cookie), Vantage::Socket);
+    world.local = SocketAddr::new([10, 0, 1, 5].into(), (cookie % 60_000) as u16 + 1024);
+    world.ms = ms;
+    world.sender_cgroup = cgroup_id;
+    world
+}
+
+#[test]
+fn a_client_that_fills_the_budget_loses_its_own_connections_and_nobody_elses() {
+    let limits = Limits {
+        budget_bytes: 4 << 20,
+        ..Limits::default()
+    };
+    let mut table = FlowTable::new(limits, Hasher::with_salt(1, 2));
+    let mut facts = Vec::new();
+    let mut largest = 0;
+    let mut answered = 0;
+    let long = get(&format!("/{}", "x".repeat(480)));
+    for round in 0..400_u64 {
+        // 64 requests that nobody answers, on one connection more.
+        let mut hostile = of_client(round, 7, round * 10);
+        std::mem::swap(&mut hostile.table, &mut table);
+        hostile.handshake();
+        for request in 0..64 {
+            hostile.client(ACK, request * long.len() as u32, 0, &long);
+        }
+        std::mem::swap(&mut hostile.table, &mut table);
+        facts.append(&mut hostile.facts);
+        largest = largest.max(table.held_bytes());
+        // Another client asks, and is answered while the flood goes on.
+        if round > 0 {
+            let mut victim = of_client(1_000_000 + round - 1, 8, round * 10);
+            std::mem::swap(&mut victim.table, &mut table);
+            victim.server(ACK, 0, get("/a").len() as u32, OK);
+            victim.at(round * 10 + 3000);
+            std::mem::swap(&mut victim.table, &mut table);
+            facts.append(&mut victim.facts);
+        }
+        let mut victim = of_client(1_000_000 + round, 8, round * 10 + 1);
+        std::mem::swap(&mut victim.table, &mut table);
+        victim.handshake().client(ACK, 0, 0, &get("/a"));
+        std::mem::swap(&mut victim.table, &mut table);
+        facts.append(&mut victim.facts);
+    }
+    table.finish(Time(T0 + 10_000 * MS), &mut facts);
+    for fact in &facts {
+        if let Fact::Exchange(exchange) = fact
+            && exchange.sender.is_some_and(|sender| sender.cgroup_id == 8)
+        {
+            answered += usize::from(exchange.outcome == ExchangeOutcome::Answered);
+        }
+    }
+    assert_eq!(
+        answered, 399,
+        "each of the victim's but the last, which nobody answered"
+    );
+    assert!(largest <= (4 << 20) + (128 << 10), "{largest} bytes");
+    let lost = table.loss().evicted;
+    assert!(lost > 300, "what was given up is counted: {lost}");
+}
+
+#[test]
+fn what_times_out_at_once_comes_piece_by_piece() {
+    let mut table = FlowTable::new(Limits::default(), Hasher::with_salt(1, 2));
+    let mut facts = Vec::new();
+    for cookie in 0..100 {
+        let mut world = of_client(cookie, 7, 0);
+        std::mem::swap(&mut world.table, &mut table);
+        world.handshake();
+        let request = get("/a");
+        for number in 0..64 {
+            world.client(ACK, number * request.len() as u32, 0, &request);
+        }
+        std::mem::swap(&mut world.table, &mut table);
+    }
+    let (mut calls, mut all) = (0, 0);
+    let mut more = true;
+    while more {
+        more = table.advance(Time(T0 + 4000 * SECOND), &mut facts);
+        assert!(facts.len() <= 1024 + 64, "{}", facts.len());
+        all += facts.len();
+        facts.clear();
+        calls += 1;
+    }
+    assert_eq!(all, 6400);
+    assert!(calls >= 6, "{calls} calls");
+    assert_eq!(table.held_bytes(), 0, "nothing is charged for what is gone");
+}
+
+#[test]
+fn hops_are_the_difference_of_two_sightings() {
+    let mut world = World::live();
+    world
+        .handshake()
+        .client(ACK, 0, 0, PUT)
+        .server(ACK, 0, PUT.len() as u32, OK)
+        .at(5000);
+    let now = world.time();
+    world.table.finish(now, &mut world.facts);
+    let hops = world.facts.iter().find_map(|fact| match fact {
+        Fact::Exchange(exchange) => Some(exchange.request.hops),
+        _ => None,
+    });
+    assert_eq!(hops, Some(Some(1)));
 }

@@ -89,6 +89,11 @@ impl RequestReader {
         self.begun.map(|(seq, _)| seq)
     }
 
+    /// Bytes that are kept of a head, and of pieces that wait.
+    pub fn held_bytes(&self) -> usize {
+        self.head.capacity() + self.stream.held_bytes()
+    }
+
     pub fn has_gap(&self) -> bool {
         self.stream.has_gap()
     }

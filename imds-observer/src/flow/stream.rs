@@ -131,6 +131,12 @@ impl<M> Stream<M> {
         }
     }
 
+    /// Bytes of the pieces that wait.
+    pub fn held_bytes(&self) -> usize {
+        let pieces: usize = self.waiting.iter().map(|piece| piece.data.len()).sum();
+        pieces + self.waiting.capacity() * size_of::<Piece<M>>()
+    }
+
     /// Pieces wait for one that is missing.
     pub fn has_gap(&self) -> bool {
         !self.waiting.is_empty()

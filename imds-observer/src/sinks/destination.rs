@@ -18,10 +18,13 @@ use anyhow::Context as _;
 #[cfg(unix)]
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::open::{self, Fate};
 use crate::config::Size;
 
 /// Files kept when a size is given but no count.
 pub const DEFAULT_FILES: u32 = 10;
+/// Time between two looks whether the path still is this file.
+const LOOK_GAP: Duration = Duration::from_secs(1);
 /// Time between two complaints about a file that can't be written.
 const COMPLAINT_GAP: Duration = Duration::from_mins(1);
 
@@ -73,8 +76,7 @@ impl Destination {
         match self {
             Self::Stdout { stdout, .. } => {
                 let mut stdout = stdout.lock();
-                stdout.write_all(lines)?;
-                stdout.flush()?;
+                write_patiently(&mut stdout, lines)?;
                 Ok(lines.len())
             }
             Self::File(file) => Ok(file.write_lines(lines)),
@@ -116,6 +118,30 @@ impl Destination {
     }
 }
 
+/// Writes all, also to a terminal or pipe that another process has made non-blocking.
+fn write_patiently(stdout: &mut (impl Write + AsFd), lines: &[u8]) -> io::Result<()> {
+    let wait = |stdout: &dyn AsFd| {
+        let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut fds, PollTimeout::NONE).map(drop)
+    };
+    let mut rest = lines;
+    while !rest.is_empty() {
+        match stdout.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(stdout)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    loop {
+        match stdout.flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(stdout)?,
+            result => return result,
+        }
+    }
+}
+
 /// A pipe opened anew, so that writing to it never waits. `None`: it is no pipe, or may not be opened.
 #[cfg(target_os = "linux")]
 pub(super) fn reopen(pipe: BorrowedFd<'_>) -> Option<File> {
@@ -140,6 +166,8 @@ pub struct RotatedFile {
     /// Not a regular file (a FIFO, `/dev/null`): neither cut nor rotated.
     special: bool,
     complained: Option<Instant>,
+    /// When the path was last compared with the file.
+    looked: Instant,
     /// The last write failed.
     stuck: bool,
     /// Lines that were given up since.
@@ -156,7 +184,8 @@ impl RotatedFile {
             }
         }
         Ok(Self {
-            file: create(path)?,
+            file: open::anew(path)?,
+            looked: Instant::now(),
             path: path.to_owned(),
             rotation,
             size: 0,
@@ -168,6 +197,7 @@ impl RotatedFile {
     }
 
     fn write_lines(&mut self, lines: &[u8]) -> usize {
+        self.look();
         let mut written = 0;
         while written < lines.len() {
             let rest = &lines[written..];
@@ -202,6 +232,33 @@ impl RotatedFile {
         }
     }
 
+    /// Notices that the file was moved, deleted or cut, and goes on with what is there now.
+    fn look(&mut self) {
+        if self.special || self.looked.elapsed() < LOOK_GAP {
+            return;
+        }
+        self.looked = Instant::now();
+        match open::fate(&self.file, &self.path, self.size) {
+            Ok(Fate::Same) => {}
+            Ok(Fate::Cut(size)) => {
+                tracing::warn!("{}: cut to {size} bytes by another process", self.path.display());
+                self.size = size;
+            }
+            Ok(Fate::Gone) => match open::anew(&self.path) {
+                Ok(file) => {
+                    tracing::warn!(
+                        "{}: moved or deleted by another process; a new file is begun",
+                        self.path.display()
+                    );
+                    self.file = file;
+                    self.size = 0;
+                }
+                Err(error) => self.complain("open again", &error),
+            },
+            Err(error) => self.complain("look at", &error),
+        }
+    }
+
     fn append(&mut self, lines: &[u8]) -> bool {
         match self.file.write_all(lines) {
             Ok(()) => {
@@ -220,10 +277,7 @@ impl RotatedFile {
             Err(error) => {
                 // A part may have been written: cut it off, so that the next line begins a line.
                 if !self.special {
-                    let cut = self
-                        .file
-                        .set_len(self.size)
-                        .and_then(|()| self.file.seek(SeekFrom::Start(self.size)));
+                    let cut = self.file.set_len(self.size);
                     if let Err(error) = cut {
                         self.complain("cut", &error);
                     }
@@ -238,7 +292,7 @@ impl RotatedFile {
     fn rotate(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         shift(&self.path, self.rotation)?;
-        self.file = create(&self.path)?;
+        self.file = open::anew(&self.path)?;
         self.size = 0;
         Ok(())
     }
@@ -256,10 +310,6 @@ impl RotatedFile {
             );
         }
     }
-}
-
-fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).open(path)
 }
 
 fn numbered(path: &Path, number: u32) -> PathBuf {
@@ -373,11 +423,45 @@ mod tests {
         let mut file = RotatedFile::open(&path, Some(rotation(8, 3))).unwrap();
         file.write_lines(b"one-one\n");
         std::fs::remove_file(&path).unwrap();
+        file.looked -= LOOK_GAP;
         assert_eq!(file.write_lines(b"two-two\n"), 8);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two-two\n");
     }
 
     #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_that_is_cut_or_moved_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        let mut file = RotatedFile::open(&path, None).unwrap();
+        file.write_lines(b"one\n");
+        // `copytruncate`: what comes then begins the file, and no zeros stand before it.
+        std::fs::write(&path, "").unwrap();
+        file.looked -= LOOK_GAP;
+        file.write_lines(b"two\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two\n");
+        std::fs::rename(&path, directory.path().join("moved")).unwrap();
+        file.looked -= LOOK_GAP;
+        file.write_lines(b"three\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
+    }
+
+    #[test]
+    fn a_pipe_that_is_non_blocking_and_full_is_waited_for() {
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        let flags = nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK);
+        nix::fcntl::fcntl(&writer, flags).unwrap();
+        let lines = vec![b'x'; 1 << 20];
+        let all = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        write_patiently(&mut writer, &lines).unwrap();
+        drop(writer);
+        assert_eq!(all.join().unwrap(), lines.len());
+    }
+
     #[test]
     fn a_full_disk_takes_nothing() {
         let mut file = RotatedFile::open(Path::new("/dev/full"), None).unwrap();

@@ -3,6 +3,7 @@
 pub mod collect;
 pub mod destination;
 pub mod ndjson;
+mod open;
 pub mod queue;
 pub mod text;
 
@@ -43,6 +44,9 @@ pub trait Item: Send + 'static {
     fn of(record: &Arc<Record>) -> Self;
 
     fn kind(&self) -> Kind;
+
+    /// Bytes that it holds while it waits.
+    fn bytes(&self) -> usize;
 }
 
 impl Item for Arc<Record> {
@@ -52,6 +56,11 @@ impl Item for Arc<Record> {
 
     fn kind(&self) -> Kind {
         Record::kind(self)
+    }
+
+    /// Without what records of one caller share. A finding's evidence, and a summary's rows, are not looked into: few of them wait.
+    fn bytes(&self) -> usize {
+        size_of::<Record>()
     }
 }
 

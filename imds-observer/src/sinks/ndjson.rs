@@ -68,6 +68,10 @@ impl Item for Line {
     fn kind(&self) -> Kind {
         self.kind
     }
+
+    fn bytes(&self) -> usize {
+        self.text.capacity()
+    }
 }
 
 /// One JSON object a line. Only whole lines are handed on.

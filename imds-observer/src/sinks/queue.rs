@@ -35,6 +35,7 @@ pub struct Queue<I = Arc<Record>> {
     thread: Option<JoinHandle<io::Result<()>>>,
     kinds: Kinds,
     limit: usize,
+    limit_bytes: usize,
 }
 
 struct Shared<I> {
@@ -46,6 +47,8 @@ struct Shared<I> {
 
 struct State<I> {
     waiting: VecDeque<I>,
+    /// Of what waits.
+    bytes: usize,
     /// How many of them are of each rank.
     ranks: [usize; RANKS],
     /// Taken out, not yet written.
@@ -69,6 +72,7 @@ impl<I: Item> State<I> {
     fn new() -> Self {
         Self {
             waiting: VecDeque::new(),
+            bytes: 0,
             ranks: [0; RANKS],
             writing: 0,
             ending: false,
@@ -78,6 +82,7 @@ impl<I: Item> State<I> {
 
     fn push(&mut self, item: I) {
         self.ranks[rank(item.kind())] += 1;
+        self.bytes += item.bytes();
         self.waiting.push_back(item);
     }
 
@@ -87,15 +92,19 @@ impl<I: Item> State<I> {
             return false;
         };
         let oldest = self.waiting.iter().position(|item| rank(item.kind()) == lowest);
-        let gone = oldest.and_then(|at| self.waiting.remove(at)).is_some();
-        self.ranks[lowest] -= usize::from(gone);
-        gone
+        let Some(gone) = oldest.and_then(|at| self.waiting.remove(at)) else {
+            return false;
+        };
+        self.ranks[lowest] -= 1;
+        self.bytes -= gone.bytes();
+        true
     }
 
     fn take(&mut self, batch: &mut Vec<I>) {
         let count = self.waiting.len().min(BATCH);
         for item in self.waiting.drain(..count) {
             self.ranks[rank(item.kind())] -= 1;
+            self.bytes -= item.bytes();
             batch.push(item);
         }
         self.writing = batch.len();
@@ -133,7 +142,15 @@ impl<I: Item> Queue<I> {
             thread: Some(thread),
             kinds,
             limit,
+            limit_bytes: usize::MAX,
         })
+    }
+
+    /// At most so many bytes wait, too.
+    #[must_use]
+    pub fn with_budget(mut self, bytes: usize) -> Self {
+        self.limit_bytes = bytes;
+        self
     }
 }
 
@@ -172,13 +189,15 @@ impl<I: Item> Sink for Queue<I> {
             state = self.shared.lock();
         }
         for item in self.gathered.drain(..) {
-            if state.waiting.len() >= self.limit {
+            // One record at a time, but of large ones several may have to go for one.
+            let mut fits = true;
+            while fits && (state.waiting.len() >= self.limit || state.bytes + item.bytes() > self.limit_bytes) {
                 self.shared.shed.fetch_add(1, Ordering::Relaxed);
-                if !state.give_up_below(rank(item.kind())) {
-                    continue;
-                }
+                fits = state.give_up_below(rank(item.kind()));
             }
-            state.push(item);
+            if fits {
+                state.push(item);
+            }
         }
         drop(state);
         if idle {
@@ -399,6 +418,38 @@ mod tests {
         queue.finish().unwrap();
         let kinds: Vec<Kind> = written.lock().unwrap().iter().map(Item::kind).collect();
         assert_eq!(kinds, [Kind::Loss, Kind::Drop, Kind::Loss, Kind::Loss, Kind::Loss]);
+    }
+
+    #[test]
+    fn a_budget_of_bytes_holds_whatever_the_count() {
+        let mut state = State::<Arc<Record>>::new();
+        for _ in 0..3 {
+            state.push(example(Kind::Exchange));
+        }
+        let one = example(Kind::Exchange).bytes();
+        assert_eq!(state.bytes, 3 * one);
+        assert!(state.give_up_below(1) && state.bytes == 2 * one);
+        let mut batch = Vec::new();
+        state.take(&mut batch);
+        assert_eq!((batch.len(), state.bytes), (2, 0));
+        let mut queue = Queue::new(Stuck, Kinds::ALL, 1000).unwrap().with_budget(8 * one);
+        for _ in 0..100 {
+            queue.write(&example(Kind::Exchange));
+        }
+        queue.flush();
+        assert_eq!(queue.shed(), 92);
+    }
+
+    /// Takes nothing.
+    struct Stuck;
+
+    impl Output for Stuck {
+        type Item = Arc<Record>;
+
+        fn write(&mut self, _: &[Arc<Record>]) -> io::Result<u64> {
+            std::thread::park();
+            Ok(0)
+        }
     }
 
     /// From a trace: such a record has many fields.
