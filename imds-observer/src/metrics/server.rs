@@ -15,14 +15,15 @@ use axum::routing::get;
 use axum::serve::Listener;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Shared, exposition};
 
 /// The pipeline comes round ten times a second; silence for as long as this means that it is stuck.
 const STUCK: Duration = Duration::from_secs(10);
-/// Longest life of a connection: nobody keeps a place for ever by saying nothing.
+/// Longest life of a connection.
 const MAX_CONNECTION: Duration = Duration::from_secs(120);
+/// Longest time in which a connection gets no byte of an answer: for a request to come whole, and between two requests.
+const MAX_SILENCE: Duration = Duration::from_secs(5);
 
 struct Served {
     shared: Arc<Shared>,
@@ -61,7 +62,7 @@ pub(super) fn start(listener: TcpListener, shared: &Arc<Shared>) -> anyhow::Resu
             let result = runtime.block_on(async {
                 let listener = Bounded {
                     inner: tokio::net::TcpListener::from_std(listener)?,
-                    places: Arc::new(Semaphore::new(connections)),
+                    places: Places::new(connections),
                 };
                 axum::serve(listener, router).await
             });
@@ -116,10 +117,11 @@ async fn readyz(State(served): State<Arc<Served>>) -> Response {
     }
 }
 
-/// A listener that takes up only so many connections, and none for ever.
+/// A listener that holds only so many connections, of all peers and of each. A new one is always taken: it takes the place of the oldest of the
+/// peer that holds the most, so that connections on which nobody asks can't keep a probe out.
 struct Bounded {
     inner: tokio::net::TcpListener,
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 impl Listener for Bounded {
@@ -127,13 +129,9 @@ impl Listener for Bounded {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Placed, SocketAddr) {
-        let place = loop {
-            if let Ok(place) = Arc::clone(&self.places).acquire_owned().await {
-                break place;
-            }
-        };
         let (stream, address) = Listener::accept(&mut self.inner).await;
-        (Placed::new(stream, place), address)
+        let (place, closed) = self.places.take(address.ip());
+        (Placed::new(stream, place, closed), address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -141,8 +139,145 @@ impl Listener for Bounded {
     }
 }
 
+mod places {
+    //! Who is connected.
+
+    use std::net::IpAddr;
+    use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+    use tokio::sync::oneshot;
+
+    #[derive(Debug)]
+    struct Taken {
+        number: u64,
+        peer: IpAddr,
+        /// Dropped, it closes the connection.
+        _close: oneshot::Sender<()>,
+    }
+
+    #[derive(Debug, Default)]
+    struct State {
+        /// The oldest first.
+        taken: Vec<Taken>,
+        next: u64,
+    }
+
+    impl State {
+        /// Closes the oldest connection of the peer with the most.
+        fn close_one(&mut self) {
+            let count = |peer: IpAddr| self.taken.iter().filter(|taken| taken.peer == peer).count();
+            let most = self.taken.iter().map(|taken| count(taken.peer)).max();
+            let oldest = self.taken.iter().position(|taken| Some(count(taken.peer)) == most);
+            if let Some(at) = oldest {
+                self.taken.remove(at);
+            }
+        }
+    }
+
+    /// See [`super::Bounded`].
+    #[derive(Clone, Debug)]
+    pub(super) struct Places {
+        state: Arc<Mutex<State>>,
+        limit: usize,
+    }
+
+    impl Places {
+        pub(super) fn new(limit: usize) -> Self {
+            Self {
+                state: Arc::default(),
+                limit: limit.max(1),
+            }
+        }
+
+        fn lock(&self) -> MutexGuard<'_, State> {
+            self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+
+        /// A place, and what ends when it has to be left.
+        pub(super) fn take(&self, peer: IpAddr) -> (Place, oneshot::Receiver<()>) {
+            // Half of them, so that one peer never closes what another holds.
+            let of_one = self.limit.div_ceil(2);
+            let (close, closed) = oneshot::channel();
+            let mut state = self.lock();
+            let own = state.taken.iter().filter(|taken| taken.peer == peer).count();
+            if own >= of_one {
+                let oldest = state.taken.iter().position(|taken| taken.peer == peer);
+                oldest.map(|at| state.taken.remove(at));
+            } else if state.taken.len() >= self.limit {
+                state.close_one();
+            }
+            let number = state.next;
+            state.next += 1;
+            state.taken.push(Taken {
+                number,
+                peer,
+                _close: close,
+            });
+            let place = Place {
+                places: self.clone(),
+                number,
+            };
+            (place, closed)
+        }
+
+        #[cfg(test)]
+        pub(super) fn peers(&self) -> Vec<IpAddr> {
+            self.lock().taken.iter().map(|taken| taken.peer).collect()
+        }
+    }
+
+    /// Free again when it is dropped.
+    #[derive(Debug)]
+    pub(super) struct Place {
+        places: Places,
+        number: u64,
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            self.places.lock().taken.retain(|taken| taken.number != self.number);
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn a_crowd_of_one_peer_closes_its_own_connections_only() {
+            let places = Places::new(8);
+            let (probe, crowd): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+            let (_held, mut probed) = places.take(probe);
+            let mut others: Vec<_> = (0..40).map(|_| places.take(crowd)).collect();
+            assert!(probed.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+            assert_eq!(places.peers().iter().filter(|peer| **peer == crowd).count(), 4);
+            let open =
+                |closed: &mut oneshot::Receiver<()>| closed.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+            assert_eq!(
+                others
+                    .iter_mut()
+                    .filter_map(|(_, closed)| open(closed).then_some(()))
+                    .count(),
+                4
+            );
+            drop(others);
+            assert_eq!(places.peers(), [probe]);
+        }
+
+        #[test]
+        fn a_crowd_of_many_peers_leaves_a_place_for_the_next() {
+            let places = Places::new(4);
+            let held: Vec<_> = (0..40_u8).map(|peer| places.take([10, 0, 1, peer].into())).collect();
+            assert_eq!(places.peers().len(), 4);
+            assert_eq!(places.peers().last(), Some(&IpAddr::from([10, 0, 1, 39])));
+            drop(held);
+            assert!(places.peers().is_empty());
+        }
+    }
+}
+
 mod placed {
-    //! A connection that holds its place until it ends or its time is up.
+    //! A connection that holds its place until it ends, its time is up, or another one needs the place.
 
     use std::future::Future;
     use std::io;
@@ -150,30 +285,43 @@ mod placed {
     use std::task::{Context, Poll};
 
     use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-    use tokio::time::{Sleep, sleep};
+    use tokio::sync::oneshot;
+    use tokio::time::{Instant, Sleep, sleep};
 
-    use super::{MAX_CONNECTION, OwnedSemaphorePermit, TcpStream};
+    use super::places::Place;
+    use super::{MAX_CONNECTION, MAX_SILENCE, TcpStream};
 
     pub(super) struct Placed {
         stream: TcpStream,
         end: Pin<Box<Sleep>>,
-        _place: OwnedSemaphorePermit,
+        /// The next answer must have begun by then.
+        answer: Pin<Box<Sleep>>,
+        closed: oneshot::Receiver<()>,
+        _place: Place,
     }
 
     impl Placed {
-        pub(super) fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
+        pub(super) fn new(stream: TcpStream, place: Place, closed: oneshot::Receiver<()>) -> Self {
             Self {
                 stream,
                 end: Box::pin(sleep(MAX_CONNECTION)),
+                answer: Box::pin(sleep(MAX_SILENCE)),
+                closed,
                 _place: place,
             }
         }
 
         fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-            match self.end.as_mut().poll(cx) {
-                Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-                Poll::Pending => Ok(()),
+            let left = Pin::new(&mut self.closed).poll(cx).is_ready();
+            if left || self.end.as_mut().poll(cx).is_ready() || self.answer.as_mut().poll(cx).is_ready() {
+                return Err(io::ErrorKind::TimedOut.into());
             }
+            Ok(())
+        }
+
+        /// An answer is under way: so much time for the next.
+        fn progress(&mut self) {
+            self.answer.as_mut().reset(Instant::now() + MAX_SILENCE);
         }
     }
 
@@ -187,7 +335,11 @@ mod placed {
     impl AsyncWrite for Placed {
         fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
             self.check(cx)?;
-            Pin::new(&mut self.stream).poll_write(cx, bytes)
+            let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+            if matches!(written, Poll::Ready(Ok(1..))) {
+                self.progress();
+            }
+            written
         }
 
         fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -201,3 +353,4 @@ mod placed {
 }
 
 use placed::Placed;
+use places::Places;

@@ -139,6 +139,16 @@ fn only_what_is_needed_is_kept_and_the_work_goes_on() {
     let confinement = &start["confinement"];
     assert_eq!(confinement["no_new_privs"], true, "{confinement}");
     assert_eq!(confinement["seccomp"], true, "{confinement}");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    assert_eq!(
+        core.split_ascii_whitespace().filter(|word| *word == "0").count(),
+        2,
+        "{core}"
+    );
     println!("kernel {:?}: {confinement}", kernel());
     let mut kept = for_maps(vec!["CAP_NET_ADMIN"]);
     kept.push("CAP_SYS_PTRACE");

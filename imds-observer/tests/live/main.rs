@@ -13,6 +13,7 @@ mod doctor;
 mod faults;
 mod harmless;
 mod hosts;
+mod hostile;
 mod main_job;
 mod networks;
 mod reduced;
