@@ -9,11 +9,11 @@ mod paths;
 pub(crate) mod tally;
 
 use std::collections::hash_map::Entry;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::callers::ByCaller;
@@ -56,6 +56,8 @@ impl Default for Limits {
 pub struct Summarizer {
     host: Host,
     groups: FxHashMap<u64, Row>,
+    /// The hash is a row's identity, and its key is random: two callers with one hash can't be computed.
+    hashing: RandomState,
     callers: ByCaller<u64>,
     limits: Limits,
     /// After which a silent group makes room for another one.
@@ -92,6 +94,7 @@ impl Summarizer {
         Self {
             host,
             groups: FxHashMap::default(),
+            hashing: RandomState::new(),
             callers: ByCaller::new(limits.callers),
             limits,
             silence_ns: None,
@@ -222,8 +225,9 @@ impl Summarizer {
         local: Option<&str>,
         time: Time,
     ) -> Option<&mut Row> {
+        let hashing = &self.hashing;
         let of = |local| {
-            let mut hasher = FxHasher::default();
+            let mut hasher = hashing.build_hasher();
             Group::of(process.map(Arc::as_ref), container.map(Arc::as_ref), local).hash_into(&mut hasher);
             hasher.finish()
         };
@@ -232,9 +236,7 @@ impl Summarizer {
         } else {
             of(local)
         };
-        let mut hasher = FxHasher::default();
-        (host, group).hash(&mut hasher);
-        let key = hasher.finish();
+        let key = self.hashing.hash_one((host, group));
         if self.groups.len() >= self.limits.groups && !self.groups.contains_key(&key) {
             self.forget_silent(time);
         }
@@ -306,10 +308,16 @@ impl Summarizer {
             .collect();
         processes.sort_by(|a, b| {
             let pid = |row: &ProcessSummary| row.process.as_ref().map(|process| process.pid);
+            let id = |row: &ProcessSummary| {
+                row.container
+                    .as_ref()
+                    .map_or(String::new(), |container| container.id.clone())
+            };
             (b.requests, b.failed_connects)
                 .cmp(&(a.requests, a.failed_connects))
                 .then_with(|| a.workload.cmp(&b.workload))
                 .then_with(|| pid(a).cmp(&pid(b)))
+                .then_with(|| id(a).cmp(&id(b)))
         });
         Summary {
             record: Kind::Summary,

@@ -4,10 +4,10 @@
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
-use std::hash::{Hash as _, Hasher as _};
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::rate::Rate;
@@ -77,6 +77,8 @@ pub struct State {
     pub allowance_exceeded: u64,
     pub loss: LossCounts,
     pub rows: FxHashMap<u64, Row>,
+    /// The hash is a row's identity, and its key is random: two callers with one hash can't be computed.
+    hashing: RandomState,
     pub findings: Vec<Finding>,
     pub evicted: u64,
     /// Playback: the trace has come to its end.
@@ -253,9 +255,14 @@ impl State {
         }
         let mut workloads: Vec<_> = by_name.into_values().collect();
         for workload in &mut workloads {
-            workload
-                .rows
-                .sort_by_key(|(row, numbers)| (Reverse(numbers.rank(sort)), row.first_seen, row.key));
+            workload.rows.sort_by_key(|(row, numbers)| {
+                (
+                    Reverse(numbers.rank(sort)),
+                    row.first_seen,
+                    row.process.as_ref().map(|process| process.pid),
+                    row.key,
+                )
+            });
         }
         workloads.sort_by_key(|workload| (Reverse(workload.numbers.rank(sort)), workload.name));
         workloads
@@ -362,7 +369,7 @@ impl State {
     ) -> &mut Row {
         let (known, known_container) = (process.map(Arc::as_ref), container.map(Arc::as_ref));
         let local = local.filter(|_| known.is_none() && known_container.is_none());
-        let mut hasher = FxHasher::default();
+        let mut hasher = self.hashing.build_hasher();
         host.hash(&mut hasher);
         Group::of(known, known_container, local).hash_into(&mut hasher);
         let key = hasher.finish();
