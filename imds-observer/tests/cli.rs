@@ -220,6 +220,56 @@ fn broken_lines_are_told_and_passed_over() {
 }
 
 #[test]
+fn one_record_an_hour_ahead_changes_no_verdict() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("trace");
+    let text = fs::read_to_string(trace(TRACES[2])).unwrap();
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for at in [1, lines.len() / 2] {
+        let mut ahead: Value = serde_json::from_str(&lines[at]).unwrap();
+        let time = ahead["time"].as_str().unwrap().replace("T12:", "T13:");
+        ahead["time"] = time.into();
+        lines.insert(at, ahead.to_string());
+    }
+    fs::write(&path, lines.join("\n") + "\n").unwrap();
+    let findings = |path: &str| {
+        let object: Value = serde_json::from_slice(&run(&["analyze", "-o", "json", path]).stdout).unwrap();
+        (object["findings"].clone(), object["loss"]["unparsed"].clone())
+    };
+    let (expected, none) = findings(&trace(TRACES[2]));
+    let (found, left_out) = findings(path.to_str().unwrap());
+    assert_eq!(found, expected);
+    assert_eq!((none, left_out), (0.into(), 2.into()), "and they are counted");
+}
+
+#[test]
+fn a_file_that_is_broken_at_its_start_costs_itself_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let broken = directory.path().join("broken.gz");
+    fs::write(&broken, [0x1f, 0x8b, 0xff, 0xff, 0xff]).unwrap();
+    let output = run(&["analyze", "-o", "json", broken.to_str().unwrap(), &trace(TRACES[0])]);
+    assert_eq!(output.status.code(), Some(1), "part of the input was not read");
+    assert!(stderr(&output).contains("broken.gz"), "{}", stderr(&output));
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&object["input"]["files"], &object["input"]["skipped"]),
+        (&2.into(), &1.into())
+    );
+    assert!(object["input"]["records"].as_u64().unwrap() > 5);
+    let (change, good) = (
+        ["preflight", "--http-tokens", "required", "--min-duration", "1m"],
+        trace(TRACES[0]),
+    );
+    let output = run(&[&change[..], &[broken.to_str().unwrap(), &good]].concat());
+    assert_eq!(output.status.code(), Some(4), "{}", stdout(&output));
+    let missing = directory.path().join("missing");
+    assert_eq!(
+        run(&["analyze", missing.to_str().unwrap(), &good]).status.code(),
+        Some(1)
+    );
+}
+
+#[test]
 fn half_a_gzip_file_gives_what_is_in_it() {
     let text = fs::read(trace(TRACES[2])).unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());

@@ -11,6 +11,7 @@ pub mod cgroup;
 #[path = "no_cgroup.rs"]
 pub mod cgroup;
 pub mod container;
+mod fuzz;
 #[cfg(live)]
 pub mod host;
 #[cfg(not(live))]
@@ -21,6 +22,9 @@ pub mod process;
 #[cfg(live)]
 pub mod sockets;
 pub mod worker;
+
+#[doc(hidden)]
+pub use fuzz::fuzz_host_files;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;

@@ -294,6 +294,12 @@ struct DockerConfig {
     labels: Option<HashMap<String, String>>,
 }
 
+/// Any bytes as each runtime's state: for the fuzz targets.
+pub(super) fn read_any(bytes: &[u8]) {
+    let _ = oci(bytes);
+    let _ = serde_json::from_slice::<DockerContainer>(bytes);
+}
+
 fn docker(host: &HostRoot, id: &str) -> Option<Names> {
     let config = DOCKER
         .iter()

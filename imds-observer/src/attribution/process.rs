@@ -46,7 +46,7 @@ pub fn stat(text: &[u8]) -> Option<Stat> {
 }
 
 /// Effective user, and the PID in the innermost namespace.
-fn status(text: &[u8]) -> (Option<u32>, Option<u32>) {
+pub(super) fn status(text: &[u8]) -> (Option<u32>, Option<u32>) {
     let text = String::from_utf8_lossy(text);
     let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
     let uid = field("Uid:").and_then(|uids| uids.split_ascii_whitespace().nth(1)?.parse().ok());

@@ -43,12 +43,28 @@ pub(super) fn open(
     if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
         anyhow::bail!("read -: stdin can be read once only (name it once)");
     }
-    let inputs: Vec<Input> = files
-        .iter()
-        .map(|path| Input::open(path, stop))
-        .collect::<anyhow::Result<_>>()?;
+    let mut inputs = Vec::new();
+    let mut unreadable = 0;
+    for path in files {
+        match Input::open(path, stop) {
+            Ok(input) => inputs.push(input),
+            // It is there, but its first bytes can't be read: the other files are no worse for it.
+            Err(error) if files.len() > 1 && path.is_file() && !is_denied(&error) => {
+                tracing::warn!("{error:#}; left out, the other files are used");
+                unreadable += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    anyhow::ensure!(!inputs.is_empty(), "none of {} files can be read", files.len());
     let endpoints = settings.endpoints(endpoints);
-    Ok(Traces::with_limits(inputs, &endpoints, &settings.config.limits.traces))
+    Ok(Traces::with_limits(inputs, &endpoints, &settings.config.limits.traces).beside_unreadable(unreadable))
+}
+
+/// Whether the system refused to open the file at all.
+fn is_denied(error: &anyhow::Error) -> bool {
+    let system = error.downcast_ref::<io::Error>();
+    system.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// From the first to the last observation; nothing if nothing was observed.

@@ -3,11 +3,14 @@
 pub mod ethtool;
 pub mod filters;
 pub mod firewall;
+mod fuzz;
 pub mod instance;
 pub mod netlink;
 pub mod rights;
 pub mod routes;
 pub mod uplinks;
 
+#[doc(hidden)]
+pub use fuzz::fuzz_kernel_answers;
 pub use instance::facts;
 pub use uplinks::{Uplink, UplinkChange, UplinkMonitor, Uplinks};

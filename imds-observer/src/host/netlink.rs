@@ -159,6 +159,15 @@ fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     Some((header, body, next))
 }
 
+/// Any bytes as messages: for the fuzz targets.
+pub(super) fn read_any(bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Some((_, _, next)) = split(rest) {
+        assert!(next.len() < rest.len(), "a message of no length");
+        rest = next;
+    }
+}
+
 fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + payload.len());
     bytes.extend_from_slice(&((HEADER + payload.len()) as u32).to_ne_bytes());

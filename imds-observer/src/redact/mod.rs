@@ -5,6 +5,7 @@
 //! between the two: keys are shown, values by the allow-list.
 
 mod arguments;
+mod fuzz;
 mod interpreter;
 mod shape;
 mod text;
@@ -18,6 +19,8 @@ use serde::Deserialize;
 use siphasher::sip::SipHasher24;
 
 pub use arguments::command_line;
+#[doc(hidden)]
+pub use fuzz::fuzz_redaction;
 pub use interpreter::{Role, roles};
 pub use shape::{is_file_name, is_script};
 pub use text::{is_secret_name, printable, request_path};

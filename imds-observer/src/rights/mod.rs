@@ -15,6 +15,7 @@ mod seccomp;
 use std::path::PathBuf;
 
 use caps::Capability;
+use nix::sys::resource::{Resource, setrlimit};
 
 pub use capabilities::directory_of;
 
@@ -35,6 +36,7 @@ pub struct Needs {
 ///
 /// `elsewhere`: what other threads keep, for the record.
 pub fn confine(needs: &Needs, elsewhere: &[Capability]) -> Confinement {
+    forbid_dumps();
     let landlock = enter(needs);
     let seccomp = seccomp::filter_calls()
         .inspect_err(|error| tracing::warn!("filter system calls: {error:#}; all of them stay allowed"))
@@ -62,6 +64,16 @@ pub fn confine(needs: &Needs, elsewhere: &[Capability]) -> Confinement {
         no_new_privs,
         seccomp,
         landlock: landlock.map(str::to_owned),
+    }
+}
+
+/// Request heads, with tokens in them, are in this memory: no core dump, and no debugger of this user.
+fn forbid_dumps() {
+    if let Err(errno) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        tracing::warn!("set the limit of core dumps: {errno}");
+    }
+    if let Err(errno) = nix::sys::prctl::set_dumpable(false) {
+        tracing::warn!("make this process not dumpable: {errno}");
     }
 }
 

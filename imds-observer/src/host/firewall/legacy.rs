@@ -329,6 +329,19 @@ fn conditions(layout: &Layout, entry: &[u8]) -> Vec<Step> {
     steps
 }
 
+/// Any bytes as a table's blob: for the fuzz targets.
+pub(super) fn read_any(bytes: &[u8]) {
+    let (info, blob) = bytes.split_at(bytes.len().min(84));
+    for (family, layout) in [(Family::V4, &V4), (Family::V6, &V6)] {
+        let table = TableId {
+            engine: Engine::Legacy,
+            family,
+            name: "filter".to_owned(),
+        };
+        let _ = chains(&table, layout, info, blob);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

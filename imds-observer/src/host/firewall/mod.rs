@@ -389,3 +389,29 @@ pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
+/// Any bytes as rules in each form that the kernel gives them: for the fuzz targets.
+pub(super) fn read_any(bytes: &[u8]) {
+    const EXTENSIONS: &[&str] = &[
+        "tcp",
+        "udp",
+        "owner",
+        "cgroup",
+        "mark",
+        "connmark",
+        "multiport",
+        "conntrack",
+        "addrtype",
+        "comment",
+        "state",
+        "set",
+        "REJECT",
+        "DNAT",
+        "MARK",
+    ];
+    nft::read_any(bytes);
+    legacy::read_any(bytes);
+    if let [name, revision, info @ ..] = bytes {
+        let name = EXTENSIONS[usize::from(*name) % EXTENSIONS.len()];
+        let _ = (xt::conditions(name, u32::from(*revision), info), xt::target(name, info));
+    }
+}

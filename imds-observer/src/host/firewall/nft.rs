@@ -430,6 +430,41 @@ pub fn absent(error: &FirewallError) -> bool {
     ) || matches!(error.errno(), Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT))
 }
 
+/// Any bytes as each kind of reply: for the fuzz targets.
+pub(super) fn read_any(bytes: &[u8]) {
+    const NAMES: &[&str] = &[
+        "immediate",
+        "cmp",
+        "range",
+        "bitwise",
+        "byteorder",
+        "lookup",
+        "payload",
+        "meta",
+        "ct",
+        "socket",
+        "fib",
+        "match",
+        "target",
+        "nat",
+        "exthdr",
+    ];
+    let reply = Reply {
+        kind: 0,
+        payload: bytes.to_vec(),
+    };
+    let _ = (
+        chain(&reply),
+        rule(&reply),
+        set(&reply),
+        elements(&reply),
+        dormant_table(&reply),
+    );
+    if let Some((name, rest)) = bytes.split_first() {
+        let _ = expression(NAMES[usize::from(*name) % NAMES.len()], &Attributes::of(rest));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

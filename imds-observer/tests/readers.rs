@@ -1,0 +1,116 @@
+//! Every file that reads foreign bytes has a fuzz target: a new one without fails here.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How foreign bytes are read: a file with one of these reads them, or is named below with the reason why it doesn't.
+const SIGNS: &[&str] = &[
+    "serde_json::from_slice",
+    "serde_json::from_str",
+    "from_utf8_lossy",
+    "std::str::from_utf8",
+    "pcap_parser",
+    "NlasIterator",
+    "from_ne_bytes",
+    "from_be_bytes",
+    "from_le_bytes",
+    "Message::decode",
+];
+
+/// Reader, and the targets that reach it.
+const READERS: &[(&str, &str)] = &[
+    ("attribution/cgroup.rs", "host_files"),
+    ("attribution/names.rs", "host_files"),
+    ("attribution/process.rs", "host_files"),
+    ("bpf/btf.rs", "btf"),
+    ("bpf/decode.rs", "kernel_event"),
+    ("host/firewall", "kernel_answers"),
+    ("host/netlink.rs", "kernel_answers"),
+    ("http/", "heads"),
+    ("imds/", "heads"),
+    ("redact/", "redaction"),
+    ("record/process.rs", "host_files"),
+    ("source/capture/", "trace"),
+    ("source/ndjson/", "trace"),
+    ("source/input.rs", "trace"),
+];
+
+/// Reads bytes of this program, of its user, or of the kernel in a form that can't be wrong in a way that matters; with the test that shows it.
+const OTHERS: &[(&str, &str)] = &[
+    ("attribution/fuzz.rs", "a fuzz target"),
+    (
+        "attribution/sockets.rs",
+        "numbers of sockets that this kernel's cgroup and netns give; no text",
+    ),
+    ("cli/completions.rs", "what clap has made"),
+    (
+        "doctor/proxies.rs",
+        "environment of processes, shown escaped; any_bytes in its tests",
+    ),
+    ("exchange/fuzz.rs", "a fuzz target"),
+    (
+        "host/ethtool.rs",
+        "the driver's counters; any_bytes_are_survived in its tests",
+    ),
+    (
+        "host/filters.rs",
+        "the kernel's filters; any_bytes_are_survived in its tests",
+    ),
+    ("redact/fuzz.rs", "a fuzz target"),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_reader_of_foreign_bytes_has_a_fuzz_target() {
+    let targets: BTreeSet<String> = fs::read_dir(root().join("../fuzz/fuzz_targets"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    let (base, mut files, mut unknown) = (root().join("src"), Vec::new(), Vec::new());
+    sources(&base, &mut files);
+    for file in files {
+        let name = file.strip_prefix(&base).unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(&file).unwrap();
+        // Tests make bytes; what is before them reads them.
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        if name.ends_with("tests.rs") || !SIGNS.iter().any(|sign| code.contains(sign)) {
+            continue;
+        }
+        let known = READERS.iter().chain(OTHERS).any(|(reader, _)| name.starts_with(reader));
+        if !known {
+            unknown.push(name);
+        }
+    }
+    assert!(
+        unknown.is_empty(),
+        "these read bytes; name a fuzz target for each, or why none is needed: {unknown:#?}"
+    );
+    for (reader, target) in READERS {
+        assert!(targets.contains(*target), "{reader}: there is no fuzz target {target}");
+    }
+    let used: BTreeSet<&str> = READERS
+        .iter()
+        .map(|(_, target)| *target)
+        .chain(["flow_table"])
+        .collect();
+    let idle: Vec<&String> = targets
+        .iter()
+        .filter(|target| !used.contains(target.as_str()))
+        .collect();
+    assert!(idle.is_empty(), "targets that no reader names: {idle:?}");
+}
