@@ -137,7 +137,7 @@ const ATTACKS: &[Attack] = &[
     }),
     ("the end is missing", "loss-recorded", |trace| trace.swap(3, 4)),
     ("events lost", "nothing-lost", |trace| {
-        trace[4]["ring_buffer"] = json!(7)
+        trace[4]["ring_buffer"] = json!(7);
     }),
     ("loss that a restart resets", "not-restarted nothing-lost", |trace| {
         let mut first = loss("node-1", "2026-03-01T12:00:30.000000000Z");
@@ -145,22 +145,22 @@ const ATTACKS: &[Attack] = &[
         trace.insert(2, first);
     }),
     ("a filter by name", "nothing-filtered", |trace| {
-        trace[0]["filters"] = json!(["comm=curl"])
+        trace[0]["filters"] = json!(["comm=curl"]);
     }),
     ("a filter by cgroup", "nothing-filtered", |trace| {
-        trace[0]["filters"] = json!(["cgroup=/kubepods"])
+        trace[0]["filters"] = json!(["cgroup=/kubepods"]);
     }),
     ("exchanges left out", "nothing-filtered", |trace| {
-        trace[0]["filters"] = json!(["records=start,loss"])
+        trace[0]["filters"] = json!(["records=start,loss"]);
     }),
     ("a blind spot", "no-blind-spot", |trace| {
         trace[0]["missing"] = json!([{"capability": "wire", "why": "no", "blinds": "TTLs at the uplink"}]);
     }),
     ("an unknown process", "callers-known", |trace| {
-        trace[2]["process"] = Value::Null
+        trace[2]["process"] = Value::Null;
     }),
     ("a head that was cut", "requests-read", |trace| {
-        trace[2]["request"]["imds_version"] = Value::Null
+        trace[2]["request"]["imds_version"] = Value::Null;
     }),
     ("headers of Google on a path of EC2", "requests-read", |trace| {
         trace[2]["request"]["dialect"] = json!("gcp");

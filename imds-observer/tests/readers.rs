@@ -57,6 +57,10 @@ const OTHERS: &[(&str, &str)] = &[
         "host/filters.rs",
         "the kernel's filters; any_bytes_are_survived in its tests",
     ),
+    (
+        "host/uplinks.rs",
+        "routes and rules that the kernel reports, read by the netlink crates",
+    ),
     ("redact/fuzz.rs", "a fuzz target"),
 ];
 

@@ -103,8 +103,6 @@ pub(super) struct Flow {
     requests: RequestReader,
     responses: ResponseReader,
     pending: VecDeque<Pending>,
-    /// Of their texts.
-    pending_bytes: usize,
     /// Response heads without a request yet, in the order of the stream.
     early: Vec<(FoundResponse, Vantage, Time)>,
     number: u32,
@@ -137,7 +135,7 @@ pub(super) struct Flow {
     /// When the table's timer will look at this flow.
     pub(super) scheduled: Option<Time>,
     /// What is counted of it.
-    pub(super) share: Option<Charge>,
+    pub(super) share: Charge,
 }
 
 enum Verdict {
@@ -165,7 +163,6 @@ impl Flow {
             requests: RequestReader::new(limits.stream),
             responses: ResponseReader::new(limits.stream),
             pending: VecDeque::new(),
-            pending_bytes: 0,
             early: Vec::new(),
             number: 0,
             socket_seen: false,
@@ -189,7 +186,7 @@ impl Flow {
             superseded: false,
             troubled: false,
             scheduled: None,
-            share: None,
+            share: Charge::default(),
         }
     }
 
@@ -201,7 +198,7 @@ impl Flow {
     pub(super) fn held_bytes(&self) -> usize {
         size_of::<Self>()
             + self.pending.capacity() * size_of::<Pending>()
-            + self.pending_bytes
+            + self.pending.len() * Pending::TEXT_BYTES
             + self.early.capacity() * size_of::<(FoundResponse, Vantage, Time)>()
             + self.requests.held_bytes()
             + self.responses.held_bytes()
@@ -310,7 +307,6 @@ impl Flow {
         self.requests = RequestReader::new(limits.stream);
         self.responses = ResponseReader::new(limits.stream);
         self.pending.clear();
-        self.pending_bytes = 0;
         self.early.clear();
         self.client_ack = None;
         self.last_response = None;
@@ -361,7 +357,6 @@ impl Flow {
                     .pending
                     .partition_point(|known| sighted.start.from(known.start) > 0);
                 let (number, sender) = (self.number, self.sender);
-                self.pending_bytes += sighted.held_bytes();
                 self.pending.insert(
                     at,
                     Pending {
@@ -729,11 +724,11 @@ impl Flow {
                 before.answer.is_none() && !before.pipelined && pending.floor.from(before.floor) > 0
             });
         if moved_on {
-            self.pending_bytes -= self.pending.pop_back().map_or(0, |gone| gone.held_bytes());
+            self.pending.pop_back();
             context.loss.truncated += 1;
         }
         if self.pending.len() >= context.limits.pending {
-            self.pending_bytes -= self.pending.pop_front().map_or(0, |gone| gone.held_bytes());
+            self.pending.pop_front();
             context.loss.evicted += 1;
         }
         self.number = self.number.saturating_add(1);
@@ -748,7 +743,6 @@ impl Flow {
             // Mostly there is one.
             self.pending.reserve_exact(1);
         }
-        self.pending_bytes += pending.held_bytes();
         self.pending.push_back(pending);
     }
 
@@ -955,7 +949,6 @@ impl Flow {
                     until,
                 } => {
                     if let Some(pending) = self.pending.remove(at) {
-                        self.pending_bytes -= pending.held_bytes();
                         self.tell(pending, outcome, delivered, until, context, out);
                     }
                 }
@@ -984,7 +977,6 @@ impl Flow {
         };
         // It is kept for a while, and thousands with it: without the room that it took for its requests.
         self.pending = VecDeque::new();
-        self.pending_bytes = 0;
         let failed = self.attempt.as_ref().is_some_and(Attempt::has_failed);
         let linger = if self.troubled || failed || self.socketless() {
             LINGER_NS

@@ -2,6 +2,7 @@
 
 use super::attempt::COPY_NS;
 use crate::flow::{FoundResponse, Seq};
+use crate::imds::{PATH_BYTES, USER_AGENT_BYTES};
 use crate::record::{Request, Response, Time};
 use crate::source::{IcmpError, Sender, Vantage};
 
@@ -164,21 +165,8 @@ impl Pending {
         }
     }
 
-    /// Bytes of its texts.
-    pub(super) fn held_bytes(&self) -> usize {
-        let Request {
-            method,
-            path,
-            token,
-            user_agent,
-            ..
-        } = &self.request;
-        [method, path, token, user_agent]
-            .into_iter()
-            .flatten()
-            .map(String::capacity)
-            .sum()
-    }
+    /// Of its texts at most: method, path, user agent, and the token's hash.
+    pub(super) const TEXT_BYTES: usize = PATH_BYTES + USER_AGENT_BYTES + 32;
 
     /// A packet with bytes of this request was seen again.
     pub(super) fn sent_again(&mut self, time: Time) {

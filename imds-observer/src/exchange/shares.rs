@@ -14,28 +14,25 @@ use crate::source::{FlowId, Sender};
 /// Bytes that a connection costs besides its own: its entries in the table, in the list of timers and in the client's list.
 const ENTRY_BYTES: usize = 256;
 
-/// Who holds a connection: the id of a cgroup, or the inode of a network namespace. Both are 64 bits at most and from different ranges: an
-/// inode of a namespace is above 4026531840, an id of a cgroup counts up from 1.
+/// Who holds a connection: the id of a cgroup, or the inode of a network namespace, folded to 32 bits. Two clients of one number share a share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Owner(u64);
+pub(super) struct Owner(u32);
 
 impl Owner {
     fn of(sender: Option<&Sender>) -> Self {
-        Self(sender.map_or(0, |sender| {
-            if sender.cgroup_id == 0 {
-                u64::from(sender.netns)
-            } else {
-                sender.cgroup_id
-            }
+        Self(sender.map_or(0, |sender| match sender.cgroup_id {
+            0 => sender.netns,
+            id => (id ^ id >> 32) as u32,
         }))
     }
 }
 
 /// What is counted of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Charge {
-    pub(super) owner: Owner,
-    bytes: usize,
+    owner: Owner,
+    /// 0: nothing is.
+    bytes: u32,
 }
 
 #[derive(Debug)]
@@ -70,14 +67,13 @@ impl Shares {
     pub(super) fn charge(&mut self, id: FlowId, flow: &mut Flow) {
         let bytes = flow.held_bytes() + ENTRY_BYTES;
         let owner = Owner::of(flow.sender());
-        if let Some(known) = &mut flow.share
-            && known.owner == owner
-        {
-            if known.bytes != bytes {
+        let known = flow.share.bytes as usize;
+        if known > 0 && flow.share.owner == owner {
+            if known != bytes {
                 let share = self.owners.entry(owner).or_default();
-                share.bytes = share.bytes - known.bytes + bytes;
-                self.total = self.total - known.bytes + bytes;
-                known.bytes = bytes;
+                share.bytes = share.bytes - known + bytes;
+                self.total = self.total - known + bytes;
+                flow.share.bytes = bytes as u32;
             }
             return;
         }
@@ -86,14 +82,17 @@ impl Shares {
         share.bytes += bytes;
         share.flows.put(id, ());
         self.total += bytes;
-        flow.share = Some(Charge { owner, bytes });
+        flow.share.owner = owner;
+        flow.share.bytes = bytes as u32;
     }
 
     /// The connection is forgotten, or another client's.
     pub(super) fn release(&mut self, id: FlowId, flow: &Flow) {
-        let Some(Charge { owner, bytes }) = flow.share else {
+        let Charge { owner, bytes, .. } = flow.share;
+        if bytes == 0 {
             return;
-        };
+        }
+        let bytes = bytes as usize;
         self.total -= bytes;
         if let Some(share) = self.owners.get_mut(&owner) {
             share.bytes -= bytes;

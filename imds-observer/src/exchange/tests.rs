@@ -1913,6 +1913,8 @@ fn within_a_cgroup_the_hooks_of_the_whole_host_start_no_connection() {
     let event = dropped(&world, world.flow);
     world.send(&event);
     assert!(matches!(world.facts[..], [Fact::Drop(_)]), "{:?}", world.facts);
+}
+
 /// Packets of a connection of a client in this cgroup.
 fn of_client(cookie: u64, cgroup_id: u64, ms: u64) -> World {
     let mut world = World::new(FlowId::Cookie(cookie), Vantage::Socket);

@@ -45,7 +45,7 @@ pub struct RequestReader {
     last_ack: Option<Seq>,
     /// What the client had received when bytes went missing.
     ack_at_gap: Option<Seq>,
-    max_head_bytes: usize,
+    max_head_bytes: u32,
 }
 
 impl RequestReader {
@@ -60,7 +60,7 @@ impl RequestReader {
             turned: false,
             last_ack: None,
             ack_at_gap: None,
-            max_head_bytes: limits.head_bytes,
+            max_head_bytes: u32::try_from(limits.head_bytes).unwrap_or(u32::MAX),
         }
     }
 
@@ -228,7 +228,7 @@ impl RequestReader {
             self.begun = Some((at, meta));
         }
         let Some((start, begun)) = self.begun else { return };
-        let room = self.max_head_bytes.saturating_sub(self.head.len());
+        let room = (self.max_head_bytes as usize).saturating_sub(self.head.len());
         if self.head.is_empty() {
             // The usual case: a head in one piece, read where it lies.
             let shown = &data[..data.len().min(room)];
@@ -264,7 +264,7 @@ impl RequestReader {
             }
             Scan::Incomplete => {
                 data.advance(taken);
-                if self.head.len() >= self.max_head_bytes {
+                if self.head.len() >= self.max_head_bytes as usize {
                     self.flush(found);
                 }
             }

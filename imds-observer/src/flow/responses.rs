@@ -55,7 +55,7 @@ pub struct ResponseReader {
     head: Vec<u8>,
     scanner: Scanner,
     begun: Option<(Seq, Meta)>,
-    max_head_bytes: usize,
+    max_head_bytes: u32,
 }
 
 fn may_begin_response(bytes: &[u8]) -> bool {
@@ -72,7 +72,7 @@ impl ResponseReader {
             head: Vec::new(),
             scanner: Scanner::default(),
             begun: None,
-            max_head_bytes: limits.head_bytes,
+            max_head_bytes: u32::try_from(limits.head_bytes).unwrap_or(u32::MAX),
         }
     }
 
@@ -187,7 +187,7 @@ impl ResponseReader {
                     let known = self.head.len();
                     if known == 0 {
                         // The usual case: a head in one piece, read where it lies.
-                        let shown = &data[..data.len().min(self.max_head_bytes)];
+                        let shown = &data[..data.len().min(self.max_head_bytes as usize)];
                         if may_begin_response(shown)
                             && let Scan::Complete(len) = Scanner::default().scan(shown)
                         {
@@ -196,7 +196,7 @@ impl ResponseReader {
                             continue;
                         }
                     }
-                    let taken = data.len().min(self.max_head_bytes.saturating_sub(known));
+                    let taken = data.len().min((self.max_head_bytes as usize).saturating_sub(known));
                     self.head.extend_from_slice(&data[..taken]);
                     if !may_begin_response(&self.head) {
                         data.clear();
@@ -207,7 +207,7 @@ impl ResponseReader {
                         self.give(false, found);
                     } else {
                         data.advance(taken);
-                        if self.head.len() >= self.max_head_bytes {
+                        if self.head.len() >= self.max_head_bytes as usize {
                             self.give(true, found);
                         }
                     }

@@ -59,7 +59,7 @@ const WINDOW: i32 = 1 << 24;
 pub struct Stream<M> {
     next: Option<Seq>,
     waiting: VecDeque<Piece<M>>,
-    max: usize,
+    max: u32,
 }
 
 impl<M> Stream<M> {
@@ -67,7 +67,7 @@ impl<M> Stream<M> {
         Self {
             next: None,
             waiting: VecDeque::new(),
-            max,
+            max: u32::try_from(max).unwrap_or(u32::MAX),
         }
     }
 
@@ -105,7 +105,7 @@ impl<M> Stream<M> {
         if same {
             return Ok(Pushed::Old);
         }
-        if self.waiting.len() >= self.max {
+        if self.waiting.len() >= self.max as usize {
             return Err(Refused::Full);
         }
         self.waiting.insert(at, piece);

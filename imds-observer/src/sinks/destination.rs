@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 #[cfg(unix)]
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 #[cfg(target_os = "linux")]
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 #[cfg(target_os = "linux")]
@@ -118,7 +118,14 @@ impl Destination {
     }
 }
 
+#[cfg(not(unix))]
+fn write_patiently(stdout: &mut impl Write, lines: &[u8]) -> io::Result<()> {
+    stdout.write_all(lines)?;
+    stdout.flush()
+}
+
 /// Writes all, also to a terminal or pipe that another process has made non-blocking.
+#[cfg(unix)]
 fn write_patiently(stdout: &mut (impl Write + AsFd), lines: &[u8]) -> io::Result<()> {
     let wait = |stdout: &dyn AsFd| {
         let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
@@ -429,6 +436,7 @@ mod tests {
     }
 
     #[cfg(target_os = "linux")]
+    #[cfg(unix)]
     #[test]
     fn a_file_that_is_cut_or_moved_goes_on() {
         let directory = tempfile::tempdir().unwrap();
@@ -446,6 +454,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_pipe_that_is_non_blocking_and_full_is_waited_for() {
         let (mut reader, mut writer) = io::pipe().unwrap();

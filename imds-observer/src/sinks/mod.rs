@@ -3,6 +3,10 @@
 pub mod collect;
 pub mod destination;
 pub mod ndjson;
+#[cfg(unix)]
+mod open;
+#[cfg(not(unix))]
+#[path = "open_elsewhere.rs"]
 mod open;
 pub mod queue;
 pub mod text;
