@@ -12,6 +12,8 @@ const MAX_DECODINGS: usize = 3;
 const MAX_NAME_BYTES: usize = 128;
 /// Shortest text without separators that is random rather than a name.
 const RANDOM_MIN: usize = 20;
+/// Longest part of a query without a value that is shown.
+const MAX_BARE_BYTES: usize = 20;
 
 /// Text that begins so is a secret, if at least so many bytes follow: tokens of IMDS, access keys, JSON web tokens, tokens of well-known services.
 const STARTS: &[(&[u8], usize)] = &[
@@ -349,8 +351,8 @@ fn parameter(bytes: &[u8], plain: &Plain, start: usize, end: usize, out: &mut St
     let text = &plain.bytes[start..end];
     let is_name = |name: &[u8]| name.len() <= MAX_NAME_BYTES && std::str::from_utf8(name).is_ok_and(shape::is_wordy);
     let Some(joiner) = memchr::memchr(b'=', text) else {
-        // Without a value, it may be one itself.
-        if std::str::from_utf8(text).is_ok_and(shape::is_plain) {
+        // Without a value it is a name, or a value itself.
+        if std::str::from_utf8(text).is_ok_and(shape::is_plain) || is_bare_name(text) {
             out.push_str(&original(start, end));
         } else {
             out.push_str(MARK);
@@ -373,6 +375,12 @@ fn parameter(bytes: &[u8], plain: &Plain, start: usize, end: usize, out: &mut St
     }
 }
 
+/// A short name without a value: `?acl`, `?request-17`. Keys and tokens are longer.
+fn is_bare_name(text: &[u8]) -> bool {
+    let known = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    text.len() <= MAX_BARE_BYTES && text.iter().all(known) && !looks_random(text) && !text.windows(3).any(begins)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -390,6 +398,8 @@ mod tests {
     #[case("/metadata/instance?api-version=2021-02-01")]
     #[case("/computeMetadata/v1/?recursive=true&alt=json&wait_for_change=true&timeout_sec=60")]
     #[case("/a?token")]
+    #[case("/latest/meta-data/instance-id?probe-17&run.3")]
+    #[case("/latest/meta-data/instance-id?h2twP0-&ttl=41")]
     #[case("/AQAE")]
     fn plain_text_stays(#[case] text: &str) {
         assert_eq!(request_path(text.as_bytes(), 512), text);
@@ -414,6 +424,8 @@ mod tests {
     #[case("/?q=S3CRET+S3CRET", "/?q=[redacted]")]
     #[case("/%3Ftoken%3DS3CRET", "/%3Ftoken%3D[redacted]")]
     #[case("/latest/token=S3CRET", "/latest/token=[redacted]")]
+    #[case("/?AQAEAAbcdefg", "/?[redacted]")]
+    #[case("/?abcdefghijklmnopqrstuvw", "/?[redacted]")]
     fn targets_lose_their_secrets(#[case] target: &str, #[case] shown: &str) {
         assert_eq!(request_path(target.as_bytes(), 512), shown);
     }
