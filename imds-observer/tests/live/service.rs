@@ -166,6 +166,10 @@ fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
     while !wanted.is_empty() && Instant::now() < deadline {
         ask(&lab, "meta-data/instance-id");
         ask_for_a_token(lab.pod(0), "0.5");
+        // And one that is refused.
+        lab.server().update(|behaviour| behaviour.put_status = Some(405));
+        ask_for_a_token(lab.node(), "0.5");
+        lab.server().update(|behaviour| behaviour.put_status = None);
         run(
             lab.node(),
             "curl",

@@ -172,7 +172,8 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     let cgroup = lab.cgroup_directory();
     let arguments = ["watch", "-i", support::UPLINK, "--cgroup", cgroup.to_str().unwrap()];
 
-    let command = format!("read go; {}; echo \"status $?\"; cat", watch_lab(&lab));
+    // Redacted, nothing of it would be shown.
+    let command = format!("read go; {} --cmdline full; echo \"status $?\"; cat", watch_lab(&lab));
     let tmux = Tmux::start("hostile", (160, 50), &command).unwrap();
     // Every byte that the program writes, while the screen says where it is.
     let raw = scratch.path().join("raw");

@@ -133,6 +133,17 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     for _ in 0..5 {
         tmux.press("k").unwrap();
     }
+    // Severity first, then age: the loop's finding may be older than the pod's.
+    for _ in 0..5 {
+        if tmux.screen().unwrap().contains("> HIGH token-response-lost") {
+            break;
+        }
+        tmux.press("j").unwrap();
+        tmux.wait_until("another finding selected", |text| {
+            !text.contains("> HIGH tight-polling")
+        })
+        .unwrap();
+    }
     tmux.press("y").unwrap();
     tmux.wait_for(" copied, if this terminal lets").unwrap();
     tmux.wait_until("a remedy in the clipboard", |_| {
