@@ -27,6 +27,8 @@ struct Grammar {
     long_code: &'static [&'static str],
     /// Short options whose value is a module to run.
     module: &'static str,
+    /// Short options without a value that may stand in front of a module's: what follows another letter may be a value, and a module is shown.
+    flags: &'static str,
     /// Short options with another value.
     value: &'static str,
     /// Long options, or options of one dash and several letters, with another value.
@@ -43,6 +45,7 @@ const PLAIN: Grammar = Grammar {
     code: "",
     long_code: &[],
     module: "",
+    flags: "",
     value: "",
     long_value: &[],
     code_behind_options: false,
@@ -53,6 +56,7 @@ const PLAIN: Grammar = Grammar {
 const PYTHON: Grammar = Grammar {
     code: "c",
     module: "m",
+    flags: "bBdEhiIOPqRsSuvVx",
     value: "WXQ",
     long_value: &["--check-hash-based-pycs"],
     ..PLAIN
@@ -271,6 +275,9 @@ impl State {
                 };
             }
             if self.grammar.module.contains(letter) {
+                if !argument[1..at].chars().all(|flag| self.grammar.flags.contains(flag)) {
+                    return Role::Option;
+                }
                 self.found = true;
                 self.options = false;
                 if attached {
@@ -311,6 +318,7 @@ mod tests {
     #[case("python3.11", "-uc CODE x", &[Role::Option, Role::Code(0), Role::Argument])]
     #[case("python3", "-cCODE", &[Role::Code(2)])]
     #[case("python3", "-W error -um app.main -c x", &[Role::Option, Role::Value, Role::Option, Role::Module(0), Role::Argument, Role::Argument])]
+    #[case("python3", "-pmodule app.py", &[Role::Option, Role::Script])]
     #[case("/usr/bin/python3", "-u app.py -c x", &[Role::Option, Role::Script, Role::Argument, Role::Argument])]
     #[case("bash", "-lc CODE name", &[Role::Option, Role::Code(0), Role::Argument])]
     #[case("-bash", "-c -e CODE", &[Role::Option, Role::Option, Role::Code(0)])]

@@ -296,7 +296,7 @@ fn url(value: &str) -> Option<String> {
     }
     if let Some(query) = query {
         out.push('?');
-        out.push_str(&text::query(query.as_bytes()));
+        out.push_str(&text::query(query.as_bytes(), |_| false));
     }
     if fragment {
         out.push('#');

@@ -322,18 +322,19 @@ pub fn request_path(bytes: &[u8], limit: usize) -> String {
     let (path, mark, rest) = (&bytes[..end], &bytes[end..start], &bytes[start..]);
     let mut text = cleaned(path).unwrap_or_else(|| path.to_vec());
     text.extend_from_slice(mark);
-    text.extend_from_slice(query(rest).as_bytes());
+    text.extend_from_slice(query(rest, is_bare_name).as_bytes());
     lossy(&text, limit)
 }
 
-/// A query with the values that the allow-list knows; a mark for each other value, and for each part that is no `key=value`.
-pub(super) fn query(bytes: &[u8]) -> String {
+/// A query with the values that the allow-list knows and a mark for each other value. A part that is no `key=value` is shown if the
+/// allow-list or `is_name` knows it.
+pub(super) fn query(bytes: &[u8], is_name: fn(&[u8]) -> bool) -> String {
     let plain = Plain::of(bytes);
     let mut out = String::with_capacity(bytes.len());
     let mut start = 0;
     loop {
         let end = memchr::memchr2(b'&', b';', &plain.bytes[start..]).map_or(plain.bytes.len(), |end| start + end);
-        parameter(bytes, &plain, start, end, &mut out);
+        parameter(bytes, &plain, (start, end), is_name, &mut out);
         if end == plain.bytes.len() {
             return out;
         }
@@ -343,7 +344,13 @@ pub(super) fn query(bytes: &[u8]) -> String {
     }
 }
 
-fn parameter(bytes: &[u8], plain: &Plain, start: usize, end: usize, out: &mut String) {
+fn parameter(
+    bytes: &[u8],
+    plain: &Plain,
+    (start, end): (usize, usize),
+    is_bare_name: fn(&[u8]) -> bool,
+    out: &mut String,
+) {
     let original = |start: usize, end: usize| {
         let (from, to) = plain.span(start, end);
         String::from_utf8_lossy(&bytes[from..to])
@@ -375,7 +382,8 @@ fn parameter(bytes: &[u8], plain: &Plain, start: usize, end: usize, out: &mut St
     }
 }
 
-/// A short name without a value: `?acl`, `?request-17`. Keys and tokens are longer.
+/// A short name without a value: `?acl`, `?request-17`. Keys and tokens are longer. A shorter secret has no place in a request to IMDS, but
+/// one in the URLs of a command line.
 fn is_bare_name(text: &[u8]) -> bool {
     let known = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     text.len() <= MAX_BARE_BYTES && text.iter().all(known) && !looks_random(text) && !text.windows(3).any(begins)
