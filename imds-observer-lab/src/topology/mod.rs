@@ -602,7 +602,7 @@ fn prepare(netns: &Netns, ipv6: bool) -> Result<()> {
         netns.sysctls(&[
             ("ipv6/conf/all/disable_ipv6", "0"),
             ("ipv6/conf/default/disable_ipv6", "0"),
-            // No duplicate address detection: addresses are good at once.
+            // No duplicate address detection of addresses that the kernel adds.
             ("ipv6/conf/all/accept_dad", "0"),
             ("ipv6/conf/default/accept_dad", "0"),
             ("ipv6/conf/all/accept_ra", "0"),

@@ -12,6 +12,7 @@ use nix::net::if_::if_nametoindex;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        address::AddressHeaderFlags,
         link::{InfoData, InfoVeth, LinkAttribute, LinkFlags},
         route::{RouteMessage, RouteScope, RouteType},
     },
@@ -204,7 +205,11 @@ pub(super) async fn delete(handle: &Handle, interface: &str) -> Result<()> {
 }
 
 pub(crate) async fn add_address(handle: &Handle, interface: &str, address: IpAddr, prefix: u8) -> Result<()> {
-    let request = handle.address().add(index(interface)?, address, prefix);
+    let mut request = handle.address().add(index(interface)?, address, prefix);
+    // Without it an IPv6 address can't be bound to before a kernel thread has run, even where duplicate address detection is off.
+    if address.is_ipv6() {
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
     request
         .execute()
         .await

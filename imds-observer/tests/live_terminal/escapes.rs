@@ -192,9 +192,11 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     ] {
         assert!(detail.contains(part), "{part:?} is missing:\n{detail}");
     }
-    // A finding about it.
+    // A finding about it. A key right behind Escape would be read as one with Alt.
     tmux.press("Escape").unwrap();
+    tmux.wait_for("▌ PROCESSES").unwrap();
     tmux.press("Tab").unwrap();
+    tmux.wait_for("▌ FINDINGS").unwrap();
     tmux.press("Enter").unwrap();
     tmux.wait_for("EVIDENCE").unwrap();
     tmux.press("q").unwrap();

@@ -124,6 +124,8 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         tmux.wait_for(wanted).unwrap();
     }
     tmux.press("Escape").unwrap();
+    // A key right behind Escape would be read as one with Alt.
+    tmux.wait_for("PROCESSES 1").unwrap();
     tmux.press("Escape").unwrap();
     tmux.wait_for("PROCESSES 2").unwrap();
 
