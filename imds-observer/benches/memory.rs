@@ -1,6 +1,6 @@
 //! What does each limit of the configuration bound, in bytes?
 //!
-//! `cargo xtask bench memory` runs it and puts the table into docs/performance.md. Each table is filled to its limit by a client that does
+//! `cargo xtask bench memory` runs it and puts the table into docs/benchmarks.md. Each table is filled to its limit by a client that does
 //! its worst, with every name as long as it may be. Where several limits bound one thing, a limit's part is what is held less when it is 1.
 
 mod allocator;

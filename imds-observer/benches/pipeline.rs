@@ -1,6 +1,6 @@
 //! What does each pure stage take for an event, by the clock and in allocations?
 //!
-//! `cargo xtask bench pipeline` runs it and puts the table into docs/performance.md. The events are those of one exchange on a
+//! `cargo xtask bench pipeline` runs it and puts the table into docs/benchmarks.md. The events are those of one exchange on a
 //! connection of its own, as the kernel programs send them, over and over with new cookies and ports.
 
 mod allocator;

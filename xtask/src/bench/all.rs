@@ -1,4 +1,4 @@
-//! `bench all`: every figure of docs/performance.md, from one command.
+//! `bench all`: every figure of docs/benchmarks.md, from one command.
 
 use std::time::Instant;
 

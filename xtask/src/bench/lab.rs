@@ -1,4 +1,4 @@
-//! The benches that need real packets: `imds-observer-bench` in a lab, and its tables into docs/performance.md.
+//! The benches that need real packets: `imds-observer-bench` in a lab, and its tables into docs/benchmarks.md.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Whether it works, not what it takes: seconds, and debug builds
     #[arg(long)]
     pub(crate) short: bool,
-    /// Print only; leave docs/performance.md as it is
+    /// Print only; leave docs/benchmarks.md as it is
     #[arg(long)]
     pub(crate) no_write: bool,
     /// Measure this program instead of building one
@@ -176,7 +176,7 @@ pub(crate) fn machine() -> anyhow::Result<String> {
 
 /// Replaces what stands between the markers of this name.
 pub(crate) fn write(name: &str, text: &str) -> anyhow::Result<()> {
-    let path = root().join("docs/performance.md");
+    let path = root().join("docs/benchmarks.md");
     let document = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let replaced = replace(&document, name, text).with_context(|| format!("write into {}", path.display()))?;
     fs::write(&path, replaced).with_context(|| format!("write {}", path.display()))

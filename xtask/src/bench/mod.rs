@@ -20,7 +20,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// All of them, into docs/performance.md (needs root)
+    /// All of them, into docs/benchmarks.md (needs root)
     All(lab::Args),
     /// Time per run of each kernel program, beside an empty one on the same hook (needs root)
     Kernel(lab::Args),

@@ -1,6 +1,6 @@
 //! What the observer costs, measured in a lab: one file a question.
 //!
-//! `cargo xtask bench NAME` runs it. Each verb prints a section of docs/performance.md. All load is bounded and stays in the lab.
+//! `cargo xtask bench NAME` runs it. Each verb prints a section of docs/benchmarks.md. All load is bounded and stays in the lab.
 
 mod beside;
 mod flood;
