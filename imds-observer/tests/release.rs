@@ -252,6 +252,55 @@ fn manual_pages_are_clean() {
     eprintln!("{checked} pages were checked");
 }
 
+/// Version and date of the newest released section of the changelog, and its text.
+fn newest_release(changelog: &str) -> (&str, &str, &str) {
+    let (_, rest) = changelog
+        .split_once("\n## ")
+        .filter(|(_, rest)| !rest.starts_with("Unreleased"))
+        .or_else(|| changelog.split_once("\n## Unreleased\n")?.1.split_once("\n## "))
+        .expect("a released section");
+    let (heading, text) = rest.split_once('\n').unwrap();
+    let (version, date) = heading.split_once(' ').unwrap();
+    let text = text.split("\n## ").next().unwrap();
+    (version, date.trim_matches(['(', ')']), text)
+}
+
+#[test]
+fn manual_pages_have_the_date_of_the_version_in_the_changelog() {
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    let (version, date, _) = newest_release(&changelog);
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    let output = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
+        .arg("man")
+        .output()
+        .unwrap();
+    let page = String::from_utf8(output.stdout).unwrap();
+    let title = page.lines().find(|line| line.starts_with(".TH")).unwrap();
+    assert!(
+        title.contains(date) && title.contains(version),
+        "CHANGELOG.md: {version} ({date}); the page: {title}"
+    );
+}
+
+#[test]
+fn the_changelog_names_every_finding() {
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
+        .args(["detectors", "list"])
+        .output()
+        .unwrap();
+    let list = String::from_utf8(output.stdout).unwrap();
+    let codes: Vec<&str> = list
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|word| word.contains('-'))
+        .collect();
+    assert!(codes.len() > 20, "{list}");
+    for code in codes {
+        assert!(changelog.contains(&format!("`{code}`")), "{code}");
+    }
+}
+
 /// The release workflow asks this before it builds anything.
 #[test]
 fn a_tag_must_be_the_version_that_all_files_name() {

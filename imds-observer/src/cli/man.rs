@@ -15,7 +15,8 @@ pub(super) struct ManArgs {
     list: bool,
 }
 
-/// Of this version, as CHANGELOG.md has it. Not the build's: the same sources give the same bytes.
+/// Date of this version in CHANGELOG.md, which the published crate doesn't have; `tests/release.rs` compares. It isn't the date of the
+/// build, so that the same sources give the same bytes.
 const DATE: &str = "2026-11-30";
 
 /// What the options don't say.
