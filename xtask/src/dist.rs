@@ -97,6 +97,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         step("try the image", || trial::image(&sh, &release))?;
     }
     if args.check {
+        let readme = sh.read_file(root().join("README.md"))?;
+        downloads(&readme, &release)?;
         step("look at the packages", || packages::check(&sh, &release))?;
         for arch in release.arches.iter().filter(|arch| arch.is_native()) {
             let deb = packages::deb(&release, *arch);
@@ -108,6 +110,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let sums = sh.read_file(release.directory.join("SHA256SUMS"))?;
     println!("{sums}");
+    Ok(())
+}
+
+/// README's "Get it" downloads files that are made here.
+fn downloads(readme: &str, release: &Release) -> anyhow::Result<()> {
+    let version = format!("/releases/download/v{}/", release.version);
+    let mut names = 0;
+    for line in readme.lines().filter(|line| line.contains("/releases/download/")) {
+        let (_, name) = line
+            .split_once(&version)
+            .with_context(|| format!("README.md downloads another version: {line}"))?;
+        for arch in &release.arches {
+            let name = name
+                .replace("$(uname -m)", arch.name())
+                .replace("$(dpkg --print-architecture)", arch.debian());
+            let name = name.split_whitespace().next().unwrap_or_default();
+            ensure!(
+                release.directory.join(name).is_file(),
+                "README.md downloads {name}, which isn't made"
+            );
+            names += 1;
+        }
+    }
+    ensure!(names > 0, "README.md downloads nothing");
+    eprintln!("dist: README.md downloads {names} files, all made");
     Ok(())
 }
 

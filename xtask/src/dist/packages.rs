@@ -1,16 +1,18 @@
-//! The .deb and the .rpm of each processor, by cargo-deb and cargo-generate-rpm; what is in them stands in imds-observer/Cargo.toml.
+//! The .deb and the .rpm of each processor, by cargo-deb and cargo-generate-rpm; imds-observer/Cargo.toml lists what is in them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use xshell::{Shell, cmd};
 
-use super::{Release, inventory, pages};
+use super::{Release, archive, inventory, pages};
 use crate::kernels::Arch;
 use crate::setup::which;
 
 /// Where imds-observer/Cargo.toml looks for what isn't in the sources.
 const STAGE: &str = "target/package-files";
+/// As in imds-observer/Cargo.toml.
+const MAINTAINER: &str = "imds-observer maintainers <imds-observer@users.noreply.github.com>";
 /// Where programs of packages are; the unit of the tarball starts the one that an administrator put elsewhere.
 const UNIT_PATHS: (&str, &str) = ("/usr/local/bin/imds-observer", "/usr/bin/imds-observer");
 
@@ -55,7 +57,14 @@ fn stage(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
     )?;
     let licences = release.directory.join("programs").join(inventory::LICENCES);
     sh.copy_file(licences, &stage)?;
+    sh.write_file(stage.join("changelog.debian"), debian_changelog(release)?)?;
+    sh.create_dir(stage.join("man-compressed"))?;
     for (name, contents) in pages::make(sh, release)? {
+        // cargo-deb compresses manual pages itself.
+        if let Some(page) = name.strip_prefix("man/") {
+            let compressed = archive::gzip(&contents)?;
+            sh.write_file(stage.join("man-compressed").join(format!("{page}.gz")), compressed)?;
+        }
         let path = stage.join(name);
         sh.create_dir(path.parent().context("a page has a directory")?)?;
         sh.write_file(path, contents)?;
@@ -65,6 +74,18 @@ fn stage(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
         "packages need manual pages, which a program for this machine's processor writes: name it too (--arch)"
     );
     Ok(())
+}
+
+/// The form that Debian's tools read. The changes themselves are in CHANGELOG.md, which is installed beside it.
+fn debian_changelog(release: &Release) -> anyhow::Result<String> {
+    let time = jiff::Timestamp::from_second(i64::try_from(release.epoch)?)
+        .context("SOURCE_DATE_EPOCH is beyond what dates can be")?
+        .to_zoned(jiff::tz::TimeZone::UTC);
+    Ok(format!(
+        "imds-observer ({0}-1) unstable; urgency=medium\n\n  * Release {0}: the changes are in CHANGELOG.md.\n\n -- {MAINTAINER}  {1}\n",
+        release.version,
+        time.strftime("%a, %d %b %Y %H:%M:%S %z")
+    ))
 }
 
 /// With the distributions' own programs: lintian, rpm, rpmlint, and an installation in a Debian of its own.
@@ -77,14 +98,14 @@ pub(super) fn check(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     }
     for arch in &release.arches {
         let (deb, rpm) = (deb(release, *arch), rpm(release, *arch));
-        // Linked statically on purpose.
+        // Linked statically on purpose, and position-independent all the same.
         cmd!(
             sh,
-            "lintian --fail-on error --suppress-tags statically-linked-binary {deb}"
+            "lintian --fail-on error --suppress-tags statically-linked-binary,shared-library-lacks-prerequisites {deb}"
         )
         .run()?;
         cmd!(sh, "rpm --checksig --nosignature {rpm}").run()?;
-        cmd!(sh, "rpmlint {rpm}").run()?;
+        cmd!(sh, "rpmlint --config deploy/rpmlint.toml {rpm}").run()?;
         same_files(sh, &deb, &rpm)?;
     }
     Ok(())

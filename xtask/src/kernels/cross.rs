@@ -9,7 +9,7 @@ use super::{Arch, debian, directory};
 
 /// Of `gcc-aarch64-linux-gnu`, the only other processor so far.
 const LINKER: &str = "aarch64-linux-gnu-gcc";
-pub(super) const STRIP: &str = "aarch64-linux-gnu-strip";
+const STRIP: &str = "aarch64-linux-gnu-strip";
 /// Debian's compiler, which setup installs for the eBPF object.
 const DEBIANS: &str = "/usr/bin/rustc";
 /// Its standard library for other processors.
@@ -17,6 +17,11 @@ const LIBRARY: &str = "libstd-rust-web-dev";
 
 /// Static programs: they find no libraries where they are to run.
 pub(crate) const STATIC: &str = "-C target-feature=+crt-static";
+
+/// The program that removes symbols of programs for `arch`.
+pub(crate) fn strip(arch: Arch) -> &'static str {
+    if arch.is_native() { "strip" } else { STRIP }
+}
 
 /// What cargo must be told.
 pub(super) struct Cross {

@@ -177,7 +177,7 @@ pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBu
         if let Some(parent) = to.parent() {
             sh.create_dir(parent)?;
         }
-        let strip = if arch.is_native() { "strip" } else { cross::STRIP };
+        let strip = cross::strip(arch);
         cmd!(sh, "{strip} --strip-debug -o {to} {built}").quiet().run()?;
         if arch.is_native() {
             copy_libraries(sh, &built, &tree)?;
