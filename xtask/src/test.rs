@@ -56,8 +56,11 @@ pub(crate) struct Args {
     foreign_captures: bool,
     /// Instead: set-up, build and demo as the README says, in root file systems that nothing has prepared (downloads, some
     /// ten minutes); `short` is the part that runs in every test.
-    #[arg(long, exclusive = true, value_name = "FORM", num_args = 0..=1, default_missing_value = "full")]
+    #[arg(long, value_name = "FORM", num_args = 0..=1, default_missing_value = "full", conflicts_with_all = ["fast", "live_only", "no_live", "no_kernels", "kernel", "filter"])]
     pristine: Option<pristine::Form>,
+    /// Release of Debian for `--pristine`, by its name [default: this machine's].
+    #[arg(long, value_name = "NAME", requires = "pristine")]
+    suite: Option<String>,
     /// Only what `beside` runs while the live tests wait: lints, dependencies, fuzz targets.
     #[arg(long, hide = true, exclusive = true)]
     beside: bool,
@@ -82,7 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return foreign::run();
     }
     if let Some(form) = args.pristine {
-        return pristine::run(form);
+        return pristine::run(form, args.suite.as_deref());
     }
     if args.beside {
         return beside::run();
