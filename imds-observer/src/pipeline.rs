@@ -478,6 +478,7 @@ impl<'a> Run<'a> {
                 .rev()
                 .find(|event| self.live && event.is_traffic())
                 .and_then(Event::time);
+            self.pipeline.parts.flow.hold(source.held_since());
             for (at, event) in batch.iter().enumerate() {
                 if !self.live {
                     let time = settled(event);
@@ -505,9 +506,12 @@ impl<'a> Run<'a> {
             supervisor(self.pipeline);
         }
         source.last_batch(&mut batch);
+        // Drops that waited for their names come last, and ends may depend on them.
+        self.pipeline.parts.flow.hold(self.live.then_some(self.now));
         for event in &batch {
             self.pipeline.handle(event);
         }
+        self.pipeline.parts.flow.hold(None);
         self.finish()
     }
 

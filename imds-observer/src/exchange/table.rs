@@ -123,6 +123,8 @@ pub struct FlowTable {
     joined: Option<FlowId>,
     timers: BinaryHeap<Reverse<(Time, FlowId)>>,
     now: Time,
+    /// See [`Self::hold`].
+    held_since: Option<Time>,
     loss: LossCounts,
     shares: Shares,
     fresh: Vec<Fresh>,
@@ -149,6 +151,7 @@ impl FlowTable {
             joined: None,
             timers: BinaryHeap::new(),
             now: Time(0),
+            held_since: None,
             loss: LossCounts::default(),
             shares: Shares::default(),
             fresh: Vec::new(),
@@ -260,9 +263,15 @@ impl FlowTable {
         self.flows.contains(self.aliases.peek(&id).unwrap_or(&id))
     }
 
+    /// The source has read an event of this time but not passed it on yet. Until it has (`None`), time stops there, whatever the time of
+    /// other events: the end of a connection may depend on that event.
+    pub fn hold(&mut self, since: Option<Time>) {
+        self.held_since = since;
+    }
+
     /// Lets time pass: gives what is decided by silence. True: there is more of it, so call again.
     pub fn advance(&mut self, now: Time, out: &mut Vec<Fact>) -> bool {
-        self.now = self.now.max(now);
+        self.now = self.now.max(self.held_since.map_or(now, |held| now.min(held)));
         while let Some(&Reverse((due, id))) = self.timers.peek() {
             if due > self.now {
                 break;

@@ -1213,6 +1213,32 @@ fn refused_by_the_server() {
 }
 
 #[test]
+fn an_end_waits_for_a_drop_that_waits_for_its_name() {
+    let mut world = World::live();
+    world.connect().syn();
+    let since = world.time();
+    world.table.hold(Some(since));
+    // Neither the time of other events nor the clock decides.
+    world.at(1000).closes_unconnected(0);
+    world.at(9000).closes_unconnected(0).wait(9000);
+    assert!(world.connects().is_empty(), "{:#?}", world.facts);
+    world.table.hold(None);
+    world.at(0).dropped(
+        Direction::Request,
+        ISN,
+        0,
+        Packet::SYN,
+        "BPF_CGROUP_EGRESS",
+        "__ip_finish_output",
+    );
+    world.wait(9100);
+    assert_eq!(
+        world.failure().dropped.as_deref(),
+        Some("BPF_CGROUP_EGRESS@__ip_finish_output")
+    );
+}
+
+#[test]
 fn neighbour_that_never_answers() {
     let mut world = World::live();
     world

@@ -299,13 +299,14 @@ impl LiveSource {
 
     fn drain(&mut self, out: &mut Vec<Event>) -> usize {
         let (decoder, undecoded) = (&mut self.decoder, &mut self.undecoded);
+        // Older than what is read now.
+        decoder.named(Duration::ZERO, out);
         let count = self.kernel.drain(BATCH, |bytes| {
             if let Err(error) = decoder.take(bytes, out) {
                 *undecoded += 1;
                 tracing::debug!("event from the kernel: {error}");
             }
         });
-        decoder.named(Duration::ZERO, out);
         self.drained = (Instant::now(), count);
         if count > 0 {
             self.came = self.drained.0;
