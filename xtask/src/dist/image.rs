@@ -53,7 +53,7 @@ fn manifest(blobs: &mut Blobs<'_>, release: &Release, source: &Path, arch: Arch)
             "WorkingDir": "/",
             "Labels": {
                 "org.opencontainers.image.title": "imds-observer",
-                "org.opencontainers.image.description": "Observes traffic to the EC2 instance metadata service",
+                "org.opencontainers.image.description": "Traces EC2 instance metadata (IMDS) traffic and diagnoses failures",
                 "org.opencontainers.image.version": release.version,
                 "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
                 "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
