@@ -1,4 +1,4 @@
--- One row a record, as NDJSON files of `imds-observer stream` hold them; what queries need often is taken out, the rest stays in `line`.
+-- One row per record of `imds-observer stream`. Frequently used fields are columns; `line` holds the complete record.
 -- Load with:  INSERT INTO imds_records (line) SELECT line FROM file('*.ndjson*', LineAsString, 'line String')
 --        or:  clickhouse-client --query 'INSERT INTO imds_records (line) FORMAT LineAsString' < trace.ndjson
 
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS imds_records (
   record LowCardinality(String) MATERIALIZED JSONExtractString(line, 'record'),
   time DateTime64(9, 'UTC') MATERIALIZED parseDateTime64BestEffortOrZero(JSONExtractString(line, 'time'), 9, 'UTC'),
   host LowCardinality(String) MATERIALIZED JSONExtractString(line, 'host'),
-  -- What somebody deploys and can change: the owner of a pod, a container, a systemd unit, a program. Empty: nothing is known.
+  -- Unit of deployment: the owner of the pod, the container, the systemd unit or the program. Empty: unknown.
   workload LowCardinality(String) MATERIALIZED multiIf(
     JSONExtractString(line, 'container', 'pod', 'name') != '',
       concat(if(JSONExtractString(line, 'container', 'pod', 'namespace') = '', '',

@@ -1,4 +1,4 @@
--- Token responses that died on the way to their caller, by node, and what it cost.
+-- Token responses lost on the way to their caller, and the seconds lost, by node.
 SELECT host, count(*) AS lost, round(sum(waited_ns) / 1e9, 3) AS seconds_lost
 FROM imds_records
 WHERE record = 'exchange' AND version = 'token' AND outcome = 'lost'

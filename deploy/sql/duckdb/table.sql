@@ -1,4 +1,4 @@
--- One row a record, as NDJSON files of `imds-observer stream` hold them; what queries need often is taken out, the rest stays in `line`.
+-- One row per record of `imds-observer stream`. Frequently used fields are columns; `line` holds the complete record.
 -- Set the files first: SET VARIABLE traces = '/var/log/imds/*.ndjson*';  (lists and .gz/.zst work too)
 
 -- The owner of a pod: without the suffix that a ReplicaSet, Deployment, Job or DaemonSet adds to its name.
