@@ -246,7 +246,7 @@ impl Table {
 
     fn text(&self, runs: u32) -> String {
         let mut text = format!(
-            "The fastest of {runs} runs in turns; memory is the most of them. The last two columns say how many times as fast `analyze` is.\n\n\
+            "The fastest of {runs} alternating runs; memory is the highest of them. The last two columns are how many times as fast `analyze` is.\n\n\
              | trace | program | on the clock, s | CPU, s | exchanges/s | peak memory, MiB | by the clock (aim) | by CPU time |\n\
              |---|---|---|---|---|---|---|---|\n"
         );
