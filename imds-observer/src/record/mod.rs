@@ -21,6 +21,7 @@ pub use exchange::{
     Request, Response,
 };
 pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};
+pub(crate) use process::ProcessMemo;
 pub use process::{Ancestor, Caller, Container, Pod, Process, Unredacted, arguments};
 pub use schema::schema;
 pub use summary::{

@@ -1,7 +1,9 @@
 //! Who: process, container, pod.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +97,78 @@ impl From<Unredacted> for Process {
 
 fn text(text: &str) -> String {
     redact::printable(text.as_bytes(), usize::MAX)
+}
+
+/// Parts of processes that one thread has read already. Many processes of a trace differ in their PIDs only, and redaction takes longer than
+/// parsing.
+pub(crate) struct ProcessMemo {
+    texts: Parts<String>,
+    /// By executable and arguments.
+    command_lines: Parts<Option<Vec<String>>>,
+    ancestors: Parts<Vec<Ancestor>>,
+    key: Vec<u8>,
+}
+
+type Parts<V> = LruCache<Box<[u8]>, V, foldhash::fast::RandomState>;
+
+/// Entries of each table of a [`ProcessMemo`].
+const MEMO_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+/// Longest key that is kept.
+const MEMO_KEY_BYTES: usize = 1024;
+
+impl Default for ProcessMemo {
+    fn default() -> Self {
+        Self {
+            texts: LruCache::with_hasher(MEMO_ENTRIES, foldhash::fast::RandomState::default()),
+            command_lines: LruCache::with_hasher(MEMO_ENTRIES, foldhash::fast::RandomState::default()),
+            ancestors: LruCache::with_hasher(MEMO_ENTRIES, foldhash::fast::RandomState::default()),
+            key: Vec::new(),
+        }
+    }
+}
+
+impl ProcessMemo {
+    /// A name or a path, without its secrets.
+    pub(crate) fn text(&mut self, found: &str) -> String {
+        remembered(&mut self.texts, found.as_bytes(), || Some(text(found))).unwrap_or_default()
+    }
+
+    /// Arguments as they may be shown, from a JSON array of texts. `None`: it is no such array.
+    #[expect(clippy::option_option, reason = "no array, hidden, and shown are three things")]
+    pub(crate) fn command_line(&mut self, exe: Option<&str>, arguments: &[u8]) -> Option<Option<Vec<String>>> {
+        self.key.clear();
+        if let Some(exe) = exe {
+            self.key.extend_from_slice(exe.as_bytes());
+            self.key.push(b'"');
+        }
+        self.key.extend_from_slice(arguments);
+        remembered(&mut self.command_lines, &self.key, || {
+            let arguments = serde_json::from_slice(arguments).ok()?;
+            Some(redact::command_line(exe, arguments))
+        })
+    }
+
+    /// From a JSON array. `None`: it is no array of ancestors.
+    pub(crate) fn ancestors(&mut self, found: &[u8]) -> Option<Vec<Ancestor>> {
+        remembered(&mut self.ancestors, found, || {
+            let mut ancestors: Vec<Ancestor> = serde_json::from_slice(found).ok()?;
+            for ancestor in &mut ancestors {
+                ancestor.comm = text(&ancestor.comm);
+            }
+            Some(ancestors)
+        })
+    }
+}
+
+fn remembered<V: Clone>(known: &mut Parts<V>, key: &[u8], read: impl FnOnce() -> Option<V>) -> Option<V> {
+    if let Some(value) = known.get(key) {
+        return Some(value.clone());
+    }
+    let value = read()?;
+    if key.len() <= MEMO_KEY_BYTES {
+        known.put(key.into(), value.clone());
+    }
+    Some(value)
 }
 
 /// The arguments of a command line, each ended by a zero byte.

@@ -115,9 +115,11 @@ fn measure_all(args: &Args) -> anyhow::Result<()> {
     fs::create_dir_all(&directory).context("make target/bench")?;
     let (bad, pcap) = (directory.join("trace.ndjson"), directory.join("trace.pcap"));
     let healthy = directory.join("healthy.ndjson");
+    let short = directory.join("short-lived.ndjson");
     let bytes = args.megabytes << 20;
     let bad_exchanges = write(&bad, |out| trace::ndjson(out, bytes, Callers::Bad))?;
     let healthy_exchanges = write(&healthy, |out| trace::ndjson(out, bytes, Callers::Healthy))?;
+    let short_exchanges = write(&short, |out| trace::ndjson(out, bytes, Callers::ShortLived))?;
     write(&pcap, |out| trace::pcap(out, args.connections))?;
     let machine = lab::machine()?;
     let analyze = |file: &Path| command(&program, &["analyze"], file);
@@ -126,6 +128,19 @@ fn measure_all(args: &Args) -> anyhow::Result<()> {
 
     let mut table = Table::default();
     let of = |what: &str| format!("{} MB of NDJSON, {what}", args.megabytes);
+    table.file(
+        &format!(
+            "{}, {short_exchanges} exchanges",
+            of("a process for each request, keys in another order")
+        ),
+        short_exchanges,
+        args.runs,
+        &[
+            ("`analyze`", &|| analyze(&short), None),
+            ("jq", &|| command("jq", &["-n", JQ], &short), Some(JQ_AIM)),
+            ("DuckDB", &|| command(&python, &["-c", DUCKDB], &short), None),
+        ],
+    )?;
     table.file(
         &format!("{}, {healthy_exchanges} exchanges", of("healthy callers")),
         healthy_exchanges,

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use serde_json::Value;
+
 /// Processes, half of them in pods.
 const PROCESSES: u64 = 200;
 const PATHS: [&str; 4] = [
@@ -25,6 +27,8 @@ pub(super) enum Callers {
     Bad,
     /// Nothing is wrong with them.
     Healthy,
+    /// Each request has a process of its own, as in a shell's loop; keys are in alphabetical order, and those of null are absent.
+    ShortLived,
 }
 
 /// Writes exchanges until there are `bytes`; gives their number.
@@ -32,7 +36,10 @@ pub(super) fn ndjson(out: &mut impl Write, bytes: u64, callers: Callers) -> io::
     let mut written = 0;
     let mut number = 0;
     while written < bytes {
-        let line = exchange(number, callers);
+        let line = match callers {
+            Callers::ShortLived => short_lived(number)?,
+            Callers::Bad | Callers::Healthy => exchange(number, callers),
+        };
         out.write_all(line.as_bytes())?;
         written += line.len() as u64;
         number += 1;
@@ -44,7 +51,7 @@ fn exchange(number: u64, callers: Callers) -> String {
     let ms = number
         * match callers {
             Callers::Bad => GAP_MS,
-            Callers::Healthy => HEALTHY_GAP_MS,
+            Callers::Healthy | Callers::ShortLived => HEALTHY_GAP_MS,
         };
     let (day, second) = (1 + ms / 86_400_000, ms / 1000 % 86_400);
     let time = format!(
@@ -63,7 +70,7 @@ fn exchange(number: u64, callers: Callers) -> String {
         Callers::Bad => asked % 4,
         Callers::Healthy if (asked + who * 7).is_multiple_of(HEALTHY_TOKEN) => 0,
         Callers::Healthy if (asked + who).is_multiple_of(HEALTHY_CREDENTIALS) => 1,
-        Callers::Healthy => 2 + asked % 2,
+        Callers::Healthy | Callers::ShortLived => 2 + asked % 2,
     };
     let container = if who.is_multiple_of(2) {
         "null".to_owned()
@@ -95,6 +102,26 @@ fn exchange(number: u64, callers: Callers) -> String {
         port = 20_000 + number % 40_000,
         latency = 250_000 + number % 7000,
     )
+}
+
+fn short_lived(number: u64) -> io::Result<String> {
+    let mut exchange: Value = serde_json::from_str(&exchange(number, Callers::ShortLived))?;
+    let pid = 10_000 + number % 4_000_000;
+    exchange["process"]["pid"] = pid.into();
+    exchange["process"]["tid"] = pid.into();
+    exchange["process"]["start_time"] = exchange["time"].clone();
+    without_null(&mut exchange);
+    // Members of a `Value` are in alphabetical order.
+    let mut line = exchange.to_string();
+    line.push('\n');
+    Ok(line)
+}
+
+fn without_null(value: &mut Value) {
+    if let Value::Object(members) = value {
+        members.retain(|_, member| !member.is_null());
+        members.values_mut().for_each(without_null);
+    }
 }
 
 /// Writes a pcap of `exchanges` connections of ten packets each.

@@ -4,6 +4,7 @@ mod batch;
 mod chunks;
 pub(super) mod file;
 mod fuzz;
+mod memo;
 pub(super) mod turns;
 pub(super) mod written;
 

@@ -1,93 +1,142 @@
-//! Reads exchanges in the very form in which this program writes them, which is how nearly all lines of a trace look.
+//! Reads the lines of exchanges, which are nearly all lines of a trace.
 //!
-//! Keys in their order, no space, plain ASCII without escapes. What is of any other form is `None` here and goes through serde, so this
-//! may give up at any point, but must never say anything else than serde would. Two things make it worth its lines: nothing is
-//! allocated where a spare record is at hand, and of the caller, which is half of a line and the same in all lines of a process, only the
-//! bytes are compared.
+//! Keys in any order, best in that of [`Exchange`]; a key may be absent where serde has a default for it; one space may follow a colon or a
+//! comma; texts are plain ASCII without escapes. A line of any other form is `None` here and goes through serde. So this reader may return
+//! `None` at any point, but never another record than serde would. Two things make it fast: it allocates nothing where a spare record is at
+//! hand, and it compares the bytes of a process that it has read before instead of parsing them again.
 
-#![expect(clippy::option_option, reason = "not read here, null, and a value are three things")]
+#![expect(clippy::option_option, reason = "absent, null and a value are three things")]
 
 use std::hash::{Hash as _, Hasher as _};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memchr::memmem::Finder;
-use rustc_hash::{FxHashMap, FxHasher};
-use serde::Deserialize;
+use rustc_hash::FxHasher;
 
+use super::memo::Memo;
 use crate::record::{
-    Caller, Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind, Process, Record,
-    Request, Response, SCHEMA, SECOND, Time,
+    Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind, Process, ProcessMemo,
+    Record, Request, Response, SCHEMA, SECOND, Time,
 };
 
-/// The value behind a key. A macro, because what a function is given to call isn't put in its place, and these calls are most of the work.
-macro_rules! after {
-    ($rest:expr, $key:literal, $value:ident) => {{
-        $rest.skip($key)?;
-        $rest.$value()?
-    }};
-}
-
-/// The value of a key that older writers left out.
-macro_rules! optional {
-    ($rest:expr, $key:literal, $value:ident) => {
-        match $rest.skip($key) {
-            Some(()) => $rest.$value()?,
-            None => Default::default(),
+/// Reads an object: one variable for each key, `None` if it is absent. Returns `None` from the function for an unknown key, a key that
+/// comes twice, and any other form.
+///
+/// Each pass over the keys reads all that come in this order, so an object in that order takes one pass. A macro, because the compiler
+/// doesn't inline closures here, and these calls are most of the work.
+macro_rules! members {
+    ($rest:ident { $($name:ident: $key:literal => $value:expr,)* }) => {
+        $(let mut $name = None;)*
+        $rest.skip(b"{")?;
+        if $rest.skip(b"}").is_none() {
+            'members: loop {
+                let before = $rest.0.len();
+                $(if $rest.key($key) {
+                    if $name.is_some() {
+                        return None;
+                    }
+                    $name = Some($value?);
+                    if $rest.ends()? {
+                        break 'members;
+                    }
+                })*
+                if $rest.0.len() == before {
+                    return None;
+                }
+            }
         }
     };
 }
 
-/// Callers that are found by the first bytes of what is written of them: two for each hash.
-const PLACES: usize = 1024;
+/// Slots for recently read texts: two for each hash.
+const SLOTS: usize = 1024;
+/// Bytes of a text that choose its slot.
 const FIRST_BYTES: usize = 40;
 /// Longest text that is read here.
 const MAX_TEXT_BYTES: usize = 1024;
-/// Texts of a record that is kept to be filled anew.
+/// Longest text of a spare record.
 const MAX_SPARE_BYTES: usize = 4096;
 
-const CALLER: &[u8; 11] = b",\"process\":";
-/// A quote behind a comma ends no text and stands in none, because there it would be escaped: in JSON, this can only be a key.
-const BEHIND_CALLER: &[u8; 15] = b",\"connection\":{";
-static BEHIND_CALLER_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(BEHIND_CALLER));
-
-/// Callers by what is written of them. Shared by all who read, so that a caller is one and the same for those who get its records.
+/// Processes and containers by their JSON. Shared by all readers, so that each is one `Arc` in all records.
 #[derive(Clone)]
 pub(in crate::source) struct Callers {
-    known: Arc<Mutex<FxHashMap<Arc<[u8]>, Caller>>>,
-    limit: usize,
+    processes: Arc<Mutex<Memo<Arc<Process>>>>,
+    containers: Arc<Mutex<Memo<Arc<Container>>>>,
 }
 
 impl Callers {
-    /// At most `limit` of them.
+    /// At most `limit` of each.
     pub(in crate::source) fn new(limit: usize) -> Self {
         Self {
-            known: Arc::default(),
-            limit,
+            processes: Arc::new(Mutex::new(Memo::new(limit))),
+            containers: Arc::new(Mutex::new(Memo::new(limit))),
         }
-    }
-
-    fn get(&self, written: &[u8]) -> Option<(Arc<[u8]>, Caller)> {
-        let mut callers = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((written, caller)) = callers.get_key_value(written) {
-            return Some((written.clone(), caller.clone()));
-        }
-        let caller = caller(written)?;
-        let written: Arc<[u8]> = written.into();
-        if callers.len() >= self.limit {
-            callers.clear();
-        }
-        callers.insert(written.clone(), caller.clone());
-        Some((written, caller))
     }
 }
 
-/// Remembers what comes again and again: callers, the host, the second.
+/// Texts that one reader has read last, found by their first bytes.
+struct Recent<T> {
+    slots: Vec<Slot<T>>,
+}
+
+type Slot<T> = Option<(Arc<[u8]>, Arc<T>)>;
+
+impl<T> Recent<T> {
+    fn new() -> Self {
+        Self {
+            slots: std::iter::repeat_with(|| None).take(SLOTS).collect(),
+        }
+    }
+
+    fn slot(text: &[u8]) -> Option<usize> {
+        let mut hasher = FxHasher::default();
+        text.first_chunk::<FIRST_BYTES>()?.hash(&mut hasher);
+        Some(hasher.finish() as usize % (SLOTS / 2) * 2)
+    }
+
+    /// The place of the value whose text `rest` begins with. The text is a complete object, so no other object begins with it.
+    #[inline(always)]
+    fn skip(&self, rest: &mut Rest<'_>, slot: usize) -> Option<usize> {
+        [slot, slot + 1].into_iter().find(|place| {
+            let Some(Some((text, _))) = self.slots.get(*place) else {
+                return false;
+            };
+            match rest.0.strip_prefix(&**text) {
+                Some(behind) => {
+                    rest.0 = behind;
+                    true
+                }
+                None => false,
+            }
+        })
+    }
+
+    /// The entry read last moves to the second slot and evicts the one there.
+    fn put(&mut self, slot: usize, text: Arc<[u8]>, value: Arc<T>) -> Option<usize> {
+        self.slots.swap(slot, slot + 1);
+        *self.slots.get_mut(slot)? = Some((text, value));
+        Some(slot)
+    }
+
+    fn at(&self, place: Option<usize>) -> Option<&Arc<T>> {
+        self.slots.get(place?)?.as_ref().map(|(_, value)| value)
+    }
+}
+
+/// One thread's reader. Remembers what lines have in common: processes, the host, the second.
 pub(super) struct Written {
     callers: Callers,
-    places: Vec<Option<(Arc<[u8]>, Caller)>>,
+    processes: Recent<Process>,
+    containers: Recent<Container>,
+    parts: ProcessMemo,
     host: Option<Host>,
-    /// A time as written, up to its second, and what it means.
-    second: ([u8; 19], Time),
+    times: Times,
+    started: Times,
+}
+
+/// The last time, up to its second, as text and as number.
+struct Times {
+    second: [u8; 19],
+    time: Time,
 }
 
 impl Written {
@@ -97,11 +146,18 @@ impl Written {
     }
 
     pub(super) fn new(callers: Callers) -> Self {
+        let times = || Times {
+            second: [0; 19],
+            time: Time(0),
+        };
         Self {
             callers,
-            places: std::iter::repeat_with(|| None).take(PLACES).collect(),
+            processes: Recent::new(),
+            containers: Recent::new(),
+            parts: ProcessMemo::default(),
             host: None,
-            second: ([0; 19], Time(0)),
+            times: times(),
+            started: times(),
         }
     }
 }
@@ -119,41 +175,53 @@ impl Written {
         (length == line.len()).then_some(record)
     }
 
-    /// The exchange that the first line holds, and its length: so its end need not be looked for, which takes longer than reading a part of it.
-    /// What follows it must be seen to be that end.
+    /// The exchange that the first line holds, and its length: so its end need not be searched for, which takes longer than reading a part
+    /// of it. The caller checks that a line ends there.
     pub(super) fn first_exchange(
         &mut self,
         lines: &[u8],
         spares: &mut Vec<Arc<Record>>,
     ) -> Option<(Arc<Record>, usize)> {
         let mut rest = Rest(lines);
-        rest.skip(b"{\"record\":\"exchange\",\"schema\":1,\"time\":\"")?;
-        let time = self.time(&mut rest)?;
-        rest.skip(b",\"host\":\"")?;
-        let host = rest.text()?;
-        rest.skip(CALLER)?;
-        let place = self.caller(&mut rest)?;
-        let line = Line {
-            time,
-            connection: connection(&mut rest)?,
-            request: request(&mut rest)?,
-            response: response(&mut rest)?,
-            outcome: outcome(&mut rest)?,
-            latency_ns: after!(rest, b",\"latency_ns\":", nullable_number),
-            waited_ns: optional!(rest, b",\"waited_ns\":", nullable_number),
-            connect_ns: optional!(rest, b",\"connect_ns\":", nullable_number),
-            closed_by: match optional!(rest, b",\"closed_by\":", nullable_text) {
-                Some(end) => Some(end_of(end)?),
-                None => None,
-            },
-        };
-        rest.skip(b"}")?;
+        members!(rest {
+            record: b"\"record\":" => rest.skip(b"\"exchange\""),
+            schema: b"\"schema\":" => rest.small::<u32>().filter(|schema| *schema == SCHEMA),
+            time: b"\"time\":" => self.times.read(&mut rest),
+            host: b"\"host\":" => rest.quoted(),
+            process: b"\"process\":" => self.process(&mut rest),
+            container: b"\"container\":" => self.container(&mut rest),
+            connection: b"\"connection\":" => read_connection(&mut rest),
+            request: b"\"request\":" => read_request(&mut rest),
+            response: b"\"response\":" => read_response(&mut rest),
+            outcome: b"\"outcome\":" => read_outcome(&mut rest),
+            latency_ns: b"\"latency_ns\":" => rest.nullable_number::<u64>(),
+            waited_ns: b"\"waited_ns\":" => rest.nullable_number::<u64>(),
+            connect_ns: b"\"connect_ns\":" => rest.nullable_number::<u64>(),
+            closed_by: b"\"closed_by\":" => read_closed_by(&mut rest),
+        });
+        record?;
+        schema?;
         let length = lines.len() - rest.0.len();
+        let line = Line {
+            time: time?,
+            connection: connection?,
+            request: request?,
+            response: response.flatten(),
+            outcome: outcome?,
+            latency_ns: latency_ns.flatten(),
+            waited_ns: waited_ns.flatten(),
+            connect_ns: connect_ns.flatten(),
+            closed_by: closed_by.flatten(),
+        };
+        let caller = (
+            self.processes.at(process.flatten()),
+            self.containers.at(container.flatten()),
+        );
+        let host = host?;
         let host = match &self.host {
             Some(known) if **known == *host => known,
             _ => self.host.insert(host.into()),
         };
-        let (_, caller) = self.places.get(place)?.as_ref()?;
         let mut record = spares.pop().unwrap_or_else(|| Arc::new(Record::Exchange(blank(host))));
         // One that somebody still reads is no spare.
         match Arc::get_mut(&mut record) {
@@ -167,8 +235,76 @@ impl Written {
         Some((record, length))
     }
 
-    /// A time whose text up to the second is that of the line before needs its fraction only.
-    fn time(&mut self, rest: &mut Rest<'_>) -> Option<Time> {
+    /// Where in `processes` the process is that the line goes on with.
+    #[inline(always)]
+    fn process(&mut self, rest: &mut Rest<'_>) -> Option<Option<usize>> {
+        if rest.skip(b"null").is_some() {
+            return Some(None);
+        }
+        let slot = Recent::<Process>::slot(rest.0)?;
+        match self.processes.skip(rest, slot) {
+            Some(place) => Some(Some(place)),
+            None => self.new_process(rest, slot).map(Some),
+        }
+    }
+
+    fn new_process(&mut self, rest: &mut Rest<'_>, slot: usize) -> Option<usize> {
+        let whole = rest.0;
+        let parsed = read_process(rest, &mut self.started)?;
+        let text = &whole[..whole.len() - rest.0.len()];
+        let shared =
+            |known: &Memo<Arc<Process>>| known.get(text).map(|(text, process)| (text.clone(), process.clone()));
+        let known = shared(&lock(&self.callers.processes));
+        let (text, process) = match known {
+            Some(known) => known,
+            None => {
+                let process = Arc::new(parsed.build(&mut self.parts)?);
+                let mut known = lock(&self.callers.processes);
+                let (text, process) = known.insert(text, process);
+                (text, process.clone())
+            }
+        };
+        self.processes.put(slot, text, process)
+    }
+
+    /// Where in `containers` the container is that the line goes on with.
+    #[inline(always)]
+    fn container(&mut self, rest: &mut Rest<'_>) -> Option<Option<usize>> {
+        if rest.skip(b"null").is_some() {
+            return Some(None);
+        }
+        let slot = Recent::<Container>::slot(rest.0)?;
+        match self.containers.skip(rest, slot) {
+            Some(place) => Some(Some(place)),
+            None => self.new_container(rest, slot).map(Some),
+        }
+    }
+
+    fn new_container(&mut self, rest: &mut Rest<'_>, slot: usize) -> Option<usize> {
+        let whole = rest.0;
+        read_container(rest)?;
+        let text = &whole[..whole.len() - rest.0.len()];
+        let mut known = lock(&self.callers.containers);
+        let (text, container) = match known.get(text) {
+            Some((text, container)) => (text.clone(), container.clone()),
+            None => {
+                let (text, container) = known.insert(text, Arc::new(serde_json::from_slice(text).ok()?));
+                (text, container.clone())
+            }
+        };
+        drop(known);
+        self.containers.put(slot, text, container)
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Times {
+    /// A time whose text up to the second is that of the time before needs its fraction only.
+    fn read(&mut self, rest: &mut Rest<'_>) -> Option<Time> {
+        rest.skip(b"\"")?;
         let (second, behind) = rest.0.split_first_chunk::<19>()?;
         let (fraction, behind) = behind.split_first_chunk::<12>()?;
         let [b'.', digits @ .., b'Z', b'"'] = fraction else {
@@ -182,54 +318,135 @@ impl Written {
             }
             ns = ns * 10 + u64::from(digit - b'0');
         }
-        if self.second.0 != *second {
+        if self.second != *second {
             let time: Time = format!("{}Z", std::str::from_utf8(second).ok()?).parse().ok()?;
             // Times before 1970 and leap seconds are not the sum of their parts.
             if time.0 < SECOND || second[17..] > b"59"[..] {
                 return None;
             }
-            self.second = (*second, time);
+            *self = Self { second: *second, time };
         }
-        Some(self.second.1.plus_ns(ns))
-    }
-
-    /// Where in `places` the caller stands that the line goes on with.
-    fn caller(&mut self, rest: &mut Rest<'_>) -> Option<usize> {
-        let mut hasher = FxHasher::default();
-        rest.0.first_chunk::<FIRST_BYTES>()?.hash(&mut hasher);
-        let place = hasher.finish() as usize % (PLACES / 2) * 2;
-        for place in [place, place + 1] {
-            if let Some((written, _)) = self.places.get(place)?
-                && let Some(behind) = rest.0.strip_prefix(&**written)
-                && behind.starts_with(BEHIND_CALLER)
-            {
-                rest.0 = behind;
-                return Some(place);
-            }
-        }
-        // Not beyond this line.
-        let line = memchr::memchr(b'\n', rest.0).map_or(rest.0, |end| &rest.0[..end]);
-        let (written, behind) = rest.0.split_at(BEHIND_CALLER_FINDER.find(line)?);
-        let known = self.callers.get(written)?;
-        // The one that was found last moves over, and pushes out the one before.
-        self.places.swap(place, place + 1);
-        *self.places.get_mut(place)? = Some(known);
-        rest.0 = behind;
-        Some(place)
+        Some(self.time.plus_ns(ns))
     }
 }
 
-/// The caller in what is written between `"process":` and the connection.
-fn caller(written: &[u8]) -> Option<Caller> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Part {
-        process: Option<Arc<Process>>,
-        container: Option<Arc<Container>>,
+/// A process whose texts are still in the line.
+struct LineProcess<'a> {
+    pid: u32,
+    tid: Option<u32>,
+    namespace_pid: Option<u32>,
+    comm: &'a str,
+    exe: Option<&'a str>,
+    /// An array of texts.
+    cmdline: Option<&'a [u8]>,
+    uid: Option<u32>,
+    start_time: Option<Time>,
+    /// An array of objects.
+    ancestors: &'a [u8],
+    cgroup: Option<&'a str>,
+    netns: Option<u32>,
+}
+
+fn read_process<'a>(rest: &mut Rest<'a>, started: &mut Times) -> Option<LineProcess<'a>> {
+    members!(rest {
+        pid: b"\"pid\":" => rest.small(),
+        tid: b"\"tid\":" => rest.nullable_number(),
+        namespace_pid: b"\"namespace_pid\":" => rest.nullable_number(),
+        comm: b"\"comm\":" => rest.quoted(),
+        exe: b"\"exe\":" => rest.nullable_text(),
+        cmdline: b"\"cmdline\":" => nullable_texts(rest),
+        uid: b"\"uid\":" => rest.nullable_number(),
+        start_time: b"\"start_time\":" => nullable_time(rest, started),
+        ancestors: b"\"ancestors\":" => read_ancestors(rest),
+        cgroup: b"\"cgroup\":" => rest.nullable_text(),
+        netns: b"\"netns\":" => rest.nullable_number(),
+    });
+    Some(LineProcess {
+        pid: pid?,
+        tid: tid.flatten(),
+        namespace_pid: namespace_pid.flatten(),
+        comm: comm?,
+        exe: exe.flatten(),
+        cmdline: cmdline.flatten(),
+        uid: uid.flatten(),
+        start_time: start_time.flatten(),
+        ancestors: ancestors?,
+        cgroup: cgroup.flatten(),
+        netns: netns.flatten(),
+    })
+}
+
+impl LineProcess<'_> {
+    fn build(&self, memo: &mut ProcessMemo) -> Option<Process> {
+        Some(Process {
+            pid: self.pid,
+            tid: self.tid,
+            namespace_pid: self.namespace_pid,
+            comm: memo.text(self.comm),
+            exe: self.exe.map(|exe| memo.text(exe)),
+            cmdline: match self.cmdline {
+                Some(arguments) => memo.command_line(self.exe, arguments)?,
+                None => None,
+            },
+            uid: self.uid,
+            start_time: self.start_time,
+            ancestors: memo.ancestors(self.ancestors)?,
+            cgroup: self.cgroup.map(|cgroup| memo.text(cgroup)),
+            netns: self.netns,
+        })
     }
-    let object = [b"{\"process\":", written, b"}"].concat();
-    let Part { process, container } = serde_json::from_slice(&object).ok()?;
-    Some(Caller { process, container })
+}
+
+fn nullable_time(rest: &mut Rest<'_>, times: &mut Times) -> Option<Option<Time>> {
+    if rest.skip(b"null").is_some() {
+        return Some(None);
+    }
+    times.read(rest).map(Some)
+}
+
+/// An array of plain texts, unread.
+fn nullable_texts<'a>(rest: &mut Rest<'a>) -> Option<Option<&'a [u8]>> {
+    if rest.skip(b"null").is_some() {
+        return Some(None);
+    }
+    rest.array(|rest| rest.quoted().map(drop)).map(Some)
+}
+
+/// An array of ancestors, unread.
+fn read_ancestors<'a>(rest: &mut Rest<'a>) -> Option<&'a [u8]> {
+    rest.array(|rest| {
+        members!(rest {
+            pid: b"\"pid\":" => rest.small::<u32>(),
+            comm: b"\"comm\":" => rest.quoted(),
+        });
+        pid.and(comm).map(drop)
+    })
+}
+
+/// Passes over a container.
+fn read_container(rest: &mut Rest<'_>) -> Option<()> {
+    members!(rest {
+        id: b"\"id\":" => rest.quoted(),
+        runtime: b"\"runtime\":" => rest.nullable_text(),
+        name: b"\"name\":" => rest.nullable_text(),
+        image: b"\"image\":" => rest.nullable_text(),
+        pod: b"\"pod\":" => read_pod(rest),
+    });
+    let _ = (runtime, name, image, pod);
+    id.map(drop)
+}
+
+fn read_pod(rest: &mut Rest<'_>) -> Option<()> {
+    if rest.skip(b"null").is_some() {
+        return Some(());
+    }
+    members!(rest {
+        namespace: b"\"namespace\":" => rest.nullable_text(),
+        name: b"\"name\":" => rest.nullable_text(),
+        uid: b"\"uid\":" => rest.nullable_text(),
+    });
+    let _ = (namespace, name, uid);
+    Some(())
 }
 
 /// Where the first byte stands that ends a text, or that plain text doesn't have: quotes, backslashes, control characters, all but ASCII.
@@ -283,12 +500,70 @@ impl<'a> Rest<'a> {
         (first == expected).then(|| self.0 = rest)
     }
 
+    /// Passes over a key with its colon.
+    #[inline(always)]
+    fn key<const N: usize>(&mut self, key: &[u8; N]) -> bool {
+        if self.skip(key).is_none() {
+            return false;
+        }
+        self.space();
+        true
+    }
+
+    #[inline(always)]
+    fn space(&mut self) {
+        if let Some((b' ', rest)) = self.0.split_first() {
+            self.0 = rest;
+        }
+    }
+
+    /// Behind a member: false if another one follows, true at the object's end.
+    #[inline(always)]
+    fn ends(&mut self) -> Option<bool> {
+        let (next, rest) = self.0.split_first()?;
+        self.0 = rest;
+        match next {
+            b',' => {
+                self.space();
+                Some(false)
+            }
+            b'}' => Some(true),
+            _ => None,
+        }
+    }
+
+    /// The bytes of an array, whose elements `element` passes over.
+    fn array(&mut self, mut element: impl FnMut(&mut Self) -> Option<()>) -> Option<&'a [u8]> {
+        let whole = self.0;
+        self.skip(b"[")?;
+        if self.skip(b"]").is_none() {
+            loop {
+                element(self)?;
+                if self.skip(b"]").is_some() {
+                    break;
+                }
+                self.skip(b",")?;
+                self.space();
+            }
+        }
+        Some(&whole[..whole.len() - self.0.len()])
+    }
+
+    #[inline(always)]
+    fn quoted(&mut self) -> Option<&'a str> {
+        self.skip(b"\"")?;
+        self.text()
+    }
+
     /// Up to the closing quote, the opening one is passed already: plain ASCII, sixteen bytes at a time.
     #[inline(always)]
     fn text(&mut self) -> Option<&'a str> {
         let mut at = 0;
         while at <= MAX_TEXT_BYTES {
-            let block = self.0.get(at..)?.first_chunk()?;
+            let left = self.0.get(at..)?;
+            let Some(block) = left.first_chunk() else {
+                return self.last_text();
+            };
             if let Some(first) = first_special(block) {
                 let (text, rest) = self.0.split_at(at + first);
                 self.0 = rest.strip_prefix(b"\"")?;
@@ -300,13 +575,24 @@ impl<'a> Rest<'a> {
         None
     }
 
+    /// The same, where fewer than sixteen bytes follow the text's start or its last whole block.
+    #[cold]
+    fn last_text(&mut self) -> Option<&'a str> {
+        let end = self
+            .0
+            .iter()
+            .position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\'))?;
+        let (text, rest) = self.0.split_at(end);
+        self.0 = rest.strip_prefix(b"\"")?;
+        std::str::from_utf8(text).ok()
+    }
+
     #[inline(always)]
     fn nullable_text(&mut self) -> Option<Option<&'a str>> {
         if self.skip(b"null").is_some() {
             return Some(None);
         }
-        self.skip(b"\"")?;
-        self.text().map(Some)
+        self.quoted().map(Some)
     }
 
     /// As JSON writes whole numbers: no sign, no leading zero.
@@ -405,61 +691,99 @@ struct LineResponse<'a> {
 }
 
 #[inline(always)]
-fn connection<'a>(rest: &mut Rest<'a>) -> Option<LineConnection<'a>> {
-    rest.skip(BEHIND_CALLER)?;
-    let connection = LineConnection {
-        id: after!(rest, b"\"id\":\"", text),
-        local: after!(rest, b",\"local\":", nullable_text),
-        remote: after!(rest, b",\"remote\":\"", text),
-        exchange: after!(rest, b",\"exchange\":", small),
-        interface: optional!(rest, b",\"interface\":", nullable_text),
-        cgroup: optional!(rest, b",\"cgroup\":", nullable_text),
-        netns: optional!(rest, b",\"netns\":", nullable_number),
-        redirected_to: optional!(rest, b",\"redirected_to\":", nullable_text),
-    };
-    rest.skip(b"}").map(|()| connection)
+fn read_connection<'a>(rest: &mut Rest<'a>) -> Option<LineConnection<'a>> {
+    members!(rest {
+        id: b"\"id\":" => rest.quoted(),
+        local: b"\"local\":" => rest.nullable_text(),
+        remote: b"\"remote\":" => rest.quoted(),
+        exchange: b"\"exchange\":" => rest.small(),
+        interface: b"\"interface\":" => rest.nullable_text(),
+        cgroup: b"\"cgroup\":" => rest.nullable_text(),
+        netns: b"\"netns\":" => rest.nullable_number(),
+        redirected_to: b"\"redirected_to\":" => rest.nullable_text(),
+    });
+    Some(LineConnection {
+        id: id?,
+        local: local.flatten(),
+        remote: remote?,
+        exchange: exchange?,
+        interface: interface.flatten(),
+        cgroup: cgroup.flatten(),
+        netns: netns.flatten(),
+        redirected_to: redirected_to.flatten(),
+    })
 }
 
 #[inline(always)]
-fn request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
-    rest.skip(b",\"request\":{")?;
-    let request = LineRequest {
-        method: after!(rest, b"\"method\":", nullable_text),
-        path: after!(rest, b",\"path\":", nullable_text),
-        dialect: dialect(after!(rest, b",\"dialect\":\"", text))?,
-        imds_version: match after!(rest, b",\"imds_version\":", nullable_text) {
-            Some(name) => Some(imds_version(name)?),
-            None => None,
-        },
-        token: after!(rest, b",\"token\":", nullable_text),
-        token_ttl_s: after!(rest, b",\"token_ttl_s\":", nullable_number),
-        user_agent: after!(rest, b",\"user_agent\":", nullable_text),
-        ttl: after!(rest, b",\"ttl\":", nullable_number),
-        forwarded: after!(rest, b",\"forwarded\":", boolean),
-        retransmits: optional!(rest, b",\"retransmits\":", small),
-        ttl_on_wire: optional!(rest, b",\"ttl_on_wire\":", nullable_boolean),
-        hops: optional!(rest, b",\"hops\":", nullable_number),
-    };
-    rest.skip(b"}").map(|()| request)
+fn read_request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
+    members!(rest {
+        method: b"\"method\":" => rest.nullable_text(),
+        path: b"\"path\":" => rest.nullable_text(),
+        dialect: b"\"dialect\":" => rest.quoted().and_then(dialect_of),
+        imds_version: b"\"imds_version\":" => nullable(rest.nullable_text()?, version_of),
+        token: b"\"token\":" => rest.nullable_text(),
+        token_ttl_s: b"\"token_ttl_s\":" => rest.nullable_number(),
+        user_agent: b"\"user_agent\":" => rest.nullable_text(),
+        ttl: b"\"ttl\":" => rest.nullable_number(),
+        forwarded: b"\"forwarded\":" => rest.boolean(),
+        retransmits: b"\"retransmits\":" => rest.small(),
+        ttl_on_wire: b"\"ttl_on_wire\":" => rest.nullable_boolean(),
+        hops: b"\"hops\":" => rest.nullable_number(),
+    });
+    Some(LineRequest {
+        method: method.flatten(),
+        path: path.flatten(),
+        dialect: dialect?,
+        imds_version: imds_version.flatten(),
+        token: token.flatten(),
+        token_ttl_s: token_ttl_s.flatten(),
+        user_agent: user_agent.flatten(),
+        ttl: ttl.flatten(),
+        forwarded: forwarded?,
+        retransmits: retransmits.unwrap_or_default(),
+        ttl_on_wire: ttl_on_wire.flatten(),
+        hops: hops.flatten(),
+    })
 }
 
 #[inline(always)]
-fn response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
-    rest.skip(b",\"response\":")?;
+fn read_response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
     if rest.skip(b"null").is_some() {
         return Some(None);
     }
-    let response = LineResponse {
-        status: after!(rest, b"{\"status\":", nullable_number),
-        ttl: after!(rest, b",\"ttl\":", nullable_number),
-        delivered: after!(rest, b",\"delivered\":", nullable_boolean),
-        server: after!(rest, b",\"server\":", nullable_text),
-        retransmits: optional!(rest, b",\"retransmits\":", small),
-        icmp: optional!(rest, b",\"icmp\":", nullable_text),
-        via_proxy: optional!(rest, b",\"via_proxy\":", nullable_boolean),
-        length: optional!(rest, b",\"length\":", nullable_number),
-    };
-    rest.skip(b"}").map(|()| Some(response))
+    members!(rest {
+        status: b"\"status\":" => rest.nullable_number(),
+        ttl: b"\"ttl\":" => rest.nullable_number(),
+        delivered: b"\"delivered\":" => rest.nullable_boolean(),
+        server: b"\"server\":" => rest.nullable_text(),
+        retransmits: b"\"retransmits\":" => rest.small(),
+        icmp: b"\"icmp\":" => rest.nullable_text(),
+        via_proxy: b"\"via_proxy\":" => rest.nullable_boolean(),
+        length: b"\"length\":" => rest.nullable_number(),
+    });
+    Some(Some(LineResponse {
+        status: status.flatten(),
+        ttl: ttl.flatten(),
+        delivered: delivered.flatten(),
+        server: server.flatten(),
+        retransmits: retransmits.unwrap_or_default(),
+        via_proxy: via_proxy.flatten(),
+        icmp: icmp.flatten(),
+        length: length.flatten(),
+    }))
+}
+
+/// `Some(None)`: null. `None`: a name that isn't known.
+#[inline(always)]
+fn nullable<T>(name: Option<&str>, of: fn(&str) -> Option<T>) -> Option<Option<T>> {
+    match name {
+        Some(name) => of(name).map(Some),
+        None => Some(None),
+    }
+}
+
+fn read_closed_by(rest: &mut Rest<'_>) -> Option<Option<End>> {
+    nullable(rest.nullable_text()?, end_of)
 }
 
 fn end_of(name: &str) -> Option<End> {
@@ -470,13 +794,12 @@ fn end_of(name: &str) -> Option<End> {
     }
 }
 
-fn outcome(rest: &mut Rest<'_>) -> Option<ExchangeOutcome> {
+fn read_outcome(rest: &mut Rest<'_>) -> Option<ExchangeOutcome> {
     use ExchangeOutcome::{Answered, Closed, Lost, Open, Reset, Unanswered};
-    rest.skip(b",\"outcome\":\"")?;
-    if rest.skip(b"answered\"").is_some() {
+    if rest.skip(b"\"answered\"").is_some() {
         return Some(Answered);
     }
-    match rest.text()? {
+    match rest.quoted()? {
         "lost" => Some(Lost),
         "unanswered" => Some(Unanswered),
         "reset" => Some(Reset),
@@ -487,7 +810,7 @@ fn outcome(rest: &mut Rest<'_>) -> Option<ExchangeOutcome> {
 }
 
 #[inline(always)]
-fn imds_version(name: &str) -> Option<ImdsVersion> {
+fn version_of(name: &str) -> Option<ImdsVersion> {
     Some(match name.as_bytes() {
         b"v2" => ImdsVersion::V2,
         b"v1" => ImdsVersion::V1,
@@ -497,7 +820,7 @@ fn imds_version(name: &str) -> Option<ImdsVersion> {
     })
 }
 
-fn dialect(name: &str) -> Option<Dialect> {
+fn dialect_of(name: &str) -> Option<Dialect> {
     Some(match name {
         "aws" => Dialect::Aws,
         "gcp" => Dialect::Gcp,
@@ -514,7 +837,7 @@ fn dialect(name: &str) -> Option<Dialect> {
 
 impl Line<'_> {
     /// Writes over every field.
-    fn fill(&self, exchange: &mut Exchange, new_host: &Host, caller: &Caller) {
+    fn fill(&self, exchange: &mut Exchange, new_host: &Host, caller: (Option<&Arc<Process>>, Option<&Arc<Container>>)) {
         let Exchange {
             record: _,
             schema: _,
@@ -535,8 +858,8 @@ impl Line<'_> {
         if !Arc::ptr_eq(host, new_host) {
             *host = new_host.clone();
         }
-        share(process, caller.process.as_ref());
-        share(container, caller.container.as_ref());
+        share(process, caller.0);
+        share(container, caller.1);
         self.connection.fill(connection);
         self.request.fill(request);
         match (response, &self.response) {
@@ -646,7 +969,7 @@ fn put_nullable(text: &mut Option<String>, new: Option<&str>) {
     }
 }
 
-/// Leaves the count of references alone where it is the same already: other threads have it in their caches.
+/// Leaves the reference count alone where the value is the same already: other threads have it in their caches.
 fn share<T>(shared: &mut Option<Arc<T>>, new: Option<&Arc<T>>) {
     match (&shared, new) {
         (Some(old), Some(new)) if Arc::ptr_eq(old, new) => {}
@@ -913,7 +1236,83 @@ mod tests {
         )
     }
 
+    /// The members of all objects in another order, and without those that are null.
+    fn rearranged(value: &serde_json::Value, seed: u64) -> String {
+        let Some(members) = value.as_object() else {
+            return match value.as_array() {
+                Some(elements) => {
+                    let elements: Vec<_> = elements.iter().map(|element| rearranged(element, seed)).collect();
+                    format!("[{}]", elements.join(", "))
+                }
+                None => value.to_string(),
+            };
+        };
+        let mut members: Vec<_> = members.iter().filter(|(_, value)| !value.is_null()).collect();
+        members.sort_by_key(|(name, _)| hash_of(name, seed));
+        let members: Vec<_> = members
+            .into_iter()
+            .map(|(name, value)| format!("\"{name}\": {}", rearranged(value, seed)))
+            .collect();
+        format!("{{{}}}", members.join(", "))
+    }
+
+    fn hash_of(name: &str, seed: u64) -> u64 {
+        let mut hasher = FxHasher::default();
+        (name, seed).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    #[test]
+    fn any_order_of_keys_is_read_here() {
+        let (mut written, mut spares) = (Written::default(), Vec::new());
+        for line in traces()
+            .iter()
+            .filter(|line| line.starts_with("{\"record\":\"exchange\""))
+        {
+            let value: serde_json::Value = serde_json::from_str(line).unwrap();
+            for seed in 0..20 {
+                let line = rearranged(&value, seed);
+                assert!(same(&mut written, &mut spares, &line), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_and_repeated_keys_are_left_to_serde() {
+        let line = traces()
+            .into_iter()
+            .find(|line| line.contains("\"exchange\","))
+            .unwrap();
+        let mut written = Written::default();
+        for (key, with) in [
+            ("\"host\":", "\"unknown\":1,\"host\":"),
+            ("\"host\":", "\"host\":\"a\",\"host\":"),
+            ("\"pid\":", "\"unknown\":1,\"pid\":"),
+            ("\"pid\":", "\"pid\":1,\"pid\":"),
+            ("\"method\":", "\"method\":null,\"method\":"),
+            ("\"schema\":1", "\"schema\":2"),
+        ] {
+            let changed = line.replacen(key, with, 1);
+            assert_ne!(changed, line);
+            assert!(
+                written.exchange(changed.as_bytes(), &mut Vec::new()).is_none(),
+                "{changed}"
+            );
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_rearranged_is_read_as_serde_reads_it(exchanges in prop::collection::vec(exchanges(), 1..4), seed: u64) {
+            let (mut written, mut spares) = (Written::default(), Vec::new());
+            for exchange in exchanges {
+                let line = rearranged(&serde_json::to_value(&exchange).unwrap(), seed);
+                for _ in 0..2 {
+                    same(&mut written, &mut spares, &line);
+                }
+            }
+        }
+
         #[test]
         fn what_is_written_is_read_as_serde_reads_it(exchanges in prop::collection::vec(exchanges(), 1..8)) {
             let (mut written, mut spares) = (Written::default(), Vec::new());
