@@ -1,4 +1,4 @@
-//! Remembers what was worked out of a caller, for as long as its records share what they tell of it.
+//! Cache of data derived from a caller, keyed by the identity of its records' shared process and container.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use rustc_hash::FxHashMap;
 
 use crate::record::{Container, Process};
 
-/// By identity, not by content: the same process told twice is two callers here. What is remembered is kept alive, so no address is reused.
+/// Keyed by `Arc` identity: two `Arc`s for one process are distinct keys. The cache keeps them alive, so no address is reused.
 #[derive(Debug)]
 pub(crate) struct ByCaller<T> {
-    /// Where each stands in `known`, by its addresses.
+    /// Index into `known`, by addresses.
     places: FxHashMap<(usize, usize), usize>,
     known: Vec<Known<T>>,
     limit: usize,
@@ -23,7 +23,7 @@ struct Known<T> {
 }
 
 impl<T> ByCaller<T> {
-    /// `limit`: callers that are remembered. One more, and all of them are worked out anew: nothing else is lost.
+    /// `limit`: capacity. One caller more clears the cache, and the data is derived again.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             places: FxHashMap::default(),
@@ -42,7 +42,7 @@ impl<T> ByCaller<T> {
         self.at(place)
     }
 
-    /// Where it stands: see [`Self::at`].
+    /// Index of a caller; see [`Self::at`].
     pub(crate) fn place(
         &mut self,
         process: Option<&Arc<Process>>,
@@ -66,7 +66,7 @@ impl<T> ByCaller<T> {
         self.known.len() - 1
     }
 
-    /// What stands there. Places hold until the next caller is asked for.
+    /// Entry at an index. Indexes are valid until the next lookup.
     pub(crate) fn at(&self, place: usize) -> &T {
         &self.known[place].value
     }

@@ -78,7 +78,7 @@ impl HostDetectors {
         }
     }
 
-    /// Entries that bounded tables gave up, and hosts.
+    /// Entries evicted from bounded tables, and hosts.
     pub fn evicted(&self) -> u64 {
         let others = self.hosts.iter().map(|(_, detectors)| detectors.evicted()).sum::<u64>();
         let current = self.current.as_ref().map_or(0, |(_, detectors)| detectors.evicted());
@@ -142,14 +142,14 @@ fn fresh(config: &DetectorConfig, limits: detectors::Limits, own: Option<&HostFa
     Detectors::with_limits(config, limits, facts.unwrap_or_else(unknown))
 }
 
-/// What the traces of earlier runs tell of their own loss, and of what they hold.
+/// Losses and coverage recorded in the traces of earlier runs.
 #[derive(Debug)]
 pub struct RecordedHosts {
     limit: usize,
     /// Records of hosts beyond it.
     evicted: u64,
     hosts: Vec<(Host, Recorded)>,
-    /// Where each stands in `hosts`.
+    /// Index into `hosts`.
     places: FxHashMap<Host, usize>,
     /// The one that was asked for last: records of one host come in a row.
     last: Option<(Host, usize)>,
@@ -201,7 +201,7 @@ impl Recorded {
 }
 
 impl RecordedHosts {
-    /// At most `limit` hosts are told apart.
+    /// At most `limit` hosts are distinguished.
     pub fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -245,7 +245,7 @@ impl RecordedHosts {
         unknown.map(|(host, _)| host)
     }
 
-    /// Runs of which no record tells what they lost up to their end.
+    /// Runs without a final loss record.
     pub fn runs_without_loss(&self) -> u64 {
         let open = self.hosts.iter().filter(|(_, recorded)| recorded.awaits_loss);
         self.unended + open.count() as u64

@@ -1,4 +1,4 @@
-//! Observes traffic to the EC2 instance metadata service (IMDS), names who sent it, and says what is wrong.
+//! Traces traffic to the EC2 instance metadata service (IMDS), attributes it to processes and containers, and diagnoses failures.
 //!
 //! Start at `pipeline`: source -> flow -> exchange -> attribution -> detectors -> sinks. ARCHITECTURE.md has the map and the invariants.
 //!

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match cli::run() {
         Ok(status) => status.into(),
         Err(error) => {
-            // Where nobody listens, `eprintln!` would panic.
+            // If stderr is closed, `eprintln!` would panic.
             let _ = writeln!(io::stderr(), "imds-observer: {error:#}");
             ExitCode::FAILURE
         }

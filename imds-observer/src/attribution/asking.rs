@@ -12,7 +12,7 @@ const LAST_RETRY_NS: u64 = 60_000_000_000;
 /// One question's state.
 #[derive(Debug, Default)]
 pub(super) struct Asking {
-    /// When somebody first needed the answer; they wait from here on.
+    /// When the answer was first needed; waiting starts here.
     needed: Option<Time>,
     outstanding: bool,
     tries: u32,

@@ -149,7 +149,7 @@ fn delegated(mount: &Path, path: &str) -> usize {
     0
 }
 
-/// `/../../kubepods/x` -> `/kubepods/x`: relative to a cgroup namespace, where what lies above the common part is not told.
+/// `/../../kubepods/x` -> `/kubepods/x`: relative to a cgroup namespace, which hides the path above the common part.
 fn without_parents(path: &str) -> String {
     let mut rest = path;
     while let Some(below) = rest
@@ -190,7 +190,7 @@ fn v1_trees(mountinfo: &str) -> impl Iterator<Item = (Vec<String>, String)> {
 /// Where `mountinfo` has the whole cgroup v2 tree: id, parent, device, root, mount point, options, optional fields, `-`, type, source,
 /// options.
 ///
-/// Roots are told relative to the reader's cgroup namespace. A container's own mount shows its part as `/` then, and the host's tree,
+/// The kernel reports roots relative to the reader's cgroup namespace. A container's own mount shows its part as `/` then, and the host's tree,
 /// bound into it, is `/../../..`: of several the one that lies highest.
 pub fn whole_tree(mountinfo: &str) -> Option<String> {
     let trees = mountinfo.lines().filter_map(|line| {

@@ -9,7 +9,7 @@ use crate::source::CgroupPath;
 /// Longest id that is taken from a path which isn't one of ours.
 const MAX_ID: usize = 128;
 
-/// A container, as its path tells.
+/// A container, from its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     pub container: Container,
@@ -36,7 +36,7 @@ pub fn of(place: &CgroupPath) -> Option<Found> {
 pub fn from_cgroup(path: &str) -> Option<Found> {
     let components: Vec<&str> = path
         .split('/')
-        // Relative to the reader's own cgroup namespace: what is above is not told.
+        // Relative to the reader's own cgroup namespace, which hides the path above.
         .filter(|component| !component.is_empty() && *component != "..")
         .collect();
     let (at, id, mut runtime) = components
@@ -157,7 +157,7 @@ fn pod_uid(component: &str) -> Option<String> {
                 .map(|(_, uid)| uid)
         })?,
     };
-    // In a slice's name `-` stands for a level, so the uid has `_` there.
+    // In a slice's name `-` separates levels, so the UID has `_` instead.
     let uid = uid.replace('_', "-");
     let digits = uid.bytes().filter(u8::is_ascii_hexdigit).count();
     let shaped = digits == 32 && uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');

@@ -2,7 +2,7 @@
 //!
 //! Mostly this is a look at a table: the kernel side describes each process image before it mentions it. What only files can tell (what a
 //! container is called, a process whose description was lost, a socket that is older than the observer) a [`Worker`] finds out meanwhile.
-//! A fact waits for it a fifth of a second at most, and all facts keep their order. What stays unknown is told as unknown.
+//! A fact waits for it a fifth of a second at most, and all facts keep their order. A fact that stays unknown is recorded as unknown.
 
 mod asking;
 #[cfg(live)]
@@ -55,7 +55,7 @@ pub struct Limits {
     /// Facts that may wait for a name, about 1 KiB each: 0.2 s of 5,000 exchanges a second are 1,000. Beyond that the oldest
     /// goes out with what is known.
     pub pending: usize,
-    /// Entries of each small table whose loss costs a question more and nothing else: cgroups, sockets, interfaces, strangers.
+    /// Capacity of each lookup cache (cgroups, sockets, interfaces, unknown processes); a miss only costs another lookup.
     pub lookups: usize,
     /// Questions that wait for the thread that answers them, and answers that wait to be taken. A full queue refuses, and the asker comes
     /// back.
@@ -81,19 +81,19 @@ impl Default for Limits {
 /// Threads that are remembered, about 1 KiB each; of one more a process is copied again.
 const THREADS: usize = 256;
 
-/// Cgroups of one process image that are remembered besides the newest: what was asked before a move is told after it.
+/// Earlier cgroups kept per process image: the answer to a lookup from before a move arrives after it.
 const EARLIER: usize = 4;
 
 /// An image that was silent for longer isn't missed when the table needs its place: a loop of `curl` fills any table.
 const QUIET_NS: u64 = 30_000_000_000;
 
-/// What is known of the one behind a fact.
+/// Attribution state of one fact.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Resolved {
     caller: Caller,
-    /// Path of the socket's cgroup, where no process tells it.
+    /// Path of the socket's cgroup, if the process is unknown.
     cgroup: Option<Arc<str>>,
-    /// Inode of the network namespace, where no process tells it.
+    /// Inode of the network namespace, if the process is unknown.
     netns: Option<u32>,
     /// Interface of a flow that belongs to no socket of this host.
     interface: Option<Arc<str>>,
@@ -128,7 +128,7 @@ pub struct Attribution {
 #[derive(Debug)]
 struct Known {
     process: Option<Arc<Process>>,
-    /// Its container, where somebody else has found it out.
+    /// Its container, if it was found for another process.
     told: Option<Arc<Container>>,
     found: Option<Found>,
     /// The kernel side could not read everything: the worker is asked for the rest, once.
@@ -274,7 +274,7 @@ impl Attribution {
         attribution
     }
 
-    /// Learns from an event; most say nothing about processes.
+    /// Updates the tables from an event; most events have no process facts.
     pub fn note(&mut self, event: &Event) {
         match event {
             Event::Process {
@@ -461,7 +461,7 @@ impl Attribution {
         }
     }
 
-    /// The cgroup of a socket whose process nobody knows.
+    /// The cgroup of a socket whose process is unknown.
     fn place(&mut self, id: u64, now: Time, resolved: &mut Resolved) {
         let lookup = self.cgroups.get_or_insert_mut(id, Lookup::default);
         let Some(answer) = &lookup.answer else {
@@ -609,7 +609,7 @@ impl Attribution {
             }
             return;
         }
-        // Gone is gone: nobody asks twice.
+        // Negative result; do not retry.
         self.strangers.get_or_insert_mut(key, Lookup::default).answer = Some(());
         if let Some(found) = described {
             self.learn(key, Arc::new(found.process), 0, found.delegated);
@@ -665,7 +665,7 @@ fn settled(process: &Arc<Process>, delegated: usize, v1: Option<&CgroupPath>) ->
     (Arc::new(process), v1.delegated)
 }
 
-/// What of a fact tells whose it is.
+/// The fields of a fact that identify its caller.
 #[derive(Clone, Copy, Debug)]
 struct Whose {
     sender: Option<Sender>,
@@ -684,7 +684,7 @@ impl Whose {
     }
 }
 
-/// `false`: there is nobody to ask, or no room.
+/// `false`: there is no worker, or its queue is full.
 fn ask(worker: Option<&Worker>, asking: &mut Asking, question: impl FnOnce() -> Question) -> bool {
     let accepted = worker.is_some_and(|worker| worker.ask(question()));
     asking.asked(accepted);

@@ -1,4 +1,4 @@
-//! A process from `/proc`, for those that the kernel side could not tell about in time.
+//! A process from `/proc`, if the eBPF programs could not describe it in time.
 //!
 //! A PID is reused, so a process counts only if its start time is the one that was asked for. That `execve` has replaced the image
 //! since, `/proc` doesn't tell: the PID is right then, and executable and arguments are those of now.
@@ -71,7 +71,7 @@ pub fn read(host: &HostRoot, hierarchies: &Hierarchies, key: ProcessKey, clock: 
     })
 }
 
-/// The process that has this PID now, and its identity as far as `/proc` tells.
+/// The process that has this PID now, and its identity according to `/proc`.
 pub fn read_now(host: &HostRoot, hierarchies: &Hierarchies, pid: u32, clock: Clock) -> Option<Described> {
     read_any(host, hierarchies, pid, clock, |_| true)
 }

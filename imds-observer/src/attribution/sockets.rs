@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_socket_of_our_own_is_found() {
-        // Stands for the endpoint: loopback only.
+        // Replaces the endpoint: loopback only.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut cookie = 0_u64;

@@ -265,7 +265,7 @@ fn exchange(fact: Fact) -> ExchangeFacts {
     }
 }
 
-/// Answers only when it is let, and tells what it was asked.
+/// Answers only when released, and records its questions.
 struct Gated {
     gate: Receiver<()>,
     asked: Channel<Question>,
@@ -346,7 +346,7 @@ fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
     assert_eq!((process.pid, process.tid), (7, Some(9)));
     assert_eq!(resolved.caller.container.unwrap().id, ID);
     assert!(!resolved.pending && resolved.netns.is_none(), "the process tells it");
-    // Whoever calls from several threads is still the same each time.
+    // A process that calls from several threads is one caller.
     let other = attribution.resolve(&whose(Some(sender(7, 10))), START);
     assert_eq!(other.caller.process.unwrap().tid, Some(10));
     let again = attribution.resolve(&whose(Some(sender(7, 9))), START);
@@ -360,7 +360,7 @@ fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
         }
     );
     assert_eq!(attribution.resolve(&whose(None), START), Resolved::default());
-    // The same PID after execve, or after reuse, is somebody else.
+    // The same PID after execve, or after reuse, is another caller.
     let other = Sender {
         key: ProcessKey { exec_id: 1, ..key(7) },
         ..sender(7, 7)

@@ -1,4 +1,4 @@
-//! Answers what only files can tell, on a thread of its own: nothing here may hold up the reading of the ring buffer.
+//! Looks up facts that only files have, on its own thread, so that reading the ring buffer never waits.
 //!
 //! Both queues are bounded. A full queue of questions refuses, and the asker comes back; a full queue of answers makes the worker wait.
 
@@ -119,7 +119,7 @@ pub struct HostLookup {
     endpoints: Vec<IpAddr>,
     ticks_per_s: u64,
     cgroups: Hierarchies,
-    /// Rights that are given up once sockets older than the observer were looked for.
+    /// Capabilities dropped after the search for sockets older than the observer.
     reduces: bool,
 }
 
@@ -137,7 +137,7 @@ impl HostLookup {
         }
     }
 
-    /// Gives up what its thread needs no longer after the first search for sockets, which looks into other network namespaces.
+    /// Drops capabilities that its thread needs only for the first search for sockets, which enters other network namespaces.
     #[must_use]
     pub fn giving_up_rights(mut self) -> Self {
         self.reduces = true;

@@ -37,7 +37,7 @@ fn lock(interface: &str, place: u16) -> io::Result<UnixDatagram> {
 }
 
 impl Place {
-    /// Takes a place at `interface` and removes the filters of places that nobody holds.
+    /// Acquires a slot at `interface`, and removes the filters of slots without a live owner.
     pub(super) fn take(interface: &str) -> io::Result<Self> {
         let mut taken = None;
         for number in 1..=PLACES {

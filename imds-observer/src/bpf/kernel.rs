@@ -1,4 +1,4 @@
-//! Loads the programs, attaches them, and says what could not be had and what that blinds.
+//! Loads and attaches the programs, and records what is missing and what is not visible without it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -40,7 +40,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/im
 /// From here on `kernel.unprivileged_bpf_disabled` is about loading programs and making maps alone.
 const MAPS_FOR_ALL: KernelVersion = KernelVersion::new(5, 19, 0);
 
-/// What a host may lack before it is told no more.
+/// Limit of recorded missing capabilities.
 const MAX_MISSING: usize = 64;
 
 /// Why the observer can't start.
@@ -493,7 +493,7 @@ impl Kernel {
         }
     }
 
-    /// Lets go of an uplink that is no more.
+    /// Detaches from an uplink that no longer exists.
     pub fn detach_uplink(&mut self, index: u32) {
         let Some(uplink) = self.uplinks.remove(&index) else {
             return;
@@ -527,9 +527,9 @@ impl Kernel {
             .map(|(index, uplink)| (*index, Arc::clone(&uplink.name)))
     }
 
-    /// Says that an uplink's traffic can't be seen.
+    /// Records that an uplink's traffic is not visible.
     pub fn miss_uplink(&mut self, why: String) {
-        // Told in the `start` record: what fails later, again and again over months, is only logged.
+        // Recorded for the `start` record; later failures are only logged.
         if self.missing.len() >= MAX_MISSING {
             return;
         }
@@ -776,7 +776,7 @@ fn give_back_memory() {
     }
 }
 
-/// Kernels before 5.11 charge maps against this limit. Where it can't be raised, loading says so.
+/// Kernels before 5.11 charge maps against this limit. If it can't be raised, loading fails with its name.
 fn raise_locked_memory() {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
     if setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).is_err()
@@ -795,7 +795,7 @@ fn attach_error(hook: &'static str, target: &str, error: &ProgramError) -> Kerne
     }
 }
 
-/// What stands behind a refusal at a cgroup: EPERM is a lack of rights, or another tool that keeps it to itself.
+/// Reason for a refusal at a cgroup: EPERM is a lack of rights, or another tool that keeps it to itself.
 fn cgroup_why(cgroup: &Path, hook: CgroupHook, error: &ProgramError) -> String {
     let why = explain(error);
     if errno(error) == Some(libc::EPERM)

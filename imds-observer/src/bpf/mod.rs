@@ -57,7 +57,7 @@ pub struct Limits {
     pub sequences: u32,
     /// Threads that are in `connect()`.
     pub connecting: u32,
-    /// Process images that user space has been told of.
+    /// Process images that were sent to user space.
     pub processes: u32,
     /// Interfaces whose packets are counted.
     pub interfaces: u32,

@@ -104,7 +104,7 @@ pub struct Occupant {
     /// A cgroup, as `/proc/PID/cgroup` shows it, or an interface.
     pub target: String,
     pub id: u32,
-    /// `None`: not told to us (needs CAP_SYS_ADMIN).
+    /// `None`: not readable (needs CAP_SYS_ADMIN).
     pub name: Option<String>,
 }
 
@@ -168,7 +168,7 @@ pub fn cgroup_occupants(root: &Path, mount: Option<&Path>) -> io::Result<CgroupO
     Ok(found)
 }
 
-/// Programs at an interface over tcx. Before 6.6 there is no such hook, which is told as none.
+/// Programs at an interface over tcx. Before 6.6 this hook doesn't exist, and the result is empty.
 pub fn interface_occupants(ifindex: u32, name: &str) -> io::Result<Vec<Occupant>> {
     let names = Names::read();
     let mut found = Vec::new();
@@ -235,7 +235,7 @@ pub fn others(cgroup: &File, hook: CgroupHook) -> Vec<String> {
         .collect()
 }
 
-/// Names the program that has `cgroup` to itself at this hook. `None`: there is none, or the kernel doesn't tell us.
+/// Names the program that has `cgroup` to itself at this hook. `None`: there is none, or the kernel doesn't report it.
 pub fn exclusive_holder(cgroup: &Path, hook: CgroupHook) -> Option<String> {
     let tolerated = |own: bool| {
         if own {

@@ -11,11 +11,11 @@ pub enum State {
     Ok,
     /// There is something that may matter; whether it does can't be judged from here.
     Note,
-    /// Can't be told from here.
+    /// Could not be checked.
     Unknown,
     /// The observer lacks it.
     Missing,
-    /// It stands between this host, or some of it, and IMDS.
+    /// It blocks this host, or a part of it, from IMDS.
     Fault,
 }
 

@@ -82,7 +82,7 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
     if engines.is_empty() {
         return checks;
     }
-    // "No rule stops it" can't be said of rules that were not read.
+    // Rules that were not read don't prove that none blocks.
     let all_read = checks.is_empty();
     let mut cgroups = Cgroups {
         root: cgroup2_mount(),

@@ -13,7 +13,7 @@ use crate::host::Uplink;
 use crate::host::filters::{Filter, filters};
 use crate::record::Code;
 
-/// Programs that are told.
+/// Limit of reported programs.
 const MAX_TOLD: usize = 32;
 /// Cgroups that are named of each.
 const MAX_NAMED: usize = 4;

@@ -1,4 +1,4 @@
-//! What does this kernel let the observer see, and what stands between this host and IMDS?
+//! What can the observer see on this kernel, and what blocks this host from IMDS?
 //!
 //! One question a file. Each only reads: files, netlink, the state of BPF hooks. None sends a packet or changes anything, and
 //! one that can't be answered leaves the others alone.

@@ -22,7 +22,7 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
     };
     let mut checks = Vec::new();
     for endpoint in endpoints {
-        // What doesn't leave this host has no neighbour; `route` tells it.
+        // Local traffic has no neighbor; `route` reports it.
         let Ok(Routed::Through(hop)) = routing.route_to(*endpoint) else {
             continue;
         };

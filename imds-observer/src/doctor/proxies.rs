@@ -20,7 +20,7 @@ const PROXIES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"
 const EXCEPTIONS: [&str; 2] = ["no_proxy", "NO_PROXY"];
 /// Processes that are looked at.
 const MAX_PROCESSES: usize = 32_768;
-/// Groups of like processes that are told.
+/// Limit of reported groups of similar processes.
 const MAX_TOLD: usize = 32;
 /// Processes that are named of each group.
 const MAX_NAMED: usize = 8;
@@ -221,7 +221,7 @@ fn excepts(list: &str, endpoint: IpAddr) -> bool {
     })
 }
 
-/// Scheme, host and port of a proxy; nothing of user, password, path or whatever else stands there.
+/// Scheme, host and port of a proxy, without user, password, path and the rest.
 fn shown(proxy: &str) -> String {
     const MAX: usize = 100;
     const SCHEMES: [&str; 6] = ["http", "https", "socks4", "socks4a", "socks5", "socks5h"];
@@ -239,7 +239,7 @@ fn shown(proxy: &str) -> String {
                 .chars()
                 .all(|character| character.is_ascii_alphanumeric() || "-._:[]".contains(character))
     };
-    // Somebody who forgot the host has a password where the port should be.
+    // If the host is missing, the port may be a password.
     let port = host.rsplit_once(']').map_or(host, |(_, after)| after);
     let port_is_number = port
         .split_once(':')
@@ -327,7 +327,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_password_is_shown(user in "[a-z]{1,8}", password in "[ -~]{1,20}", host in "[a-z]{1,12}") {
-            // Whatever stands in it, a slash or an @ too.
+            // It may contain anything, including a slash or an @.
             let text = shown(&format!("http://{user}:{password}@{host}:3128/"));
             prop_assert_eq!(text, format!("http://{host}:3128"));
         }

@@ -12,7 +12,7 @@ use crate::host::routes::{Hop, LOCAL_TABLE, Link, MAIN_TABLE, Routed, Routing, R
 use crate::host::uplinks::best;
 use crate::record::Code;
 
-/// Rules that are told.
+/// Limit of reported rules.
 const MAX_RULES: usize = 64;
 /// Rules that every host has: `local`, `main`, `default`.
 const USUAL: [(u32, u32); 3] = [(0, LOCAL_TABLE), (32_766, 254), (32_767, 253)];
@@ -154,7 +154,7 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
         Routed::Refused(errno) => {
             let found = Errno::from_raw(*errno).desc();
             if endpoint.is_ipv6() && *errno == libc::ENETUNREACH {
-                // Off unless somebody has switched it on.
+                // The IPv6 endpoint is off by default.
                 return Check::new("route", State::Note, found)
                     .meaning("clients that try IPv6 fail at once; those that use IPv4 aren't concerned")
                     .told_as(Code::NoRoute);
@@ -231,7 +231,7 @@ fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<
             rule.table
         );
         checks.push(match tunnel(links, hop) {
-            // Whom the rule is for, the route above tells for this host's own processes.
+            // For this host's own processes, the check `route` above reports it.
             Some(kind) => Check::new("routing-rule", State::Note, format!("{found}, a tunnel ({kind})"))
                 .meaning(format!("requests of {whom} leave by the tunnel, where IMDS is not"))
                 .remedied(

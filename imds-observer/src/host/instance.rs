@@ -8,10 +8,10 @@ use super::routes::{Hop, Routing};
 use crate::detectors::HostFacts;
 use crate::record::{Host, Time};
 
-/// On Nitro instances, firmware tells the instance's id here.
+/// On Nitro instances, firmware provides the instance's ID here.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 
-/// Reads what this host tells of itself; what it doesn't tell stays unknown.
+/// Reads facts of this host; missing facts stay unknown.
 pub fn facts(name: Host) -> HostFacts {
     let route = default_route();
     HostFacts {
@@ -38,7 +38,7 @@ fn default_route() -> Option<(Hop, String)> {
     Some((hop, name.to_string_lossy().into_owned()))
 }
 
-/// This instance's id; `None` where the firmware tells none.
+/// This instance's ID; `None` if the firmware provides none.
 pub fn instance_id() -> Option<String> {
     fs::read_to_string(ASSET_TAG).ok().and_then(|tag| instance_id_in(&tag))
 }

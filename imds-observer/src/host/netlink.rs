@@ -12,9 +12,9 @@ use thiserror::Error;
 
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
-/// A table dump beyond this is given up: a full routing table of the Internet takes about half.
+/// A larger table dump is abandoned: a full Internet routing table needs about half.
 const MAX_REPLY_BYTES: usize = 128 << 20;
-/// How often a dump that changed while it was read is begun anew.
+/// Restarts of a dump that changed while it was read.
 const DUMP_TRIES: usize = 4;
 /// The kernel answers within the call; this only bounds a bug.
 const PATIENCE_MS: u16 = 5_000;
@@ -106,7 +106,7 @@ impl Netlink {
             }
             let (buffer, _) = self.socket.recv_from_full()?;
             bytes += buffer.len();
-            // Left over from a question that was given up: passed over by its sequence number.
+            // Left over from an abandoned request: skipped by its sequence number.
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
                 let (header, body, next) = split(rest).ok_or(NetlinkError::Truncated(buffer.len() - rest.len()))?;

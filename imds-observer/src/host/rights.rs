@@ -46,7 +46,7 @@ pub enum Held {
 }
 
 impl Right {
-    /// By the calling thread. `None`: the kernel doesn't tell.
+    /// By the calling thread. `None`: the kernel doesn't report it.
     pub fn held(&self) -> Option<Held> {
         let has = |capability| caps::has_cap(None, CapSet::Effective, capability).ok();
         Some(self.judge(has(self.capability)?, has(Capability::CAP_SYS_ADMIN)?))

@@ -20,7 +20,7 @@ pub const MAIN_TABLE: u32 = 254;
 /// This host's own addresses.
 pub const LOCAL_TABLE: u32 = 255;
 
-/// What the kernel says a packet to a destination would do.
+/// The kernel's routing decision for a packet to a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Routed {
     Through(Hop),
@@ -116,7 +116,7 @@ pub struct Link {
     pub up: bool,
     /// It has no link layer on which the provider could answer: `tun`, `wireguard`, `ppp`, a tunnel. The kind as the kernel names it.
     pub tunnel: Option<String>,
-    /// The device this one sits on (VLAN), in the same namespace; a veth's peer is not told apart.
+    /// The device this one sits on (VLAN), in the same namespace; a veth's peer is not distinguished.
     pub lower: Option<u32>,
     /// The bond, bridge or VRF that this one is a port of.
     pub controller: Option<u32>,
@@ -390,7 +390,7 @@ fn rule(message: &RuleMessage) -> Rule {
             _ => {}
         }
     }
-    // The kernel tells mark 0 with mask 0 where the rule has none.
+    // The kernel reports mark 0 with mask 0 if the rule has none.
     rule.mark = mark.map(|mark| (mark, mask)).filter(|(_, mask)| *mask != 0);
     rule
 }

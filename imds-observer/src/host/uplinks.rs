@@ -190,7 +190,7 @@ impl UplinkMonitor {
         self.left_out
     }
 
-    /// What has changed since the last call. Doesn't block; asks the kernel only when it has told of a change.
+    /// Changes since the last call. Doesn't block; queries the kernel only after a notification.
     pub fn changes(&mut self) -> Result<Vec<UplinkChange>, NetlinkError> {
         self.stale |= drain(&self.events, &self.known, &mut self.deleted)?;
         let begin = Instant::now();
@@ -248,7 +248,7 @@ fn drain(events: &Socket, known: &[Uplink], deleted: &mut BTreeSet<u32>) -> Resu
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => return Ok(told),
                 io::ErrorKind::Interrupted => {}
-                // More changes than the socket holds: some were not told, but that there were some is known.
+                // More changes than the socket holds: some notifications were lost, but their existence is known.
                 // Any of the interfaces may have been replaced.
                 _ if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     told = true;

@@ -20,7 +20,7 @@ pub enum Body {
 /// A request head; what is absent was not there or made no sense. Not printable on purpose: it borrows the token.
 pub struct Request<'a> {
     pub method: Option<&'static str>,
-    /// As it stands in the request line.
+    /// As in the request line.
     pub target: Option<&'a [u8]>,
     /// The head goes on behind what we have.
     pub truncated: bool,
@@ -56,7 +56,7 @@ fn is_target(target: &[u8]) -> bool {
 }
 
 impl<'a> Request<'a> {
-    /// Reads a head, whole or cut. `truncated` says that more of it exists.
+    /// Reads a head, complete or truncated. `truncated`: more of it exists.
     pub fn parse(bytes: &'a [u8], truncated: bool) -> Self {
         let start = bytes
             .iter()

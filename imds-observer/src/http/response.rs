@@ -1,4 +1,4 @@
-//! A status line, and of a captured response head the few headers that tell who answered.
+//! A status line, and the headers of a captured response head that identify the server.
 
 use super::head::{Headers, split_line};
 
@@ -39,7 +39,7 @@ impl<'a> Response<'a> {
         Headers::new(self.rest, self.truncated)
     }
 
-    /// Bytes of the body, if the head says so.
+    /// Bytes of the body, if the head has the length.
     pub fn body_length(&self) -> Option<u64> {
         if matches!(self.status, Some(100..=199 | 204 | 304)) {
             return Some(0);

@@ -4,7 +4,7 @@ use super::path::{is_aws_path, normalise};
 use crate::http::Header;
 use crate::record::Dialect;
 
-/// What headers say of the dialect.
+/// Dialect according to the headers.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hints {
     /// The first header that decides it alone.

@@ -55,7 +55,7 @@ fn normal(path: &str) -> Cow<'_, str> {
     Cow::Owned(joined)
 }
 
-/// `latest`, `2021-03-23`, `1.0`: what stands at the root of the EC2 tree.
+/// `latest`, `2021-03-23`, `1.0`: entries at the root of the EC2 tree.
 fn is_version(part: &str) -> bool {
     let dated = part.len() == 10
         && part.bytes().enumerate().all(|(at, byte)| {
@@ -107,8 +107,7 @@ pub fn role_of(below: &str) -> Option<&str> {
     (!role.is_empty()).then_some(role)
 }
 
-/// Paths whose 404 means "nothing is due" or "no such thing here" [imds-facts section 2]. Not `tags/instance`: whoever asks for
-/// tags that are not enabled waits in vain.
+/// Paths whose 404 means "nothing is due" or "no such thing here" [imds-facts section 2]. Not `tags/instance`: a client that requests tags that are not enabled never gets them.
 const NATURAL_404: &[&str] = &[
     "spot",
     "events/recommendations",

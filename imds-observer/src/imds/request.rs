@@ -17,7 +17,7 @@ const SERVER_BYTES: usize = 64;
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
-/// Bytes that are no HTTP request (`known`), or a request that nobody could read (not `known`).
+/// Bytes that are no HTTP request (`known`), or an unreadable request (not `known`).
 pub fn no_request(known: bool) -> Request {
     Request {
         method: None,
@@ -35,7 +35,7 @@ pub fn no_request(known: bool) -> Request {
     }
 }
 
-/// What a head says. `ttl` and `retransmits` are the caller's to fill in.
+/// A request from its head. The caller sets `ttl` and `retransmits`.
 pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
     let (Some(method), Some(path)) = (head.method, head.path()) else {
         let mut request = no_request(!head.truncated);
@@ -96,7 +96,7 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
     }
 }
 
-/// `Server`, and whether a `Via` or `X-Cache` header tells of a proxy (`None` if the head was cut before one).
+/// `Server`, and whether a `Via` or `X-Cache` header reveals a proxy (`None` if the head is truncated before one).
 pub fn response_headers(head: &http::Response<'_>, truncated: bool) -> (Option<String>, Option<bool>) {
     let (mut server, mut proxy) = (None, false);
     for header in head.headers() {

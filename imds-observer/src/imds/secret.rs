@@ -1,4 +1,4 @@
-//! Tokens, and the hashes that stand for them.
+//! Tokens, and the hashes that replace them.
 
 use std::hash::{BuildHasher, Hasher as _, RandomState};
 
@@ -13,7 +13,7 @@ impl<'a> Secret<'a> {
     }
 }
 
-/// Turns tokens into short hashes that tell two of them apart and nothing else. The salt never leaves the process, so a hash can't be tried against
+/// Turns tokens into short hashes that only distinguish them. The salt never leaves the process, so a hash can't be tried against
 /// guessed tokens, nor compared between two runs.
 #[derive(Clone)]
 pub struct Hasher(SipHasher24);

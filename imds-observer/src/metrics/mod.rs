@@ -30,13 +30,13 @@ use sink::Shared;
 pub struct Limits {
     /// Workloads with series of their own; all others share one.
     pub workloads: usize,
-    /// Status codes that are told apart, per workload: a hostile server may send a thousand.
+    /// Status codes distinguished per workload: a hostile server may send a thousand.
     pub statuses: usize,
-    /// Drop reasons, interfaces and missing capabilities that are told apart.
+    /// Drop reasons, interfaces and missing capabilities that are distinguished.
     pub names: usize,
     /// Findings that are known to be open.
     pub open_findings: usize,
-    /// Connections of scrapers at a time. They need two or three; a stranger who opens more has to wait.
+    /// Connections of scrapers at a time. They need two or three; further connections wait.
     pub connections: usize,
     /// Findings that wait while a transfer to the collector takes its time, and as many that wait for it to come back.
     pub collector_findings: usize,

@@ -25,11 +25,11 @@ use crate::record::{Host, Kind, Record};
 use crate::sinks::Output;
 use transfer::{Endpoint, Failure};
 
-/// Time between two transfers of the metrics where nothing else is said.
+/// Default time between two transfers of the metrics.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// For one transfer, resolving names included as far as the system lets go.
+/// Timeout of one transfer, including name resolution as far as it can be interrupted.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The same at the end, when somebody waits.
+/// The same at shutdown.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 /// Findings in one transfer.
 const BATCH: usize = 128;
@@ -63,7 +63,7 @@ pub struct Collector {
     metrics_due: Instant,
     findings_trouble: Trouble,
     metrics_trouble: Trouble,
-    /// Given up and not yet told to the queue.
+    /// Dropped and not yet reported to the queue.
     untold: u64,
 }
 
@@ -79,7 +79,7 @@ impl Trouble {
         self.retry.is_none_or(|(not_before, _)| Instant::now() >= not_before)
     }
 
-    /// Says what became of a transfer, once when trouble begins and once when it ends: what goes on is told by the metrics.
+    /// Logs the result of a transfer, once at the onset of an outage and once at recovery; metrics count the rest.
     fn settle(&mut self, what: &str, endpoint: &Endpoint, sent: Result<(), &Failure>) -> bool {
         let Err(failure) = sent else {
             if self.retry.take().is_some() {

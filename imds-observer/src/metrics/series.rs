@@ -1,4 +1,4 @@
-//! The metrics as data: names, what they tell, labels and numbers. Whoever shows or sends them begins here.
+//! The metrics as data: names, help, labels and numbers, for the Prometheus endpoint and for OTLP.
 
 use std::borrow::Cow;
 

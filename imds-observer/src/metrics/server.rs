@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::{Shared, exposition};
 
-/// The pipeline comes round ten times a second; silence for as long as this means that it is stuck.
+/// The pipeline loop runs ten times a second; after this time without an iteration it counts as stuck.
 const STUCK: Duration = Duration::from_secs(10);
 /// Longest life of a connection.
 const MAX_CONNECTION: Duration = Duration::from_secs(120);

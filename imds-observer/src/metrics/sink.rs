@@ -21,7 +21,7 @@ pub(super) struct Shared {
     /// Hooks are attached.
     pub(super) ready: AtomicBool,
     pub(super) begin: Instant,
-    /// When the pipeline last came round, milliseconds since `begin`.
+    /// Last iteration of the pipeline loop, in milliseconds since `begin`.
     pub(super) alive_ms: AtomicU64,
     /// What became of transfers, if there is a collector.
     pub(super) transfers: std::sync::Mutex<Option<Transfers>>,
@@ -40,7 +40,7 @@ pub struct MetricsSink {
 }
 
 impl MetricsSink {
-    /// When all of them are taken, the series of workloads that were silent for this long are let go.
+    /// When all are used, series of workloads that were idle for this long are dropped.
     pub fn new(limits: Limits, silence: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {

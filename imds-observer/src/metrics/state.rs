@@ -210,7 +210,7 @@ impl State {
     }
 
     fn summary(&mut self, summary: &Summary) {
-        // The total repeats what the intervals told.
+        // The total repeats the intervals.
         if summary.total {
             return;
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Container, Host, Kind, Process, Time, again};
 
-/// A TCP connection, told from the client's side, before NAT where that is known.
+/// A TCP connection from the client's side, before NAT if known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Connection {
@@ -21,7 +21,7 @@ pub struct Connection {
     /// Network interface of traffic that belongs to no socket of this host.
     #[serde(default)]
     pub interface: Option<String>,
-    /// cgroup v2 path of the socket, where `process` is null and so doesn't tell it.
+    /// cgroup v2 path of the socket, if `process` is null.
     #[serde(default)]
     pub cgroup: Option<String>,
     /// Inode of the socket's network namespace, where `process` is null.
@@ -95,7 +95,7 @@ pub struct Request {
     pub dialect: Dialect,
     /// Null if the head was cut before the headers that decide it.
     pub imds_version: Option<ImdsVersion>,
-    /// Salted hash that tells two tokens apart within one run; never a token.
+    /// Salted hash that distinguishes tokens within one run; never a token.
     pub token: Option<String>,
     /// Lifetime that a token PUT asks for, seconds.
     pub token_ttl_s: Option<u32>,
@@ -107,7 +107,7 @@ pub struct Request {
     /// Times that the request (or a part of it) was sent again.
     #[serde(default)]
     pub retransmits: u32,
-    /// Whether `ttl` was read on the wire, at an uplink or in a capture. False: at the socket, so it tells nothing of the hops that the
+    /// Whether `ttl` was read on the wire, at an uplink or in a capture. False: at the socket, so it doesn't include the hops that the
     /// request crossed. Null: no TTL, or a record of an earlier version.
     #[serde(default)]
     pub ttl_on_wire: Option<bool>,
@@ -131,14 +131,14 @@ pub struct Response {
     pub status: Option<u16>,
     /// IP TTL on arrival at the uplink; null where it was not seen there.
     pub ttl: Option<u8>,
-    /// Whether it reached the process's socket. Null: can't be told from this trace.
+    /// Whether it reached the process's socket. Null: unknown.
     pub delivered: Option<bool>,
     /// `Server` header, from captures only: live, it stays in the kernel.
     pub server: Option<String>,
     /// Times that it arrived again.
     #[serde(default)]
     pub retransmits: u32,
-    /// `type/code` of the ICMP error by which this host told IMDS that it died on the way.
+    /// `type/code` of the ICMP error with which this host reported to IMDS that it was dropped.
     #[serde(default)]
     pub icmp: Option<String>,
     /// Carries `Via` or `X-Cache`: from captures only.
@@ -159,7 +159,7 @@ pub enum ExchangeOutcome {
     Lost,
     Unanswered,
     Reset,
-    /// The client gave up.
+    /// The client closed the connection.
     Closed,
     /// Still waiting when the observer stopped.
     Open,
@@ -197,7 +197,7 @@ pub struct Exchange {
     pub outcome: ExchangeOutcome,
     /// From `time` to the first byte of the response.
     pub latency_ns: Option<u64>,
-    /// From `time` until the client had its answer or gave up: what the exchange cost it.
+    /// From `time` until the client had its response or closed: the cost of the exchange.
     #[serde(default)]
     pub waited_ns: Option<u64>,
     /// TCP handshake of this connection, on its first exchange.

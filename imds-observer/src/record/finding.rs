@@ -11,7 +11,7 @@ use super::{Container, Host, Kind, Process, Time};
 
 macro_rules! codes {
     ($($variant:ident => $text:literal,)*) => {
-        /// What a finding says. The names are fixed by the contract.
+        /// Finding codes. Their names are a stable interface.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         pub enum Code {
             $(#[serde(rename = $text)] $variant,)*
@@ -87,7 +87,7 @@ impl Severity {
     }
 }
 
-/// Where a finding stands in its life.
+/// State of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FindingState {
@@ -138,7 +138,7 @@ pub struct Finding {
     pub count: u64,
     /// One sentence.
     pub summary: String,
-    /// What the verdict rests on; the keys differ by code and are told on the detector's page.
+    /// Evidence of the verdict. The keys depend on the code; the detector's page lists them.
     pub evidence: Map<String, Value>,
     pub remedy: Remedy,
 }

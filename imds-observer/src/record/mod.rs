@@ -1,6 +1,6 @@
 //! The versioned public records: the only types that leave the process.
 //!
-//! `docs/records/` tells each field; `imds-observer schema` prints the JSON Schema made from these types.
+//! `docs/records.md` describes the fields; `imds-observer schema` prints the JSON Schema of these types.
 
 mod again;
 mod exchange;
@@ -123,7 +123,7 @@ impl Record {
         }
     }
 
-    /// When the record's subject had ended, as far as the record tells: records are written in about this order.
+    /// When the record's subject ended, according to the record: records are written in about this order.
     pub fn settled(&self) -> Time {
         match self {
             Self::Exchange(record) => record.time.plus_ns(record.waited_ns.or(record.latency_ns).unwrap_or(0)),

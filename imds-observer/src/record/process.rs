@@ -195,7 +195,7 @@ pub struct Ancestor {
 pub struct Container {
     /// 64 hexadecimal digits (ECS: the runtime's id).
     pub id: String,
-    /// `containerd`, `cri-o`, `docker`, `podman`; null if the path doesn't tell.
+    /// `containerd`, `cri-o`, `docker`, `podman`; null if the path doesn't show it.
     pub runtime: Option<String>,
     pub name: Option<String>,
     #[serde(default)]

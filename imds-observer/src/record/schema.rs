@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Connect, Drop, Exchange, Finding, Kind, Loss, SCHEMA, Start, Summary};
 
-/// `oneOf` over the records, told apart by the constant `record`.
+/// `oneOf` over the records, distinguished by the constant `record`.
 pub fn schema() -> Value {
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let kinds = Kind::ALL.map(|kind| {

@@ -39,7 +39,7 @@ pub struct Missing {
     pub blinds: String,
 }
 
-/// What a live run still may do, after it gave up the rest.
+/// Remaining privileges of a live run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Confinement {
@@ -141,7 +141,7 @@ impl ProcessSummary {
 #[serde(deny_unknown_fields)]
 pub struct VpcResolver {
     pub address: String,
-    /// Why this address is taken for the resolver: no packet says so.
+    /// Why this address is assumed to be the resolver: packets don't show it.
     pub assumed_from: String,
 }
 
@@ -197,7 +197,7 @@ pub struct LossCounts {
     pub unparsed: u64,
     /// Request heads or byte streams that were cut.
     pub truncated: u64,
-    /// Entries that a bounded table or queue gave up.
+    /// Entries evicted from a bounded table or queue.
     pub evicted: u64,
     /// Exchanges whose process stays unknown.
     pub unattributed: u64,

@@ -1,6 +1,6 @@
 //! Which callers belong together: what summaries, findings and preflight group by.
 //!
-//! A workload is what somebody deploys and can change: a Deployment's pods, a systemd unit, else a program. A [`Group`]
+//! A workload is the unit of deployment: a Deployment's pods, a systemd unit, else a program. A [`Group`]
 //! is finer: the processes that one verdict may be about. A loop of short-lived processes (`curl` in a shell script)
 //! is one group, because each process alone lives too briefly to show a pattern.
 
@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 use super::{Ancestor, Container, Process};
 use crate::redact::{self, Role};
 
-/// Bytes of an argument that may stand in a name: the rest of a path tells nobody more.
+/// Limit of bytes of an argument in a name: the rest of a path adds nothing.
 const MAX_NAME: usize = 128;
 
 /// Programs that run another one as their child and wait: a new one each time, so they identify no loop.
@@ -129,7 +129,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// The parent that tells two loops apart: the nearest that isn't a mere wrapper. None inside pods, containers and services, which do that themselves.
+    /// The parent that distinguishes two loops: the nearest that isn't a wrapper. None inside pods, containers and services, which distinguish them already.
     fn parent(&self) -> Option<&'a Ancestor> {
         let process = self.process?;
         if self.container.is_some() || process.cgroup.as_deref().and_then(systemd_unit).is_some() {
@@ -138,7 +138,7 @@ impl<'a> Group<'a> {
         nearest_parent(process)
     }
 
-    /// Feeds everything that tells this group from others into a hasher, without allocating.
+    /// Feeds all properties that identify this group into a hasher, without allocating.
     pub fn hash_into(&self, state: &mut impl Hasher) {
         if let Some(container) = self.container {
             match &container.pod {

@@ -49,7 +49,7 @@ struct Key<'a> {
     cause: Option<&'a str>,
     /// A firewall's hook, a kind of route.
     at: Option<&'a str>,
-    /// Where no command says what to change, the path says what is asked for.
+    /// If no command shows what to change, the path does.
     path: Option<&'a str>,
     remedy: (&'a [String], &'a str),
 }

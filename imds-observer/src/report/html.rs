@@ -46,7 +46,7 @@ pub struct Input<'a> {
     pub summary: Option<&'a Summary>,
     pub findings: &'a [Finding],
     pub loss: LossCounts,
-    /// What nobody could see, in words.
+    /// Coverage gaps as text.
     pub missing: Vec<String>,
     pub picture: &'a Picture,
 }
@@ -100,7 +100,7 @@ struct Cause {
     code: &'static str,
     /// The subject, or how many there are.
     title: String,
-    /// Empty where there is one finding, which says it itself.
+    /// Empty if there is only one finding, which contains it.
     cause: String,
     findings: Vec<Verdict>,
     remedy: String,
@@ -866,7 +866,7 @@ fn long_span(ns: u64) -> String {
     }
 }
 
-/// To the millisecond: nobody reads nanoseconds in a page.
+/// To the millisecond, which suffices in a page.
 fn moment(time: Time) -> String {
     let text = time.to_string();
     match (text.get(..10), text.get(11..23)) {

@@ -20,7 +20,7 @@ pub struct Limits {
     pub workloads: usize,
     /// Interfaces whose packets are drawn.
     pub interfaces: usize,
-    /// Workloads that a verdict tells apart; beyond, it says that it can't.
+    /// Workloads distinguished by a verdict; beyond, the verdict is inconclusive.
     pub judged_workloads: usize,
     /// Hosts of traces whose loss and period are added up.
     pub hosts: usize,

@@ -15,7 +15,7 @@ const MAX_SUBJECTS: usize = 10;
 /// Characters of a cell.
 const MAX_CELL: usize = 48;
 
-/// Whether colours may be used.
+/// Whether to use colors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Colour(pub bool);
 

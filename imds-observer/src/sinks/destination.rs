@@ -1,7 +1,7 @@
 //! Standard output or a file, the file with rotation. Never leaves a torn line behind.
 //!
 //! With a size, the newest lines are always in `FILE`; when it is full it becomes `FILE.1`, that `FILE.2`, and so on up to the count.
-//! A file that can't be written (disk full) costs the lines that don't fit, which the caller is told; writing goes on when it can.
+//! If a file can't be written (disk full), the lines that don't fit are dropped and reported to the caller; writing resumes when possible.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -40,7 +40,7 @@ pub struct Rotation {
 pub enum Destination {
     Stdout {
         stdout: io::Stdout,
-        /// The same, if it is a pipe, opened once more: what waits for nobody is this opening, not others of the pipe.
+        /// A second descriptor of the same pipe, in non-blocking mode; other descriptors of the pipe keep theirs.
         express: Option<File>,
     },
     File(RotatedFile),
@@ -64,7 +64,7 @@ impl Destination {
         }
     }
 
-    /// Without rotation the file is written anew; with it, what is there is rotated away.
+    /// Without rotation an existing file is truncated; with it, it is rotated.
     pub fn file(path: &Path, rotation: Option<Rotation>) -> anyhow::Result<Self> {
         RotatedFile::open(path, rotation)
             .map(Self::File)
@@ -149,7 +149,7 @@ fn write_patiently(stdout: &mut (impl Write + AsFd), lines: &[u8]) -> io::Result
     }
 }
 
-/// A pipe opened anew, so that writing to it never waits. `None`: it is no pipe, or may not be opened.
+/// A pipe opened again in non-blocking mode. `None`: not a pipe, or not permitted.
 #[cfg(target_os = "linux")]
 pub(super) fn reopen(pipe: BorrowedFd<'_>) -> Option<File> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
@@ -177,7 +177,7 @@ pub struct RotatedFile {
     looked: Instant,
     /// The last write failed.
     stuck: bool,
-    /// Lines that were given up since.
+    /// Lines dropped since.
     failing: u64,
 }
 
@@ -327,7 +327,7 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
 
 /// `FILE` -> `FILE.1` -> `FILE.2`, the last one goes. Each step is one rename, so a kill in between loses nothing.
 fn shift(path: &Path, rotation: Option<Rotation>) -> io::Result<()> {
-    // Somebody took it away, or the last rotation ended here, for want of space: what there is of it has its number already.
+    // The file was removed, or a previous rotation stopped here on ENOSPC; nothing left to rename.
     if !path.exists() {
         return Ok(());
     }
@@ -443,7 +443,7 @@ mod tests {
         let path = directory.path().join("trace");
         let mut file = RotatedFile::open(&path, None).unwrap();
         file.write_lines(b"one\n");
-        // `copytruncate`: what comes then begins the file, and no zeros stand before it.
+        // `copytruncate`: the next write starts at offset 0, without a hole before it.
         std::fs::write(&path, "").unwrap();
         file.looked -= LOOK_GAP;
         file.write_lines(b"two\n");

@@ -1,4 +1,4 @@
-//! Where records go. A sink for a live run stands behind a [`queue::Queue`], so that a slow one never holds up the reader.
+//! Where records are written. In a live run each sink has a [`queue::Queue`], so that a slow sink never blocks the reader.
 
 pub mod collect;
 pub mod destination;
@@ -27,12 +27,12 @@ pub trait Sink: Send {
     /// The source may pause now.
     fn flush(&mut self) {}
 
-    /// Records given up so far.
+    /// Records dropped so far.
     fn shed(&self) -> u64 {
         0
     }
 
-    /// Nobody reads any more: a normal end.
+    /// The reader has closed: a normal end.
     fn is_closed(&self) -> bool {
         false
     }
@@ -68,11 +68,11 @@ impl Item for Arc<Record> {
     }
 }
 
-/// Writes somewhere, on whatever thread it is told to.
+/// Writes items, on any thread.
 pub trait Output: Send {
     type Item: Item;
 
-    /// Writes and flushes. Returns how many items had to be given up; `BrokenPipe` means that nobody reads any more.
+    /// Writes and flushes. Returns the number of dropped items; `BrokenPipe` means that the reader has closed.
     fn write(&mut self, items: &[Self::Item]) -> io::Result<u64>;
 
     /// A way past [`Self::write`], where there is one that never waits.

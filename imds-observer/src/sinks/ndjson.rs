@@ -1,7 +1,7 @@
 //! Records as lines of JSON.
 //!
 //! While the destination takes nothing (disk full), lines that matter are held back, up to a bound, and written
-//! first when it can be written again; the others are given up.
+//! first when it can be written again; the others are dropped.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ thread_local! {
 impl Drop for Line {
     fn drop(&mut self) {
         let mut room = std::mem::take(&mut self.text);
-        // At the end of a thread there may be nobody left to keep it.
+        // At thread exit the free list may be gone.
         let _ = ROOMS.try_with(|rooms| {
             let mut rooms = rooms.borrow_mut();
             if rooms.len() < SPARE && room.capacity() <= SPARE_BYTES {
@@ -86,7 +86,7 @@ pub struct NdjsonOutput {
 }
 
 impl NdjsonOutput {
-    /// `max_held_bytes`: of lines that are held back; the oldest gives way.
+    /// `max_held_bytes`: limit of held lines; the oldest is dropped first.
     pub fn new(destination: Destination, max_held_bytes: usize) -> Self {
         Self {
             destination,
@@ -98,7 +98,7 @@ impl NdjsonOutput {
         }
     }
 
-    /// Returns how many lines were given up.
+    /// Returns the number of dropped lines.
     fn hand_over(&mut self) -> io::Result<u64> {
         let mut written = 0;
         // What was held back is older.
@@ -186,7 +186,7 @@ impl Output for NdjsonOutput {
     }
 }
 
-/// Lines into a pipe that says so instead of waiting when it has no room.
+/// Lines into a non-blocking pipe.
 struct ExpressLines {
     pipe: File,
     lines: Vec<u8>,

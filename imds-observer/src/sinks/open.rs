@@ -49,7 +49,7 @@ pub(super) fn to_append(path: &Path) -> io::Result<File> {
         .append(true)
         .create(true)
         .mode(MODE)
-        // A FIFO that nobody reads would wait for ever.
+        // Opening a FIFO without a reader would block forever.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(&path)
         .map_err(|error| match error.raw_os_error() {

@@ -1,7 +1,6 @@
 //! A bounded queue with a writer thread of its own, between the pipeline and a sink that may be slow.
 //!
-//! When the sink can't keep up, exchanges are given up first, then drops, connects and summaries, findings last: what matters more
-//! takes the place of the oldest of what matters least. What was given up is counted and told in `loss.shed`.
+//! When the sink can't keep up, the queue drops the oldest record of the lowest priority: exchanges first, then drops, connects and summaries, findings last. `loss.shed` counts them.
 //!
 //! Little that goes to a pipe with room is written without the writer: waking it costs more than writing.
 
@@ -20,10 +19,10 @@ use crate::record::{Kind, Record};
 
 /// How often an idle writer looks whether anybody still reads.
 const IDLE: Duration = Duration::from_millis(500);
-/// How long a writer may take for what is left at the end. A pipe that nobody empties must not keep the program alive.
+/// Timeout for writing the remaining records at shutdown. A pipe without a reader must not keep the program alive.
 const LAST_WRITE: Duration = Duration::from_secs(5);
 
-/// Records that the writer takes out at once. What it holds can't give way any more.
+/// Records that the writer takes at a time. Those can't be dropped for others any more.
 const BATCH: usize = 256;
 
 /// See the module.
@@ -86,7 +85,7 @@ impl<I: Item> State<I> {
         self.waiting.push_back(item);
     }
 
-    /// Gives up the oldest record of the lowest rank, if that is below `than`.
+    /// Drops the oldest record of the lowest rank, if that is below `than`.
     fn give_up_below(&mut self, than: usize) -> bool {
         let Some(lowest) = self.ranks[..than].iter().position(|count| *count > 0) else {
             return false;
@@ -307,7 +306,7 @@ mod tests {
         }
     }
 
-    /// Takes as many as it is told to, before all others.
+    /// Takes a given number of records, before all others.
     struct Way {
         room: Arc<AtomicU64>,
         written: Arc<Mutex<Vec<Arc<Record>>>>,
@@ -343,7 +342,7 @@ mod tests {
             queue.write(&named(name));
         }
         queue.flush();
-        // The first took the short way, the others are with the writer: there is room again, and nobody takes it.
+        // The first was written directly, the others by the writer: the pipe has free space again.
         has_entered.recv().unwrap();
         room.store(9, Ordering::Relaxed);
         queue.write(&named("3"));

@@ -90,7 +90,7 @@ impl TextOutput {
 
     fn summary(&mut self, summary: &Summary, out: &mut String) {
         if self.redraw {
-            // Clear and begin anew: what was on the screen is superseded.
+            // Clear the screen: its content is superseded.
             out.clear();
             out.push_str("\x1b[H\x1b[2J");
             out.push_str(&self.headline);

@@ -1,4 +1,4 @@
-//! What a source tells the pipeline. Owned, decoded, in event time.
+//! Events from a source to the pipeline. Owned, decoded, in event time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub enum FlowId {
 /// Who sent a packet or called `connect()`, as the kernel noted at that moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Sender {
-    /// `key.tgid == 0`: the kernel could not tell.
+    /// `key.tgid == 0`: unknown to the kernel.
     pub key: ProcessKey,
     pub tid: u32,
     /// cgroup v2 id of the socket; 0: not known.
@@ -58,7 +58,7 @@ pub struct Packet {
     pub direction: Direction,
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    /// For [`Vantage::Socket`], and where a capture's comments tell it.
+    /// For [`Vantage::Socket`], and if a capture's comments have it.
     pub sender: Option<Sender>,
     pub seq: u32,
     pub ack: u32,
@@ -185,7 +185,7 @@ pub struct CgroupPath {
     pub delegated: usize,
 }
 
-/// What a source tells.
+/// An event.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// Comes before the first event that mentions its key; again when the process has been moved to another cgroup.
@@ -198,7 +198,7 @@ pub enum Event {
         /// Where the process is in a v1 hierarchy as well.
         v1: Option<CgroupPath>,
     },
-    /// The same from a trace that tells the container too.
+    /// The same from a trace that has the container too.
     Caller {
         key: ProcessKey,
         caller: Caller,

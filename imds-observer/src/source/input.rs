@@ -1,4 +1,4 @@
-//! Opens what a user names on the command line: a file or `-`, plain, gzip or zstd, told by the first bytes and not by the name.
+//! Opens an input of the command line: a file or `-`, plain, gzip or zstd, detected by the first bytes and not by the name.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -34,12 +34,12 @@ pub struct Input {
     /// As messages name it: the path, or `-`.
     pub name: Arc<str>,
     pub format: Format,
-    /// It is no file: reading it may mean to wait for whoever writes it.
+    /// Not a file: reading may wait for the writer.
     pub waits: bool,
     pub reader: Box<dyn Buffered + Send>,
 }
 
-/// Tells what can be had without waiting.
+/// What is available without waiting.
 pub trait Buffered: BufRead {
     fn buffered(&self) -> &[u8];
 }
@@ -51,7 +51,7 @@ impl<R: Read> Buffered for BufReader<R> {
 }
 
 impl Input {
-    /// `stop` ends a pipe that nobody ends.
+    /// `stop` ends a pipe whose writer doesn't.
     pub fn open(path: &Path, stop: &Stop) -> anyhow::Result<Self> {
         let name: Arc<str> = path.to_string_lossy().into();
         let (raw, waits): (Box<dyn Read + Send>, bool) = if path.as_os_str() == "-" {
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(text(b"{".to_vec()), (Format::Ndjson, "{".to_owned()));
     }
 
-    /// Only then may a thread be waiting for it while another finds that nobody wants more.
+    /// Only then may a thread wait for it while another ends the run.
     #[test]
     fn a_pipe_by_name_is_no_file() {
         let directory = tempfile::tempdir().unwrap();

@@ -29,7 +29,7 @@ use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 const BATCH: usize = 8_192;
 /// So many events in that time, and the next look comes at once: the ring holds a few times as many.
 const MANY: usize = 1_000;
-/// Looks that may be in vain before the kernel is asked to wake us.
+/// Empty polls before the reader sleeps until a wakeup.
 const LOOKS: u32 = 3;
 /// Events of a full ring buffer, even one enlarged to 16 MiB.
 const LAST_EVENTS: usize = 1 << 17;
@@ -198,7 +198,7 @@ impl LiveSource {
         self.counters.entry(ifindex).or_insert_with(zero).1 = Arc::clone(name);
     }
 
-    /// Attaches to uplinks that have come, lets go of those that are gone. Not being able to is no reason to stop.
+    /// Attaches to new uplinks, and detaches from removed ones. Failing to do so is not fatal.
     fn follow_uplinks(&mut self) {
         let changes = match (&mut self.monitor, &self.changes) {
             (Some(monitor), _) => monitor.changes().unwrap_or_else(|error| {
@@ -265,7 +265,7 @@ impl LiveSource {
         Ok(out.len() > before)
     }
 
-    /// Asks to be woken. `false`: something has come meanwhile, or nobody will wake us.
+    /// Requests a wakeup. `false`: events arrived meanwhile, or no wakeup will come.
     fn sleeps(&mut self, out: &mut Vec<Event>) -> bool {
         if let Err(error) = self.kernel.ask_to_be_woken() {
             // Dearer, and nothing is missed: the next look comes as soon as while there is traffic.
@@ -327,13 +327,13 @@ impl LiveSource {
                 interfaces.push((ifindex, InterfaceCounters::default()));
             }
         }
-        // What the kernel's table has given up belongs to an interface that is long gone.
+        // Entries evicted from the kernel's table belong to interfaces removed long ago.
         self.counters
             .retain(|ifindex, _| interfaces.iter().any(|(counted, _)| counted == ifindex));
         for (ifindex, now) in interfaces {
             let attached = self.kernel.uplink(ifindex);
             let (before, name) = match (self.counters.remove(&ifindex), &attached) {
-                // Of an interface that is gone, what came in its last second is still told.
+                // Packets in the last second of a removed interface are still reported.
                 (Some((before, name)), None) if before == now => {
                     self.counters.insert(ifindex, (now, name));
                     continue;
@@ -416,7 +416,7 @@ impl Source for LiveSource {
 }
 
 /// Follows the uplinks on a thread of its own: the kernel answers under its RTNL lock, which is held for long where pods come and go by
-/// the dozen. It ends once nobody takes what it finds.
+/// the dozen. It ends once its receiver is dropped.
 fn follow(mut monitor: UplinkMonitor) -> Option<Receiver<Vec<UplinkChange>>> {
     let (found, changes) = channel();
     let spawned = thread::Builder::new().name("uplinks".to_owned()).spawn(move || {

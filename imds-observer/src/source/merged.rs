@@ -25,7 +25,7 @@ pub(super) struct Merged {
     /// Whose next event is still to be read, because reading it might have meant waiting.
     behind: Option<usize>,
     counts: InputCounts,
-    /// Of each capture, as last told.
+    /// Per capture, as last reported.
     losses: Vec<LossCounts>,
 }
 

@@ -53,9 +53,9 @@ pub struct SourceFacts {
 pub struct Limits {
     /// Bytes of files that are read and not yet handled, by all threads together.
     pub read_ahead_bytes: usize,
-    /// Callers that are known by what is written of them. One more, and all are read anew.
+    /// Capacity of the cache of callers by their JSON. One more clears it.
     pub callers: usize,
-    /// Processes that a capture's comments have told of.
+    /// Processes from a capture's comments.
     pub processes: usize,
     /// Heads of requests in a capture that go on in the next packet.
     pub unfinished: usize,
@@ -78,7 +78,7 @@ impl Default for Limits {
     }
 }
 
-/// How it stands with a source after a batch.
+/// State of a source after a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceState {
     /// More events are there already.
@@ -89,7 +89,7 @@ pub enum SourceState {
     End,
 }
 
-/// Takes the records of a batch, and says whether it wants more.
+/// Handles the records of a batch, and returns whether to continue.
 pub type Handle<'a> = &'a mut (dyn FnMut(&[Arc<Record>]) -> ControlFlow<()> + Send);
 
 /// Takes the records of a batch.
@@ -120,7 +120,7 @@ pub trait Source {
         None
     }
 
-    /// What is still to be told when the run ends before the source does.
+    /// Events to emit when the run ends before the source.
     fn last_batch(&mut self, out: &mut Vec<Event>) {
         let _ = out;
     }

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use crate::record::Time;
 
-/// A file's clock never runs backwards, whatever its records say: their order within a file is kept.
+/// A file's clock never runs backwards, regardless of its records: their order within a file is kept.
 pub(super) struct Order {
     clocks: Vec<Time>,
     waiting: BinaryHeap<Reverse<(Time, usize)>>,
@@ -30,7 +30,7 @@ impl Order {
         self.waiting.pop().map(|Reverse((_, file))| file)
     }
 
-    /// Nobody waits, so that whoever was popped last has nobody to heed.
+    /// No source waits, so the last one popped has no bound.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -12,7 +12,7 @@ use super::{Event, Source, SourceFacts, SourceState};
 use crate::pipeline::settled;
 use crate::record::Time;
 
-/// Nobody wants to look at nothing for longer: a longer silence is cut to this.
+/// Longer gaps are shortened to this.
 const MAX_SILENCE: Duration = Duration::from_secs(5);
 
 /// How many seconds of the trace go by in one; `None`: as fast as it can be read.
@@ -42,7 +42,7 @@ impl fmt::Display for Speed {
     }
 }
 
-/// Shared with whoever holds the pause key and shows the time.
+/// Shared with the view, which handles the pause key and shows the time.
 #[derive(Debug, Default)]
 pub struct Playback {
     pub paused: AtomicBool,

@@ -13,7 +13,7 @@ use super::ndjson::turns::Turns;
 use super::{Event, Handle, Limits, Source, SourceFacts, SourceState, Then};
 use crate::record::{Host, Missing, Mode, Record, Time};
 
-/// The host of a capture, which doesn't tell it; `--host` does.
+/// Host of a capture, which doesn't contain it; set by `--host`.
 const UNKNOWN_HOST: &str = "unknown";
 
 /// What was read so far.

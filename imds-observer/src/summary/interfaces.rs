@@ -17,7 +17,7 @@ const CLASSES: [&str; TRAFFIC_CLASSES] = ["imds", "dns", "ntp", "other"];
 pub(super) struct Interfaces {
     by_name: BTreeMap<Arc<str>, Both>,
     limit: usize,
-    /// After which one that told nothing more makes room.
+    /// Idle time after which an interface is replaced.
     silence_ns: Option<u64>,
 }
 
@@ -39,7 +39,7 @@ struct Counts {
 }
 
 impl Interfaces {
-    /// At most `limit` interfaces are told apart.
+    /// At most `limit` interfaces are distinguished.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             by_name: BTreeMap::new(),
@@ -61,7 +61,7 @@ impl Interfaces {
         } else {
             &sample.ingress
         };
-        // A shorter sample can't tell more than it counted; a longer one only its mean.
+        // A shorter sample has no more than its count; a longer one only a mean.
         let per_second =
             |count: u64| (u128::from(count) * u128::from(SECOND) / u128::from(sample.interval_ns.max(SECOND))) as u64;
         let counts = Counts {

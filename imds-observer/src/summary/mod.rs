@@ -31,11 +31,11 @@ pub struct Limits {
     pub groups: usize,
     /// Paths that are counted in each.
     pub paths: usize,
-    /// Tokens, and processes, that are told apart in each; beyond, these counts stand still.
+    /// Tokens, and processes, distinguished in each; beyond, these counts stop.
     pub distinct: usize,
-    /// Interfaces that are told apart.
+    /// Interfaces that are distinguished.
     pub interfaces: usize,
-    /// Callers whose group is remembered. One more, and all are worked out anew.
+    /// Capacity of the cache of callers' groups. One more clears it.
     pub callers: usize,
 }
 
@@ -109,7 +109,7 @@ impl Summarizer {
         }
     }
 
-    /// Nobody will ask for [`Self::interval`].
+    /// [`Self::interval`] will not be called.
     #[must_use]
     pub fn without_intervals(self) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl Summarizer {
         }
     }
 
-    /// When all rows are taken, those of groups that were silent for this long are let go, for a run without end: pods come and go.
+    /// When all rows are used, rows of groups that were idle for this long are dropped. For long-running use: pods are created and deleted.
     #[must_use]
     pub fn forgetting_after(mut self, silence: Duration) -> Self {
         let silence_ns = silence.as_nanos() as u64;
@@ -405,7 +405,7 @@ mod tests {
     fn who_comes_back_after_long_silence_is_counted_once() {
         let mut summarizer = summarizer(1).forgetting_after(Duration::from_secs(3600));
         summarizer.exchange(&exchange(1, BEGIN));
-        // Too early: the row is not given up.
+        // Too early: the row is kept.
         summarizer.exchange(&exchange(2, BEGIN.plus_ns(HOUR - 1)));
         assert_eq!(summarizer.evicted(), 1);
         summarizer.exchange(&exchange(2, BEGIN.plus_ns(HOUR)));

@@ -9,7 +9,7 @@ use rustc_hash::{FxHashSet, FxHasher};
 use super::paths::TopPaths;
 use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Process, ProcessSummary, Quantiles, SECOND};
 
-/// Distinct status codes that are told apart; HTTP knows about sixty.
+/// Status codes that are distinguished; HTTP has about sixty.
 const MAX_STATUSES: usize = 64;
 /// Resolution and longest latency of the histogram: 1 us to 120 s, 1 % apart.
 const LATENCY_NS: (u64, u64, u8) = (1_000, 120 * SECOND, 2);
@@ -36,7 +36,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// `max_distinct`: tokens, and processes, that are told apart; beyond, the counts stand still.
+    /// `max_distinct`: tokens, and processes, that are distinguished; beyond, the counts stop.
     pub(crate) fn new(max_paths: usize, max_distinct: usize) -> Self {
         Self {
             requests: 0,
@@ -159,7 +159,7 @@ impl Tally {
                 .map(|(version, count)| (version.to_owned(), count))
                 .collect(),
             by_status,
-            // Issued tokens that nobody used yet are tokens too; used ones that were issued before the start are as well.
+            // Issued tokens that are unused yet are tokens too, as are used ones issued before the start.
             tokens: self.issued.max(self.tokens.count()),
             latency_ns: self.quantiles(),
             top_paths: self.paths.top(),
@@ -168,7 +168,7 @@ impl Tally {
         }
     }
 
-    /// Process images that were told apart.
+    /// Distinct process images.
     pub(crate) fn instances(&self) -> u64 {
         self.instances.count()
     }
@@ -199,7 +199,7 @@ const OUTCOMES: [ExchangeOutcome; 6] = [
     ExchangeOutcome::Open,
 ];
 
-/// Tells values apart, up to a bound.
+/// Counts distinct values, up to a limit.
 #[derive(Clone, Debug, Default)]
 struct Distinct {
     seen: FxHashSet<u64>,

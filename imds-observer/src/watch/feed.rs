@@ -77,7 +77,7 @@ impl Sink for Feed {
     }
 }
 
-/// Writes records to a file from the moment that somebody wants it. Clones are the same trace.
+/// Writes records to a file once recording starts. Clones are the same trace.
 #[derive(Clone)]
 pub struct Trace {
     shared: Arc<Shared>,

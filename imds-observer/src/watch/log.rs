@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 struct Held {
     bytes: Vec<u8>,
-    /// What comes beyond is given up.
+    /// Further lines are dropped.
     limit: usize,
 }
 

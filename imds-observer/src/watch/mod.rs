@@ -37,7 +37,7 @@ use view::Theme;
 const REDRAW: Duration = Duration::from_millis(200);
 /// Records that are taken in before keys get their turn.
 const BATCH: usize = 20_000;
-/// So many at once mean that somebody waits to hand over more.
+/// A batch of this size means that the sender is waiting to send more.
 const MANY: usize = 1_000;
 
 /// What the view's thread works with.
@@ -51,7 +51,7 @@ pub struct Parts {
     pub limits: state::Limits,
     /// Where `w` writes.
     pub directory: PathBuf,
-    /// Gives up what its thread has no use for.
+    /// Drops privileges that its thread doesn't need.
     pub confined: bool,
 }
 
@@ -195,7 +195,7 @@ impl View {
             Effect::None | Effect::Quit => {}
             Effect::Pause => match &self.parts.playback {
                 Some(playback) => playback.paused.store(self.ui.paused, Ordering::Relaxed),
-                // Records go on being counted; only the picture stands still.
+                // Counters keep updating; only the display is frozen.
                 None => self.frozen = self.ui.paused.then(|| Box::new(self.state.clone())),
             },
             Effect::Write => self.write(),

@@ -29,7 +29,7 @@ pub struct Limits {
     pub last: usize,
     /// Paths that are counted for each.
     pub paths: usize,
-    /// Tokens, and processes, that are told apart in each; beyond, these counts stand still.
+    /// Tokens, and processes, distinguished in each; beyond, these counts stop.
     pub distinct: usize,
     /// Findings that are kept; resolved ones go first.
     pub findings: usize,
@@ -59,7 +59,7 @@ impl Default for Limits {
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// Latest time that anything told of.
+    /// Latest time of any record.
     pub now: Time,
     pub from: Option<Time>,
     pub start: Option<Start>,
@@ -475,7 +475,7 @@ impl Numbers {
     }
 }
 
-/// 404 is no error: it is how IMDS says "no such thing", and the usual answer on many paths.
+/// 404 is no error: it is the normal answer on many paths.
 fn is_error(exchange: &Exchange) -> bool {
     match exchange.outcome {
         ExchangeOutcome::Unanswered | ExchangeOutcome::Reset | ExchangeOutcome::Closed => true,

@@ -53,7 +53,7 @@ pub struct Screen {
     more: bool,
 }
 
-/// What came of waiting for somebody.
+/// Result of waiting for input.
 #[derive(Debug)]
 pub enum Waited {
     Nothing,
@@ -134,7 +134,7 @@ impl Screen {
         fds.extend(stop.wake().map(|wake| PollFd::new(wake, PollFlags::POLLIN)));
         let wait = if self.more { Duration::ZERO } else { wait };
         match poll(&mut fds, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
-            // A resize is told by a signal.
+            // A resize arrives as a signal.
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -150,7 +150,7 @@ impl Screen {
         })
     }
 
-    /// To the clipboard of whoever looks at this terminal (OSC 52), without characters that would run or rewrite a pasted line.
+    /// Copies to the terminal user's clipboard (OSC 52), without characters that would run or rewrite a pasted line.
     pub fn copy(&mut self, text: &str) -> io::Result<()> {
         let mut stdout = io::stdout();
         stdout.write_all(copying(text).as_bytes())?;
@@ -164,7 +164,7 @@ impl Drop for Screen {
     }
 }
 
-/// Does nothing the second time. Errors mean that nobody looks any more.
+/// Does nothing the second time. Errors mean that the terminal is closed.
 fn give_back() {
     if TAKEN.swap(false, Ordering::SeqCst) {
         let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);

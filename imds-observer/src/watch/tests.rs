@@ -1,4 +1,4 @@
-//! From records to what stands on the screen.
+//! From records to the screen.
 
 use std::sync::Arc;
 

@@ -54,7 +54,7 @@ pub struct Ui {
     pub scroll: usize,
     /// File that the trace goes to.
     pub writing: Option<String>,
-    /// The last thing that there was to say.
+    /// Latest message.
     pub message: String,
 }
 

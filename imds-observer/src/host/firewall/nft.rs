@@ -1,4 +1,4 @@
-//! nftables' rules, as the kernel tells them over netlink.
+//! nftables' rules, as the kernel dumps them over netlink.
 //!
 //! The crates that decode these messages leave out what decides here (matches of `iptables-nft`, sockets, ranges, NAT), so
 //! only their reader of attributes is used. What isn't understood becomes a step that may or may not hold.
@@ -422,7 +422,7 @@ fn elements(reply: &Reply) -> Vec<Element> {
     list.iter().map(element).collect()
 }
 
-/// Whether the error says that this kernel has no nftables.
+/// Whether the error means that this kernel has no nftables.
 pub fn absent(error: &FirewallError) -> bool {
     matches!(
         error,

@@ -30,7 +30,7 @@ pub struct Packet {
     pub endpoint: IpAddr,
     /// The other end; `None`: any.
     pub client: Option<IpAddr>,
-    /// From the endpoint, on a connection that stands; otherwise the first of a connection to it.
+    /// From the endpoint, on an established connection; otherwise the first packet of a connection to it.
     pub response: bool,
     /// `Some("")`: none, as for packets of this host.
     pub iif: Option<(String, u32)>,

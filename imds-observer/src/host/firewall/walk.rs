@@ -12,15 +12,15 @@ use super::{
     Chain, ChainId, Comparison, Element, Engine, Hook, Loaded, Match, Rule, Ruleset, Set, Step, TableId, Verdict, Word,
 };
 
-/// Steps for one packet, after which it is given up: large rule sets are made to be left early.
+/// Limit of steps for one packet. Large rule sets usually end early.
 const MAX_STEPS: usize = 200_000;
 /// The kernel allows no deeper jumps.
 const MAX_DEPTH: usize = 16;
-/// Places that are told.
+/// Limit of reported locations.
 const MAX_STOPS: usize = 32;
 /// Elements of a map whose verdicts are followed though the key isn't known.
 const MAX_BRANCHES: usize = 64;
-/// Conditions that are told of one verdict.
+/// Limit of reported conditions per verdict.
 const MAX_CONDITIONS: usize = 8;
 
 /// Something that must hold for a verdict to apply.
@@ -800,7 +800,7 @@ fn invert(truth: Truth, inverted: bool) -> Truth {
     match truth {
         Truth::Yes => Truth::of(!inverted),
         Truth::No => Truth::of(inverted),
-        // Its text says so already.
+        // Its text contains it already.
         open @ Truth::If(_) => open,
     }
 }

@@ -1,4 +1,4 @@
-//! A collector that is dead, silent or says no, and one that takes everything.
+//! A collector that is dead, silent or rejects, and one that accepts everything.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -201,7 +201,7 @@ fn shown_label(attribute: &opentelemetry_proto::tonic::common::v1::KeyValue) -> 
 
 #[test]
 fn a_dead_collector_costs_bounded_memory_and_is_counted() {
-    // Bound, and closed: nobody is there.
+    // Bound, and closed: no server is there.
     let address = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

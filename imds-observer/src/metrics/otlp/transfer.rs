@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
-/// An answer has some bytes; nobody reads more than that.
+/// Limit of bytes read from a response.
 const MAX_ANSWER: usize = 64 << 10;
 
 /// Where to.
@@ -83,7 +83,7 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// IMDS, wherever it was said to be, and everything else that is link-local to an instance: no collector is there.
+    /// The configured addresses of IMDS, and all link-local addresses of an instance: no collector is there.
     fn is_forbidden(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.imds.iter().any(|imds| imds.to_canonical() == address)
@@ -108,7 +108,7 @@ impl Endpoint {
 
     /// Sends, and returns the body of the answer.
     pub(super) fn send(&self, path: &str, body: Vec<u8>, patience: Duration) -> Result<Bytes, Failure> {
-        // Blocks: there is nobody on this thread to be held up.
+        // May block: this thread has no other work.
         let addresses = self.resolve()?;
         self.runtime.block_on(async {
             tokio::time::timeout(patience, self.exchange(path, body, &addresses))
@@ -151,7 +151,7 @@ impl Endpoint {
     }
 }
 
-/// What OTLP says of status codes: these mean "later", all others "never".
+/// Status codes for which OTLP specifies a retry; all others are final.
 fn refused(status: StatusCode) -> Failure {
     let why = format!("it answered {status}");
     match status.as_u16() {

@@ -1,6 +1,6 @@
 //! Processes in packet comments, as ptcpdump writes them: lines of `Key: value`.
 //!
-//! One comment tells the process, others its thread, user, parent, container and pod; any may be absent.
+//! One comment has the process, others its thread, user, parent, container and pod; any may be absent.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use rustc_hash::FxBuildHasher;
 use crate::record::{Ancestor, Caller, Container, Pod, Process, Unredacted};
 use crate::source::{Event, Sender};
 
-/// Different comments that are remembered, so that each process is told once.
+/// Cache of distinct comments, so that each process is reported once.
 /// As live: arguments beyond are cut.
 const MAX_ARGUMENT_BYTES: usize = 512;
 /// Longest value that is taken over.
@@ -21,7 +21,7 @@ const MAX_VALUE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Processes {
     known: LruCache<Vec<u8>, Option<Sender>, FxBuildHasher>,
-    /// Stands for the exec count, so that two images of one PID stay two.
+    /// Used as the exec count, so that two images of one PID are distinct.
     next: u32,
 }
 
@@ -35,7 +35,7 @@ impl Processes {
         }
     }
 
-    /// Who a packet's comments say it belongs to, and the event that introduces a new one.
+    /// The process in a packet's comments, and the event that introduces a new one.
     pub(super) fn sender(&mut self, comments: &[&[u8]]) -> (Option<Sender>, Option<Event>) {
         let text = comments.join(&b'\n');
         if let Some(sender) = self.known.get(&text) {
@@ -62,7 +62,7 @@ impl Processes {
     }
 }
 
-/// Thread id (0: not told) and caller; `None` if there is no process in it.
+/// Thread ID (0: unknown) and caller; `None` if it has no process.
 fn read(text: &str) -> Option<(u32, Caller)> {
     let value = |key: &str| {
         text.lines()

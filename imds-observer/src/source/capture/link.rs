@@ -10,7 +10,7 @@ pub(super) enum Link {
     Cooked2,
     /// IP without a link layer.
     Raw,
-    /// Four bytes of address family, in the byte order of whoever captured.
+    /// Four bytes of address family, in the byte order of the capturing host.
     Loopback,
 }
 
@@ -39,7 +39,7 @@ const MAX_TAGS: usize = 4;
 impl Link {
     /// By the number in the file: <https://www.tcpdump.org/linktypes.html>. Some systems write their own numbers for raw IP.
     pub(super) fn of(number: i32) -> Option<Self> {
-        // The upper bits of a pcap header's field say how long a frame check sequence is.
+        // The upper bits of the pcap header's field are the length of the frame check sequence.
         Some(match number & 0xffff {
             0 | 108 => Self::Loopback,
             1 => Self::Ethernet,
@@ -50,7 +50,7 @@ impl Link {
         })
     }
 
-    /// `None`: no IP, or too short to tell.
+    /// `None`: not IP, or too short.
     pub(super) fn place(self, frame: &[u8]) -> Option<Placed<'_>> {
         let (ethertype, rest, kind, ifindex) = match self {
             Self::Raw => return plain(frame),

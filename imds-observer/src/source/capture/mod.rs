@@ -1,6 +1,6 @@
-//! pcap and pcapng: packets that others captured, as the events that the live source would tell.
+//! pcap and pcapng: captured packets, as the events that the live source would emit.
 //!
-//! A capture is read block by block and never held. What can't be read is told with its file and byte; what stood before is used.
+//! A capture is read block by block and never held. An unreadable part is reported with its file and byte; everything before it is used.
 
 mod comment;
 mod copies;
@@ -34,7 +34,7 @@ const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Why a capture can't be read on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// The last packet has no end: whoever captured was killed, or is still writing.
+    /// The last packet is incomplete: the capturing program was killed, or is still writing.
     CutOff,
     Header,
     Block,
@@ -63,7 +63,7 @@ impl fmt::Display for Broken {
 /// An interface as the capture describes it.
 struct Interface {
     name: Option<Arc<str>>,
-    /// `None`: a link layer that we can't read, which has been told.
+    /// `None`: an unsupported link layer, already reported.
     link: Option<Link>,
     units: Units,
 }
@@ -449,7 +449,7 @@ impl Work<'_> {
                         comments[count] = value;
                         count += 1;
                     } else if option.code.0 == 2 && value.len() == 4 {
-                        // epb_flags: the two lowest bits say whether the packet came in or went out.
+                        // epb_flags: the two lowest bits are the packet's direction.
                         let low = if packet.big_endian() { value[3] } else { value[0] };
                         way = match low & 3 {
                             1 => Some(Way::In),
@@ -523,7 +523,7 @@ impl Work<'_> {
         }
     }
 
-    /// Fills in what comments tell of the sender of the waiting packets from `first` on, and tells before them who that is.
+    /// Sets the sender from comments on the waiting packets from `first` on, and emits the event that describes it before them.
     fn tell_sender(&mut self, first: usize, comments: &[&[u8]]) {
         let mut at = first;
         while at < self.waiting.len() {

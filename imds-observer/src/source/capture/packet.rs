@@ -1,6 +1,6 @@
 //! From an IP packet to what the flow table wants to know of it.
 //!
-//! Bodies stop here: of what a server says only response heads are taken over, found by their status line and `Content-Length`.
+//! Bodies stop here: of a server's data only response heads are kept, found by their status line and `Content-Length`.
 
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -45,7 +45,7 @@ struct Ip<'a> {
     source: IpAddr,
     destination: IpAddr,
     ttl: u8,
-    /// Bytes behind the IP header and its extensions as the header tells, captured or not.
+    /// Bytes after the IP header and its extensions according to the header, captured or not.
     length: usize,
     payload: LaxIpPayloadSlice<'a>,
     /// All headers before the payload were read.
@@ -302,7 +302,7 @@ impl<'a> Ip<'a> {
             }
         };
         let payload = slice.payload().clone();
-        // What segmentation offload hands over may be longer than the header can say: then it says 0.
+        // Segments from segmentation offload may exceed the header's length field: it is 0 then.
         let total = if total == 0 { bytes.len() } else { total };
         let header = (payload.payload.as_ptr() as usize).saturating_sub(bytes.as_ptr() as usize);
         Some(Self {

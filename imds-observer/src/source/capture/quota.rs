@@ -20,7 +20,7 @@ pub(super) struct Counted {
     pub(super) resolver: Option<IpAddr>,
 }
 
-/// Number in the capture, and the kernel's index where the link layer tells it.
+/// Number in the capture, and the kernel's index if the link layer has it.
 type Key = (u32, u32);
 
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use super::written::Written;
 use super::{MAX_LINE_BYTES, Skip, parse};
 use crate::record::Record;
 
-/// Skipped lines that are told one by one, per file.
+/// Skipped lines that are logged one by one, per file.
 const TOLD_PER_FILE: u64 = 5;
 
 /// What a chunk's lines gave.
@@ -26,7 +26,7 @@ struct Skipped {
     line: u64,
 }
 
-/// Lines of one file that gave no record: told, and counted.
+/// Lines of one file without a record: logged and counted.
 pub(super) struct Skips {
     name: Arc<str>,
     /// Lines of the batches before.

@@ -123,7 +123,7 @@ impl Chunks {
         }
     }
 
-    /// Takes back a chunk's memory. What a long line has made larger is let go.
+    /// Reuses a chunk's memory, unless a long line has enlarged it.
     pub(super) fn take_back(&mut self, buffer: Vec<u8>) {
         if buffer.len() <= 2 * self.chunk_bytes && self.spare.len() < 2 {
             self.spare.push(buffer);
@@ -155,7 +155,7 @@ mod tests {
         }
     }
 
-    /// Each line with the offset at which it is said to begin, and whether reading failed.
+    /// Each line with its reported offset, and whether reading failed.
     fn lines(text: &[u8], step: usize, fails: bool) -> (Vec<(u64, usize)>, bool) {
         let slow = Slow {
             bytes: text.to_vec(),

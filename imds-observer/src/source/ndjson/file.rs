@@ -1,4 +1,4 @@
-//! Records of one file, and of several merged by time, read by whoever asks for them.
+//! Records of one file, and of several merged by time, read on the consuming thread.
 
 use std::sync::Arc;
 use std::vec;
@@ -14,7 +14,7 @@ use crate::source::traces::InputCounts;
 /// Bytes that are read at once: few enough to be in the caches still when they are understood.
 const CHUNK_BYTES: usize = 128 * 1024;
 const LEAST_CHUNK_BYTES: usize = 16 * 1024;
-/// Records that one reader keeps to be filled anew.
+/// Size of a reader's free list of records.
 const SPARE_RECORDS: usize = 2048;
 
 /// What one thread reads with.
@@ -47,7 +47,7 @@ impl Reader {
 /// A file of records.
 pub(in crate::source) struct File {
     chunks: Chunks,
-    /// Reading on may mean to wait for whoever writes it.
+    /// Reading may wait for the writer.
     waits: bool,
     ended: bool,
     read: vec::IntoIter<Arc<Record>>,
@@ -67,7 +67,7 @@ impl File {
         }
     }
 
-    /// The next record. Lines that give none have been told and counted.
+    /// The next record. Lines without one are logged and counted.
     pub(in crate::source) fn next_record(&mut self, reader: &mut Reader) -> Option<Arc<Record>> {
         self.read_on(reader);
         self.read.next()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::parse;
 use super::written::Written;
 
-/// Panics if the quick way says anything else than the plain one.
+/// Panics if the fast path differs from serde.
 pub fn fuzz_lines(bytes: &[u8]) {
     let (mut written, mut spares) = (Written::default(), Vec::new());
     for line in bytes.split(|byte| *byte == b'\n').take(64) {

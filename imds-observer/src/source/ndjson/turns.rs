@@ -24,7 +24,7 @@ const MOST_THREADS: usize = 3;
 pub(in crate::source) struct Turns {
     files: Files,
     turn_bytes: usize,
-    /// No thread may be waiting for a pipe while another finds that nobody wants more.
+    /// No thread may wait for a pipe while another ends the run.
     threads: usize,
     reader: Reader,
     /// Records that were handled.
@@ -146,7 +146,7 @@ struct Turn<T> {
     passed: Condvar,
 }
 
-/// It is nobody's turn any more.
+/// The hand-off has ended.
 const OVER: u64 = u64::MAX;
 
 impl<T> Turn<T> {
@@ -178,7 +178,7 @@ impl<T> Turn<T> {
     }
 }
 
-/// Nobody waits for the turn of a thread that has panicked.
+/// Ends the hand-off if a thread panics.
 struct EndsInPanic<'a, T>(&'a Turn<T>);
 
 impl<T> Drop for EndsInPanic<'_, T> {
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::record::{Host, Loss, LossCounts, Time};
 
-    /// Lines of records in two files, each told apart by its time, in turns of a chunk each.
+    /// Lines of records in two files, distinguished by their times, in alternating runs of a chunk each.
     fn turns(lines: u64) -> Turns {
         let mut texts = [Vec::new(), Vec::new()];
         for time in 0..lines {

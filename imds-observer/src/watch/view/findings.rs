@@ -9,7 +9,7 @@ use crate::record::FindingState;
 use crate::report::groups::Group;
 use crate::watch::ui::Ui;
 
-/// What it is, what it says, what to do.
+/// Code, summary, remedy.
 const LINES: u16 = 3;
 
 pub(super) fn height(findings: usize) -> u16 {

@@ -22,7 +22,7 @@ use super::ui::{Pane, Screen, Ui};
 use crate::record::{Severity, Time};
 use crate::report::escape::Escaped;
 
-/// Whether colours may be used.
+/// Whether to use colors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Theme {
     pub colour: bool,

@@ -121,7 +121,7 @@ pub(super) fn draw(
     for workload in workloads {
         if let [(only, numbers)] = workload.rows.as_slice() {
             let process = only.name();
-            // The name of a lone process mostly says its workload again.
+            // The name of a lone process usually repeats its workload.
             let label = if process.contains(workload.name) {
                 process
             } else {

@@ -1,4 +1,4 @@
-//! The bottom line: the filter while it is typed, what there is to say, else the keys.
+//! The bottom line: the filter while it is typed, a message, or the keys.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;

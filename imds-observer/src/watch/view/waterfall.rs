@@ -77,7 +77,7 @@ impl Scale {
         format!("{:>+9.3} ", time.since(self.from) as f64 / SECOND as f64)
     }
 
-    /// Waiting that led to an answer is solid, waiting in vain is hollow.
+    /// Answered requests are solid, unanswered ones hollow.
     fn bar(&self, from: Time, ns: u64, answered: bool) -> String {
         if self.width == 0 {
             return String::new();
