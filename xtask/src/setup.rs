@@ -98,7 +98,7 @@ impl Group {
                 "shellcheck",
             ],
             Self::Dist => &["podman", "skopeo", "runc", "conmon", "cpio", "kmod", "xz-utils"],
-            Self::Packages => &["lintian", "rpm", "rpm2cpio", "rpmlint", "cpio"],
+            Self::Packages => &["lintian", "rpm", "rpmlint"],
             Self::Kernels => &[
                 "qemu-system-x86",
                 "mmdebstrap",

@@ -43,6 +43,9 @@ pub(super) fn build(sh: &Shell, release: &Release, source: &Path, arch: Arch) ->
     // Distributions' checkers ask for it; panics name their place without symbols too.
     let strip = cross::strip(arch);
     cmd!(sh, "{strip} --strip-all {to}").quiet().run()?;
+    // Where packages take it from. Not in place: cargo's own file is the same one, by a hard link.
+    sh.remove_path(&built)?;
+    sh.copy_file(&to, &built)?;
     is_static(&to)?;
     tells_no_paths(&to, source)
 }
