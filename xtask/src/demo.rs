@@ -1,5 +1,8 @@
 //! `demo`: the main job on real clients, from a fresh clone on a fresh machine in one command.
 
+use std::panic::resume_unwind;
+use std::thread;
+
 use anyhow::bail;
 use clap::Args as ClapArgs;
 use xshell::cmd;
@@ -15,17 +18,14 @@ pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
     if !is_root() {
         bail!("the demo needs root: it makes network namespaces and attaches eBPF programs in them");
     }
-    setup::ensure(&[Group::Demo])?;
-    let sh = shell()?;
-    // Unoptimised: in an optimised build most of the time from a clone to the demo's end would be the compiler's, and the
-    // lab would compile the same crates a second time.
-    step("build", || {
-        Ok(cmd!(
-            sh,
-            "cargo build --locked --package imds-observer --bin imds-observer --package imds-observer-lab --bin imds-observer-demo --target-dir target"
-        )
-        .run()?)
+    setup::packages_of(&[Group::Demo])?;
+    // The rest of set-up waits for downloads, the build for the processor.
+    thread::scope(|scope| {
+        let building = scope.spawn(|| step("build", build));
+        setup::ensure(&[Group::Demo])?;
+        building.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
+    let sh = shell()?;
     let (observer, demo) = (
         root().join("target/debug/imds-observer"),
         root().join("target/debug/imds-observer-demo"),
@@ -34,5 +34,17 @@ pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
     cmd!(sh, "{demo} --observer {observer} --python {python} --trace {trace}")
         .quiet()
         .run()?;
+    Ok(())
+}
+
+/// Unoptimised: in an optimised build most of the time from a clone to the demo's end would be the compiler's, and the lab would
+/// compile the same crates a second time. Without OpenTelemetry, which the demo doesn't show.
+fn build() -> anyhow::Result<()> {
+    let sh = shell()?;
+    cmd!(
+        sh,
+        "cargo build --locked --package imds-observer --bin imds-observer --package imds-observer-lab --bin imds-observer-demo --no-default-features --features imds-observer/live --target-dir target"
+    )
+    .run()?;
     Ok(())
 }

@@ -155,19 +155,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What every verb calls first.
-pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
-    let sh = shell()?;
+/// The distribution's packages alone.
+pub(crate) fn packages_of(groups: &[Group]) -> anyhow::Result<()> {
     let mut packages: Vec<&str> = groups.iter().flat_map(|group| group.packages()).copied().collect();
-    let scenarios = groups.contains(&Group::Scenarios);
-    if scenarios {
+    if groups.contains(&Group::Scenarios) {
         packages.extend(clients::INSTALLED);
     }
     packages.sort_unstable();
     packages.dedup();
+    packages::install(&shell()?, &packages, "tools of this verb")
+}
+
+/// What every verb calls first.
+pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
+    let sh = shell()?;
     // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
     thread::scope(|scope| {
-        packages::install(&sh, &packages, "tools of this verb")?;
+        packages_of(groups)?;
         let wants_ebpf = groups.iter().any(|group| group.wants_ebpf());
         let compiling = scope.spawn(move || {
             if wants_ebpf {
@@ -187,7 +191,7 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
         }
         compiling.join().unwrap_or_else(|panic| resume_unwind(panic))
     })?;
-    if scenarios {
+    if groups.contains(&Group::Scenarios) {
         clients::ensure(&sh)?;
     }
     if groups.contains(&Group::Test) {
