@@ -1,4 +1,4 @@
-//! What `/proc` and the container runtimes' state say of untrusted processes.
+//! Files of untrusted processes in `/proc` and in the state of container runtimes.
 #![no_main]
 
 use imds_observer::attribution::fuzz_host_files;

@@ -1,4 +1,4 @@
-//! A file that somebody hands to `analyze`: NDJSON, pcap or pcapng, also compressed, and what comes of its packets.
+//! An input of `analyze`: NDJSON, pcap or pcapng, also compressed, and the events from its packets.
 #![no_main]
 
 use std::io::Cursor;

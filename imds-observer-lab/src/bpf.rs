@@ -1,4 +1,4 @@
-//! The system call behind eBPF, as far as the lab needs it: programs of a few instructions, and what the kernel tells of any.
+//! The system call behind eBPF, as far as the lab needs it: programs of a few instructions, and the kernel's information about any program.
 //!
 //! An object file and a loader would be more than what these programs hold.
 
@@ -134,7 +134,7 @@ pub(crate) fn load(name: &str, kind: u32, attach: u32, type_id: u32, instruction
     )
 }
 
-/// Where a program of a few instructions may stand.
+/// Where a program of a few instructions can be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     CgroupIngress,

@@ -27,7 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Bring a lab up, say how to enter it, and keep it until interrupted
+    /// Create a lab, print how to enter it, and keep it until interrupted
     Up(Up),
     /// The metadata server alone, in the present network namespace
     Server {
@@ -51,7 +51,7 @@ enum Verb {
         /// Names the built-in scripts
         #[arg(long)]
         list: bool,
-        /// Connect there instead of where the script says
+        /// Connect to this address instead of the script's
         #[arg(long)]
         target: Option<SocketAddr>,
         /// Go through it this often instead

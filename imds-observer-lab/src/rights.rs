@@ -19,7 +19,7 @@ pub enum Rights {
     DaemonSet,
 }
 
-/// Of those in the DaemonSet's manifest. `CAP_SYSLOG` and `CAP_DAC_READ_SEARCH` only add to what is told.
+/// Of those in the DaemonSet's manifest. `CAP_SYSLOG` and `CAP_DAC_READ_SEARCH` only add details.
 const DAEMONSET: [Capability; 4] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
@@ -28,7 +28,7 @@ const DAEMONSET: [Capability; 4] = [
 ];
 
 impl Rights {
-    /// What [`VARIABLE`] says.
+    /// Value of [`VARIABLE`].
     pub fn from_env() -> Result<Self> {
         match std::env::var(VARIABLE).as_deref() {
             Err(_) | Ok("" | "full") => Ok(Self::Full),
@@ -37,7 +37,7 @@ impl Rights {
         }
     }
 
-    /// Gives up what these rights don't include: on the calling thread, its later threads and its later children, for
+    /// Drops everything that these privileges don't include: on the calling thread, its later threads and its later children, for
     /// good. Network namespaces can't be entered afterwards.
     pub fn reduce_thread(self) -> Result<()> {
         if self == Self::Full {

@@ -268,7 +268,7 @@ fn a_dropped_lab_leaves_nothing_not_even_processes() {
     );
 }
 
-/// A lab in a process of its own, which has said that it is ready.
+/// A lab in its own process, which has reported that it is ready.
 struct Up {
     process: Child,
     id: String,

@@ -296,7 +296,7 @@ fn flow(limits: exchange::Limits, rows: &mut Vec<Row>) {
     rows.push(("flow.stream.pieces", pieces, gap(pieces) - gap(0)));
 }
 
-/// Never says anything, as long as it is held.
+/// Emits nothing while it is held.
 struct Silent(
     Receiver<()>,
     #[expect(dead_code, reason = "tells how long it lives")] Arc<()>,
@@ -396,7 +396,7 @@ fn attribution(limits: attribution::Limits, rows: &mut Vec<Row>) {
     ));
 }
 
-/// As the flow table gives it, of a client that nobody has described.
+/// As the flow table emits it, for a client without a description.
 fn fact(n: u64) -> Fact {
     let Exchange {
         connection,
@@ -487,7 +487,7 @@ fn sample(n: u64, time: Time) -> InterfaceSample {
     }
 }
 
-/// A group of its own for each number; `turn` changes what is told apart in it.
+/// A group of its own for each number; `turn` changes the values distinguished in it.
 fn of_group(group: u64, turn: u64) -> Exchange {
     let mut member = Process::clone(&process(group));
     member.start_time = Some(Time(turn));

@@ -157,7 +157,7 @@ fn a_cut_off_capture_gives_what_came_before_and_status_1() {
 
 #[test]
 fn no_byte_of_a_body_or_token_comes_out() {
-    // The scrubbed bytes stand where the secrets stood.
+    // Scrubbed bytes replace the secrets.
     for name in ["any.pcap", "uplink-nano.pcap"] {
         for format in ["text", "json", "ndjson"] {
             let output = run(&["analyze", "-o", format, &capture(name)]);

@@ -210,7 +210,7 @@ fn broken_lines_are_told_and_passed_over() {
     assert!(told.contains("-:0: line 1") && told.contains("-:25: line 2"), "{told}");
     assert!(!told.contains(secret), "{told}");
 
-    // A writer that was killed leaves half a line: told, but no fault of the trace.
+    // A writer that was killed leaves half a line: reported, but not an error.
     let cut = &text.as_bytes()[..text.len() - 40];
     let output = analyze_stdin(cut, &["-o", "json", "-"]);
     assert_eq!(output.status.code(), Some(0));
@@ -526,7 +526,7 @@ fn preflight_names_who_would_break() {
     assert_eq!(answer["breaks"][0]["count"], 6);
     assert_eq!(answer["breaks"][0]["last_seen"], "2026-03-01T12:02:03.004000000Z");
 
-    // A host process needs no hop; nobody lives with IMDS switched off.
+    // A host process needs no hop; every client fails with IMDS disabled.
     assert_eq!(
         preflight(&["--hop-limit", "1", "--min-duration", "1m"], TRACES[0]).0,
         Some(0)

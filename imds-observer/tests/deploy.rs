@@ -1,6 +1,6 @@
 //! Do the systemd unit, the Kubernetes manifests and the Helm chart hold, without a service manager or a cluster?
 //!
-//! `deploy/check.py` lints, renders and validates manifests and chart with what nobody here wrote, `systemd-analyze` the unit. What
+//! `deploy/check.py` lints, renders and validates manifests and chart with independent tools, `systemd-analyze` the unit. What
 //! they will run is then held against this program. Without those tools that fails where `CI=true`, as `cargo xtask test` has it, and
 //! is left out elsewhere: `cargo xtask setup --for test` installs them.
 
@@ -120,7 +120,7 @@ fn the_service_and_the_pods_have_the_same_capabilities() {
     assert_eq!(service, pods);
 }
 
-/// Whether it is content, and what it says; `None`: it isn't here. Colours, links and the state of this machine are left out.
+/// Whether it succeeded, and its output; `None`: not installed. Colors, links and the state of this machine are left out.
 fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<(bool, String)> {
     let output = Command::new("systemd-analyze")
         .args(arguments)
@@ -158,7 +158,7 @@ fn systemd_finds_no_fault_with_the_unit() {
         return;
     };
     assert_eq!((content, faults(&said)), (true, Vec::new()), "{said}");
-    // It says so of a key that it doesn't know, but is content.
+    // It only warns about an unknown key.
     fs::write(&unit, text.replace("ProtectSystem=", "ProtectSytem=")).unwrap();
     let (_, said) = systemd_analyze(&verify, &unit).unwrap();
     assert_eq!(faults(&said).len(), 1, "this would find nothing: {said}");

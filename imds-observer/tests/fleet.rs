@@ -1,4 +1,4 @@
-//! The queries of `deploy/sql` on real engines say what `analyze` and `preflight` say.
+//! The queries of `deploy/sql` on real engines return the results of `analyze` and `preflight`.
 //!
 //! Without the engine in Python a test fails where `CI=true`, as `cargo xtask test` has it, and is left out elsewhere:
 //! `cargo xtask setup --for test` installs both.

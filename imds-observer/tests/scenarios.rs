@@ -70,7 +70,7 @@ fn sorted(findings: &[String]) -> Vec<String> {
     findings
 }
 
-/// All that differ, so that one run tells of each.
+/// All differences, so that one run shows each.
 fn compare(kind: &str, owed: impl Fn(&Scenario) -> Vec<String>) {
     let mut wrong = Vec::new();
     for scenario in &suite().scenarios {
@@ -113,7 +113,7 @@ fn nothing_is_kept_that_no_scenario_plays() {
     assert!(total < 4 << 20, "the recordings have grown to {total} bytes");
 }
 
-/// What the lab's server, moto and the clients know that nobody else may: the server's documents and the beginning of its tokens.
+/// Secrets of the lab's server, moto and the clients: the server's documents and the beginning of its tokens.
 const SECRETS: &[&str] = &[
     "AQAE",
     "SecretAccessKey",
@@ -149,7 +149,7 @@ fn no_recording_holds_a_token_a_credential_or_a_body() {
     }
 }
 
-/// What IMDS's port sent is a head and blanks; behind the name of a token stands nothing but its number.
+/// What IMDS's port sent is a head and blanks; after the name of a token there is only its number.
 fn blank_bodies(path: &Path, capture: &[u8], text: &str) {
     let mut at = 24;
     while let Some(header) = capture.get(at..at + 16) {

@@ -1,4 +1,4 @@
-//! `build`: the optimised program, eBPF object inside, at `target/release/imds-observer`.
+//! `build`: the optimized program, eBPF object inside, at `target/release/imds-observer`.
 
 use clap::Args as ClapArgs;
 use xshell::{Shell, cmd};
@@ -6,7 +6,7 @@ use xshell::{Shell, cmd};
 use crate::run::{root, shell, step};
 use crate::setup;
 
-/// Build the optimised program at target/release/imds-observer.
+/// Build the optimized program at target/release/imds-observer.
 #[derive(ClapArgs)]
 pub(crate) struct Args {}
 

@@ -114,7 +114,7 @@ fn unpack(sh: &Shell) -> anyhow::Result<()> {
 /// Exact versions of what we name; what that depends on is npm's choice.
 fn node(sh: &Shell) -> anyhow::Result<()> {
     if !which(sh, "npm") {
-        // Whoever has Node.js from elsewhere keeps it: Debian's npm would displace it.
+        // An existing Node.js is kept: Debian's npm would displace it.
         crate::setup::apt(sh, &["nodejs", "npm"], "SDKs for JavaScript")?;
     }
     let place = directory().join("node");

@@ -163,7 +163,7 @@ fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
             program::build(sh, release, source, *arch)
         })?;
     }
-    step("bills of materials and licences", || {
+    step("bills of materials and licenses", || {
         inventory::make(sh, release, source)
     })?;
     step("tarballs and chart", || bundle::make(sh, release, source))?;

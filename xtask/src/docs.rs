@@ -1,4 +1,4 @@
-//! `docs`: writes anew what is made from sources and runs: the detectors' manual pages with their example records, and the
+//! `docs`: regenerates what is made from sources and runs: the detectors' manual pages with their example records, and the
 //! table of faults.
 //!
 //! `cargo xtask test` fails when the pages are out of date.
@@ -8,7 +8,7 @@ use xshell::cmd;
 
 use crate::run::shell;
 
-/// Write docs/detectors anew from the detectors' doc comments and fixtures.
+/// Regenerate docs/detectors from the detectors' doc comments and fixtures.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// The table in docs/faults.md instead, from a live run over all faults; needs root, and some minutes.

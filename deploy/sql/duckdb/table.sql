@@ -26,7 +26,7 @@ CREATE OR REPLACE MACRO program(exe, cmdline) AS
     ELSE ''
   END;
 
--- What somebody deploys and can change: the owner of a pod, a container, a systemd unit, a program. NULL: nothing is known.
+-- Unit of deployment: the owner of the pod, the container, the systemd unit or the program. NULL: unknown.
 CREATE OR REPLACE MACRO workload(line) AS
   CASE
     WHEN line->>'$.container.pod.name' IS NOT NULL THEN

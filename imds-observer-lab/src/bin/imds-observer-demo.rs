@@ -324,7 +324,7 @@ impl Observer {
                     println!("    ...");
                 }
             }
-            // The server sends it again for some seconds; one line tells it.
+            // The server retransmits it for some seconds; one line suffices.
             Some("drop") if self.dropped.insert(record["connection"]["id"].to_string()) => show_drop(&record),
             Some("finding") => {
                 if record["state"] == "open" {

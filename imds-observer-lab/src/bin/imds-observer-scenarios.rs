@@ -1,4 +1,4 @@
-//! Plays the scenarios and tells how well the observer did.
+//! Runs the scenarios and reports precision and recall of the observer.
 
 use std::fs;
 use std::io::Write as _;
@@ -38,7 +38,7 @@ struct Cli {
     keep: Option<PathBuf>,
 }
 
-/// Larger recordings are compressed: each is a download for everybody who clones the repository.
+/// Larger recordings are compressed: each is a download for every clone of the repository.
 const PLAIN_BYTES: usize = 32 * 1024;
 const BEGIN: &str = "<!-- table: cargo xtask scenarios --record -->";
 const END: &str = "<!-- end of table -->";
@@ -201,7 +201,7 @@ fn record(directory: &Path, scenario: &Scenario, outcome: &Outcome, tools: &Tool
     Ok(())
 }
 
-/// Equal ones behind each other are told once.
+/// Equal consecutive ones are listed once.
 fn counted(told: &[String]) -> String {
     let parts: Vec<String> = told
         .chunk_by(|a, b| a == b)
@@ -242,7 +242,7 @@ fn listed(cell: &str) -> Vec<String> {
     parts.map(str::to_owned).collect()
 }
 
-/// A row as it stands in the table: scenario, clients, sent, expected, found, verdict.
+/// A row of the table: scenario, clients, sent, expected, found, verdict.
 type Cells = [String; 6];
 
 const HEAD: &str = "| scenario | clients | sent | expected | found | |\n|---|---|---|---|---|---|\n";

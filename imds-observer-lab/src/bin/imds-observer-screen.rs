@@ -69,7 +69,7 @@ const TERMINAL: (u16, u16) = (120, 40);
 const STARTS: usize = 9;
 /// Requests a second of one client.
 const CLIENT_RATE: u32 = 100;
-/// What the view says as soon as it observes, as far as it is written anew: cells that were right already are not.
+/// Text that the view draws as soon as it observes; unchanged cells are not drawn again.
 const LIVE: &str = "requests to IMDS";
 
 /// In the node's network namespace, on the lab's cgroup; not in it: it must not observe itself.
@@ -312,7 +312,7 @@ fn picture(program: &Path) -> Result<()> {
     let tmux = Tmux::start("picture", PICTURE, &command)?;
     tmux.wait_for(LIVE)?;
     let _loop = lab.node().command("bash")?.args(["-c", LOOP]).spawn().map(Ended)?;
-    // Under a name of its own: processes are told by their program.
+    // Under its own name: processes are distinguished by their program.
     let healthy = host.0.join("healthy-poller");
     fs::copy(lab_program()?, &healthy).context("copy the lab's client")?;
     let script = client::node_termination_handler(30, 2000);

@@ -96,7 +96,7 @@ impl Held {
             };
             maps.extend(id("map_id:"));
             let link = id("link_id:");
-            // A link's file tells its program as well.
+            // A link's file also shows its program.
             if link.is_none() {
                 programs.extend(id("prog_id:"));
             }
@@ -178,7 +178,7 @@ fn soak(program: &Path, span: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Two readings that agree: an uplink that went is let go a moment later.
+/// Two equal readings: the observer detaches from a removed uplink slightly later.
 fn settled(pid: u32, wanted: Option<Held>) -> Result<Held> {
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut before = Held::by(pid)?;

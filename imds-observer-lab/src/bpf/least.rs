@@ -1,6 +1,6 @@
 //! What is the least that a program like ours has to do? The floor under what the observer's programs take.
 //!
-//! Each does one thing that can't be left out: look at a packet's address, tell user space something, note something in a table.
+//! Each does one thing that can't be left out: compare a packet's address, send user space an event, store an entry in a map.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -20,7 +20,7 @@ const RING_BYTES: u32 = 4 << 20;
 const TABLE_ENTRIES: u32 = 32_768;
 /// As large as what the observer remembers of a connection.
 const TABLE_VALUE: u32 = 48;
-/// How often what was told is thrown away.
+/// Interval at which events are discarded.
 const DRAIN: Duration = Duration::from_millis(2);
 const PAGE: usize = 4096;
 
@@ -127,7 +127,7 @@ pub fn looks_at_drop(at: Hook, packet: PacketOffsets, cgroup: BorrowedFd<'_>) ->
     Measured::attach("imdslab_looks", at, &instructions, cgroup, 0)
 }
 
-/// Maps that programs write to, and a reader who throws away what they tell, as fast as the observer reads.
+/// Maps that programs write to, and a reader that discards their events, as fast as the observer reads.
 pub struct Tables {
     ring: OwnedFd,
     event: OwnedFd,
@@ -250,7 +250,7 @@ impl Positions {
 impl Drop for Positions {
     fn drop(&mut self) {
         for page in [self.consumer, self.producer] {
-            // SAFETY: mapped by us, and nobody looks any more.
+            // SAFETY: mapped by us, and no reference remains.
             unsafe { libc::munmap(page.as_ptr().cast(), PAGE) };
         }
     }

@@ -1,7 +1,7 @@
-//! A scripted client: says exactly what a real one says, at its pace, in its segments.
+//! A scripted client: sends exactly what a real one sends, with its timing and segments.
 //!
 //! Scripts are data, so that a client can be a process of its own (`imds-observer-lab client SCRIPT.json`).
-//! What it prints tells how each step went, and never holds a token or a body.
+//! Its output has the result of each step, and never a token or a body.
 
 mod presets;
 mod run;
@@ -20,10 +20,10 @@ pub const CREDENTIALS_PATH: &str = "/latest/meta-data/iam/security-credentials/"
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
-    /// Where to connect, unless a step says otherwise.
+    /// Default address to connect to.
     #[serde(default = "imds_v4")]
     pub target: SocketAddr,
-    /// What the process calls itself (15 bytes count): scripts stand in for programs that can't be had.
+    /// What the process calls itself (15 bytes count): scripts replace programs that are not available.
     #[serde(default)]
     pub comm: Option<String>,
     #[serde(default)]
@@ -43,9 +43,9 @@ pub struct Step {
     pub only_in_round: Option<u32>,
     pub sleep_before_ms: u64,
     pub method: String,
-    /// `{role}` stands for the last role that was listed.
+    /// `{role}` is replaced by the last listed role.
     pub path: String,
-    /// Written as they stand here, after `Host` and `User-Agent`.
+    /// Sent unchanged, after `Host` and `User-Agent`.
     pub headers: Vec<(String, String)>,
     /// Adds the header of the token PUT.
     pub token_ttl_s: Option<u32>,
@@ -58,7 +58,7 @@ pub struct Step {
     pub segment_gap_ms: u64,
     /// Sent together with the next step's request, before an answer is read.
     pub pipelined: bool,
-    /// At least this many attempts before giving up on silence.
+    /// At least this many unanswered attempts before it fails.
     pub tries: u32,
     pub connect_timeout_ms: u64,
     /// From the request to the end of the answer.

@@ -70,7 +70,7 @@ fn kept(mut steps: Vec<Step>) -> Vec<Step> {
     steps
 }
 
-/// Token, role, credentials; each load anew. Without a token it goes on as v1 after 1 s.
+/// Token, role, credentials; each load anew. Without a token it continues with v1 after 1 s.
 pub fn botocore() -> Script {
     let [list, role] = credentials(TokenUse::IfHeld);
     script(
@@ -107,13 +107,13 @@ pub fn rust_sdk() -> Script {
     )
 }
 
-/// A token anew for each load, no user agent; 403 on the PUT means v1 from then on.
+/// A new token for each load, no user agent; 403 on the PUT means v1 from then on.
 pub fn js_sdk() -> Script {
     let [list, role] = credentials(TokenUse::IfHeld);
     script("node", None, vec![put(21_600), list, role])
 }
 
-/// A client behind an HTTP proxy that says so: the PUT is refused.
+/// A client behind an HTTP proxy that adds a header: the PUT is refused.
 pub fn proxied() -> Script {
     let mut script = botocore();
     for step in &mut script.steps {

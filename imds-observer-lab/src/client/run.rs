@@ -279,7 +279,7 @@ fn send(stream: &mut TcpStream, bytes: &[u8], step: &Step) -> io::Result<()> {
 
 fn failure(phase: Phase, error: &io::Error) -> Failure {
     let what = match error.kind() {
-        // A read that times out says so only through EAGAIN.
+        // A read timeout is visible only as EAGAIN.
         ErrorKind::WouldBlock | ErrorKind::TimedOut => "timed out".to_owned(),
         ErrorKind::UnexpectedEof => "closed without an answer".to_owned(),
         ErrorKind::InvalidData => "not an HTTP answer".to_owned(),

@@ -1,6 +1,6 @@
 //! Ways of not reaching the metadata service, each to be switched on in a lab and off again.
 //!
-//! Faults of the server are switches of `server::Behaviour`; here are also those of firewalls, routes and neighbours.
+//! Faults of the server are switches of `server::Behaviour`; this module adds those of firewalls, routes and neighbors.
 //! Guards undo what they did: drop them in the reverse order, as scopes do.
 
 mod firewall;
@@ -31,12 +31,12 @@ pub enum Fault {
         victim: Victim,
         family: Family,
     },
-    /// Somebody's eBPF program denies.
+    /// Another tool's eBPF program denies.
     Policy {
         hook: Hook,
         victim: Victim,
     },
-    /// Upstream takes the packets and says nothing.
+    /// Upstream drops the packets silently.
     SilentUpstream(Family),
     /// Upstream silently drops what exceeds this rate, as EC2 does with more than 1024 packets a second.
     Quota {
@@ -53,7 +53,7 @@ pub enum Fault {
 pub enum Victim {
     /// On the node itself; a route that is missing there is missing for its pods too.
     Node,
-    /// On the node, for what it forwards: all pods, and nobody else.
+    /// On the node, for forwarded packets: only pods.
     Forwarded,
     /// In this pod's own namespace.
     Pod(usize),
@@ -98,7 +98,7 @@ impl FaultGuard {
         }
     }
 
-    /// Takes the fault back and says whether that worked.
+    /// Reverts the fault, and returns whether that worked.
     pub fn undo(mut self) -> Result<()> {
         self.undo
             .take()
@@ -152,7 +152,7 @@ fn switch(lab: &Lab, change: impl FnOnce(&mut Behaviour)) -> FaultGuard {
     })
 }
 
-/// The next hop takes the packets and does nothing: they go to a link-layer address that nobody there has. So the drop bears no
+/// The next hop takes the packets and does nothing: they go to an unused link-layer address. So the drop bears no
 /// sign of a cause, as on a real network, where it happens on another machine.
 fn silence(lab: &Lab, family: Family) -> Result<FaultGuard> {
     const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];

@@ -1,4 +1,4 @@
-//! Somebody else's eBPF policy that denies: a connect hook, a cgroup's packet filter, a program on an interface.
+//! Another tool's eBPF policy that denies: a connect hook, a cgroup's packet filter, a program on an interface.
 //!
 //! The programs have two instructions, so they are written out here and loaded by system call: an object file and a loader
 //! would be more than what they hold.
@@ -54,7 +54,7 @@ fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
     load(kind, attach, &[0xb7 | immediate(verdict), 0x95])
 }
 
-/// A program at an interface that drops all but what finds neighbours: without those the kernel would give up its gateway after
+/// A program at an interface that drops everything except neighbor resolution: without those the kernel would give up its gateway after
 /// some seconds, and that would be another fault.
 fn shoot_all_but_neighbours(attach: u32) -> Result<OwnedFd> {
     let protocol = |ethertype: u16| immediate(i32::from(ethertype.to_be()));

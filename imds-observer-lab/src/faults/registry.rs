@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Chain, Family, Fault, Firewall, Hook, RouteFault, Scope, Tool, Verdict, Victim};
 
-/// A fault as it stands in the table of faults.
+/// A row in the table of faults.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub name: &'static str,

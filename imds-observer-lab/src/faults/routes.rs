@@ -1,4 +1,4 @@
-//! Routes and neighbours that don't lead to the endpoints.
+//! Routes and neighbors that don't lead to the endpoints.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -31,7 +31,7 @@ pub enum RouteFault {
     Prohibit,
     /// EINVAL
     Blackhole,
-    /// Link-local is on-link, and nobody there answers for the endpoint: EHOSTUNREACH after 3 s.
+    /// Link-local is on-link, and ARP for the endpoint is unanswered: EHOSTUNREACH after 3 s.
     OnLinkSilent,
     /// Link-local is on-link, and the endpoint answers: the healthy twin of `OnLinkSilent`. IPv4 only.
     OnLink,
@@ -93,8 +93,8 @@ fn refused(kind: RouteFault, endpoint: IpAddr) -> Route {
     Route::new(endpoint, if endpoint.is_ipv4() { 32 } else { 128 }, Hop::Refused(kind))
 }
 
-/// The service's host answers ARP for any address of its own, unless told to answer only for those on the link.
-/// Neighbour discovery for IPv6 never answers for an address on the loopback.
+/// The service's host answers ARP for any address of its own, unless configured to answer only for those on the link.
+/// Neighbor discovery for IPv6 never answers for an address on the loopback.
 fn ignore_arp(lab: &Lab) -> Result<FaultGuard> {
     let netns = lab.imds().shared_netns();
     netns.sysctls(&[("ipv4/conf/all/arp_ignore", "1")])?;

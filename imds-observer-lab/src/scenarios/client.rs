@@ -100,7 +100,7 @@ impl Player {
                 if self.cut.is_some() {
                     return Ok(());
                 }
-                bail!("{} does not end; it said: {}", self.name, self.last_words());
+                bail!("{} does not end; its output: {}", self.name, self.last_words());
             }
             thread::sleep(TICK);
         }

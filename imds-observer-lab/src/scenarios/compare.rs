@@ -63,7 +63,7 @@ pub fn score(owed: &[String], found: &[String]) -> Score {
     score
 }
 
-/// The findings that a trace tells: each `code severity`, with its highest severity, sorted. One that ended and came again is two.
+/// The findings of a trace: each `code severity`, with its highest severity, sorted. One that was resolved and opened again counts twice.
 pub fn findings_of<'a>(records: impl IntoIterator<Item = &'a Value>) -> Vec<String> {
     const SEVERITIES: [&str; 4] = ["info", "warning", "high", "critical"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -35,11 +35,11 @@ pub struct Suite {
     pub scenarios: Vec<Scenario>,
 }
 
-/// A program that talks to IMDS, or what stands in for one.
+/// A program that uses IMDS, or its replacement.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Client {
-    /// Where the program is from; for a script, what it stands in for.
+    /// Origin of the program; for a script, the program that it replaces.
     pub from: String,
     /// A program and its arguments. `{tools}` is what setup installed, `{clients}` our own few lines around libraries.
     #[serde(default)]
@@ -76,7 +76,7 @@ pub struct Scenario {
     pub name: String,
     /// What happens, in a line.
     pub about: String,
-    /// Changes the server's behaviour from that of a fresh instance: tokens optional, hop limit 1.
+    /// Changes the server's behavior from that of a new instance: tokens optional, hop limit 1.
     #[serde(default)]
     pub server: Map<String, Value>,
     /// One of the registry's faults, in force all the time.
@@ -162,7 +162,7 @@ pub enum Step {
         #[serde(default = "one")]
         count: usize,
     },
-    /// Changes the server's behaviour.
+    /// Changes the server's behavior.
     Set { server: Map<String, Value> },
     /// No token holds any longer.
     ExpireTokens,
@@ -222,7 +222,7 @@ impl Scenario {
         for client in self.clients() {
             suite.client(client)?;
         }
-        ensure!(self.clients().next().is_some(), "nobody does anything");
+        ensure!(self.clients().next().is_some(), "no client does anything");
         self.behaviour()?;
         self.fault_entry()?;
         ensure!(
@@ -231,7 +231,7 @@ impl Scenario {
         );
         ensure!(
             self.capture.as_ref().is_none_or(|capture| *capture != self.expect),
-            "`capture` says what `expect` says"
+            "`capture` equals `expect`"
         );
         Ok(())
     }
@@ -244,7 +244,7 @@ impl Scenario {
         })
     }
 
-    /// The server's behaviour at the beginning.
+    /// The server's initial behavior.
     pub fn behaviour(&self) -> Result<Behaviour> {
         Ok(Behaviour::default().patched(&Value::Object(self.server.clone()))?)
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// What programs of the scenarios are said to lie in.
+/// Directory shown for programs of the scenarios.
 const PLACE: &str = "/opt/clients";
 
 /// Replaces names of this machine's own in lines of a trace.
@@ -47,7 +47,7 @@ impl Neutral {
         self.ancestors(&line)
     }
 
-    /// Whoever started the scenarios, and everybody above, becomes init.
+    /// The process that started the scenarios, and all its ancestors, become init.
     fn ancestors(&self, line: &str) -> String {
         const INIT: &str = r#"{"pid":1,"comm":"systemd"}"#;
         let root = format!(r#"{{"pid":{},"#, self.root_pid);
@@ -76,12 +76,12 @@ impl Neutral {
     }
 }
 
-/// `-mine` of `6.1.2-mine`: clients tell it in their user agents.
+/// `-mine` of `6.1.2-mine`: clients send it in their user agents.
 pub fn build_of(kernel: &str) -> &str {
     kernel.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.')
 }
 
-/// As it stands inside a JSON string.
+/// As inside a JSON string.
 fn json_text(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()

@@ -57,7 +57,7 @@ pub struct Outcome {
     pub trace: Vec<String>,
     /// What tcpdump wrote: with tokens and bodies.
     pub capture: Vec<u8>,
-    /// Names of files and directories that stand in the trace and are this machine's own.
+    /// This machine's own file and directory names in the trace.
     pub scratch: std::path::PathBuf,
     pub took: Duration,
     /// What went wrong in the playing, not in the finding.
@@ -92,7 +92,7 @@ impl Stage {
         let lab = Lab::new(LabOptions {
             behaviour: scenario.behaviour()?,
             pods: vec![pod(0, false), pod(1, false), pod(2, true)],
-            // The turn is ours already, and is given up while clients age.
+            // This scenario has the lock, and releases it while clients age.
             exclusive: false,
             ..LabOptions::default()
         })?;
@@ -112,7 +112,7 @@ impl Stage {
                 prepared.start(client, *on)?;
                 prepared.next_step += 1;
             }
-            // They are silent until they are nudged: nobody else's test is disturbed.
+            // They send nothing until signaled, so other tests are not disturbed.
             prepared.turn = None;
         }
         Ok(prepared)
@@ -158,7 +158,7 @@ impl<'a> Prepared<'a> {
         let failure = settled.err().map(|error| format!("{error:#}")).or_else(|| {
             (told.len() < self.scenario.least).then(|| {
                 format!(
-                    "{} exchanges and failed connections, not {}; the clients said: {}",
+                    "{} exchanges and failed connections, not {}; output of the clients: {}",
                     told.len(),
                     self.scenario.least,
                     logs
@@ -240,7 +240,7 @@ impl<'a> Prepared<'a> {
         })?;
         ensure!(
             came,
-            "{seen} of {count} requests for {path} came; the clients said: {}",
+            "{seen} of {count} requests for {path} arrived; output of the clients: {}",
             self.logs()
         );
         Ok(())
@@ -257,13 +257,13 @@ impl<'a> Prepared<'a> {
                 .map(|line| serde_json::from_str(line))
                 .collect::<Result<_, _>>()?;
             let missed = score(&self.scenario.expect, &findings_of(&records)).missed;
-            // Summaries come by the clock and tell nothing new; findings that are held back come at the end in any case.
+            // Summaries depend on the clock and add nothing; findings that are held back are written at the end.
             let news = observer.wait(QUIET, |record| record["record"] != "summary")?;
             if missed == 0 && !news {
                 return Ok(());
             }
         }
-        // The comparison says what is missing.
+        // The comparison shows what is missing.
         Ok(())
     }
 
@@ -292,7 +292,7 @@ impl<'a> Prepared<'a> {
         })?;
         if !ready {
             bail!(
-                "{} does not listen on {address}; it said: {}",
+                "{} does not listen on {address}; its output: {}",
                 stand_in.client,
                 player.last_words()
             );

@@ -166,7 +166,7 @@ fn tcp(segment: &mut [u8], tokens: &mut Tokens) {
     }
 }
 
-/// Requests that stand one behind the other in a segment. Anything else, a body or a later part of a head, goes.
+/// Consecutive requests in a segment. Anything else, a body or a later part of a head, goes.
 fn requests(mut payload: &mut [u8], tokens: &mut Tokens) {
     while METHODS.iter().any(|method| payload.starts_with(method.as_bytes())) {
         let end = head(payload, tokens);
@@ -188,7 +188,7 @@ fn head(payload: &mut [u8], tokens: &mut Tokens) -> usize {
         if bare == 0 {
             return end;
         }
-        // The first line says what is asked, or how it went.
+        // The first line has the request or the status.
         if !first {
             field(&mut text[..bare], whole, tokens);
         }
@@ -228,7 +228,7 @@ fn icmp(message: &mut [u8], v6: bool) {
         None => return,
     };
     if !is_error {
-        // Neighbour discovery is addresses; what a ping carries is its sender's affair.
+        // Neighbor discovery has only addresses; a ping may carry anything.
         if !(v6 && matches!(message[0], 133..=137)) {
             let kept = message.len().min(ICMP);
             blank(&mut message[kept..]);

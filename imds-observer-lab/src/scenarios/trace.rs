@@ -147,7 +147,7 @@ impl Capture {
         let file = scratch.join("uplink.pcap");
         let mut command = with_signals(lab.node().command_beside("tcpdump")?);
         let mut child = command
-            // As root it would give up the right to write into our directory.
+            // As root it would drop the permission to write to our directory.
             .args([
                 "-i",
                 UPLINK,

@@ -132,7 +132,7 @@ impl Behaviour {
                     whole.insert(name.clone(), value.clone());
                 }
             }
-            _ => return Err(serde::de::Error::custom("a behaviour patch is a JSON object")),
+            _ => return Err(serde::de::Error::custom("a behavior patch is a JSON object")),
         }
         serde_json::from_value(whole)
     }

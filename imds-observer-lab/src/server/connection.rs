@@ -86,7 +86,7 @@ impl Connection {
         }
     }
 
-    /// Answers one request as the switchboard says; `false` ends the connection.
+    /// Answers one request according to the switchboard; `false` ends the connection.
     async fn respond(
         &mut self,
         stream: &mut TcpStream,
@@ -132,7 +132,7 @@ impl Connection {
         Ok(keep_alive)
     }
 
-    /// A head that is no request: say so and close.
+    /// A head that is no request: answer 400 and close.
     async fn refuse(&mut self, stream: &mut TcpStream, shared: &Arc<Shared>, status: u16) -> std::io::Result<()> {
         let behaviour = shared.behaviour();
         stream
@@ -177,7 +177,7 @@ impl Connection {
         }
         let deadline = time::Instant::now() + SETTLE;
         while unacknowledged(stream) > 0 && time::Instant::now() < deadline {
-            // No event tells of an emptied send queue.
+            // There is no event for an empty send queue.
             time::sleep(Duration::from_millis(2)).await;
         }
     }

@@ -27,7 +27,7 @@ const MAX_LINE: u64 = 1024 * 1024;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 enum Request {
-    /// The behaviour as it is.
+    /// The current behavior.
     Behaviour,
     /// Changes what the object names.
     Set {
@@ -56,7 +56,7 @@ pub struct Stats {
 }
 
 pub(super) fn bind(path: &Path) -> Result<UnixListener> {
-    // A socket file outlives its process; whoever owned this name is gone, or the caller wouldn't use it.
+    // A socket file outlives its process; its owner has ended, or the caller wouldn't use the name.
     let _ = std::fs::remove_file(path);
     UnixListener::bind(path).with_context(|| format!("make the control socket {}", path.display()))
 }

@@ -37,7 +37,7 @@ pub use paths::{INSTANCE_ID, ROLE};
 
 /// Enough for 10,000 clients that connect at once; the kernel caps it at the namespace's `somaxconn`.
 const BACKLOG: u32 = 16_384;
-/// Requests kept until somebody takes them, at about 300 bytes each.
+/// Requests kept until they are read, at about 300 bytes each.
 const LOG_CAPACITY: usize = 400_000;
 
 pub struct ServerOptions {
@@ -126,7 +126,7 @@ impl Server {
         self.switchboard().behaviour()
     }
 
-    /// Changes the behaviour; returns when it is in force, closed or opened listeners included.
+    /// Changes the behavior; returns when it is active, including closed and opened listeners.
     pub fn update(&self, change: impl FnOnce(&mut Behaviour)) {
         self.switchboard().update(change);
     }
@@ -175,7 +175,7 @@ impl Switchboard {
     pub fn update(&self, change: impl FnOnce(&mut Behaviour)) {
         self.0.change(change);
         let mut listening = lock(&self.0.listening);
-        // Looked up anew each time: another thread may have wanted otherwise meanwhile.
+        // Looked up each time: another thread may have changed it.
         while listening.is_some_and(|now| now != self.0.behaviour().listening) {
             listening = self
                 .0
@@ -292,7 +292,7 @@ fn run(
     })
 }
 
-/// Opens and closes the listeners as the switchboard says.
+/// Opens and closes listeners according to the switchboard.
 async fn follow(shared: Arc<Shared>, mut listeners: Vec<TcpListener>, addresses: Vec<SocketAddr>) {
     let mut switchboard = shared.behaviour.subscribe();
     loop {

@@ -14,7 +14,7 @@ const PREFIX: &str = "AQAE";
 /// expiry (8), generation (4), serial (8), hash (16) and one filler byte: 37 bytes are 52 characters in base64.
 const RAW: usize = 37;
 
-/// Issues tokens and tells whether one is good.
+/// Issues and validates tokens.
 pub(super) struct Mint {
     keys: [RandomState; 2],
     serial: AtomicU64,

@@ -31,7 +31,7 @@ use super::PATIENCE;
 /// Longest time between two looks whether the terminal is to be hung up.
 const LOOK_MS: u16 = 20;
 
-/// Whether the terminal controls the program: then the kernel tells it of a hang-up with SIGHUP.
+/// Whether the terminal controls the program: then the kernel sends it SIGHUP on hang-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     Controlling,
@@ -43,7 +43,7 @@ pub enum Control {
 pub struct Pty {
     child: Child,
     begun: Instant,
-    /// The outer end. The settings that it tells are the inner end's.
+    /// The outer end. It reports the settings of the inner end.
     outer: Option<Arc<File>>,
     reader: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
@@ -130,7 +130,7 @@ impl Pty {
         String::from_utf8_lossy(&self.shared.output().bytes).into_owned()
     }
 
-    /// Waits until this was written, and says how long after the start that was.
+    /// Waits until this was written, and returns the time since the start.
     pub fn wait_for(&self, wanted: &str) -> Result<Duration> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -209,7 +209,7 @@ fn read(outer: &File, shared: &Shared, begun: Instant) {
             Ok(_) => {}
             Err(_) => return,
         }
-        // EIO: nobody has the inner end open any more.
+        // EIO: the inner end is closed.
         let Ok(length @ 1..) = outer.read(&mut part) else {
             return;
         };

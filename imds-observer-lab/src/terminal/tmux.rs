@@ -79,12 +79,12 @@ impl Tmux {
             .map(drop)
     }
 
-    /// What stands on the screen.
+    /// The screen's text.
     pub fn screen(&self) -> Result<String> {
         self.run(&["capture-pane", "-p"])
     }
 
-    /// The same with its colours, as escape sequences.
+    /// The same with colors, as escape sequences.
     pub fn painted_screen(&self) -> Result<String> {
         self.run(&["capture-pane", "-p", "-e"])
     }
@@ -94,12 +94,12 @@ impl Tmux {
         self.run(&["capture-pane", "-p", "-J", "-S", "-500"])
     }
 
-    /// Waits until this stands on the screen or above, and gives all of that.
+    /// Waits until this is on the screen or in the scrollback, and returns both.
     pub fn wait_for(&self, wanted: &str) -> Result<String> {
         self.wait_until(wanted, |text| text.contains(wanted))
     }
 
-    /// The same for more than a text; `what` says what was waited for.
+    /// The same for more than a text; `what` describes it in errors.
     pub fn wait_until(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {

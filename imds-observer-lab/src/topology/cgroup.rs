@@ -1,4 +1,4 @@
-//! The lab's cgroups: one a place, so that whoever runs there can be told apart.
+//! The lab's cgroups: one per place, to distinguish the processes in each.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -79,7 +79,7 @@ impl Cgroup {
     }
 }
 
-/// Kills whoever is in a cgroup tree of the lab and removes it.
+/// Kills all processes in a cgroup tree of the lab and removes it.
 pub(super) fn remove_tree(directory: &Path) -> Result<()> {
     if !directory.exists() {
         return Ok(());
@@ -95,7 +95,7 @@ pub(super) fn remove_tree(directory: &Path) -> Result<()> {
     remove_directories(directory)
 }
 
-/// Waits for the tree to be empty, at most `patience`, and says whether it isn't.
+/// Waits for the tree to be empty, at most `patience`, and returns whether it isn't.
 fn is_populated(directory: &Path, patience: Duration) -> Result<bool> {
     let mut events = File::open(directory.join("cgroup.events"))?;
     let deadline = Instant::now() + patience;

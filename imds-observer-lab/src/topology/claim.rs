@@ -85,7 +85,7 @@ pub fn clean() -> Result<Vec<String>> {
     let mut cleaned = Vec::new();
     for id in ids_in_use()? {
         let path = lock_path(&id);
-        // Locks come before everything else, so names without one have no owner: making it anew claims them.
+        // Locks come before everything else, so names without one have no owner: creating it claims them.
         let Some(lock) = try_lock(&path)? else { continue };
         remove_remains(&id).with_context(|| format!("remove what lab {id} left"))?;
         let _ = fs::remove_file(&path);
@@ -159,12 +159,12 @@ fn open(path: &Path) -> Result<File> {
     options.open(path).with_context(|| format!("open {}", path.display()))
 }
 
-/// `None`: somebody alive holds it.
+/// `None`: a running process holds it.
 fn try_lock(path: &Path) -> Result<Option<Flock<File>>> {
     let Ok(lock) = Flock::lock(open(path)?, FlockArg::LockExclusiveNonblock) else {
         return Ok(None);
     };
-    // Between opening and locking its owner may have removed it; then the lock is on a file nobody finds.
+    // Between opening and locking its owner may have removed it; then the lock is on an unlinked file.
     let same = fs::metadata(path).is_ok_and(|named| lock.metadata().is_ok_and(|held| held.ino() == named.ino()));
     Ok(same.then_some(lock))
 }

@@ -68,7 +68,7 @@ pub struct LabOptions {
     pub ipv6: bool,
     /// Wait until no other lab of this machine holds the turn. Two exclusive labs on one thread wait for ever.
     pub exclusive: bool,
-    /// Connect once from each place before returning. Without it the first packets may still find no neighbour.
+    /// Connect once from each place before returning. Without it the first packets may find no neighbor entry.
     pub probe: bool,
 }
 
@@ -593,7 +593,7 @@ pub(crate) fn replace_routes(node: &Netns, current: &Mutex<Vec<Route>>, wanted: 
 /// Settings of every namespace, made before it has an interface.
 fn prepare(netns: &Netns, ipv6: bool) -> Result<()> {
     netns.sysctls(&[
-        // Replies may come in on another interface than the route back says.
+        // Replies may arrive on another interface than that of the return route.
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/ip_local_port_range", "1024 65535"),

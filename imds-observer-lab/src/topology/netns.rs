@@ -1,6 +1,6 @@
 //! A named network namespace: made, entered, removed.
 //!
-//! Whoever changes anything in one goes through `Netns::run`, which refuses to run in a namespace that the process
+//! All changes in one go through `Netns::run`, which refuses to run in a namespace that the process
 //! did not make. So no code here can touch the machine's own interfaces, and none can reach a real metadata service.
 
 use std::{
@@ -104,7 +104,7 @@ impl Netns {
         .with_context(|| format!("in network namespace {}", self.name))
     }
 
-    /// Sets sysctls below `/proc/sys/net`, which shows the namespace of whoever looks.
+    /// Sets sysctls below `/proc/sys/net`, which shows the reader's namespace.
     pub(crate) fn sysctls(&self, values: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             for (name, value) in values {
@@ -115,7 +115,7 @@ impl Netns {
         })?
     }
 
-    /// Runs a program to its end inside, without a cgroup of its own; fails with what it said.
+    /// Runs a program to its end inside, without a cgroup of its own; fails with its output.
     pub(crate) fn run_program(&self, command: &mut Command) -> Result<()> {
         let output = self
             .run(|| command.output())?

@@ -159,7 +159,7 @@ pub(super) async fn veth(handle: &Handle, name: &str, peer: &str, netns: &OwnedF
         .with_context(|| format!("make veth pair {name}/{peer}"))
 }
 
-/// With an address of its own: else a bridge takes that of a port, and with the port goes what neighbours know of it.
+/// With an address of its own: else a bridge takes that of a port, and neighbors lose it with the port.
 pub(super) async fn bridge(handle: &Handle, name: &str) -> Result<()> {
     let message = LinkBridge::new(name)
         .address(vec![0x0a, 0x58, 10, 88, 0, 1])

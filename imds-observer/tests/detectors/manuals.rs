@@ -1,6 +1,6 @@
 //! The manual pages: complete, with a real record, and the same in the source, in `docs/` and on the screen.
 //!
-//! `UPDATE_DOCS=1 cargo test -p imds-observer --test detectors manuals` writes the example records and the pages anew.
+//! `UPDATE_DOCS=1 cargo test -p imds-observer --test detectors manuals` regenerates the example records and the pages.
 
 use std::fmt::Write as _;
 use std::fs;

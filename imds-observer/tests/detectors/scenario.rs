@@ -217,7 +217,7 @@ impl Actor {
         self.request(seconds, "GET", path)
     }
 
-    /// A token request whose answer arrives with TTL 1 and dies; the client gives up after `waited` seconds.
+    /// A token request whose response arrives with TTL 1 and is lost; the client times out after `waited` seconds.
     pub(crate) fn lost_put(&self, seconds: f64, waited: f64) -> Exchange {
         let mut exchange = self.put(seconds);
         exchange.outcome = ExchangeOutcome::Lost;
@@ -307,7 +307,7 @@ pub(crate) fn status(status: u16) -> impl Fn(&mut Exchange) {
     }
 }
 
-/// No answer came; the client gave up.
+/// No response; the client timed out.
 pub(crate) fn unanswered(waited: f64) -> impl Fn(&mut Exchange) {
     move |exchange| {
         exchange.response = None;

@@ -415,7 +415,7 @@ fn s16b_response_dropped_in_forward() {
     assert_eq!(trace.verdicts(), ["blocked-by-firewall high"]);
 }
 
-/// A drop that tells neither reason nor function: where its packet had come to, and what else the attempt met.
+/// A drop without reason and function: where its packet had come to, and what else the attempt met.
 #[rstest]
 #[case::output(0.0, None, 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
 #[case::output_of_ipv6(0.0, Some(4_026_531_840), 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
@@ -483,7 +483,7 @@ fn s16c_only_ipv6_fails() {
     trace.add(modern.connect(1.0, ConnectOutcome::Timeout, 0, 1.0, [1, 1]));
     assert_eq!(trace.verdicts(), ["ipv6-endpoint-silent warning"]);
 
-    // No IPv6 on the host at all, tried first and fallen back at once: nobody loses anything.
+    // No IPv6 on the host at all, tried first, with an immediate fallback: nothing is lost.
     let mut trace = Trace::default();
     let both = Actor::host(2, "/modern");
     trace.add(

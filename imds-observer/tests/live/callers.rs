@@ -1,5 +1,5 @@
 //! Processes that make it hard: threads, inherited and passed sockets, `exec` chains, other names, users and namespaces, and sockets
-//! that are older than the observer. Each says who it is; the record has to say the same.
+//! that are older than the observer. Each reports its identity; the record must match.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Stdio};
@@ -97,7 +97,7 @@ me()
 #[ignore = "live"]
 fn threads_and_sockets_that_change_hands() {
     let lab = lab(LabOptions::default());
-    // Connected before the observer is there; asks when told.
+    // Connected before the observer starts; sends its request on a signal.
     let mut early = Early::start(&lab);
     let mut observer = Observer::stream(&lab, &[]);
 
@@ -374,7 +374,7 @@ struct Round {
 /// Of 5,000 a second, less what the clients' own clocks may be off.
 const FULL: f64 = 4900.0;
 
-/// What was reached. Whatever it is, what is missing is told, and nothing is somebody else's.
+/// What was reached. Missing facts are reported, and nothing is attributed to another process.
 fn steady(lab: &Lab) -> Round {
     const CLIENTS: usize = 2;
     const RATE: usize = 5000 / CLIENTS;

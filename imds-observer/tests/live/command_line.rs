@@ -169,7 +169,7 @@ fn preflight_judges_what_it_sees() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // It says nothing before its end: ask until it has seen enough.
+    // It prints nothing before its end: send requests until it has seen enough.
     while child.try_wait().unwrap().is_none() {
         curl(&lab, 1);
     }

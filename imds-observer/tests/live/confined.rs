@@ -35,7 +35,7 @@ fn ask(place: &Place, query: &str) {
     );
 }
 
-/// One thread, as the kernel tells it.
+/// One thread, from the kernel.
 #[derive(Debug)]
 pub(crate) struct Thread {
     pub(crate) name: String,
@@ -91,7 +91,7 @@ fn of<'a>(threads: &'a [Thread], name: &str) -> &'a Thread {
         .unwrap_or_else(|| panic!("no thread {name}: {threads:#?}"))
 }
 
-/// Kernels before 5.19 let only those with CAP_BPF read maps, where BPF isn't for everybody.
+/// Kernels before 5.19 require CAP_BPF for reading maps if unprivileged BPF is disabled.
 pub(crate) fn for_maps(mut capabilities: Vec<&'static str>) -> Vec<&'static str> {
     if kernel() < (5, 19) {
         capabilities.insert(0, "CAP_BPF");
@@ -154,7 +154,7 @@ fn only_what_is_needed_is_kept_and_the_work_goes_on() {
     kept.push("CAP_SYS_PTRACE");
     assert_eq!(confinement["capabilities"], serde_json::json!(kept));
 
-    // Who looks at processes gives up the rest when it has looked for sockets that are older.
+    // The attribution thread drops the rest after the search for older sockets.
     let deadline = Instant::now() + patience();
     let threads = loop {
         let threads = threads(child.id());
@@ -206,7 +206,7 @@ fn only_what_is_needed_is_kept_and_the_work_goes_on() {
     }
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    // Counters are read to the last, and nothing was said to have failed.
+    // Counters are read to the last, and no failure was logged.
     let all = written("").unwrap();
     let loss = all.lines().rfind(|line| line.contains("\"record\":\"loss\"")).unwrap();
     let loss: Value = serde_json::from_str(loss).unwrap();
@@ -284,7 +284,7 @@ fn a_directory_of_somebody_else_is_still_written_to() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// A client that is connected and says nothing.
+/// A connected client that sends nothing.
 struct Connected(Child);
 
 impl Connected {
@@ -329,7 +329,7 @@ impl Drop for Connected {
     }
 }
 
-/// What the table in docs/rights.md says of connections that are older than the observer.
+/// The rows in docs/rights.md about connections that are older than the observer.
 #[test]
 #[ignore = "live"]
 fn each_right_to_look_at_processes_is_for_what_the_table_says() {
@@ -372,7 +372,7 @@ fn each_right_to_look_at_processes_is_for_what_the_table_says() {
     }
 }
 
-/// Whether `/proc/kallsyms` shows addresses to everybody.
+/// Whether `/proc/kallsyms` shows addresses to all users.
 fn symbols_are_public() -> bool {
     let setting = |name: &str| -> i32 {
         let text = fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap();

@@ -312,7 +312,7 @@ fn containers_of_podman_and_containerd_are_named() {
     let containerd = Containerd::start(&lab, &node);
     containerd.import(&node, IMAGE);
     let cni = CniNetwork::new(&lab, &node);
-    // As kubelet links them; the pod's other name stands nowhere else.
+    // As kubelet links them; the pod's other name is nowhere else.
     let logs = node.path("var/log/containers");
     fs::create_dir_all(&logs).unwrap();
     fs::write(logs.join(format!("import-28391040-k7v9p_batch_only-{LOGGED}.log")), "").unwrap();

@@ -1,4 +1,4 @@
-//! `doctor` tells every fault that stands in the way, sends nothing, changes nothing, and leaves a healthy host alone.
+//! `doctor` reports every fault that blocks IMDS, sends nothing, changes nothing, and reports nothing on a healthy host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -91,7 +91,7 @@ fn a_healthy_host_has_no_fault() {
     );
 }
 
-/// How the lab's policy program is called: its name is told to CAP_SYS_ADMIN only, others see its number.
+/// How the lab's policy program is called: its name needs CAP_SYS_ADMIN; others see its ID.
 fn known_name() -> &'static str {
     match Rights::from_env().unwrap() {
         Rights::Full => "imdslab_policy",
@@ -99,7 +99,7 @@ fn known_name() -> &'static str {
     }
 }
 
-/// What `doctor` must say of a fault that stands there before anybody asks.
+/// The expected result of `doctor` for a fault before any request.
 struct Wanted {
     place: Victim,
     name: &'static str,
@@ -205,7 +205,7 @@ fn tells_all(family: Family) {
         let Some(wanted) = wanted(&lab, &entry) else { continue };
         let guard = lab.inject(&entry.fault).unwrap();
         if wanted.name == "neighbour" {
-            // Nobody knows before somebody has asked.
+            // Unknown before the first request.
             let url = format!(
                 "http://{}/",
                 if endpoint.is_ipv6() {

@@ -1,6 +1,6 @@
 //! Every way of not reaching IMDS is named by its cause, for the right process, once; and its healthy twin is left alone.
 //!
-//! The table that this prints is that of docs/faults.md: `cargo xtask docs --faults` writes it anew from a run.
+//! The table that this prints is that of docs/faults.md: `cargo xtask docs --faults` regenerates it from a run.
 
 use std::collections::HashMap;
 use std::fs;
@@ -101,7 +101,7 @@ fn token(place: &Place, host: &str, patience: &str) {
 }
 
 /// Without reasons (before 5.17) and without the right to read the kernel's addresses, a packet that is dropped before its
-/// route was looked up, or behind the uplink's hook, tells nothing but that.
+/// route was looked up, or behind the uplink's hook, shows only that.
 const UNTOLD: &[&str] = &[
     "policy-tc-ingress-pod",
     "policy-tc-egress-pod",
@@ -110,7 +110,7 @@ const UNTOLD: &[&str] = &[
     "route-blackhole-forwarded",
 ];
 
-/// The code that this kernel, with these rights, allows to tell.
+/// The code that this kernel and these privileges allow.
 fn expected(entry: &Entry) -> Option<&'static str> {
     let blind = kernel() < (5, 17) && Rights::from_env().unwrap() == Rights::DaemonSet;
     entry.code.filter(|_| !(blind && UNTOLD.contains(&entry.name)))
@@ -136,7 +136,7 @@ fn try_fault(lab: &Lab, entry: &Entry, family: Family, observer: &mut Observer) 
             record["record"] == "finding" && record["code"] == code && record["state"] == "open"
         });
         if let Some(finding) = finding {
-            // When it was told, not when this test came to read it.
+            // The time of writing, not of reading it in this test.
             let told: Time = serde_json::from_value(finding["time"].clone()).unwrap();
             after = Duration::from_nanos(told.since(begin));
         }
@@ -289,7 +289,7 @@ impl Row {
     }
 }
 
-/// What differs from run to run, or stands elsewhere in the finding.
+/// Values that differ between runs, or are elsewhere in the finding.
 const LEFT_OUT: [&str; 7] = [
     "attempts",
     "clients",
@@ -539,8 +539,8 @@ fn send(counts: &[(&str, usize)]) {
     }
 }
 
-/// The remedy is one to paste: the host's own gateway and interface stand in it. The client gives up after 2 s, a second before
-/// the kernel knows that nobody answers, and is named all the same.
+/// The remedy is one to paste: it has the host's own gateway and interface. The client times out after 2 s, a second before
+/// the kernel detects the silence, and is still named.
 #[test]
 #[ignore = "live"]
 fn an_on_link_route_is_remedied_with_the_host_s_own_gateway() {

@@ -43,7 +43,7 @@ print('sent', flush=True)
 sys.stdin.read()
 ";
 
-/// The attack, as nobody in namespaces of its own, in the pod's cgroup.
+/// The attack, as an unprivileged user in its own namespaces, in the pod's cgroup.
 fn attack(lab: &Lab, connections: usize, requests: usize) -> Child {
     let mut child = lab
         .pod(1)
@@ -117,7 +117,7 @@ fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_other
     });
     let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
     let mut hostile = attack(&lab, CONNECTIONS, REQUESTS);
-    // While the observer reads what has piled up, the ring buffer overflows and the loss record says so. Once it has caught up, the attack still
+    // While the observer reads what has piled up, the ring buffer overflows and the loss record counts it. Once it has caught up, the attack still
     // holds all that it may, and the others are seen.
     let mut flood = lab
         .pod(0)

@@ -84,7 +84,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
     );
     let told = last["evidence"].to_string();
     assert!(told.contains("seconds"), "the cost in seconds: {told}");
-    // The fallback is told, and as a consequence: no second alarm of the same weight.
+    // The fallback is reported as a consequence: no second alarm of the same severity.
     for finding in finished.opened("imdsv1-request") {
         assert_eq!(finding["severity"], "info", "{finding}");
         assert!(finding.to_string().contains("hop limit"), "{finding}");

@@ -333,7 +333,7 @@ fn what_leaves_by_an_uplink_without_our_programs_is_never_called_safe() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // It says nothing before its end: ask until it has seen enough.
+        // It prints nothing before its end: send requests until it has seen enough.
         while child.try_wait().unwrap().is_none() {
             token(lab.pod(0));
         }

@@ -1,4 +1,4 @@
-//! What the observer lacks it says in `start.missing`, with what that blinds, and the rest goes on. What was asked for and can't be
+//! `start.missing` lists what the observer lacks and what is not visible without it; everything else works. What was asked for and can't be
 //! had is an error.
 
 use std::os::unix::process::CommandExt as _;
@@ -61,7 +61,7 @@ fn missing(start: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// A request of a pod that is a process of its own, as it is told then.
+/// The record of a pod's request in its own process.
 fn exchange(lab: &Lab, observer: &mut Observer) -> Value {
     let url = "http://169.254.169.254/latest/meta-data/instance-id";
     let output = run(lab.pod(0), "curl", &["-s", "-m", "5", url]);

@@ -154,7 +154,7 @@ fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 
     let lab = lab(LabOptions::default());
-    // A capability that is missing, for the series that tells it: an uplink that isn't there yet is none.
+    // A capability that is missing, for its series: an uplink that isn't there yet is none.
     let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
     let rules = rules.canonicalize().unwrap();
     let server = Prometheus::start(&lab, &[&rules.to_string_lossy()]);
@@ -322,7 +322,7 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
         assert_eq!(exchange["outcome"], "lost", "{exchange}");
         waited_ns += exchange["waited_ns"].as_u64().unwrap();
     }
-    // Answered, lost for nobody.
+    // Answered, nothing lost.
     lab.server().update(|behaviour| behaviour.hop_limit = 2);
     ask_for_a_token(lab.pod(0), "5");
     let exchange = observer.wait_for(|record| record["record"] == "exchange");
@@ -339,7 +339,7 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
         let drops = observer.output.iter().filter(is_drop).count() as u64;
         let counted = counted_by_nft(&lab);
         assert!(counted >= LOST as u64);
-        // Of a drop that interrupts another one's program the kernel tells nobody, but counts that it didn't.
+        // The kernel doesn't trace a drop that interrupts the tracing of another one, but counts it.
         let untold = recursion_misses(&observer);
         let wanted = [
             exact(&of("lost"), LOST as f64),
@@ -377,7 +377,7 @@ fn recursion_misses(observer: &Observer) -> u64 {
     misses.iter().sum()
 }
 
-/// A number that the kernel tells of each of the observer's descriptors of a kind.
+/// A number from the kernel about each of the observer's descriptors of a kind.
 fn described(observer: &Observer, kind: &str, field: &str) -> Vec<u64> {
     fs::read_dir(format!("/proc/{}/fdinfo", observer.pid()))
         .unwrap()
@@ -430,7 +430,7 @@ fn a_service_manager_is_told_and_a_bad_configuration_changes_nothing() {
     // It goes on with the filter that it had.
     reload(&observer, "[filter\n");
     ask(&lab, "meta-data/instance-id?filtered");
-    // Whoever asks from now on is let through.
+    // Requests from now on succeed.
     reload(&observer, "[filter]\ncomm = ['curl']\n[limits]\nqueue = 5\n");
     ask(&lab, "meta-data/instance-id?seen");
     observer.wait_for(|record| record["record"] == "exchange");
@@ -481,7 +481,7 @@ fn collector() -> PathBuf {
     Path::new(String::from_utf8(output.stdout).unwrap().trim()).join("rotel-agent")
 }
 
-/// The collector's own words: rotel, which is no part of this project, tells on its log what it received.
+/// The collector's own words: rotel, an independent project, logs what it received.
 #[test]
 #[ignore = "live"]
 fn a_real_collector_gets_what_prometheus_is_shown() {

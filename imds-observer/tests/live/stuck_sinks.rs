@@ -1,4 +1,4 @@
-//! A full disk, a pipe that nobody empties, and `kill -9`: reading the kernel never waits for a sink, what is given up is what
+//! A full disk, a pipe without a reader, and `kill -9`: reading the kernel never waits for a sink, the dropped records are what
 //! matters least, and every line that was written parses.
 
 use std::fs;
@@ -198,7 +198,7 @@ fn a_pipe_that_nobody_empties_costs_exchanges_and_no_finding() {
         &[&token[..], &["http://169.254.169.254/latest/api/token"]].concat(),
     );
     ask(&lab, "meanwhile", 300);
-    // Somebody reads again, and to the end.
+    // The pipe is read again, to the end.
     let reader = std::thread::spawn(move || {
         let mut rest = String::new();
         std::io::Read::read_to_string(&mut stdout, &mut rest).map(|_| rest)

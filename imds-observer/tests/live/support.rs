@@ -41,7 +41,7 @@ pub(crate) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Another program than the one that was built with the tests: what `cargo xtask dist` made, say.
+/// Another program than the one that was built with the tests: such as one from `cargo xtask dist`.
 const PROGRAM: &str = "IMDS_OBSERVER_TEST_PROGRAM";
 
 pub(crate) fn program() -> PathBuf {
@@ -207,7 +207,7 @@ impl Observer {
         self.finished()
     }
 
-    /// The same for one that somebody else has told to end.
+    /// The same for one that another process has terminated.
     pub(crate) fn finished(mut self) -> Finished {
         let status = self.child.wait().expect("wait for the observer");
         // The reader ends with the pipe.
@@ -347,7 +347,7 @@ fn botocore(place: &Place) -> std::process::Output {
         .expect("run botocore")
 }
 
-/// Fetches credentials as botocore does, and says whether it got them.
+/// Fetches credentials as botocore does, and returns whether it succeeded.
 pub(crate) fn fetch_credentials(place: &Place) -> bool {
     if std::env::var(CLIENT).is_ok_and(|client| client == "lab") {
         let output = run_script(place, &imds_observer_lab::client::botocore());
@@ -360,7 +360,7 @@ pub(crate) fn fetch_credentials(place: &Place) -> bool {
     String::from_utf8_lossy(&output.stdout).trim() == "have credentials"
 }
 
-/// Path of a place's cgroup as records tell it.
+/// Path of a place's cgroup as in records.
 pub(crate) fn cgroup_of(place: &Place) -> String {
     format!("/{}", place.cgroup().path().trim_start_matches('/'))
 }

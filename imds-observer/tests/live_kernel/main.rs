@@ -164,7 +164,7 @@ fn every_hook_is_attached_or_named_as_missing() {
     assert!([Some("tp_btf"), Some("raw_tp")].contains(&method("socket-state")));
     assert_eq!(method("socket-error").is_some(), kernel() >= (5, 14));
     assert_eq!(missing("socket-error"), kernel() < (5, 14));
-    // Some kernels let nobody trace functions.
+    // Some kernels don't support function tracing.
     let next_best = if tracepoints_are_refused() {
         "raw_tp"
     } else {
@@ -320,7 +320,7 @@ fn a_failed_connect_is_told_apart() {
         return;
     }
     let lab = lab(2);
-    // An address that the lab has no route to: it stands for an endpoint whose route is gone.
+    // An address that the lab has no route to: it represents an endpoint whose route was deleted.
     let nowhere = Ipv4Addr::new(169, 254, 170, 99);
     let mut options = options(&lab);
     options.endpoints.push(nowhere.into());

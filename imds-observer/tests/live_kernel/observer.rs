@@ -33,7 +33,7 @@ pub(crate) fn options(lab: &Lab) -> LiveOptions {
     }
 }
 
-/// What the loader has to say beyond errors, with `RUST_LOG=debug`.
+/// Log of the loader beyond errors, with `RUST_LOG=debug`.
 fn log() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())

@@ -13,7 +13,7 @@ use imds_observer_lab::topology::LabOptions;
 use super::support::{self, in_netns, lab, lab_binary};
 use super::{PROGRAM, watch_lab, watch_trace};
 
-/// What a program tells a terminal besides text.
+/// Control sequences that a program sends to a terminal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Sequence {
     /// `ESC [ parameters final`
@@ -25,7 +25,7 @@ pub(crate) enum Sequence {
 }
 
 impl Sequence {
-    /// Adds the colours and attributes that it sets.
+    /// Adds the colors and attributes that it sets.
     pub(crate) fn styles(
         &self,
         foreground: &mut BTreeSet<u16>,
@@ -89,7 +89,7 @@ pub(crate) fn sequences(bytes: &[u8]) -> Result<Vec<Sequence>, String> {
     Ok(found)
 }
 
-/// Moving, erasing, colours, the alternate screen, the cursor: what a view needs and no more.
+/// Moving, erasing, colors, the alternate screen, the cursor: only what a view needs.
 fn is_ours(sequence: &Sequence) -> bool {
     match sequence {
         Sequence::Control(parameters, last) => match last {
@@ -135,7 +135,7 @@ fn y_copies_the_remedy_and_nothing_else() {
     );
 }
 
-/// Clears the screen, sets the title and the clipboard, asks for an answer, changes colours; in 7 and 8 bits.
+/// Clears the screen, sets the title and the clipboard, requests a reply, changes colors; in 7 and 8 bits.
 const HOSTILE: &str = "\x1b[2J\x1b]0;pwned\x07\x1b]52;c;cHduZWQ=\x07\x1b[6n\x1b[31337mx\u{9b}31337my\u{202e}z\x08\x7f";
 
 #[test]
@@ -175,7 +175,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     // Redacted, nothing of it would be shown.
     let command = format!("read go; {} --cmdline full; echo \"status $?\"; cat", watch_lab(&lab));
     let tmux = Tmux::start("hostile", (160, 50), &command).unwrap();
-    // Every byte that the program writes, while the screen says where it is.
+    // Every byte that the program writes, while the screen shows its state.
     let raw = scratch.path().join("raw");
     tmux.run(&["pipe-pane", &format!("cat > '{}'", raw.display())]).unwrap();
     tmux.press("Enter").unwrap();

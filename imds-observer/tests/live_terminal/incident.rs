@@ -44,7 +44,7 @@ impl Drop for Loop {
     }
 }
 
-/// The line that a text stands in.
+/// The line that contains a text.
 fn line<'a>(screen: &'a str, part: &str) -> &'a str {
     screen
         .lines()
@@ -76,7 +76,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     let lost = "token-response-lost";
     tmux.wait_for("tight-polling curl (parent bash").unwrap();
     tmux.wait_for(lost).unwrap();
-    // Counted once a second, and told with the summary.
+    // Counted once a second, and reported with the summary.
     let screen = tmux.wait_for("packets ").unwrap();
     for wanted in ["live, ", " req/s ", "% of 1024", "hop limit 1", "v1 "] {
         assert!(screen.contains(wanted), "{wanted:?} is missing:\n{screen}");
@@ -154,7 +154,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     })
     .unwrap();
 
-    // Paused, the picture stands though the loop goes on.
+    // Paused: the display is frozen while the loop continues.
     tmux.press("p").unwrap();
     tmux.wait_for("PAUSED").unwrap();
     let picture = tmux.screen().unwrap();

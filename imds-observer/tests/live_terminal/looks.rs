@@ -1,4 +1,4 @@
-//! Any terminal: small, resized, of sixteen colours or none, dark or light.
+//! Any terminal: small, resized, of sixteen colors or none, dark or light.
 
 use std::collections::BTreeSet;
 

@@ -228,7 +228,7 @@ impl Drop for Browser {
         let _ = self.requests.write_all(b"{\"id\":0,\"method\":\"Browser.close\"}\0");
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_secs(10) {
-            // The pipe is closed by the browser's end, and events until then are nobody's.
+            // The browser's end closes the pipe; events until then are ignored.
             if self.messages.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Disconnected) {
                 break;
             }

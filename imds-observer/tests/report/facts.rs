@@ -1,4 +1,4 @@
-//! What the page shows, taken from the browser, against what `-o json` says of the same traces.
+//! What the page shows, taken from the browser, compared with `-o json` of the same traces.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The HTML report in a real browser: does it show what `-o json` says, to everybody, and nothing else?
+//! The HTML report in a real browser: does it show the content of `-o json`, accessibly, and nothing else?
 
 mod browser;
 mod facts;
@@ -81,7 +81,7 @@ fn it_fits_a_phone_and_any_wider_screen() {
         let seen = browser.evaluate(STICKS_OUT);
         assert_eq!(seen["whole"], seen["width"], "{width}: {seen}");
         assert_eq!(seen["out"], json!([]), "{width}");
-        // Nobody should have to scroll sideways on a phone, where tables are lists, nor on a large screen.
+        // No horizontal scrolling, neither on a phone, where tables are lists, nor on a large screen.
         if !(600..1024).contains(&width) {
             assert_eq!(seen["scrolled"], json!([]), "{width}");
         }

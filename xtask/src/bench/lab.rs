@@ -174,7 +174,7 @@ pub(crate) fn machine() -> anyhow::Result<String> {
     ))
 }
 
-/// Replaces what stands between the markers of this name.
+/// Replaces the text between the markers of this name.
 pub(crate) fn write(name: &str, text: &str) -> anyhow::Result<()> {
     let path = root().join("docs/benchmarks.md");
     let document = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

@@ -1,10 +1,10 @@
-//! `bench memory`: what each limit of the configuration bounds, in bytes: outside the kernel filled to the limit, inside as the kernel tells.
+//! `bench memory`: what each limit of the configuration bounds, in bytes: in user space filled to the limit, in the kernel as it reports.
 
 use super::lab::{self, Bench, Programs};
 use super::pipeline;
 
 pub(crate) fn run(programs: &Programs, args: &lab::Args) -> anyhow::Result<()> {
-    // What is held doesn't depend on optimisation, which takes minutes to build.
+    // Memory doesn't depend on optimization, which takes minutes to build.
     let own = pipeline::cargo_bench("memory", "dev", args)?;
     let kernel = programs.measure(Bench::Memory, args, &[])?;
     if !args.short && !args.no_write {

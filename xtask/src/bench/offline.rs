@@ -1,6 +1,6 @@
 //! `bench offline`: `analyze` against tshark on one pcap, against jq and DuckDB on one NDJSON file.
 //!
-//! Wall time counts, and is worth what the machine was worth at that moment: CPU time stands beside it, and the load.
+//! Wall time counts, and is worth what the machine was worth at that moment: CPU time and load are listed too.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
@@ -209,7 +209,7 @@ struct Table {
 }
 
 impl Table {
-    /// Runs all of them over one file, in turns. The first is ours, and what it took is given back.
+    /// Runs all of them over one file, in alternating rounds. The first is ours, and its result is returned.
     fn file(
         &mut self,
         file: &str,
@@ -298,7 +298,7 @@ fn command(program: &str, arguments: &[&str], file: &Path) -> Command {
     command
 }
 
-/// Runs a command to its end and says what it took; a child's own peak of memory comes from GNU time.
+/// Runs a command to its end and returns its cost; a child's own peak of memory comes from GNU time.
 fn measure(command: &Command) -> anyhow::Result<Measured> {
     let time = Path::new("/usr/bin/time");
     if !time.exists() {
@@ -324,7 +324,7 @@ fn measure(command: &Command) -> anyhow::Result<Measured> {
     let last = told.lines().last().unwrap_or_default();
     let numbers: Vec<f64> = last.split(' ').filter_map(|number| number.parse().ok()).collect();
     let [user, system, peak] = numbers[..] else {
-        bail!("time told {last:?}");
+        bail!("unexpected output of time: {last:?}");
     };
     Ok(Measured {
         wall_s,

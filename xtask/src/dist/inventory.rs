@@ -1,4 +1,4 @@
-//! What is in the programs: bills of materials (CycloneDX), and the licences' texts, which must go with copies.
+//! What is in the programs: bills of materials (CycloneDX), and the license texts, which must be included with copies.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -10,7 +10,7 @@ use xshell::{Shell, cmd};
 
 use super::{Release, program};
 
-/// Name of the file with the licences of everything that is linked in.
+/// Name of the file with the licenses of everything that is linked in.
 pub(super) const LICENCES: &str = "THIRD-PARTY-LICENSES.txt";
 
 /// The program, and what it brings into the kernel.
@@ -143,7 +143,7 @@ fn collect(metadata: &Value, linked: &mut BTreeMap<String, Linked>) -> anyhow::R
             }
         }
         let package = &packages[&next];
-        // Ours are told elsewhere.
+        // Ours are listed elsewhere.
         if package["source"].is_null() {
             continue;
         }

@@ -70,7 +70,7 @@ fn wrapper(sh: &Shell, source: &Path, arch: Arch, sysroot: Option<&Path>) -> any
     let script = format!("#!/bin/sh\n{library}exec \"$@\" {remap}\n");
     let path = source.join("target/dist-rustc").join(arch.name());
     sh.create_dir(path.parent().context("the wrapper has a directory")?)?;
-    // Unchanged, it keeps its time: cargo builds anew for a wrapper that is newer.
+    // Unchanged, it keeps its time: cargo rebuilds for a newer wrapper.
     if !sh.read_file(&path).is_ok_and(|have| have == script) {
         sh.write_file(&path, script)?;
         cmd!(sh, "chmod +x {path}").quiet().run()?;
@@ -116,7 +116,7 @@ fn tells_no_paths(program: &Path, source: &Path) -> anyhow::Result<()> {
             .take_while(|byte| byte.is_ascii_graphic())
             .map(|byte| char::from(*byte))
             .collect();
-        anyhow::bail!("{} tells where it was built: {text}", program.display());
+        anyhow::bail!("{} contains its build path: {text}", program.display());
     }
     Ok(())
 }

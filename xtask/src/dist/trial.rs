@@ -32,7 +32,7 @@ pub(super) fn program(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<
 }
 
 /// Observes one request, to a server on the loopback interface of a guest that has nothing else. The script is process 1: its end
-/// ends the guest, and its status is told by the kernel.
+/// ends the guest, and the kernel prints its status.
 const OBSERVE: &str = r#"#!/bin/busybox sh
 b=/bin/busybox
 $b mkdir -p /proc /sys /dev /run /www/latest
@@ -54,7 +54,7 @@ $b cat /run/records
 exit $status
 "#;
 
-/// As the first and only process of a kernel for another processor, whose console gets what the program says; then at work.
+/// As the first and only process of a kernel for another processor, whose console shows the program's output; then at work.
 fn guest(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<()> {
     for (arguments, wanted) in [("--version", env!("CARGO_PKG_VERSION")), ("doctor", "cgroup2")] {
         says(&kernels::only(sh, arch, program, arguments)?, wanted)?;
@@ -101,7 +101,7 @@ pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     let name = loaded
         .lines()
         .find_map(|line| line.split_once(": ").map(|(_, name)| name))
-        .with_context(|| format!("podman did not say what it loaded: {loaded}"))?
+        .with_context(|| format!("podman did not print what it loaded: {loaded}"))?
         .to_owned();
     let version = podman(&[
         "run",
@@ -140,7 +140,7 @@ pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
 }
 
 fn says(text: &str, wanted: &str) -> anyhow::Result<()> {
-    ensure!(text.contains(wanted), "the program did not say `{wanted}`: {text}");
+    ensure!(text.contains(wanted), "the program did not print `{wanted}`: {text}");
     for line in text.lines().take(3) {
         eprintln!("  {line}");
     }

@@ -23,7 +23,7 @@ pub(crate) fn strip(arch: Arch) -> &'static str {
     if arch.is_native() { "strip" } else { STRIP }
 }
 
-/// What cargo must be told.
+/// Settings for cargo.
 pub(super) struct Cross {
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(String, String)>,

@@ -67,7 +67,7 @@ pub(super) fn patiently(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow:
 
 /// An unpacked kernel.
 pub(super) struct Kernel {
-    /// As `uname -r` says.
+    /// As printed by `uname -r`.
     pub(super) release: String,
     /// The packages' files: `boot/`, `lib/modules/`.
     pub(super) files: PathBuf,

@@ -66,7 +66,7 @@ const SKIPPED: &[&str] = &[
     "a_curl_loop_is_one_finding_for_the_loop",
 ];
 
-/// For programs of the lab's own instead of Python's, for time that passes slowly, and because nobody else is in there.
+/// For programs of the lab's own instead of Python's, for time that passes slowly, and because no other process runs there.
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("IMDS_OBSERVER_TEST_CLIENT", "lab"),
     ("IMDS_OBSERVER_TEST_PATIENCE", "6"),
@@ -392,7 +392,7 @@ pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) ->
 }
 
 /// The same for a guest that has nothing but these files, by their paths there, and the modules at `/guest` if they are wanted.
-/// The first process is told on the command line.
+/// The first process gets it on the command line.
 pub(super) fn run_only(
     sh: &Shell,
     arch: Arch,
@@ -420,7 +420,7 @@ pub(super) fn run_only(
         &format!("rdinit={first}"),
         PATIENCE_ONLY,
     )?;
-    // The end of the first process is the kernel's; it tells with which status.
+    // The end of the first process ends the kernel, which prints its status.
     ensure!(
         text.contains("exitcode=0x00000000"),
         "`{first}` failed as the first process of a guest: see {}",

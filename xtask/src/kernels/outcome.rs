@@ -1,4 +1,4 @@
-//! What a guest's console says: which tests passed with which rights, and what the kernel gives.
+//! A guest's console: which tests passed with which rights, and what the kernel gives.
 
 use std::fmt;
 
@@ -10,14 +10,14 @@ use crate::test::Totals;
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Round {
     pub(super) rights: String,
-    /// Feature and what became of it, in the order told.
+    /// Feature and result, in the order printed.
     pub(super) facts: Vec<(String, String)>,
     failures: Vec<String>,
 }
 
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Outcome {
-    /// As `uname -r` says.
+    /// As printed by `uname -r`.
     pub(super) kernel: String,
     pub(super) rounds: Vec<Round>,
     pub(super) totals: Totals,
@@ -49,7 +49,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Reads a console. A guest that ended before its last word has failed, whatever it said before.
+/// Reads a console. A guest that ended before its final line has failed, regardless of earlier output.
 pub(super) fn read(console: &str) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut ended = false;
@@ -96,7 +96,7 @@ pub(super) fn read(console: &str) -> anyhow::Result<Outcome> {
     }
     ensure!(
         ended && !outcome.rounds.is_empty(),
-        "the guest ended too early; the last it said:\n{}",
+        "the guest ended too early; its last output:\n{}",
         tail(console)
     );
     Ok(outcome)

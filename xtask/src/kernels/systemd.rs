@@ -1,7 +1,7 @@
 //! Does the systemd unit, as it is shipped, work under a real systemd?
 //!
 //! In a guest whose root file system is Debian's own, made by mmdebstrap, with systemd as the first process. There it is installed as
-//! `docs/deploy.md` tells, started, reloaded, stopped and left stuck (`systemd/trial.sh`); what that says on the console is judged here.
+//! `docs/deploy.md` tells, started, reloaded, stopped and left stuck (`systemd/trial.sh`); its console output is checked here.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::toolchain::tools;
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,kmod,curl";
 const LEFT_OUT: [&str; 4] = ["doc", "i18n", "locale", "man"];
 
-/// No logins, no timers of Debian's, nothing on the console but what is said on purpose.
+/// No logins, no timers of Debian's, nothing on the console except intended output.
 const COMMAND_LINE: &str = "rdinit=/lib/systemd/systemd systemd.unit=multi-user.target systemd.show_status=no systemd.getty_auto=no \
     systemd.mask=getty.target systemd.mask=timers.target mitigations=off rcupdate.rcu_expedited=1 no_timer_check";
 
@@ -61,7 +61,7 @@ pub(super) fn system(sh: &Shell, arch: Arch) -> anyhow::Result<PathBuf> {
     Ok(archive)
 }
 
-/// Boots it, and fails if anything isn't as the unit and the documentation say. With a package: what it installs instead.
+/// Boots it, and fails if anything differs from the unit and the documentation. With a package: what it installs instead.
 pub(super) fn trial(sh: &Shell, arch: Arch, deb: Option<&Path>) -> anyhow::Result<()> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let system = system(sh, arch)?;
@@ -103,7 +103,7 @@ pub(super) fn trial(sh: &Shell, arch: Arch, deb: Option<&Path>) -> anyhow::Resul
     Ok(())
 }
 
-/// What the console told, by name.
+/// Values from the console, by name.
 struct Said<'a>(BTreeMap<&'a str, &'a str>);
 
 impl<'a> Said<'a> {
@@ -119,7 +119,7 @@ impl<'a> Said<'a> {
         self.0
             .get(name)
             .copied()
-            .with_context(|| format!("{name} was not told"))
+            .with_context(|| format!("{name} was not printed"))
     }
 
     fn record(&self, kind: &str) -> anyhow::Result<Value> {
@@ -134,7 +134,7 @@ impl<'a> Said<'a> {
         Ok(names(|capability| bits & capability.bitmask() != 0))
     }
 
-    /// Whether all is as `unit` says and the documentation.
+    /// Whether everything matches `unit` and the documentation.
     fn judge(&self, unit: &str) -> anyhow::Result<()> {
         ensure!(!self.0.contains_key("failed"), "{}", self.get("failed")?);
         self.get("end")?;

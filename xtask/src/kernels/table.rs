@@ -18,7 +18,7 @@ fn results() -> PathBuf {
     root().join("target/kernels/results")
 }
 
-/// Notes the facts of one run. A run that failed replaces an earlier one too: the table must not say what isn't so.
+/// Notes the facts of one run. A run that failed replaces an earlier one too: the table must not be wrong.
 pub(super) fn keep(arch: Arch, version: &Version, outcome: &Outcome) -> anyhow::Result<()> {
     fs::create_dir_all(results())?;
     let mut text = String::new();
@@ -65,7 +65,7 @@ pub(super) fn write(page: &Path) -> anyhow::Result<()> {
 /// A run of one kernel with one set of rights: version's numbers, machine, rank of the rights, version.
 type Column<'a> = (Vec<u64>, &'a str, &'a str, &'a str);
 
-/// What runs told: one column per run, facts in the order in which they came up.
+/// Results of runs: one column per run, facts in the order in which they came up.
 #[derive(Default)]
 struct Facts<'a> {
     columns: BTreeMap<Column<'a>, BTreeMap<&'a str, &'a str>>,
@@ -110,7 +110,7 @@ impl<'a> Facts<'a> {
             let _ = write!(out, "| {called} |");
             for values in self.columns.values() {
                 let value = values.get(name).unwrap_or(&"-");
-                // Why it is missing stands below.
+                // The reason is listed below.
                 let value = value
                     .split_once(" (")
                     .filter(|_| value.starts_with(MISSING))

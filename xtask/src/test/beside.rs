@@ -1,4 +1,4 @@
-//! Checks that only compute, run while the live tests wait for clients to give up.
+//! Checks that only compute, run while the live tests wait for clients to time out.
 //!
 //! They are another process of this program with the scheduler's idle policy: it gets what the tests leave, and nothing
 //! of what they want. So two thirds of its ten minutes cost none.
@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use crate::fuzz;
 use crate::run::{is_root, root, shell, step};
 
-/// Those checks under way; ended with their children if nobody asks how they went.
+/// Those checks under way; ended with their children if dropped.
 pub(super) struct Beside {
     process: Child,
     said: PathBuf,
@@ -42,13 +42,13 @@ impl Beside {
         Ok(Self { process, said })
     }
 
-    /// Waits for the end, and prints what was said.
+    /// Waits for the end, and prints their output.
     pub(super) fn finish(mut self) -> anyhow::Result<()> {
         let status = self.process.wait().context("wait for the checks")?;
         let said = fs::read(&self.said).with_context(|| format!("read {}", self.said.display()))?;
         std::io::stderr()
             .write_all(&said)
-            .context("print what the checks said")?;
+            .context("print the output of the checks")?;
         if !status.success() {
             bail!("a check failed ({status}): see above, or run `cargo xtask test --beside`");
         }

@@ -13,7 +13,7 @@ async fn main() {
     let client = Client::builder().configure(&config).build();
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     loop {
-        // The client keeps its token; credentials are loaded anew, as after their expiry.
+        // The client keeps its token; credentials are loaded again, as after their expiry.
         let provider = ImdsCredentialsProvider::builder()
             .configure(&config)
             .imds_client(client.clone())

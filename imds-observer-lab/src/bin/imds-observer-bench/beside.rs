@@ -89,14 +89,14 @@ pub(crate) fn empties(lab: &Lab, types: &Types, cgroup: &Path, interface: &str) 
     }));
     at(cgroup, interface)?.attach(lab, hooks, |(name, hook), cgroup, index| {
         match Measured::empty(*hook, cgroup, index) {
-            // Some kernels let nobody trace functions.
+            // Some kernels don't support function tracing.
             Err(_) if matches!(hook, Hook::FunctionExit(_)) => Ok(None),
             result => result.map(|program| Some((*name, program))),
         }
     })
 }
 
-/// The least that telling other people's packets apart takes: a look at an address.
+/// The minimum for distinguishing other packets: comparing an address.
 pub(crate) fn lookers(lab: &Lab, types: &Types, cgroup: &Path, interface: &str) -> Result<Programs> {
     let place = at(cgroup, interface)?;
     let mut programs = place.attach(lab, LOCAL, |(name, hook), cgroup, index| {
@@ -119,7 +119,7 @@ pub(crate) fn lookers(lab: &Lab, types: &Types, cgroup: &Path, interface: &str) 
     Ok(programs)
 }
 
-/// The least that telling of IMDS packets takes: an event each; of a `connect()` an entry in a table besides.
+/// The minimum for reporting IMDS packets: one event each, and a map entry per `connect()`.
 pub(crate) fn tellers(lab: &Lab, tables: &Tables, cgroup: &Path, interface: &str) -> Result<Programs> {
     at(cgroup, interface)?.attach(lab, LOCAL, |(name, hook), cgroup, index| {
         let Some((_, bytes)) = EVENT_BYTES.iter().find(|(known, _)| known == name) else {

@@ -46,7 +46,7 @@ impl Step {
         let lost = self.written.lost("ring_buffer");
         ensure!(
             missing <= lost && (strangers == 0 || lost > 0),
-            "{name}: of {} exchanges {missing} are missing and {strangers} not the load's, the loss record says {lost} events",
+            "{name}: of {} exchanges {missing} are missing and {strangers} not the load's, the loss record has {lost} events",
             self.made.done,
         );
         Ok(())
@@ -150,7 +150,7 @@ fn row(table: &mut Table, name: &str, step: &Step) {
     ]);
 }
 
-/// Whoever can't read for a while loses what the ring buffer doesn't hold. Is it as much as the `loss` record says?
+/// A reader that stops for a while loses the events that the ring buffer can't hold. Does the `loss` record have the same number?
 fn stalled(bench: &Bench<'_>, count: u64) -> Result<()> {
     let mut table = Table::new(&[
         "reader stopped while",
@@ -170,7 +170,7 @@ fn stalled(bench: &Bench<'_>, count: u64) -> Result<()> {
         let missing = EVENTS_KEPT * made.done.saturating_sub(written.exchanges.len() as u64);
         let lost = written.lost("ring_buffer");
         let equal = missing.abs_diff(lost) <= EDGES;
-        ensure!(equal, "{missing} events are missing, the loss record says {lost}");
+        ensure!(equal, "{missing} events are missing, the loss record has {lost}");
         table.row(&[
             format!("{} exchanges on one connection", made.done),
             written.exchanges.len().to_string(),
@@ -281,7 +281,7 @@ impl Bench<'_> {
         let after = Used::of(observer.pid())?;
         let written = observer.finish()?;
         if made.done == 0 && made.failed == 0 {
-            // Processes that can't tell: what they did is what was seen.
+            // These processes don't report their requests: the observed ones are the reference.
             made.done = written.exchanges.len() as u64;
         }
         Ok(Step {

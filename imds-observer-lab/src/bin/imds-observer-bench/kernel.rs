@@ -1,6 +1,6 @@
 //! What does each kernel program take, beside an empty one on the same hook?
 //!
-//! The observer stands at one cgroup and one interface of the node, empty programs at another cgroup and another interface, programs that
+//! The observer is attached to one cgroup and one interface of the node, empty programs at another cgroup and another interface, programs that
 //! do the least that is needed at a third and a fourth, and the same traffic runs now here, now there. Hooks that the whole machine shares
 //! have all programs at the same time. Nothing is attached to the root cgroup. The kernel's own count (`bpf_stats`) includes reading the
 //! clock twice, in all columns.
@@ -28,7 +28,7 @@ const ROUNDS: usize = 5;
 const CHUNK: Duration = Duration::from_millis(600);
 const SINK: u16 = 5001;
 const SOURCE: u16 = 5002;
-/// Exchanges or processes a second, where nothing says otherwise.
+/// Default exchanges or processes per second.
 const RATE: u64 = 500;
 /// Exchanges under way at once when they follow each other as fast as they can.
 const WIDTH: u64 = 16;
@@ -53,7 +53,7 @@ pub(crate) const OTHER_HOOKS: [&str; 8] = [
 struct Traffic {
     name: &'static str,
     kind: Kind,
-    /// To IMDS, not to somebody else.
+    /// To IMDS, not to other addresses.
     imds: bool,
     hooks: &'static [&'static str],
 }
@@ -125,7 +125,7 @@ const TRAFFIC: [Traffic; 8] = [
         hooks: &["connect4", "segment_egress"],
     },
 ];
-/// Pure acknowledgements out, a body's segments in: read, and nothing told.
+/// Pure acknowledgements out, body segments in: read without an event.
 const BODY: &str = "IMDS packets without event";
 const EXCHANGES: &str = "IMDS exchanges, one upon the other";
 /// Events that an exchange on a connection of its own gives: SYN and request; SYN-ACK and answer, of which the uplink tells the answer
@@ -232,7 +232,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     for round in 0..rounds {
         let mut quiet: BTreeMap<&str, f64> = BTreeMap::new();
         for (number, traffic) in TRAFFIC.iter().enumerate() {
-            // Whoever comes first finds other caches than whoever comes last.
+            // The first to run finds other caches than the last.
             let mut sides = bench.sides(traffic);
             sides.rotate_left(round % 3);
             let mut seen = [const { None }; 3];

@@ -159,11 +159,11 @@ impl Running {
         self.0
             .stdout
             .take()
-            .context("take what a load says")?
+            .context("take a load's output")?
             .read_to_string(&mut said)?;
         let status = self.0.wait()?;
         ensure!(status.success(), "a load ended with {status}");
-        serde_json::from_str(&said).context("read what a load says")
+        serde_json::from_str(&said).context("parse a load's output")
     }
 }
 
@@ -374,7 +374,7 @@ async fn exchanges(load: Load, end: Instant) -> Result<Made> {
     Ok(made)
 }
 
-/// On connections that the server keeps: each exchange is one packet there and one back, and no other that the observer is told of.
+/// On connections that the server keeps: each exchange is one packet there and one back, and no other that the observer sees.
 async fn kept(load: Load, end: Instant) -> Result<Made> {
     let to = load.to.unwrap_or_else(imds);
     let each = load.count.div_ceil(load.width.max(1));

@@ -1,4 +1,4 @@
-//! What do the kernel's tables take, by limit? As the kernel itself tells of each map that the observer holds.
+//! Memory of the eBPF maps by limit, as the kernel reports it for each map of the observer.
 
 use std::path::Path;
 use std::{fs, io};
@@ -15,7 +15,7 @@ const LRU_HASH: u64 = 9;
 const LRU_PERCPU_HASH: u64 = 10;
 const RING_BUFFER: u64 = 27;
 
-/// Limit, and what tells its map from others: type, entries, bytes of a key.
+/// Limit, and the properties that identify its map: type, entries, bytes of a key.
 const LIMITS: [(&str, u64, u64, u64); 7] = [
     ("kernel.ring_bytes", RING_BUFFER, 4 << 20, 0),
     ("kernel.flows", LRU_HASH, 32_768, 8),
@@ -59,7 +59,10 @@ pub(crate) fn run(program: &Path) -> Result<()> {
             .iter()
             .position(|map| (map.kind, map.entries, map.key_bytes) == (kind, entries, key_bytes));
         let map = maps.remove(at.with_context(|| format!("no map of the observer is that of {key}"))?);
-        ensure!(map.memory > 0, "the kernel doesn't tell what the map of {key} takes");
+        ensure!(
+            map.memory > 0,
+            "the kernel doesn't report the memory of the map of {key}"
+        );
         row(key, entries, map.memory);
     }
     row("all other maps", 1, maps.iter().map(|map| map.memory).sum());

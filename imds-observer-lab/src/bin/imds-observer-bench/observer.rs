@@ -1,4 +1,4 @@
-//! The observer under measurement, and what the kernel tells of its process.
+//! The measured observer, and the kernel's counters of its process.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !holds()? {
-        ensure!(Instant::now() < deadline, "waited in vain for {what}");
+        ensure!(Instant::now() < deadline, "timed out waiting for {what}");
         thread::sleep(Duration::from_millis(2));
     }
     Ok(())
@@ -70,7 +70,7 @@ impl Observer {
         self.child.id()
     }
 
-    /// Lets the kernel count its most memory anew.
+    /// Resets the kernel's peak memory counter.
     pub(crate) fn forget_peak(&self) -> Result<()> {
         let path = format!("/proc/{}/clear_refs", self.pid());
         fs::write(&path, "5").with_context(|| format!("write to {path}"))
@@ -113,7 +113,7 @@ impl Written {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let mut written = Self::default();
         for line in text.lines() {
-            // The kind stands first.
+            // The kind comes first.
             if line.starts_with(r#"{"record":"exchange""#) {
                 let record: Value = serde_json::from_str(line).context("read a record")?;
                 let pid = record["process"]["pid"].as_u64().unwrap_or(0);

@@ -31,7 +31,7 @@ const SERVER_CPU: usize = 1;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const IPERF_PORT: &str = "5201";
 const WEB_PORT: u16 = 8000;
-/// What tcpdump is told to keep.
+/// Packets that tcpdump records.
 const FILTER: &str = "host 169.254.169.254 or host fd00:ec2::254";
 /// The fields that the guides of the trade print with tshark.
 const FIELDS: [&str; 6] = [
@@ -131,7 +131,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     print_shares(&lab, &types, program, if short { 1 } else { SHARE_ROUNDS })
 }
 
-/// Of all processors' time, how much the programs themselves take: what throughput can't tell where other tenants of the machine make it
+/// Of all processors' time, how much the programs themselves take: which throughput doesn't show if other tenants of the machine make it
 /// half or twice as much.
 fn print_shares(lab: &Lab, types: &Types, program: &Path, rounds: usize) -> Result<()> {
     let processors = thread::available_parallelism().context("count the processors")?.get();
@@ -199,7 +199,7 @@ impl Drop for Ended {
     }
 }
 
-/// Whoever watches while traffic is measured; ends with this.
+/// An observer or tool that runs while traffic is measured; ends with this.
 struct Watching {
     by: Option<By>,
     file: PathBuf,
@@ -225,7 +225,7 @@ impl Watching {
             }),
             Watcher::Tcpdump => {
                 let mut command = lab.node().command_beside("tcpdump")?;
-                // Who reads a pcap must be able to; by default tcpdump gives up root first.
+                // The reader of the pcap needs access; by default tcpdump drops root first.
                 command.args(["-i", UPLINK, "-Z", "root", "-w"]).arg(&file).arg(FILTER);
                 Some(By::Tool {
                     _running: tool(command, "listening on")?,
@@ -250,7 +250,7 @@ impl Drop for Watching {
     }
 }
 
-/// Starts a tool that says on standard error when it is ready.
+/// Starts a tool that reports on standard error when it is ready.
 fn tool(mut command: Command, ready: &str) -> Result<Ended> {
     let name = command.get_program().display().to_string();
     let mut child = command
@@ -260,13 +260,13 @@ fn tool(mut command: Command, ready: &str) -> Result<Ended> {
         .spawn()
         .map(Ended)
         .with_context(|| format!("start {name} (is it installed?)"))?;
-    let mut said = BufReader::new(child.0.stderr.take().context("take what a tool says")?);
+    let mut said = BufReader::new(child.0.stderr.take().context("take a tool's output")?);
     let mut line = String::new();
     while !line.contains(ready) {
         line.clear();
         ensure!(said.read_line(&mut line)? > 0, "{name} ended before it was ready");
     }
-    // What else it says must not fill the pipe.
+    // Further output must not fill the pipe.
     thread::spawn(move || {
         let mut rest = Vec::new();
         let _ = said.read_to_end(&mut rest);
@@ -287,20 +287,20 @@ fn iperf(lab: &Lab, more: &[&str]) -> Result<Value> {
         "iperf3: {}",
         String::from_utf8_lossy(&output.stdout).trim()
     );
-    serde_json::from_slice(&output.stdout).context("read what iperf3 says")
+    serde_json::from_slice(&output.stdout).context("parse iperf3's output")
 }
 
 fn tcp(lab: &Lab) -> Result<f64> {
     let told = iperf(lab, &[])?;
     let bits = told["end"]["sum_received"]["bits_per_second"].as_f64();
-    Ok(bits.context("iperf3 tells no throughput")? / 1e9)
+    Ok(bits.context("iperf3 reports no throughput")? / 1e9)
 }
 
 /// Packets that arrived.
 fn udp(lab: &Lab) -> Result<f64> {
     let told = iperf(lab, &["-u", "-b", "0", "-l", "64"])?;
     let sum = &told["end"]["sum"];
-    let number = |name: &str| sum[name].as_f64().with_context(|| format!("iperf3 tells no {name}"));
+    let number = |name: &str| sum[name].as_f64().with_context(|| format!("iperf3 reports no {name}"));
     Ok((number("packets")? - number("lost_packets")?) / number("seconds")? / 1e3)
 }
 
@@ -318,7 +318,7 @@ fn connections(lab: &Lab) -> Result<f64> {
     ensure!(output.status.success(), "wrk (is it installed?): {said}{complained}");
     let rate = said.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
     rate.and_then(|rate| rate.trim().parse().ok())
-        .context("wrk tells no rate")
+        .context("wrk reports no rate")
 }
 
 /// A small web server in the service's namespace that closes after each answer.

@@ -14,7 +14,7 @@ const ID: &str = "5d41402abc4b2a76b9719d911017c592ae1f0c3e9b7d64f28a05e6b3c1f7d8
 const POD_UID: &str = "c81e728d-9d4c-4f63-8f06-7f89cc14862c";
 const NODE_NAME: &str = "ip-10-77-0-5.ec2.internal";
 
-/// What the manifests say.
+/// Settings from the manifests.
 struct Manifests {
     pod: Value,
     container: Value,
@@ -323,7 +323,7 @@ fn the_daemonset_names_a_pod_that_loses_its_token() {
     assert_eq!(start["missing"], json!([]), "{start}");
     println!("attached: {}", start["attached"]);
 
-    // Confined by itself, within what the kernel says that the runtime gave.
+    // Confined by itself, within the privileges from the runtime.
     let confinement = &start["confinement"];
     println!("confinement: {confinement}");
     assert_eq!(
