@@ -42,8 +42,8 @@ struct Cli {
     trace: PathBuf,
 }
 
-/// Longer than any act takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any act takes, also on a machine that compiles meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a wait looks whether the user has had enough.
 const TICK: Duration = Duration::from_millis(200);
 /// Exchanges of the curl loop that are shown one by one.
@@ -59,7 +59,7 @@ credentials = botocore.session.get_session().get_credentials()
 print('    (botocore: ' + ('has credentials' if credentials and credentials.access_key else 'has no credentials') + ')')
 ";
 /// Ends by itself, whatever becomes of us; interrupted, it lets its last curl finish, which would else be an orphan.
-const LOOP: &str = "trap 'exit 0' INT; end=$((SECONDS + 20)); while [ $SECONDS -lt $end ]; do \
+const LOOP: &str = "trap 'exit 0' INT; end=$((SECONDS + 60)); while [ $SECONDS -lt $end ]; do \
     curl --silent --output /dev/null http://169.254.169.254/latest/meta-data/instance-id; done";
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
