@@ -165,7 +165,7 @@ fn installed_program(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
 
 /// What crates.io would have, built in an empty directory.
 fn package(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
-    // The second package isn't in the registry yet.
+    // The other package isn't in the registry yet. Dependencies are those that the demo was built with.
     const BUILD: &str = "\
         cd /clone
         cargo package --locked --no-verify --quiet --package imds-observer-common --package imds-observer
@@ -173,8 +173,8 @@ fn package(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
         cd /empty
         for crate in /clone/target/package/*.crate; do tar -xf $crate; done
         cd imds-observer-[0-9]*
-        cargo build --locked --config \"patch.crates-io.imds-observer-common.path='$(echo /empty/imds-observer-common-*)'\"
-        target/debug/imds-observer analyze /installed.ndjson";
+        CARGO_PROFILE_DEV_DEBUG=line-tables-only cargo build --target-dir /clone/target --config \"patch.crates-io.imds-observer-common.path='$(echo /empty/imds-observer-common-*)'\"
+        /clone/target/debug/imds-observer analyze /installed.ndjson";
     step("the packaged crates in an empty directory", || {
         let found = machine.read(sh, BUILD, true)?;
         ensure!(
