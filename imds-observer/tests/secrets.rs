@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use imds_observer::http;
 use imds_observer::imds::{Hasher, read_request, response_headers};
 use imds_observer::record::workload::{self, Group};
-use imds_observer::record::{Ancestor, Process, Unredacted};
+use imds_observer::record::{Ancestor, Process, Request, Unredacted};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -283,6 +283,269 @@ proptest! {
         let (server, _) = response_headers(&http::Response::parse(head.as_bytes(), false), false);
         assert_hidden(&format!("{server:?}"), &secret.0);
     }
+}
+
+/// An id of an ECS task, of any shape that it may have.
+fn task_id() -> impl Strategy<Value = Secret> {
+    prop_oneof![
+        "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
+        "[0-9a-f]{32}-[0-9]{10}",
+        "[0-9A-F]{8}-[0-9A-F]{4}-[0-9A-F]{4}-[0-9A-F]{4}-[0-9A-F]{12}",
+        "q[a-z]{9,14}x",
+    ]
+    .prop_map(Secret)
+}
+
+/// Paths with the id of a task. Only forms that give an id away by where it is.
+const ID_PATHS: &[&str] = &[
+    "/v2/credentials/ID",
+    "/v1/credentials?id=ID",
+    "/v1/credentials?x=y&id=ID",
+    "/v2/splunk-token/ID",
+    "/v2/container-env/ID",
+    "/v3/ID",
+    "/v3/ID/task",
+    "/v4/ID/stats",
+    "/v4/ID/task/stats",
+    "/v4/ID/taskWithTags",
+    "/v4/ID/other/ID",
+    "/api/ID/task-protection/v1/state",
+    "/api/ID/fault/v1/network-latency/start",
+    "//v2//credentials//ID",
+    "/./v2/./credentials/./ID/",
+    "/V2/Credentials/ID",
+    "/%76%32/%63redentials/ID",
+    "/v2%2Fcredentials%2FID",
+    "/v2/credentials/ID?ID",
+    "/v2/credentials/ID/ID",
+    "/proxy/v2/credentials/ID",
+];
+
+/// Headers of metadata services with a secret as their value.
+const SECRET_HEADERS: &[&str] = &[
+    "Authorization",
+    "Authorization: Bearer",
+    "Authorization: Basic",
+    "Proxy-Authorization",
+    "X-Metadata-Token",
+    "Metadata-Token",
+    "X-aliyun-ecs-metadata-token",
+    "X-aws-ec2-metadata-token",
+    "X-Vault-Token",
+    "X-Google-Token",
+    "X-Auth-Token",
+    "Cookie",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 2_000 } else { 50_000 }))]
+
+    #[test]
+    fn ids_of_tasks_are_not_shown_in_requests(
+        id in task_id(), path in select(ID_PATHS.to_vec()), encoding in 0..4_usize,
+        origin in select(vec!["", "http://169.254.170.2", "http://u:p@169.254.170.2:80"]), method in select(vec!["GET", "PUT", "POST"]),
+    ) {
+        let target = format!("{origin}{}", path.replace("ID", &encoded(&id.0, encoding)));
+        let head = format!("{method} {target} HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n");
+        let mut record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        let json = serde_json::to_string(&record).unwrap();
+        assert_hidden(&format!("{record:?} {json}"), &id.0);
+        prop_assert_eq!(&serde_json::from_str::<Request>(&json).unwrap(), &record);
+        // As an earlier version wrote it.
+        record.path = Some(path.replace("ID", &encoded(&id.0, encoding)));
+        let read: Request = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
+        assert_hidden(&format!("{read:?}"), &id.0);
+    }
+
+    #[test]
+    fn ids_of_tasks_are_not_shown_in_arguments(
+        id in task_id(), path in select(ID_PATHS.to_vec()), encoding in 0..4_usize, place in 0..10_usize,
+        exe in select(vec!["/usr/bin/curl", "/usr/bin/env", "/usr/bin/python3.11", "/opt/app"]),
+    ) {
+        let path = path.replace("ID", &encoded(&id.0, encoding));
+        let line = match place {
+            0 => vec![path],
+            1 => vec![format!("http://169.254.170.2{path}")],
+            2 => vec![format!("169.254.170.2{path}")],
+            3 => vec![format!("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI={path}"), "app".to_owned()],
+            4 => vec![format!("AWS_CONTAINER_CREDENTIALS_FULL_URI=http://169.254.170.2{path}")],
+            5 => vec![format!("ECS_CONTAINER_METADATA_URI_V4=http://169.254.170.2{path}")],
+            6 => vec!["--url".to_owned(), format!("http://169.254.170.2{path}")],
+            7 => vec![format!("--url=http://169.254.170.2:80{path}")],
+            8 => vec!["-H".to_owned(), format!("Host: {path}")],
+            _ => vec![format!("@{path}")],
+        };
+        let line = std::iter::once("app".to_owned()).chain(line).collect();
+        assert_hidden(&shown(&process(exe, line)), &id.0);
+    }
+
+    #[test]
+    fn user_agents_hide_ids_of_tasks(id in task_id(), path in select(ID_PATHS.to_vec()), place in 0..5_usize) {
+        let path = path.replace("ID", &id.0);
+        let agent = match place {
+            0 => format!("app/1 (http://169.254.170.2{path})"),
+            1 => format!("app/1 169.254.170.2{path}"),
+            2 => format!("app/1 {path} x"),
+            3 => format!("app/1 {{\"uri\":\"{path}\"}}"),
+            _ => format!("app/1 RELATIVE_URI={path}"),
+        };
+        let head = format!("GET / HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n");
+        let record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        assert_hidden(&format!("{record:?}"), &id.0);
+    }
+
+    #[test]
+    fn headers_of_other_services_are_not_shown(
+        secret in any_secret(), name in select(SECRET_HEADERS.to_vec()), encoding in 0..ENCODINGS, spelling in 0..6_usize,
+        path in select(vec!["/v1/credentials", "/opc/v2/instance/", "/meta-data/latest/api/token", "/instance_identity/v1/token", "/v1/token"]),
+    ) {
+        let value = encoded(&secret.0, encoding);
+        let name = if name.contains(':') { format!("{name} ") } else { format!("{name}: ") };
+        let header = match spelling {
+            0 => format!("{name}{value}"),
+            1 => format!("{}{value}", name.to_lowercase()),
+            2 => format!("{}{value}", name.replace(": ", " :")),
+            3 => format!("{name}\r\n\t{value}"),
+            4 => format!("User-Agent: app/1\r\n {name}{value}"),
+            _ => format!("User-Agent: app/1 {name}{value}"),
+        };
+        let head = format!("GET {path} HTTP/1.1\r\n{header}\r\n\r\n");
+        let record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        assert_hidden(&format!("{record:?} {}", serde_json::to_string(&record).unwrap()), &secret.0);
+        let line = vec!["curl".to_owned(), "-H".to_owned(), format!("{name}{value}"), format!("-H{name}{value}"), format!("--header={name}{value}")];
+        assert_hidden(&shown(&process("/usr/bin/curl", line)), &secret.0);
+    }
+
+    #[test]
+    fn userinfo_of_targets_is_not_shown(secret in any_secret(), encoding in 0..4_usize, place in 0..6_usize) {
+        let value = encoded(&secret.0, encoding);
+        let target = match place {
+            0 => format!("http://user:{value}@169.254.169.254/latest/meta-data/"),
+            1 => format!("http://user:/{value}@169.254.169.254/latest/meta-data/"),
+            2 => format!("HTTP://user:a?{value}@169.254.169.254/latest/"),
+            3 => format!("https://{value}@169.254.169.254"),
+            4 => format!("//user:{value}@169.254.169.254/latest/"),
+            _ => format!("/latest/http://user:{value}@169.254.169.254/"),
+        };
+        let head = format!("GET {target} HTTP/1.1\r\n\r\n");
+        let record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        assert_hidden(&format!("{record:?}"), &secret.0);
+    }
+}
+
+/// A capture on an Ethernet interface: a connection for each request, answered with 200.
+fn capture(requests: &[String]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+        file.extend(word.to_le_bytes());
+    }
+    for (at, request) in requests.iter().enumerate() {
+        let port = 40_000 + u16::try_from(at).unwrap();
+        // Equal numbers would be one connection, seen twice.
+        let (mut client, mut server) = (u32::from(port) * 1_000, u32::from(port) * 7_000);
+        let response = b"HTTP/1.1 200 OK\r\nServer: EC2ws\r\nContent-Length: 2\r\n\r\nok";
+        let packets: [(bool, u8, &[u8]); 7] = [
+            (true, 0x02, b""),
+            (false, 0x12, b""),
+            (true, 0x10, b""),
+            (true, 0x18, request.as_bytes()),
+            (false, 0x18, response),
+            (true, 0x11, b""),
+            (false, 0x11, b""),
+        ];
+        for (nth, (outgoing, flags, data)) in packets.into_iter().enumerate() {
+            let (sequence, acknowledged) = if outgoing { (client, server) } else { (server, client) };
+            let mut packet = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
+            packet.extend(u16::try_from(40 + data.len()).unwrap().to_be_bytes());
+            packet.extend([0, 0, 0x40, 0, 64, 6, 0, 0]);
+            let ends = [([10, 0, 1, 5], port), ([169, 254, 169, 254], 80)];
+            let (from, to) = if outgoing {
+                (ends[0], ends[1])
+            } else {
+                (ends[1], ends[0])
+            };
+            packet.extend(from.0);
+            packet.extend(to.0);
+            packet.extend(from.1.to_be_bytes());
+            packet.extend(to.1.to_be_bytes());
+            packet.extend(sequence.to_be_bytes());
+            packet.extend(if flags == 0x02 { 0 } else { acknowledged }.to_be_bytes());
+            packet.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+            packet.extend(data);
+            let length = u32::try_from(packet.len()).unwrap();
+            let micros = u32::try_from(at * 10_000 + nth * 300).unwrap();
+            for word in [1_772_366_400 + micros / 1_000_000, micros % 1_000_000, length, length] {
+                file.extend(word.to_le_bytes());
+            }
+            file.extend(packet);
+            let advance = u32::try_from(data.len()).unwrap() + u32::from(flags & 0x03 != 0);
+            *if outgoing { &mut client } else { &mut server } += advance;
+        }
+    }
+    file
+}
+
+#[test]
+fn no_output_of_a_capture_shows_credentials_of_any_endpoint() {
+    const ID: &str = "5ec7e75e-c7e7-4ec7-8ec7-e75ec7e75ec7";
+    const WORD: &str = "S3CRETS3CRET";
+    let mut requests = Vec::new();
+    for path in ID_PATHS {
+        for id in [ID, WORD] {
+            for origin in ["", "http://u:S3CRETS3CRET@169.254.170.2"] {
+                requests.push(format!(
+                    "GET {origin}{} HTTP/1.1\r\nHost: h\r\n\r\n",
+                    path.replace("ID", id)
+                ));
+            }
+        }
+    }
+    for name in SECRET_HEADERS {
+        let name = if name.contains(':') {
+            format!("{name} ")
+        } else {
+            format!("{name}: ")
+        };
+        for path in [
+            "/v1/credentials",
+            "/latest/meta-data/",
+            "/computeMetadata/v1/instance/service-accounts/default/token",
+        ] {
+            requests.push(format!("GET {path} HTTP/1.1\r\nHost: h\r\n{name}{WORD}\r\n\r\n"));
+            requests.push(format!(
+                "GET {path} HTTP/1.1\r\nHost: h\r\nUser-Agent: a/1\r\n {name}{WORD}\r\n\r\n"
+            ));
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("capture.pcap");
+    fs::write(&path, capture(&requests)).unwrap();
+    let mut lines = 0;
+    for arguments in [
+        &["analyze", "-o", "ndjson"][..],
+        &["analyze", "-o", "text"],
+        &["analyze", "-o", "json"],
+        &["analyze", "-o", "html"],
+        &["preflight", "--http-tokens", "required", "-o", "text"],
+        &["preflight", "--http-tokens", "required", "-o", "json"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
+            .args(arguments)
+            .arg(&path)
+            .env("IMDS_OBSERVER_LOG", "trace")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        for secret in [WORD, "5ec7e75e", "c7e75ec7e75ec7"] {
+            assert!(!text.contains(secret), "{arguments:?}: {text}");
+        }
+        lines += text
+            .lines()
+            .filter(|line| line.starts_with(r#"{"record":"exchange""#))
+            .count();
+    }
+    assert_eq!(lines, requests.len(), "each request is a record of `-o ndjson`");
 }
 
 /// One exchange whose process has secrets wherever it can.

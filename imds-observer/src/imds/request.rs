@@ -5,7 +5,7 @@ use super::path::is_token_path;
 use super::secret::{Hasher, Secret};
 use crate::http;
 use crate::record::{Dialect, ImdsVersion, Request};
-use crate::redact::{printable, request_path};
+use crate::redact::{MARK, printable, request_path};
 
 /// Bytes of path and query that a record keeps.
 pub const PATH_BYTES: usize = 512;
@@ -42,7 +42,7 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
         request.method = head.method.map(str::to_owned);
         return request;
     };
-    let path = request_path(path, PATH_BYTES);
+    let (raw_path, path) = (path, request_path(path, PATH_BYTES));
     let mut forwarded = head.absolute();
     let mut user_agent = None;
     let (mut has_token, mut has_ttl) = (false, false);
@@ -82,7 +82,11 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
     };
     Request {
         method: Some(method.to_owned()),
-        path: Some(path),
+        path: Some(match memchr::memrchr(b'@', raw_path).filter(|_| head.absolute()) {
+            // A password in front of the host may hold a slash, so that a part of it looks like the path.
+            Some(at) => format!("/{MARK}{}", request_path(&raw_path[at..], PATH_BYTES - MARK.len() - 1)),
+            None => path,
+        }),
         dialect,
         imds_version,
         token,
@@ -225,6 +229,20 @@ mod tests {
         assert!(request.forwarded);
         assert!(read("GET / HTTP/1.1\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n").forwarded);
         assert!(!read("GET / HTTP/1.1\r\n\r\n").forwarded);
+    }
+
+    #[test]
+    fn userinfo_of_an_absolute_target_is_not_shown() {
+        for target in [
+            "http://user:S3/CRET@169.254.169.254/latest/",
+            "http://u:S3?CRET@169.254.169.254/",
+            "//u:S3CRET@h/",
+        ] {
+            let path = read(&format!("GET {target} HTTP/1.1\r\n\r\n")).path.unwrap();
+            assert!(!path.contains("S3") && !path.contains("CRET"), "{path}");
+        }
+        let plain = read("GET http://169.254.169.254/latest/?a=@ HTTP/1.1\r\n\r\n");
+        assert_eq!(plain.imds_version, Some(ImdsVersion::V1), "judged as it was sent");
     }
 
     proptest! {

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Container, Host, Kind, Process, Time, again};
+use crate::redact;
 
 /// A TCP connection from the client's side, before NAT if known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -91,6 +92,7 @@ pub struct Request {
     /// Null if the bytes were no HTTP request.
     pub method: Option<String>,
     /// Path and query, at most 512 bytes.
+    #[serde(default, deserialize_with = "recorded_path")]
     pub path: Option<String>,
     pub dialect: Dialect,
     /// Null if the head was cut before the headers that decide it.
@@ -114,6 +116,12 @@ pub struct Request {
     /// Forwarding hops between the process and the uplink: the TTL at the socket less that on the wire. Null where one of them was not seen.
     #[serde(default)]
     pub hops: Option<u8>,
+}
+
+/// Traces of earlier versions hold ids that are credentials.
+fn recorded_path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let path = Option::<String>::deserialize(deserializer)?;
+    Ok(path.map(|path| redact::recorded_path(&path).unwrap_or(path)))
 }
 
 impl Request {

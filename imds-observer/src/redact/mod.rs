@@ -8,6 +8,7 @@ mod arguments;
 mod fuzz;
 mod interpreter;
 mod shape;
+mod task_ids;
 mod text;
 mod words;
 
@@ -24,6 +25,11 @@ pub use fuzz::fuzz_redaction;
 pub use interpreter::{Role, roles};
 pub use shape::{is_file_name, is_script};
 pub use text::{is_secret_name, printable, request_path};
+
+/// The path of a record that was read, with a mark for each id of a task: earlier versions wrote them. `None`: it holds none.
+pub fn recorded_path(path: &str) -> Option<String> {
+    text::without_task_ids(path, task_ids::Place::Request)
+}
 
 /// Replaces what is not shown.
 pub const MARK: &str = "[redacted]";

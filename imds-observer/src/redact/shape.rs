@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::task_ids::{self, Place};
 use super::words::is_known;
 use super::{MARK, is_mark, text};
 
@@ -76,11 +77,18 @@ const HEADERS: &[&str] = &[
     "metadata-flavor",
     "proxy-authorization",
     "user-agent",
+    "metadata-token",
+    "metadata-token-expiry-seconds",
+    "x-aliyun-ecs-metadata-token",
+    "x-aliyun-ecs-metadata-token-ttl-seconds",
     "x-api-key",
     "x-aws-ec2-metadata-token",
     "x-aws-ec2-metadata-token-ttl-seconds",
     "x-forwarded-for",
     "x-google-metadata-request",
+    "x-metadata-token",
+    "x-metadata-token-ttl-seconds",
+    "x-vault-token",
 ];
 
 /// A part of a name that a person chose: a word, a number, a short mixture such as `m5d` or `rsa2048`. Keys and passwords from generators
@@ -116,6 +124,7 @@ pub(super) fn is_wordy(name: &str) -> bool {
     name.split(separators)
         .all(|part| part.is_empty() || is_wordy_part(part))
         && !text::looks_random(name.as_bytes())
+        && !task_ids::has_id(name.as_bytes())
 }
 
 /// A name for a file, a script or a class that can be part of a workload's name.
@@ -136,7 +145,10 @@ pub(super) fn is_path(value: &str) -> bool {
     let known_ending = last
         .rsplit_once('.')
         .is_some_and(|(stem, ending)| !stem.is_empty() && ENDINGS.contains(&ending));
-    (rooted || known_ending) && value.len() <= MAX_VALUE_BYTES && value.split('/').all(is_wordy)
+    (rooted || known_ending)
+        && value.len() <= MAX_VALUE_BYTES
+        && value.split('/').all(is_wordy)
+        && text::without_task_ids(value, Place::Text).is_none()
 }
 
 fn is_number(value: &str) -> bool {
@@ -253,6 +265,8 @@ pub(super) fn is_plain(value: &str) -> bool {
 
 /// The value, a URL without its secrets, or nothing.
 pub(super) fn shown(value: &str) -> Option<String> {
+    let without_ids = text::without_task_ids(value, Place::Text);
+    let value = without_ids.as_deref().unwrap_or(value);
     if is_plain(value) {
         return Some(value.to_owned());
     }

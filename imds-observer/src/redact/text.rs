@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
+use super::task_ids::{self, Place};
 use super::{MARK, shape};
 
 /// How often percent-encoding is undone to find an encoded name: encoders of encoders exist.
@@ -24,6 +25,8 @@ const STARTS: &[(&[u8], usize)] = &[
     (b"ghp_", 16),
     (b"glpat-", 16),
     (b"xox", 12),
+    (b"hvs.", 16),
+    (b"ya29.", 16),
 ];
 
 /// In names of secrets, in lower case and without separators.
@@ -163,6 +166,7 @@ fn is_suspicious(bytes: &[u8]) -> bool {
         || BEARER.find(bytes).is_some()
         || bytes.windows(3).any(begins)
         || looks_random(bytes)
+        || task_ids::may_hold(bytes)
 }
 
 /// A quick test for [`STARTS`].
@@ -171,11 +175,12 @@ fn begins(start: &[u8]) -> bool {
 }
 
 /// Spans of plain bytes that are replaced; they may overlap.
-fn secrets(plain: &[u8]) -> Vec<(usize, usize)> {
+fn secrets(plain: &[u8], place: Place) -> Vec<(usize, usize)> {
     let mut spans = Vec::new();
     named(plain, &mut spans);
     unnamed(plain, &mut spans);
     userinfo(plain, &mut spans);
+    task_ids::find(plain, place, &mut spans);
     spans
 }
 
@@ -240,8 +245,19 @@ fn unnamed(plain: &[u8], spans: &mut Vec<(usize, usize)>) {
     spans.extend(runs(plain).filter(|(start, end)| is_random_run(&plain[*start..*end])));
 }
 
-/// `://user:pass@`: the password may hold a slash or another @.
+/// `://user:pass@`: the password may hold a slash or another @. `user:pass@` without a scheme: it may not.
 fn userinfo(plain: &[u8], spans: &mut Vec<(usize, usize)>) {
+    for end in memchr::memchr_iter(b'@', plain) {
+        let start = plain[..end]
+            .iter()
+            .rposition(|byte| byte.is_ascii_whitespace() || matches!(byte, b'/' | b'"' | b'\'' | b'(' | b'@'))
+            .map_or(0, |at| at + 1);
+        if let Some(colon) = memchr::memchr(b':', &plain[start..end])
+            && colon + 1 < end - start
+        {
+            spans.push((start, end));
+        }
+    }
     for scheme in memchr::memmem::find_iter(plain, b"://") {
         let start = scheme + 3;
         let rest = &plain[start..];
@@ -255,15 +271,27 @@ fn userinfo(plain: &[u8], spans: &mut Vec<(usize, usize)>) {
 }
 
 /// The bytes with a mark for each secret.
-fn cleaned(bytes: &[u8]) -> Option<Vec<u8>> {
+fn cleaned(bytes: &[u8], place: Place) -> Option<Vec<u8>> {
     if !is_suspicious(bytes) {
         return None;
     }
     let plain = Plain::of(bytes);
-    let mut spans = secrets(&plain.bytes);
-    if spans.is_empty() {
+    let spans = secrets(&plain.bytes, place);
+    (!spans.is_empty()).then(|| replaced(bytes, &plain, spans))
+}
+
+/// The text with a mark for each id of a task that it holds; `None`: it holds none.
+pub(super) fn without_task_ids(text: &str, place: Place) -> Option<String> {
+    if !task_ids::may_hold(text.as_bytes()) && memchr::memchr(b'%', text.as_bytes()).is_none() {
         return None;
     }
+    let plain = Plain::of(text.as_bytes());
+    let mut spans = Vec::new();
+    task_ids::find(&plain.bytes, place, &mut spans);
+    (!spans.is_empty()).then(|| lossy(&replaced(text.as_bytes(), &plain, spans), usize::MAX))
+}
+
+fn replaced(bytes: &[u8], plain: &Plain, mut spans: Vec<(usize, usize)>) -> Vec<u8> {
     spans.sort_unstable();
     let mut clean = Vec::with_capacity(bytes.len());
     let mut from = 0;
@@ -280,7 +308,7 @@ fn cleaned(bytes: &[u8]) -> Option<Vec<u8>> {
         from = end;
     }
     clean.extend_from_slice(&bytes[from..]);
-    Some(clean)
+    clean
 }
 
 /// Not longer than `limit`, with replacement characters for what isn't UTF-8.
@@ -305,7 +333,7 @@ fn looked_at(bytes: &[u8], limit: usize) -> &[u8] {
 /// Text of `bytes`, at most `limit` bytes long, with a mark for each secret.
 pub fn printable(bytes: &[u8], limit: usize) -> String {
     let bytes = looked_at(bytes, limit);
-    lossy(cleaned(bytes).as_deref().unwrap_or(bytes), limit)
+    lossy(cleaned(bytes, Place::Text).as_deref().unwrap_or(bytes), limit)
 }
 
 /// As [`printable`], for the target of a request: of its query, values are shown by the allow-list.
@@ -317,12 +345,17 @@ pub fn request_path(bytes: &[u8], limit: usize) -> String {
         Some(plain.span(at, at + 1))
     });
     let Some((end, start)) = query_at else {
-        return lossy(cleaned(bytes).as_deref().unwrap_or(bytes), limit);
+        return lossy(cleaned(bytes, Place::Request).as_deref().unwrap_or(bytes), limit);
     };
     let (path, mark, rest) = (&bytes[..end], &bytes[end..start], &bytes[start..]);
-    let mut text = cleaned(path).unwrap_or_else(|| path.to_vec());
+    let mut text = cleaned(path, Place::Request).unwrap_or_else(|| path.to_vec());
     text.extend_from_slice(mark);
-    text.extend_from_slice(query(rest, is_bare_name).as_bytes());
+    let is_name = if task_ids::is_agents(&Plain::of(path).bytes) {
+        |_: &[u8]| false
+    } else {
+        is_bare_name
+    };
+    text.extend_from_slice(query(rest, is_name).as_bytes());
     lossy(&text, limit)
 }
 
@@ -375,7 +408,9 @@ fn parameter(
     }
     out.push_str(&original(start, start + joiner + 1));
     let plain_value = std::str::from_utf8(value).is_ok_and(shape::is_plain);
-    if value.is_empty() || plain_value && !is_secret_name(name) {
+    // The id of an ECS task is its credential, whatever its shape.
+    let is_secret = is_secret_name(name) || name.eq_ignore_ascii_case(b"id");
+    if value.is_empty() || plain_value && !is_secret {
         out.push_str(&original(start + joiner + 1, end));
     } else {
         out.push_str(MARK);
@@ -449,6 +484,8 @@ mod tests {
     #[case("agent/1 +http://user:pa/ss@host/", "agent/1 +http://[redacted]@host/")]
     #[case("agent AKIAIOSFODNN7EXAMPLE", "agent [redacted]")]
     #[case("token=;token=S3CRET", "token=;token=[redacted]")]
+    #[case("agent/1 (user:S3CRET@host)", "agent/1 ([redacted]@host)")]
+    #[case("agent/1 hvs.CAESIJmadeupmadeup", "agent/1 [redacted]")]
     fn texts_lose_their_secrets(#[case] text: &str, #[case] shown: &str) {
         assert_eq!(printable(text.as_bytes(), 512), shown);
     }

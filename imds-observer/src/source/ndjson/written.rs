@@ -17,6 +17,7 @@ use crate::record::{
     Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind, Process, ProcessMemo,
     Record, Request, Response, SCHEMA, SECOND, Time,
 };
+use crate::redact;
 
 /// Reads an object: one variable for each key, `None` if it is absent. Returns `None` from the function for an unknown key, a key that
 /// comes twice, and any other form.
@@ -732,7 +733,8 @@ fn read_request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
     });
     Some(LineRequest {
         method: method.flatten(),
-        path: path.flatten(),
+        // An id of a task is replaced while reading, which is serde's part.
+        path: path.flatten().map_or(Some(None), |path| redact::recorded_path(path).is_none().then_some(Some(path)))?,
         dialect: dialect?,
         imds_version: imds_version.flatten(),
         token: token.flatten(),
