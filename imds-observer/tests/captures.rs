@@ -235,3 +235,43 @@ fn copies_of_a_packet_count_once() {
     let packets = interface["egress_packets"].as_u64().unwrap() + interface["ingress_packets"].as_u64().unwrap();
     assert_eq!(packets, 3 + 3 + 3 * 41, "{interface}");
 }
+
+/// A capture on Ethernet as it would be with this snap length.
+fn snapped(name: &str, snap: usize, directory: &tempfile::TempDir) -> String {
+    let bytes = fs::read(capture(name)).unwrap();
+    let mut cut = bytes[..24].to_vec();
+    let mut at = 24;
+    while at < bytes.len() {
+        let captured = u32::from_le_bytes(bytes[at + 8..at + 12].try_into().unwrap()) as usize;
+        let kept = captured.min(snap);
+        cut.extend(&bytes[at..at + 8]);
+        cut.extend(u32::try_from(kept).unwrap().to_le_bytes());
+        cut.extend(&bytes[at + 12..at + 16 + kept]);
+        at += 16 + captured;
+    }
+    let path = directory.path().join(format!("{snap}.pcap"));
+    fs::write(&path, cut).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_capture_that_is_cut_within_its_headers_is_not_without_requests() {
+    let directory = tempfile::tempdir().unwrap();
+    for snap in [20, 33, 34, 40, 53, 54] {
+        let path = snapped("uplink-nano.pcap", snap, &directory);
+        let output = run(&["analyze", &path]);
+        let (text, log) = (
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        );
+        assert!(!text.contains("no requests to IMDS"), "{snap}: {text}");
+        assert!(
+            text.contains("requests to IMDS are unknown") && text.contains("unreadable"),
+            "{snap}: {text}"
+        );
+        assert!(log.contains(&format!("cut to {snap} bytes")), "{snap}: {log}");
+        assert_eq!(output.status.code(), Some(1), "{snap}: read in part");
+        let preflight = run(&["preflight", "--http-tokens", "required", &path]);
+        assert_eq!(preflight.status.code(), Some(4), "{snap}");
+    }
+}

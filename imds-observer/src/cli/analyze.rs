@@ -14,6 +14,7 @@ use super::offline::{InputSummary, Progress, open, period};
 use super::{Status, print, values};
 use crate::pipeline;
 use crate::record::{Finding, Loss, Severity, Summary, Time};
+use crate::report::escape;
 use crate::report::groups::{Group, GroupObject, groups};
 use crate::report::history::History;
 use crate::report::html;
@@ -172,7 +173,7 @@ fn json(counts: &InputCounts, collected: &Collected) -> anyhow::Result<String> {
         loss: collected.loss.as_ref(),
         verdict: None,
     };
-    let mut text = serde_json::to_string_pretty(&analysis)?;
+    let mut text = escape::json(serde_json::to_string_pretty(&analysis)?);
     text.push('\n');
     Ok(text)
 }
@@ -193,7 +194,11 @@ fn report(counts: &InputCounts, collected: &Collected, colour: Colour) -> String
     }
     out.push_str("\n\n");
     if let Some(summary) = &collected.summary {
-        out.push_str(&text::summary(summary, colour));
+        let unread = collected
+            .loss
+            .as_ref()
+            .map_or(0, |loss| loss.ring_buffer.saturating_add(loss.unparsed));
+        out.push_str(&text::summary(summary, unread, colour));
     }
     if collected.findings.is_empty() {
         out.push_str("\nno findings\n");

@@ -52,7 +52,7 @@ impl DoctorArgs {
         });
         let text = match self.output {
             DoctorFormat::Text => text(&report, Colour::on(io::stdout().is_terminal())),
-            DoctorFormat::Json => serde_json::to_string_pretty(&report)? + "\n",
+            DoctorFormat::Json => crate::report::escape::json(serde_json::to_string_pretty(&report)?) + "\n",
         };
         print(&text)?;
         Ok(Status::Done)

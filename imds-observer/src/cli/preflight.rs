@@ -18,7 +18,7 @@ use crate::config::Span;
 use crate::pipeline;
 use crate::preflight::{Break, Change, Circumstances, Condition, Judgement, Preflight, Verdict};
 use crate::record::{Finding, Loss, Summary, Time};
-use crate::report::escape::Escaped;
+use crate::report::escape::{self, Escaped};
 use crate::report::text::counted;
 use crate::sinks::Sink;
 use crate::sinks::collect::{Collected, Collector};
@@ -211,7 +211,7 @@ fn json(input: InputSummary, collected: &Collected, judgement: &Judgement) -> an
         unproven: &judgement.unproven,
         breaks: &judgement.breaks,
     };
-    Ok(serde_json::to_string_pretty(&answer)? + "\n")
+    Ok(escape::json(serde_json::to_string_pretty(&answer)?) + "\n")
 }
 
 fn text(judgement: &Judgement) -> String {

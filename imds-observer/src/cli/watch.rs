@@ -214,7 +214,11 @@ impl WatchArgs {
                 text::counted(summary.processes.len() as u64, "caller"),
                 text::counted(collected.findings.len() as u64, "finding")
             );
-            out.push_str(&text::summary(summary, colour));
+            let unread = collected
+                .loss
+                .as_ref()
+                .map_or(0, |loss| loss.ring_buffer.saturating_add(loss.unparsed));
+            out.push_str(&text::summary(summary, unread, colour));
         }
         let mut findings: Vec<&Finding> = collected.findings.iter().collect();
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));

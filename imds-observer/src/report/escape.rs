@@ -19,6 +19,29 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+/// JSON whose strings hold no control or format character as it is: standard output may be a terminal. Outside of strings JSON has none.
+pub fn json(text: String) -> String {
+    if text.is_ascii() || !text.chars().any(is_raw) {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len() + 64);
+    for character in text.chars() {
+        if is_raw(character) {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(escaped, "\\u{unit:04x}");
+            }
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
+}
+
+/// What writers of JSON leave as it is although terminals obey it.
+fn is_raw(character: char) -> bool {
+    !character.is_ascii() && (character.is_control() || is_format(character))
+}
+
 /// Invisible, or changes the direction of what follows.
 fn is_format(character: char) -> bool {
     matches!(character,
@@ -38,5 +61,13 @@ mod tests {
         );
         assert_eq!(Escaped("\u{202e}gpj").to_string(), "\\u{202e}gpj");
         assert_eq!(Escaped("/latest/ü").to_string(), "/latest/ü");
+    }
+
+    #[test]
+    fn json_has_no_raw_control_character_and_means_the_same() {
+        let value = "a\x1b\u{9b}1mü\u{202e}\u{e0001}\u{feff}";
+        let text = json(serde_json::to_string(value).unwrap());
+        assert_eq!(text, "\"a\\u001b\\u009b1mü\\u202e\\udb40\\udc01\\ufeff\"");
+        assert_eq!(serde_json::from_str::<String>(&text).unwrap(), value);
     }
 }

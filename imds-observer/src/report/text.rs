@@ -38,10 +38,16 @@ impl Colour {
     }
 }
 
-/// The table of processes and the line of each interface.
-pub fn summary(summary: &Summary, colour: Colour) -> String {
+/// The table of processes and the line of each interface. `unread`: packets or events that could not be read; any may have been a request.
+pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
     let mut text = String::new();
-    if summary.processes.is_empty() {
+    if summary.processes.is_empty() && unread > 0 {
+        let _ = writeln!(
+            text,
+            "requests to IMDS are unknown: {} could not be read",
+            counted(unread, "packet")
+        );
+    } else if summary.processes.is_empty() {
         text.push_str("no requests to IMDS\n");
     } else {
         let header = [
@@ -257,6 +263,7 @@ pub fn loss(counts: &LossCounts) -> String {
         unattributed,
         shed,
         unknown_containers,
+        detached,
     } = *counts;
     let named = [
         (
@@ -273,6 +280,14 @@ pub fn loss(counts: &LossCounts) -> String {
         (unattributed, "without a known process"),
         (shed, "not written in time"),
         (unknown_containers, "in containers whose names were not found in time"),
+        (
+            detached,
+            if detached == 1 {
+                "hook detached by another tool"
+            } else {
+                "hooks detached by another tool"
+            },
+        ),
     ];
     let parts: Vec<String> = named
         .iter()

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::destination::Destination;
 use super::{Express, Item, Output};
 use crate::record::{Kind, Record};
+use crate::report::escape;
 
 /// Bytes gathered before they are handed to the destination; a batch's rest is handed over at once.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -58,6 +59,11 @@ impl Item for Line {
             reason = "memory takes everything, and a record's keys are strings"
         )]
         serde_json::to_writer(&mut text, record.as_ref()).expect("write a record as JSON");
+        if !text.is_ascii()
+            && let Ok(plain) = String::from_utf8(std::mem::take(&mut text))
+        {
+            text = escape::json(plain).into_bytes();
+        }
         text.push(b'\n');
         Self {
             kind: record.kind(),

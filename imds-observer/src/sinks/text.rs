@@ -98,7 +98,7 @@ impl TextOutput {
         let seconds = summary.interval_ns as f64 / 1e9;
         let what = if summary.total { "in all" } else { "in the last" };
         let _ = writeln!(out, "\n{} ({what} {seconds:.1} s)", summary.to);
-        out.push_str(&text::summary(summary, self.colour));
+        out.push_str(&text::summary(summary, 0, self.colour));
         if self.redraw {
             let groups = groups(&self.open);
             for group in groups.iter().take(MAX_SHOWN) {

@@ -50,6 +50,17 @@ impl Link {
         })
     }
 
+    /// Bytes in front of the network layer, without tags.
+    pub(super) fn header_bytes(self) -> usize {
+        match self {
+            Self::Raw => 1,
+            Self::Loopback => 5,
+            Self::Ethernet => 14,
+            Self::Cooked => 16,
+            Self::Cooked2 => 20,
+        }
+    }
+
     /// `None`: not IP, or too short.
     pub(super) fn place(self, frame: &[u8]) -> Option<Placed<'_>> {
         let (ethertype, rest, kind, ifindex) = match self {

@@ -28,6 +28,8 @@ use crate::record::{LossCounts, SECOND, Time};
 /// First buffer of a file, and the largest that one block may need: captures hold packets of at most 256 KiB.
 const BUFFER_BYTES: usize = 128 * 1024;
 const MAX_BLOCK_BYTES: usize = 4 << 20;
+/// `epb_dropcount`, an option of packets.
+const EPB_DROPCOUNT: u16 = 4;
 /// Longest section header; those of known programs are below 1 KiB.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
@@ -40,6 +42,8 @@ pub enum Broken {
     Block,
     TooLong,
     LinkType(i32),
+    /// Packets have this many bytes, which end in front of what is needed of their headers.
+    Cut(usize),
     Unreadable(io::ErrorKind),
 }
 
@@ -55,6 +59,10 @@ impl fmt::Display for Broken {
                 "link type {number} can't be read, its packets are passed over \
                  (known: Ethernet, Linux cooked, raw IP, loopback)"
             ),
+            Self::Cut(bytes) => write!(
+                f,
+                "packets are cut to {bytes} bytes, within their headers, and can't be read (capture again with `tcpdump -s 0`)"
+            ),
             Self::Unreadable(kind) => write!(f, "can't be read on: {kind}; what came before is used"),
         }
     }
@@ -66,6 +74,22 @@ struct Interface {
     /// `None`: an unsupported link layer, already reported.
     link: Option<Link>,
     units: Units,
+    dropped: Dropped,
+}
+
+/// Packets that the capturing program lost, by its two ways to report them. Both count the same packets.
+#[derive(Clone, Copy, Debug, Default)]
+struct Dropped {
+    /// The sum of `epb_dropcount`: packets lost in front of a packet.
+    marked: u64,
+    /// The largest sum of `isb_ifdrop` and `isb_osdrop`, which count from the start.
+    counted: u64,
+}
+
+impl Dropped {
+    fn total(self) -> u64 {
+        self.marked.max(self.counted)
+    }
 }
 
 /// How a time stamp counts.
@@ -112,6 +136,10 @@ pub struct Capture {
     loss: LossCounts,
     told_loss: LossCounts,
     last: Time,
+    /// Byte order of the section.
+    big_endian: bool,
+    /// [`Broken::Cut`] was reported.
+    cut_told: bool,
     ended: bool,
 }
 
@@ -163,6 +191,8 @@ impl Capture {
             loss: LossCounts::default(),
             told_loss: LossCounts::default(),
             last: Time::default(),
+            big_endian: false,
+            cut_told: false,
             ended: false,
         }
     }
@@ -221,7 +251,7 @@ impl Capture {
                 Ok(true) => {}
                 Ok(false) => self.end(),
                 Err(why) => {
-                    if !matches!(why, Broken::LinkType(_)) {
+                    if !matches!(why, Broken::LinkType(_) | Broken::Cut(_)) {
                         self.end();
                     }
                     return Read::Broken { at, why };
@@ -266,6 +296,8 @@ impl Capture {
                     counted: &mut self.counted,
                     loss: &mut self.loss,
                     last: &mut self.last,
+                    big_endian: &mut self.big_endian,
+                    cut_told: &mut self.cut_told,
                 };
                 if let Err(why) = work.block(block, nanoseconds) {
                     result = Err(why);
@@ -384,6 +416,8 @@ struct Work<'a> {
     counted: &'a mut u64,
     loss: &'a mut LossCounts,
     last: &'a mut Time,
+    big_endian: &'a mut bool,
+    cut_told: &'a mut bool,
 }
 
 impl Work<'_> {
@@ -398,6 +432,7 @@ impl Work<'_> {
                         resolution: if nanoseconds { 9 } else { 6 },
                         ..Units::MICROSECONDS
                     },
+                    dropped: Dropped::default(),
                 });
                 link.map(|_| ()).ok_or(Broken::LinkType(header.network.0))
             }
@@ -408,8 +443,7 @@ impl Work<'_> {
                     _ => u64::from(block.ts_usec) * 1000,
                 };
                 let time = Time((u64::from(block.ts_sec) * SECOND).saturating_add(fraction_ns));
-                self.packet(0, time, block.data, &[], None);
-                Ok(())
+                self.packet(0, time, (block.data, block.origlen), &[], None)
             }
             PcapBlockOwned::NG(block) => self.next_generation(&block),
         }
@@ -417,7 +451,21 @@ impl Work<'_> {
 
     fn next_generation(&mut self, block: &Block<'_>) -> Result<(), Broken> {
         match block {
-            Block::SectionHeader(_) => self.interfaces.clear(),
+            Block::SectionHeader(section) => {
+                self.interfaces.clear();
+                *self.big_endian = section.big_endian();
+            }
+            Block::InterfaceStatistics(statistics) => {
+                let mut counted = 0_u64;
+                for option in &statistics.options {
+                    if matches!(option.code, OptionCode::IsbIfDrop | OptionCode::IsbOsDrop) {
+                        counted = counted.saturating_add(self.count(option.as_bytes().unwrap_or_default()));
+                    }
+                }
+                self.dropped(statistics.if_id as usize, |dropped| {
+                    dropped.counted = dropped.counted.max(counted);
+                });
+            }
             Block::InterfaceDescription(description) => {
                 let link = Link::of(description.linktype.0);
                 let name = description.if_name().and_then(Result::ok);
@@ -433,6 +481,7 @@ impl Work<'_> {
                         binary: description.if_tsresol & 0x80 != 0,
                         offset_s: description.if_tsoffset,
                     },
+                    dropped: Dropped::default(),
                 });
                 return link.map(|_| ()).ok_or(Broken::LinkType(description.linktype.0));
             }
@@ -442,12 +491,14 @@ impl Work<'_> {
                 let time = self.time(index, stamp);
                 let mut comments: [&[u8]; 8] = [&[]; 8];
                 let mut count = 0;
-                let mut way = None;
+                let (mut way, mut lost) = (None, 0);
                 for option in &packet.options {
                     let Ok(value) = option.as_bytes() else { continue };
                     if option.code == OptionCode::Comment && count < comments.len() {
                         comments[count] = value;
                         count += 1;
+                    } else if option.code.0 == EPB_DROPCOUNT {
+                        lost = self.count(value);
                     } else if option.code.0 == 2 && value.len() == 4 {
                         // epb_flags: the two lowest bits are the packet's direction.
                         let low = if packet.big_endian() { value[3] } else { value[0] };
@@ -458,16 +509,43 @@ impl Work<'_> {
                         };
                     }
                 }
-                self.packet(index, time, packet.packet_data(), &comments[..count], way);
+                if lost > 0 {
+                    self.dropped(index, |dropped| dropped.marked = dropped.marked.saturating_add(lost));
+                }
+                let data = (packet.packet_data(), packet.origlen);
+                return self.packet(index, time, data, &comments[..count], way);
             }
             Block::SimplePacket(packet) => {
                 // Has no time of its own: that of the packet before.
                 let time = *self.last;
-                self.packet(0, time, packet.packet_data(), &[], None);
+                return self.packet(0, time, (packet.packet_data(), packet.origlen), &[], None);
             }
             _ => {}
         }
         Ok(())
+    }
+
+    /// A counter in the byte order of the section.
+    fn count(&self, value: &[u8]) -> u64 {
+        let Ok(bytes) = <[u8; 8]>::try_from(value) else {
+            return 0;
+        };
+        if *self.big_endian {
+            u64::from_be_bytes(bytes)
+        } else {
+            u64::from_le_bytes(bytes)
+        }
+    }
+
+    /// Adds what an interface's counters have grown by to the loss: packets that were never captured may have been requests.
+    fn dropped(&mut self, interface: usize, change: impl FnOnce(&mut Dropped)) {
+        let Some(interface) = self.interfaces.get_mut(interface) else {
+            return;
+        };
+        let before = interface.dropped.total();
+        change(&mut interface.dropped);
+        let lost = interface.dropped.total() - before;
+        self.loss.ring_buffer = self.loss.ring_buffer.saturating_add(lost);
     }
 
     fn time(&self, interface: usize, stamp: u64) -> Time {
@@ -475,7 +553,26 @@ impl Work<'_> {
         units.unwrap_or(Units::MICROSECONDS).time(stamp)
     }
 
-    fn packet(&mut self, index: usize, time: Time, data: &[u8], comments: &[&[u8]], way: Option<Way>) {
+    /// `data`: the bytes that were captured, and how many the packet had.
+    fn packet(
+        &mut self,
+        index: usize,
+        time: Time,
+        data: (&[u8], u32),
+        comments: &[&[u8]],
+        way: Option<Way>,
+    ) -> Result<(), Broken> {
+        let (data, length) = data;
+        let unparsed = self.loss.unparsed;
+        self.captured(index, time, data, comments, way, data.len() < length as usize);
+        if self.loss.unparsed > unparsed && data.len() < length as usize && !std::mem::replace(self.cut_told, true) {
+            return Err(Broken::Cut(data.len()));
+        }
+        Ok(())
+    }
+
+    /// `cut`: the packet had more bytes.
+    fn captured(&mut self, index: usize, time: Time, data: &[u8], comments: &[&[u8]], way: Option<Way>, cut: bool) {
         *self.counted += 1;
         *self.last = time;
         let Some(interface) = self.interfaces.get(index) else {
@@ -484,11 +581,14 @@ impl Work<'_> {
         };
         let Some(link) = interface.link else { return };
         let Some(Placed { ip, way: seen, ifindex }) = link.place(data) else {
+            // Whether it was one to IMDS is behind the cut.
+            self.loss.unparsed += u64::from(cut && data.len() < link.header_bytes());
             return;
         };
         let frame = Frame {
             time,
             ip,
+            cut,
             ifindex: ifindex.unwrap_or(index as u32 + 1),
         };
         let packets = &mut *self.packets;

@@ -26,6 +26,8 @@ const MAX_HEADS: usize = 16;
 pub(super) struct Frame<'a> {
     pub(super) time: Time,
     pub(super) ip: &'a [u8],
+    /// The packet had more bytes than were captured.
+    pub(super) cut: bool,
     pub(super) ifindex: u32,
 }
 
@@ -78,7 +80,11 @@ impl Reader {
     /// `None`: the packet is none of our business. One that is and can't be read is counted. Appends one to `out`, or several where a
     /// segment holds several response heads; none for other services' packets.
     pub(super) fn read(&mut self, frame: &Frame<'_>, loss: &mut LossCounts, out: &mut Vec<Event>) -> Option<Found> {
-        let (source, destination, may_be_icmp) = ends(frame.ip)?;
+        let Some((source, destination, may_be_icmp)) = ends(frame.ip) else {
+            // Without its addresses any packet may be one of ours.
+            loss.unparsed += u64::from(frame.cut);
+            return None;
+        };
         let egress = match self.direction(source, destination) {
             Some(egress) => Some(egress),
             None if may_be_icmp => None,

@@ -170,6 +170,73 @@ fn pcapng_names_interfaces_and_ptcpdump_processes() {
     assert_eq!(samples, [("eth7", 1), ("eth7", 1)]);
 }
 
+/// What was lost, at the end.
+fn loss(events: &[Event]) -> LossCounts {
+    let counts = events.iter().filter_map(|event| match event {
+        Event::Loss(loss) => Some(*loss),
+        _ => None,
+    });
+    counts.last().unwrap_or_default()
+}
+
+#[test]
+fn packets_cut_within_their_headers_are_counted_and_reported_once() {
+    let frames = [tcp(POD, IMDS, REQUEST), tcp(IMDS, POD, b""), tcp(POD, IMDS, REQUEST)];
+    for snap in [1, 13, 14, 20, 33, 34, 45, 53] {
+        let (events, broken) = read(pcap(false, false, snap, &frames));
+        assert_eq!(loss(&events).unparsed, 3, "snap length {snap}");
+        let cuts = broken.iter().filter(|(_, why)| *why == Broken::Cut(snap)).count();
+        assert_eq!((cuts, broken.len()), (1, 1), "snap length {snap}");
+    }
+    let (events, broken) = read(pcap(false, false, 54, &frames));
+    assert!(broken.is_empty() && packets(&events)[0].cut, "the headers are whole");
+    // What is known to be no IP, or to go elsewhere, is none of ours.
+    let mut arp = tcp(POD, IMDS, REQUEST);
+    arp[12..14].copy_from_slice(&[8, 6]);
+    let elsewhere = tcp(POD, [10, 0, 0, 9], REQUEST);
+    let (events, broken) = read(pcap(false, false, 40, &[arp, elsewhere]));
+    assert!(broken.is_empty() && loss(&events) == LossCounts::default());
+}
+
+#[test]
+fn drop_counters_of_pcapng_are_loss() {
+    let statistics = |options: &[(u16, u64)]| {
+        let mut body = vec![0; 12];
+        for (code, count) in options {
+            body.extend(option(*code, &count.to_le_bytes()));
+        }
+        body.extend(option(0, b""));
+        block(5, &body)
+    };
+    let lost = |blocks: &[Vec<u8>]| {
+        let mut bytes = pcapng(&[(tcp(POD, IMDS, REQUEST), "")]);
+        bytes.extend(blocks.concat());
+        let (events, broken) = read(bytes);
+        assert!(broken.is_empty());
+        loss(&events).ring_buffer
+    };
+    // isb_ifrecv and isb_usrdeliv are no drops; isb_ifdrop and isb_osdrop are.
+    assert_eq!(lost(&[statistics(&[(4, 100), (8, 90)])]), 0);
+    assert_eq!(lost(&[statistics(&[(4, 100), (5, 7)])]), 7);
+    assert_eq!(lost(&[statistics(&[(5, 7), (7, 2)])]), 9);
+    // They count from the start.
+    assert_eq!(lost(&[statistics(&[(5, 3)]), statistics(&[(5, 7)])]), 7);
+    assert_eq!(lost(&[statistics(&[(5, u64::MAX), (7, 2)])]), u64::MAX);
+    // epb_dropcount: since the packet before. Both count the same packets.
+    let packet = |count: u64| {
+        let frame = tcp(POD, IMDS, REQUEST);
+        let mut body = vec![0; 12];
+        body.extend((frame.len() as u32).to_le_bytes());
+        body.extend((frame.len() as u32).to_le_bytes());
+        body.extend(&frame);
+        body.resize(body.len().next_multiple_of(4), 0);
+        body.extend([option(4, &count.to_le_bytes()), option(0, b"")].concat());
+        block(6, &body)
+    };
+    assert_eq!(lost(&[packet(4), packet(5)]), 9);
+    assert_eq!(lost(&[packet(4), packet(5), statistics(&[(5, 10)])]), 10);
+}
+
 #[test]
 fn a_snap_length_leaves_the_payloads_length() {
     let (events, _) = read(pcap(false, false, 14 + 40 + 6, &[tcp(POD, IMDS, REQUEST)]));
@@ -319,7 +386,7 @@ proptest! {
     fn any_frame_is_read_or_passed_over(frame in proptest::collection::vec(any::<u8>(), 0..200), link in 0..300_i32) {
         let Some(link) = Link::of(link) else { return Ok(()) };
         if let Some(placed) = link.place(&frame) {
-            let frame = Frame { time: Time(0), ip: placed.ip, ifindex: 1 };
+            let frame = Frame { time: Time(0), ip: placed.ip, cut: false, ifindex: 1 };
             PacketReader::new(&DEFAULT_ENDPOINTS, 4).read(&frame, &mut LossCounts::default(), &mut Vec::new());
         }
     }
