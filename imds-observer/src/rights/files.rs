@@ -2,11 +2,11 @@
 //!
 //! Its rules are the kernel's own and hold for root. They come on top of everything else and are gone with the process.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use landlock::{
     ABI, AccessFs, PathBeneath, PathFd, PathFdError, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError,
-    RulesetStatus,
+    RulesetStatus, Scope,
 };
 
 use super::Needs;
@@ -19,7 +19,6 @@ const KNOWN: ABI = ABI::V5;
 const READ: &[&str] = &[
     "/proc",
     "/sys",
-    "/dev",
     "/usr",
     "/lib",
     "/lib64",
@@ -34,13 +33,29 @@ const READ: &[&str] = &[
     "/etc/pki",
 ];
 
+/// Terminals, and devices that hold nothing. Disks, memory and the kernel's log are below /dev, too.
+const DEVICES: &[&str] = &[
+    "/dev/full",
+    "/dev/null",
+    "/dev/pts",
+    "/dev/random",
+    "/dev/tty",
+    "/dev/urandom",
+    "/dev/zero",
+];
+
 /// `None`: this kernel has no Landlock, or it is switched off.
 pub(super) fn confine(needs: &Needs) -> Result<Option<&'static str>, RulesetError> {
     let (read, write) = (AccessFs::from_read(KNOWN), AccessFs::from_write(KNOWN));
     // Programs are not started at all.
     let look = read & !AccessFs::Execute;
     let make = look | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
-    let mut rules = Ruleset::default().handle_access(read | write)?.create()?;
+    let mut rules = Ruleset::default().handle_access(read | write)?;
+    // A service manager may listen on an abstract name, which is told by its first character.
+    if !std::env::var_os("NOTIFY_SOCKET").is_some_and(|name| name.as_encoded_bytes().starts_with(b"@")) {
+        rules = rules.scope(Scope::AbstractUnixSocket)?;
+    }
+    let mut rules = rules.create()?;
     let mut allow = |path: &Path, access| -> Result<(), RulesetError> {
         match PathFd::new(path) {
             Ok(opened) => {
@@ -72,8 +87,9 @@ pub(super) fn confine(needs: &Needs) -> Result<Option<&'static str>, RulesetErro
     for directory in &needs.writes {
         allow(directory, make)?;
     }
-    // Terminals, and /dev/null.
-    allow(&PathBuf::from("/dev"), look | AccessFs::WriteFile | AccessFs::IoctlDev)?;
+    for device in DEVICES {
+        allow(Path::new(device), look | AccessFs::WriteFile | AccessFs::IoctlDev)?;
+    }
     Ok(match rules.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Some("full"),
         RulesetStatus::PartiallyEnforced => Some("partial"),
@@ -84,6 +100,8 @@ pub(super) fn confine(needs: &Needs) -> Result<Option<&'static str>, RulesetErro
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
     use super::*;
 
@@ -100,6 +118,10 @@ mod tests {
             reads: vec![file.clone()],
             ..Needs::default()
         };
+        let name = format!("imds-observer-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).unwrap();
+        let _listener = UnixListener::bind_addr(&address).unwrap();
+        assert!(UnixStream::connect_addr(&address).is_ok());
         std::thread::scope(|scope| {
             let confined = scope.spawn(|| {
                 let Some(enforced) = confine(&needs).unwrap() else {
@@ -113,6 +135,19 @@ mod tests {
                 fs::remove_file(inside.path().join("old.1")).unwrap();
                 assert!(fs::read("/proc/self/status").is_ok() && fs::read_dir("/sys/class/net").is_ok());
                 fs::write("/dev/null", "x").unwrap();
+                assert!(fs::read_dir("/dev").is_err());
+                for device in fs::read_dir("/sys/class/block").unwrap().flatten() {
+                    let device = Path::new("/dev").join(device.file_name());
+                    assert!(
+                        !device.exists() || fs::File::open(&device).is_err(),
+                        "{}",
+                        device.display()
+                    );
+                }
+                assert!(fs::File::open("/dev/kmsg").is_err() && fs::File::open("/dev/mem").is_err());
+                if enforced == "full" {
+                    assert!(UnixStream::connect_addr(&address).is_err(), "a server outside");
+                }
                 // Replaced, as an editor or kubelet does.
                 assert_eq!(fs::read(&file).unwrap(), b"text");
                 assert!(fs::write(&file, "x").is_err(), "and not written");

@@ -40,7 +40,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_rt_sigsuspend,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
-    libc::SYS_prctl,
     // To give up more.
     libc::SYS_capget,
     libc::SYS_capset,
@@ -88,7 +87,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fsync,
     libc::SYS_ftruncate,
     libc::SYS_getdents64,
-    libc::SYS_ioctl,
     libc::SYS_lseek,
     libc::SYS_pread64,
     libc::SYS_preadv,
@@ -163,8 +161,15 @@ const ALLOWED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[c_long] = &[];
 
-/// Of its own host, over netlink, to whoever asks for metrics, and to a collector.
-const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// Of its own host, over netlink, to whoever asks for metrics, and to a collector. Unix sockets have a rule of their own.
+const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// Types of sockets, without the flags that are joined to them.
+const SOCKET_TYPE: u64 = 0xf;
+
+/// Requests of `ioctl` that type into the terminal of whoever started the observer.
+const TYPING: [u64; 2] = [libc::TIOCSTI as u64, libc::TIOCLINUX as u64];
+/// Options of `prctl` that open this memory to others, or change what `/proc` shows of it.
+const OPENING: [i32; 3] = [libc::PR_SET_DUMPABLE, libc::PR_SET_PTRACER, libc::PR_SET_MM];
 
 /// Commands of `bpf`, from `linux/bpf.h`: reading maps, attaching a program that is loaded already, and asking what is attached.
 const BPF_COMMANDS: [(u64, &str); 9] = [
@@ -210,16 +215,30 @@ fn allowed() -> Result<BTreeMap<i64, Vec<Rule>>, seccompiler::BackendError> {
     calls.insert(libc::SYS_clone, rules(&[&[(0, Op::MaskedEq(thread), thread)]])?);
     // Refused by a filter of its own.
     calls.insert(libc::SYS_clone3, Vec::new());
-    // `abort` and `raise`.
+    // `abort` and `raise`. Process 0 would be the process group, which a shell or a service manager may belong to.
     let own = u64::from(std::process::id());
     calls.insert(libc::SYS_tgkill, rules(&[&[(0, Op::Eq, own)]])?);
-    calls.insert(libc::SYS_kill, rules(&[&[(0, Op::Eq, own)], &[(0, Op::Eq, 0)]])?);
-    // Reading limits, not setting them.
-    calls.insert(libc::SYS_prlimit64, rules(&[&[(2, Op::Eq, 0)]])?);
+    calls.insert(libc::SYS_kill, rules(&[&[(0, Op::Eq, own)]])?);
+    // Reading its own limits, not setting them. A pointer is compared whole: its lower half may be 0.
+    let own_limits = [
+        Condition::new(0, Len::Dword, Op::Eq, 0)?,
+        Condition::new(2, Len::Qword, Op::Eq, 0)?,
+    ];
+    calls.insert(libc::SYS_prlimit64, vec![Rule::new(own_limits.into())?]);
+    let not_typing = TYPING.map(|request| (1, Op::Ne, request));
+    calls.insert(libc::SYS_ioctl, rules(&[&not_typing])?);
+    let not_opening = OPENING.map(|option| (0, Op::Ne, option as u64));
+    calls.insert(libc::SYS_prctl, rules(&[&not_opening])?);
     // For sockets that are older than the observer; takes CAP_SYS_ADMIN, which is held until they were looked for.
     calls.insert(libc::SYS_setns, rules(&[&[(1, Op::Eq, libc::CLONE_NEWNET as u64)]])?);
     let of_families: Vec<_> = FAMILIES.iter().map(|family| [(0, Op::Eq, *family as u64)]).collect();
-    let of_families: Vec<&[_]> = of_families.iter().map(<[_; 1]>::as_slice).collect();
+    // The service manager is sent datagrams. Runtimes of containers and the message bus, which have power to give, listen on streams.
+    let datagrams = [
+        (0, Op::Eq, libc::AF_UNIX as u64),
+        (1, Op::MaskedEq(SOCKET_TYPE), libc::SOCK_DGRAM as u64),
+    ];
+    let mut of_families: Vec<&[_]> = of_families.iter().map(<[_; 1]>::as_slice).collect();
+    of_families.push(&datagrams);
     calls.insert(libc::SYS_socket, rules(&of_families)?);
     calls.insert(libc::SYS_socketpair, rules(&[&[(0, Op::Eq, libc::AF_UNIX as u64)]])?);
     let commands: Vec<_> = BPF_COMMANDS
@@ -312,6 +331,11 @@ mod tests {
         assert_eq!(std::thread::spawn(|| 7).join().unwrap(), 7);
         assert!(std::fs::read("/proc/self/status").is_ok());
         assert!(std::net::TcpListener::bind("127.0.0.1:0").is_ok());
+        assert!(
+            std::os::unix::net::UnixDatagram::unbound().is_ok(),
+            "to the service manager"
+        );
+        assert!(nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_CORE).is_ok());
         std::thread::sleep(std::time::Duration::from_millis(1));
         let refused = Command::new("/bin/true").status().unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
@@ -336,6 +360,37 @@ mod tests {
                 "BPF_MAP_CREATE"
             );
             assert_eq!(errno(libc::syscall(libc::SYS_kill, 1, 0)), libc::EPERM);
+            assert_eq!(
+                errno(libc::syscall(libc::SYS_kill, 0, 0)),
+                libc::EPERM,
+                "the process group"
+            );
+            // A pointer whose lower half is zero; and the limits of another process.
+            let crafted = 1_u64 << 32;
+            assert_eq!(
+                errno(libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_CORE, crafted, 0)),
+                libc::EPERM
+            );
+            assert_eq!(
+                errno(libc::syscall(libc::SYS_prlimit64, 1, libc::RLIMIT_CORE, 0, 0)),
+                libc::EPERM
+            );
+            for kind in [
+                libc::SOCK_STREAM,
+                libc::SOCK_SEQPACKET,
+                libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            ] {
+                assert_eq!(
+                    errno(libc::syscall(libc::SYS_socket, libc::AF_UNIX, kind, 0)),
+                    libc::EPERM
+                );
+            }
+            for request in TYPING {
+                assert_eq!(errno(libc::syscall(libc::SYS_ioctl, 0, request, 0)), libc::EPERM);
+            }
+            for option in OPENING {
+                assert_eq!(errno(libc::syscall(libc::SYS_prctl, option, 1, 0, 0, 0)), libc::EPERM);
+            }
             assert_eq!(errno(libc::syscall(libc::SYS_clone3, 0, 0)), libc::ENOSYS);
             let both = libc::PROT_WRITE | libc::PROT_EXEC;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;

@@ -734,7 +734,9 @@ fn read_request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
     Some(LineRequest {
         method: method.flatten(),
         // An id of a task is replaced while reading, which is serde's part.
-        path: path.flatten().map_or(Some(None), |path| redact::recorded_path(path).is_none().then_some(Some(path)))?,
+        path: path.flatten().map_or(Some(None), |path| {
+            redact::recorded_path(path).is_none().then_some(Some(path))
+        })?,
         dialect: dialect?,
         imds_version: imds_version.flatten(),
         token: token.flatten(),
