@@ -33,3 +33,5 @@ pub mod source;
 pub mod stop;
 pub mod summary;
 pub mod watch;
+#[cfg(live)]
+pub mod wipe;

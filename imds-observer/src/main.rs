@@ -5,6 +5,10 @@ use std::process::ExitCode;
 
 use imds_observer::cli;
 
+#[cfg(live)]
+#[global_allocator]
+static ALLOCATOR: imds_observer::wipe::Wiping = imds_observer::wipe::Wiping;
+
 fn main() -> ExitCode {
     match cli::run() {
         Ok(status) => status.into(),
