@@ -11,6 +11,8 @@ mod decode;
 #[cfg(live)]
 mod kernel;
 #[cfg(live)]
+mod links;
+#[cfg(live)]
 pub mod occupied;
 #[cfg(live)]
 mod offsets;
@@ -34,6 +36,8 @@ pub use clsact::HANDLES as CLSACT_HANDLES;
 pub use decode::{Decoder, WireError};
 #[cfg(live)]
 pub use kernel::{Kernel, KernelError};
+#[cfg(live)]
+pub(crate) use links::Links;
 #[cfg(live)]
 pub use symbols::Symbols;
 

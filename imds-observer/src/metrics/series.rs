@@ -260,6 +260,7 @@ fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
         ("unattributed", loss.unattributed),
         ("shed", loss.shed),
         ("unknown_containers", loss.unknown_containers),
+        ("detached", loss.detached),
     ];
     let records = state.records.iter();
     families.extend([

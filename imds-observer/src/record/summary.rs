@@ -207,6 +207,9 @@ pub struct LossCounts {
     /// Containers whose cgroup path or names have a form that we don't know.
     #[serde(default)]
     pub unknown_containers: u64,
+    /// Programs of the observer that another tool detached while it ran: what they would have seen since then is unknown.
+    #[serde(default)]
+    pub detached: u64,
 }
 
 impl LossCounts {
@@ -223,6 +226,7 @@ impl LossCounts {
             && self.unattributed <= other.unattributed
             && self.shed <= other.shed
             && self.unknown_containers <= other.unknown_containers
+            && self.detached <= other.detached
     }
 
     /// The sum; counts from a file may be anything, so it saturates.
@@ -236,6 +240,7 @@ impl LossCounts {
             unattributed: self.unattributed.saturating_add(more.unattributed),
             shed: self.shed.saturating_add(more.shed),
             unknown_containers: self.unknown_containers.saturating_add(more.unknown_containers),
+            detached: self.detached.saturating_add(more.detached),
         }
     }
 }
@@ -256,6 +261,9 @@ pub struct Loss {
     pub shed: u64,
     #[serde(default)]
     pub unknown_containers: u64,
+    /// Programs of the observer that another tool detached while it ran: what they would have seen since then is unknown.
+    #[serde(default)]
+    pub detached: u64,
 }
 
 impl Loss {
@@ -268,6 +276,7 @@ impl Loss {
             unattributed,
             shed,
             unknown_containers,
+            detached,
         } = *counts;
         Self {
             record: Kind::Loss,
@@ -281,6 +290,7 @@ impl Loss {
             unattributed,
             shed,
             unknown_containers,
+            detached,
         }
     }
 
@@ -293,6 +303,7 @@ impl Loss {
             unattributed: self.unattributed,
             shed: self.shed,
             unknown_containers: self.unknown_containers,
+            detached: self.detached,
         }
     }
 }

@@ -219,7 +219,7 @@ mod tests {
     #[case("/v1/credentials?id=17", "/v1/credentials?id=[redacted]")]
     #[case("/v1/credentials?%69d=json", "/v1/credentials?%69d=[redacted]")]
     #[case("/v1/credentials%3Fid=json", "/v1/credentials%3Fid=[redacted]")]
-    #[case("/v2/credentials/app?app", "/v2/credentials/[redacted]?[redacted]")]
+    #[case("/v2/credentials/app?secretly", "/v2/credentials/[redacted]?[redacted]")]
     #[case("/v1/credentials?x=y&id=app", "/v1/credentials?x=y&id=[redacted]")]
     #[case("/v1/credentials?app-17", "/v1/credentials?[redacted]")]
     #[case("/v2/splunk-token/ID", "/v2/splunk-token/[redacted]")]

@@ -19,11 +19,12 @@ use nix::sys::time::TimeSpec;
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::bpf::{Decoder, Kernel, LiveOptions};
+use crate::bpf::{Decoder, Kernel, Links, LiveOptions};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
 use crate::record::{Confinement, LossCounts, Mode, Time};
 use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
+use crate::wipe;
 
 /// Events that one call hands over, so that timers get their turn in a flood.
 const BATCH: usize = 8_192;
@@ -61,6 +62,9 @@ pub struct LiveSource {
     /// See [`LiveOptions::gather`].
     gather: Duration,
     undecoded: u64,
+    links: Links,
+    /// Programs that another tool has detached.
+    detached: u64,
     /// From before every hook was attached, for the first batch.
     early: Vec<Event>,
     told_loss: LossCounts,
@@ -79,6 +83,7 @@ pub struct LiveSource {
 impl LiveSource {
     /// Loads, attaches and starts to listen. From here on nothing is missed.
     pub fn open(options: &LiveOptions) -> anyhow::Result<Self> {
+        wipe::begin();
         let (mut kernel, mut decoder) = Kernel::load(options)?;
         for interface in &options.interfaces {
             // Asked for explicitly: an error.
@@ -112,6 +117,8 @@ impl LiveSource {
             confinement: None,
             gather: options.gather,
             undecoded: 0,
+            links: Links::default(),
+            detached: 0,
             early: Vec::new(),
             told_loss: LossCounts::default(),
             drained: (now, 0),
@@ -151,6 +158,7 @@ impl LiveSource {
         for (ifindex, name) in uplinks {
             source.begin_counting(ifindex, &name);
         }
+        source.look_at_links();
         source.begin();
         Ok(source)
     }
@@ -256,6 +264,7 @@ impl LiveSource {
         if self.clocked.elapsed() >= CLOCK {
             self.clocked = Instant::now();
             self.decoder.set_clock(boot_to_wall_ns()?);
+            self.look_at_links();
         }
         #[cfg(feature = "kernel-log")]
         self.kernel.flush_log();
@@ -315,6 +324,15 @@ impl LiveSource {
         count
     }
 
+    fn look_at_links(&mut self) {
+        for link in self.links.look() {
+            self.detached += 1;
+            tracing::error!(
+                "{link} was detached by another tool (or its cgroup was removed): what it would have seen is lost; restart the observer"
+            );
+        }
+    }
+
     /// Reads the counters: packets by interface since the last time, and what was lost.
     fn sample(&mut self, out: &mut Vec<Event>) {
         let interval_ns = self.sampled.elapsed().as_nanos() as u64;
@@ -368,6 +386,7 @@ impl LiveSource {
             unparsed: unparsed + self.undecoded,
             truncated,
             evicted: map_full,
+            detached: self.detached,
             ..LossCounts::default()
         };
         if loss != self.told_loss {
@@ -411,6 +430,8 @@ impl Source for LiveSource {
         out.append(&mut self.early);
         self.drain_all(out);
         self.decoder.named(NAMES, out);
+        self.follow_uplinks();
+        self.look_at_links();
         self.sample(out);
     }
 }

@@ -40,6 +40,25 @@ fn no_form_of_the_token_header_shows_the_token() {
             // In the request line itself.
             send(&[format!("GET /latest/meta-data/?token={TOKEN} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()]);
             send(&[format!("{TOKEN}\r\n\r\n").as_bytes()]);
+            for path in [
+                "/v2/credentials/MadeUpTokenId",
+                "/v1/credentials?id=MadeUpTokenId",
+                "/v2/splunk-token/MadeUpTokenId",
+                "/v2/container-env/MadeUpTokenId",
+                "/v3/MadeUpTokenId/task",
+                "/v4/MadeUpTokenId",
+                "http://u:MadeUpTokenId@169.254.169.254/latest/",
+            ] {
+                send(&[format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()]);
+            }
+            for header in [
+                "Authorization: Bearer",
+                "X-Metadata-Token:",
+                "Metadata-Token:",
+                "X-aliyun-ecs-metadata-token:",
+            ] {
+                send(&[format!("GET /v1/credentials HTTP/1.1\r\nHost: x\r\n{header} {TOKEN}\r\n\r\n").as_bytes()]);
+            }
         })
         .unwrap();
     let finished = observer.finish();
