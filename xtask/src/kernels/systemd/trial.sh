@@ -53,7 +53,8 @@ if [ -e /guest/imds-observer.deb ]; then
     # A package of a service that attaches eBPF programs starts nothing by itself.
     [ "$(systemctl is-active imds-observer)" = inactive ] || tell failed "the package started the service"
     [ "$(command -v imds-observer)" = /usr/bin/imds-observer ] || tell failed "the package's program is not in PATH"
-    [ -s /usr/share/man/man1/imds-observer.1.gz ] || tell failed "the package has no manual page"
+    # In dpkg's list: this root file system leaves the files out.
+    dpkg --listfiles imds-observer | grep -q '^/usr/share/man/man1/imds-observer.1.gz$' || tell failed "the package has no manual page"
     tell installed package
 else
     install -m 755 /guest/imds-observer /usr/local/bin/
