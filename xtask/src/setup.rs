@@ -112,6 +112,7 @@ impl Group {
                 "curl",
                 "bpftool",
                 "ethtool",
+                "wireguard-tools",
             ],
             Self::Pristine => &["mmdebstrap", "git"],
             Self::Foreign => &["xz-utils", "bzip2"],

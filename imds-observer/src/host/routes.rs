@@ -116,7 +116,8 @@ pub struct Link {
     pub up: bool,
     /// It has no link layer on which the provider could answer: `tun`, `wireguard`, `ppp`, a tunnel. The kind as the kernel names it.
     pub tunnel: Option<String>,
-    /// The device this one sits on (VLAN), in the same namespace; a veth's peer is not distinguished.
+    /// The device below that passes this one's packets on as they are (VLAN, macvlan, ipvlan), in the same namespace. Not that of a tunnel,
+    /// where they are inside others, nor a veth's peer.
     pub lower: Option<u32>,
     /// The bond, bridge or VRF that this one is a port of.
     pub controller: Option<u32>,
@@ -443,6 +444,13 @@ fn tunnel(flags: LinkFlags, kind: Option<&InfoKind>) -> Option<String> {
     (is_tunnel || to_one_peer).then(|| named.unwrap_or_else(|| "point-to-point".to_owned()))
 }
 
+fn passes_on(kind: Option<&InfoKind>) -> bool {
+    matches!(
+        kind,
+        Some(InfoKind::Vlan | InfoKind::MacVlan | InfoKind::MacVtap | InfoKind::IpVlan | InfoKind::IpVtap)
+    )
+}
+
 fn link(message: &LinkMessage) -> Option<Link> {
     let (mut name, mut lower, mut controller, mut foreign) = (None, None, None, false);
     let mut kind = None;
@@ -468,7 +476,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         up: message.header.flags.contains(LinkFlags::Up),
         tunnel: tunnel(message.header.flags, kind),
-        lower: lower.filter(|_| !foreign),
+        lower: lower.filter(|_| !foreign && passes_on(kind)),
         controller,
     })
 }
@@ -476,6 +484,31 @@ fn link(message: &LinkMessage) -> Option<Link> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_some_kinds_show_their_packets_below() {
+        let lower = |kind: InfoKind| {
+            let mut message = LinkMessage::default();
+            message.attributes = vec![
+                LinkAttribute::IfName("x".to_owned()),
+                LinkAttribute::Link(7),
+                LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]),
+            ];
+            link(&message).unwrap().lower
+        };
+        for kind in [InfoKind::Vlan, InfoKind::MacVlan, InfoKind::IpVlan] {
+            assert_eq!(lower(kind), Some(7));
+        }
+        for kind in [
+            InfoKind::GreTun,
+            InfoKind::IpIp,
+            InfoKind::Xfrm,
+            InfoKind::MacSec,
+            InfoKind::Veth,
+        ] {
+            assert_eq!(lower(kind), None, "its packets are inside others, or leave elsewhere");
+        }
+    }
 
     #[test]
     fn prefixes_cover_what_is_in_them() {

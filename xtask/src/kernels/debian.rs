@@ -283,6 +283,7 @@ const TOOLS: &[&str] = &[
     "iptables",
     "nftables",
     "util-linux",
+    "wireguard-tools",
 ];
 
 /// Puts `programs` for another processor and their libraries into a guest's tree.

@@ -29,6 +29,7 @@ const BRIEF: Plan = &[
             "main_job::a_lost_token_response_in_a_pod_is_proven_and_explained",
             "main_job::hop_limit_1_alone_is_no_finding_for_a_host_process",
             "harmless::kill_9_leaves_nothing_attached",
+            "devices::",
         ],
     ),
     WAIT,
@@ -71,6 +72,11 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("IMDS_OBSERVER_TEST_CLIENT", "lab"),
     ("IMDS_OBSERVER_TEST_PATIENCE", "6"),
     ("IMDS_OBSERVER_TEST_CGROUP", "/sys/fs/cgroup"),
+    // What Debian's kernels have.
+    (
+        "IMDS_OBSERVER_TEST_DEVICES",
+        "vlan,macvlan,ipvlan,vxlan,gre,ipip,wireguard,netkit,bond,vrf",
+    ),
 ];
 
 /// Programs that the lab and the tests call.
@@ -86,6 +92,8 @@ const PROGRAMS: &[&str] = &[
     "dash",
     "sleep",
     "nsenter",
+    "rm",
+    "wg",
 ];
 
 /// Names under which the guest finds them too.
@@ -137,6 +145,16 @@ const MODULES: &[&str] = &[
     "xt_comment",
     "tcp_diag",
     "inet_diag",
+    // Kinds of uplinks.
+    "8021q",
+    "bonding",
+    "macvlan",
+    "ipvlan",
+    "vxlan",
+    "ip_gre",
+    "ipip",
+    "wireguard",
+    "vrf",
 ];
 
 /// Longest that a guest may take; it watches its own tests more closely.

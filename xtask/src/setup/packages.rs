@@ -66,6 +66,7 @@ const KNOWN: &[Known] = &[
     known("time", "time", "time"),
     known("tmux", "tmux", "tmux"),
     known("tshark", "wireshark-cli", "tshark"),
+    known("wireguard-tools", "wireguard-tools", "wg"),
     known("wrk", "wrk", "wrk"),
     known("xz-utils", "xz", "xz"),
 ];
