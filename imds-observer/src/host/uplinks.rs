@@ -14,13 +14,14 @@ use netlink_packet_route::route::RouteType;
 use netlink_packet_route::rule::RuleAction;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::time::{ClockId, clock_gettime};
 
 use super::netlink::NetlinkError;
 use super::routes::{LOCAL_TABLE, Link, Route, Routed, Routing};
 
 /// Interfaces that are followed at once. An instance has at most 15 network cards' worth of them; trunks have more.
 const MAX_UPLINKS: usize = 128;
-/// The tables are read again no sooner than after this many times as long as reading them took: a router's are long, and change all the time.
+/// The tables are read again no sooner than after this many times the processor time that reading them took: a router's are long, and change all the time.
 const READING_SHARE: u32 = 20;
 /// Reading that is over so soon is no load, however often it is done.
 const SHORT_READING: Duration = Duration::from_millis(20);
@@ -193,14 +194,14 @@ impl UplinkMonitor {
     /// Changes since the last call. Doesn't block; queries the kernel only after a notification.
     pub fn changes(&mut self) -> Result<Vec<UplinkChange>, NetlinkError> {
         self.stale |= drain(&self.events, &self.known, &mut self.deleted)?;
-        let begin = Instant::now();
-        if !self.stale || begin < self.rested {
+        if !self.stale || Instant::now() < self.rested {
             return Ok(Vec::new());
         }
+        let begin = worked();
         let found = discover(&mut self.routing, &self.endpoints).and_then(|now| Ok((now, self.routing.links()?)));
-        let reading = begin.elapsed();
+        let reading = worked().saturating_sub(begin);
         if reading > SHORT_READING {
-            self.rested = begin + reading * READING_SHARE;
+            self.rested = Instant::now() + reading * READING_SHARE;
         }
         let (now, links) = found?;
         self.stale = false;
@@ -209,6 +210,11 @@ impl UplinkMonitor {
         self.left_out = now.iter().filter(|uplink| !self.known.contains(uplink)).count();
         Ok(changes)
     }
+}
+
+/// Processor time of this thread: on a busy host reading lasts long and costs little, and must not wait for that.
+fn worked() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 fn settle(known: &mut Vec<Uplink>, now: &[Uplink], links: &[Link], deleted: &BTreeSet<u32>) -> Vec<UplinkChange> {
