@@ -518,6 +518,17 @@ impl Attribution {
     fn named(&mut self, found: &Found) -> &mut Named {
         let (worker, now) = (self.worker.as_ref(), self.now);
         let id = &found.container.id;
+        // A path that names a pod says more than one of the same container that names none.
+        let pod = |container: &Container| container.pod.as_ref().and_then(|pod| pod.uid.clone());
+        let uid = found.container.pod.as_ref().and_then(|pod| pod.uid.as_ref());
+        if uid.is_some()
+            && self
+                .containers
+                .peek(id)
+                .is_some_and(|known| pod(&known.container).as_ref() != uid)
+        {
+            self.containers.pop(id);
+        }
         if self.containers.peek(id).is_none()
             && self.containers.len() == self.containers.cap().get()
             && let Some((_, last)) = self.containers.pop_lru()
