@@ -4,7 +4,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{EventHeader, Tuple};
 
-/// Sent with a socket's first segment if its destination isn't the socket's own: nat OUTPUT (REDIRECT, DNAT) has rewritten it by then.
+/// Sent with a socket's first segment if its destination isn't the socket's own: nat OUTPUT (REDIRECT, DNAT) has rewritten it by then. And
+/// before the SYN if the socket's remote end isn't the endpoint that the process asked for: a cgroup program has rewritten it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RedirectEvent {

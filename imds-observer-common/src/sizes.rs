@@ -11,6 +11,8 @@ pub const TUPLES: u32 = 65_536;
 pub const SEQUENCES: u32 = 16_384;
 /// Calls of `connect()`: one a thread.
 pub const CONNECTING: u32 = 8_192;
+/// Connections that a program behind ours in `connect()` has sent elsewhere. A proxy for IMDS has few clients at a time.
+pub const REWRITTEN: u32 = 1_024;
 /// Process images that user space has been told of.
 pub const PROCESSES: u32 = 16_384;
 /// Nodes have up to some hundred interfaces, only uplinks count.

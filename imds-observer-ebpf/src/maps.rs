@@ -39,6 +39,45 @@ pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries
 #[map]
 pub(crate) static CONNECTING: Array<Connecting> = Array::with_max_entries(sizes::CONNECTING, 0);
 
+/// The endpoint that a process asked for, of a socket whose address a program behind ours at `connect4` or `connect6` has rewritten.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) remote: [u8; 16],
+    pub(crate) remote_port: u16,
+    pub(crate) reserved: u16,
+}
+
+/// Socket cookie -> what it asked for.
+#[map]
+pub(crate) static REWRITTEN: LruHashMap<u64, Asked> = LruHashMap::with_max_entries(sizes::REWRITTEN, 0);
+
+/// A bit for each address that such sockets were sent to, by its last six bits: mostly none, and then foreign packets cost one test.
+#[unsafe(no_mangle)]
+static mut REWRITTEN_TO: u64 = 0;
+
+/// Whether a socket may have been sent to the address with this last word.
+#[inline(always)]
+pub(crate) fn may_be_rewritten(last_word: u32) -> bool {
+    // SAFETY: a word of a map's memory; a torn or old value costs a look at a table, or a packet of a connection that has just begun.
+    let bits = unsafe { (&raw const REWRITTEN_TO).read_volatile() };
+    bits & bit_of(last_word) != 0
+}
+
+#[inline(always)]
+pub(crate) fn note_rewritten_to(last_word: u32) {
+    // SAFETY: as above. Two processors that write at once may lose one of the bits; the next connection sets it again.
+    unsafe {
+        let bits = &raw mut REWRITTEN_TO;
+        bits.write_volatile(bits.read_volatile() | bit_of(last_word));
+    }
+}
+
+#[inline(always)]
+fn bit_of(last_word: u32) -> u64 {
+    1 << (u32::from_be(last_word) & 63)
+}
+
 /// A process image in a cgroup. A process that is moved is announced again, and one whose threads are in two cgroups once for each.
 #[repr(C)]
 #[derive(Clone, Copy)]

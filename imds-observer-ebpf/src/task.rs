@@ -96,6 +96,16 @@ pub(crate) fn current() -> Option<Current> {
     })
 }
 
+/// Numbers of the current task's process and thread, as `bpf_get_current_pid_tgid` has them.
+#[inline(always)]
+pub(crate) fn current_number() -> Option<u64> {
+    let (tgid, pid) = (offset!(task_tgid)?, offset!(task_pid)?);
+    let task = typed_task()?;
+    let tgid: u32 = field(task, tgid)?;
+    let pid: u32 = field(task, pid)?;
+    Some((u64::from(tgid) << 32) | u64::from(pid))
+}
+
 /// Network namespace inode of the current task.
 #[inline(always)]
 pub(crate) fn current_netns() -> u32 {

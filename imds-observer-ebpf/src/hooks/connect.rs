@@ -7,12 +7,12 @@ use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_get_socket_cookie};
 use aya_ebpf::macros::{cgroup_sock_addr, fexit, raw_tracepoint, sock_ops, tracepoint};
 use aya_ebpf::programs::{FExitContext, RawTracePointContext, SockAddrContext, SockOpsContext, TracePointContext};
-use imds_observer_common::{ConnectEvent, Connecting, EventKind, Flow, ProcessKey, Tuple, mapped_v4};
+use imds_observer_common::{ConnectEvent, Connecting, EventKind, Flow, ProcessKey, RedirectEvent, Tuple, mapped_v4};
 
-use crate::config::{bytes, connecting_slots, is_endpoint, is_endpoint_v4};
+use crate::config::{bytes, connecting_slots, is_endpoint, is_endpoint_v4, words};
 use crate::emit::{count, emit, header};
-use crate::maps::{CONNECTING, FLOWS, TUPLES};
-use crate::task::{current, current_cgroups, current_netns};
+use crate::maps::{Asked, CONNECTING, FLOWS, REWRITTEN, TUPLES, note_rewritten_to};
+use crate::task::{current, current_cgroups, current_netns, current_number};
 
 const IPPROTO_TCP: u32 = 6;
 /// `BPF_SOCK_OPS_TCP_CONNECT_CB`: right before the SYN, with the local port chosen.
@@ -256,25 +256,61 @@ fn try_connect_tuple(ctx: &SockOpsContext) {
     } else {
         (bytes(local6), bytes(remote6))
     };
+    let remote_port = u16::from_be((remote_port >> 16) as u16);
+    let tuple = Tuple {
+        local,
+        remote,
+        local_port: local_port as u16,
+        remote_port,
+    };
     if !is_endpoint(&remote) {
+        note_rewritten(ctx, tuple);
         return;
     }
     // SAFETY: the context is valid.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let remote_port = u16::from_be((remote_port >> 16) as u16);
-    if TUPLES
-        .insert(
-            Tuple {
-                local,
-                remote,
-                local_port: local_port as u16,
-                remote_port,
-            },
-            cookie,
-            0,
-        )
-        .is_err()
-    {
+    if TUPLES.insert(tuple, cookie, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
+}
+
+/// A connection to another address. If this task's `connect()` asked for an endpoint, a cgroup program that runs behind ours (load balancing
+/// at the socket) has rewritten it: no packet of the connection will have the endpoint's address.
+#[inline(always)]
+fn note_rewritten(ctx: &SockOpsContext, tuple: Tuple) -> Option<()> {
+    let task = current_number()?;
+    let slot = slot(task)?;
+    // SAFETY: a live value, and a valid context. The task is in `connect()`, so nobody else writes to the slot that it has.
+    let asked = unsafe {
+        if (&raw const (*slot).task).read_volatile() != task
+            || (&raw const (*slot).cookie).read_volatile() != bpf_get_socket_cookie(ctx.as_ptr())
+        {
+            return None;
+        }
+        let words = (&raw const (*slot).remote).cast::<u64>();
+        Asked {
+            remote: core::mem::transmute::<[u64; 2], [u8; 16]>([words.read_volatile(), words.add(1).read_volatile()]),
+            remote_port: (&raw const (*slot).remote_port).read_volatile(),
+            reserved: 0,
+        }
+    };
+    // SAFETY: as above.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if REWRITTEN.insert(cookie, asked, 0).is_err() {
+        count(|loss| &mut loss.map_full);
+    }
+    note_rewritten_to(words(&tuple.remote)[3]);
+    emit(&RedirectEvent {
+        header: header(EventKind::Redirect, size_of::<RedirectEvent>()),
+        cookie,
+        tuple: Tuple {
+            remote: asked.remote,
+            remote_port: asked.remote_port,
+            ..tuple
+        },
+        to: tuple.remote,
+        to_port: tuple.remote_port,
+        reserved: 0,
+    });
+    Some(())
 }

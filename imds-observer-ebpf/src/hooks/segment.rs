@@ -16,7 +16,7 @@ use imds_observer_common::{
 use crate::config::{bytes, is_endpoint, is_endpoint_v4, is_endpoint_v6, offset, reads_tasks_directly, words};
 use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
-use crate::maps::{FLOWS, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, with_slot};
+use crate::maps::{FLOWS, REWRITTEN, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, may_be_rewritten, with_slot};
 use crate::packet::{
     self, ACK, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Ip, RST, SYN, Tcp, is_clients_port,
     sequence_key, tuple,
@@ -46,7 +46,8 @@ pub(crate) fn segment_ingress(ctx: SkBuffContext) -> i32 {
 
 /// The early exit for foreign traffic: direct access, no stack.
 ///
-/// On egress the destination may have been rewritten by nat OUTPUT, so the socket's own remote address counts as well. A socket without one
+/// On egress the destination may have been rewritten by nat OUTPUT, so the socket's own remote address counts as well; and where a program
+/// in `connect()` has rewritten that too, the address that it put there. A socket without one
 /// is the kernel's own, which answers for sockets that are gone or never were (RST, the ACKs of TIME_WAIT): not a client.
 #[inline(always)]
 fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
@@ -61,7 +62,7 @@ fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
                 return false;
             }
             let address = *((data + if EGRESS { 16 } else { 12 }) as *const u32);
-            let mut concerns = is_endpoint_v4(address);
+            let mut concerns = is_endpoint_v4(address) || may_be_rewritten(address);
             if EGRESS {
                 let socket = (*skb).__bindgen_anon_2.sk;
                 if socket.is_null() {
@@ -77,7 +78,9 @@ fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
                 return false;
             }
             let address = (data + if EGRESS { 24 } else { 8 }) as *const u32;
-            let mut concerns = is_endpoint_v6([*address, *address.add(1), *address.add(2), *address.add(3)]);
+            let last = *address.add(3);
+            let mut concerns =
+                is_endpoint_v6([*address, *address.add(1), *address.add(2), last]) || may_be_rewritten(last);
             if EGRESS {
                 let socket = (*skb).__bindgen_anon_2.sk;
                 if socket.is_null() {
@@ -153,6 +156,18 @@ fn socket_tuple(skb: *mut __sk_buff, v6: bool, tuple: &mut Tuple) -> bool {
     true
 }
 
+/// Puts the endpoint that the socket asked for in the place of the address that another program has rewritten it to. `false`: it asked for none.
+#[inline(always)]
+fn ask_for_endpoint(cookie: u64, tuple: &mut Tuple) -> bool {
+    // SAFETY: copied at once.
+    let Some(asked) = (unsafe { REWRITTEN.get(cookie) }) else {
+        return false;
+    };
+    tuple.remote = asked.remote;
+    tuple.remote_port = asked.remote_port;
+    true
+}
+
 #[inline(always)]
 fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
     // SAFETY: the context is valid.
@@ -224,9 +239,15 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         .wrapping_add(u32::from(tcp.flags & (SYN | FIN) != 0));
     // SAFETY: as above.
     let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
-    // A socket whose remote address isn't an endpoint is sent to one by a packet filter: then the packet has the addresses.
-    if !socket_tuple(skb, v6, &mut event.tuple) || !is_endpoint(&event.tuple.remote) {
-        event.tuple = tuple(ip, tcp.source, tcp.destination, true);
+    // A socket whose remote address isn't an endpoint is sent to one by a packet filter: then the packet has the addresses. Or it asked for
+    // one, and `connect()` was rewritten.
+    let has_tuple = socket_tuple(skb, v6, &mut event.tuple);
+    if !has_tuple || !is_endpoint(&event.tuple.remote) {
+        if is_endpoint(&ip.destination) {
+            event.tuple = tuple(ip, tcp.source, tcp.destination, true);
+        } else if !has_tuple || !ask_for_endpoint(cookie, &mut event.tuple) {
+            return false;
+        }
     }
 
     let mut fresh = true;
@@ -376,6 +397,9 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     // SAFETY: the context is valid; at this hook the kernel has put the receiving socket into it.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     event.tuple = tuple(ip, tcp.source, tcp.destination, false);
+    if !is_endpoint(&event.tuple.remote) && !ask_for_endpoint(cookie, &mut event.tuple) {
+        return false;
+    }
     let flow = FLOWS.get_ptr_mut(cookie);
     // On a host that has the endpoint's address itself, requests come to the server's sockets from it.
     if flow.is_none() {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 
 pub use firewall::{Chain, Firewall, Scope, Tool, Verdict};
-pub use policy::{Hook, accompany, crowd_uplink, occupy};
+pub use policy::{Hook, accompany, crowd_uplink, occupy, rewrite_connect};
 pub use registry::{Entry, registry};
 pub use routes::RouteFault;
 

@@ -5,7 +5,9 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,7 +21,7 @@ use crate::bpf::{
     BPF_PROG_ATTACH, BPF_PROG_DETACH, LinkAttributes, PROG_TYPE_CGROUP_SKB, PROG_TYPE_CGROUP_SOCK_ADDR,
     PROG_TYPE_SCHED_CLS, PinAttributes, call, immediate,
 };
-use crate::topology::Lab;
+use crate::topology::{IMDS_V4, Lab};
 
 /// Which hook denies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +94,26 @@ pub fn accompany(lab: &Lab, hook: Hook) -> Result<FaultGuard> {
     attach_beside(lab, hook, BPF_F_ALLOW_MULTI)
 }
 
+/// Another tool's load balancing at the socket: connections of this cgroup to the IPv4 endpoint go to `to` instead.
+pub fn rewrite_connect(cgroup: &Path, to: SocketAddrV4) -> Result<FaultGuard> {
+    let word = |bytes: [u8; 4]| immediate(i32::from_ne_bytes(bytes));
+    let [high, low] = to.port().to_be_bytes();
+    // Offsets in `struct bpf_sock_addr`: user_ip4 4, user_port 24.
+    let instructions = [
+        0x61 | 0x12 << 8 | 4 << 16,
+        0x56 | 0x02 << 8 | 4 << 16 | word(IMDS_V4.octets()),
+        0xb4 | 0x03 << 8 | word(to.ip().octets()),
+        0x63 | 0x31 << 8 | 4 << 16,
+        0xb4 | 0x03 << 8 | word([high, low, 0, 0]),
+        0x63 | 0x31 << 8 | 24 << 16,
+        0xb7 | immediate(ALLOW),
+        0x95,
+    ];
+    let program = load(PROG_TYPE_CGROUP_SOCK_ADDR, ATTACH_CGROUP_INET4_CONNECT, &instructions)?;
+    let directory = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
+    attach(directory, program, ATTACH_CGROUP_INET4_CONNECT, BPF_F_ALLOW_MULTI)
+}
+
 fn attach_beside(lab: &Lab, hook: Hook, attach_flags: u32) -> Result<FaultGuard> {
     let (attach_type, kind) = match hook {
         Hook::Connect4 => (ATTACH_CGROUP_INET4_CONNECT, PROG_TYPE_CGROUP_SOCK_ADDR),
@@ -102,15 +124,20 @@ fn attach_beside(lab: &Lab, hook: Hook, attach_flags: u32) -> Result<FaultGuard>
     };
     let directory = File::open(lab.cgroup_directory()).context("open the lab's cgroup")?;
     let program = program(kind, attach_type, ALLOW)?;
-    let attributes = move || AttachAttributes {
+    attach(directory, program, attach_type, attach_flags)
+}
+
+fn attach(directory: File, program: OwnedFd, attach_type: u32, attach_flags: u32) -> Result<FaultGuard> {
+    let attributes = move |attach_flags| AttachAttributes {
         target_fd: directory.as_raw_fd() as u32,
         attach_bpf_fd: program.as_raw_fd() as u32,
         attach_type,
         attach_flags,
     };
-    call(BPF_PROG_ATTACH, &attributes()).context("attach a program to a cgroup")?;
+    call(BPF_PROG_ATTACH, &attributes(attach_flags)).context("attach a program to a cgroup")?;
     Ok(FaultGuard::new(move || {
-        call(BPF_PROG_DETACH, &attributes()).context("detach a program from a cgroup")?;
+        // Flags are for attaching: since 6.17 the kernel refuses them here.
+        call(BPF_PROG_DETACH, &attributes(0)).context("detach a program from a cgroup")?;
         Ok(())
     }))
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -28,7 +28,8 @@ use super::attach::cgroup2_mount;
 use super::btf::Btf;
 use super::clsact::Filters;
 use super::decode::Decoder;
-use super::occupied::{CgroupHook, exclusive_holder, others};
+use super::first::attach_first;
+use super::occupied::{CgroupHook, Occupant, exclusive_holder, listed, others_at_connect};
 use super::offsets::{drop_reasons, kernel_offsets};
 use super::symbols::Symbols;
 use crate::host::rights::{self, Held, Right};
@@ -88,6 +89,8 @@ pub struct Kernel {
     attached: Vec<Attached>,
     missing: Vec<Missing>,
     uplinks: HashMap<u32, AttachedUplink>,
+    /// Of programs that run before those of other tools.
+    first: Vec<OwnedFd>,
     #[cfg(feature = "kernel-log")]
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
@@ -204,13 +207,15 @@ impl Kernel {
             attached: Vec::new(),
             missing,
             uplinks: HashMap::new(),
+            first: Vec::new(),
             #[cfg(feature = "kernel-log")]
             log,
         };
         let traced = types.as_ref().filter(|_| parsed.is_ok() && reads_memory);
         load_ahead(&mut kernel.ebpf, traced);
-        kernel.attach_cgroup(options.cgroup.as_deref())?;
+        let behind = kernel.attach_cgroup(options.cgroup.as_deref())?;
         kernel.attach_tracing(traced);
+        kernel.miss_rewritten(&behind);
         drop((parsed, types));
         drop(vmlinux);
         give_back_memory();
@@ -249,7 +254,8 @@ impl Kernel {
         (own, elsewhere)
     }
 
-    fn attach_cgroup(&mut self, wanted: Option<&Path>) -> Result<(), KernelError> {
+    /// Other tools' programs at `connect4` and `connect6`, each with whether ours runs before it.
+    fn attach_cgroup(&mut self, wanted: Option<&Path>) -> Result<Vec<(Occupant, bool)>, KernelError> {
         let path = match wanted {
             Some(path) => path.to_path_buf(),
             None => cgroup2_mount().ok_or(KernelError::NoCgroup2)?,
@@ -269,11 +275,27 @@ impl Kernel {
                 .map_err(|error| cgroup_error(hook, &path, kind, &error))?;
             self.note(hook, "cgroup", &target);
         }
+        let mut others: Vec<_> = others_at_connect(&path, cgroup2_mount().as_deref())
+            .into_iter()
+            .map(|other| (other, false))
+            .collect();
         for (hook, kind) in [("connect4", CgroupHook::Connect4), ("connect6", CgroupHook::Connect6)] {
-            let others = others(&cgroup, kind);
-            let result = self
+            let first = self
                 .loaded::<CgroupSockAddr>(hook, None)
-                .and_then(|program| program.attach(&cgroup, CgroupAttachMode::Single));
+                .and_then(|program| Ok(attach_first(program.fd()?.as_fd(), cgroup.as_fd(), kind).ok()));
+            let result = match first {
+                Ok(Some(link)) => {
+                    self.first.push(link);
+                    for (other, is_behind) in &mut others {
+                        *is_behind |= other.hook == hook;
+                    }
+                    Ok(())
+                }
+                _ => self
+                    .loaded::<CgroupSockAddr>(hook, None)
+                    .and_then(|program| program.attach(&cgroup, CgroupAttachMode::Single))
+                    .map(drop),
+            };
             self.settle(
                 hook,
                 "cgroup",
@@ -281,18 +303,6 @@ impl Kernel {
                 result.map_err(|error| cgroup_why(&path, kind, &error)),
                 "attempts that fail before a packet leaves, and who made them",
             );
-            if !others.is_empty() {
-                self.missing.push(Missing {
-                    capability: format!("{hook}-before-others"),
-                    why: format!(
-                        "{} at {kind} of {target} may rewrite a connection's address",
-                        others.join(", ")
-                    ),
-                    blinds:
-                        "clients whose connection it sends to another address: no packet of theirs has an endpoint's"
-                            .into(),
-                });
-            }
         }
         let hook = "connect_tuple";
         let result = self
@@ -305,7 +315,29 @@ impl Kernel {
             result.map_err(|error| cgroup_why(&path, CgroupHook::SockOps, &error)),
             "which process's packets a firewall in OUTPUT drops",
         );
-        Ok(())
+        Ok(others)
+    }
+
+    /// A program that runs before ours at `connect4` or `connect6` may have rewritten the address by then. What one behind ours has made of it
+    /// is seen right before the SYN.
+    fn miss_rewritten(&mut self, others: &[(Occupant, bool)]) {
+        let sees_more = self.attached.iter().any(|attached| attached.hook == "connect-tuple");
+        for hook in ["connect4", "connect6"] {
+            let unseen: Vec<_> = others
+                .iter()
+                .filter(|(other, is_behind)| other.hook == hook && !(*is_behind && sees_more))
+                .map(|(other, _)| other)
+                .collect();
+            if !unseen.is_empty() {
+                self.missing.push(Missing {
+                    capability: format!("{hook}-before-others"),
+                    why: format!("{} may rewrite a connection's address", listed(&unseen)),
+                    blinds:
+                        "clients whose connection it sends to another address: no packet of theirs has an endpoint's"
+                            .into(),
+                });
+            }
+        }
     }
 
     fn attach_tracing(&mut self, types: Option<&aya::Btf>) {

@@ -9,6 +9,8 @@ mod clsact;
 #[cfg(live)]
 mod decode;
 #[cfg(live)]
+mod first;
+#[cfg(live)]
 mod kernel;
 #[cfg(live)]
 mod links;

@@ -118,14 +118,13 @@ pub struct CgroupOccupants {
     pub incomplete: bool,
 }
 
-/// Programs at our hooks of `root` and of all cgroups below, with paths as from `mount`. Needs CAP_NET_ADMIN.
-pub fn cgroup_occupants(root: &Path, mount: Option<&Path>) -> io::Result<CgroupOccupants> {
+/// Programs at these hooks of `root` and of all cgroups below, with paths as from `mount`. Needs CAP_NET_ADMIN.
+pub fn cgroup_occupants(root: &Path, mount: Option<&Path>, hooks: &[CgroupHook]) -> io::Result<CgroupOccupants> {
     let prefix = mount
         .and_then(|mount| root.strip_prefix(mount).ok())
         .unwrap_or(Path::new(""));
     // The first question shows whether we may ask at all.
     attached(&File::open(root)?, CgroupHook::Egress)?;
-    let names = Names::read();
     let mut found = CgroupOccupants::default();
     let mut waiting = vec![PathBuf::new()];
     while let Some(path) = waiting.pop() {
@@ -146,15 +145,15 @@ pub fn cgroup_occupants(root: &Path, mount: Option<&Path>) -> io::Result<CgroupO
         if let Ok(metadata) = directory.metadata() {
             found.paths.insert(metadata.ino(), shown.clone());
         }
-        for hook in CgroupHook::ALL {
-            let Ok((_, ids)) = attached(&directory, hook) else {
+        for hook in hooks {
+            let Ok((_, ids)) = attached(&directory, *hook) else {
                 continue;
             };
             found.programs.extend(ids.into_iter().map(|id| Occupant {
                 hook: hook.to_string(),
                 target: shown.clone(),
                 id,
-                name: names.of(id),
+                name: None,
             }));
         }
         if let Ok(entries) = fs::read_dir(root.join(&path)) {
@@ -163,6 +162,13 @@ pub fn cgroup_occupants(root: &Path, mount: Option<&Path>) -> io::Result<CgroupO
                 .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
                 .map(|entry| path.join(entry.file_name()));
             waiting.extend(below);
+        }
+    }
+    // Mostly there are none, and asking for names means opening every program of the host.
+    if !found.programs.is_empty() {
+        let names = Names::read();
+        for occupant in &mut found.programs {
+            occupant.name = names.of(occupant.id);
         }
     }
     Ok(found)
@@ -219,20 +225,54 @@ pub fn is_ours(name: &str) -> bool {
     OURS.contains(&name)
 }
 
-/// Programs at this hook of `cgroup` itself that are not an observer's. Empty where we may not ask.
-pub fn others(cgroup: &File, hook: CgroupHook) -> Vec<String> {
-    let ids = attached(cgroup, hook).map(|(_, ids)| ids).unwrap_or_default();
-    if ids.is_empty() {
-        return Vec::new();
+/// Programs of other tools at `connect4` and `connect6` that run for a socket of `cgroup` or below: there, and in those above. Empty where
+/// we may not ask.
+pub fn others_at_connect(cgroup: &Path, mount: Option<&Path>) -> Vec<Occupant> {
+    const HOOKS: [CgroupHook; 2] = [CgroupHook::Connect4, CgroupHook::Connect6];
+    let mut found = cgroup_occupants(cgroup, mount, &HOOKS)
+        .map(|found| found.programs)
+        .unwrap_or_default();
+    let above = cgroup
+        .ancestors()
+        .skip(1)
+        .take_while(|path| mount.is_some_and(|mount| path.starts_with(mount)));
+    for path in above {
+        let Ok(directory) = File::open(path) else { continue };
+        for hook in HOOKS {
+            let (_, ids) = attached(&directory, hook).unwrap_or_default();
+            found.extend(ids.into_iter().map(|id| Occupant {
+                hook: hook.to_string(),
+                target: path.display().to_string(),
+                id,
+                name: None,
+            }));
+        }
     }
-    let names = Names::read();
-    ids.into_iter()
-        .filter_map(|id| match names.of(id) {
-            Some(name) if is_ours(&name) => None,
-            Some(name) => Some(format!("program {name:?} (id {id})")),
-            None => Some(format!("another tool's program (id {id})")),
-        })
-        .collect()
+    if found.iter().any(|occupant| occupant.name.is_none()) {
+        let names = Names::read();
+        for occupant in &mut found {
+            occupant.name = occupant.name.take().or_else(|| names.of(occupant.id));
+        }
+    }
+    found.retain(|occupant| !occupant.name.as_deref().is_some_and(is_ours));
+    found
+}
+
+/// The programs, and how many more of them there are than one line holds.
+pub fn listed(programs: &[&Occupant]) -> String {
+    const MOST: usize = 4;
+    let name = |occupant: &&Occupant| {
+        let Occupant { hook, target, id, name } = *occupant;
+        match name {
+            Some(name) => format!("program {name:?} (id {id}) at {hook} of {target}"),
+            None => format!("another tool's program (id {id}) at {hook} of {target}"),
+        }
+    };
+    let mut text: Vec<String> = programs.iter().take(MOST).map(name).collect();
+    if programs.len() > MOST {
+        text.push(format!("{} more", programs.len() - MOST));
+    }
+    text.join(", ")
 }
 
 /// Names the program that has `cgroup` to itself at this hook. `None`: there is none, or the kernel doesn't report it.

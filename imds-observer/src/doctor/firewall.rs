@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::check::{Check, State};
 use super::routes::interface;
 use crate::bpf::cgroup2_mount;
-use crate::bpf::occupied::cgroup_occupants;
+use crate::bpf::occupied::{CgroupHook, cgroup_occupants};
 use crate::host::firewall::packet::Packet;
 use crate::host::firewall::walk::{Condition, Outcome, Stop, walk};
 use crate::host::firewall::{Engine, Family, FirewallError, Hook, Ruleset, legacy, nft};
@@ -182,7 +182,7 @@ impl Cgroups {
     fn path(&mut self, id: u64) -> Option<String> {
         let root = self.root.as_deref();
         let paths = self.paths.get_or_insert_with(|| {
-            root.and_then(|root| cgroup_occupants(root, Some(root)).ok())
+            root.and_then(|root| cgroup_occupants(root, Some(root), &CgroupHook::ALL).ok())
                 .map(|found| found.paths)
                 .unwrap_or_default()
         });

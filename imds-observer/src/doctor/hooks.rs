@@ -32,7 +32,7 @@ pub(super) fn checks(uplinks: &[Uplink], cgroup: Option<&Path>) -> Vec<Check> {
 
 fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
     let name = "cgroup-program";
-    let found = match cgroup_occupants(root, cgroup2_mount().as_deref()) {
+    let found = match cgroup_occupants(root, cgroup2_mount().as_deref(), &CgroupHook::ALL) {
         Ok(found) => found,
         Err(error) => {
             let check = Check::unread(name, format!("{}: {error}", root.display()));

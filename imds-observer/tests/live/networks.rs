@@ -5,12 +5,12 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Instant;
 
-use imds_observer_lab::faults::{Hook, accompany};
+use imds_observer_lab::faults::{Hook, accompany, rewrite_connect};
 use imds_observer_lab::server::Behaviour;
 use imds_observer_lab::topology::{Lab, LabOptions, Place};
 use serde_json::Value;
 
-use crate::support::{Finished, Observer, in_netns, lab, observed_cgroup, patience, program, run};
+use crate::support::{Finished, Observer, in_netns, kernel, lab, observed_cgroup, patience, program, run};
 
 /// Asks what it is asked to, line by line, on one connection, and prints the status of each answer.
 const TALKER: &str = r#"
@@ -484,10 +484,82 @@ fn a_program_that_may_rewrite_addresses_at_the_socket_is_named_as_missing() {
     assert_eq!(missing(Observer::follow(&lab, &[])), Vec::<Value>::new());
     let _program = accompany(&lab, Hook::Connect4).unwrap();
     let named = missing(Observer::follow(&lab, &[]));
+    // There ours runs before it, and sees what it makes of the address.
+    if kernel() >= (6, 17) {
+        assert_eq!(named, Vec::<Value>::new());
+        return;
+    }
     assert_eq!(named.len(), 1, "{named:?}");
     assert_eq!(named[0]["capability"], "connect4-before-others");
     assert!(
         named[0]["why"].as_str().unwrap().contains("at connect4 of"),
         "{named:?}"
     );
+}
+
+/// Programs of other tools at `connect4` run before ours or behind it: in the same cgroup in the order of attaching, and those of a cgroup
+/// below before. Since 6.17 ours is the first wherever it is attached; before, `start.missing` names what runs first.
+#[test]
+#[ignore = "live"]
+fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing() {
+    let lab = lab(LabOptions::default());
+    let node = lab.node();
+    let target = "127.0.0.1:1338";
+    let own = node.cgroup().directory().to_owned();
+    for (name, cgroup, before) in [
+        ("behind", lab.cgroup_directory(), false),
+        ("before", lab.cgroup_directory(), true),
+        ("below", own.as_path(), true),
+    ] {
+        let attach = || rewrite_connect(cgroup, target.parse().unwrap()).unwrap();
+        let mut program = before.then(attach);
+        let mut observer = Observer::follow(&lab, &[]);
+        program.get_or_insert_with(attach);
+        let is_first = !before || kernel() >= (6, 17);
+        // The target is down.
+        run(
+            node,
+            "curl",
+            &["-s", "-m", "5", "http://169.254.169.254/latest/meta-data/?dead"],
+        );
+        if is_first {
+            let refused = observer.wait_for(|record| record["record"] == "connect");
+            assert_eq!(refused["outcome"], "refused", "{name}: {refused}");
+            let to = refused["connection"]["redirected_to"].as_str().unwrap_or_default();
+            assert!(to.starts_with("127.0.0.1:"), "{name}: {refused}");
+        }
+        let _server = Partner::start(node, SERVER, &["127.0.0.1", "1338"]);
+        let mut client = Partner::talker(node);
+        client.ask("first");
+        client.ask("second");
+        if is_first {
+            observer.wait_for(|record| has(record, "second"));
+        }
+        let finished = observer.finish();
+        let missing = finished.kind("start")[0]["missing"].to_string();
+        assert_eq!(
+            missing.contains("connect4-before-others"),
+            !is_first,
+            "{name}: {missing}"
+        );
+        if !is_first {
+            continue;
+        }
+        for request in ["first", "second"] {
+            let exchange = only(&finished, request);
+            assert_eq!(exchange["process"]["pid"], client.pid(), "{name}: {exchange}");
+            assert_eq!(
+                exchange["connection"]["remote"], "169.254.169.254:80",
+                "{name}: {exchange}"
+            );
+            assert_eq!(exchange["connection"]["redirected_to"], target, "{name}: {exchange}");
+            assert_eq!(exchange["outcome"], "answered", "{name}: {exchange}");
+            assert_eq!(exchange["response"]["delivered"], true, "{name}: {exchange}");
+            assert_eq!(exchange["request"]["ttl_on_wire"], false, "{name}: {exchange}");
+        }
+        assert_eq!(finished.kind("exchange").len(), 2, "{name}");
+        assert_eq!(finished.opened("redirected-locally").len(), 1, "{name}");
+        assert_eq!(finished.opened("blocked-by-firewall").len(), 0, "{name}");
+        nothing_is_lost(&finished);
+    }
 }
