@@ -166,8 +166,9 @@ const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 /// Types of sockets, without the flags that are joined to them.
 const SOCKET_TYPE: u64 = 0xf;
 
-/// Requests of `ioctl` that type into the terminal of whoever started the observer.
-const TYPING: [u64; 2] = [libc::TIOCSTI as u64, libc::TIOCLINUX as u64];
+/// `TIOCSTI` and `TIOCLINUX`: requests of `ioctl` that type into the terminal from which the observer was started. By number, because C
+/// libraries give them different types.
+const TYPING: [u64; 2] = [0x5412, 0x541c];
 /// Options of `prctl` that open this memory to others, or change what `/proc` shows of it.
 const OPENING: [i32; 3] = [libc::PR_SET_DUMPABLE, libc::PR_SET_PTRACER, libc::PR_SET_MM];
 
