@@ -57,6 +57,16 @@ fn stage(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
     )?;
     let licences = release.directory.join("programs").join(inventory::LICENCES);
     sh.copy_file(licences, &stage)?;
+    // Copies, whose times are new: cargo-generate-rpm keeps the time of a file that is older than the release's.
+    for name in [
+        "CHANGELOG.md",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "deploy/imds-observer.toml",
+        "deploy/prometheus/alerts.yml",
+    ] {
+        sh.copy_file(source.join(name), &stage)?;
+    }
     sh.write_file(stage.join("changelog.debian"), debian_changelog(release)?)?;
     sh.create_dir(stage.join("man-compressed"))?;
     for (name, contents) in pages::make(sh, release)? {
