@@ -1,22 +1,27 @@
-//! IMDS answers 403: to everybody, because it is off, or to some, because something stands between.
+//! IMDS answers 403: to all clients because the endpoint is disabled, or to some clients because of a proxy.
 //!
 //! ## Detects
 //!
-//! Answers 403, judged `hold_s` after the first of a client so that others have had their say. If nobody has had another
-//! answer since, and others had none before either or are refused too, the endpoint is disabled: one finding for the
-//! host, however many processes ask. If others are answered, the client is at fault: one finding for the client. A token request
-//! that is refused while other requests of the same client are answered was forwarded: IMDS refuses those that carry
-//! `X-Forwarded-For`, unless it asks for the token under a dated version, which IMDS refuses too. Requests that are seen to carry
-//! such a header are left to `proxied-request`. A client whose other requests are answered is refused this path: `cause` is
-//! `path`. That tokens may be required is only said where no request without a token was answered lately.
+//! A 403 answer. The verdict waits `hold_s` after a client's first 403, so that answers to other clients are taken into
+//! account.
 //!
-//! Other statuses 4xx that no detector is for (400, 405, 406, 411, 417 and so on to other requests than for a token) are the
-//! client's finding too, at the `other_statuses`-th within 10 min: `cause` is `status`.
+//! - All clients: since then no client got another answer, and before it none did or those clients get 403 now too. The
+//!   endpoint is disabled. One finding for the host.
+//! - One client: other clients get answers. One finding for the client.
+//! - Token requests only: the client's other requests succeed. Such a request was forwarded (IMDS refuses token requests
+//!   that carry `X-Forwarded-For`), or it asks for a token under a dated version, which IMDS refuses too. A request on
+//!   which the header was observed is reported by `proxied-request` instead.
+//! - One path: the client's other requests succeed, and `cause` is `path`.
+//!
+//! The summary mentions that tokens may be required only if no request without a token succeeded recently.
+//!
+//! Other 4xx statuses without a detector of their own (400, 405, 406, 411, 417 and so on, to requests other than token
+//! requests) make a finding of the client at the `other_statuses`-th within 10 min. Its `cause` is `status`.
 //!
 //! ## Why it matters
 //!
-//! With the endpoint off nothing on the host gets credentials from the instance's role. With a proxy in the way clients
-//! lose IMDSv2 and fall back to IMDSv1, which stops working when tokens are required.
+//! With the endpoint disabled, no workload on the host gets credentials from the instance's role. With a proxy in
+//! between, clients can't use IMDSv2 and fall back to IMDSv1, which fails once tokens are required.
 //!
 //! ## Example record
 //!
@@ -35,21 +40,21 @@
 //!   "count": 12,
 //!   "summary": "IMDS answers every request with 403: the endpoint is disabled for this instance",
 //!   "evidence": {"cause":"endpoint-disabled","clients":2,"last_client":"amazon-ssm-agent (amazon-ssm-agent.service, pid 900)","last_path":"/latest/api/token"},
-//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-endpoint enabled"],"text":"Enable the endpoint if the host needs it; else set AWS_EC2_METADATA_DISABLED=true where SDKs run, so that they don't ask."}
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-endpoint enabled"],"text":"Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop trying."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! With a single client on the host, its own 403 can't be told from a disabled endpoint. If one client is refused and
-//! others ask rarely, the verdict takes up to a minute.
+//! With only one client on the host, its own 403 can't be distinguished from a disabled endpoint. If one client gets 403
+//! and others send requests rarely, the verdict takes up to a minute.
 //!
 //! ## Options
 //!
 //! `[detectors.access-forbidden]`
 //!
 //! - `hold_s` (5): seconds from a client's first 403 to the verdict.
-//! - `quiet_s` (900): seconds without a 403 until the finding is resolved. An answer resolves it sooner.
+//! - `quiet_s` (900): seconds without a 403 until the finding is resolved. A successful answer resolves it sooner.
 //! - `other_statuses` (3): answers with the same other status within 10 min.
 //!
 //! ## References
@@ -306,8 +311,7 @@ fn of_host(refused: &Refused, clients: usize, context: &Context<'_>) -> Details 
         },
         remedy: Remedy {
             text:
-                "Enable the endpoint if the host needs it; else set AWS_EC2_METADATA_DISABLED=true where SDKs run, so \
-                   that they don't ask."
+                "Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop trying."
                     .to_owned(),
             commands: vec![
                 remedy::describe_options(context.host),
@@ -333,18 +337,17 @@ impl Refused {
         let (cause, summary, remedy) = if self.tokens > 0 && is_dated_token_path(path) {
             (
                 "token-path",
-                format!("token requests of {name} for {path} are answered 403: tokens are given under /latest/ only"),
+                format!("token requests of {name} for {path} fail with 403: IMDS issues tokens only under /latest/"),
                 remedy::text(
-                    "Ask for the token with PUT /latest/api/token; it holds for dated versions of the other paths too.",
+                    "Request the token with PUT /latest/api/token. It is valid for dated versions of other paths too.",
                 ),
             )
         } else if self.tokens > 0 && (self.answered_since || self.tokens == self.all) {
             (
                 "proxy",
-                format!("token requests of {name} are answered 403: something between adds X-Forwarded-For"),
+                format!("token requests of {name} fail with 403: a proxy adds X-Forwarded-For"),
                 Remedy {
-                    text: "A proxy or an agent (kiam and the like) stands between the client and IMDS, and IMDS refuses tokens \
-                           to forwarded requests. Take IMDS out of the proxy's way."
+                    text: "A proxy or metadata agent (such as kiam) forwards the requests, and IMDS refuses tokens to forwarded requests. Exclude IMDS from the proxy."
                         .to_owned(),
                     commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".to_owned()],
                 },
@@ -352,11 +355,11 @@ impl Refused {
         } else if own && (own_v1 || self.without_token < self.all) {
             (
                 "path",
-                format!("{name} is answered 403 for {path}, while its other requests are answered"),
+                format!("requests of {name} for {path} fail with 403, while its other requests succeed"),
                 remedy::text(format!(
-                    "What answers refuses this path to this client: see the rules of the proxy or agent in between.{}",
+                    "The responding server refuses this path to this client. Check the rules of the proxy or metadata agent in front of IMDS.{}",
                     if path.ends_with('/') {
-                        " The path ends with a slash, which IMDS accepts and some proxies don't (kube2iam): ask without it."
+                        " The path ends with a slash, which IMDS accepts and some proxies (kube2iam) reject: request it without the slash."
                     } else {
                         ""
                     }
@@ -365,7 +368,7 @@ impl Refused {
         } else if self.without_token == self.all && !v1_works {
             (
                 "no-token",
-                format!("requests of {name} without a token are answered 403 while others are answered"),
+                format!("requests of {name} without a token fail with 403, while other requests succeed"),
                 remedy::text(format!(
                     "Tokens may be required on this instance, and this client sends none. {}",
                     Sdk::of(agent).without_v1()
@@ -374,10 +377,9 @@ impl Refused {
         } else {
             (
                 "client",
-                format!("IMDS answers {name} with 403 while others are answered"),
+                format!("requests of {name} fail with 403, while other clients succeed"),
                 remedy::text(
-                    "See whether the client goes through a proxy or an agent with rules of its own, and whether that one may \
-                     have what it asks for.",
+                    "Check whether the client uses a proxy or a metadata agent, and whether the rules of that proxy or agent allow the request.",
                 ),
             )
         };
@@ -462,7 +464,7 @@ impl AccessForbidden {
             let server = exchange.response.as_ref().and_then(|response| response.server.as_deref());
             Details {
                 summary: format!(
-                    "{} is answered {status} for {} {}",
+                    "{} gets status {status} for {} {}",
                     subject.name,
                     method.as_deref().unwrap_or_default(),
                     path.as_deref().unwrap_or_default()
@@ -477,14 +479,13 @@ impl AccessForbidden {
                     "user_agent": client.user_agent,
                 },
                 remedy: remedy::text(match status {
-                    405 => "Ask with GET: IMDS answers no other method on this path.",
-                    411 => "Send no body and no Transfer-Encoding; where something in between wants a length, Content-Length: 0.",
-                    417 => "Send no Expect header.",
-                    413 | 414 | 431 => "Send a shorter request: a line or a header is too long for what answers.",
-                    400 => "Compare the request with one of curl: a header or the path is malformed for what answers.",
+                    405 => "Use GET: IMDS supports no other method on this path.",
+                    411 => "Send no body and no Transfer-Encoding header. If a proxy requires a length, send Content-Length: 0.",
+                    417 => "Remove the Expect header.",
+                    413 | 414 | 431 => "Shorten the request: a line or a header is too long for the responding server.",
+                    400 => "Compare the request with one from curl: the responding server rejects a header or the path as malformed.",
                     _ => {
-                        "IMDS itself doesn't answer so: find out what answers in its place (curl -si shows the Server header), and let the \
-                         client reach IMDS directly."
+                        "IMDS itself never returns this status: find out what answers instead (curl -si shows the Server header), and let the client reach IMDS directly."
                     }
                 }),
                 subject,

@@ -1,13 +1,13 @@
-//! A token request that IMDS doesn't understand: its lifetime is missing or out of range.
+//! A token request has a missing or invalid lifetime.
 //!
 //! ## Detects
 //!
-//! `PUT /latest/api/token` that is answered 400. The lifetime header `X-aws-ec2-metadata-token-ttl-seconds` must be a
-//! number from 1 to 21600. One finding per client.
+//! `PUT /latest/api/token` that IMDS answers with 400. The header `X-aws-ec2-metadata-token-ttl-seconds` must be a number
+//! from 1 to 21600. One finding per client.
 //!
 //! ## Why it matters
 //!
-//! The client has no token and either fails or asks without one.
+//! The client gets no token. It then fails or falls back to IMDSv1.
 //!
 //! ## Example record
 //!
@@ -24,9 +24,9 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "count": 2,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) asks for a token with a lifetime of 86400 s, which is outside of 1 to 21600",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) requests a token with a lifetime of 86400 s, outside the range 1 to 21600",
 //!   "evidence": {"requests":2,"token_ttl_s":86400,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600' -o /dev/null -w '%{http_code}\\n'"],"text":"Send X-aws-ec2-metadata-token-ttl-seconds with a number from 1 to 21600."}
+//!   "remedy": {"commands":["curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600' -o /dev/null -w '%{http_code}\\n'"],"text":"Set the header X-aws-ec2-metadata-token-ttl-seconds to a number from 1 to 21600."}
 //! }
 //! ```
 //!
@@ -135,19 +135,19 @@ impl Detector for BadTokenRequest {
             let why = match ttl_s {
                 None => "without a lifetime".to_owned(),
                 Some(ttl_s) if ttl_s == 0 || ttl_s > MAX_TTL_S => {
-                    format!("with a lifetime of {ttl_s} s, which is outside of 1 to {MAX_TTL_S}")
+                    format!("with a lifetime of {ttl_s} s, outside the range 1 to {MAX_TTL_S}")
                 }
-                Some(_) => "in a way that IMDS doesn't take".to_owned(),
+                Some(_) => "in a way that IMDS rejects".to_owned(),
             };
             Details {
-                summary: format!("{} asks for a token {why}", subject.name),
+                summary: format!("{} requests a token {why}", subject.name),
                 evidence: evidence! {
                     "requests": requests,
                     "token_ttl_s": ttl_s,
                     "user_agent": client.user_agent,
                 },
                 remedy: Remedy {
-                    text: "Send X-aws-ec2-metadata-token-ttl-seconds with a number from 1 to 21600.".to_owned(),
+                    text: "Set the header X-aws-ec2-metadata-token-ttl-seconds to a number from 1 to 21600.".to_owned(),
                     commands: vec![
                         "curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: \
                          21600' -o /dev/null -w '%{http_code}\\n'"

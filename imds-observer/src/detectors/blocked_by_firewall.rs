@@ -1,20 +1,22 @@
-//! A netfilter rule of this host, or of the pod's network, drops or rejects packets to IMDS.
+//! A netfilter rule of this host, or of the pod's network namespace, drops or rejects packets to IMDS.
 //!
 //! ## Detects
 //!
-//! A connection attempt whose packets netfilter freed: drop reason `NETFILTER_DROP`, or before kernel 5.17 a packet freed in
-//! `nft_do_chain` or `nf_hook_slow`. Without a drop record it is told from what the client met: `ECONNREFUSED` though no SYN
-//! left the socket (REJECT in OUTPUT), an ICMP error of the "prohibited" or "port unreachable" kind, or an attempt that ran
-//! into its timeout though no SYN left the socket (DROP in OUTPUT).
+//! A connection attempt whose packets netfilter dropped: drop reason `NETFILTER_DROP`, or before kernel 5.17 a packet
+//! freed in `nft_do_chain` or `nf_hook_slow`. Without a drop record, the attempt's outcome is the evidence:
 //!
-//! The finding names the chain: OUTPUT (before the packet left its own network), POSTROUTING, FORWARD (on the host, on the way
-//! from or to a pod) or INPUT (answers). One finding per place: each pod for itself, the host for its own processes. The
-//! evidence has the users (`uids`) and `cgroups` of the processes that were hit: a rule may mean one of them, as
-//! `--uid-owner` and `-m cgroup` do. `imds-observer doctor` reads the rules and says which one it is.
+//! - `ECONNREFUSED` although no SYN left the socket (REJECT in OUTPUT),
+//! - an ICMP error "prohibited" or "port unreachable",
+//! - a timeout although no SYN left the socket (DROP in OUTPUT).
+//!
+//! The finding names the chain: OUTPUT (before the packet left its network namespace), POSTROUTING, FORWARD (on the host,
+//! between pod and uplink) or INPUT (responses). One finding per pod, and one for the host's own processes. The evidence
+//! lists the users (`uids`) and `cgroups` of the affected processes, because a rule may match only one of them
+//! (`--uid-owner`, `-m cgroup`). `imds-observer doctor` reads the rules and names the one that matches.
 //!
 //! ## Why it matters
 //!
-//! The process gets no credentials. With DROP it waits for its timeout each time, with REJECT it fails at once.
+//! The process gets no credentials. With DROP it waits for its timeout at each attempt. With REJECT it fails at once.
 //!
 //! ## Example record
 //!
@@ -31,16 +33,17 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:30.000000000Z",
 //!   "count": 2,
-//!   "summary": "a firewall rule in FORWARD keeps pod payments/api-7c9d8b6f5d-x2x4z from IMDS (169.254.169.254)",
+//!   "summary": "a firewall rule in FORWARD blocks pod payments/api-7c9d8b6f5d-x2x4z from IMDS (169.254.169.254)",
 //!   "evidence": {"at":"FORWARD","attempts":2,"cause":"firewall","cgroups":["/kubepods/burstable/pod5151/000000000000000000000000000000000000000000000000000000000000141f"],"client":"10.244.0.7:58783","drop":"NETFILTER_DROP@nft_do_chain","endpoint":"169.254.169.254:80","errno":null,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":2.0,"syns":2,"uids":[1000],"wire_syns":0},
-//!   "remedy": {"commands":["iptables-save -c | grep -nE 'FORWARD|169.254.169.254|169\\.254|fd00:ec2'","nft list ruleset","iptables -I FORWARD 1 -d 169.254.169.254 -p tcp --dport 80 -j ACCEPT"],"text":"Find the rule in FORWARD that matches 169.254.169.254 and take it out, or accept this traffic before it. If the block is wanted, give the workload credentials another way (IRSA, EKS Pod Identity) and stop it from asking IMDS: AWS_EC2_METADATA_DISABLED=true."}
+//!   "remedy": {"commands":["iptables-save -c | grep -nE 'FORWARD|169.254.169.254|169\\.254|fd00:ec2'","nft list ruleset","iptables -I FORWARD 1 -d 169.254.169.254 -p tcp --dport 80 -j ACCEPT"],"text":"Find the rule in FORWARD that matches 169.254.169.254 and delete it, or accept this traffic in an earlier rule. If the rule is intended, provide credentials another way (IRSA, EKS Pod Identity) and set AWS_EC2_METADATA_DISABLED=true for the workload."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Blocking pods from IMDS is a common and good policy (`disablePodIMDS`, network policies): then the finding shows that it
-//! works, and which workload still tries. Only the dropped packet is seen, not the rule's number.
+//! Blocking pods from IMDS is common and good practice (`disablePodIMDS`, network policies). The finding then confirms
+//! that the block works, and names the workloads that still try. It can't name the rule: only the dropped packet is
+//! visible.
 //!
 //! ## Options
 //!
@@ -87,13 +90,11 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
         return (String::new(), Remedy::default());
     };
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
-    let summary = format!("a firewall rule in {chain} keeps {subject} from IMDS ({endpoint})");
+    let summary = format!("a firewall rule in {chain} blocks {subject} from IMDS ({endpoint})");
     let direction = if chain == "INPUT" { "-s" } else { "-d" };
     let remedy = Remedy {
         text: format!(
-            "Find the rule in {chain} that matches {endpoint} and take it out, or accept this traffic before it. If the \
-             block is wanted, give the workload credentials another way (IRSA, EKS Pod Identity) and stop it from asking \
-             IMDS: AWS_EC2_METADATA_DISABLED=true."
+            "Find the rule in {chain} that matches {endpoint} and delete it, or accept this traffic in an earlier rule. If the rule is intended, provide credentials another way (IRSA, EKS Pod Identity) and set AWS_EC2_METADATA_DISABLED=true for the workload."
         ),
         commands: vec![
             format!("{iptables}-save -c | grep -nE '{chain}|{endpoint}|169\\.254|fd00:ec2'"),

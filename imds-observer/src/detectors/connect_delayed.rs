@@ -1,17 +1,17 @@
-//! Connections to IMDS need a second or third SYN: seconds are lost before the request is sent.
+//! SYNs to IMDS are lost and retransmitted, which costs seconds before the request is sent.
 //!
 //! ## Detects
 //!
-//! Connections whose handshake took at least 0.9 s (`connect_ns` of their first exchange): the first SYN, or its answer, was lost,
-//! and the kernel sent it again after 1, 3, 7 s. Three of one client within 15 minutes, or its only two. Severity by share: `high`
-//! when at least a quarter of the client's requests since the first of them were delayed, else `warning`. One finding per client,
-//! with the seconds lost.
+//! Connections whose handshake took at least 0.9 s (`connect_ns` of their first exchange). The first SYN or its SYN-ACK
+//! was lost, and the kernel retransmitted the SYN after 1, 3 and 7 s. A finding needs three such connections of one
+//! client within 15 minutes, or two if the client made only two. Severity: `high` if at least a quarter of the client's
+//! requests since the first of them were delayed, else `warning`. One finding per client, with the seconds lost.
 //!
 //! ## Why it matters
 //!
-//! `latency_ns` begins with the request, so percentiles of latency show nothing. The client waits all the same, and one with a
-//! connect timeout of 1 s fails: SDKs then report that no credentials were found. Connections that never came to be are
-//! `no-answer`.
+//! `latency_ns` starts with the request, so latency percentiles don't show the delay. A client with a connect timeout of
+//! 1 s fails, and its SDK reports that it found no credentials. `no-answer` reports connections that were never
+//! established.
 //!
 //! ## Example record
 //!
@@ -28,15 +28,15 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 3,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) lost 3.0 s in 3 handshakes with IMDS: SYNs are lost and sent again (3 of its last 3 requests)",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) lost 3.0 s in 3 TCP handshakes with IMDS: SYNs were lost and retransmitted (3 of its last 3 requests)",
 //!   "evidence": {"client":"10.0.1.5:40024","delayed_connections":3,"longest_s":1.0,"of_requests":3,"quota_exceeded":false,"recent":3,"seconds_lost":3.001},
-//!   "remedy": {"commands":["nstat -az TcpExtTCPSynRetrans TcpRetransSegs","conntrack -S","imds-observer stream --records drop,connect --duration 60s"],"text":"Find where SYNs or their answers are lost. If the interface exceeds its link-local quota (packet-quota), lower that traffic. If only one pod is concerned, look at its network: a full conntrack table or port collisions behind SNAT drop SYNs. Until then set the client's connect timeout above 3 s."}
+//!   "remedy": {"commands":["nstat -az TcpExtTCPSynRetrans TcpRetransSegs","conntrack -S","imds-observer stream --records drop,connect --duration 60s"],"text":"Find where SYNs or SYN-ACKs are lost. If the interface exceeds its link-local quota (packet-quota), reduce that traffic. If only one pod is affected, check its network: a full conntrack table or port collisions behind SNAT drop SYNs. Until then set the client's connect timeout above 3 s."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A single lost SYN at a pod's start, while its network is set up, is not reported.
+//! A single lost SYN is not reported. It is common when a pod starts while its network is being set up.
 //!
 //! ## Options
 //!
@@ -159,7 +159,7 @@ impl Detector for ConnectDelayed {
             let seconds = delays.lost_ns as f64 / 1e9;
             Details {
                 summary: format!(
-                    "{} lost {seconds:.1} s in {} handshakes with IMDS: SYNs are lost and sent again ({} of its last {} requests)",
+                    "{} lost {seconds:.1} s in {} TCP handshakes with IMDS: SYNs were lost and retransmitted ({} of its last {} requests)",
                     subject.name, delays.connections, recent.occurrences, recent.of
                 ),
                 evidence: evidence! {
@@ -172,9 +172,7 @@ impl Detector for ConnectDelayed {
                     "client": exchange.connection.local,
                 },
                 remedy: Remedy {
-                    text: "Find where SYNs or their answers are lost. If the interface exceeds its link-local quota \
-                           (packet-quota), lower that traffic. If only one pod is concerned, look at its network: a full conntrack \
-                           table or port collisions behind SNAT drop SYNs. Until then set the client's connect timeout above 3 s."
+                    text: "Find where SYNs or SYN-ACKs are lost. If the interface exceeds its link-local quota (packet-quota), reduce that traffic. If only one pod is affected, check its network: a full conntrack table or port collisions behind SNAT drop SYNs. Until then set the client's connect timeout above 3 s."
                         .to_owned(),
                     commands: vec![
                         "nstat -az TcpExtTCPSynRetrans TcpRetransSegs".to_owned(),

@@ -1,19 +1,20 @@
-//! Something in the place of IMDS accepts connections, and closes or resets them without an answer.
+//! Something other than IMDS accepts connections, and closes or resets them without a response.
 //!
 //! ## Detects
 //!
-//! Requests on an established connection that the server's side ended (`closed_by: server`, or the outcome `reset`) before any
-//! byte of a response. Three of one client within 15 minutes, or its only two. Severity by share: `high` when at least a quarter
-//! of the client's requests since the first of them end so, else `warning`. One finding per client.
+//! Requests on an established connection that the server closed or reset (`closed_by: server`, or outcome `reset`) before
+//! the first byte of a response. A finding needs three such requests of one client within 15 minutes, or two if the
+//! client sent only two. Severity: `high` if at least a quarter of the client's requests since the first of them end this
+//! way, else `warning`. One finding per client.
 //!
-//! A later request on a kept connection does not count when the end comes at once: the server had closed the idle connection
-//! while the request was on its way, and clients ask again.
+//! Not counted: a later request on a keep-alive connection that ends at once. The server had closed the idle connection
+//! while the request was in flight, and clients retry.
 //!
 //! ## Why it matters
 //!
-//! The connection works, so routes, firewalls and the hop limit are not the cause. IMDS itself answers every request. What
-//! accepts in its place is a service mesh's sidecar whose egress rules deny the address or that isn't ready, or a metadata agent
-//! (kube2iam, kiam, ECS agent, Pod Identity agent) that fails.
+//! The connection is established, so routes, firewalls and the hop limit are not the cause. IMDS itself answers every
+//! request. The program that accepts the connection is a service mesh sidecar that isn't ready or whose egress rules deny
+//! the address, or a failing metadata agent (kube2iam, kiam, ECS agent, Pod Identity agent).
 //!
 //! ## Example record
 //!
@@ -30,15 +31,15 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 3,
-//!   "summary": "something in the place of IMDS accepts the connections of python3.11 app.py (app.service, pid 4242) and closes or resets them without an answer (3 of 3 requests)",
+//!   "summary": "another program instead of IMDS accepts the connections of python3.11 app.py (app.service, pid 4242) and closes or resets them without a response (3 of 3 requests)",
 //!   "evidence": {"client":"10.0.1.5:40003","closed":2,"methods":{"GET":3},"of_requests":3,"path":"/latest/meta-data/placement/region","recent":3,"redirected_to":null,"reset":1,"seconds_lost":0.001},
-//!   "remedy": {"commands":["iptables-save -t nat | grep -nE '169\\.254|REDIRECT|DNAT'","ss -tlnp"],"text":"Find what accepts: IMDS itself answers every request. In a service mesh, exclude 169.254.169.254/32 from the sidecar's redirection (Istio: traffic.sidecar.istio.io/excludeOutboundIPRanges; App Mesh: APPMESH_EGRESS_IGNORED_IP), or let the application start after the sidecar. Where a metadata agent answers for IMDS, read its log and restart it."}
+//!   "remedy": {"commands":["iptables-save -t nat | grep -nE '169\\.254|REDIRECT|DNAT'","ss -tlnp"],"text":"Find the program that accepts the connections: IMDS itself answers every request. In a service mesh, exclude 169.254.169.254/32 from the sidecar's redirection (Istio: traffic.sidecar.istio.io/excludeOutboundIPRanges; App Mesh: APPMESH_EGRESS_IGNORED_IP), or start the application after the sidecar. If a metadata agent answers for IMDS, check its log and restart it."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A stand-in for IMDS that is restarted ends the connections that it has.
+//! An IMDS mock that restarts closes its connections.
 //!
 //! ## Options
 //!
@@ -186,12 +187,12 @@ impl Detector for ConnectionAborted {
                 _ => "closes or resets",
             };
             let who = aborts.redirected_to.as_deref().map_or_else(
-                || "something in the place of IMDS".to_owned(),
-                |target| format!("{target}, to which this host redirects requests for IMDS,"),
+                || "another program instead of IMDS".to_owned(),
+                |target| format!("{target}, to which this host redirects IMDS requests,"),
             );
             Details {
                 summary: format!(
-                    "{who} accepts the connections of {} and {how} them without an answer ({} of {} requests)",
+                    "{who} accepts the connections of {} and {how} them without a response ({} of {} requests)",
                     subject.name, recent.occurrences, recent.of
                 ),
                 evidence: evidence! {
@@ -206,10 +207,7 @@ impl Detector for ConnectionAborted {
                     "client": exchange.connection.local,
                 },
                 remedy: Remedy {
-                    text: "Find what accepts: IMDS itself answers every request. In a service mesh, exclude 169.254.169.254/32 from \
-                           the sidecar's redirection (Istio: traffic.sidecar.istio.io/excludeOutboundIPRanges; App Mesh: \
-                           APPMESH_EGRESS_IGNORED_IP), or let the application start after the sidecar. Where a metadata agent answers \
-                           for IMDS, read its log and restart it."
+                    text: "Find the program that accepts the connections: IMDS itself answers every request. In a service mesh, exclude 169.254.169.254/32 from the sidecar's redirection (Istio: traffic.sidecar.istio.io/excludeOutboundIPRanges; App Mesh: APPMESH_EGRESS_IGNORED_IP), or start the application after the sidecar. If a metadata agent answers for IMDS, check its log and restart it."
                         .to_owned(),
                     commands: vec![
                         "iptables-save -t nat | grep -nE '169\\.254|REDIRECT|DNAT'".to_owned(),

@@ -1,14 +1,15 @@
-//! Something answers for the IMDS address, and refuses the connection.
+//! Something other than IMDS refuses connections to the IMDS address.
 //!
 //! ## Detects
 //!
-//! A connection attempt whose SYN was answered with RST: `ECONNREFUSED` after a SYN left the socket, and no netfilter drop and
-//! no ICMP error that would point to a rule of this host (that is `blocked-by-firewall`). One finding per place.
+//! A connection attempt whose SYN was answered with RST: `ECONNREFUSED` after a SYN left the socket, without a netfilter
+//! drop or an ICMP error. Those two indicate a rule on this host, which `blocked-by-firewall` reports. One finding per
+//! pod, and one for the host's own processes.
 //!
 //! ## Why it matters
 //!
-//! The real service does not refuse connections. So the address leads to something else: a local redirect to a proxy that is down
-//! (kiam, kube2iam, ECS credential agents), a DNAT rule, or an address of this host.
+//! IMDS itself never refuses connections. The address leads elsewhere: to a redirection whose proxy is down (kiam,
+//! kube2iam, an ECS credential agent), to the target of a DNAT rule, or to an address of this host.
 //!
 //! ## Example record
 //!
@@ -25,15 +26,15 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:30.000000000Z",
 //!   "count": 3,
-//!   "summary": "the connection of host to IMDS (169.254.169.254) is refused: something else holds the address",
+//!   "summary": "the connection of host to IMDS (169.254.169.254) is refused by something other than IMDS",
 //!   "evidence": {"at":null,"attempts":3,"cause":"refused","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:58783","drop":null,"endpoint":"169.254.169.254:80","errno":111,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":0.001,"syns":1,"uids":[1000],"wire_syns":1},
-//!   "remedy": {"commands":["iptables-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","ip addr show to 169.254.169.254","ip route get 169.254.169.254"],"text":"Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam), and start that agent or take the rule out; look whether an interface of this host carries the address."}
+//!   "remedy": {"commands":["iptables-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","ip addr show to 169.254.169.254","ip route get 169.254.169.254"],"text":"Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam); start that agent or delete the rule. Also check whether the address is assigned to an interface of this host."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A local stand-in or proxy that restarts refuses for a moment.
+//! A local IMDS mock or proxy refuses connections for a moment while it restarts.
 //!
 //! ## Options
 //!
@@ -79,13 +80,11 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
     if let Some(target) = &failure.redirected_to {
         let summary = format!(
-            "the connection of {subject} to IMDS ({endpoint}) is redirected on this host to {target} and refused there: nothing \
-             listens"
+            "this host redirects the connection of {subject} to IMDS ({endpoint}) to {target}, where no program listens"
         );
         let remedy = Remedy {
             text: format!(
-                "Start the program that {target} belongs to (a metadata agent such as kube2iam or kiam, a sidecar), or delete the NAT \
-                 rule that leads there."
+                "Start the program that should listen on {target} (a metadata agent such as kube2iam or kiam, or a sidecar), or delete the NAT rule that redirects to it."
             ),
             commands: vec![
                 format!("{iptables}-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'"),
@@ -96,16 +95,11 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
         return (summary, remedy);
     }
     let summary = failure.nat_rule.as_ref().map_or_else(
-        || format!("the connection of {subject} to IMDS ({endpoint}) is refused: something else holds the address"),
-        |rule| {
-            format!(
-                "the connection of {subject} to IMDS ({endpoint}) is refused, and a NAT rule sends it elsewhere: {rule}"
-            )
-        },
+        || format!("the connection of {subject} to IMDS ({endpoint}) is refused by something other than IMDS"),
+        |rule| format!("the connection of {subject} to IMDS ({endpoint}) is refused; a NAT rule redirects it: {rule}"),
     );
     let remedy = Remedy {
-        text: "Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam), and start that agent or take \
-               the rule out; look whether an interface of this host carries the address."
+        text: "Look for a NAT rule that redirects the address to a local agent (kiam, kube2iam); start that agent or delete the rule. Also check whether the address is assigned to an interface of this host."
             .to_owned(),
         commands: vec![
             format!("{iptables}-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'"),

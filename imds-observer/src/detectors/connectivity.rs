@@ -1,6 +1,6 @@
 //! Why a connection to IMDS didn't come to be, from what the kernel showed of the attempt [kernel-facts section 4, measured].
 //!
-//! The seven detectors of this kind differ in which [`Cause`] they take and what they tell; [`Verdict`] does the rest. A
+//! The seven detectors of this kind differ in their [`Cause`] and their text; [`Verdict`] does the rest. A
 //! drop record and the connect record of the same attempt are one occurrence: whichever comes first counts.
 
 use std::num::NonZeroUsize;

@@ -1,15 +1,16 @@
-//! A client that is long past its start fetches the role's credentials over and over.
+//! A client fetches the role's credentials again and again, long after start-up.
 //!
 //! ## Detects
 //!
 //! More than `fetches` successful requests for `iam/security-credentials/ROLE` within 10 min by a client older than
-//! `min_age_s` (`warning`); more than `high_per_min` a minute over that time is `high`. Short-lived processes of one loop
-//! count together.
+//! `min_age_s` (`warning`), or more than `high_per_min` per minute over that time (`high`). Short-lived processes of one
+//! loop count together.
 //!
 //! ## Why it matters
 //!
-//! Credentials hold for about six hours, and SDKs refresh them minutes before the end. Who fetches them each minute has
-//! lost its cache: a client is made for each call, or a command is started in a loop. Each fetch costs two to three requests.
+//! Credentials are valid for about six hours, and SDKs refresh them minutes before they expire. A client that fetches
+//! them every minute doesn't cache them: it creates an SDK client for each call, or a loop starts a command. Each fetch
+//! costs two or three requests.
 //!
 //! ## Example record
 //!
@@ -26,24 +27,24 @@
 //!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:20:21.000000000Z",
 //!   "count": 8,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) fetched the credentials of app-role 8 times in 10 min: 7 requests too many",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) fetched the credentials of app-role 8 times in 10 min: 7 unnecessary requests",
 //!   "evidence": {"client":"botocore (boto3, AWS CLI)","client_age_s":4021,"fetches_in_10_min":8,"per_min":0.8,"processes":1,"requests_wasted":7,"role":"app-role","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":[],"text":"Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."}
+//!   "remedy": {"commands":[],"text":"Create one boto3/botocore Session and reuse it: each new Session loads credentials with a new token. The AWS CLI does so at each start: run it less often, or provide credentials through credential_process."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! The .NET SDK fetches every 2 min (5 in 10 min), which is below the limit. Shortly before credentials expire some
-//! clients fetch more often because the service still hands out the old ones.
+//! The .NET SDK fetches every 2 min (5 in 10 min), which is below the limit. Shortly before credentials expire, some
+//! clients fetch more often because IMDS still returns the old ones.
 //!
 //! ## Options
 //!
 //! `[detectors.credential-churn]`
 //!
-//! - `fetches` (6): within 10 min, still allowed.
-//! - `high_per_min` (1.0): fetches a minute, still no more than a warning.
-//! - `min_age_s` (300): a younger client may be starting.
+//! - `fetches` (6): highest allowed number within 10 min.
+//! - `high_per_min` (1.0): fetches per minute above which the finding is `high`.
+//! - `min_age_s` (300): age of a client below which it may still be starting.
 //!
 //! ## References
 //!
@@ -181,7 +182,7 @@ impl Detector for CredentialChurn {
                 let sdk = Sdk::of(user_agent.as_deref());
                 Details {
                     summary: format!(
-                        "{} fetched the credentials of {role} {fetches} times in 10 min: {wasted} requests too many",
+                        "{} fetched the credentials of {role} {fetches} times in 10 min: {wasted} unnecessary requests",
                         subject.name
                     ),
                     evidence: evidence! {

@@ -1,18 +1,20 @@
-//! A BPF program or traffic control on this host denies the traffic to IMDS.
+//! An eBPF program or traffic control on this host denies the traffic to IMDS.
 //!
 //! ## Detects
 //!
-//! - `EPERM` from `connect()` before any SYN: a cgroup `connect4`/`connect6` program (systemd's `IPAddressDeny=`, Cilium, a
-//!   sandbox's policy).
+//! - `EPERM` from `connect()` before any SYN: a cgroup `connect4`/`connect6` program (systemd's `IPAddressDeny=`, Cilium,
+//!   a sandbox policy).
 //! - Drop reason `BPF_CGROUP_EGRESS`: a `cgroup_skb` program.
-//! - Drop reason `TC_EGRESS` or `TC_INGRESS`: a traffic control program or filter, as CNIs use them for network policies; `XDP`;
-//!   `QDISC_DROP`: a queueing discipline that is full or limits.
+//! - Drop reason `TC_EGRESS` or `TC_INGRESS`: a traffic control program or filter, which some CNIs use for network
+//!   policies.
+//! - Drop reason `XDP`: an XDP program.
+//! - Drop reason `QDISC_DROP`: a queueing discipline that is full or limits the rate.
 //!
-//! The finding names which. One finding per place: each pod for itself, the host for its own processes.
+//! The finding names the hook. One finding per pod, and one for the host's own processes.
 //!
 //! ## Why it matters
 //!
-//! The process gets no credentials; with anything but the `connect()` hook it also waits for its timeout.
+//! The process gets no credentials. With any hook other than `connect()` it also waits for its timeout.
 //!
 //! ## Example record
 //!
@@ -29,16 +31,16 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "count": 2,
-//!   "summary": "a policy (cgroup connect program) keeps host from IMDS (169.254.169.254)",
+//!   "summary": "a policy (cgroup connect program) denies host access to IMDS (169.254.169.254)",
 //!   "evidence": {"at":"cgroup connect program","attempts":2,"cause":"policy","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:49783","drop":null,"endpoint":"169.254.169.254:80","errno":1,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":0.0,"syns":0,"uids":[1000],"wire_syns":0},
-//!   "remedy": {"commands":["bpftool cgroup tree","systemctl show --property=IPAddressDeny --property=IPAddressAllow '*.service'"],"text":"Allow the endpoint in the policy that denies it (a network policy's egress rule, or the unit's IPAddressAllow=). If the denial is wanted, set AWS_EC2_METADATA_DISABLED=true so that the SDK doesn't ask."}
+//!   "remedy": {"commands":["bpftool cgroup tree","systemctl show --property=IPAddressDeny --property=IPAddressAllow '*.service'"],"text":"Allow the endpoint in the policy that denies it (the egress rule of a network policy, or IPAddressAllow= of a systemd unit). If the policy is intended, set AWS_EC2_METADATA_DISABLED=true so that the SDK stops trying."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A network policy that keeps pods from IMDS on purpose: the finding then shows that it works. `QDISC_DROP` is also what a
-//! traffic shaper does under load.
+//! A network policy may block pods from IMDS on purpose. The finding then confirms that it works. `QDISC_DROP` also
+//! occurs when a traffic shaper is under load.
 //!
 //! ## Options
 //!
@@ -85,7 +87,7 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
         return (String::new(), Remedy::default());
     };
     let endpoint = failure.endpoint();
-    let summary = format!("a policy ({hook}) keeps {subject} from IMDS ({endpoint})");
+    let summary = format!("a policy ({hook}) denies {subject} access to IMDS ({endpoint})");
     let commands = if hook.starts_with("cgroup") {
         vec![
             "bpftool cgroup tree".to_owned(),
@@ -95,8 +97,7 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
         vec!["bpftool net show".to_owned(), "tc -s qdisc show".to_owned()]
     };
     let remedy = Remedy {
-        text: "Allow the endpoint in the policy that denies it (a network policy's egress rule, or the unit's \
-               IPAddressAllow=). If the denial is wanted, set AWS_EC2_METADATA_DISABLED=true so that the SDK doesn't ask."
+        text: "Allow the endpoint in the policy that denies it (the egress rule of a network policy, or IPAddressAllow= of a systemd unit). If the policy is intended, set AWS_EC2_METADATA_DISABLED=true so that the SDK stops trying."
             .to_owned(),
         commands,
     };

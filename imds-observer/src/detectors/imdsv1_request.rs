@@ -1,22 +1,23 @@
-//! A client asks without a token and is answered.
+//! A client sends requests without a token (IMDSv1), and they succeed.
 //!
 //! ## Detects
 //!
-//! The first answer 200 to a request without `X-aws-ec2-metadata-token`, per client. One finding per client, however many
-//! requests follow; it counts them.
+//! The first answer 200 to a request without `X-aws-ec2-metadata-token`. One finding per client, which counts all further
+//! requests. `HEAD` and `OPTIONS` are not counted: they read nothing, and such a probe survives a 401.
 //!
-//! `HEAD` and `OPTIONS` don't count: they read nothing, and a probe survives a 401.
+//! If the client had requested a token before and got none, the request is a fallback, and `cause` names the reason:
 //!
-//! Where the client had asked for a token before and did not get it, the request is a fallback and the finding names the
-//! cause in `cause`: the response was lost at most 16 s before (`token-response-lost`), or it was refused at most an hour
-//! before with 403 (`access-forbidden`, `proxied-request`), 400 (`bad-token-request`), 429 (`server-errors`) or another status
-//! (`token-request-refused`). Then this finding is only `info`: the other one is the alarm. A token request that was not
-//! answered for a reason that can't be seen is named too.
+//! - the token response was lost at most 16 s before (`token-response-lost`),
+//! - the token request was refused at most an hour before, with 403 (`access-forbidden`, `proxied-request`), 400
+//!   (`bad-token-request`), 429 (`server-errors`) or another status (`token-request-refused`),
+//! - the token request was not answered, for an unknown reason.
+//!
+//! In the first two cases this finding is `info`, because the other finding is the alarm.
 //!
 //! ## Why it matters
 //!
-//! When `--http-tokens required` is set, these requests get 401. Whoever wants to set it needs every such caller first.
-//! And a request without a token is what makes server-side request forgery against IMDS easy.
+//! These requests fail with 401 once `--http-tokens required` is set. Find and fix all such callers before you set it.
+//! Requests without a token also make server-side request forgery against IMDS easy.
 //!
 //! ## Example record
 //!
@@ -33,7 +34,7 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:14:20.000000000Z",
 //!   "count": 3,
-//!   "summary": "curl (parent bash 4100) uses IMDSv1: it asks without a token and is answered",
+//!   "summary": "curl (parent bash 4100) uses IMDSv1: its requests without a token succeed",
 //!   "evidence": {"breaks_when_tokens_are_required":true,"cause":"client","client":"curl","first_path":"/latest/meta-data/instance-id","last_path":"/latest/meta-data/instance-id","requests":3,"user_agent":"curl/7.88.1"},
 //!   "remedy": {"commands":[],"text":"Get a token first: TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600'), then send it as X-aws-ec2-metadata-token."}
 //! }
@@ -41,8 +42,9 @@
 //!
 //! ## Known false positives
 //!
-//! None known: other clouds' dialects on the same address are not counted. Some tools (s3fs, older Datadog agents) ask
-//! without a token first and then with one; they are reported, since they do get answers that way.
+//! None known. Requests in the dialects of other clouds on the same address are not counted. Some tools (s3fs, older
+//! Datadog agents) first send a request without a token and then one with a token. They are reported, because the first
+//! request succeeds.
 //!
 //! ## Options
 //!
@@ -50,7 +52,7 @@
 //!
 //! - `quiet_s` (7200): seconds without such a request until the finding is resolved. Long, because credentials are
 //!   refreshed about once an hour.
-//! - `hold_s` (3): seconds that a first sighting waits for the end of a token request that began before it.
+//! - `hold_s` (3): seconds that a first detection waits for the end of a token request that began before it.
 //!
 //! ## References
 //!
@@ -254,8 +256,7 @@ impl Caller {
                     format!("{name} falls back to IMDSv1 because the hop limit is too small for its token responses"),
                     Remedy {
                         text: format!(
-                            "The cause is the hop limit: see token-response-lost. With a hop limit of {limit} the client \
-                             gets its token and asks with it."
+                            "Fix the hop limit: see token-response-lost. With a hop limit of {limit} the client gets a token and uses IMDSv2."
                         ),
                         commands: vec![remedy::modify_options(
                             context.host,
@@ -266,46 +267,40 @@ impl Caller {
             }
             Some(V1Cause::Proxy) => (
                 "token-request-forbidden",
-                format!("{name} falls back to IMDSv1 because its token request was answered 403"),
+                format!("{name} falls back to IMDSv1 because its token request failed with 403"),
                 remedy::text(
-                    "The cause is the refused token request: see access-forbidden or proxied-request. With a token the \
-                     client stops asking without one.",
+                    "Fix the refused token request: see access-forbidden or proxied-request. Once the client gets a token, it uses IMDSv2.",
                 ),
             ),
             Some(V1Cause::Throttled(status)) => (
                 "token-request-throttled",
-                format!("{name} falls back to IMDSv1 because its token request was answered {status}"),
+                format!("{name} falls back to IMDSv1 because its token request failed with {status}"),
                 remedy::text(
-                    "The service was too busy for the token request. A client that can't do without a token asks again, \
-                     a moment later.",
+                    "IMDS throttled the token request. Reduce the request rate of this host; the client gets a token when it retries later.",
                 ),
             ),
             Some(V1Cause::BadRequest) => (
                 "bad-token-request",
-                format!("{name} falls back to IMDSv1 because its token request was answered 400"),
-                remedy::text(
-                    "The cause is the token request: see bad-token-request. Once it is right, the client asks with its token.",
-                ),
+                format!("{name} falls back to IMDSv1 because its token request failed with 400"),
+                remedy::text("Fix the token request: see bad-token-request. Once it is valid, the client uses IMDSv2."),
             ),
             Some(V1Cause::Refused(status)) => (
                 "token-request-refused",
-                format!("{name} falls back to IMDSv1 because its token request was answered {status}"),
+                format!("{name} falls back to IMDSv1 because its token request failed with {status}"),
                 remedy::text(
-                    "The cause is the answer to the token request, not the client: token-request-refused reports it where it \
-                     stays like that. With a token the client stops asking without one.",
+                    "The failed token request is the cause, not the client; token-request-refused reports it if it persists. Once the client gets a token, it uses IMDSv2.",
                 ),
             ),
             Some(V1Cause::TokenUnanswered) => (
                 "token-request-unanswered",
                 format!("{name} falls back to IMDSv1 because its token request was not answered"),
                 remedy::text(
-                    "Find out what became of the token response; if the client is in a container, the hop limit is the \
-                     usual cause.",
+                    "Find out where the token response is lost. If the client is in a container, the hop limit is the usual cause.",
                 ),
             ),
             None => (
                 "client",
-                format!("{name} uses IMDSv1: it asks without a token and is answered"),
+                format!("{name} uses IMDSv1: its requests without a token succeed"),
                 remedy::text(sdk.without_v1()),
             ),
         };

@@ -1,16 +1,17 @@
-//! Attempts over IPv6 fail, because the IPv6 endpoint is not enabled or not reachable.
+//! IPv6 attempts fail, because the IPv6 endpoint is disabled or unreachable.
 //!
 //! ## Detects
 //!
-//! Connections to the IPv6 endpoint (`fd00:ec2::254`) that are not answered, refused, or have no route, while IPv4 works or is
-//! not tried. A client that has no answer over IPv4 is reported at its first failure; one that uses IPv4 as well (many try
-//! both at once) only after `attempts` failures over at least `spread_s`. `info` when IPv4 works on this host, else
-//! `warning`. What a firewall or a policy stops is told by `blocked-by-firewall` and `denied-by-policy`. One finding per client.
+//! Connections to the IPv6 endpoint (`fd00:ec2::254`) that are unanswered, refused or have no route, while IPv4 works or
+//! is not tried. A client without an answer over IPv4 is reported at its first failure. A client that also uses IPv4
+//! (many try both at once) is reported after `attempts` failures over at least `spread_s`. Severity: `info` if IPv4 works
+//! on this host, else `warning`. One finding per client. `blocked-by-firewall` and `denied-by-policy` report attempts
+//! that a firewall or a policy blocks.
 //!
 //! ## Why it matters
 //!
-//! The IPv6 endpoint is off by default. A client that is told to use it (`AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6`, or a list
-//! of endpoints to try) waits for its timeout each time.
+//! The IPv6 endpoint is disabled by default. A client that is configured to use it
+//! (`AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6`, or a list of endpoints) waits for its timeout at each attempt.
 //!
 //! ## Example record
 //!
@@ -27,22 +28,22 @@
 //!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:14:01.000000000Z",
 //!   "count": 3,
-//!   "summary": "modern (modern.service, pid 4500) tries IMDS over IPv6 in vain; over IPv4 it works",
+//!   "summary": "IPv6 connections of modern (modern.service, pid 4500) to IMDS fail; IPv4 works",
 //!   "evidence": {"attempts":3,"cause":"no-answer","ipv4_works":true,"seconds_lost":3.0},
-//!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-protocol-ipv6 enabled --http-endpoint enabled"],"text":"Enable the IPv6 endpoint (Nitro instances in a subnet with IPv6; IPv4 stays on), or have the client use IPv4: unset AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE or set it to IPv4."}
+//!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-protocol-ipv6 enabled --http-endpoint enabled"],"text":"Enable the IPv6 endpoint (Nitro instances in an IPv6 subnet; IPv4 stays enabled), or make the client use IPv4: unset AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE or set it to IPv4."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! cloud-init asks both endpoints at once at boot; it is left out, like everything in the first 120 s after boot.
+//! cloud-init tries both endpoints at once at boot. It is ignored, like all failures in the first 120 s after boot.
 //!
 //! ## Options
 //!
 //! `[detectors.ipv6-endpoint-silent]`
 //!
 //! - `attempts` (5): failures of a client that has answers over IPv4.
-//! - `spread_s` (60): the least time over which they come.
+//! - `spread_s` (60): shortest time from the first to the last of them.
 //! - `quiet_s` (3600): seconds without a failure until the finding is resolved. An answer over IPv6 resolves it sooner.
 //!
 //! ## References
@@ -228,9 +229,9 @@ impl Failures {
         Details {
             subject: self.subject.clone(),
             summary: format!(
-                "{} tries IMDS over IPv6 in vain{}",
+                "IPv6 connections of {} to IMDS fail{}",
                 self.subject.name,
-                if v4_works { "; over IPv4 it works" } else { "" }
+                if v4_works { "; IPv4 works" } else { "" }
             ),
             evidence: evidence! {
                 "attempts": self.attempts,
@@ -239,8 +240,7 @@ impl Failures {
                 "ipv4_works": v4_works,
             },
             remedy: Remedy {
-                text: "Enable the IPv6 endpoint (Nitro instances in a subnet with IPv6; IPv4 stays on), or have the client \
-                       use IPv4: unset AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE or set it to IPv4."
+                text: "Enable the IPv6 endpoint (Nitro instances in an IPv6 subnet; IPv4 stays enabled), or make the client use IPv4: unset AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE or set it to IPv4."
                     .to_owned(),
                 commands: vec![modify_options(
                     context.host,

@@ -86,16 +86,16 @@ impl V1Cause {
             ),
             Self::Proxy => (
                 "token-request-forbidden",
-                "its token request was answered 403".to_owned(),
+                "its token request failed with 403".to_owned(),
             ),
-            Self::BadRequest => ("bad-token-request", "its token request was answered 400".to_owned()),
+            Self::BadRequest => ("bad-token-request", "its token request failed with 400".to_owned()),
             Self::Throttled(status) => (
                 "token-request-throttled",
-                format!("its token request was answered {status}"),
+                format!("its token request failed with {status}"),
             ),
             Self::Refused(status) => (
                 "token-request-refused",
-                format!("its token request was answered {status}"),
+                format!("its token request failed with {status}"),
             ),
         }
     }

@@ -1,6 +1,6 @@
-//! Makes findings of sightings: one per cause and subject, `open` once, `update` rarely, `resolved` when it has stopped.
+//! Turns sightings into findings: one per cause and subject, `open` once, `update` rarely, `resolved` when it has stopped.
 //!
-//! An update is written when the severity rises, when the detector says that something new is known, when the count has
+//! An update is written when the severity rises, when the detector reports news, when the count has
 //! doubled, or after [`UPDATE_NS`], a pause that doubles with each update up to [`MAX_UPDATE_NS`]: a fault that
 //! lasts for a day must not fill the log. Severity never falls while a finding is open, so nothing flaps.
 //!

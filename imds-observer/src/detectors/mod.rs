@@ -1,14 +1,10 @@
-//! Names what is wrong: one file a detector, one registry (below), one ledger.
+//! Finds failures: one file per detector, one registry (below), one ledger.
 //!
-//! A detector looks at finished records, live and offline alike, and reports [`Sighting`]s. The [`ledger`] makes findings
-//! of them: one per cause and subject, opened once, updated rarely, resolved when the evidence has stopped. What several
-//! detectors must know of a client to join causes (did it just lose a token?) stands in [`knowledge`].
+//! A detector receives completed records, live and offline, and reports [`Sighting`]s. The [`ledger`] turns them into findings: one per cause and subject, opened once, updated rarely, resolved when the evidence has stopped. Facts about a client that several detectors need (did it just lose a token?) are in [`knowledge`].
 //!
-//! Nothing here reads a clock: time comes with the observations. Exchanges carry the time they began at and come when
-//! they have ended, so times are out of order by seconds.
+//! Detectors read no clock: time comes with the observations. An exchange has its start time but arrives when it ends, so times are out of order by seconds.
 //!
-//! Bounds: every table is an LRU of stated size ([`Limits`]), what it gives up is counted ([`Detectors::evicted`]); with the
-//! sizes that they have by themselves the detectors stay in all below [`MEMORY_LIMIT_BYTES`], which `tests/detector_memory.rs` holds them to.
+//! Limits: every table is an LRU of fixed capacity ([`Limits`]) that counts its evictions ([`Detectors::evicted`]). With the default capacities all detectors together stay below [`MEMORY_LIMIT_BYTES`]; `tests/detector_memory.rs` checks it.
 
 /// Evidence as a JSON object. A value may be anything that serialises.
 macro_rules! evidence {
@@ -118,36 +114,36 @@ macro_rules! registry {
 }
 
 registry! {
-    access_forbidden => AccessForbidden, "IMDS answers 403, to everybody or to some";
-    bad_token_request => BadTokenRequest, "a token request that IMDS doesn't understand";
+    access_forbidden => AccessForbidden, "IMDS answers 403, to all clients or to some";
+    bad_token_request => BadTokenRequest, "a token request with a missing or invalid lifetime";
     blocked_by_firewall => BlockedByFirewall, "a netfilter rule drops or rejects packets to IMDS";
-    connect_delayed => ConnectDelayed, "handshakes that need a second SYN: seconds lost before the request";
-    connection_aborted => ConnectionAborted, "connections are accepted, then closed or reset without an answer";
-    connection_refused => ConnectionRefused, "something else holds the IMDS address and refuses";
-    credential_churn => CredentialChurn, "credentials are fetched over and over long after the start";
-    credentials_unusable => CredentialsUnusable, "a role's credentials are answered 200 and are too short to be any";
-    denied_by_policy => DeniedByPolicy, "a BPF program or traffic control denies the traffic";
-    imdsv1_request => Imdsv1Request, "a request without a token is answered: it breaks when tokens are required";
-    ipv6_endpoint_silent => Ipv6EndpointSilent, "attempts over IPv6 fail: its endpoint is not enabled";
-    neighbor_unresolved => NeighborUnresolved, "a route takes IMDS for a neighbour, and nobody answers ARP";
-    no_answer => NoAnswer, "nothing comes back";
-    no_instance_role => NoInstanceRole, "a client looks for the instance's role again and again, and there is none";
-    no_route => NoRoute, "no usable route leads to IMDS";
-    not_found => NotFound, "a path that was never there is asked for again and again";
-    packet_quota => PacketQuota, "an interface nears or exceeds 1024 link-local packets a second";
-    path_disappeared => PathDisappeared, "a path that used to answer is gone: live migration, role detached";
-    proxied_request => ProxiedRequest, "a proxy stands between a client and IMDS";
-    redirected_locally => RedirectedLocally, "this host redirects requests for IMDS to something else";
-    response_dropped => ResponseDropped, "responses reach the host and are dropped, not for their TTL";
-    server_errors => ServerErrors, "IMDS answers 429 or 5xx: the host is throttled";
-    slow_responses => SlowResponses, "IMDS answers, but slowly";
-    stale_role_name => StaleRoleName, "a client asks for a role that the instance no longer has, while it has another one";
-    tight_polling => TightPolling, "one path is asked again and again, faster than anything legitimate";
-    token_not_reused => TokenNotReused, "a new token for nearly every request";
-    token_rejected => TokenRejected, "401 again and again: an old token, or none where one is required";
-    token_request_refused => TokenRequestRefused, "a token request is answered with a status that gives no token: 404, 405, 417, 5xx";
-    token_response_lost => TokenResponseLost, "token responses reach the host and die on the way: the hop limit is too small";
-    unexpected_redirect => UnexpectedRedirect, "a request is answered 3xx, and nothing comes of it";
+    connect_delayed => ConnectDelayed, "SYNs are lost and retransmitted: seconds of delay before the request";
+    connection_aborted => ConnectionAborted, "connections are accepted, then closed or reset without a response";
+    connection_refused => ConnectionRefused, "something other than IMDS refuses connections to its address";
+    credential_churn => CredentialChurn, "credentials are fetched again and again long after start-up";
+    credentials_unusable => CredentialsUnusable, "a role's credentials response is 200 but too short to hold credentials";
+    denied_by_policy => DeniedByPolicy, "an eBPF program or traffic control denies the traffic";
+    imdsv1_request => Imdsv1Request, "a request without a token succeeds: it fails once tokens are required";
+    ipv6_endpoint_silent => Ipv6EndpointSilent, "IPv6 attempts fail: the IPv6 endpoint is disabled or unreachable";
+    neighbor_unresolved => NeighborUnresolved, "an on-link route covers IMDS, and ARP is unanswered";
+    no_answer => NoAnswer, "IMDS does not respond";
+    no_instance_role => NoInstanceRole, "a client looks for an instance role repeatedly, and there is none";
+    no_route => NoRoute, "no usable route to IMDS";
+    not_found => NotFound, "a path that never existed is requested again and again";
+    packet_quota => PacketQuota, "an interface approaches or exceeds 1024 link-local packets per second";
+    path_disappeared => PathDisappeared, "a path that used to exist is gone: live migration, role detached";
+    proxied_request => ProxiedRequest, "requests pass through a proxy, or something else answers for IMDS";
+    redirected_locally => RedirectedLocally, "this host redirects IMDS requests to another address";
+    response_dropped => ResponseDropped, "responses reach the host and are dropped for a reason other than TTL";
+    server_errors => ServerErrors, "IMDS answers 429 or 5xx: throttling or server errors";
+    slow_responses => SlowResponses, "IMDS responds slowly";
+    stale_role_name => StaleRoleName, "a client requests a role that was replaced by another one";
+    tight_polling => TightPolling, "one path is requested at a rate that no legitimate use needs";
+    token_not_reused => TokenNotReused, "a client requests a new token for nearly every request";
+    token_rejected => TokenRejected, "repeated 401: an expired token, or no token where one is required";
+    token_request_refused => TokenRequestRefused, "a token request fails with a status such as 404, 405, 417 or 5xx";
+    token_response_lost => TokenResponseLost, "the hop limit is too small: token responses are dropped on this host";
+    unexpected_redirect => UnexpectedRedirect, "a request is redirected (3xx), and the client doesn't follow";
 }
 
 /// A row of the registry.

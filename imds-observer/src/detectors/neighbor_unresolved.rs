@@ -1,15 +1,15 @@
-//! A route says that IMDS is on the link, but nobody there answers ARP for it.
+//! An on-link route covers IMDS, and ARP or neighbor discovery for it is unanswered.
 //!
 //! ## Detects
 //!
-//! A connection attempt whose packet was freed because its next hop's hardware address could not be found
-//! (`NEIGH_FAILED`, or `neigh_invalidate` before kernel 5.17), or `EHOSTUNREACH` after about 3 s: the kernel asks three times, a
-//! second apart. One finding per place.
+//! A connection attempt whose packet was dropped because the hardware address of its next hop could not be resolved
+//! (`NEIGH_FAILED`, or `neigh_invalidate` before kernel 5.17), or that failed with `EHOSTUNREACH` after about 3 s: the
+//! kernel sends three requests, one second apart. One finding per pod, and one for the host's own processes.
 //!
 //! ## Why it matters
 //!
-//! A route such as `169.254.0.0/16 dev eth1` (zeroconf, a second interface, a CNI's own link-local range) takes IMDS traffic to a
-//! link where IMDS is not. Each attempt waits 3 s and fails.
+//! A route such as `169.254.0.0/16 dev eth1` (zeroconf, a second interface, a CNI's link-local range) sends IMDS traffic
+//! to a link on which IMDS isn't reachable. Each attempt waits 3 s and fails.
 //!
 //! ## Example record
 //!
@@ -26,15 +26,15 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:33.049000000Z",
 //!   "count": 2,
-//!   "summary": "nobody on the link answers for IMDS (169.254.169.254) when host connects",
+//!   "summary": "ARP or neighbor discovery for IMDS (169.254.169.254) is unanswered when host connects",
 //!   "evidence": {"at":null,"attempts":2,"cause":"neighbor","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:33832","drop":"NEIGH_FAILED@neigh_invalidate","endpoint":"169.254.169.254:80","errno":113,"icmp":"3/1","programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":3.05,"syns":1,"uids":[1000],"wire_syns":0},
-//!   "remedy": {"commands":["ip route get 169.254.169.254","ip neigh show 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"A route takes the endpoint for a neighbour on the link. Delete that route, or add a host route through the gateway, which is more specific and wins."}
+//!   "remedy": {"commands":["ip route get 169.254.169.254","ip neigh show 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"An on-link route covers the endpoint. Delete that route, or add a more specific host route through the gateway."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Attempts in the first 120 s after boot are left out. A gateway that is down for a moment shows in the same way.
+//! Attempts in the first 120 s after boot are ignored. A gateway that is down for a moment causes the same symptoms.
 //!
 //! ## Options
 //!
@@ -79,10 +79,9 @@ fn accepts(cause: Cause) -> bool {
 fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     let family = if failure.v6 { "-6 " } else { "" };
-    let summary = format!("nobody on the link answers for IMDS ({endpoint}) when {subject} connects");
+    let summary = format!("ARP or neighbor discovery for IMDS ({endpoint}) is unanswered when {subject} connects");
     let remedy = Remedy {
-        text: "A route takes the endpoint for a neighbour on the link. Delete that route, or add a host route through the \
-               gateway, which is more specific and wins."
+        text: "An on-link route covers the endpoint. Delete that route, or add a more specific host route through the gateway."
             .to_owned(),
         commands: vec![
             format!("ip {family}route get {endpoint}"),

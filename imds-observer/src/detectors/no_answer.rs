@@ -1,26 +1,31 @@
-//! Nothing comes back from IMDS.
+//! IMDS doesn't answer.
 //!
 //! ## Detects
 //!
-//! A connection attempt that ran into its timeout though its SYNs left (through the uplink, where that is seen), without
-//! a drop on this host, an ICMP error or a RST. Or `unanswered` requests within `window_s` on connections that stand, to
-//! which nothing came. One finding per place: each pod for itself, the host for its own processes, and in captures each client by its
-//! address. A single attempt with one or two SYNs is a `warning`, and so are few failures among many requests of the client.
+//! A connection attempt that timed out although its SYNs left (through the uplink, if that is visible), without a drop on
+//! this host, an ICMP error or a RST. Or `unanswered` requests within `window_s` on established connections. One finding
+//! per pod, one for the host's own processes, and in captures one per client address. Severity: `warning` for a single
+//! attempt with one or two SYNs, and for few failures among many requests of the client; else `high`.
 //!
-//! Where SYN-ACKs do come to this host and connect no socket, the summary says so: then the way back is at fault, not the endpoint.
+//! The summary states that packets leave this host only if SYNs were observed at an uplink (`wire_syns`) or the
+//! connection was established. Otherwise they may have been redirected on this host, or may have left through an
+//! interface that is not observed. If SYN-ACKs arrive at this host but reach no socket, the summary states it: then the return path is at fault, not the endpoint.
 //!
-//! The summary says that packets leave only if SYNs were seen at an uplink (`wire_syns`) or the connection exists. Else they may
-//! have been redirected on this host, or have left by an interface that isn't observed.
+//! Reported by other detectors:
 //!
-//! Not counted here: connections that are accepted and then ended (`connection-aborted`), responses that arrived and were dropped
-//! (`response-dropped`), attempts that are known to be redirected (`redirected-locally`), lost token responses and token requests whose client then goes on without a token
-//! (`token-response-lost`), dropped packets (`blocked-by-firewall`, `denied-by-policy`), IPv6 (`ipv6-endpoint-silent`), and
-//! what is missing while the interface exceeds its quota (`packet-quota`).
+//! - connections that are accepted and then closed: `connection-aborted`
+//! - responses that arrived and were dropped: `response-dropped`
+//! - attempts that are known to be redirected: `redirected-locally`
+//! - lost token responses, and token requests after which the client continues without a token: `token-response-lost`
+//! - dropped packets: `blocked-by-firewall`, `denied-by-policy`
+//! - IPv6: `ipv6-endpoint-silent`
+//! - missing responses while the interface exceeds its quota: `packet-quota`
 //!
 //! ## Why it matters
 //!
-//! If packets leave, the fault lies outside of this kernel: the instance's metadata endpoint is in trouble, a router or security appliance
-//! between (outside of EC2), or a namespace whose traffic is not masqueraded, so that no answer finds back.
+//! If packets leave this host, the fault is outside this kernel: the instance's metadata endpoint fails, a router or
+//! security appliance drops packets (outside EC2), or a network namespace sends traffic without masquerading, so that
+//! responses can't return.
 //!
 //! ## Example record
 //!
@@ -37,23 +42,23 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 3,
-//!   "summary": "IMDS (169.254.169.254) does not answer host: packets leave and nothing comes back",
+//!   "summary": "IMDS (169.254.169.254) does not answer host: packets leave this host, and no response arrives",
 //!   "evidence": {"at":null,"attempts":3,"cause":"silence","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:40783","drop":null,"endpoint":"169.254.169.254:80","errno":110,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":9.0,"syns":2,"uids":[1000],"wire_syns":2},
-//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","ip route get 169.254.169.254","iptables-save -t nat | grep -nE '169\\.254|MASQUERADE|SNAT|REDIRECT|DNAT'"],"text":"See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod is concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set AWS_EC2_METADATA_DISABLED=true."}
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","ip route get 169.254.169.254","iptables-save -t nat | grep -nE '169\\.254|MASQUERADE|SNAT|REDIRECT|DNAT'"],"text":"Check whether the endpoint is enabled, and whether other processes on this host get responses. If only a pod is affected, its traffic may leave without masquerading. On a host that isn't an EC2 instance, set AWS_EC2_METADATA_DISABLED=true."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! On a host that is no EC2 instance the endpoint does not exist, and SDKs try it all the same. Clients with very short
-//! timeouts (below 0.9 s) that give up by themselves are not counted.
+//! On a host that isn't an EC2 instance the endpoint doesn't exist, but SDKs try it anyway. Clients that abort after less
+//! than 0.9 s are not counted.
 //!
 //! ## Options
 //!
 //! `[detectors.no-answer]`
 //!
-//! - `unanswered` (3): requests without an answer that make a finding; a failed connection attempt makes one alone.
-//! - `window_s` (60): the time within which they must come.
+//! - `unanswered` (3): unanswered requests that make a finding. A single failed connection attempt is enough.
+//! - `window_s` (60): time within which they must occur.
 //! - `quiet_s` (300): seconds without a failure until the finding is resolved. A success of the client that failed
 //!   resolves it sooner.
 //!
@@ -153,11 +158,11 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
     match failure.syns {
         // Requests on a connection that exists, or SYNs that were seen to leave.
         None | Some((_, 1..)) => {
-            let summary = format!("IMDS ({endpoint}) does not answer {subject}: packets leave and nothing comes back");
+            let summary = format!(
+                "IMDS ({endpoint}) does not answer {subject}: packets leave this host, and no response arrives"
+            );
             let remedy = Remedy {
-                text: "See whether the endpoint is enabled and whether other processes of this host are answered. If only a pod \
-                       is concerned, its traffic may leave without being masqueraded. On a host that is no EC2 instance set \
-                       AWS_EC2_METADATA_DISABLED=true."
+                text: "Check whether the endpoint is enabled, and whether other processes on this host get responses. If only a pod is affected, its traffic may leave without masquerading. On a host that isn't an EC2 instance, set AWS_EC2_METADATA_DISABLED=true."
                     .to_owned(),
                 commands: vec![describe_options(context.host), format!("ip route get {endpoint}"), nat],
             };
@@ -165,13 +170,10 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
         }
         Some((syns, _)) => {
             let summary = format!(
-                "no SYN of {subject} to IMDS ({endpoint}) was seen at an observed uplink ({syns} were sent in the last attempt), and \
-                 nothing comes back"
+                "no SYN of {subject} to IMDS ({endpoint}) reached an observed uplink ({syns} were sent in the last attempt), and no response arrives"
             );
             let remedy = Remedy {
-                text: "Find where the SYNs go. A NAT rule may redirect them on this host (to 127.0.0.1 that reaches nothing without \
-                       route_localnet), or a route may lead through an interface that is not observed: name it with --interface. If \
-                       they are seen there and nothing comes back, the fault is outside of this host."
+                text: "Find out where the SYNs go. A NAT rule may redirect them on this host (redirecting to 127.0.0.1 needs route_localnet), or the route may use an interface that is not observed: add it with --interface. If SYNs appear there and no response arrives, the fault is outside this host."
                     .to_owned(),
                 commands: vec![
                     format!("ip route get {endpoint}"),
@@ -187,10 +189,9 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
 /// The way back is at fault, not the endpoint.
 fn answered_into_nothing(failure: &Failure, subject: &str) -> (String, Remedy) {
     let endpoint = failure.endpoint();
-    let summary = format!("IMDS ({endpoint}) answers {subject}, and its SYN-ACKs reach no socket on this host");
+    let summary = format!("IMDS ({endpoint}) answers {subject}, but its SYN-ACKs reach no socket on this host");
     let remedy = Remedy {
-        text: "Find what keeps the SYN-ACKs from the socket that sent the SYN: a NAT entry that is gone, a route back through another \
-               interface or VRF, reverse path filtering, a program at the socket's cgroup."
+        text: "Find out what prevents the SYN-ACKs from reaching the socket that sent the SYN: an expired NAT entry, a return route through another interface or VRF, reverse path filtering, or an eBPF program on the socket's cgroup."
             .to_owned(),
         commands: vec![
             format!("conntrack -L -d {endpoint}"),

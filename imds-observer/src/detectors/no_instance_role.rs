@@ -1,14 +1,15 @@
-//! The instance has no role, and a client looks for one again and again.
+//! The instance has no role, and a client keeps looking for one.
 //!
 //! ## Detects
 //!
-//! `misses` answers 404 to the listing `iam/security-credentials/` of a client that never had it, over at least `spread_s`, while
-//! nobody on the host is answered. One finding for the host (`info`), however many clients look. Where other clients get the
-//! listing, the client's 404 is `not-found`; where the client had it, `path-disappeared`.
+//! `misses` answers 404 to requests for the listing `iam/security-credentials/` by a client that never got it, over at
+//! least `spread_s`, while no client on the host gets it. One finding for the host (`info`), regardless of the number of
+//! clients. If other clients get the listing, `not-found` reports the 404. If this client got it before,
+//! `path-disappeared` does.
 //!
 //! ## Why it matters
 //!
-//! It explains why a client has no credentials. Mostly it is meant to be so, and only costs requests.
+//! It explains why a client has no credentials. Often this is intended, and costs only requests.
 //!
 //! ## Example record
 //!
@@ -25,22 +26,22 @@
 //!   "first_seen": "2023-11-14T22:13:20.010000000Z",
 //!   "last_seen": "2023-11-14T22:38:20.010000000Z",
 //!   "count": 6,
-//!   "summary": "the instance has no role: python3.11 app.py (app.service, pid 4242) looks for one again and again",
+//!   "summary": "the instance has no role, and python3.11 app.py (app.service, pid 4242) keeps looking for one",
 //!   "evidence": {"clients":1,"last_client":"python3.11 app.py (app.service, pid 4242)","misses":6,"path":"/latest/meta-data/iam/security-credentials/","since":"2023-11-14T22:13:20.010000000Z","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values=i-0123456789abcdef0"],"text":"Attach an instance profile if the client needs the instance's credentials. If it has credentials from elsewhere or needs none, AWS_EC2_METADATA_DISABLED=true ends the requests of an SDK."}
+//!   "remedy": {"commands":["aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values=i-0123456789abcdef0"],"text":"Attach an instance profile if the client needs the instance's credentials. If it needs none or has other credentials, set AWS_EC2_METADATA_DISABLED=true to stop the requests of its SDK."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A role that is attached after the start: the finding is resolved once the listing is answered.
+//! A role that is attached after start-up. The finding is resolved once the listing is answered.
 //!
 //! ## Options
 //!
 //! `[detectors.no-instance-role]`
 //!
-//! - `misses` (3): answers 404 of one client.
-//! - `spread_s` (60): the least time from the first to the last of them.
+//! - `misses` (3): answers 404 to one client.
+//! - `spread_s` (60): shortest time from the first to the last of them.
 //!
 //! ## References
 //!
@@ -177,7 +178,7 @@ impl Detector for NoInstanceRole {
         sightings.report(sighting, || Details {
             subject: context.host_subject(),
             summary: format!(
-                "the instance has no role: {} looks for one again and again",
+                "the instance has no role, and {} keeps looking for one",
                 context.client_subject().name
             ),
             evidence: evidence! {
@@ -189,8 +190,7 @@ impl Detector for NoInstanceRole {
                 "user_agent": client.user_agent,
             },
             remedy: Remedy {
-                text: "Attach an instance profile if the client needs the instance's credentials. If it has credentials from \
-                       elsewhere or needs none, AWS_EC2_METADATA_DISABLED=true ends the requests of an SDK."
+                text: "Attach an instance profile if the client needs the instance's credentials. If it needs none or has other credentials, set AWS_EC2_METADATA_DISABLED=true to stop the requests of its SDK."
                     .to_owned(),
                 commands: vec![format!(
                     "aws ec2 describe-iam-instance-profile-associations --filters Name=instance-id,Values={}",

@@ -1,15 +1,15 @@
-//! The host, or the pod's network, has no usable route to IMDS.
+//! The host, or the pod's network namespace, has no usable route to IMDS.
 //!
 //! ## Detects
 //!
-//! `connect()` that failed before any SYN left: `ENETUNREACH` (no route), `EHOSTUNREACH` at once (an `unreachable` route),
-//! `EACCES` (`prohibit`) or `EINVAL` (`blackhole`). For pods: the host dropped the packet for want of a route
-//! (`IP_INNOROUTES`), answered with ICMP 3/0, or its reverse path filter dropped it. One finding per place: each pod for itself, the
-//! host for its own processes.
+//! `connect()` that failed before any SYN left: `ENETUNREACH` (no route), `EHOSTUNREACH` at once (an `unreachable`
+//! route), `EACCES` (`prohibit`) or `EINVAL` (`blackhole`). For pods also: the host dropped the packet because it had no
+//! route (`IP_INNOROUTES`), answered with ICMP 3/0, or dropped the packet in its reverse path filter. One finding per
+//! pod, and one for the host's own processes.
 //!
 //! ## Why it matters
 //!
-//! Nothing that needs the instance's role or its facts works until the route is there. It fails at once, so retry loops turn
+//! Workloads get neither credentials nor instance facts until the route exists. Attempts fail at once, so retry loops run
 //! fast.
 //!
 //! ## Example record
@@ -29,14 +29,14 @@
 //!   "count": 3,
 //!   "summary": "host has no route to IMDS (169.254.169.254)",
 //!   "evidence": {"at":"missing","attempts":3,"cause":"route","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:58783","drop":null,"endpoint":"169.254.169.254:80","errno":101,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":0.0,"syns":0,"uids":[1000],"wire_syns":0},
-//!   "remedy": {"commands":["ip route get 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"Add a route to the endpoint; the default gateway of the primary interface answers for it."}
+//!   "remedy": {"commands":["ip route get 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"Add a route to the endpoint through the default gateway of the primary interface."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Attempts in the first 120 s after boot and those of cloud-init are left out: the network comes up after them. Where only
-//! IPv6 has no route and IPv4 works, `ipv6-endpoint-silent` tells it instead.
+//! Attempts in the first 120 s after boot and those of cloud-init are ignored: the network may come up later. If only
+//! IPv6 has no route and IPv4 works, `ipv6-endpoint-silent` reports it instead.
 //!
 //! ## Options
 //!
@@ -86,25 +86,23 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
     let family = if failure.v6 { "-6 " } else { "" };
     let summary = match kind {
         "missing" => format!("{subject} has no route to IMDS ({endpoint})"),
-        "missing or refusing" => format!("{subject} has no route to IMDS ({endpoint}), or one that refuses"),
+        "missing or refusing" => format!("{subject} has no route to IMDS ({endpoint}), or a route that rejects it"),
         "reverse path filter" => format!("the reverse path filter drops the packets of {subject} to IMDS ({endpoint})"),
-        kind => format!("a route of type {kind} keeps {subject} from IMDS ({endpoint})"),
+        kind => format!("a route of type {kind} blocks {subject} from IMDS ({endpoint})"),
     };
     let look = format!("ip {family}route get {endpoint}");
     let remedy = match kind {
         "missing" => Remedy {
-            text: "Add a route to the endpoint; the default gateway of the primary interface answers for it.".to_owned(),
+            text: "Add a route to the endpoint through the default gateway of the primary interface.".to_owned(),
             commands: vec![look, route_add(failure, context)],
         },
         "missing or refusing" => Remedy {
-            text: "Look for a route or a rule that refuses (unreachable, prohibit, blackhole) and delete it; if there is none, add a \
-                   route to the endpoint. `imds-observer doctor` names the rule."
+            text: "Find the route or rule that rejects the packets (unreachable, prohibit, blackhole) and delete it; `imds-observer doctor` names the rule. If there is none, add a route to the endpoint."
                 .to_owned(),
             commands: vec![look, format!("ip {family}rule show"), route_add(failure, context)],
         },
         "reverse path filter" => Remedy {
-            text: "Packets arrive at an interface through which their source would not be reached. Loosen the filter (2) \
-                   on that interface, or repair the route back to the pod."
+            text: "Packets arrive on an interface that isn't the route back to their source. Set rp_filter to 2 (loose) on that interface, or fix the route back to the pod."
                 .to_owned(),
             commands: vec![look, "sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'".to_owned()],
         },

@@ -1,20 +1,23 @@
-//! A client asks again and again for a path that was never there.
+//! A client requests a path again and again that never existed.
 //!
 //! ## Detects
 //!
-//! Per client and path: `misses` answers 404 or 410 within 10 min, spread over at least `spread_s`; or, of clients that are
-//! started again and again and of slow ones, `slow_misses` with less than an hour between two, spread over at least
-//! `slow_spread_s`. The client never had an answer 200 for the path; if others have, something between answers clients
-//! differently, and the finding says so. Paths whose 404 is part of their meaning (`spot/`, rebalance recommendations, IPv6
-//! addresses of an interface and the like) are left out. `info` for paths that IMDS knows and this instance may lack (`tags/`,
-//! `autoscaling/`, `iam/`, an interface), `warning` for others and for a client whose every start ends so. The list of
-//! roles is `no-instance-role`.
+//! Per client and path: `misses` answers 404 or 410 within 10 min, spread over at least `spread_s`. For slow clients, and
+//! clients that are started again and again: `slow_misses` answers less than an hour apart, spread over at least
+//! `slow_spread_s`. The client never got a 200 for the path. If other clients did, a proxy answers clients differently,
+//! and the finding states it.
+//!
+//! Ignored: paths for which 404 is a normal answer (`spot/`, rebalance recommendations, IPv6 addresses of an interface
+//! and similar). `no-instance-role` reports the list of roles.
+//!
+//! Severity: `info` for paths that IMDS has but this instance may lack (`tags/`, `autoscaling/`, `iam/`, an interface);
+//! `warning` for other paths, and for a client that gets only 404 at each start.
 //!
 //! ## Why it matters
 //!
-//! The client waits for something that won't come: tags that are not enabled in IMDS, a role that was never attached, a
-//! mistyped path. It costs requests of the shared quota. If the path worked before the observer started, this is
-//! `path-disappeared` seen too late.
+//! The client waits for data that will not appear: tags that are not enabled in IMDS, a role that was never attached, or
+//! a mistyped path. Its requests use the shared packet quota. If the path existed before the observer started, the real
+//! cause is the one of `path-disappeared`.
 //!
 //! ## Example record
 //!
@@ -31,25 +34,25 @@
 //!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:15:46.000000000Z",
 //!   "count": 30,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) asks again and again for /latest/meta-data/tags/instance/Environment, which is not there",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) requests /latest/meta-data/tags/instance/Environment again and again, which does not exist",
 //!   "evidence": {"known_category":true,"misses":30,"others_are_answered":false,"path":"/latest/meta-data/tags/instance/Environment","processes":1,"since":"2023-11-14T22:13:21.000000000Z","status":404,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --instance-metadata-tags enabled"],"text":"Tags are not in IMDS unless that is enabled for the instance."}
+//!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --instance-metadata-tags enabled"],"text":"Enable instance tags in IMDS."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! nodeadm and cloud-init retry at boot until the instance's role and tags are there; the first 120 s after boot and cloud-init
-//! are left out.
+//! nodeadm and cloud-init retry at boot until the instance's role and tags appear. cloud-init and the first 120 s after
+//! boot are ignored.
 //!
 //! ## Options
 //!
 //! `[detectors.not-found]`
 //!
 //! - `misses` (20): answers 404 within 10 min.
-//! - `spread_s` (60): the least time from the first to the last of them.
-//! - `slow_misses` (8): answers 404 of a slow client.
-//! - `slow_spread_s` (1800): the least time from the first to the last of those.
+//! - `spread_s` (60): shortest time from the first to the last of them.
+//! - `slow_misses` (8): answers 404 to a slow client.
+//! - `slow_spread_s` (1800): shortest time from the first to the last of those.
 //!
 //! ## References
 //!
@@ -237,9 +240,9 @@ impl Detector for NotFound {
             let subject = context.client_subject();
             Details {
                 summary: if others {
-                    format!("{} is answered {status} for {path}, which others get", subject.name)
+                    format!("{} gets {status} for {path}, while other clients get it", subject.name)
                 } else {
-                    format!("{} asks again and again for {path}, which is not there", subject.name)
+                    format!("{} requests {path} again and again, which does not exist", subject.name)
                 },
                 evidence: evidence! {
                     "path": path,
@@ -253,21 +256,19 @@ impl Detector for NotFound {
                 },
                 remedy: if others {
                     remedy::text(
-                        "See what answers this client: a proxy for pods (kube2iam, kiam or another metadata agent) that doesn't know \
-                         its address or its role. IMDS itself answers all clients of an instance alike.",
+                        "Find out what answers this client: a metadata proxy for pods (such as kube2iam or kiam) may not know its address or its role. IMDS itself answers all clients of an instance in the same way.",
                     )
                 } else if below.starts_with("meta-data/tags") {
                     Remedy {
-                        text: "Tags are not in IMDS unless that is enabled for the instance.".to_owned(),
+                        text: "Enable instance tags in IMDS.".to_owned(),
                         commands: vec![remedy::modify_options(context.host, "--instance-metadata-tags enabled")],
                     }
                 } else if below.starts_with("meta-data/iam") {
                     remedy::text(
-                        "The instance has no role. Attach an instance profile if the client needs one; else set \
-                         AWS_EC2_METADATA_DISABLED=true for it.",
+                        "The instance has no role. Attach an instance profile if the client needs one. Otherwise set AWS_EC2_METADATA_DISABLED=true for the client.",
                     )
                 } else {
-                    remedy::text("Correct the path, or stop asking after the first 404: it won't appear by itself.")
+                    remedy::text("Correct the path, or make the client stop after the first 404.")
                 },
                 subject,
             }

@@ -1,28 +1,29 @@
-//! An interface comes near the limit of 1024 packets a second for link-local services, or exceeds it.
+//! An interface approaches or exceeds the limit of 1024 packets per second for link-local services.
 //!
 //! ## Detects
 //!
-//! Packets to IMDS, to the VPC resolver (DNS) and to NTP, per interface and second, the larger direction: from `warn_share` of
-//! the quota on `warning`, from `high_share` on `high`. `critical` when the driver's `linklocal_allowance_exceeded` rises, or
-//! when IMDS answers 429 or 503 while at least `warn_share` is used. One finding per interface. It names the class with most packets; only where
-//! that is IMDS, it names the client with most requests.
+//! Packets to IMDS, to the VPC resolver (DNS) and to NTP, per interface and second, in the busier direction. Severity:
+//! `warning` from `warn_share` of the quota, `high` from `high_share`. `critical` if the driver's counter
+//! `linklocal_allowance_exceeded` increases, or if IMDS answers 429 or 503 while at least `warn_share` is used. One
+//! finding per interface. It names the traffic class with the most packets and, if that class is IMDS, the client with
+//! the most requests.
 //!
-//! The VPC resolver is at 169.254.169.253, fd00:ec2::253 and the base address of the VPC + 2. No packet says which address the last one is:
-//! `evidence.vpc_resolver` has the address that is counted and why it is taken for the resolver.
+//! The VPC resolver is at 169.254.169.253, at fd00:ec2::253 and at the base address of the VPC + 2. Packets don't
+//! identify that last address: `evidence.vpc_resolver` holds the address that is counted, and why it is assumed to be the
+//! resolver.
 //!
-//! If the driver counts dropped packets while the observer counts less than half of the quota, the excess is not in this traffic: the finding
-//! says so (`evidence.larger_class` is `uncounted`) and names no client.
+//! If the driver counts drops while the observer counts less than half of the quota, other traffic causes the excess: the
+//! finding then has `evidence.larger_class` `uncounted` and names no client.
 //!
-//! A capture has no allowance counter: `evidence.allowance_exceeded` is null.
-//!
-//! From a trace the counts come from `summary` records: each interface's busiest second of the interval stands for one
-//! sample. A `summary` over the whole run (`total: true`) is passed over.
+//! A capture has no allowance counter: `evidence.allowance_exceeded` is null. In a trace, the counts come from `summary`
+//! records: each interface's busiest second in the interval is one sample. The `summary` of the whole run (`total: true`)
+//! is ignored.
 //!
 //! ## Why it matters
 //!
-//! The quota is shared by IMDS, DNS and NTP and what exceeds it is dropped silently: name resolution fails on the whole host
-//! because one process polls IMDS, and IMDS times out because one pod resolves names. An IMDS request costs about ten packets, five to six of
-//! them outgoing; a DNS query costs one outgoing packet, and more over TCP.
+//! IMDS, DNS and NTP share the quota, and packets over it are dropped silently. DNS fails on the whole host because one
+//! process polls IMDS, or IMDS times out because one pod sends many DNS queries. An IMDS request costs about ten packets,
+//! five or six of them outgoing. A DNS query costs one outgoing packet, and more over TCP.
 //!
 //! ## Example record
 //!
@@ -39,27 +40,27 @@
 //!   "first_seen": "2023-11-14T22:13:29.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 2,
-//!   "summary": "ens5 dropped 412 packets beyond the link-local quota; 100 % of the packets are IMDS",
+//!   "summary": "ens5 dropped 412 packets over the link-local quota; 100 % of the packets are IMDS",
 //!   "evidence": {"allowance_exceeded":412,"clients":[],"egress_per_s":{"dns":0,"imds":1024,"ntp":0,"other":0},"ingress_per_s":{"dns":0,"imds":0,"ntp":0,"other":0},"larger_class":"imds","packets_per_s":1024,"peak_packets_per_s":1024,"quota_share":1.0,"throttled":false,"vpc_resolver":null},
-//!   "remedy": {"commands":["ethtool -S ens5 | grep linklocal_allowance_exceeded"],"text":"Slow down the IMDS clients named in the evidence (token-not-reused, tight-polling and credential-churn say how). The quota can't be raised; each network interface has its own."}
+//!   "remedy": {"commands":["ethtool -S ens5 | grep linklocal_allowance_exceeded"],"text":"Reduce the request rate of the IMDS clients named in the evidence (see token-not-reused, tight-polling and credential-churn). The quota can't be raised; each network interface has its own."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Live, the kernel side counts DNS at the resolver's link-local addresses only, not at the base address of the VPC + 2; captures count both.
-//! A live run reports an excess of such DNS as `uncounted`.
+//! Live observation counts DNS only at the resolver's link-local addresses, not at the base address of the VPC + 2;
+//! captures count both. A live run reports an excess of such DNS as `uncounted`.
 //!
-//! The provider doesn't say which direction counts, so the larger one is taken; both are in the evidence. cloud-init's
-//! crawl and the first 120 s after boot count only when the driver says that packets were dropped.
+//! AWS doesn't document which direction counts, so the busier one is compared with the quota. The evidence has both.
+//! Requests of cloud-init and the first 120 s after boot are ignored unless the driver reports drops.
 //!
 //! ## Options
 //!
 //! `[detectors.packet-quota]`
 //!
 //! - `packets_per_s` (1024.0): the quota of one interface.
-//! - `warn_share` (0.5): share of it from which on it is a warning.
-//! - `high_share` (0.8): share of it from which on it is high.
+//! - `warn_share` (0.5): share of the quota from which the severity is `warning`.
+//! - `high_share` (0.8): share of the quota from which the severity is `high`.
 //!
 //! ## References
 //!
@@ -298,7 +299,7 @@ impl PacketQuota {
                     subject: context.subject(key.clone(), format!("interface {}", sample.name)),
                     summary: {
                         let used = match all_dropped {
-                            Some(dropped @ 1..) => format!("dropped {dropped} packets beyond the link-local quota"),
+                            Some(dropped @ 1..) => format!("dropped {dropped} packets over the link-local quota"),
                             _ => format!("uses {:.0} % of the link-local packet quota", peak / quota * 100.0),
                         };
                         format!("{} {used}; {}{busiest}", sample.name, larger.sentence(packets, recent))
@@ -341,9 +342,9 @@ impl Larger {
                 let share = packets[class] as f64 / packets.iter().sum::<u64>().max(1) as f64;
                 format!("{:.0} % of the packets are {}", share * 100.0, CLASSES[class].1)
             }
-            Self::Uncounted => format!(
-                "the excess is not in the traffic that is counted here, which had at most {recent:.0} packets/s"
-            ),
+            Self::Uncounted => {
+                format!("the excess is not in the observed traffic, which had at most {recent:.0} packets/s")
+            }
         }
     }
 
@@ -351,21 +352,20 @@ impl Larger {
     fn remedy(self, interface: &str, counter: bool) -> Remedy {
         let act = match self {
             Self::Class(0) => {
-                "Slow down the IMDS clients named in the evidence (token-not-reused, tight-polling and credential-churn say how)."
+                "Reduce the request rate of the IMDS clients named in the evidence (see token-not-reused, tight-polling and credential-churn)."
             }
             Self::Class(1) => {
                 "Send fewer DNS queries to the VPC resolver: run a caching resolver on the host (NodeLocal DNSCache on Kubernetes), raise \
                  the `cache` time of CoreDNS, lower `ndots` in pods that resolve external names, and spread CoreDNS pods over nodes."
             }
             Self::Class(2) => {
-                "Find the program that asks for the time so often, and let one daemon (chrony) poll for the host."
+                "Find the program that sends the NTP requests, and let one daemon (chrony) synchronize the host's clock."
             }
             Self::Class(_) => {
-                "Find the program behind the packets to 169.254.169.0/24 and fd00:ec2::/32 that are neither IMDS nor DNS nor NTP."
+                "Find the program that sends packets to 169.254.169.0/24 or fd00:ec2::/32 that are neither IMDS nor DNS nor NTP."
             }
             Self::Uncounted => {
-                "Find what else uses this interface's allowance: capture a few seconds, and count what goes to port 53, port 123 and \
-                 169.254.169.0/24. The usual cause is DNS to a VPC resolver whose address is not known here (base address of the VPC + 2)."
+                "Find the other traffic that uses this interface's allowance: capture for a few seconds, and count packets to port 53, to port 123 and to 169.254.169.0/24. The usual cause is DNS to a VPC resolver whose address the observer doesn't know (base address of the VPC + 2)."
             }
         };
         let mut text = format!("{act} The quota can't be raised; each network interface has its own.");
@@ -374,8 +374,7 @@ impl Larger {
             commands.push(format!("ethtool -S {interface} | grep linklocal_allowance_exceeded"));
         } else {
             text.push_str(
-                " Whether packets were dropped is not known here: on the host, `linklocal_allowance_exceeded` in the output of `ethtool -S` \
-                 counts them.",
+                " Whether packets were dropped is unknown; on the host, the counter `linklocal_allowance_exceeded` of `ethtool -S` shows it.",
             );
         }
         if self == Self::Uncounted {

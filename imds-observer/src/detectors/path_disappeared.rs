@@ -1,20 +1,24 @@
-//! A path that IMDS used to answer is gone, while others are still there.
+//! A path that IMDS used to answer is gone, while other paths still exist.
 //!
 //! ## Detects
 //!
-//! A path that gave 200 to a client, and then `misses` answers 404 to the same client and no 200 over at least `spread_s`, while
-//! another path was answered in that time (of `target-lifecycle-state`, which some clients poll alone, no other is needed). One finding for the path, whoever asks. If another client is still answered, it is
-//! the client's finding: something between answers clients differently. Paths whose 404 is part of their meaning (`spot/`,
-//! rebalance recommendations, interfaces that come and go, SSH keys) are left out.
+//! A path that returned 200 to a client, then `misses` answers 404 to that client and no 200 over at least `spread_s`,
+//! while another path was answered. (`target-lifecycle-state` needs no other path, because some clients poll only that
+//! one.) One finding per path. If the path still works for another client, the finding belongs to the client that gets
+//! 404: a proxy answers clients differently.
 //!
-//! The role is `role-detached` only if the list of roles itself is gone. Of a role's credentials alone that is not known:
-//! with the list answered it is `stale-role-name`, and without it, after `role_spread_s`, `role-detached-or-replaced`.
+//! Ignored: paths for which 404 is a normal answer (`spot/`, rebalance recommendations, interfaces that are attached and
+//! detached, SSH keys).
+//!
+//! The cause is `role-detached` only if the list of roles itself is gone. If only a role's credentials are gone,
+//! `stale-role-name` reports it when the list is answered. If no request for the list is observed, the cause is
+//! `role-detached-or-replaced` after `role_spread_s`.
 //!
 //! ## Why it matters
 //!
-//! Something about the instance has changed. `autoscaling/target-lifecycle-state` disappears after a live migration, and
-//! a node termination handler that polls it is then blind. `iam/` disappears when the instance's role is detached: what
-//! runs on the host loses its credentials when the current ones expire.
+//! The instance has changed. `autoscaling/target-lifecycle-state` disappears after a live migration, and a node
+//! termination handler that polls it misses terminations. `iam/` disappears when the instance's role is detached:
+//! workloads lose their credentials when the current ones expire.
 //!
 //! ## Example record
 //!
@@ -33,22 +37,23 @@
 //!   "count": 35,
 //!   "summary": "/latest/meta-data/autoscaling/target-lifecycle-state is gone: the instance was probably live-migrated",
 //!   "evidence": {"first_404":"2023-11-14T22:13:31.020000000Z","last_200":"2023-11-14T22:13:29.020000000Z","likely_cause":"live-migration","misses":35,"path":"/latest/meta-data/autoscaling/target-lifecycle-state","user_agent":null},
-//!   "remedy": {"commands":[],"text":"Restart the client so that it stops relying on the path, or take the state from EventBridge (node termination handler: queue mode). Stopping and starting the instance brings the path back."}
+//!   "remedy": {"commands":[],"text":"Restart the client so that it stops relying on the path, or read the state from EventBridge (node termination handler: queue mode). Stopping and starting the instance restores the path."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A tag or a public address that was taken away on purpose.
+//! A tag or a public address that was removed on purpose.
 //!
 //! ## Options
 //!
 //! `[detectors.path-disappeared]`
 //!
 //! - `misses` (3): answers 404 that make a finding.
-//! - `spread_s` (30): the least time from the first to the last of them.
-//! - `role_spread_s` (300): the same for a role's credentials, so that the list of roles may be seen meanwhile.
-//! - `ignore` (empty): beginnings of further paths to leave out, below the version: `meta-data/tags/`.
+//! - `spread_s` (30): shortest time from the first to the last of them.
+//! - `role_spread_s` (300): the same for a role's credentials, so that a request for the list of roles may occur
+//!   meanwhile.
+//! - `ignore` (empty): prefixes of further paths to ignore, without the version, such as `meta-data/tags/`.
 //!
 //! ## References
 //!
@@ -296,10 +301,9 @@ fn details(cause: Cause, known: Known, first: Time, key: &str, context: &Context
     let (likely_cause, summary, remedy) = match cause {
         Cause::RoleDetached => (
             "role-detached",
-            "the instance's role is gone from IMDS: it was detached".to_owned(),
+            "the instance's role was detached".to_owned(),
             Remedy {
-                text: "Attach the instance profile again; until then what runs here has the credentials it holds, and \
-                       none after they expire."
+                text: "Attach the instance profile again. Until then workloads on this instance lose their credentials when the current ones expire."
                     .to_owned(),
                 commands: vec![format!(
                     "aws ec2 associate-iam-instance-profile --instance-id {} --iam-instance-profile Name=PROFILE",
@@ -309,36 +313,33 @@ fn details(cause: Cause, known: Known, first: Time, key: &str, context: &Context
         ),
         Cause::Role => (
             "role-detached-or-replaced",
-            format!("{path} was there and is gone: the role was detached or replaced"),
+            format!("{path} no longer exists: the role was detached or replaced"),
             remedy::text(
-                "See whether /latest/meta-data/iam/security-credentials/ lists another role. If it does, restart the client so \
-                 that it reads the role's name again; if it is empty, the instance has no role any more.",
+                "Check whether /latest/meta-data/iam/security-credentials/ lists another role. If it does, restart the client so that it reads the new role name. If the list is empty, the instance no longer has a role: attach the instance profile again.",
             ),
         ),
         Cause::Client => (
             "answered-differently",
             format!(
-                "{} is answered 404 for {path}, which it had and others still get",
+                "{} gets 404 for {path}, which worked before and still works for other clients",
                 subject.name
             ),
             remedy::text(
-                "See what answers this client: a proxy for pods (kube2iam, kiam or another metadata agent) that doesn't know its \
-                 address or its role any more. IMDS itself answers all clients of an instance alike.",
+                "Find out what answers this client: a metadata proxy for pods (such as kube2iam or kiam) may no longer know its address or its role. IMDS itself answers all clients of an instance in the same way.",
             ),
         ),
         Cause::LiveMigration => (
             "live-migration",
             format!("{path} is gone: the instance was probably live-migrated"),
             remedy::text(
-                "Restart the client so that it stops relying on the path, or take the state from EventBridge \
-                 (node termination handler: queue mode). Stopping and starting the instance brings the path back.",
+                "Restart the client so that it stops relying on the path, or read the state from EventBridge (node termination handler: queue mode). Stopping and starting the instance restores the path.",
             ),
         ),
         Cause::Unknown => (
             "changed",
-            format!("{path} was there and is gone"),
+            format!("{path} no longer exists"),
             remedy::text(
-                "See what changed on the instance (tags, addresses, interfaces), and correct the client that asks.",
+                "Check what changed on the instance (tags, addresses, interfaces), and correct the requests of the client.",
             ),
         ),
     };

@@ -1,19 +1,20 @@
-//! Something stands between a client and IMDS: requests are forwarded, or somebody else answers.
+//! Requests to IMDS pass through a proxy, or something other than IMDS answers them.
 //!
 //! ## Detects
 //!
-//! A request with an absolute target (`GET http://169.254.169.254/...`), or with `Via` or `X-Forwarded-For`; an answer with
-//! `Via` or `X-Cache`, or (in captures, which show it) with a `Server` other than IMDS's own `EC2ws`, or with none. A TTL that
-//! IMDS doesn't send (it sends 255, with a token the hop limit) is evidence beside such a sign. `high` when IMDS
-//! refused such a request with 403, `info` when only the `Server` differs or is missing. One finding per client.
+//! A request with an absolute target (`GET http://169.254.169.254/...`), or with `Via` or `X-Forwarded-For`. A response
+//! with `Via` or `X-Cache`, or (visible in captures) without a `Server` header or with one other than IMDS's own `EC2ws`.
+//! A response TTL that IMDS doesn't send (it sends 255, and the hop limit for token responses) supports such evidence.
+//! Severity: `high` if IMDS rejected such a request with 403, `info` if only the `Server` header differs or is missing,
+//! else `warning`. One finding per client.
 //!
-//! A proxy that the client was told of (an absolute target, `Via`) is avoided with `no_proxy`. Where the connection itself was
-//! redirected, by NAT or by a sidecar, no setting of the client helps: then the remedy is to find what redirects.
+//! A proxy that the client itself uses (absolute target, `Via`) is bypassed with `no_proxy`. If NAT or a sidecar
+//! redirects the connection, no setting of the client helps: find the redirection.
 //!
 //! ## Why it matters
 //!
-//! IMDS refuses tokens to forwarded requests, so the client falls back to IMDSv1 or fails. Worse: a proxy reads the
-//! credentials that pass through it, may cache them for others, and its own role may answer instead of the client's.
+//! IMDS refuses tokens to forwarded requests, so the client falls back to IMDSv1 or fails. A proxy can also read the
+//! credentials that pass through it, cache them for other clients, or return the credentials of its own role.
 //!
 //! ## Example record
 //!
@@ -32,19 +33,19 @@
 //!   "count": 2,
 //!   "summary": "requests of python3.11 app.py (app.service, pid 4242) reach IMDS through a proxy",
 //!   "evidence": {"answers_of_other_server":0,"answers_via_proxy":0,"answers_with_foreign_ttl":0,"answers_without_server":0,"forwarded_requests":2,"path":"/latest/meta-data/instance-id","redirected_to":null,"refused":0,"response_ttl":null,"server":null,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["export no_proxy='169.254.169.254,[fd00:ec2::254]'"],"text":"Keep IMDS out of the proxy's way, in the environment of the client and in the proxy's own configuration: it must never forward to link-local addresses."}
+//!   "remedy": {"commands":["export no_proxy='169.254.169.254,[fd00:ec2::254]'"],"text":"Exclude IMDS from the proxy in the environment of the client. Also configure the proxy never to forward to link-local addresses."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Stand-ins for tests (moto, LocalStack, amazon-ec2-metadata-mock) name themselves in `Server`: `info`.
+//! IMDS mocks (moto, LocalStack, amazon-ec2-metadata-mock) have their own `Server` header: `info`.
 //!
 //! ## Options
 //!
 //! `[detectors.proxied-request]`
 //!
-//! - `server` ("EC2ws"): what `Server` must contain; empty: anything.
+//! - `server` ("EC2ws"): text that `Server` must contain; empty accepts any.
 //!
 //! ## References
 //!
@@ -187,7 +188,7 @@ impl Detector for ProxiedRequest {
                         "requests of {} reach IMDS through a proxy{}",
                         subject.name,
                         if signs.refused > 0 {
-                            ", and IMDS refuses them"
+                            ", and IMDS rejects them"
                         } else {
                             ""
                         }
@@ -225,9 +226,7 @@ impl Signs {
         let intercepted = self.other_server + self.no_server + self.foreign_ttl > 0;
         if redirected || intercepted {
             return Remedy {
-                text: "Find what answers in the place of IMDS: a NAT rule (kube2iam, kiam, metadataproxy), a service mesh's sidecar, a \
-                       stand-in, or an intercepting proxy of the network. If it is wanted, its answers are its own, and so are its \
-                       faults. Else take the redirection out: proxy settings of the client don't change it."
+                text: "Find the program that answers instead of IMDS: a metadata proxy behind a NAT rule (kube2iam, kiam, metadataproxy), a service mesh sidecar, an IMDS mock, or an intercepting network proxy. If it is intended, diagnose that program rather than IMDS. Otherwise remove the redirection; proxy settings of the client have no effect on it."
                     .to_owned(),
                 commands: vec![
                     "iptables-save -t nat | grep -nE '169\\.254|REDIRECT|DNAT'".to_owned(),
@@ -236,8 +235,7 @@ impl Signs {
             };
         }
         Remedy {
-            text: "Keep IMDS out of the proxy's way, in the environment of the client and in the proxy's own configuration: it must \
-                   never forward to link-local addresses."
+            text: "Exclude IMDS from the proxy in the environment of the client. Also configure the proxy never to forward to link-local addresses."
                 .to_owned(),
             commands: vec!["export no_proxy='169.254.169.254,[fd00:ec2::254]'".to_owned()],
         }

@@ -1,23 +1,25 @@
-//! This host redirects requests for IMDS to something else: NAT in OUTPUT or PREROUTING, or a program that rewrites the address in `connect()`.
+//! This host redirects IMDS requests to another address: by NAT in OUTPUT or PREROUTING, or by an eBPF program at
+//! `connect()`.
 //!
 //! ## Detects
 //!
-//! Exchanges and connection attempts with `connection.redirected_to`: the socket was to reach the endpoint, and its packets go
-//! elsewhere. `info` while the requests are answered, `high` once they aren't: attempts without an answer, or connections that the
-//! target ends without one. One finding per place (each pod for itself, the host for its own processes). A target that refuses
-//! connections is `connection-refused`, which names it as well; here it counts only for a redirection that has worked before.
+//! Exchanges and connection attempts with `connection.redirected_to`: the socket connects to the endpoint, and its
+//! packets go to another address. Severity: `info` while requests succeed; `high` once attempts are unanswered or the
+//! target closes connections without a response. One finding per pod, and one for the host's own processes.
+//! `connection-refused` reports a target that refuses connections; here refusals count only if the redirection worked
+//! before.
 //!
-//! Where the client's own network namespace doesn't redirect (a pod whose node does, in PREROUTING), nothing at the socket shows it. Then
-//! attempts count that sent SYNs of which none was seen at an uplink, if a NAT rule of this host matches them.
+//! A redirection outside the client's network namespace (PREROUTING on the node, for a pod) isn't visible at the socket.
+//! Then an attempt counts if its SYNs reached no uplink and a NAT rule of this host matches them.
 //!
-//! `evidence.target` is where the connections go (or the rule that says so), `evidence.rules` the NAT rules of this host that match, where they could be read
-//! (live, at the start of the run).
+//! `evidence.target` is the destination of the connections, or the NAT rule that sets it. `evidence.rules` holds the
+//! matching NAT rules of this host, if they could be read (live, at the start of the run).
 //!
 //! ## Why it matters
 //!
-//! The answers are those of the target (kube2iam, kiam, a mesh's sidecar, a stand-in), not of IMDS, and so are its faults: no hop
-//! limit, route or quota explains them. A redirection of a pod's packets to 127.0.0.1 reaches nothing unless `route_localnet` is
-//! set on the interface that they come in by: SYNs vanish, without a drop that any rule would show.
+//! The target (kube2iam, kiam, a mesh sidecar, a mock) answers instead of IMDS and causes the failures: the hop limit,
+//! routes and the quota don't explain them. Redirecting a pod's packets to 127.0.0.1 fails unless `route_localnet` is set
+//! on the interface that receives them: the SYNs disappear without a drop that a rule would show.
 //!
 //! ## Example record
 //!
@@ -34,15 +36,15 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 2,
-//!   "summary": "this host redirects requests of pod payments/api-7c9d8b6f5d-x2x4z for IMDS to 127.0.0.1:1338, and they fail: 2 without an answer to SYNs",
+//!   "summary": "this host redirects IMDS requests of pod payments/api-7c9d8b6f5d-x2x4z to 127.0.0.1:1338, and they fail: 2 unanswered",
 //!   "evidence": {"aborted":0,"answered":0,"endpoint":"169.254.169.254:80","refused":0,"rules":[],"seconds_lost":6.0,"silent":2,"target":"127.0.0.1:1338"},
-//!   "remedy": {"commands":["iptables-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","nft list ruleset","ss -tlnp","sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'"],"text":"The kernel doesn't route packets from other network namespaces to 127.0.0.0/8: redirect to an address of the interface that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens there (127.0.0.1:1338)."}
+//!   "remedy": {"commands":["iptables-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","nft list ruleset","ss -tlnp","sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'"],"text":"The kernel doesn't route packets from other network namespaces to 127.0.0.0/8. Redirect to an address of the interface that receives them, or set net.ipv4.conf.INTERFACE.route_localnet=1 on that interface. Also check that a program listens there (127.0.0.1:1338)."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A redirection to an agent is often wanted: then the finding is `info` and says who answers.
+//! Redirecting to a metadata agent is often intended. The finding is then `info` and names the agent's address.
 //!
 //! ## Options
 //!
@@ -202,9 +204,9 @@ fn details(
     let loopback = target.starts_with("127.") || target.starts_with("[::1]") || target.contains(" 127.");
     let to_loopback_from_elsewhere = loopback && subject.key != super::knowledge::HOST;
     let summary = if connection.redirected_to.is_none() {
-        format!("a NAT rule of this host sends requests of {name} for IMDS elsewhere, and they get no answer: {target}")
+        format!("a NAT rule of this host redirects IMDS requests of {name}, and they get no response: {target}")
     } else if failed == 0 {
-        format!("this host redirects requests of {name} for IMDS to {target}, which answers")
+        format!("this host redirects IMDS requests of {name} to {target}, which answers")
     } else {
         let mut ends = Vec::new();
         let mut note = |count: u64, what: &str| {
@@ -212,25 +214,24 @@ fn details(
                 ends.push(format!("{count} {what}"));
             }
         };
-        note(place.silent, "without an answer to SYNs");
-        note(place.aborted, "accepted and ended without an answer");
+        note(place.silent, "unanswered");
+        note(place.aborted, "closed without a response");
         note(place.refused, "refused");
         format!(
-            "this host redirects requests of {name} for IMDS to {target}, and they fail: {}",
+            "this host redirects IMDS requests of {name} to {target}, and they fail: {}",
             ends.join(", ")
         )
     };
     let rules = &context.host.nat_rules;
     let text = if failed == 0 {
-        "Nothing, if the redirection is wanted: the target's answers are its own, not those of IMDS. Else delete the NAT rule.".to_owned()
+        "No action is needed if the redirection is intended. Otherwise delete the NAT rule.".to_owned()
     } else if place.silent > 0 && to_loopback_from_elsewhere {
         format!(
-            "The kernel doesn't route packets from other network namespaces to 127.0.0.0/8: redirect to an address of the interface \
-             that they come in by, or set net.ipv4.conf.INTERFACE.route_localnet=1 on it. See also that something listens there ({target})."
+            "The kernel doesn't route packets from other network namespaces to 127.0.0.0/8. Redirect to an address of the interface that receives them, or set net.ipv4.conf.INTERFACE.route_localnet=1 on that interface. Also check that a program listens there ({target})."
         )
     } else {
         format!(
-            "See that the program behind {target} runs and reaches IMDS itself, or delete the NAT rule that leads there."
+            "Check that the program behind {target} runs and can reach IMDS, or delete the NAT rule that redirects to it."
         )
     };
     let iptables = if target.starts_with('[') {

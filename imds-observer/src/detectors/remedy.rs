@@ -100,14 +100,15 @@ impl Sdk {
     pub(super) fn without_v1(self) -> &'static str {
         match self {
             Self::Botocore | Self::Java | Self::JavaScript | Self::GoV2 | Self::Ruby | Self::DotNet => {
-                "Set AWS_EC2_METADATA_V1_DISABLED=true (or ec2_metadata_v1_disabled = true in the profile) in a current \
-                 version of the SDK, so that it fails instead of asking without a token."
+                "Set AWS_EC2_METADATA_V1_DISABLED=true (or ec2_metadata_v1_disabled = true in the profile) in a current version of the SDK, so that it fails instead of sending requests without a token."
             }
             Self::GoV1 => {
-                "Update to aws-sdk-go 1.49 or later and set AWS_EC2_METADATA_V1_DISABLED=true, better: move to v2."
+                "Update to aws-sdk-go 1.49 or later and set AWS_EC2_METADATA_V1_DISABLED=true, or migrate to v2."
             }
-            Self::Rust => "The Rust SDK never asks without a token; this request comes from other code.",
-            Self::Crt => "Update the AWS CRT and whatever brings it: current versions ask with a token first.",
+            Self::Rust => "The Rust SDK never sends requests without a token; find the other code that does.",
+            Self::Crt => {
+                "Update the AWS CRT and the software that includes it: current versions request a token first."
+            }
             Self::Curl => {
                 "Get a token first: TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H \
                  'X-aws-ec2-metadata-token-ttl-seconds: 21600'), then send it as X-aws-ec2-metadata-token."
@@ -122,21 +123,16 @@ impl Sdk {
     pub(super) fn without_token(self) -> &'static str {
         match self {
             Self::Botocore => {
-                " botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and in every process \
-                 anew; a longer timeout only makes that longer. Where it has credentials from elsewhere, \
-                 AWS_EC2_METADATA_DISABLED=true ends it."
+                " botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and again in every process; a longer timeout only lengthens the wait. If it has other credentials, set AWS_EC2_METADATA_DISABLED=true."
             }
             Self::DotNet => {
-                " The SDK for .NET tries for some 16 s before it goes on; AWS_EC2_METADATA_DISABLED=true ends that where it \
-                 has credentials from elsewhere."
+                " The SDK for .NET retries for about 16 s before it continues. If it has other credentials, set AWS_EC2_METADATA_DISABLED=true."
             }
             Self::Rust => {
-                " The SDK for Rust has no way without a token: it fails after its retries. Where it has credentials from \
-                 elsewhere, AWS_EC2_METADATA_DISABLED=true keeps it from asking."
+                " The SDK for Rust doesn't fall back to IMDSv1: it fails after its retries. If it has other credentials, set AWS_EC2_METADATA_DISABLED=true."
             }
             Self::GoV1 | Self::GoV2 | Self::Java | Self::JavaScript | Self::Ruby | Self::Crt => {
-                " Where this SDK has credentials from elsewhere, AWS_EC2_METADATA_DISABLED=true keeps it from asking and \
-                 waiting."
+                " If this SDK has other credentials, set AWS_EC2_METADATA_DISABLED=true so that it doesn't wait for IMDS."
             }
             Self::Curl | Self::Other => "",
         }
@@ -146,22 +142,19 @@ impl Sdk {
     pub(super) fn reuse(self) -> &'static str {
         match self {
             Self::Botocore => {
-                "Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The \
-                 AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."
+                "Create one boto3/botocore Session and reuse it: each new Session loads credentials with a new token. The AWS CLI does so at each start: run it less often, or provide credentials through credential_process."
             }
             Self::JavaScript => {
-                "Keep one credential provider (and one client) for the life of the process: each provider call takes a \
-                 fresh token."
+                "Create one credential provider (and one client) and reuse it for the life of the process: each provider call requests a new token."
             }
             Self::GoV1 | Self::GoV2 => {
-                "Make one config and one imds client at the start and share them; a client made per call starts \
-                 without a token."
+                "Create one config and one IMDS client at start-up and share them: a client created per call starts without a token."
             }
             Self::Java | Self::Ruby | Self::DotNet | Self::Rust | Self::Crt => {
-                "Make the credentials provider once and share it between clients: it caches token and credentials."
+                "Create one credentials provider and share it between clients: it caches token and credentials."
             }
-            Self::Curl => "Keep the token in a variable for its lifetime and fetch it anew only after a 401.",
-            Self::Other => "Keep the token for its lifetime (up to 21600 s) and fetch it anew only after a 401.",
+            Self::Curl => "Keep the token in a variable for its lifetime, and request a new one only after a 401.",
+            Self::Other => "Cache the token for its lifetime (up to 21600 s), and request a new one only after a 401.",
         }
     }
 }
@@ -170,11 +163,10 @@ impl Sdk {
 pub(super) fn pods_better_way(container: Option<&Container>) -> &'static str {
     match container {
         Some(container) if container.pod.is_some() => {
-            " A pod that needs AWS credentials is better served by IRSA or EKS Pod Identity, which give it a role of its \
-             own; hostNetwork: true needs no hop, but gives the pod the host's whole network."
+            " For pods that need AWS credentials, prefer IRSA or EKS Pod Identity, which give the pod its own role. hostNetwork: true avoids the hop, but exposes the host's whole network to the pod."
         }
         Some(_) => {
-            " A container can also share the host's network (no hop then), or get credentials from the task or pod role."
+            " A container can also share the host's network (no hop), or get credentials from a task or pod role."
         }
         None => "",
     }

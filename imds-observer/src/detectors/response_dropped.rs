@@ -1,21 +1,26 @@
-//! Responses reach this host and are dropped before the client, for another reason than their TTL.
+//! Responses reach this host and are dropped before the client, for a reason other than their TTL.
 //!
 //! ## Detects
 //!
-//! Requests whose response arrived at the uplink (or in the capture) and was not delivered, where the TTL is not the reason: it
-//! suffices by the path of the request, or the kernel names another reason. Also connections whose SYN-ACK this kernel dropped
-//! although no firewall rule or policy is named. Three of one client within 15 minutes, or its only two. Severity by share:
-//! `high` when at least a quarter of the client's requests since the first of them are lost, else `warning`. One finding per client.
+//! Requests whose response arrived at the uplink (or in the capture) and was not delivered, where the TTL is not the
+//! reason: it suffices for the path of the request, or the kernel reports another reason. Also connections whose SYN-ACK
+//! this kernel dropped, if no firewall rule or policy is known. A finding needs three of one client within 15 minutes, or
+//! two if there were only two. Severity: `high` if at least a quarter of the client's requests since the first of them
+//! are lost, else `warning`. One finding per client.
 //!
-//! Evidence: `reason` of the drop as the kernel names it, null where none was seen; `only_token_responses`: whether all other
-//! responses of the client arrive. Then the way back may have more hops than the way there, which only responses with a small TTL
-//! feel. A response that is lost because its TTL is too small by the path of the request is `token-response-lost`.
+//! `evidence.reason` is the kernel's drop reason, or null if no drop was recorded. `evidence.only_token_responses` is
+//! true if all other responses to the client arrive: then the return path may have more hops than the request path, which
+//! affects only responses with a small TTL. If the TTL is too small for the path of the request, `token-response-lost`
+//! reports it.
 //!
 //! ## Why it matters
 //!
-//! The endpoint works, and raising the hop limit does not help. Reasons that were met: the reverse path filter, where responses
-//! come in through another interface than requests leave by; no conntrack entry (`NOTRACK`, an entry that was flushed), so that
-//! NAT is not undone and no socket is found; an ingress policy in traffic control or XDP; a firewall rule for invalid packets.
+//! The endpoint works, and a higher hop limit doesn't help. Known reasons:
+//!
+//! - the reverse path filter, if responses arrive on another interface than requests leave through,
+//! - a missing conntrack entry (`NOTRACK`, or a flushed entry): NAT isn't reversed, and no socket matches,
+//! - an ingress policy in traffic control or XDP,
+//! - a firewall rule for packets in state INVALID.
 //!
 //! ## Example record
 //!
@@ -32,16 +37,16 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 3,
-//!   "summary": "3 responses for pod payments/api-7c9d8b6f5d-x2x4z reached this host and were dropped: where and why is not known (3 of its last 3 requests)",
+//!   "summary": "3 responses for pod payments/api-7c9d8b6f5d-x2x4z reached this host and were dropped: location and reason unknown (3 of its last 3 requests)",
 //!   "evidence": {"client":"10.0.1.5:40011","handshakes":0,"hops":1,"lost":3,"of_requests":3,"only_token_responses":false,"reason":null,"recent":3,"request_ttl":63,"response_retransmits":6,"response_ttl":255,"seconds_lost":3.0,"token_responses":0},
-//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is not known; their TTL is not. Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the client's own interface as well: if the responses show there, the client's network drops them, else the host does. Compare the reverse path filter's and conntrack's counters before and after."}
+//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is unknown, but the TTL is not the reason. Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A capture that was taken where the acknowledgments don't pass can't show that a response was delivered. There, only responses
-//! that the server sends again count.
+//! A capture without acknowledgments can't prove that a response was delivered. Then only responses that the server
+//! retransmits count.
 //!
 //! ## Options
 //!
@@ -245,7 +250,7 @@ impl Losses {
         let reason = self.drop.as_deref();
         let (why, remedy) = remedy(reason, only_tokens, self);
         let what = if self.handshakes == self.lost {
-            "answers to SYNs"
+            "SYN-ACKs"
         } else {
             "responses"
         };
@@ -282,10 +287,9 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
     let has = |part: &str| by.contains(part);
     if has("RPFILTER") {
         return (
-            "the reverse path filter (rp_filter) refuses the interface that they come in by".to_owned(),
+            "the reverse path filter (rp_filter) rejects the interface on which they arrive".to_owned(),
             Remedy {
-                text: "Let responses come in by the interface that requests leave by: repair the route or the rule that sends them \
-                       elsewhere. Or loosen the filter on that interface (rp_filter=2)."
+                text: "Make responses arrive on the interface that requests leave through: fix the route or rule that sends them elsewhere. Or set rp_filter=2 (loose) on the interface where they arrive."
                     .to_owned(),
                 commands: look(&[
                     "ip route get 169.254.169.254",
@@ -311,8 +315,7 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
         return (
             format!("a netfilter rule drops them ({by})"),
             Remedy {
-                text: "Find the rule that drops packets from the endpoint: often one for conntrack state INVALID, or one that lacks \
-                       ESTABLISHED,RELATED. `imds-observer doctor` reads the rules."
+                text: "Find the rule that drops packets from the endpoint: often it matches conntrack state INVALID, or an accept rule for ESTABLISHED,RELATED is missing. `imds-observer doctor` checks the rules."
                     .to_owned(),
                 commands: look(&["iptables-save -c | grep -nE 'INVALID|DROP|REJECT'", "nft list ruleset", "conntrack -S"]),
             },
@@ -320,10 +323,9 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
     }
     if has("NO_SOCKET") {
         return (
-            format!("no socket of this host waits for them ({by}): NAT was not undone"),
+            format!("no socket on this host matches them ({by}): NAT was not reversed"),
             Remedy {
-                text: "Look whether conntrack follows these connections: a NOTRACK rule, a flushed or full table, or a route back that \
-                       goes around the NAT."
+                text: "Check whether conntrack tracks these connections. Possible causes: a NOTRACK rule, a flushed or full conntrack table, or a return path that bypasses the NAT."
                     .to_owned(),
                 commands: look(&[
                     "iptables-save -t raw | grep -n NOTRACK",
@@ -337,8 +339,7 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
         return (
             format!("the kernel's reason is {reason}"),
             Remedy {
-                text: "Look up the kernel's drop reason (include/net/dropreason-core.h) and repair what it names."
-                    .to_owned(),
+                text: "Look up the kernel's drop reason (include/net/dropreason-core.h) and fix its cause.".to_owned(),
                 commands: look(&[
                     "imds-observer stream --records drop,exchange --duration 60s",
                     "imds-observer doctor",
@@ -346,9 +347,7 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
             },
         );
     }
-    let decide = "Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the \
-                  client's own interface as well: if the responses show there, the client's network drops them, else the host does. \
-                  Compare the reverse path filter's and conntrack's counters before and after.";
+    let decide = "Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after.";
     let commands = look(&[
         "imds-observer stream --records drop,exchange --duration 60s",
         "nstat -az TcpExtIPReversePathFilter",
@@ -366,22 +365,20 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
         );
         return (
             format!(
-                "their TTL{ttl} suffices for the way of the requests ({there}), so the way back is longer, or something on it drops them"
+                "their TTL{ttl} suffices for the path of the requests ({there}), so the return path is longer, or they are dropped on it"
             ),
             Remedy {
                 text: format!(
-                    "The reason is not known. Only token responses are lost, and they alone have a small TTL: an asymmetric path with \
-                     more hops on the way back would explain it. {decide} A TTL of 1 on the client's side of this host would prove the \
-                     longer way back."
+                    "The reason is unknown. Only token responses are lost, and only they have a small TTL: an asymmetric path with more hops on the return path would explain it. {decide} A TTL of 1 on the client side of this host would prove the longer return path."
                 ),
                 commands,
             },
         );
     }
     (
-        "where and why is not known".to_owned(),
+        "location and reason unknown".to_owned(),
         Remedy {
-            text: format!("The reason is not known; their TTL is not. {decide}"),
+            text: format!("The reason is unknown, but the TTL is not the reason. {decide}"),
             commands,
         },
     )

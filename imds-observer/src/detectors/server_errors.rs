@@ -2,13 +2,13 @@
 //!
 //! ## Detects
 //!
-//! `errors` and more answers 429 or 5xx within `window_s`, whoever asked (`warning`); `high_errors` and more: `high`. One
-//! finding for the host, with the client that met most of the latest ones.
+//! At least `errors` answers 429 or 5xx within `window_s` from all clients together (`warning`), or at least
+//! `high_errors` (`high`). One finding for the host, which names the client with most of the recent errors.
 //!
 //! ## Why it matters
 //!
-//! 429 and 503 mean that the instance asks more than IMDS gives: every client on the host is throttled for what one does.
-//! 500 and 502 to 504 can also come from a proxy that stands in for IMDS.
+//! 429 and 503 mean that IMDS throttles the instance: one client's requests make those of all clients on the host fail.
+//! 500 and 502 to 504 can also come from a proxy that answers instead of IMDS.
 //!
 //! ## Example record
 //!
@@ -27,21 +27,21 @@
 //!   "count": 5,
 //!   "summary": "IMDS throttles this host: 5 answers 429 or 5xx within 60 s",
 //!   "evidence": {"by_status":{"503":5},"errors_in_window":5,"last_path":"/latest/meta-data/instance-id","most_met_by":"python3.11 app.py (app.service, pid 4242)"},
-//!   "remedy": {"commands":[],"text":"Slow down the client that asks most (tight-polling, token-not-reused and packet-quota name it), and retry with a growing, random pause."}
+//!   "remedy": {"commands":[],"text":"Reduce the request rate of the busiest client (see tight-polling, token-not-reused and packet-quota), and retry with exponential backoff and jitter."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A single 5xx now and then is normal and stays below the limit.
+//! None known. An occasional 5xx is normal and stays below the limit.
 //!
 //! ## Options
 //!
 //! `[detectors.server-errors]`
 //!
-//! - `errors` (3): within the window.
-//! - `high_errors` (10): within the window.
-//! - `window_s` (60): at most 120.
+//! - `errors` (3): errors within the window for `warning`.
+//! - `high_errors` (10): errors within the window for `high`.
+//! - `window_s` (60): length of the window, at most 120.
 //!
 //! ## References
 //!
@@ -166,11 +166,9 @@ impl Detector for ServerErrors {
                 "last_path": exchange.request.path,
             },
             remedy: remedy::text(if throttled {
-                "Slow down the client that asks most (tight-polling, token-not-reused and packet-quota name it), and retry \
-                 with a growing, random pause."
+                "Reduce the request rate of the busiest client (see tight-polling, token-not-reused and packet-quota), and retry with exponential backoff and jitter."
             } else {
-                "See whether a proxy answers in place of IMDS (proxied-request); if not, retry with a growing, random pause and \
-                 watch the instance's status checks."
+                "Check whether a proxy answers instead of IMDS (proxied-request). If not, retry with exponential backoff and jitter, and check the instance's status checks."
             }),
         });
     }

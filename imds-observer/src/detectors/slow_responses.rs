@@ -1,15 +1,17 @@
-//! IMDS answers, but slowly.
+//! IMDS responds slowly.
 //!
 //! ## Detects
 //!
-//! Time from the request's first byte to the answer's, over the last 10 min and at most 128 answers: a 95th percentile
-//! above `p95_ms` with at least `min_answers` answers (`warning`), or `slow_count` answers and more above `slow_ms` (`high`).
-//! Lost answers don't count. One finding per place: each pod for itself, the host for its own processes.
+//! Time from the first byte of the request to the first byte of the response, over the last 10 min and at most 128
+//! responses: a 95th percentile above `p95_ms` with at least `min_answers` responses (`warning`), or at least
+//! `slow_count` responses above `slow_ms` (`high`). Lost responses are not counted. One finding per pod, and one for the
+//! host's own processes.
 //!
 //! ## Why it matters
 //!
-//! Normal is 0.24 to 0.31 ms. SDKs give up after 1 s (Go v2: 0.5 s, Datadog: 0.3 s), and what is slow now fails under load.
-//! The usual reasons: packets dropped for the quota and sent again (0.2 s and more), a proxy in the way, a host without CPU.
+//! Normal is 0.24 to 0.31 ms. SDKs time out after 1 s (Go v2: 0.5 s, Datadog: 0.3 s), so slow responses become failures
+//! under load. Common reasons: packets dropped over the quota and retransmitted (0.2 s and more), a proxy, or a host
+//! short of CPU.
 //!
 //! ## Example record
 //!
@@ -28,22 +30,22 @@
 //!   "count": 4,
 //!   "summary": "IMDS answers host slowly: 95th percentile 90 ms, slowest 90 ms",
 //!   "evidence": {"answers":25,"max_ms":90.0,"p50_ms":0.3,"p95_ms":90.0,"quota_exceeded":false,"very_slow":0},
-//!   "remedy": {"commands":["ethtool -S INTERFACE | grep linklocal_allowance_exceeded"],"text":"See whether a proxy answers instead of IMDS (proxied-request), whether packets are dropped for the quota (packet-quota) and whether the host or the pod is short of CPU. A longer timeout hides it: AWS_METADATA_SERVICE_TIMEOUT and AWS_METADATA_SERVICE_NUM_ATTEMPTS (botocore)."}
+//!   "remedy": {"commands":["ethtool -S INTERFACE | grep linklocal_allowance_exceeded"],"text":"Check whether a proxy answers instead of IMDS (proxied-request), whether packets are dropped over the quota (packet-quota), and whether the host or the pod is short of CPU. Longer timeouts only hide the delay: AWS_METADATA_SERVICE_TIMEOUT and AWS_METADATA_SERVICE_NUM_ATTEMPTS (botocore)."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! On hosts that are no EC2 instances a stand-in may be slower by nature.
+//! On hosts that aren't EC2 instances, an IMDS mock may always be slower.
 //!
 //! ## Options
 //!
 //! `[detectors.slow-responses]`
 //!
-//! - `p95_ms` (50): 95th percentile, still allowed.
-//! - `min_answers` (20): below which a percentile says nothing.
-//! - `slow_ms` (250): an answer above it is very slow.
-//! - `slow_count` (3): very slow answers that make a finding.
+//! - `p95_ms` (50): highest allowed 95th percentile.
+//! - `min_answers` (20): responses needed for a percentile.
+//! - `slow_ms` (250): a response above it is very slow.
+//! - `slow_count` (3): very slow responses that make a finding.
 //!
 //! ## References
 //!
@@ -183,11 +185,9 @@ impl Detector for SlowResponses {
                 },
                 remedy: Remedy {
                     text: if quota {
-                        "The interface exceeds its packet quota and packets are sent again: see packet-quota.".to_owned()
+                        "The interface exceeds its packet quota, and packets are retransmitted: see packet-quota.".to_owned()
                     } else {
-                        "See whether a proxy answers instead of IMDS (proxied-request), whether packets are dropped for the \
-                         quota (packet-quota) and whether the host or the pod is short of CPU. A longer timeout hides it: \
-                         AWS_METADATA_SERVICE_TIMEOUT and AWS_METADATA_SERVICE_NUM_ATTEMPTS (botocore)."
+                        "Check whether a proxy answers instead of IMDS (proxied-request), whether packets are dropped over the quota (packet-quota), and whether the host or the pod is short of CPU. Longer timeouts only hide the delay: AWS_METADATA_SERVICE_TIMEOUT and AWS_METADATA_SERVICE_NUM_ATTEMPTS (botocore)."
                             .to_owned()
                     },
                     commands: vec![format!(

@@ -1,16 +1,16 @@
-//! A client asks for the credentials of a role that the instance no longer has, while it has another one.
+//! A client requests credentials of a role that the instance doesn't have, while it has another role.
 //!
 //! ## Detects
 //!
 //! Per client: `misses` answers 404 in a row to `iam/security-credentials/ROLE`, while the listing
-//! `iam/security-credentials/` is answered 200 or another role's credentials are. A client that never had credentials for the
-//! name counts if it gets the listing itself: its name is wrong from the start. Where nothing is listed this is `path-disappeared`,
-//! or `no-instance-role`.
+//! `iam/security-credentials/` or the credentials of another role are answered with 200. A client that never had
+//! credentials for the name is included if it gets the listing itself: its role name was wrong from the start. If nothing
+//! is listed, `path-disappeared` or `no-instance-role` reports it.
 //!
 //! ## Why it matters
 //!
-//! The instance's role was replaced, and the client keeps the name that it read at its start. It has no credentials once those
-//! that it holds expire; other clients on the same host work. The instance has its role: nothing is to be attached.
+//! The instance's role was replaced, and the client keeps the name that it read at start-up. It has no credentials once
+//! its current ones expire, while other clients on the host work. The instance has a role: don't attach one.
 //!
 //! ## Example record
 //!
@@ -27,15 +27,15 @@
 //!   "first_seen": "2023-11-14T22:43:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:44:35.000000000Z",
 //!   "count": 6,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) asks for role old-role, which the instance no longer has, while another role (new-role) is there",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) requests role old-role, which the instance no longer has, while IMDS has another role (new-role)",
 //!   "evidence": {"client":"AWS SDK for Rust","first_404":"2023-11-14T22:43:20.000000000Z","had_credentials":true,"last_200":"2023-11-14T22:13:20.020000000Z","misses":6,"other_role":"new-role","role":"old-role","user_agent":"aws-sdk-rust/1.3.0 api/imds/1.3.0 os/linux lang/rust/1.80"},
-//!   "remedy": {"commands":[],"text":"Restart the client, so that it reads the role's name again. Update its SDK to a version that reads the name with each refresh. The instance has a role: attaching one doesn't help."}
+//!   "remedy": {"commands":[],"text":"Restart the client so that it reads the new role name. Update its SDK to a version that reads the name at each refresh. Don't attach a role: the instance has one."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A proxy that gives pods roles of their own (kube2iam, kiam) and answers 404 for a role that it doesn't allow.
+//! A proxy that gives pods their own roles (kube2iam, kiam) and answers 404 for a role that it doesn't allow.
 //!
 //! ## Options
 //!
@@ -221,18 +221,18 @@ impl Missing {
         let agent = client.user_agent.as_deref();
         let had = last_200.is_some();
         let known = match other {
-            Some(other) => format!("another role ({other}) is there"),
-            None => "the role's name is listed".to_owned(),
+            Some(other) => format!("IMDS has another role ({other})"),
+            None => "IMDS lists another role".to_owned(),
         };
         Details {
             summary: if had {
                 format!(
-                    "{} asks for role {role}, which the instance no longer has, while {known}",
+                    "{} requests role {role}, which the instance no longer has, while {known}",
                     subject.name
                 )
             } else {
                 format!(
-                    "{} asks for role {role}, which the instance doesn't have, while {known}",
+                    "{} requests role {role}, which the instance doesn't have, while {known}",
                     subject.name
                 )
             },
@@ -248,14 +248,11 @@ impl Missing {
             },
             remedy: if had {
                 remedy::text(
-                    "Restart the client, so that it reads the role's name again. Update its SDK to a version that reads the name \
-                     with each refresh. The instance has a role: attaching one doesn't help.",
+                    "Restart the client so that it reads the new role name. Update its SDK to a version that reads the name at each refresh. Don't attach a role: the instance has one.",
                 )
             } else {
                 remedy::text(format!(
-                    "Correct the role's name in the client's configuration, or let it read the name from \
-                     /latest/meta-data/iam/security-credentials/. Through a proxy for pods (kube2iam, kiam): see whether it \
-                     allows {role} for this client.",
+                    "Correct the role name in the client's configuration, or read the name from /latest/meta-data/iam/security-credentials/. If a metadata proxy for pods (kube2iam, kiam) answers, check whether it allows {role} for this client.",
                 ))
             },
             subject,

@@ -1,19 +1,21 @@
-//! A client asks for one path again and again, faster than anything legitimate.
+//! A client requests one path at a rate that no legitimate use needs.
 //!
 //! ## Detects
 //!
-//! Per client and path, whatever the answer: more than `rate_per_s` over a whole minute (`warning`); more than
-//! `high_rate_per_s` over 10 s, or 50 identical requests within 10 s at a median gap below `high_median_gap_ms` (`high`).
-//! Besides, more than `client_rate_per_s` over a minute on all paths together (`warning`): a client that asks for ever
-//! new paths is no better.
+//! Per client and path, regardless of the status:
 //!
-//! Short-lived processes count together when executable, cgroup and parent are the same: a shell loop around `curl` is
-//! one client, named with its parent.
+//! - more than `rate_per_s` over a whole minute (`warning`),
+//! - more than `high_rate_per_s` over 10 s, or 50 identical requests within 10 s with a median gap below
+//!   `high_median_gap_ms` (`high`),
+//! - more than `client_rate_per_s` over a minute on all paths together (`warning`), for clients that vary the path.
+//!
+//! Short-lived processes with the same executable, cgroup and parent count together: a shell loop around `curl` is one
+//! client, named with its parent.
 //!
 //! ## Why it matters
 //!
-//! Each request costs about ten packets of the 1024 a second that IMDS, DNS and NTP share on an interface. Who polls
-//! without a pause takes name resolution from everybody else on the host.
+//! Each request costs about ten packets of the 1024 per second that IMDS, DNS and NTP share on an interface. A client
+//! that polls without a pause breaks DNS for all workloads on the host.
 //!
 //! ## Example record
 //!
@@ -30,26 +32,26 @@
 //!   "first_seen": "2023-11-14T22:13:20.010000000Z",
 //!   "last_seen": "2023-11-14T22:13:22.960000000Z",
 //!   "count": 60,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) asks for /latest/meta-data/instance-id 20.0 times a second",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) requests /latest/meta-data/instance-id 20.0 times per second",
 //!   "evidence": {"median_gap_ms":50,"method":"GET","parent":{"comm":"systemd","pid":1},"path":"/latest/meta-data/instance-id","processes":1,"quota_share":0.2,"rate_per_s":20.0,"requests":60,"rule":"50 identical requests within 10 s","user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":[],"text":"Ask once and keep the answer: instance facts never change, credentials hold until their Expiration. Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."}
+//!   "remedy": {"commands":[],"text":"Request the value once and cache it: instance facts never change, and credentials are valid until their Expiration. Create one boto3/botocore Session and reuse it: each new Session loads credentials with a new token. The AWS CLI does so at each start: run it less often, or provide credentials through credential_process."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Agents poll once a second (ECS agent, node termination handler): that is below the limits. Left out are the first
-//! 120 s after boot and cloud-init; the 10 s rate does not count in the first `startup_s` of a client.
+//! Agents that poll once per second (ECS agent, node termination handler) stay below the limits. cloud-init and the first
+//! 120 s after boot are ignored. The 10 s rate doesn't apply during the first `startup_s` of a client.
 //!
 //! ## Options
 //!
 //! `[detectors.tight-polling]`
 //!
-//! - `rate_per_s` (1.1): one path, over 60 s. The highest legitimate rate is 1 a second, and timers jitter.
-//! - `high_rate_per_s` (5.0): one path, over 10 s.
-//! - `high_median_gap_ms` (100): of 50 identical requests within 10 s.
-//! - `client_rate_per_s` (5.0): all paths of one client, over 60 s.
-//! - `startup_s` (30): age of a client below which the 10 s rate does not count.
+//! - `rate_per_s` (1.1): rate of one path, over 60 s. The highest legitimate rate is 1 per second, and timers jitter.
+//! - `high_rate_per_s` (5.0): rate of one path, over 10 s.
+//! - `high_median_gap_ms` (100): median gap of 50 identical requests within 10 s.
+//! - `client_rate_per_s` (5.0): rate of one client on all paths, over 60 s.
+//! - `startup_s` (30): age of a client below which the 10 s rate doesn't apply.
 //!
 //! ## References
 //!
@@ -344,15 +346,14 @@ impl Facts {
         let sdk = Sdk::of(self.user_agent.as_deref());
         let quota_share = breach.rate_per_s * PACKETS_PER_REQUEST / QUOTA;
         let summary = format!(
-            "{} asks for {} {:.1} times a second",
+            "{} requests {} {:.1} times per second",
             subject.name,
             if breach.is_of_client() { "IMDS paths" } else { path },
             breach.rate_per_s,
         );
         let text = if self.short_lived {
             format!(
-                "A loop starts a new process for each request{}: ask once, keep the answer, and pause between rounds. \
-             Credentials hold for hours, instance facts for the life of the instance.",
+                "A loop starts a new process for each request{}. Request the value once, cache it, and sleep between iterations. Credentials are valid for hours; instance facts never change.",
                 parent.map_or_else(String::new, |parent| format!(
                     " (its parent is {}, pid {})",
                     parent.comm, parent.pid
@@ -360,7 +361,7 @@ impl Facts {
             )
         } else {
             format!(
-                "Ask once and keep the answer: instance facts never change, credentials hold until their Expiration. {}",
+                "Request the value once and cache it: instance facts never change, and credentials are valid until their Expiration. {}",
                 sdk.reuse()
             )
         };

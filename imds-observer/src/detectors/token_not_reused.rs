@@ -1,16 +1,16 @@
-//! A client asks for a new token for nearly every request instead of keeping the one it has.
+//! A client requests a new token for nearly every request instead of reusing one.
 //!
 //! ## Detects
 //!
-//! Per client within 10 min: at least `tokens` tokens granted, at most `max_reuse` other requests for each, and a median
-//! gap between token requests below half of the lifetime that the client asks for. Lost and refused token requests don't
-//! count. Where each process takes one token only (a worker pool that starts, but also a loop of short-lived commands) they
-//! must be spread over at least `loop_s`.
+//! Per client within 10 min: at least `tokens` tokens issued, at most `max_reuse` other requests per token, and a median
+//! gap between token requests below half of the requested lifetime. Lost and refused token requests are not counted. If
+//! each process requests only one token (a worker pool that starts, or a loop of short-lived commands), the requests must
+//! be spread over at least `loop_s`.
 //!
 //! ## Why it matters
 //!
-//! Every token costs one more request and connection, about ten packets of a quota of 1024 a second that DNS and NTP
-//! share. It also doubles the client's latency, and doubles what a lost token response costs.
+//! Each token costs one more request and connection: about ten packets of the 1024 per second that IMDS, DNS and NTP
+//! share. It also doubles the client's latency, and the cost of a lost token response.
 //!
 //! ## Example record
 //!
@@ -27,24 +27,24 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:17:20.000000000Z",
 //!   "count": 25,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) takes a new token every 10.0 s though each holds for 21600 s",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) requests a new token every 10.0 s although each is valid for 21600 s",
 //!   "evidence": {"client":"botocore (boto3, AWS CLI)","median_gap_s":10.0,"processes":1,"requests_per_token":0.96,"requests_wasted":24,"token_ttl_s":21600,"tokens":25,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":[],"text":"Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process."}
+//!   "remedy": {"commands":[],"text":"Create one boto3/botocore Session and reuse it: each new Session loads credentials with a new token. The AWS CLI does so at each start: run it less often, or provide credentials through credential_process."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! The .NET SDK (10 tokens in 10 min), the Go SDK (2) and scripts that ask for a lifetime of 5 or 60 s stay below the
-//! limits. A test suite that starts hundreds of short SDK programs is reported; rightly, but nobody may care.
+//! The .NET SDK (10 tokens in 10 min), the Go SDK (2) and scripts that request a lifetime of 5 or 60 s stay below the
+//! limits. A test suite that starts hundreds of short SDK programs is reported, although it may be harmless.
 //!
 //! ## Options
 //!
 //! `[detectors.token-not-reused]`
 //!
 //! - `tokens` (20): tokens within 10 min; at most 64.
-//! - `max_reuse` (2.0): other requests per token, at most.
-//! - `loop_s` (30): least time between first and last token where each process takes one.
+//! - `max_reuse` (2.0): highest number of other requests per token.
+//! - `loop_s` (30): shortest time between the first and the last token if each process requests one.
 //!
 //! ## References
 //!
@@ -214,7 +214,7 @@ impl Detector for TokenNotReused {
                 let reuse = habit.uses as f64 / habit.tokens as f64;
                 Details {
                     summary: format!(
-                        "{} takes a new token every {:.1} s though each holds for {ttl_s} s",
+                        "{} requests a new token every {:.1} s although each is valid for {ttl_s} s",
                         subject.name, habit.median_gap_s
                     ),
                     evidence: evidence! {

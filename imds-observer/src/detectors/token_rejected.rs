@@ -1,21 +1,22 @@
-//! IMDS answers 401 again and again: a token that no longer holds is kept in use, or none is sent where one is required.
+//! IMDS answers 401 repeatedly: the client keeps using an expired token, or sends none where one is required.
 //!
 //! ## Detects
 //!
-//! Per client, with its `cause`:
+//! Per client, with `cause`:
 //!
-//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without any; or as
-//!   many in a row, however slowly, without a new token being asked for.
-//! - `fresh-token`, `many-tokens`: as many different tokens rejected and none accepted in between; most of them just granted,
-//!   or from elsewhere.
+//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without a
+//!   token; or as many in a row over any time, if the client requests no new token.
+//! - `fresh-token`, `many-tokens`: as many different tokens rejected, and none accepted in between. `fresh-token`: most
+//!   of them were just issued. `many-tokens`: they come from elsewhere.
 //!
-//! A client that sends no token since its token request failed is `info`, with that failure as its cause. A single 401 that is
-//! followed by a new token is how clients renew, and is no finding. `HEAD` and `OPTIONS` don't count.
+//! A client that sends no token because its token request failed is reported as `info`, with that failure as the cause. A
+//! single 401 followed by a new token is how clients renew tokens, and is not reported. `HEAD` and `OPTIONS` are not
+//! counted.
 //!
 //! ## Why it matters
 //!
-//! The client gets nothing. With an old token it will go on like this until it is restarted; without a token it will,
-//! until it is updated, since the instance requires tokens (`--http-tokens required`).
+//! The client's requests fail. With an expired token they fail until the client restarts. Without a token they fail until
+//! the client is updated, because the instance requires tokens (`--http-tokens required`).
 //!
 //! ## Example record
 //!
@@ -34,21 +35,21 @@
 //!   "count": 4,
 //!   "summary": "python3.11 app.py (app.service, pid 4242) keeps using a token that IMDS rejects",
 //!   "evidence": {"cause":"same-token","client":"botocore (boto3, AWS CLI)","path":"/latest/meta-data/instance-id","rejections":4,"token":"9f2c51d0","tokens":1,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":[],"text":"Ask for a new token after a 401. Make one boto3/botocore Session and keep it: each new Session loads credentials with a new token. The AWS CLI does so at each start: call it less often, or hand it credentials through credential_process. Until then a restart of the client helps."}
+//!   "remedy": {"commands":[],"text":"Request a new token after a 401. Create one boto3/botocore Session and reuse it: each new Session loads credentials with a new token. The AWS CLI does so at each start: run it less often, or provide credentials through credential_process. Until then restart the client."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Many threads that share a token may see it expire all at once: more than two requests before one of them renews it
-//! look the same. fluent-bit asks once with an invalid token to learn whether IMDSv2 exists; that is not reported.
+//! When many threads share a token that expires, more than two requests may fail before one thread renews it. fluent-bit
+//! sends one request with an invalid token to test for IMDSv2; that is not reported.
 //!
 //! ## Options
 //!
 //! `[detectors.token-rejected]`
 //!
 //! - `rejections` (3): answers 401 that make a finding.
-//! - `window_s` (60): the time within which they must come, unless they come in a row.
+//! - `window_s` (60): time within which they must occur, unless they come in a row.
 //!
 //! ## References
 //!
@@ -297,43 +298,40 @@ fn details(cause: Cause, rejections: u64, tokens: u64, client: &Client, context:
             "same-token",
             format!("{name} keeps using a token that IMDS rejects"),
             remedy::text(format!(
-                "Ask for a new token after a 401. {} Until then a restart of the client helps.",
+                "Request a new token after a 401. {} Until then restart the client.",
                 sdk.reuse()
             )),
         ),
         (Cause::FreshToken, _) => (
             "fresh-token",
-            format!("tokens of {name} are rejected right after they were granted"),
+            format!("IMDS rejects tokens of {name} right after they were issued"),
             remedy::text(
-                "Token request and request must reach the same service: see whether only one of them goes through a proxy, or \
-                 whether a token of another instance is shared. Send the token exactly as it was received, without quotes or \
-                 a line end.",
+                "Check whether only the token request or only the other requests go through a proxy, and whether a token of another instance is reused: a token is valid only on the instance that issued it. Send the token exactly as received, without quotes or a line end.",
             ),
         ),
         (Cause::ManyTokens, _) => (
             "many-tokens",
-            format!("{name} sends many different tokens, and IMDS rejects each"),
+            format!("{name} sends many different tokens, and IMDS rejects all of them"),
             remedy::text(
-                "These tokens are not from this IMDS. Get the token with PUT /latest/api/token on this instance; see whether \
-                 the client takes tokens of another service or another instance for it.",
+                "These tokens were not issued by this instance's IMDS. Request the token with PUT /latest/api/token on this instance, and check whether the client uses tokens of another service or instance.",
             ),
         ),
         (Cause::NoToken, Some(refused)) => {
             let (cause, what) = refused.name();
             (
                 cause,
-                format!("{name} asks without a token where one is required: {what}"),
+                format!("{name} sends requests without a token where one is required: {what}"),
                 remedy::text(format!(
-                    "The cause is the token request, not this client's version ({cause}). With a token it is answered."
+                    "Fix the token request; this client's version is not the cause (see {cause}). With a token its requests succeed."
                 )),
             )
         }
         (Cause::NoToken, None) => (
             "no-token",
-            format!("{name} asks without a token where one is required"),
+            format!("{name} sends requests without a token where one is required"),
             Remedy {
                 text: format!(
-                    "{} Until then tokens can be made optional again, which weakens the instance for everybody on it.",
+                    "{} Until then tokens can be made optional again. Trade-off: this weakens the protection of all workloads on the instance.",
                     if sdk == Sdk::Curl {
                         sdk.without_v1()
                     } else {

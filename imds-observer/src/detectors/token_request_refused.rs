@@ -1,16 +1,18 @@
-//! A request for a token is answered with a status that gives none.
+//! A token request fails with an unexpected status.
 //!
 //! ## Detects
 //!
-//! Per client: `PUT /latest/api/token` answered with anything but 200, and no token within `hold_s`. 400, 403 and 429 have
-//! detectors of their own (`bad-token-request`, `access-forbidden`, `server-errors`). A 5xx counts if the client goes on
-//! without a token, or at the `errors`-th in a row; while other requests are answered 5xx or 429 too it is left to `server-errors`.
-//! `cause` is `refused`, or `wrong-method` for `wrong_method` and more requests on the token path with another method than `PUT`.
+//! Per client: `PUT /latest/api/token` answered with any status other than 200, and no token within `hold_s`. 400, 403
+//! and 429 have their own detectors (`bad-token-request`, `access-forbidden`, `server-errors`). A 5xx counts if the
+//! client continues without a token, or from the `errors`-th in a row; while other requests also get 5xx or 429,
+//! `server-errors` reports it. `cause` is `refused`, or `wrong-method` for at least `wrong_method` requests on the token
+//! path with a method other than `PUT`.
 //!
 //! ## Why it matters
 //!
-//! Without a token the client goes on with IMDSv1, or has no credentials where tokens are required. What answers 404 or 405 is
-//! mostly not IMDS: a proxy, a stand-in or another cloud without IMDSv2. Updating the client doesn't help.
+//! Without a token the client falls back to IMDSv1, or has no credentials if tokens are required. A server that answers
+//! 404 or 405 usually isn't IMDS: it is a proxy, a mock or another cloud without IMDSv2. Updating the client doesn't
+//! help.
 //!
 //! ## Example record
 //!
@@ -27,9 +29,9 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:15:20.000000000Z",
 //!   "count": 5,
-//!   "summary": "token requests of python3.11 app.py (app.service, pid 4242) are answered 405",
+//!   "summary": "token requests of python3.11 app.py (app.service, pid 4242) fail with 405",
 //!   "evidence": {"answered_by_imds":null,"cause":"refused","goes_on_without_token":false,"method":"PUT","path":"/latest/api/token","requests":5,"server":null,"status":405,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' -o /dev/null -D -"],"text":"What answers has no IMDSv2: a proxy, a stand-in for IMDS or another cloud. Update it to a version that handles PUT /latest/api/token, or let the client reach IMDS directly. Until then don't require tokens. The command shows who answers: IMDS names itself EC2ws in the Server header."}
+//!   "remedy": {"commands":["curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' -o /dev/null -D -"],"text":"The responding server doesn't support IMDSv2: it is a proxy, an IMDS mock or another cloud. Update it to a version that supports PUT /latest/api/token, or let the client reach IMDS directly. Until then don't require tokens. The command shows which server answers: IMDS sends the Server header EC2ws."}
 //! }
 //! ```
 //!
@@ -41,9 +43,10 @@
 //!
 //! `[detectors.token-request-refused]`
 //!
-//! - `hold_s` (3): seconds that the client has to get its token after all.
+//! - `hold_s` (3): seconds within which the client may still get a token.
 //! - `errors` (3): answers 5xx in a row that make a finding by themselves.
-//! - `wrong_method` (3): requests with another method than `PUT` that make a finding. One is how some programs look whether IMDS is there.
+//! - `wrong_method` (3): requests with a method other than `PUT` that make a finding. Some programs send one to test
+//!   whether IMDS exists.
 //!
 //! ## References
 //!
@@ -275,13 +278,13 @@ impl Row {
         let (cause, summary) = match self.cause {
             Cause::WrongMethod => (
                 "wrong-method",
-                format!("{name} asks for a token with {method}, which is answered {status}: a token takes PUT"),
+                format!("{name} requests a token with {method} and gets {status}: a token request must use PUT"),
             ),
             Cause::Refused if goes_on => (
                 "refused",
-                format!("token requests of {name} are answered {status}, and it goes on without a token"),
+                format!("token requests of {name} fail with {status}, and it continues without a token"),
             ),
-            Cause::Refused => ("refused", format!("token requests of {name} are answered {status}")),
+            Cause::Refused => ("refused", format!("token requests of {name} fail with {status}")),
         };
         Details {
             summary,
@@ -310,32 +313,32 @@ impl Row {
 
     fn advice(&self, by_imds: Option<bool>) -> String {
         let advice = match (self.cause, self.status) {
-            (Cause::WrongMethod, _) => "Ask for the token with PUT /latest/api/token.",
+            (Cause::WrongMethod, _) => "Request the token with PUT /latest/api/token.",
             (_, 411) => "Send Content-Length: 0 with the token request, and no Transfer-Encoding.",
             (_, 417) => {
                 "Send the token request without a body: Content-Length: 0, no Expect, no Transfer-Encoding: chunked."
             }
-            (_, 413 | 414 | 431) => "Send a smaller token request: a line or a header is too long for what answers.",
+            (_, 413 | 414 | 431) => {
+                "Shorten the token request: a line or a header is too long for the responding server."
+            }
             (_, 401 | 407) => {
-                "IMDS asks for no credentials on this path: what answers is a gateway with authentication of its own. \
-                 Let the client reach IMDS directly."
+                "IMDS requires no credentials on this path: a gateway with its own authentication answers. Let the client reach IMDS directly."
             }
             (_, 300..=399) => {
-                "IMDS redirects no token request: what answers is something else. Let the client reach IMDS directly."
+                "IMDS never redirects a token request: something else answers. Let the client reach IMDS directly."
             }
             (_, 404 | 405 | 410 | 501) => {
-                "What answers has no IMDSv2: a proxy, a stand-in for IMDS or another cloud. Update it to a version that handles \
-                 PUT /latest/api/token, or let the client reach IMDS directly. Until then don't require tokens."
+                "The responding server doesn't support IMDSv2: it is a proxy, an IMDS mock or another cloud. Update it to a version that supports PUT /latest/api/token, or let the client reach IMDS directly. Until then don't require tokens."
             }
             (_, 500..=599) => {
-                "Look into the log of what answers: it fails on the token request. The client can only ask again."
+                "Check the log of the responding server: it fails on the token request. The client can only retry."
             }
-            _ => "Find out what answers at the endpoint, and why it refuses PUT /latest/api/token.",
+            _ => "Find out which server answers at the endpoint, and why it rejects PUT /latest/api/token.",
         };
         let who = match (by_imds, self.server.as_deref(), self.cause) {
-            (Some(false), Some(server), _) => format!(" The answers name {server:?} as their server, not IMDS."),
+            (Some(false), Some(server), _) => format!(" The responses name {server:?} in the Server header, not IMDS."),
             (None, _, Cause::Refused) => {
-                " The command shows who answers: IMDS names itself EC2ws in the Server header.".to_owned()
+                " The command shows which server answers: IMDS sends the Server header EC2ws.".to_owned()
             }
             _ => String::new(),
         };

@@ -1,19 +1,19 @@
-//! Token responses reach the host and die on the way to the client, because the instance's hop limit is too small.
+//! The hop limit is too small: token responses reach this host and are dropped on the way to the client.
 //!
 //! ## Detects
 //!
-//! A token request (`PUT /latest/api/token`) whose answer arrived at this host's uplink with an IP TTL too small to be
-//! forwarded to the client, and that was not delivered. The response to a token request leaves IMDS with the instance's
-//! hop limit as its TTL (default 1), so it is lost exactly when `response.ttl <= 64 - request.ttl`. The verdict rests on
-//! this formula and the missing delivery; the kernel's drop reason is evidence, not condition, since an eBPF datapath
-//! drops elsewhere. Where one TTL isn't known, the outcome `lost` or a drop for the TTL (`IP_INHDR`) stands in.
+//! A token request (`PUT /latest/api/token`) whose response arrived at this host's uplink with an IP TTL too small to be
+//! forwarded to the client, and was not delivered. IMDS sends token responses with the instance's hop limit as TTL
+//! (default 1), so a response is lost exactly if `response.ttl <= 64 - request.ttl`. The verdict needs this formula and
+//! the missing delivery. The kernel's drop reason is evidence but no condition, because an eBPF datapath drops packets
+//! elsewhere. If one of the TTLs is unknown, the outcome `lost` or a drop for the TTL (`IP_INHDR`) is used instead.
 //!
-//! One finding per client. It is updated when the client is seen to go on without a token.
+//! One finding per client. It is updated if the client falls back to IMDSv1.
 //!
 //! ## Why it matters
 //!
-//! The client waits until its own timeout: about 1 s each time credentials are loaded with botocore, up to 16 s with
-//! .NET. Then it falls back to IMDSv1, or fails. Once `--http-tokens required` is set, all of them fail.
+//! The client waits for its own timeout: about 1 s each time botocore loads credentials, up to 16 s with .NET. Then it
+//! falls back to IMDSv1, or fails. Once `--http-tokens required` is set, all such clients fail.
 //!
 //! ## Example record
 //!
@@ -30,23 +30,23 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:28:20.000000000Z",
 //!   "count": 2,
-//!   "summary": "pod payments/api-7c9d8b6f5d-x2x4z lost 2 token responses to the hop limit and 2.0 s of waiting",
+//!   "summary": "the hop limit dropped 2 token responses to pod payments/api-7c9d8b6f5d-x2x4z, costing 2.0 s",
 //!   "evidence": {"drop":"IP_INHDR@ip_forward","hops":1,"request_retransmits":0,"request_ttl":63,"response_retransmits":4,"response_ttl":1,"seconds_lost":2.0,"smallest_sufficient_hop_limit":2,"times_lost":2,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2","v1_fallback":false,"v1_fallback_requests":0},
-//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2"],"text":"A hop limit of 2 is the smallest that suffices. Its price: whatever runs one hop from the host, every pod included, can then get tokens and with them the instance role's credentials, unless a network policy forbids it. A pod that needs AWS credentials is better served by IRSA or EKS Pod Identity, which give it a role of its own; hostNetwork: true needs no hop, but gives the pod the host's whole network. botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and in every process anew; a longer timeout only makes that longer. Where it has credentials from elsewhere, AWS_EC2_METADATA_DISABLED=true ends it."}
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2"],"text":"Set the hop limit to 2, the minimum that works. Trade-off: any workload one hop from the host, including every pod, can then obtain tokens and the instance role's credentials, unless a network policy forbids it. For pods that need AWS credentials, prefer IRSA or EKS Pod Identity, which give the pod its own role. hostNetwork: true avoids the hop, but exposes the host's whole network to the pod. botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and again in every process; a longer timeout only lengthens the wait. If it has other credentials, set AWS_EC2_METADATA_DISABLED=true."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! Where pods are kept from IMDS on purpose the loss is wanted: set `intended`, and it is told as `info`. The formula
-//! takes 64 (or 128, or 255) as the TTL that requests start with; a client with another one can be misjudged.
+//! If pods are blocked from IMDS on purpose, the loss is intended: set `intended`, and the finding is `info`. The formula
+//! assumes 64 (or 128, or 255) as the initial TTL of requests; a client with another initial TTL can be misjudged.
 //!
 //! ## Options
 //!
 //! `[detectors.token-response-lost]`
 //!
-//! - `intended` (false): clients in containers are kept from IMDS on purpose; their findings are `info`.
-//! - `quiet_s` (3600): seconds without a loss until the finding is resolved. A token that is delivered resolves it sooner.
+//! - `intended` (false): clients in containers are blocked from IMDS on purpose; their findings are `info`.
+//! - `quiet_s` (3600): seconds without a loss until the finding is resolved. A delivered token resolves it sooner.
 //!
 //! ## References
 //!
@@ -250,22 +250,20 @@ impl Losses {
         let seconds = self.waited_ns as f64 / 1e9;
         let sdk = Sdk::of(client.user_agent.as_deref());
         let then = if self.fallbacks > 0 {
-            "; it goes on with IMDSv1"
+            "; it falls back to IMDSv1"
         } else if sdk == Sdk::Rust {
             "; this client never falls back and fails"
         } else {
             ""
         };
         let summary = format!(
-            "{} lost {} token {} to the hop limit and {seconds:.1} s of waiting{then}",
-            subject.name,
+            "the hop limit dropped {} token {} to {}, costing {seconds:.1} s{then}",
             self.lost,
             if self.lost == 1 { "response" } else { "responses" },
+            subject.name,
         );
         let text = format!(
-            "A hop limit of {limit} is the smallest that suffices. Its price: whatever runs {} from the host, every pod \
-             included, can then get tokens and with them the instance role's credentials, unless a network policy forbids \
-             it.{}{}",
+            "Set the hop limit to {limit}, the minimum that works. Trade-off: any workload {} from the host, including every pod, can then obtain tokens and the instance role's credentials, unless a network policy forbids it.{}{}",
             if limit == 2 {
                 "one hop".to_owned()
             } else {

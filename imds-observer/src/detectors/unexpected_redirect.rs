@@ -1,15 +1,15 @@
-//! A request to IMDS is answered with a redirect that the client doesn't follow.
+//! IMDS, or something that answers instead, redirects a request (3xx), and the client doesn't follow.
 //!
 //! ## Detects
 //!
-//! Per client: `redirects` answers 3xx (other than 304) to metadata requests, none of which is followed within `hold_s` by an answer
-//! 2xx for the same path. IMDS redirects a directory without its trailing slash to the one with it, and clients that follow are
-//! no finding. A redirected token request is `token-request-refused`.
+//! Per client: `redirects` answers 3xx (other than 304) to metadata requests, none followed within `hold_s` by an answer
+//! 2xx for the same path. IMDS redirects a directory path without a trailing slash to the path with one; clients that
+//! follow are not reported. `token-request-refused` reports a redirected token request.
 //!
 //! ## Why it matters
 //!
-//! Most SDKs don't follow redirects of metadata, so the client gets nothing though everything is answered. A redirect
-//! elsewhere is the sign of a gateway, a login page or a stand-in in IMDS's place.
+//! Most SDKs don't follow redirects of metadata requests, so the client gets no data although every request is answered.
+//! A redirect to another address indicates a gateway, a login page or an IMDS mock.
 //!
 //! ## Example record
 //!
@@ -26,22 +26,22 @@
 //!   "first_seen": "2023-11-14T22:13:20.010000000Z",
 //!   "last_seen": "2023-11-14T22:14:50.010000000Z",
 //!   "count": 4,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) is redirected (301) for /latest/meta-data/iam/security-credentials, and gets nothing",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) is redirected (301) for /latest/meta-data/iam/security-credentials and doesn't follow",
 //!   "evidence": {"answered_by_imds":null,"path":"/latest/meta-data/iam/security-credentials","redirects":4,"server":null,"status":301,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":[],"text":"Ask for the path with its trailing slash if it is a directory. If that is redirected too, something answers in IMDS's place: curl -si shows Location and Server."}
+//!   "remedy": {"commands":[],"text":"Request the path with a trailing slash if it is a directory. If that is redirected too, something answers instead of IMDS: curl -si shows Location and Server."}
 //! }
 //! ```
 //!
 //! ## Known false positives
 //!
-//! A client that follows to another address, which is not seen here.
+//! A client that follows the redirect to an address that is not observed.
 //!
 //! ## Options
 //!
 //! `[detectors.unexpected-redirect]`
 //!
-//! - `redirects` (2): redirects in a row that lead to nothing.
-//! - `hold_s` (5): seconds that the client has to follow.
+//! - `redirects` (2): redirects in a row that are not followed.
+//! - `hold_s` (5): seconds within which the client may follow.
 //!
 //! ## References
 //!
@@ -224,7 +224,10 @@ impl Redirected {
         let (status, path) = (self.status, &self.path);
         let by_imds = self.server.as_deref().map(|server| server.contains(IMDS));
         Details {
-            summary: format!("{} is redirected ({status}) for {path}, and gets nothing", subject.name),
+            summary: format!(
+                "{} is redirected ({status}) for {path} and doesn't follow",
+                subject.name
+            ),
             evidence: evidence! {
                 "status": status,
                 "path": path,
@@ -234,13 +237,11 @@ impl Redirected {
                 "user_agent": client.user_agent,
             },
             remedy: remedy::text(if by_imds == Some(true) {
-                "Ask for the path with its trailing slash: IMDS redirects directories without it, and this client doesn't follow."
+                "Request the path with a trailing slash: IMDS redirects directories without one, and this client doesn't follow redirects."
             } else if by_imds == Some(false) || path.ends_with('/') {
-                "IMDS doesn't redirect this path: see what answers in its place (curl -si shows Location and Server), and let the \
-                 client reach IMDS directly."
+                "IMDS doesn't redirect this path. Find out what answers instead (curl -si shows Location and Server), and let the client reach IMDS directly."
             } else {
-                "Ask for the path with its trailing slash if it is a directory. If that is redirected too, something answers in IMDS's \
-                 place: curl -si shows Location and Server."
+                "Request the path with a trailing slash if it is a directory. If that is redirected too, something answers instead of IMDS: curl -si shows Location and Server."
             }),
             subject,
         }

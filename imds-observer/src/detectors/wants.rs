@@ -1,4 +1,4 @@
-//! Which exchanges tell a detector anything: most look at few, and not to ask them about the others is a third of the work.
+//! Which exchanges a detector needs: most need few, and not to ask them about the others is a third of the work.
 
 use std::ops::BitOr;
 
