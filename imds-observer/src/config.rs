@@ -232,7 +232,7 @@ impl FromStr for Size {
         };
         match digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit)) {
             Some(size @ 1..) => Ok(Self(size)),
-            _ => Err("not a size such as 100 (millions of bytes), 512k, 64m or 1g".to_owned()),
+            _ => Err("not a size such as 100 (in 10^6 bytes), 512k, 64m or 1g".to_owned()),
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct Parts {
     /// What is not observed or not written, as the `start` record names it.
     pub filters: Vec<String>,
     pub detectors: HostDetectors,
-    /// `None`: see [`Pipeline::set_aside`].
+    /// `None`: see [`Pipeline::detach_summarizer`].
     pub summarizer: Option<Summarizer>,
     pub sinks: Vec<Box<dyn Sink>>,
     /// Time between interval summaries; `None`: only the total at the end.
@@ -115,7 +115,7 @@ impl Pipeline {
         }));
     }
 
-    /// Looks at it where it lies: packets are large.
+    /// Takes events by reference, to avoid copying packets.
     pub fn handle(&mut self, event: &Event) {
         match event {
             Event::Record(record) => self.recorded(record),
@@ -137,7 +137,7 @@ impl Pipeline {
         }
     }
 
-    /// It is `now` at least: what waited for nothing more to come is decided, and what is due is written.
+    /// Advances event time to at least `now`, firing timeouts and periodic records.
     pub fn advance(&mut self, now: Time) {
         let mut more = true;
         while more {
@@ -156,7 +156,9 @@ impl Pipeline {
     /// A record or packet of a trace bears a time that can't be right: it is left out.
     fn misdated(&mut self) {
         if self.misdated == 0 {
-            tracing::warn!("a record is far ahead of those around it: left out, and so are further ones");
+            tracing::warn!(
+                "ignored a record whose time is far ahead of its neighbors; further ones are ignored without a message"
+            );
         }
         self.misdated += 1;
     }
@@ -198,9 +200,8 @@ impl Pipeline {
             .fold(Ok(()), anyhow::Result::and)
     }
 
-    /// Gives its summarizer away, so that it adds up one batch of recorded ones while the next is being handled. Only where it is to see all of
-    /// them, and nobody asks for it before the end.
-    fn set_aside(&mut self) -> Option<Summarizer> {
+    /// Detaches the summarizer so it can run one batch behind, on another thread. Only if it sees all records and is not needed before the end.
+    fn detach_summarizer(&mut self) -> Option<Summarizer> {
         let sees_all = !self.filters && self.parts.count.is_none() && self.parts.interval.is_none();
         self.parts.summarizer.take_if(|_| sees_all)
     }
@@ -389,16 +390,16 @@ pub fn run(
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let mut run = Run::begin(source.start(), pipeline, duration, stop);
-    let mut aside = run.pipeline.set_aside();
+    let mut detached = run.pipeline.detach_summarizer();
     let mut add_up = |records: &[Arc<Record>]| {
-        if let Some(summarizer) = &mut aside {
+        if let Some(summarizer) = &mut detached {
             for record in records {
                 summarizer.observe(record);
             }
         }
     };
     let in_turns = source.in_turns(&mut |records| run.records(records), &mut add_up);
-    if let Some(summarizer) = aside {
+    if let Some(summarizer) = detached {
         run.pipeline.parts.summarizer = Some(summarizer);
     }
     if in_turns {

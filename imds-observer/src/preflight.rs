@@ -168,7 +168,7 @@ struct Seen {
     /// Token requests of clients whose distance is not known.
     unknown_distances: u64,
     unattributed: u64,
-    /// Requests of workloads beyond the bound.
+    /// Requests of workloads over the limit.
     overflow: u64,
     missing: Vec<String>,
     filters: Vec<String>,
@@ -218,7 +218,7 @@ impl Preflight {
         let verdict = if !breaks.is_empty() {
             let requests: u64 = breaks.iter().map(|broken| broken.count).sum();
             reasons.push(format!(
-                "{} would break, by {}",
+                "{} would break, in {}",
                 counted(breaks.len() as u64, "workload"),
                 counted(requests, "request")
             ));
@@ -260,7 +260,7 @@ impl Seen {
         };
         match condition {
             Condition::RequestsSeen => {
-                let none = (self.exchanges == 0).then(|| "no request was seen".to_owned());
+                let none = (self.exchanges == 0).then(|| "no requests were observed".to_owned());
                 none.into_iter().collect()
             }
             Condition::ObservedLongEnough => self.too_short(recorded, at_least_ns).into_iter().collect(),
@@ -268,7 +268,7 @@ impl Seen {
                 let gap = recorded.and_then(RecordedHosts::longest_gap);
                 let doubt = gap.map(|(host, gap)| {
                     format!(
-                        "{host}: nothing was recorded for {}, what happened then was not seen",
+                        "{host}: gap of {} in the records; requests in it were not observed",
                         text::span(gap)
                     )
                 });
@@ -278,7 +278,7 @@ impl Seen {
                 let restarts = recorded.map_or(0, RecordedHosts::restarts_seen);
                 let doubt = (restarts > 0).then(|| {
                     format!(
-                        "the observer restarted {}: what happened in between was not seen",
+                        "the observer restarted {}: requests between the runs were not observed",
                         counted(restarts, "time")
                     )
                 });
@@ -288,7 +288,7 @@ impl Seen {
                 let hosts = recorded.into_iter().flat_map(RecordedHosts::without_start);
                 hosts
                     .take(MAX_MISSING)
-                    .map(|host| format!("{host}: no start record, so what the observer could not see is unknown"))
+                    .map(|host| format!("{host}: no start record, so the observer's coverage gaps are unknown"))
                     .collect()
             }
             Condition::LossRecorded => {
@@ -296,7 +296,7 @@ impl Seen {
                 if_any(
                     runs,
                     "run",
-                    "of the observer without a loss record at the end: what was lost is unknown",
+                    "of the observer without a final loss record: the number of lost records is unknown",
                 )
             }
             Condition::NothingLost => {
@@ -320,22 +320,26 @@ impl Seen {
                     .filter(|filter| !filter.starts_with("records="));
                 own.chain(recorded)
                     .filter(|filter| hides_requests(filter))
-                    .map(|filter| format!("a filter was set ({filter}): other requests were not judged"))
+                    .map(|filter| format!("a filter was set ({filter}): other requests were not checked"))
                     .collect()
             }
             Condition::NoBlindSpot => {
                 let recorded = recorded.into_iter().flat_map(RecordedHosts::missing);
                 let missing = self.missing.iter().map(String::as_str).chain(recorded);
-                missing.map(|what| format!("blind spot: {what}")).collect()
+                missing.map(|what| format!("coverage gap: {what}")).collect()
             }
             Condition::CallersKnown => if_any(self.unattributed, "request", "of unknown processes"),
-            Condition::WorkloadsBounded => if_any(self.overflow, "request", "of workloads beyond the bound"),
-            Condition::RequestsRead => if_any(self.unread_requests, "request", "whose head was not seen whole"),
-            Condition::AnswersRead => if_any(self.unread_answers, "request", "whose answer's status is unknown"),
+            Condition::WorkloadsBounded => if_any(self.overflow, "request", "of workloads over the limit"),
+            Condition::RequestsRead => if_any(
+                self.unread_requests,
+                "request",
+                "whose head was not captured completely",
+            ),
+            Condition::AnswersRead => if_any(self.unread_answers, "request", "whose response status is unknown"),
             Condition::DistancesKnown => if_any(
                 self.unknown_distances,
                 "token request",
-                "whose distance to the uplink is unknown (TTL not seen at socket and uplink)",
+                "whose hop count to the uplink is unknown (the TTL was not recorded at both socket and uplink)",
             ),
         }
     }
@@ -346,11 +350,16 @@ impl Seen {
         if period < at_least_ns {
             let saw = text::span(period);
             return Some(format!(
-                "only {saw} were observed, not {wanted} (observe longer, or say --min-duration)"
+                "observed for only {saw} of the required {wanted} (observe longer, or set --min-duration)"
             ));
         }
         let (host, watched) = recorded.and_then(RecordedHosts::shortest)?;
-        (watched < at_least_ns).then(|| format!("{host} was observed for {} only, not {wanted}", text::span(watched)))
+        (watched < at_least_ns).then(|| {
+            format!(
+                "{host} was observed for only {} of the required {wanted}",
+                text::span(watched)
+            )
+        })
     }
 
     fn exchange(&mut self, exchange: &Exchange, changes: &[Change]) {
@@ -382,7 +391,7 @@ impl Seen {
             match change {
                 // A probe reads nothing, and survives a 401.
                 Change::TokensRequired if version == ImdsVersion::V1 && !reads_nothing => {
-                    why[0] = Some("asks without a token and is answered".to_owned());
+                    why[0] = Some("sends requests without a token (IMDSv1), which succeed now".to_owned());
                 }
                 Change::HopLimit(limit) if version == ImdsVersion::Token => match distance(exchange, self.live) {
                     Distance::AtLeast(hops) | Distance::Exactly(hops) if *limit <= hops => {
@@ -395,7 +404,7 @@ impl Seen {
                     Distance::Exactly(_) => {}
                     Distance::AtLeast(_) => self.unknown_distances += 1,
                 },
-                Change::EndpointDisabled => why[2] = Some("asks IMDS and is answered".to_owned()),
+                Change::EndpointDisabled => why[2] = Some("sends requests to IMDS, which succeed now".to_owned()),
                 Change::TokensRequired | Change::HopLimit(_) => {}
             }
         }

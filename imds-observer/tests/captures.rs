@@ -149,7 +149,10 @@ fn a_cut_off_capture_gives_what_came_before_and_status_1() {
     let output = run(&["analyze", "-o", "json", path, &capture("uplink-nano.pcap")]);
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains(&format!("{path}:")) && told.contains("cut off"), "{told}");
+    assert!(
+        told.contains(&format!("{path}:")) && told.contains("truncated"),
+        "{told}"
+    );
     let object: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["input"]["skipped"], 1);
     assert!(object["input"]["records"].as_u64().unwrap() > 40);

@@ -115,7 +115,7 @@ fn live_commands_say_why_they_are_not_there() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
         assert!(
-            said.contains("this build has no live commands")
+            said.contains("this build can't observe a host")
                 && said.contains("analyze FILE")
                 && said.lines().count() == 1,
             "{arguments:?}: {said}"

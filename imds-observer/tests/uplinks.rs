@@ -244,11 +244,11 @@ fn stream_follows_the_uplinks_when_none_is_named() {
     );
     let second = lab.add_uplink().unwrap();
     lab.route_through(&second).unwrap();
-    until(&mut log, |line| line.contains("uplink eth1 is observed")).expect("the second uplink is found");
+    until(&mut log, |line| line.contains("attached to uplink eth1")).expect("the second uplink is found");
     curl(lab.node());
     assert_eq!(answered(&mut records), 255, "through the second uplink");
     lab.remove_uplink("eth0").unwrap();
-    until(&mut log, |line| line.contains("uplink eth0 is gone")).expect("the first uplink's end is seen");
+    until(&mut log, |line| line.contains("detached from uplink eth0")).expect("the first uplink's end is seen");
     curl(lab.node());
     assert_eq!(answered(&mut records), 255, "after the first is gone");
 

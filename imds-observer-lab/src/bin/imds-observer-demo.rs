@@ -378,7 +378,7 @@ fn show_start(record: &Value) {
     println!("    kernel {}, attached: {}", text(&record["kernel"]), hooks.join(", "));
     for missing in record["missing"].as_array().into_iter().flatten() {
         println!(
-            "    missing: {} ({}); blinds: {}",
+            "    missing: {} ({}); not visible: {}",
             text(&missing["capability"]),
             text(&missing["why"]),
             text(&missing["blinds"])

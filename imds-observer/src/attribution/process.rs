@@ -204,7 +204,7 @@ mod tests {
             start_time_ns: start_time_ns + 10_000_000,
             ..key
         };
-        assert_eq!(read(reused), None, "a PID that was used again");
+        assert_eq!(read(reused), None, "a reused PID");
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
             comm: "other".to_owned(),
             ..gap
         };
-        assert_eq!(complete(&other, &found), None, "it has called execve since");
+        assert_eq!(complete(&other, &found), None, "the process has called execve since");
     }
 
     proptest! {

@@ -75,12 +75,12 @@ fn in_all_namespaces(host: &HostRoot, pids: &[u32], endpoints: &[IpAddr], deadli
         .as_deref()
         .and_then(process::namespace_inode);
     if let Err(error) = dump(endpoints, &mut sockets) {
-        tracing::debug!("ask for this namespace's sockets: {error}");
+        tracing::debug!("list the sockets of this network namespace: {error}");
     }
     let mut seen: HashSet<u32> = own.into_iter().collect();
     for pid in pids {
         if Instant::now() > deadline || seen.len() >= MAX_NAMESPACES {
-            tracing::debug!("not all network namespaces were searched for sockets");
+            tracing::debug!("too many network namespaces: some were not searched for sockets");
             break;
         }
         let link = format!("{pid}/ns/net");
@@ -95,7 +95,7 @@ fn in_all_namespaces(host: &HostRoot, pids: &[u32], endpoints: &[IpAddr], deadli
             .and_then(|namespace| Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?))
             .and_then(|()| dump(endpoints, &mut sockets));
         if let Err(error) = entered {
-            tracing::debug!("ask for the sockets of pid {pid}'s network namespace: {error} (needs CAP_SYS_ADMIN)");
+            tracing::debug!("list the sockets of the network namespace of pid {pid}: {error} (needs CAP_SYS_ADMIN)");
         }
     }
     sockets

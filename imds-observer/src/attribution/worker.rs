@@ -86,7 +86,7 @@ impl Worker {
             }
         });
         if let Err(error) = spawned {
-            tracing::warn!("start the attribution thread: {error}; names of containers stay unknown");
+            tracing::warn!("start the attribution thread: {error}; container names are unavailable");
             return None;
         }
         Some(Self { questions, answers })

@@ -48,12 +48,12 @@ impl Place {
                 if let Ok(link) = SchedClassifierLink::attached(interface, direction, PRIORITY, handle, None)
                     && Link::detach(link).is_ok()
                 {
-                    tracing::info!("removed a filter that an observer that was killed left at {interface}");
+                    tracing::info!("removed a filter that a killed observer left on {interface}");
                 }
             }
             taken.get_or_insert(Self { handle, _lock: lock });
         }
-        taken.ok_or_else(|| io::Error::other(format!("{PLACES} observers already watch {interface}")))
+        taken.ok_or_else(|| io::Error::other(format!("{PLACES} observers are already attached to {interface}")))
     }
 }
 

@@ -53,15 +53,15 @@ pub enum KernelError {
     NoCgroup2,
     #[error("open cgroup {path}: {source}")]
     Cgroup { path: String, source: io::Error },
-    #[error("{family} endpoints: at most {MAX_ENDPOINTS} can be watched")]
+    #[error("{family} endpoints: at most {MAX_ENDPOINTS} can be observed")]
     TooManyEndpoints { family: &'static str },
     #[error("load the eBPF object: {}", explain(.0))]
     Load(aya::EbpfError),
     #[error(
-        "load the eBPF object: at most {kib} KiB of locked memory (RLIMIT_MEMLOCK), against which this kernel counts maps: raise it (LimitMEMLOCK=infinity, ulimit -l unlimited) or add CAP_SYS_RESOURCE"
+        "load the eBPF object: the limit of {kib} KiB of locked memory (RLIMIT_MEMLOCK) is too low, and this kernel charges eBPF maps against it (raise it with LimitMEMLOCK=infinity or ulimit -l unlimited, or add CAP_SYS_RESOURCE)"
     )]
     LockedMemory { kib: u64 },
-    #[error("load the eBPF object: this process lacks {0} (run as root, or add it)")]
+    #[error("load the eBPF object: this process lacks {0} (run as root, or add the capability)")]
     Right(&'static str),
     #[error("map {name}: {source}")]
     Map {
@@ -107,11 +107,11 @@ struct AttachedUplink {
 fn rights_hint() -> &'static str {
     let lacks = |right: &Right| right.held() == Some(Held::No);
     if lacks(&rights::BPF) {
-        "this process lacks CAP_BPF: run as root, or add it"
+        "this process lacks CAP_BPF: run as root, or add the capability"
     } else if lacks(&rights::PERFMON) {
-        "this process lacks CAP_PERFMON: run as root, or add it"
+        "this process lacks CAP_PERFMON: run as root, or add the capability"
     } else if lacks(&rights::NET_ADMIN) {
-        "this process lacks CAP_NET_ADMIN: run as root, or add it"
+        "this process lacks CAP_NET_ADMIN: run as root, or add the capability"
     } else {
         "needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
     }
@@ -154,7 +154,7 @@ impl Kernel {
             missing.push(Missing {
                 capability: "drop-reasons".into(),
                 why: "this kernel is older than 5.17".into(),
-                blinds: "why a packet was dropped; where is still told".into(),
+                blinds: "drop reasons; drop locations are still recorded".into(),
             });
         }
         let symbols = Symbols::open();
@@ -301,7 +301,7 @@ impl Kernel {
                 "cgroup",
                 &target,
                 result.map_err(|error| cgroup_why(&path, kind, &error)),
-                "attempts that fail before a packet leaves, and who made them",
+                "connection attempts that fail before a packet is sent, and their processes",
             );
         }
         let hook = "connect_tuple";
@@ -313,7 +313,7 @@ impl Kernel {
             "cgroup",
             &target,
             result.map_err(|error| cgroup_why(&path, CgroupHook::SockOps, &error)),
-            "which process's packets a firewall in OUTPUT drops",
+            "the process whose packets an OUTPUT firewall rule drops",
         );
         Ok(others)
     }
@@ -360,7 +360,7 @@ impl Kernel {
                 "raw_tp",
                 "kfree_skb",
                 result.map_err(|error| explain(&error)),
-                "packets that this kernel drops, and why",
+                "packets that this kernel drops, and drop reasons",
             );
         }
         let hook = "socket_state_btf";
@@ -377,12 +377,12 @@ impl Kernel {
             (
                 "socket_state",
                 "inet_sock_set_state",
-                "clients that give up without a packet",
+                "clients that abandon a connection without sending a packet",
             ),
             (
                 "socket_error",
                 "inet_sk_error_report",
-                "errors that reach a socket without a packet to it",
+                "socket errors that no packet reports",
             ),
         ] {
             if states && hook == "socket_state" {
@@ -568,7 +568,7 @@ impl Kernel {
         self.missing.push(Missing {
             capability: "wire".into(),
             why,
-            blinds: "TTLs on arrival, lost responses, and the packet quota".into(),
+            blinds: "TTLs on arrival, lost responses and the packet quota".into(),
         });
     }
 

@@ -113,9 +113,9 @@ pub struct LiveOptions {
 }
 
 /// For a program that reads along: a record comes within milliseconds.
-pub const PROMPT: Duration = Duration::from_millis(3);
+pub const STREAM_POLL: Duration = Duration::from_millis(3);
 /// For people, who see no difference.
-pub const UNHURRIED: Duration = Duration::from_millis(50);
+pub const INTERACTIVE_POLL: Duration = Duration::from_millis(50);
 
 impl Default for LiveOptions {
     fn default() -> Self {
@@ -124,7 +124,7 @@ impl Default for LiveOptions {
             cgroup: None,
             endpoints: DEFAULT_ENDPOINTS.to_vec(),
             limits: Limits::default(),
-            gather: PROMPT,
+            gather: STREAM_POLL,
         }
     }
 }

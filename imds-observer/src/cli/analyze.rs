@@ -1,4 +1,4 @@
-//! `analyze`: the same pipeline over what was recorded earlier.
+//! `analyze`: runs the pipeline over recorded traces and captures.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::observe::{EndpointArgs, INTERVAL, SelectArgs};
 use super::offline::{InputSummary, Progress, open, period};
-use super::{Status, print, values};
+use super::{Status, help, print, values};
 use crate::pipeline;
 use crate::record::{Finding, Loss, Severity, Summary, Time};
 use crate::report::escape;
@@ -27,36 +27,41 @@ use crate::source::Source as _;
 use crate::source::traces::InputCounts;
 use crate::stop::Stop;
 
-/// Say what recorded traces show
+/// Analyze recorded traces and packet captures
+///
+/// Runs the same detectors as `watch` and `stream`. Needs no privileges.
 #[derive(Debug, Args)]
+#[command(after_long_help = help::ANALYZE)]
 pub(super) struct AnalyzeArgs {
-    /// Our own NDJSON, pcap or pcapng, also .gz and .zst; - is stdin; several are merged by time
+    /// Traces of `stream` (NDJSON) or captures (pcap, pcapng), also .gz and .zst; - is stdin
+    ///
+    /// Several files are merged by time.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// What to write
-    #[arg(short, value_name = "FORMAT", default_value = "text")]
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: OutputFormat,
     /// Write to this file instead of stdout
-    #[arg(short, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     write: Option<PathBuf>,
-    /// End with status 3 if there is a finding of this severity or worse
+    /// Exit with status 3 if a finding has this severity or a higher one
     #[arg(long, value_name = "SEVERITY", value_parser = values::severity())]
     fail_on: Option<Severity>,
     #[command(flatten)]
-    endpoints: EndpointArgs,
-    #[command(flatten)]
     select: SelectArgs,
+    #[command(flatten)]
+    endpoints: EndpointArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum OutputFormat {
-    /// A report for people
+    /// Report as text
     Text,
-    /// One object
+    /// One JSON object: input, summary, findings, groups, loss
     Json,
-    /// The records, as stream would have written them
+    /// Records, in the format of `stream`
     Ndjson,
-    /// One self-contained page with pictures
+    /// Self-contained page with charts
     Html,
 }
 
@@ -73,7 +78,7 @@ struct Analysis<'a> {
     verdict: Option<()>,
 }
 
-/// The quota picture's resolution.
+/// Resolution of the packet quota chart.
 const HISTORY_STEP: Duration = Duration::from_secs(1);
 
 impl AnalyzeArgs {
@@ -122,7 +127,7 @@ impl AnalyzeArgs {
                 missing.extend(recorded.missing().map(str::to_owned));
                 if recorded.restarts_seen() > 0 {
                     missing.push(format!(
-                        "the observer restarted {}: what happened in between was not seen",
+                        "the observer restarted {}: traffic between the runs is not in the records",
                         counted(recorded.restarts_seen(), "time")
                     ));
                 }

@@ -1,13 +1,15 @@
-//! `completions`: scripts that complete the command line.
+//! `completions`: shell completion scripts.
 
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use super::{Cli, Status, print};
+use super::{Cli, Status, help, print};
 
-/// Print the completion script of a shell
+/// Print a shell completion script
 #[derive(Debug, Args)]
+#[command(after_long_help = help::COMPLETIONS)]
 pub(super) struct CompletionsArgs {
+    /// Shell that will read the script
     shell: Shell,
 }
 

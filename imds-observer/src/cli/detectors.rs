@@ -1,15 +1,16 @@
-//! `detectors`: which patterns are found, and each one's manual page.
+//! `detectors`: the list of detectors, and the manual page of each.
 
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
 
-use super::{Status, print, values};
+use super::{Status, help, print, values};
 use crate::detectors::{CATALOGUE, manual};
 use crate::record::Code;
 
 /// List the detectors, or explain one
 #[derive(Debug, Args)]
+#[command(after_long_help = help::DETECTORS)]
 pub(super) struct DetectorsArgs {
     #[command(subcommand)]
     command: DetectorsCommand,
@@ -17,10 +18,11 @@ pub(super) struct DetectorsArgs {
 
 #[derive(Debug, Subcommand)]
 enum DetectorsCommand {
-    /// One line for each code
+    /// List all finding codes, one per line
     List,
-    /// The manual page of one code
+    /// Print the manual page of a finding code
     Explain {
+        /// Finding code, such as token-response-lost
         #[arg(value_parser = values::code())]
         code: Code,
     },
@@ -34,9 +36,7 @@ impl DetectorsArgs {
                 text
             }),
             DetectorsCommand::Explain { code } => manual(code).ok_or_else(|| {
-                anyhow::anyhow!(
-                    "explain {code}: this version has no detector for it (see `imds-observer detectors list`)"
-                )
+                anyhow::anyhow!("explain {code}: no such detector in this version (see `imds-observer detectors list`)")
             })?,
         };
         print(&text)?;

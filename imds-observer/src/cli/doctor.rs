@@ -1,4 +1,4 @@
-//! `doctor`: what this kernel and host let the observer see.
+//! `doctor`: what is visible on this kernel and host, and what blocks IMDS.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -7,28 +7,30 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::help::{self, SCOPE};
 use super::{Status, print};
 use crate::bpf::DEFAULT_ENDPOINTS;
 use crate::doctor::{Check, DoctorOptions, Report, State};
 use crate::report::escape::Escaped;
 use crate::report::text::Colour;
 
-/// Tell what this kernel and host let the observer see, and what stands between this host and IMDS
+/// Check observer prerequisites and diagnose IMDS connectivity on this host
 ///
-/// Sends no packet and changes nothing.
+/// Sends no packet and changes nothing. Checks the network namespace it runs in.
 #[derive(Debug, Args)]
+#[command(after_long_help = help::DOCTOR)]
 pub(super) struct DoctorArgs {
-    /// What to write
-    #[arg(short, value_name = "FORMAT", default_value = "text")]
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: DoctorFormat,
-    /// Address of IMDS (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
-    #[arg(long, value_name = "ADDR")]
+    /// Check this IMDS address (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
+    #[arg(long, help_heading = SCOPE, value_name = "ADDR")]
     endpoint: Vec<IpAddr>,
-    /// Uplink to look at (repeatable) [default: those that route to the endpoints]
-    #[arg(short, long, value_name = "IF")]
+    /// Check this uplink (repeatable) [default: all uplinks with a route to IMDS]
+    #[arg(short, long, help_heading = SCOPE, value_name = "IF")]
     interface: Vec<String>,
-    /// Where the observer's programs would be attached [default: the root of cgroup2]
-    #[arg(long, value_name = "PATH")]
+    /// Check attaching to this cgroup v2 directory [default: the root]
+    #[arg(long, help_heading = SCOPE, value_name = "PATH")]
     cgroup: Option<PathBuf>,
 }
 
@@ -59,9 +61,9 @@ impl DoctorArgs {
     }
 }
 
-/// Columns of what is seen, and of what is said about it.
+/// Indentation of explanations, and of commands below them.
 const FOUND: usize = 9;
-const SAID: usize = 13;
+const COMMANDS: usize = 13;
 
 fn text(report: &Report, colour: Colour) -> String {
     let mut out = format!(
@@ -75,7 +77,7 @@ fn text(report: &Report, colour: Colour) -> String {
     let count = |state| report.count(state);
     let _ = writeln!(
         out,
-        "\n{} between this host and IMDS, {} missing for the observer, {} to note, {} that couldn't be told",
+        "\n{} between this host and IMDS, {} missing for the observer, {} to note, {} unknown",
         count(State::Fault),
         count(State::Missing),
         count(State::Note),
@@ -102,12 +104,12 @@ fn check_text(check: &Check, colour: Colour, out: &mut String) {
         let _ = writeln!(out, "{:FOUND$}{}", "", Escaped(means));
     }
     if let Some(blinds) = &check.blinds {
-        let _ = writeln!(out, "{:FOUND$}blinds: {}", "", Escaped(blinds));
+        let _ = writeln!(out, "{:FOUND$}not visible: {}", "", Escaped(blinds));
     }
     if let Some(remedy) = &check.remedy {
         let _ = writeln!(out, "{:FOUND$}to do: {}", "", Escaped(&remedy.text));
         for command in &remedy.commands {
-            let _ = writeln!(out, "{:SAID$}{}", "", Escaped(command));
+            let _ = writeln!(out, "{:COMMANDS$}{}", "", Escaped(command));
         }
     }
 }

@@ -8,7 +8,7 @@ use super::Status;
 use super::observe::{ObserveArgs, Settings, ThisHost};
 use super::service::{self, Service};
 use crate::attribution::worker::{HostLookup, Worker};
-use crate::bpf::{PROMPT, UNHURRIED};
+use crate::bpf::{INTERACTIVE_POLL, STREAM_POLL};
 use crate::doctor;
 use crate::host;
 use crate::pipeline::{self, Pipeline};
@@ -20,7 +20,7 @@ use crate::stop::Stop;
 
 type Start = Box<dyn FnOnce() -> anyhow::Result<Vec<Box<dyn Sink>>>>;
 
-/// Sinks whose files and sockets are open. Their threads are started when rights have been given up.
+/// Sinks whose files and sockets are open. Their threads start after privileges are dropped.
 pub(super) struct Opened {
     pub(super) start: Start,
     /// Directories where they go on making files.
@@ -47,7 +47,7 @@ pub(super) fn observe(
 }
 
 /// Opens the source before the sinks: what can't be observed must not overwrite a file.
-/// With a `service`, tells the service manager, and reads the configuration again when asked.
+/// With a `service`, notifies the service manager, and reloads the configuration on request.
 pub(super) fn observe_as(
     service: Option<Service>,
     args: &ObserveArgs,
@@ -60,7 +60,11 @@ pub(super) fn observe_as(
         Some(service) if service.reloads() => Stop::but_on_hangup()?,
         _ => Stop::on_signals()?,
     };
-    let gather = if service.is_some() { PROMPT } else { UNHURRIED };
+    let gather = if service.is_some() {
+        STREAM_POLL
+    } else {
+        INTERACTIVE_POLL
+    };
     let options = args.live_options(endpoints, &settings.config, gather);
     let mut source = LiveSource::open(&options)?;
     let name = settings.host(None)?;
@@ -84,7 +88,7 @@ pub(super) fn observe_as(
     let duration = args.duration.map(|span| span.0);
     match service {
         Some(mut service) => {
-            service::tell_ready(source.interfaces().len());
+            service::notify_ready(source.interfaces().len());
             let mut tick = |pipeline: &mut Pipeline| service.tick(pipeline);
             pipeline::run_supervised(&mut source, &mut pipeline, duration, &stop, &mut tick)?;
         }
@@ -93,7 +97,7 @@ pub(super) fn observe_as(
     Ok(Status::Done)
 }
 
-/// Starts the thread that looks at processes, learns of this host what takes rights, and gives up those that are needed no longer.
+/// Starts the attribution thread, reads the facts of this host that need privileges, and drops privileges that are no longer needed.
 pub(super) fn settle(
     args: &ObserveArgs,
     settings: &Settings,
@@ -111,7 +115,7 @@ pub(super) fn settle(
     if confines {
         lookup = lookup.giving_up_rights();
     }
-    // Before this thread gives up what that one needs.
+    // Before this thread drops capabilities that the worker needs.
     let worker = Worker::start(lookup, settings.config.limits.attribution.questions);
     if confines {
         let (capabilities, mut elsewhere) = source.capabilities();

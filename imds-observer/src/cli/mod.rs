@@ -5,6 +5,7 @@ mod completions;
 mod detectors;
 #[cfg(live)]
 mod doctor;
+mod help;
 #[cfg(live)]
 mod live;
 mod man;
@@ -27,15 +28,21 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// Observes traffic to the EC2 instance metadata service (IMDS): who asked, what became of it, and what is wrong.
+/// Trace EC2 instance metadata (IMDS) traffic, attribute it to processes and containers, and diagnose failures
 ///
-/// It never talks to IMDS itself. Response bodies never leave the kernel; tokens in requests become salted hashes at once and are never written.
+/// Traffic comes from eBPF programs on this host, or from recorded traces and packet captures. imds-observer sends no request to IMDS.
+/// Response bodies never leave the kernel. Tokens are replaced by salted hashes when they are read and are never written.
 #[derive(Debug, Parser)]
 #[command(name = "imds-observer", version, propagate_version = true)]
 #[command(
-    after_help = "Exit status: 0 done; 1 could not run, or part of the input could not be read; 2 bad usage; \
-    3 analyze --fail-on or preflight found something; 4 preflight can't say.\n\
-    Log lines go to stderr; IMDS_OBSERVER_LOG=debug shows more of them."
+    after_help = "Exit status:\n  \
+    0  success\n  \
+    1  could not run, or part of the input could not be read\n  \
+    2  invalid command line\n  \
+    3  analyze --fail-on: a finding has that severity; preflight: not safe\n  \
+    4  preflight: inconclusive\n\n\
+    Log lines go to stderr. Set IMDS_OBSERVER_LOG=info or =debug for more of them.",
+    after_long_help = help::PROGRAM
 )]
 struct Cli {
     #[command(subcommand)]
@@ -47,14 +54,14 @@ enum Command {
     Watch(watch::WatchArgs),
     #[cfg(live)]
     Stream(stream::StreamArgs),
-    /// Not in this build: it observes a host
+    /// Not available in this build (it needs the feature `live`)
     #[cfg(not(live))]
     Stream(not_live::NotLiveArgs),
     Analyze(analyze::AnalyzeArgs),
     Preflight(preflight::PreflightArgs),
     #[cfg(live)]
     Doctor(doctor::DoctorArgs),
-    /// Not in this build: it inspects a host
+    /// Not available in this build (it needs the feature `live`)
     #[cfg(not(live))]
     Doctor(not_live::NotLiveArgs),
     Detectors(detectors::DetectorsArgs),
@@ -64,7 +71,7 @@ enum Command {
     Man(man::ManArgs),
 }
 
-/// How a command ended that could run.
+/// Result of a command that ran, as an exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Done,
@@ -72,7 +79,7 @@ pub enum Status {
     Partial,
     /// `analyze --fail-on` or `preflight` found something.
     Found,
-    /// `preflight` can't say.
+    /// `preflight` is inconclusive.
     CannotSay,
 }
 
@@ -90,7 +97,7 @@ impl From<Status> for ExitCode {
 /// Parses the command line and runs it. Bad usage ends the program with status 2.
 #[cfg_attr(
     not(live),
-    expect(clippy::match_same_arms, reason = "commands that aren't there have one answer")
+    expect(clippy::match_same_arms, reason = "missing commands share one error")
 )]
 pub fn run() -> anyhow::Result<Status> {
     let cli = Cli::parse();
@@ -120,7 +127,7 @@ fn log_to_stderr() {
         .init();
 }
 
-/// Writes to stdout; a reader that has gone away is no error.
+/// Writes to stdout. A closed pipe isn't an error.
 fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

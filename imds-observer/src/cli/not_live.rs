@@ -1,4 +1,4 @@
-//! What a build without the feature `live` answers to commands that observe a host.
+//! Stand-ins for live commands in a build without the feature `live`.
 
 use std::ffi::OsString;
 
@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Status;
 
-/// Takes any arguments, so that the answer is the reason and no complaint about an option.
+/// Accepts any arguments, so that the error is the missing feature, not an unknown option.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub(super) struct NotLiveArgs {
@@ -21,10 +21,10 @@ impl NotLiveArgs {
     }
 }
 
-/// The error of `watch` and `preflight` without a recording, too.
+/// Also the error of `watch` and `preflight` without a recording.
 pub(super) fn not_live() -> anyhow::Error {
     anyhow::anyhow!(
-        "this build has no live commands: it can't observe a host (read a recording instead: `analyze FILE`, `preflight FILE ...`, \
-         `watch --from FILE`; live commands need Linux and a build with the feature `live`, the default)"
+        "this build can't observe a host (read a recording instead: `analyze FILE`, `preflight FILE ...`, \
+         `watch --from FILE`; live commands need Linux and a build with the feature `live`, which is the default)"
     )
 }

@@ -1,4 +1,4 @@
-//! The options that several commands share, and the pipeline that they put together.
+//! Options that several commands share, and the pipeline built from them.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::help::{CONFIGURATION, FILTERS, RECORDS, SCOPE};
 use super::values;
 use crate::attribution::Attribution;
 use crate::attribution::worker::Worker;
@@ -25,67 +26,73 @@ use crate::redact::{self, Cmdline};
 use crate::sinks::Sink;
 use crate::summary::Summarizer;
 
-/// Time between summaries where nothing else is said.
+/// Default time between summaries.
 pub(super) const INTERVAL: Duration = Duration::from_secs(10);
 
-/// What to look at, live or in a trace.
+/// Filters, record selection and configuration, for live and recorded traffic.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Selection")]
+#[command(next_help_heading = FILTERS)]
 pub(super) struct SelectArgs {
-    /// Only processes with this PID (repeatable; the values of one option are alternatives, different options must all hold)
+    /// Include only the process with this PID
+    ///
+    /// All filters are repeatable. A request must match one value of each filter that is given.
     #[arg(long, value_name = "PID")]
     pid: Vec<u32>,
-    /// Only processes of this name
+    /// Include only processes with this name (comm)
     #[arg(long, value_name = "NAME")]
     comm: Vec<String>,
-    /// Only processes of this user
+    /// Include only processes of this user
     #[arg(long, value_name = "UID")]
     uid: Vec<u32>,
-    /// Only this container: its name, or the beginning of its id
+    /// Include only this container (name, or a prefix of the ID)
     #[arg(long, value_name = "NAME|ID")]
     container: Vec<String>,
-    /// Only this pod
+    /// Include only this pod
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pod: Vec<PodName>,
-    /// Write only these kinds of record, also not `start` and `loss` unless named; everything is judged all the same
-    #[arg(long, value_name = "KIND,...", value_delimiter = ',', value_parser = values::kind())]
+    /// Write only these record kinds
+    ///
+    /// `start` and `loss` are written only if listed. Detection is unaffected.
+    #[arg(long, help_heading = RECORDS, value_name = "KIND,...", value_delimiter = ',', value_parser = values::kind())]
     records: Option<Vec<Kind>>,
-    /// How much of command lines records hold: all arguments, those without secrets, or none [default: redacted]
-    #[arg(long, value_name = "full|redacted|none", value_parser = values::cmdline(), hide_possible_values = true)]
+    /// Command line arguments in records: all, secrets redacted, or none [default: redacted]
+    #[arg(long, help_heading = RECORDS, value_name = "full|redacted|none", value_parser = values::cmdline(), hide_possible_values = true)]
     cmdline: Option<Cmdline>,
-    /// Settings in TOML; flags win over the file
-    #[arg(long, value_name = "FILE")]
+    /// Read settings from this TOML file; options override it
+    #[arg(long, help_heading = CONFIGURATION, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Time between summaries
-    #[arg(long, value_name = "SPAN")]
+    /// Write a summary at this interval, such as 10s or 1m
+    #[arg(long, help_heading = RECORDS, value_name = "SPAN")]
     interval: Option<Span>,
-    /// Name of this host in the records
-    #[arg(long, value_name = "NAME")]
+    /// Set the host name in records
+    #[arg(long, help_heading = RECORDS, value_name = "NAME")]
     host: Option<String>,
 }
 
-/// Where IMDS is.
+/// Addresses of IMDS.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct EndpointArgs {
-    /// Address of IMDS (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
-    #[arg(long, value_name = "ADDR")]
+    /// Observe this IMDS address (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
+    #[arg(long, help_heading = SCOPE, value_name = "ADDR")]
     pub(super) endpoint: Vec<IpAddr>,
 }
 
-/// What to observe, live; without the endpoint, which is another option in `preflight`.
+/// Options of live observation. `--endpoint` isn't among them: `preflight` gives it a second meaning.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct ObserveArgs {
-    /// Interface towards IMDS (repeatable); default: the uplinks that route to the endpoints, followed as they come and go
-    #[arg(short, long, value_name = "IF")]
+    /// Observe this uplink (repeatable) [default: all uplinks with a route to IMDS, updated when they change]
+    #[arg(short, long, help_heading = SCOPE, value_name = "IF")]
     interface: Vec<String>,
-    /// Only processes below this cgroup v2 directory; drops and failed connects of others are left out
-    #[arg(long, value_name = "PATH")]
+    /// Observe only processes in this cgroup v2 directory and below
+    ///
+    /// Drops and failed connects of other processes are not recorded.
+    #[arg(long, help_heading = SCOPE, value_name = "PATH")]
     cgroup: Option<PathBuf>,
-    /// Where the host's root directory is mounted, to name containers and pods from inside one [default: /]
-    #[arg(long, value_name = "DIR")]
+    /// Find the host's files below this directory, when run in a container [default: /]
+    #[arg(long, help_heading = CONFIGURATION, value_name = "DIR")]
     host_root: Option<PathBuf>,
-    /// Keep all rights after start: capabilities, system calls, files (to look for faults)
-    #[arg(long)]
+    /// Do not drop privileges after start-up (for debugging)
+    #[arg(long, help_heading = CONFIGURATION)]
     unconfined: bool,
     /// Stop after this time, such as 30s or 5m
     #[arg(long, value_name = "SPAN")]
@@ -97,13 +104,13 @@ pub(super) struct ObserveArgs {
     pub(super) select: SelectArgs,
 }
 
-/// Flags and file together.
+/// Options merged with the configuration file.
 pub(super) struct Settings {
     pub(super) config: Config,
     pub(super) filter: Filter,
-    /// Kinds that are to be written.
+    /// Record kinds to write.
     pub(super) kinds: Kinds,
-    /// As asked for.
+    /// From `--interval` or the file; `None` if neither sets it.
     pub(super) interval: Option<Duration>,
     host: Option<Host>,
 }
@@ -114,7 +121,7 @@ impl SelectArgs {
         self.config.is_some()
     }
 
-    /// Files that are read again while it runs.
+    /// Files that a reload reads again.
     #[cfg(live)]
     pub(super) fn read_again(&self) -> Vec<PathBuf> {
         self.config.iter().cloned().collect()
@@ -165,7 +172,7 @@ impl ObserveArgs {
         !(self.unconfined || config.unconfined)
     }
 
-    /// Whose connections count. The root of the hierarchy is the whole host.
+    /// Connections to observe. The root of the cgroup hierarchy means the whole host.
     #[cfg(live)]
     pub(super) fn scope(&self, config: &Config) -> Scope {
         let cgroup = self.cgroup.as_ref().or(config.cgroup.as_ref());
@@ -188,7 +195,7 @@ impl ObserveArgs {
     }
 }
 
-/// What a pipeline that observes this host knows of it and asks it.
+/// Facts of this host, for a live pipeline.
 pub(super) struct ThisHost {
     pub(super) facts: HostFacts,
     pub(super) scope: Scope,
@@ -204,20 +211,20 @@ fn endpoints_of(flag: &[IpAddr], config: &Config) -> Vec<IpAddr> {
 }
 
 impl Settings {
-    /// Where IMDS is, by flag, file or default.
+    /// Addresses of IMDS, from the options, the file or the defaults.
     pub(super) fn endpoints(&self, flag: &[IpAddr]) -> Vec<IpAddr> {
         endpoints_of(flag, &self.config)
     }
 
-    /// The name that was asked for, else that of the trace, else this host's.
+    /// `--host`, or else the trace's host, or else the name of this host.
     pub(super) fn host(&self, trace: Option<Host>) -> anyhow::Result<Host> {
         if let Some(host) = self.host.clone().or(trace) {
             return Ok(host);
         }
-        this_host().context("ask for this host's name (give one with --host)")
+        this_host().context("read the host name (set one with --host)")
     }
 
-    /// What is left out of the records, for the `start` record.
+    /// Active filters, for the `start` record.
     fn filters(&self, count: Option<u64>) -> Vec<String> {
         let mut filters = self.filter.describe();
         if self.kinds != Kinds::ALL {
@@ -232,7 +239,7 @@ impl Settings {
         filters
     }
 
-    /// `live`: for a pipeline that observes this host.
+    /// `live`: `Some` for live observation, `None` for recorded traffic.
     pub(super) fn pipeline(
         &self,
         host: Host,

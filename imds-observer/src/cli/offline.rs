@@ -1,4 +1,4 @@
-//! What commands over traces share: opening them, progress, and the parts of their output that are the same.
+//! Shared by the commands that read traces: opening inputs, progress, and common output.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
@@ -33,7 +33,7 @@ impl From<InputCounts> for InputSummary {
     }
 }
 
-/// Opens every input before any is read: a name that is wrong is told at once. `endpoints`: where the flag says that IMDS is in captures.
+/// Opens every input before any is read, so that a wrong name is an error at once. `endpoints`: addresses of IMDS in captures, from the option.
 pub(super) fn open(
     files: &[PathBuf],
     settings: &Settings,
@@ -41,16 +41,16 @@ pub(super) fn open(
     stop: &Stop,
 ) -> anyhow::Result<Traces> {
     if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
-        anyhow::bail!("read -: stdin can be read once only (name it once)");
+        anyhow::bail!("read -: stdin can be read only once (name it once)");
     }
     let mut inputs = Vec::new();
     let mut unreadable = 0;
     for path in files {
         match Input::open(path, stop) {
             Ok(input) => inputs.push(input),
-            // It is there, but its first bytes can't be read: the other files are no worse for it.
+            // The file exists but its first bytes can't be read: the other files are still used.
             Err(error) if files.len() > 1 && path.is_file() && !is_denied(&error) => {
-                tracing::warn!("{error:#}; left out, the other files are used");
+                tracing::warn!("{error:#}; skipping this file");
                 unreadable += 1;
             }
             Err(error) => return Err(error),
@@ -73,15 +73,15 @@ pub(super) fn period(collected: &Collected) -> Option<(Time, Time)> {
     (summary.to > Time::default()).then_some((summary.from, summary.to))
 }
 
-/// Says on a terminal how far it has come.
+/// Progress on a terminal.
 pub(super) struct Progress {
     pub(super) inner: Traces,
-    telling: Telling,
+    display: Display,
 }
 
-struct Telling {
+struct Display {
     terminal: bool,
-    told: Option<Instant>,
+    last: Option<Instant>,
     since: Instant,
 }
 
@@ -89,26 +89,26 @@ impl Progress {
     pub(super) fn new(inner: Traces) -> Self {
         Self {
             inner,
-            telling: Telling {
+            display: Display {
                 terminal: io::stderr().is_terminal(),
-                told: None,
+                last: None,
                 since: Instant::now(),
             },
         }
     }
 
     pub(super) fn clear(&self) {
-        if self.telling.told.is_some() {
+        if self.display.last.is_some() {
             let _ = io::stderr().write_all(b"\r\x1b[K");
         }
     }
 }
 
-impl Telling {
-    fn perhaps(&mut self, records: impl FnOnce() -> u64) {
+impl Display {
+    fn update(&mut self, records: impl FnOnce() -> u64) {
         const GAP: Duration = Duration::from_millis(200);
-        if self.terminal && self.told.unwrap_or(self.since).elapsed() >= GAP {
-            self.told = Some(Instant::now());
+        if self.terminal && self.last.unwrap_or(self.since).elapsed() >= GAP {
+            self.last = Some(Instant::now());
             let _ = write!(io::stderr(), "\r{} records read", records());
         }
     }
@@ -120,7 +120,7 @@ impl Source for Progress {
     }
 
     fn next_batch(&mut self, wait: Duration, out: &mut Vec<Event>) -> anyhow::Result<SourceState> {
-        self.telling.perhaps(|| self.inner.counts().records);
+        self.display.update(|| self.inner.counts().records);
         self.inner.next_batch(wait, out)
     }
 
@@ -129,11 +129,11 @@ impl Source for Progress {
     }
 
     fn in_turns(&mut self, handle: Handle<'_>, then: Then<'_>) -> bool {
-        let Self { inner, telling } = self;
+        let Self { inner, display } = self;
         let mut read = 0;
         let mut handle = |records: &[Arc<Record>]| {
             read += records.len() as u64;
-            telling.perhaps(|| read);
+            display.update(|| read);
             handle(records)
         };
         inner.in_turns(&mut handle, then)

@@ -1,4 +1,4 @@
-//! `preflight`: would this change of the metadata options break anyone?
+//! `preflight`: would this change of the metadata options break a workload?
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use serde::Serialize;
 
+use super::help::{self, CHANGE};
 #[cfg(live)]
 use super::live::{self, Opened};
 use super::observe::{ObserveArgs, Settings};
@@ -25,28 +26,29 @@ use crate::sinks::collect::{Collected, Collector};
 use crate::source::Source as _;
 use crate::stop::Stop;
 
-/// Tell who would break if the instance's metadata options were changed; live, or over traces
+/// Check whether a change of the metadata options would break a workload
 ///
-/// Ends with status 0 if the change is safe, 3 if it isn't, 4 if that can't be said.
+/// Observes this host, or reads traces and captures of one node or many. Exit status: 0 safe, 3 not safe, 4 inconclusive.
 #[derive(Debug, Args)]
+#[command(after_long_help = help::PREFLIGHT)]
 pub(super) struct PreflightArgs {
-    /// Our own NDJSON, pcap or pcapng, also .gz and .zst, of one node or of many; none: observe this host
+    /// Traces of `stream` (NDJSON) or captures (pcap, pcapng), also .gz and .zst; without FILE, observe this host
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Judge this change: tokens are required
-    #[arg(long, value_name = "required")]
+    /// Check this change: require tokens (IMDSv2)
+    #[arg(long, help_heading = CHANGE, value_name = "required")]
     http_tokens: Option<HttpTokens>,
-    /// Judge this change: token responses have this hop limit
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    /// Check this change: set the hop limit of token responses
+    #[arg(long, help_heading = CHANGE, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     hop_limit: Option<u8>,
-    /// Judge this change: `disabled`; or observe this address of IMDS (repeatable)
-    #[arg(long, value_name = "disabled|ADDR")]
+    /// Check this change: disable IMDS; or, with an address, observe that IMDS address (repeatable)
+    #[arg(long, help_heading = CHANGE, value_name = "disabled|ADDR")]
     endpoint: Vec<Endpoint>,
-    /// Observation that is shorter than this is too short for `safe`
+    /// Report `safe` only after observing at least this long
     #[arg(long, value_name = "SPAN", default_value = "24h", alias = "at-least")]
     min_duration: Span,
-    /// What to write
-    #[arg(short, value_name = "FORMAT", default_value = "text")]
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: PreflightFormat,
     #[command(flatten)]
     observe: ObserveArgs,
@@ -78,7 +80,7 @@ impl FromStr for Endpoint {
         }
         text.parse()
             .map(Self::Address)
-            .map_err(|_| "neither `disabled` nor an address".to_owned())
+            .map_err(|_| "expected `disabled` or an IP address".to_owned())
     }
 }
 
@@ -172,7 +174,7 @@ impl PreflightArgs {
             .collect()
     }
 
-    /// What is asked about: all of it would be changed at once.
+    /// The changes to check, applied together.
     fn changes(&self) -> Vec<Change> {
         let disabled = self
             .endpoint
@@ -187,7 +189,7 @@ impl PreflightArgs {
         .flatten()
         .collect();
         if changes.is_empty() {
-            usage("give --http-tokens required, --hop-limit N or --endpoint disabled, or several of them");
+            usage("no change to check (add --http-tokens required, --hop-limit N or --endpoint disabled)");
         }
         changes
     }

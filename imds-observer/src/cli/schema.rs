@@ -1,12 +1,13 @@
-//! `schema`: what a record may look like, for those who read them.
+//! `schema`: the JSON Schema of the records.
 
 use clap::Args;
 
-use super::{Status, print};
+use super::{Status, help, print};
 use crate::record::schema;
 
 /// Print the JSON Schema of the records
 #[derive(Debug, Args)]
+#[command(after_long_help = help::SCHEMA)]
 pub(super) struct SchemaArgs {}
 
 impl SchemaArgs {

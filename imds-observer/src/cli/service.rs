@@ -1,4 +1,4 @@
-//! What a service manager and its operator expect: readiness, signs of life, and a configuration that is read again on SIGHUP.
+//! Integration with a service manager: readiness, watchdog, and reloading the configuration on SIGHUP.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,13 +12,13 @@ use super::observe::{SelectArgs, Settings};
 use crate::config::Config;
 use crate::pipeline::Pipeline;
 
-/// Looks in on the pipeline each time it comes round.
+/// Runs in every iteration of the pipeline loop.
 pub(super) struct Service {
     hangup: Arc<AtomicBool>,
     select: SelectArgs,
-    /// What is in force.
+    /// The active configuration.
     config: Config,
-    /// How often systemd wants a sign of life.
+    /// Interval of watchdog messages.
     watchdog: Option<Duration>,
     beaten: Instant,
 }
@@ -27,19 +27,19 @@ impl Service {
     pub(super) fn start(select: SelectArgs, settings: &Settings) -> anyhow::Result<Self> {
         let hangup = Arc::new(AtomicBool::new(false));
         if select.has_config() {
-            signal_hook::flag::register(SIGHUP, Arc::clone(&hangup)).context("take over SIGHUP")?;
+            signal_hook::flag::register(SIGHUP, Arc::clone(&hangup)).context("handle SIGHUP")?;
         }
         Ok(Self {
             hangup,
             select,
             config: settings.config.clone(),
-            // Twice as often as is asked, as systemd's manual advises.
+            // systemd's manual recommends half of the timeout.
             watchdog: sd_notify::watchdog_enabled().map(|period| period / 2),
             beaten: Instant::now(),
         })
     }
 
-    /// Whether SIGHUP means that: without a file to read it means the end, as for any program.
+    /// Whether SIGHUP reloads. Without a configuration file it ends the program, as by default.
     pub(super) fn reloads(&self) -> bool {
         self.select.has_config()
     }
@@ -56,7 +56,7 @@ impl Service {
         }
     }
 
-    /// A file that can't be read changes nothing.
+    /// If the file can't be read, the configuration stays the same.
     fn reload(&mut self, pipeline: &mut Pipeline) {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             notify(&[NotifyState::Reloading, now]);
@@ -68,10 +68,10 @@ impl Service {
                 pipeline.reconfigure(filter, config.detectors.clone());
                 self.config = config;
                 if waiting.is_empty() {
-                    tracing::info!("the configuration was read again");
+                    tracing::info!("configuration reloaded");
                 } else {
                     tracing::warn!(
-                        "the configuration was read again; {} takes effect at the next start",
+                        "configuration reloaded; {} takes effect at the next start",
                         waiting.join(", ")
                     );
                 }
@@ -88,7 +88,7 @@ impl Drop for Service {
 }
 
 /// The hooks are attached.
-pub(super) fn tell_ready(uplinks: usize) {
+pub(super) fn notify_ready(uplinks: usize) {
     let status = format!("observing, {uplinks} uplinks");
     notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
@@ -115,6 +115,6 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
 /// Without a service manager this does nothing.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("tell the service manager: {error}");
+        tracing::debug!("notify the service manager: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! `stream`: records as NDJSON, for as long as it takes.
+//! `stream`: writes records as NDJSON until stopped.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Status;
+use super::help::{self, EXPORT};
 use super::live::{self, Opened};
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings};
 use super::service::Service;
@@ -17,30 +18,34 @@ use crate::sinks::destination::{DEFAULT_FILES, Destination, Rotation};
 use crate::sinks::ndjson::NdjsonOutput;
 use crate::sinks::queue::Queue;
 
-/// Write records as NDJSON to stdout, or to a file; the long-running mode
+/// Write records as NDJSON until stopped
 ///
-/// An exchange is written when it has ended but bears the time of its request's first byte, so lines are not sorted by `time`.
+/// The long-running mode, for a service or a recording. An exchange is written when it ends, and its `time` is when its request began:
+/// lines are not sorted by `time`.
 #[derive(Debug, Args)]
+#[command(after_long_help = help::STREAM)]
 pub(super) struct StreamArgs {
+    /// Write to this file instead of stdout; an existing file is replaced, or rotated with -C
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    /// Rotate before the file exceeds SIZE (in 10^6 bytes; suffixes k, m, g mean KiB, MiB, GiB)
+    ///
+    /// Older files are renamed to FILE.1, FILE.2, and so on.
+    #[arg(short = 'C', long = "rotate-size", value_name = "SIZE", requires = "write")]
+    size: Option<Size>,
+    /// Keep this many files, including the current one [default: 10]
+    #[arg(short = 'W', long = "rotate-count", value_name = "COUNT", requires = "size", value_parser = clap::value_parser!(u32).range(1..))]
+    files: Option<u32>,
+    /// Serve Prometheus metrics at http://ADDR/metrics, and /healthz and /readyz; for example 127.0.0.1:9469
+    #[arg(long, help_heading = EXPORT, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+    /// Send findings and metrics to this OpenTelemetry collector (OTLP over HTTP); for example http://127.0.0.1:4318
+    #[arg(long, help_heading = EXPORT, value_name = "URL")]
+    otlp_endpoint: Option<String>,
     #[command(flatten)]
     observe: ObserveArgs,
     #[command(flatten)]
     endpoints: EndpointArgs,
-    /// Write to this file instead of stdout; without -C it is written anew
-    #[arg(short, value_name = "FILE")]
-    write: Option<PathBuf>,
-    /// Begin a new file before this one grows larger (millions of bytes, or with k, m, g KiB, MiB, GiB); older ones become FILE.1, FILE.2, ...
-    #[arg(short = 'C', value_name = "SIZE", requires = "write")]
-    size: Option<Size>,
-    /// Keep this many files in all [default: 10]
-    #[arg(short = 'W', value_name = "COUNT", requires = "size", value_parser = clap::value_parser!(u32).range(1..))]
-    files: Option<u32>,
-    /// Serve metrics for Prometheus at http://ADDR/metrics, and /healthz and /readyz; such as 127.0.0.1:9469
-    #[arg(long, value_name = "ADDR")]
-    metrics: Option<SocketAddr>,
-    /// Send findings and metrics to this OpenTelemetry collector (OTLP over HTTP); such as http://127.0.0.1:4318
-    #[arg(long, value_name = "URL")]
-    otlp_endpoint: Option<String>,
 }
 
 impl StreamArgs {
@@ -75,7 +80,7 @@ impl StreamArgs {
                     let wanted = listener.is_some() || collector.is_some();
                     if let Some(listener) = listener {
                         let address = metrics.serve_on(listener)?;
-                        tracing::info!("metrics are served at http://{address}/metrics");
+                        tracing::info!("serving metrics at http://{address}/metrics");
                     }
                     if let Some(start) = collector {
                         sinks.push(start()?);
@@ -94,10 +99,10 @@ impl StreamArgs {
     }
 }
 
-/// Starts the thread that sends.
+/// Starts the sending thread.
 type StartSending = Box<dyn FnOnce() -> anyhow::Result<Box<dyn Sink>>>;
 
-/// Sends findings, and what `metrics` has, to a collector. It refuses where IMDS is.
+/// Sends findings and the series of `metrics` to a collector. An address of IMDS is refused.
 #[cfg(feature = "otlp")]
 fn collector(
     endpoint: &str,
@@ -114,7 +119,7 @@ fn collector(
         limit: settings.config.limits.metrics.collector_findings,
     };
     let collector = Collector::new(&options, metrics)?;
-    tracing::info!("findings and metrics are sent to {endpoint}");
+    tracing::info!("sending findings and metrics to {endpoint}");
     let limit = options.limit;
     Ok(Box::new(move || {
         let queue = Queue::new(collector, Collector::KINDS.into_iter().collect(), limit)?;
@@ -124,5 +129,5 @@ fn collector(
 
 #[cfg(not(feature = "otlp"))]
 fn collector(endpoint: &str, _: &Settings, _: &[IpAddr], _: &MetricsSink) -> anyhow::Result<StartSending> {
-    anyhow::bail!("send to {endpoint}: this program was built without OTLP (build it with `--features otlp`)")
+    anyhow::bail!("send to {endpoint}: this build has no OTLP support (build with `--features otlp`)")
 }

@@ -1,4 +1,4 @@
-//! Command-line values that are words of the record format.
+//! Option values that come from the record format.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 

@@ -1,4 +1,4 @@
-//! `watch`: what happens now, for people.
+//! `watch`: the live view.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -13,9 +13,9 @@ use clap::Args;
 #[cfg(live)]
 use super::live::{self, Opened};
 use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
-use super::{Status, offline};
+use super::{Status, help, offline};
 #[cfg(live)]
-use crate::bpf::UNHURRIED;
+use crate::bpf::INTERACTIVE_POLL;
 use crate::pipeline;
 use crate::record::{Finding, Host, Kind};
 use crate::report::escape::Escaped;
@@ -35,27 +35,30 @@ use crate::watch::feed::{Feed, Trace};
 use crate::watch::view::Theme;
 use crate::watch::{self, log, terminal};
 
-/// Packets are compared with the quota second by second.
+/// The packet quota is per second.
 const SECOND: Duration = Duration::from_secs(1);
-/// How long the screen's thread may take to end.
+/// Longest wait for the screen's thread to end.
 const LAST_DRAWING: Duration = Duration::from_secs(2);
 
-/// Show processes, rates and findings as they come
+/// Show callers, request rates and findings as they happen
+///
+/// On a terminal an interactive view (? lists its keys), on a pipe plain text.
 #[derive(Debug, Args)]
+#[command(after_long_help = help::WATCH)]
 pub(super) struct WatchArgs {
+    /// Print plain text instead of the interactive view
+    #[arg(long)]
+    plain: bool,
+    /// Replay this trace or capture instead of observing this host (repeatable; - is stdin)
+    #[arg(long, value_name = "FILE")]
+    from: Vec<PathBuf>,
+    /// Replay at this speed: 1x, 10x, 0.5x or max; gaps are shortened to 5 s
+    #[arg(long, value_name = "SPEED", default_value_t = Speed(Some(1.0)), requires = "from")]
+    speed: Speed,
     #[command(flatten)]
     observe: ObserveArgs,
     #[command(flatten)]
     endpoints: EndpointArgs,
-    /// Plain text without cursor keys, as on a pipe
-    #[arg(long)]
-    plain: bool,
-    /// Play this trace instead of observing this host (repeatable; - is stdin)
-    #[arg(long, value_name = "FILE")]
-    from: Vec<PathBuf>,
-    /// How fast a trace is played: 1x, 10x, 0.5x, or max; silences are cut to 5 s
-    #[arg(long, value_name = "SPEED", default_value_t = Speed(Some(1.0)), requires = "from")]
-    speed: Speed,
 }
 
 impl WatchArgs {
@@ -93,7 +96,7 @@ impl WatchArgs {
         let stop = Stop::on_signals()?;
         let limits = settings.config.limits;
         let playback = (!self.from.is_empty()).then(Arc::<Playback>::default);
-        // Before the terminal is taken: a name that is wrong is told plainly.
+        // Before the terminal is switched, so that a wrong file name is a plain error.
         let traces = match &playback {
             Some(playback) => Some(self.traces(settings, &stop, playback.clone())?),
             None => None,
@@ -119,7 +122,7 @@ impl WatchArgs {
             Some(mut source) => {
                 let ran = self.observe_with(settings, &mut source, None, interval, sinks, &stop);
                 if let (Ok(()), Some(playback)) = (&ran, &playback) {
-                    // The trace is over; who looks at it may not be through.
+                    // The view stays open after the last record.
                     playback.ended.store(true, std::sync::atomic::Ordering::Relaxed);
                 } else {
                     stop.request();
@@ -137,8 +140,8 @@ impl WatchArgs {
         ran?;
         match shown {
             Some(Ok(shown)) => shown?,
-            Some(Err(_)) => anyhow::bail!("the live view panicked (this is a bug; --plain does without it)"),
-            // Slow, or waiting for the rest of a key: it no longer draws.
+            Some(Err(_)) => anyhow::bail!("the live view panicked (this is a bug; use --plain meanwhile)"),
+            // A slow terminal, or an incomplete key sequence: drawing has ended.
             None if terminal::takes_more() => {}
             None => return Ok(Status::Done),
         }
@@ -166,7 +169,7 @@ impl WatchArgs {
         stop: &Stop,
     ) -> anyhow::Result<()> {
         let endpoints = &self.endpoints.endpoint;
-        let mut source = LiveSource::open(&self.observe.live_options(endpoints, &settings.config, UNHURRIED))?;
+        let mut source = LiveSource::open(&self.observe.live_options(endpoints, &settings.config, INTERACTIVE_POLL))?;
         let name = settings.host(None)?;
         let endpoints = settings.endpoints(endpoints);
         let this_host = live::settle(
@@ -198,7 +201,7 @@ impl WatchArgs {
         pipeline::run(source, &mut pipeline, self.observe.duration.map(|span| span.0), stop)
     }
 
-    /// What stays in the scrollback: what was seen, lost, found, and how to look at it again.
+    /// Text that stays in the scrollback: totals, findings, losses, and the command that shows them again.
     fn session(&self, collected: &Collected, files: &[String]) -> String {
         let colour = Colour::on(true);
         let mut out = String::new();
@@ -234,7 +237,7 @@ impl WatchArgs {
             out,
             "\n{}",
             if lost.is_empty() {
-                "nothing was lost"
+                "no records lost"
             } else {
                 lost.trim_end()
             }
@@ -245,12 +248,12 @@ impl WatchArgs {
             files.to_vec()
         };
         if names.is_empty() {
-            out.push_str("not recorded: w in the view does that, or imds-observer stream -w trace.ndjson\n");
+            out.push_str("not recorded (press w in the view, or run: imds-observer stream -w trace.ndjson)\n");
         } else {
             let quoted: Vec<String> = names.iter().map(|name| quote(&Escaped(name).to_string())).collect();
             let _ = writeln!(
                 out,
-                "again: imds-observer analyze {}\n   or: imds-observer watch --from {} --speed 10x",
+                "analyze: imds-observer analyze {}\n replay: imds-observer watch --from {} --speed 10x",
                 quoted.join(" "),
                 quoted.join(" --from ")
             );
@@ -259,7 +262,7 @@ impl WatchArgs {
     }
 }
 
-/// Waits for the screen's thread; `None` if it doesn't end: the terminal takes nothing any more (Ctrl-S) or gives half a key.
+/// Waits for the screen's thread. `None`: it doesn't end, because the terminal is stopped (Ctrl-S) or sent an incomplete key sequence.
 fn end<T>(screen: JoinHandle<T>) -> Option<thread::Result<T>> {
     let begin = Instant::now();
     while !screen.is_finished() {
@@ -272,7 +275,7 @@ fn end<T>(screen: JoinHandle<T>) -> Option<thread::Result<T>> {
     Some(screen.join())
 }
 
-/// To the terminal that was there; if it is gone, nobody is there to tell.
+/// Writes to the terminal; a terminal that was closed isn't an error.
 fn say(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -281,7 +284,7 @@ fn say(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// For a shell, if it needs it.
+/// Quotes for a shell where needed.
 fn quote(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./+:,=@".contains(&byte);
     if !name.is_empty() && name.bytes().all(plain) {

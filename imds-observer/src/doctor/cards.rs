@@ -25,21 +25,23 @@ pub(super) fn checks(uplinks: &[Uplink]) -> Vec<Check> {
 
 fn of(driver: &str, exceeded: Option<u64>) -> Check {
     match exceeded {
-        Some(0) => Check::ok(NAME, format!("driver {driver} counts no packet beyond it")),
+        Some(0) => Check::ok(
+            NAME,
+            format!("driver {driver} reports no packets dropped over the quota"),
+        ),
         Some(count) => Check::new(
             NAME,
             State::Note,
-            format!("driver {driver} counts {count} packets dropped beyond it since it was started"),
+            format!("driver {driver} reports {count} packets dropped over the quota since it was loaded"),
         )
-        .meaning("requests to IMDS, DNS and NTP were lost without a word; whether they still are shows in a live run")
+        .meaning("requests to IMDS, DNS and NTP were dropped silently; live observation shows whether it still happens")
         .remedied(
-            "Watch who sends them, and slow those down.",
+            "Find the callers with the highest request rates, and reduce their rates.",
             ["imds-observer watch".to_owned()],
         )
         .told_as(Code::PacketQuota),
-        None => Check::new(NAME, State::Unknown, format!("driver {driver} doesn't count it")).blinding(
-            "whether packets beyond the quota were dropped; the packets themselves are counted at the uplink",
-        ),
+        None => Check::new(NAME, State::Unknown, format!("driver {driver} has no counter for it"))
+            .blinding("drops over the packet quota; the packet rate itself is measured at the uplink"),
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) fn checks(wanted: Option<&Path>) -> Vec<Check> {
         checks.push(
             Check::new(NAME, State::Missing, "not a cgroup2 directory")
                 .about(&path.display())
-                .blinding("everything: programs can't be attached there")
+                .blinding("everything: eBPF programs can't be attached there")
                 .remedied("Name a directory below a cgroup2 mount with --cgroup.", []),
         );
     }
@@ -34,7 +34,7 @@ fn of(mounts: &[String], usable: bool) -> Check {
     } else {
         mounts.join(", ")
     };
-    let blinds = "everything: requests can't be joined with processes";
+    let blinds = "everything: requests can't be attributed to processes";
     if mounts.is_empty() {
         return Check::new(NAME, State::Missing, found).blinding(blinds).remedied(
             "Mount it, and name the directory with --cgroup.",
@@ -45,11 +45,11 @@ fn of(mounts: &[String], usable: bool) -> Check {
         return Check::new(
             NAME,
             State::Missing,
-            format!("{found}, which shows a part of the hierarchy only"),
+            format!("{found}, which shows only a part of the hierarchy"),
         )
         .blinding(blinds)
         .remedied(
-            "Mount the host's /sys/fs/cgroup into this container (or use the host's cgroup namespace).",
+            "Mount the host's /sys/fs/cgroup into this container, or use the host's cgroup namespace.",
             [],
         );
     }

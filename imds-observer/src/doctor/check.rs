@@ -57,7 +57,7 @@ impl Check {
 
     /// Something that couldn't be looked at, and why.
     pub(super) fn unread(name: &str, why: impl std::fmt::Display) -> Self {
-        Self::new(name, State::Unknown, format!("could not look: {why}"))
+        Self::new(name, State::Unknown, format!("could not check: {why}"))
     }
 
     /// `Missing` unless `held`, with what that blinds and what would help.

@@ -37,19 +37,19 @@ const WAYS: [Way; 4] = [
         response: false,
     },
     Way {
-        what: "answers to this host",
+        what: "responses to this host",
         hooks: &[Hook::Prerouting, Hook::Input],
         forwarded: false,
         response: true,
     },
     Way {
-        what: "requests that this host forwards (of pods)",
+        what: "requests that this host forwards (from pods)",
         hooks: &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
         forwarded: true,
         response: false,
     },
     Way {
-        what: "answers that this host forwards (to pods)",
+        what: "responses that this host forwards (to pods)",
         hooks: &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
         forwarded: true,
         response: true,
@@ -92,18 +92,18 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
         let (stops, chains, given_up) = stops(&ruleset, *endpoint, &mut cgroups);
         if stops.is_empty() && all_read {
             let found = format!(
-                "no rule stops requests or answers ({chains} chains of {} asked)",
+                "no rule blocks requests or responses ({chains} chains of {} checked)",
                 engines.join(" and ")
             );
             checks.push(Check::ok(NAME, found).about(endpoint));
         }
         checks.extend(stops);
         if given_up {
-            checks.push(Check::unread(NAME, "too many rules; some were not followed").about(endpoint));
+            checks.push(Check::unread(NAME, "too many rules; some were not evaluated").about(endpoint));
         }
     }
     if ruleset.left_out > 0 {
-        let found = format!("{} chains at bridges or devices are not followed", ruleset.left_out);
+        let found = format!("{} chains at bridges or devices were not evaluated", ruleset.left_out);
         checks.push(Check::new(NAME, State::Unknown, found));
     }
     checks
@@ -244,8 +244,8 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
     let done = match &stop.outcome {
         Outcome::Dropped => "drops".to_owned(),
         Outcome::Rejected => "rejects".to_owned(),
-        Outcome::Redirected(how) => format!("sends elsewhere ({how})"),
-        Outcome::Queued => "hands to a program (queue)".to_owned(),
+        Outcome::Redirected(how) => format!("redirects ({how})"),
+        Outcome::Queued => "queues to a user-space program".to_owned(),
     };
     let mut found = format!("{stop} {done} {}", way.what);
     if !stop.conditions.is_empty() {
@@ -270,19 +270,22 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
     let check = Check::new(NAME, state, found);
     if let Outcome::Redirected(_) = stop.outcome {
         return check
-            .meaning("a metadata proxy or another program answers in the place of IMDS")
-            .remedied("Fine if a proxy is meant to be there (kiam, kube2iam).", [show(stop)])
+            .meaning("a metadata proxy or another program answers instead of IMDS")
+            .remedied(
+                "No action is needed if a metadata proxy is intended (kiam, kube2iam); otherwise delete the rule.",
+                [show(stop)],
+            )
             .told_as(Code::RedirectedLocally);
     }
     let means = match stop.outcome {
         Outcome::Rejected => "clients fail at once with \"connection refused\" or \"no route to host\"",
-        Outcome::Queued => "that program may drop it, and does if it isn't running",
+        Outcome::Queued => "that program decides whether packets pass; while it isn't running they are dropped",
         _ => "clients wait for their timeout, then retry or fail",
     };
     check
         .meaning(means)
         .remedied(
-            "Delete the rule, or accept packets to the endpoint before it, unless those that it hits are kept from IMDS on purpose.",
+            "Delete the rule, or accept packets to the endpoint in an earlier rule. No action is needed if the rule blocks IMDS on purpose.",
             [show(stop)],
         )
         .told_as(Code::BlockedByFirewall)

@@ -46,13 +46,13 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
                     .about(&root.display())
                     .blinding(match hook {
                         CgroupHook::Ingress | CgroupHook::Egress => "everything: the observer can't start there",
-                        CgroupHook::SockOps => "which process's packets a firewall in OUTPUT drops",
+                        CgroupHook::SockOps => "the process whose packets an OUTPUT firewall rule drops",
                         CgroupHook::Connect4 | CgroupHook::Connect6 => {
-                            "attempts that fail before a packet leaves, and who made them"
+                            "connection attempts that fail before a packet is sent, and their processes"
                         }
                     })
                     .remedied(
-                        "Have that tool attach with BPF_F_ALLOW_MULTI, or name a cgroup beside it with --cgroup.",
+                        "Configure that tool to attach with BPF_F_ALLOW_MULTI, or observe another cgroup with --cgroup.",
                         [],
                     ),
             );
@@ -61,11 +61,14 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
     let before = checks.len();
     checks.extend(told(&found.programs));
     if checks.len() == before {
-        let found = format!("no other tool's at our hooks of {} cgroups", found.paths.len());
+        let found = format!(
+            "no other tool's program is attached to the observer's hooks ({} cgroups checked)",
+            found.paths.len()
+        );
         checks.push(Check::ok(name, found));
     }
     if found.incomplete {
-        checks.push(Check::unread(name, "there are more cgroups than were looked at"));
+        checks.push(Check::unread(name, "too many cgroups: some were not checked"));
     }
 }
 
@@ -97,13 +100,12 @@ fn told(programs: &[Occupant]) -> Vec<Check> {
             let connects = [CgroupHook::Connect4, CgroupHook::Connect6];
             Check::new("cgroup-program", State::Note, found)
                 .meaning(if connects.iter().any(|connect| connect.to_string() == hook) {
-                    "may deny connections of processes in there, or rewrite their address (load balancing at the socket): clients \
-                     that it sends to another address than an endpoint's are not recorded"
+                    "may deny connections of processes in that cgroup, or rewrite the address (socket load balancing); connections rewritten to an address other than an endpoint's are not recorded"
                 } else {
-                    "may deny requests of processes in there: systemd's sd_fw_* do for IPAddressDeny="
+                    "may deny requests of processes in that cgroup; systemd's sd_fw_* programs do so for IPAddressDeny="
                 })
                 .remedied(
-                    "Look what it does if the observer reports denied-by-policy.",
+                    "Inspect the program if the observer reports denied-by-policy.",
                     ["bpftool cgroup tree".to_owned()],
                 )
                 .told_as(Code::DeniedByPolicy)
@@ -124,11 +126,9 @@ fn at_interface(uplink: &Uplink) -> Vec<Check> {
     let mut occupied = |hook: &str, program: String| {
         checks.push(
             Check::new(name, State::Note, format!("{program} at {hook}"))
-                .meaning(
-                    "may drop requests or answers, or send them another way; the observer's program comes before it",
-                )
+                .meaning("may drop or redirect requests or responses; the observer's program runs first")
                 .remedied(
-                    "Look what it does if the observer reports denied-by-policy.",
+                    "Inspect the program if the observer reports denied-by-policy.",
                     [
                         format!("bpftool net show dev {}", uplink.name),
                         format!("tc filter show dev {} ingress", uplink.name),
@@ -160,7 +160,7 @@ fn at_interface(uplink: &Uplink) -> Vec<Check> {
         Err(error) => unread = Some(Check::unread(name, format!("clsact: {error}"))),
     }
     if checks.is_empty() && unread.is_none() {
-        checks.push(Check::ok(name, "no other tool's"));
+        checks.push(Check::ok(name, "no other tool's program"));
     }
     checks.extend(unread);
     checks

@@ -23,7 +23,7 @@ pub(super) fn checks(release: Option<&str>) -> Vec<Check> {
             "drop-reasons",
             version,
             (5, 17),
-            "why a packet was dropped; where is still told",
+            "drop reasons; drop locations are still recorded",
             "Run kernel 5.17 or newer.",
         ),
         tcx(version),
@@ -58,7 +58,7 @@ fn tcx(version: Option<(u32, u32)>) -> Check {
         return check;
     }
     Check::new("tcx", State::Note, check.found).meaning(
-        "uplinks are attached through clsact instead; a filter of another tool with priority 1 may take packets before it",
+        "programs are attached to uplinks through clsact instead; another tool's filter with priority 1 may handle packets first",
     )
 }
 
@@ -80,9 +80,9 @@ fn tracefs() -> Check {
     match mounted {
         Some(path) => Check::ok(name, path),
         None => Check::new(name, State::Missing, "not mounted, or not readable")
-            .blinding("the error that connect() returned, unless the function behind it or the end of all system calls can be traced")
+            .blinding("the error that connect() returned, unless fexit or sys_exit tracing is available")
             .remedied(
-                "Mount it; in a container, from the host.",
+                "Mount tracefs. In a container, mount the host's.",
                 ["mount -t tracefs tracefs /sys/kernel/tracing".to_owned()],
             ),
     }
@@ -96,8 +96,10 @@ fn perf_events() -> Check {
     };
     match value.parse::<i32>() {
         Ok(level) if level > 2 => Check::new(name, State::Note, value)
-            .meaning("Debian's kernels give tracepoints to CAP_SYS_ADMIN only above 2; raw tracepoints are not affected")
-            .blinding("nothing: the error that connect() returned is then read from the function behind it, or from the end of all system calls"),
+            .meaning(
+                "above 2, Debian's kernels require CAP_SYS_ADMIN for tracepoints; raw tracepoints are not affected",
+            )
+            .blinding("nothing: the error that connect() returned is then read through fexit or sys_exit"),
         Ok(_) => Check::ok(name, value),
         Err(_) => Check::unread(name, format!("{path} holds {value:?}")),
     }
@@ -135,7 +137,7 @@ fn lockdown() -> Check {
                 name,
                 mode != "confidentiality",
                 mode,
-                "process facts and drops: BPF may not read kernel memory",
+                "process facts and drops: eBPF programs may not read kernel memory",
                 "Boot with lockdown=integrity.",
             )
         }
@@ -147,7 +149,7 @@ fn unprivileged_bpf() -> Check {
     let (name, path) = ("unprivileged-bpf", "/proc/sys/kernel/unprivileged_bpf_disabled");
     match fs::read_to_string(path).as_deref().map(str::trim) {
         Ok("0") => Check::new(name, State::Note, "enabled")
-            .meaning("any user may load socket filters; nothing that the observer needs"),
+            .meaning("any user may load eBPF socket filters; the observer doesn't need this"),
         Ok(value) => Check::ok(name, format!("disabled ({value})")),
         Err(error) => Check::unread(name, format!("{path}: {error}")),
     }

@@ -99,9 +99,9 @@ fn uplinks(options: &DoctorOptions, checks: &mut Vec<Check>) -> Vec<Uplink> {
     match Uplinks::discover(&options.endpoints) {
         Ok(found) if found.is_empty() => {
             checks.push(
-                Check::new(name, State::Missing, "no interface leads to the endpoints")
-                    .blinding("TTLs on arrival, lost responses, and the packet quota; an uplink that appears is attached then")
-                    .remedied("See `route`, or name an interface with --interface.", []),
+                Check::new(name, State::Missing, "no interface has a route to the endpoints")
+                    .blinding("TTLs on arrival, lost responses and the packet quota, until an uplink appears")
+                    .remedied("See the check `route`, or name an interface with --interface.", []),
             );
             found
         }

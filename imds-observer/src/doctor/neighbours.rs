@@ -47,31 +47,32 @@ fn check(endpoint: IpAddr, hop: &Hop, device: &str, neighbours: &[Neighbour], ga
         .map(|neighbour| neighbour.state);
     let on_link = hop.gateway.is_none();
     let who = if on_link {
-        format!("{next} itself, on the link of {device}")
+        format!("{next}, on the link of {device}")
     } else {
         format!("{next} on {device}")
     };
     match state {
-        Some(NeighbourState::Failed | NeighbourState::Incomplete) => {
-            Check::new(NAME, State::Fault, format!("{who} doesn't answer"))
-                .meaning("connect() fails with \"no route to host\" after three seconds")
-                .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway))
-                .told_as(Code::NeighborUnresolved)
-        }
-        None if on_link => Check::new(NAME, State::Note, format!("{who}: nobody has asked for it yet"))
-            .meaning("whether it answers shows with the first request; on EC2 the gateway forwards to IMDS in any case")
+        Some(NeighbourState::Failed | NeighbourState::Incomplete) => Check::new(
+            NAME,
+            State::Fault,
+            format!("{who} doesn't answer ARP or neighbor discovery"),
+        )
+        .meaning("connect() fails with \"no route to host\" after three seconds")
+        .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway))
+        .told_as(Code::NeighborUnresolved),
+        None if on_link => Check::new(NAME, State::Note, format!("{who}: not resolved yet"))
+            .meaning("the first request shows whether it answers; on EC2 the gateway always forwards to IMDS")
             .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway)),
-        None => Check::ok(NAME, format!("{who}: nobody has asked for it yet")),
+        None => Check::ok(NAME, format!("{who}: not resolved yet")),
         Some(state) => Check::ok(NAME, format!("{who}: {}", format!("{state:?}").to_ascii_lowercase())),
     }
 }
 
 fn remedy_text(on_link: bool) -> &'static str {
     if on_link {
-        "A route takes the endpoint for a neighbour on the link. Delete that route, or add a host route through the gateway, \
-         which is more specific and wins."
+        "An on-link route covers the endpoint. Delete that route, or add a more specific host route through the gateway."
     } else {
-        "The gateway is down, or the address is wrong."
+        "Check that the gateway is up and that its address in the route is correct."
     }
 }
 

@@ -112,19 +112,19 @@ impl Scan {
             checks.push(Check::new(
                 NAME,
                 State::Note,
-                format!("{more} more kinds of processes have such a proxy"),
+                format!("{more} more groups of processes have such a proxy"),
             ));
         }
         if checks.is_empty() {
-            let found = format!("none of {} processes would ask a proxy", self.looked_at);
+            let found = format!("none of {} processes has a proxy set for IMDS", self.looked_at);
             checks.push(Check::ok(NAME, found));
         }
         if self.refused > 0 || self.incomplete {
             let why = if self.incomplete {
-                format!("there are more than {MAX_PROCESSES} processes")
+                format!("more than {MAX_PROCESSES} processes: some were not checked")
             } else {
                 format!(
-                    "{} of {} environments are kept from this process (needs CAP_SYS_PTRACE)",
+                    "{} of {} process environments are not readable (needs CAP_SYS_PTRACE)",
                     self.refused,
                     self.refused + self.looked_at
                 )
@@ -168,11 +168,10 @@ impl Group {
         Check::new(NAME, state, found)
             .about(&self.comm)
             .meaning(
-                "its requests for tokens and credentials go to the proxy, which has other credentials or none; a PUT with \
-                 X-Forwarded-For is answered 403. SDKs that bypass proxies for IMDS by themselves aren't concerned",
+                "requests for tokens and credentials go to the proxy, which returns its own credentials or none; IMDS answers a PUT with X-Forwarded-For with 403. SDKs that bypass proxies for IMDS are not affected",
             )
             .remedied(
-                "Except the endpoints from the proxy, in the environment that the process is started with.",
+                "Exclude the endpoints from the proxy in the environment of the process.",
                 [format!("export no_proxy=\"$no_proxy,{}\"", exceptions.join(","))],
             )
             .told_as(Code::ProxiedRequest)
@@ -245,7 +244,7 @@ fn shown(proxy: &str) -> String {
         .split_once(':')
         .is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
     if host.is_empty() || !plain(host) || !port_is_number {
-        return "(a value that isn't shown)".to_owned();
+        return "(value not shown)".to_owned();
     }
     if scheme.is_empty() {
         host.to_owned()
@@ -270,11 +269,11 @@ mod tests {
             ("http://user:hunt@er2@proxy", "http://proxy"),
             ("http://proxy/?password=hunter2", "http://proxy"),
             ("http://[fd00::1]:80", "http://[fd00::1]:80"),
-            ("http://user:hunter2@", "(a value that isn't shown)"),
-            ("hunter2 secret", "(a value that isn't shown)"),
+            ("http://user:hunter2@", "(value not shown)"),
+            ("hunter2 secret", "(value not shown)"),
             ("user:hunter2://@proxy", "proxy"),
-            ("user:hunter2://x", "(a value that isn't shown)"),
-            ("http://user:hunter2", "(a value that isn't shown)"),
+            ("user:hunter2://x", "(value not shown)"),
+            ("http://user:hunter2", "(value not shown)"),
         ] {
             assert_eq!(shown(value), expected);
         }

@@ -12,17 +12,21 @@ pub(super) fn checks() -> Vec<Check> {
 fn check(right: &Right, held: Option<Held>) -> Check {
     if *right == NET_ADMIN && held == Some(Held::ThroughAdmin) {
         // That does for BPF, and for nothing else.
-        return Check::new(NAME, State::Note, "not held; CAP_SYS_ADMIN does for attaching programs")
-            .about(&right.capability)
-            .blinding("firewall rules can't be read, and before kernel 6.6 uplinks can't be attached");
+        return Check::new(
+            NAME,
+            State::Note,
+            "not held; CAP_SYS_ADMIN suffices for attaching programs",
+        )
+        .about(&right.capability)
+        .blinding("firewall rules can't be read, and before kernel 6.6 uplinks can't be attached");
     }
     let found = match held {
         Some(Held::Itself) => "held",
         Some(Held::ThroughAdmin) => "held through CAP_SYS_ADMIN",
         Some(Held::No) => "not held by this process",
-        None => return Check::unread(NAME, "the kernel doesn't tell").about(&right.capability),
+        None => return Check::unread(NAME, "not reported by the kernel").about(&right.capability),
     };
-    let remedy = "Run as root, or add it to the capabilities of the service or container.";
+    let remedy = "Run as root, or add the capability to the service or container.";
     Check::needed(NAME, held != Some(Held::No), found, right.blinds, remedy).about(&right.capability)
 }
 

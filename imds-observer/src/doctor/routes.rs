@@ -125,10 +125,9 @@ fn through_tunnel(endpoint: IpAddr, hop: &Hop, links: &[Link], way_out: WayOut) 
         ));
     }
     Check::new("route", State::Fault, found)
-        .meaning("requests leave by the tunnel, where IMDS is not: they get no answer, or one of another instance")
+        .meaning("requests leave through the tunnel, which doesn't lead to IMDS: they get no answer, or the answer of another instance")
         .remedied(
-            "Keep the endpoint out of the VPN: exclude it in the VPN's own settings, or lead it to the instance's own interface, \
-             by a rule before the VPN's where it has a routing table of its own.",
+            "Exclude the endpoint in the VPN's settings, or route it through the instance's own interface. If the VPN uses its own routing table, add a rule with a lower priority number than the VPN's.",
             commands,
         )
         .told_as(Code::NoAnswer)
@@ -145,10 +144,10 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
             let source = hop.source.map(|source| format!(" from {source}")).unwrap_or_default();
             Check::ok("route", format!("{way} through {}{source}", interface(hop.ifindex)))
         }
-        Routed::Local => Check::new("route", State::Fault, "an address of this host itself")
-            .meaning("a program of this host answers in the place of IMDS, or nobody does")
+        Routed::Local => Check::new("route", State::Fault, "the address is assigned to this host")
+            .meaning("a program on this host answers instead of IMDS; without one, connections are refused")
             .remedied(
-                "Remove the address unless a metadata proxy is meant to be there.",
+                "Remove the address, unless a metadata proxy on this host is intended.",
                 [format!("ip {family}addr show to {endpoint}")],
             ),
         Routed::Refused(errno) => {
@@ -156,19 +155,19 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
             if endpoint.is_ipv6() && *errno == libc::ENETUNREACH {
                 // The IPv6 endpoint is off by default.
                 return Check::new("route", State::Note, found)
-                    .meaning("clients that try IPv6 fail at once; those that use IPv4 aren't concerned")
+                    .meaning("clients that try IPv6 fail at once; IPv4 clients are not affected")
                     .told_as(Code::NoRoute);
             }
             let refused = match *errno {
-                libc::EHOSTUNREACH => "an `unreachable` route or rule refuses it",
-                libc::EACCES => "a `prohibit` route or rule refuses it",
-                libc::EINVAL => "a `blackhole` route or rule refuses it",
-                _ => "no route leads there",
+                libc::EHOSTUNREACH => "an `unreachable` route or rule rejects it",
+                libc::EACCES => "a `prohibit` route or rule rejects it",
+                libc::EINVAL => "a `blackhole` route or rule rejects it",
+                _ => "no route to the endpoint",
             };
             Check::new("route", State::Fault, format!("{found}: {refused}"))
                 .meaning("connect() fails at once for every client of this host")
                 .remedied(
-                    "Add a route through the gateway, or delete the one that refuses.",
+                    "Add a route through the gateway, or delete the route or rule that blocks it.",
                     look.into_iter().chain([format!(
                         "ip {family}route add {endpoint}/{} via GATEWAY dev INTERFACE",
                         if endpoint.is_ipv6() { 128 } else { 32 }
@@ -210,9 +209,9 @@ fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<
         if let Some(refused) = refused {
             checks.push(
                 Check::new("routing-rule", State::Fault, format!("{found}: {refused}"))
-                    .meaning(format!("requests of {whom} don't leave this host"))
+                    .meaning(format!("requests of {whom} are not sent"))
                     .remedied(
-                        "Delete the rule, unless they are kept from IMDS on purpose.",
+                        "Delete the rule. No action is needed if it blocks IMDS on purpose.",
                         [format!("ip {}rule show priority {}", dash6(endpoint), rule.priority)],
                     )
                     .told_as(Code::NoRoute),
@@ -233,9 +232,11 @@ fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<
         checks.push(match tunnel(links, hop) {
             // For this host's own processes, the check `route` above reports it.
             Some(kind) => Check::new("routing-rule", State::Note, format!("{found}, a tunnel ({kind})"))
-                .meaning(format!("requests of {whom} leave by the tunnel, where IMDS is not"))
+                .meaning(format!(
+                    "requests of {whom} leave through the tunnel, which doesn't lead to IMDS"
+                ))
                 .remedied(
-                    "Exempt the endpoint before this rule.",
+                    "Add a rule for the endpoint before this one.",
                     [format!(
                         "ip {}rule add to {endpoint} lookup main priority {}",
                         dash6(endpoint),
@@ -263,7 +264,7 @@ fn whom(rule: &Rule) -> String {
         parts.push(if iif == "lo" {
             "this host's own packets".to_owned()
         } else {
-            format!("what comes in from {iif}")
+            format!("packets received on {iif}")
         });
     }
     if let Some(oif) = &rule.oif {

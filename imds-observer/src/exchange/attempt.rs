@@ -13,7 +13,7 @@ use crate::source::{FlowId, IcmpError, Sender};
 const SETTLE_NS: u64 = SECOND / 10;
 /// How long after the start a drop may still explain a silent end.
 const LATE_DROP_NS: u64 = 4 * SECOND;
-/// Linux gives up after 127 s with its default of six retries.
+/// Linux times out after 127 s with its default of six retries.
 const SILENCE_NS: u64 = 130 * SECOND;
 /// A SYN that comes again within this time is a copy seen at another interface: the first timeout of TCP is 1 s.
 pub(super) const COPY_NS: u64 = 3_000_000;
@@ -22,7 +22,7 @@ pub(super) const COPY_NS: u64 = 3_000_000;
 struct End {
     time: Time,
     outcome: ConnectOutcome,
-    /// Nothing said why: the client went away.
+    /// The client closed without an explicit outcome.
     silent: bool,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Attempt {
     wire_syns: u32,
     /// Something besides `connect()` itself was seen: silence then means something.
     watched: bool,
-    /// No socket of this host tells when the client gives up.
+    /// Without a local socket, the end of the client's wait is not visible.
     socketless: bool,
     /// The socket's states are reported: its end will be.
     has_states: bool,
@@ -55,7 +55,7 @@ pub(super) struct Attempt {
     done: bool,
 }
 
-/// What an errno of `connect()` says; `None`: nothing has ended.
+/// Outcome of an errno of `connect()`; `None`: not an end.
 fn outcome_of(errno: i32) -> Option<ConnectOutcome> {
     Some(match errno {
         // The socket is on its way, or connected already.
@@ -105,12 +105,12 @@ impl Attempt {
         }
     }
 
-    /// Neither connected nor given up for good.
+    /// Neither connected nor finally failed.
     pub(super) fn is_open(&self) -> bool {
         !self.done && self.established.is_none()
     }
 
-    /// Has failed, though that may not have been told yet.
+    /// Has failed, although it may not be reported yet.
     pub(super) fn has_failed(&self) -> bool {
         self.established.is_none() && (self.done || self.end.is_some())
     }
@@ -202,7 +202,7 @@ impl Attempt {
     fn fail(&mut self, time: Time, outcome: ConnectOutcome, silent: bool) {
         match &mut self.end {
             None => self.end = Some(End { time, outcome, silent }),
-            // What is told counts more than that nothing was.
+            // An explicit outcome overrides a silent close.
             Some(end) if end.silent && !silent => {
                 end.outcome = outcome;
                 end.silent = false;
@@ -256,7 +256,7 @@ impl Attempt {
             return;
         }
         self.icmp.get_or_insert_with(|| format!("{}/{}", icmp.kind, icmp.code));
-        // Where there is a socket, it tells what it made of the message.
+        // If there is a socket, its error shows the effect of the message.
         if self.socketless
             && let Some(outcome) = outcome_of_icmp(icmp)
         {
@@ -271,7 +271,7 @@ impl Attempt {
         }
     }
 
-    /// When [`Self::settle`] has something to say, if nothing else happens.
+    /// When [`Self::settle`] will have a result, without further events.
     pub(super) fn due(&self) -> Option<Time> {
         if !self.is_open() {
             return None;
@@ -299,7 +299,7 @@ impl Attempt {
     }
 
     /// The fact, once the attempt has failed for good.
-    /// `last`: the observer stops, so nothing is waited for; what has not ended by then is nobody's failure.
+    /// `last`: shutting down; do not wait, and do not report open attempts as failures.
     pub(super) fn settle(
         &mut self,
         now: Time,
@@ -310,7 +310,7 @@ impl Attempt {
         let due = self.due()?;
         let overdue = now >= due;
         if self.end.is_none() && !overdue {
-            // A socketless client says nothing when it gives up: a SYN without answer for 3 s is no slow handshake.
+            // The end of a socketless client's wait is not visible: a SYN without answer for 3 s is no slow handshake.
             if !(last && self.socketless && self.wire_syns > 0 && now.since(self.time) >= 3 * SECOND) {
                 return None;
             }

@@ -1,4 +1,4 @@
-//! What is known of one connection, and what that says about its attempt and its requests.
+//! State of one connection, and the outcome of its attempt and its requests.
 //!
 //! Events only add to what is known. [`Flow::settle`] alone decides, and may be asked at any time: so the order in which two CPUs report the same
 //! moment doesn't matter.
@@ -25,22 +25,21 @@ use crate::source::{
 const MILLISECOND: u64 = 1_000_000;
 /// Events of one moment may come this far apart and in any order.
 const REORDER_NS: u64 = 10 * MILLISECOND;
-/// How long missing bytes may still come, or an answer may wait for the request that it acknowledges.
+/// Longest wait for missing bytes, or of a response for the request that it acknowledges.
 const GAP_NS: u64 = 50 * MILLISECOND;
-/// An arrived response that is not delivered by then has died on the way.
+/// Time after which an undelivered response counts as lost.
 const TRANSIT_NS: u64 = 100 * MILLISECOND;
-/// How long an answer with credentials waits for its own end: without `Content-Length` only the end of the stream shows its length.
+/// Longest wait of a credentials response for its end: without `Content-Length` only the end of the stream shows its length.
 const LENGTH_NS: u64 = 100 * MILLISECOND;
-/// A client may close its sending side first and still read the answer. Where its socket doesn't tell, so long that is taken for possible.
+/// A client may close its sending side first and still read the answer. Without socket events, this is the time for which that is assumed.
 const HALF_CLOSE_NS: u64 = SECOND;
-/// A request that is still without an answer when observation ends counts as unanswered after so long, else as open. Where sockets
-/// aren't reported, nothing is expected after it either.
+/// Idle timeout. A request that waits this long when observation ends counts as unanswered, otherwise as open. Without socket events, nothing is expected after it.
 const IDLE_NS: u64 = 20 * SECOND;
-/// A drop may be told 3.05 s after a client that waited 2 s has gone.
+/// A drop event may arrive 3.05 s after a client that waited 2 s has closed.
 const LINGER_NS: u64 = 5 * SECOND;
-/// The same for a socket of this host whose requests all had their answers: nothing is to be explained, and its copies are seen by then.
+/// The same for a local socket whose requests were all answered: no drop needs an explanation, and its copies have arrived.
 const SHORT_LINGER_NS: u64 = SECOND;
-/// How much longer a connection may be kept than it need be.
+/// Slack of the time at which a connection is removed.
 const FORGET_SLACK_NS: u64 = SECOND / 4;
 /// Longer than any connection lives: no clock decides.
 const NEVER_NS: u64 = 100 * 365 * 24 * 3_600 * SECOND;
@@ -128,7 +127,7 @@ pub(super) struct Flow {
     closed: Option<Time>,
     last: Time,
     gap_since: Option<Time>,
-    /// The client uses the port or socket for another connection: this one is over, since when nobody saw.
+    /// The client uses the port or socket for another connection: this one ended at an unknown time.
     superseded: bool,
     /// Not all went well: what comes late may explain it.
     troubled: bool,
@@ -420,7 +419,7 @@ impl Flow {
 
     fn client_gone(&mut self, time: Time) {
         self.client_left = Some(match self.client_left {
-            // The moment that the client gave up is when it closed, not when the kernel was done with the socket.
+            // The client's wait ends when it closes, not when the kernel destroys the socket.
             Some((left, how)) if how == Leave::Gone || !self.half_closed => (left, Leave::Gone),
             _ => (time, Leave::Gone),
         });
@@ -475,7 +474,7 @@ impl Flow {
             answer.dropped(event.time);
             return;
         }
-        // Nobody saw it arrive, but it must have: at an uplink that another program reads before us.
+        // Its arrival was not observed, but it must have arrived: at an uplink that another program reads before us.
         let waiting = self.pending.iter_mut().find(|pending| pending.answer.is_none());
         if let Some(pending) = waiting.filter(|pending| pending.floor == seq) {
             let answer = pending.answer.insert(Answer::new(seq));
@@ -498,7 +497,7 @@ impl Flow {
             if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_open()) {
                 attempt.icmp(packet.time, icmp);
             }
-            // Sent to IMDS, it tells that its packet died here.
+            // An ICMP error sent to IMDS shows that its packet was dropped here.
             if packet.direction == Direction::Request
                 && let Some(answer) = self.answer_in(Seq(packet.seq), packet.payload_len)
             {
@@ -902,7 +901,7 @@ impl Flow {
         }
     }
 
-    /// Decides what can be decided by `now`, and says when to ask again; `None`: the flow can be forgotten.
+    /// Decides what can be decided by `now`, and returns when to ask again; `None`: the flow can be removed.
     /// `last`: the observer stops, nothing more will come.
     pub(super) fn settle(
         &mut self,
@@ -1036,7 +1035,7 @@ impl Flow {
             if pending.wants_length && now < ends && !over && self.length(pending, answer).is_none() {
                 return Verdict::Wait(ends);
             }
-            // The wire's own TTL may be told a moment later.
+            // The TTL on the wire may arrive slightly later.
             let settled = delivered.plus_ns(REORDER_NS);
             if self.uplink_seen && !answer.on_wire() && now < settled && !last {
                 return Verdict::Wait(settled);

@@ -1,4 +1,4 @@
-//! Pairs requests with responses on one connection and tells what became of each.
+//! Pairs requests with responses on one connection and determines the outcome of each.
 //!
 //! IMDS answers in order, so a queue suffices. A gap in the bytes resets the pair: a missing exchange is better than a wrong one.
 

@@ -19,13 +19,13 @@ pub(super) struct Answer {
     /// Acknowledged by the client.
     acknowledged: Option<Time>,
     wire_ttl: Option<u8>,
-    /// This kernel freed it, or an ICMP error says that somebody did.
+    /// This kernel dropped it, or an ICMP error reports a drop elsewhere.
     pub(super) killed: bool,
     icmp: Option<IcmpError>,
     pub(super) retransmits: u32,
     server: Option<String>,
     via_proxy: Option<bool>,
-    /// Bytes of head and body, where the head says so.
+    /// Bytes of head and body, if the head has the length.
     pub(super) length: Option<u64>,
 }
 
@@ -97,7 +97,7 @@ impl Answer {
         self.status = self.status.or(other.status);
     }
 
-    /// Somebody told the server that it can't be delivered.
+    /// An ICMP error reported to the server that it can't be delivered.
     pub(super) fn refused(&mut self, icmp: IcmpError) {
         self.killed = true;
         self.icmp.get_or_insert(icmp);

@@ -105,7 +105,7 @@ fn is_near(a: Time, b: Time) -> bool {
 
 /// Ids are hashed with a random seed: a client that chooses its ports, or a capture, must not choose the buckets of its connections.
 ///
-/// See the module's text. Event time is what events and [`Self::advance`] tell; it never runs backwards.
+/// See the module's text. Event time comes from events and [`Self::advance`], and never runs backwards.
 #[derive(Debug)]
 pub struct FlowTable {
     limits: Limits,
@@ -319,7 +319,7 @@ impl FlowTable {
             let Some(numbers) = numbers.filter(|_| packet.vantage == Vantage::Socket) else {
                 return id;
             };
-            // The wire may lag behind the socket, so only the socket says that it begins again.
+            // Wire events may lag behind socket events, so only a socket event marks a new connection.
             if first && self.flows.peek(&id).is_some_and(|flow| another(flow)) {
                 self.conclude(id, out);
                 if let Some(flow) = self.flows.peek_mut(&id) {

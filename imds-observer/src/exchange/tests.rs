@@ -30,7 +30,7 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nX-aws-ec2-metadata-token: S3CR3TS3CR3TS3CR3T\r\n\r\n")
 }
 
-/// A connection, told packet by packet.
+/// A connection, packet by packet.
 struct World {
     table: FlowTable,
     facts: Vec<Fact>,
@@ -493,7 +493,7 @@ fn half_closed_clients_still_read() {
     assert_eq!(world.only().outcome, ExchangeOutcome::Answered);
 }
 
-/// The socket is still open: its process waits, whatever the clock says.
+/// The socket is still open: its process waits, regardless of the clock.
 #[rstest]
 #[case::half_closed_for_four_seconds(true, 4_000)]
 #[case::half_closed_for_ten_minutes(true, 600_000)]
@@ -589,7 +589,7 @@ fn a_client_that_aborts_is_no_server_that_resets() {
     assert_eq!(world.only().outcome, ExchangeOutcome::Reset);
 }
 
-/// Aborted while it connects: the client gave up, and no error of the server's.
+/// Aborted while connecting: the client closed; not an error of the server.
 #[test]
 fn an_aborted_attempt_is_a_timeout() {
     let mut world = World::live();
@@ -1962,7 +1962,7 @@ fn a_client_that_fills_the_budget_loses_its_own_connections_and_nobody_elses() {
     let mut answered = 0;
     let long = get(&format!("/{}", "x".repeat(480)));
     for round in 0..400_u64 {
-        // 64 requests that nobody answers, on one connection more.
+        // 64 unanswered requests, on one connection more.
         let mut hostile = of_client(round, 7, round * 10);
         std::mem::swap(&mut hostile.table, &mut table);
         hostile.handshake();

@@ -110,7 +110,7 @@ impl RequestReader {
         Ok(())
     }
 
-    /// Gives up the missing bytes, and the head that they belong to with them; goes on with what waits behind.
+    /// Skips the missing bytes and the head that they belong to, and continues with the waiting pieces.
     pub fn skip_gap(&mut self, mut found: impl FnMut(FoundRequest<'_>)) {
         self.stream.skip_gap();
         self.forget_head();

@@ -20,7 +20,7 @@ pub struct FoundResponse {
     pub via_proxy: Option<bool>,
     /// Bytes of the head, where its end was seen.
     pub head_bytes: Option<u64>,
-    /// Bytes of the body, where the head says so.
+    /// Bytes of the body, if the head has the length.
     pub body_bytes: Option<u64>,
 }
 
@@ -102,7 +102,7 @@ impl ResponseReader {
         Ok(())
     }
 
-    /// Gives up the missing bytes: the head that they belong to ends there, and what waits behind goes on.
+    /// Skips the missing bytes: their head ends there, and the waiting pieces continue.
     pub fn skip_gap(&mut self, mut found: impl FnMut(FoundResponse)) {
         self.stream.skip_gap();
         self.flush(&mut found);
@@ -222,7 +222,7 @@ impl ResponseReader {
             State::Body(left) if left == u64::from(hole) => self.state = State::Head,
             State::Head if !self.head.is_empty() => self.give(true, found),
             State::Head => {
-                // Bytes that nobody captured, where a head should begin.
+                // Bytes that were not captured, where a head should begin.
                 self.begun = Some((end, meta));
                 self.give(true, found);
             }

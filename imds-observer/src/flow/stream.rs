@@ -45,7 +45,7 @@ pub enum Pushed<P> {
 /// Why a piece was not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It doesn't fit: the gap before the waiting pieces has to be given up.
+    /// It doesn't fit: skip the gap before the waiting pieces.
     Full,
     /// So far from the stream that it can't belong to it.
     Far,
@@ -71,7 +71,7 @@ impl<M> Stream<M> {
         }
     }
 
-    /// Says where the stream begins, if that isn't known.
+    /// Sets the start of the stream, if unknown.
     pub fn start(&mut self, seq: Seq) {
         self.next.get_or_insert(seq);
     }
@@ -142,7 +142,7 @@ impl<M> Stream<M> {
         !self.waiting.is_empty()
     }
 
-    /// Gives up what is missing: the stream goes on at the first waiting piece.
+    /// Skips the missing bytes: the stream continues at the first waiting piece.
     pub fn skip_gap(&mut self) {
         if let Some(first) = self.waiting.front() {
             self.next = Some(first.seq);

@@ -40,11 +40,11 @@ const MAX_INTERFACES: usize = 256;
 /// Why nothing could be read.
 #[derive(Debug, Error)]
 pub enum EthtoolError {
-    #[error("open a socket to ask network drivers: {0}")]
+    #[error("open a socket for ethtool queries: {0}")]
     Socket(io::Error),
     #[error("interface name {0:?} is too long")]
     Name(String),
-    #[error("ask the driver of {interface}: {source}")]
+    #[error("query the driver of {interface}: {source}")]
     Ask { interface: String, source: io::Error },
     #[error("the driver of {interface} has {count} statistics, more than {MAX_STATISTICS}")]
     TooMany { interface: String, count: usize },
@@ -227,7 +227,7 @@ impl AllowanceMeter {
     pub fn ask(&mut self, interfaces: Vec<Named>) {
         if let Asking::NotYet(ethtool) = std::mem::replace(&mut self.asking, Asking::Never) {
             self.asking = aside(ethtool).unwrap_or_else(|error| {
-                tracing::warn!("start the thread that asks network drivers: {error}; allowance counters stay unknown");
+                tracing::warn!("start the ethtool thread: {error}; allowance counters are unavailable");
                 Asking::Never
             });
         }

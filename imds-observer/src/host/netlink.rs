@@ -27,11 +27,11 @@ pub enum NetlinkError {
     /// The kernel's own answer.
     #[error("netlink: {}", io::Error::from_raw_os_error(*.0))]
     Refused(i32),
-    #[error("netlink: the answer is cut short at byte {0}")]
+    #[error("netlink: response truncated at byte {0}")]
     Truncated(usize),
-    #[error("netlink: the answer is larger than {} MiB", MAX_REPLY_BYTES >> 20)]
+    #[error("netlink: response larger than {} MiB", MAX_REPLY_BYTES >> 20)]
     TooLarge,
-    #[error("netlink: the table changed each time it was read")]
+    #[error("netlink: the table changed during every read")]
     Unsettled,
 }
 
@@ -163,7 +163,7 @@ fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
 pub(super) fn read_any(bytes: &[u8]) {
     let mut rest = bytes;
     while let Some((_, _, next)) = split(rest) {
-        assert!(next.len() < rest.len(), "a message of no length");
+        assert!(next.len() < rest.len(), "a message without a length");
         rest = next;
     }
 }

@@ -14,24 +14,22 @@ pub struct Right {
 
 pub const BPF: Right = Right {
     capability: Capability::CAP_BPF,
-    blinds: "everything: programs can't be loaded",
+    blinds: "everything: eBPF programs can't be loaded",
     within_admin: true,
 };
 pub const PERFMON: Right = Right {
     capability: Capability::CAP_PERFMON,
-    blinds: "executable, command line, ancestors and cgroup of short-lived processes; dropped packets; socket outcomes: \
-             programs can't read kernel memory",
+    blinds: "executable, command line, ancestors and cgroup of short-lived processes; dropped packets; socket outcomes: eBPF programs can't read kernel memory",
     within_admin: true,
 };
 pub const NET_ADMIN: Right = Right {
     capability: Capability::CAP_NET_ADMIN,
-    blinds: "everything: programs can't be attached to cgroups and uplinks; firewall rules can't be read",
+    blinds: "everything: eBPF programs can't be attached to cgroups and uplinks; firewall rules can't be read",
     within_admin: true,
 };
 pub const SYS_PTRACE: Right = Right {
     capability: Capability::CAP_SYS_PTRACE,
-    blinds: "which process holds a connection that was there before the observer, and executables and environments of other \
-             users' processes",
+    blinds: "the process of a connection that is older than the observer; executables and environments of other users' processes",
     within_admin: false,
 };
 

@@ -83,13 +83,13 @@ impl Trouble {
     fn settle(&mut self, what: &str, endpoint: &Endpoint, sent: Result<(), &Failure>) -> bool {
         let Err(failure) = sent else {
             if self.retry.take().is_some() {
-                tracing::warn!("the collector at {endpoint} takes {what} again");
+                tracing::warn!("the collector at {endpoint} accepts {what} again");
             }
             return true;
         };
         let pause = self.retry.map_or(PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
         if self.retry.is_none() {
-            tracing::warn!("the collector at {endpoint} did not take {what}: {failure}; trying again");
+            tracing::warn!("the collector at {endpoint} did not accept {what}: {failure}; retrying");
         }
         self.retry = Some((Instant::now() + pause, pause));
         false
@@ -200,7 +200,7 @@ impl Output for Collector {
         if !self.waiting.is_empty() {
             let left = self.waiting.len();
             self.give_up(left as u64);
-            tracing::warn!("the collector was not reached at the end: {left} findings are given up");
+            tracing::warn!("the collector was not reachable at shutdown: dropped {left} findings");
         }
         Ok(())
     }

@@ -63,17 +63,17 @@ pub(super) fn families(state: &State, transfers: Option<Transfers>) -> Vec<Famil
         families.extend([
             counter(
                 "imds_observer_otlp_findings_sent",
-                "Findings that the collector took",
+                "Findings accepted by the OTLP collector",
                 transfers.findings_sent,
             ),
             counter(
                 "imds_observer_otlp_findings_lost",
-                "Findings that were given up because the collector didn't take them",
+                "Findings dropped because the OTLP collector did not accept them",
                 transfers.findings_lost,
             ),
             counter(
                 "imds_observer_otlp_failed_transfers",
-                "Transfers to the collector that failed",
+                "Failed transfers to the OTLP collector",
                 transfers.failed,
             ),
         ]);
@@ -142,20 +142,16 @@ fn workloads<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
         }
     }
     families.extend([
-        counters("imds_exchanges", "Requests to IMDS, by what became of them", exchanges),
+        counters("imds_exchanges", "Requests to IMDS, by outcome", exchanges),
         counters(
             "imds_responses",
-            "Responses that arrived at this host, by status",
+            "IMDS responses that arrived at this host, by HTTP status",
             statuses,
         ),
-        counters(
-            "imds_failed_connects",
-            "Connections to IMDS that never came to be",
-            failed,
-        ),
+        counters("imds_failed_connects", "Failed connection attempts to IMDS", failed),
         Family {
             name: "imds_lost_seconds",
-            help: "Time that callers waited for what never came",
+            help: "Seconds that callers spent on IMDS requests that failed",
             points: Points::Counters(
                 sorted
                     .iter()
@@ -165,7 +161,7 @@ fn workloads<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
         },
         Family {
             name: "imds_response_latency_seconds",
-            help: "From a request's first byte to its answer's",
+            help: "Time from the first byte of an IMDS request to the first byte of its response",
             points: Points::Histograms(
                 sorted
                     .iter()
@@ -210,17 +206,17 @@ fn host<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
     families.extend([
         counters(
             "imds_dropped_packets",
-            "Packets of IMDS flows that this kernel dropped, by its reason",
+            "Packets of IMDS flows dropped by this kernel, by drop reason",
             dropped.collect(),
         ),
         counters(
             "imds_findings",
-            "Findings that were opened",
+            "Findings opened",
             state.findings.iter().map(by_code).collect(),
         ),
         gauges(
             "imds_open_findings",
-            "Findings that are open",
+            "Findings currently open",
             open.iter()
                 .map(by_code)
                 .map(|(labels, count)| (labels, count as f64))
@@ -228,22 +224,22 @@ fn host<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
         ),
         counters(
             "imds_interface_packets",
-            "Packets to and from link-local services (IMDS, DNS, NTP)",
+            "Packets to and from link-local services (IMDS, DNS, NTP), by interface",
             packets.collect(),
         ),
         gauges(
             "imds_interface_peak_packets_per_second",
-            "Most packets of one second in the last interval",
+            "Highest packet rate, in packets per second, in the last interval",
             of(|interface| interface.peak_per_s as f64),
         ),
         gauges(
             "imds_interface_quota_ratio",
-            "That peak over the quota of 1024 packets per second",
+            "Highest packet rate in the last interval, divided by the quota of 1024 packets per second",
             of(|interface| interface.quota_share),
         ),
         counters(
             "imds_interface_allowance_exceeded",
-            "Packets beyond the quota, as the driver counts them",
+            "Packets dropped over the quota, from the network driver's counter",
             exceeded.collect(),
         ),
     ]);
@@ -266,12 +262,12 @@ fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
     families.extend([
         counters(
             "imds_observer_lost",
-            "What could not be seen or kept, by where; see the `loss` record",
+            "Events and records lost, by stage; see the `loss` record",
             lost.map(|(name, count)| (vec![label("what", name)], count)).into(),
         ),
         counters(
             "imds_observer_records",
-            "Records that were made",
+            "Records produced",
             records
                 .map(|(kind, count)| (vec![label("kind", kind)], *count))
                 .collect(),
@@ -282,15 +278,19 @@ fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
         let build = vec![label("version", &start.version), label("kernel", &start.kernel)];
         let missing = start.missing.iter().map(|name| (vec![label("capability", name)], 1.0));
         families.extend([
-            gauges("imds_observer_build_info", "Always 1", vec![(build, 1.0)]),
+            gauges(
+                "imds_observer_build_info",
+                "Always 1; the labels hold the version of the observer and the kernel",
+                vec![(build, 1.0)],
+            ),
             gauges(
                 "imds_observer_missing",
-                "Capabilities that this host does not give, always 1; see the `start` record",
+                "Capabilities unavailable on this host; always 1; see the `start` record",
                 missing.collect(),
             ),
             alone(
                 "process_start_time_seconds",
-                "Start of observation, Unix time",
+                "Start of observation, in Unix time",
                 start.time.0 as f64 / 1e9,
             ),
         ]);
@@ -299,7 +299,7 @@ fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
     families.extend([
         Family {
             name: "process_cpu_seconds",
-            help: "User and system time of the observer",
+            help: "User and system CPU time of the observer",
             points: Points::Counters(vec![(Vec::new(), Number::Real(process.cpu_s))]),
         },
         alone(

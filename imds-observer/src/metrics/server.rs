@@ -39,13 +39,15 @@ pub(super) fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
 pub(super) fn start(listener: TcpListener, shared: &Arc<Shared>) -> anyhow::Result<SocketAddr> {
     listener
         .set_nonblocking(true)
-        .context("make the metrics' listener non-blocking")?;
-    let bound = listener.local_addr().context("ask where metrics are served")?;
+        .context("make the metrics listener non-blocking")?;
+    let bound = listener
+        .local_addr()
+        .context("read the address of the metrics listener")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
-        .context("start the metrics' server")?;
+        .context("start the metrics server")?;
     let served = Arc::new(Served {
         shared: Arc::clone(shared),
         registry: exposition::registry(shared),
@@ -67,10 +69,10 @@ pub(super) fn start(listener: TcpListener, shared: &Arc<Shared>) -> anyhow::Resu
                 axum::serve(listener, router).await
             });
             if let Err(error) = result {
-                tracing::error!("metrics are no longer served: {error}");
+                tracing::error!("metrics server stopped: {error}");
             }
         })
-        .context("start the metrics' thread")?;
+        .context("start the metrics thread")?;
     Ok(bound)
 }
 
@@ -102,7 +104,7 @@ async fn healthz(State(served): State<Arc<Served>>) -> Response {
     let alive = Duration::from_millis(served.shared.alive_ms.load(Ordering::Relaxed));
     let silent = served.shared.begin.elapsed().saturating_sub(alive);
     if silent > STUCK {
-        let text = format!("the pipeline has not come round for {} s\n", silent.as_secs());
+        let text = format!("the pipeline loop has stalled for {} s\n", silent.as_secs());
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     }
     "ok\n".into_response()

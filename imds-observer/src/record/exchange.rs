@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Container, Host, Kind, Process, Time, again};
+use super::{Container, Host, Kind, Process, Time, json_cache};
 use crate::redact;
 
 /// A TCP connection from the client's side, before NAT if known.
@@ -195,9 +195,9 @@ pub struct Exchange {
     /// When the first byte of the request left the process.
     pub time: Time,
     pub host: Host,
-    #[serde(serialize_with = "again::process")]
+    #[serde(serialize_with = "json_cache::process")]
     pub process: Option<Arc<Process>>,
-    #[serde(serialize_with = "again::container")]
+    #[serde(serialize_with = "json_cache::container")]
     pub container: Option<Arc<Container>>,
     pub connection: Connection,
     pub request: Request,

@@ -2,9 +2,9 @@
 //!
 //! `docs/records.md` describes the fields; `imds-observer schema` prints the JSON Schema of these types.
 
-mod again;
 mod exchange;
 mod finding;
+mod json_cache;
 mod process;
 mod schema;
 mod summary;

@@ -20,7 +20,7 @@ pub const LATENCIES: usize = 1 + 4 * 25;
 /// Bounds and digits of the histogram that quantiles are taken from.
 const LATENCY_NS: (u64, u64, u8) = (1_000, 120 * SECOND, 2);
 /// The workload of all that have no line of their own.
-pub const OTHERS: &str = "all others";
+pub const OTHERS: &str = "others";
 
 /// One piece of time of one workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -33,7 +33,7 @@ const TICKS: u64 = 4;
 const LEAST_LATENCIES: usize = 16;
 /// Forwarding hops that the TTL picture has room for.
 const MAX_HOPS: u8 = 8;
-/// How requests are told apart by colour, from the axis up: class and index in the order of `ImdsVersion`, then unknown.
+/// Colors that distinguish requests, from the axis up: class and index in the order of `ImdsVersion`, then unknown.
 const COLOURS: [(&str, usize); 5] = [("v2", 1), ("token", 0), ("v1", 2), ("other", 3), ("other", 4)];
 
 /// What the report is made of.
@@ -72,7 +72,7 @@ struct Page {
     latency: Vec<Bar>,
     latency_axis: Vec<String>,
     latency_marks: Vec<Mark>,
-    latency_told: String,
+    latency_caption: String,
     latency_label: String,
     versions: Vec<Share>,
     statuses: Vec<Share>,
@@ -145,7 +145,7 @@ struct Spread {
 
 struct Strip {
     name: String,
-    told: String,
+    caption: String,
     label: String,
     bars: Vec<Bar>,
 }
@@ -200,7 +200,7 @@ struct Hop {
 
 struct Peaks {
     interface: String,
-    told: String,
+    caption: String,
     points: String,
     area: String,
 }
@@ -213,7 +213,7 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
     let processes = input.summary.map_or(&[][..], |summary| &summary.processes);
     let (period, span) = match input.period {
         Some((from, to)) => (format!("{} to {}", moment(from), moment(to)), long_span(to.since(from))),
-        None => ("nothing was observed".to_owned(), "0 s".to_owned()),
+        None => ("no traffic observed".to_owned(), "0 s".to_owned()),
     };
     let gaps = gaps(input);
     let (verdict, verdict_class) = verdict(&findings, !gaps.is_empty());
@@ -238,26 +238,29 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
         tiles: tiles(input.summary, &findings),
         hidden_findings: match hidden_findings {
             0 => String::new(),
-            hidden => format!("and {} more; -o json has them all", counted(hidden as u64, "finding")),
+            hidden => format!(
+                "and {} more; use -o json to list all",
+                counted(hidden as u64, "finding")
+            ),
         },
         groups: causes(&findings),
         rows: rows(processes),
         hidden_rows: match others {
             0 => String::new(),
-            others => format!("and {} of callers without a row", counted(others, "request")),
+            others => format!("and {} from callers without a row", counted(others, "request")),
         },
         timeline: timeline(picture),
         hidden_lines: match hidden_lines {
             0 => String::new(),
-            hidden => format!("and {} that asked less", counted(hidden as u64, "workload")),
+            hidden => format!("and {} with fewer requests", counted(hidden as u64, "workload")),
         },
         ticks: ticks(picture),
         bucket: long_span(picture.width_ns.max(SECOND)),
         latency,
         latency_axis,
         latency_marks,
-        latency_told: latency_told(picture),
-        latency_label: format!("Distribution of latencies: {}", latency_told(picture)),
+        latency_caption: latency_caption(picture),
+        latency_label: format!("Distribution of latencies: {}", latency_caption(picture)),
         versions: shares(&picture.versions, |name| match name {
             "token" => "token",
             "v1" => "v1",
@@ -289,7 +292,7 @@ fn clean(text: &str) -> String {
 fn verdict(findings: &[&Finding], gaps: bool) -> (String, &'static str) {
     let Some(worst) = findings.first() else {
         let text = if gaps {
-            "No findings, as far as this trace shows: see what it can't."
+            "No findings; see \"Coverage gaps\"."
         } else {
             "No findings."
         };
@@ -337,18 +340,12 @@ fn tiles(summary: Option<&Summary>, findings: &[&Finding]) -> Vec<Tile> {
             "requests without a token (v1)",
             false,
         ),
-        tile(
-            "lost",
-            sum(|row| row.lost),
-            "response lost on its way",
-            "responses lost on their way",
-            true,
-        ),
+        tile("lost", sum(|row| row.lost), "lost response", "lost responses", true),
         tile(
             "connects",
             sum(|row| row.failed_connects),
-            "failed connect",
-            "failed connects",
+            "failed connection",
+            "failed connections",
             true,
         ),
         tile("findings", findings.len() as u64, "finding", "findings", false),
@@ -397,19 +394,19 @@ fn cause(group: &CauseGroup<'_>) -> Cause {
             counted(group.findings.len() as u64, "subject")
         },
         cause: if alone { String::new() } else { clean(&group.cause()) },
-        findings: group.findings.iter().map(|finding| told(finding)).collect(),
+        findings: group.findings.iter().map(|finding| shown(finding)).collect(),
         remedy: clean(&remedy.text),
         commands: remedy.commands.iter().map(|command| clean(command)).collect(),
     }
 }
 
-fn told(finding: &Finding) -> Verdict {
+fn shown(finding: &Finding) -> Verdict {
     Verdict {
         severity: finding.severity.as_str(),
         subject: clean(&finding.subject.name),
         state: match finding.state {
             FindingState::Resolved => "resolved",
-            FindingState::Open | FindingState::Update => "going on at the end",
+            FindingState::Open | FindingState::Update => "still open at the end",
         },
         summary: clean(&finding.summary),
         seen: format!(
@@ -596,7 +593,7 @@ fn strip(picture: &Picture, name: &str, line: &Line) -> Strip {
         let time = moment(picture.from.plus_ns(picture.width_ns.saturating_mul(at as u64)));
         Bar {
             label: format!(
-                "{time}: {}, {} without an answer",
+                "{time}: {}, {} unanswered",
                 counted(bucket.requests(), "request"),
                 bucket.failed
             ),
@@ -605,22 +602,22 @@ fn strip(picture: &Picture, name: &str, line: &Line) -> Strip {
     });
     let names = ["token", "v2", "v1", "other", "unknown"];
     let versions = names.iter().zip(line.versions).filter(|(_, count)| *count > 0);
-    let mut told: Vec<String> = versions
+    let mut caption: Vec<String> = versions
         .map(|(name, count)| format!("{name} {}", grouped(count)))
         .collect();
     if line.failed > 0 {
-        told.push(format!("{} without an answer", grouped(line.failed)));
+        caption.push(format!("{} unanswered", grouped(line.failed)));
     }
-    let told = format!(
+    let caption = format!(
         "{}: {}; at most {} a bar",
         counted(line.requests, "request"),
-        told.join(", "),
+        caption.join(", "),
         grouped(peak)
     );
     Strip {
         name: clean(name),
-        label: format!("{}: {told}", clean(name)),
-        told,
+        label: format!("{}: {caption}", clean(name)),
+        caption,
         bars: bars.collect(),
     }
 }
@@ -634,7 +631,7 @@ fn ticks(picture: &Picture) -> Vec<String> {
                 .from
                 .plus_ns((u128::from(whole) * u128::from(tick) / u128::from(TICKS)) as u64),
         );
-        // The date stands in the head; days are told where there are several, seconds where they matter.
+        // The date stands in the head; days are shown if there are several, seconds where they matter.
         match whole / SECOND {
             0..86_400 => text.get(11..19),
             _ => text.get(5..16),
@@ -697,10 +694,10 @@ fn latency(picture: &Picture) -> (Vec<Bar>, Vec<String>, Vec<Mark>) {
     (bars.collect(), axis.collect(), marks.into())
 }
 
-fn latency_told(picture: &Picture) -> String {
+fn latency_caption(picture: &Picture) -> String {
     let latency = &picture.latency;
     if latency.is_empty() {
-        return "no answers".to_owned();
+        return "no responses".to_owned();
     }
     let at = |quantile| text::span(latency.value_at_quantile(quantile).min(latency.max()));
     format!(
@@ -744,10 +741,10 @@ fn hops(picture: &Picture) -> Vec<Hops> {
             let (most, limit) = (farthest(line), limit(line));
             let beyond = most.zip(limit).map(|(hops, limit)| hops >= limit);
             let (verdict, class) = match (beyond, line.lost) {
-                (Some(true), _) => ("beyond the hop limit", "bad"),
-                (_, 1..) => ("answers were lost", "bad"),
-                (Some(false), 0) => ("within reach", "fine"),
-                (None, 0) => ("not known", "muted"),
+                (Some(true), _) => ("out of range", "bad"),
+                (_, 1..) => ("responses lost", "bad"),
+                (Some(false), 0) => ("in range", "fine"),
+                (None, 0) => ("unknown", "muted"),
             };
             let x = |hop: u8| round(10.0 + (SMALL - 20.0) * f64::from(hop.min(shown)) / f64::from(shown));
             let picture = (0..=shown).map(|hop| Hop {
@@ -787,11 +784,11 @@ fn hops(picture: &Picture) -> Vec<Hops> {
                 reach: x(limit.map_or(0, |limit| limit.saturating_sub(1))),
                 label: match (most, limit) {
                     (Some(most), Some(limit)) => format!(
-                        "{} away, the answer's TTL of {limit} carries it over {}",
+                        "{} away; with a TTL of {limit} the response can cross {}",
                         counted(u64::from(most), "hop"),
                         counted(u64::from(limit.saturating_sub(1)), "hop")
                     ),
-                    _ => "not known".to_owned(),
+                    _ => "unknown".to_owned(),
                 },
             };
             (class == "bad", most.unwrap_or(0), row)
@@ -827,28 +824,28 @@ fn quota(picture: &Picture, interfaces: &[InterfaceSummary]) -> Vec<Peaks> {
         }
         let end = round(peaks.len() as f64 * step);
         let peak = peaks.iter().copied().max().unwrap_or(0);
-        let mut told = format!(
+        let mut caption = format!(
             "at most {} packets/s = {:.0} % of the quota",
             grouped(peak),
             peak as f64 * 100.0 / QUOTA as f64
         );
         if let Some(interface) = interfaces.iter().find(|interface| interface.name == *name) {
             let _ = write!(
-                told,
+                caption,
                 "; {} out, {} in",
                 counted(interface.egress_packets, "packet"),
                 grouped(interface.ingress_packets)
             );
             match interface.allowance_exceeded {
                 Some(count) => {
-                    let _ = write!(told, "; {} dropped by the quota", grouped(count));
+                    let _ = write!(caption, "; {} dropped over the quota", grouped(count));
                 }
-                None => told.push_str("; the driver doesn't tell what the quota dropped"),
+                None => caption.push_str("; the driver has no counter for drops over the quota"),
             }
         }
         Peaks {
             interface: clean(name),
-            told,
+            caption,
             area: format!("0,{TALL} {points}{end},{TALL}"),
             points,
         }
@@ -911,7 +908,7 @@ mod tests {
             picture: &Picture::default(),
         };
         let page = page(&input).unwrap();
-        assert!(page.contains("No findings") && page.contains("nothing was observed"));
+        assert!(page.contains("No findings") && page.contains("no traffic observed"));
         assert!(!page.contains("NaN") && !page.contains("inf,"));
     }
 

@@ -48,7 +48,7 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
             counted(unread, "packet")
         );
     } else if summary.processes.is_empty() {
-        text.push_str("no requests to IMDS\n");
+        text.push_str("no requests to IMDS observed\n");
     } else {
         let header = [
             "WORKLOAD", "CALLER", "REQUESTS", "RATE/S", "VERSIONS", "STATUS", "LOST", "P50", "P99",
@@ -65,7 +65,7 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
     if summary.other_requests > 0 {
         let _ = writeln!(
             text,
-            "and {} of processes beyond the table's bound",
+            "and {} from processes over the table's limit",
             counted(summary.other_requests, "request")
         );
     }
@@ -81,7 +81,7 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
         );
         match interface.allowance_exceeded {
             Some(count) => {
-                let _ = writeln!(text, "; {count} dropped by the quota");
+                let _ = writeln!(text, "; {count} dropped over the quota");
             }
             None => text.push('\n'),
         }
@@ -157,7 +157,7 @@ pub fn finding(finding: &Finding, colour: Colour) -> String {
     let label = severity(finding.severity, colour);
     let state = match finding.state {
         FindingState::Open => "",
-        FindingState::Update => " (still going on)",
+        FindingState::Update => " (still open)",
         FindingState::Resolved => " (resolved)",
     };
     let mut text = format!(
@@ -182,7 +182,7 @@ pub fn finding(finding: &Finding, colour: Colour) -> String {
 /// A finding whose cause another one has shown already, with its remedy.
 pub fn one_more(finding: &Finding, shown: &Finding, colour: Colour) -> String {
     format!(
-        "{} {} {}\n    {}\n    the cause and the remedy are those of {} above\n",
+        "{} {} {}\n    {}\n    same cause and remedy as {} above\n",
         severity(finding.severity, colour),
         colour.bold(finding.code.as_str()),
         Escaped(&finding.subject.name),
@@ -269,17 +269,20 @@ pub fn loss(counts: &LossCounts) -> String {
         (
             ring_buffer,
             if ring_buffer == 1 {
-                "event lost in the kernel"
+                "event lost in the ring buffer"
             } else {
-                "events lost in the kernel"
+                "events lost in the ring buffer"
             },
         ),
         (unparsed, "unreadable"),
         (truncated, "cut"),
         (evicted, "evicted"),
-        (unattributed, "without a known process"),
-        (shed, "not written in time"),
-        (unknown_containers, "in containers whose names were not found in time"),
+        (unattributed, "not attributed to a process"),
+        (shed, "dropped because the output was too slow"),
+        (
+            unknown_containers,
+            "in containers whose names were not resolved in time",
+        ),
         (
             detached,
             if detached == 1 {
@@ -353,8 +356,8 @@ mod tests {
                 ..LossCounts::default()
             })
         };
-        assert_eq!(lost(1), "incomplete: 1 event lost in the kernel\n");
-        assert_eq!(lost(2), "incomplete: 2 events lost in the kernel\n");
+        assert_eq!(lost(1), "incomplete: 1 event lost in the ring buffer\n");
+        assert_eq!(lost(2), "incomplete: 2 events lost in the ring buffer\n");
     }
 
     #[test]

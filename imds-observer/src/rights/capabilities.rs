@@ -38,7 +38,7 @@ pub(super) fn needed(needs: &Needs) -> CapsHashSet {
             }
         }
         Err(error) => {
-            tracing::debug!("try files without capabilities: {error:#}");
+            tracing::debug!("test file access without capabilities: {error:#}");
             keep.extend([Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH]);
         }
     }
@@ -53,9 +53,9 @@ fn may(path: &Path, mode: AccessFlags) -> bool {
 /// What `act` finds if this thread's capabilities are switched off for a moment.
 fn without_any<T>(act: impl FnOnce() -> T) -> anyhow::Result<T> {
     let before = caps::read(None, CapSet::Effective).context("read the effective capabilities")?;
-    caps::clear(None, CapSet::Effective).context("switch capabilities off")?;
+    caps::clear(None, CapSet::Effective).context("clear the effective capabilities")?;
     let result = act();
-    caps::set(None, CapSet::Effective, &before).context("switch capabilities on again")?;
+    caps::set(None, CapSet::Effective, &before).context("restore the effective capabilities")?;
     Ok(result)
 }
 

@@ -68,11 +68,11 @@ pub(super) fn confine(needs: &Needs) -> Result<Option<&'static str>, RulesetErro
                 (&mut rules).add_rule(PathBeneath::new(opened, access)).map(drop)
             }
             Err(PathFdError::OpenCall { source, .. }) => {
-                tracing::debug!("{} stays closed: {source}", path.display());
+                tracing::debug!("no access to {} after dropping privileges: {source}", path.display());
                 Ok(())
             }
             Err(error) => {
-                tracing::debug!("{} stays closed: {error}", path.display());
+                tracing::debug!("no access to {} after dropping privileges: {error}", path.display());
                 Ok(())
             }
         }

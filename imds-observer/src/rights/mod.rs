@@ -39,7 +39,7 @@ pub fn confine(needs: &Needs, elsewhere: &[Capability]) -> Confinement {
     forbid_dumps();
     let landlock = enter(needs);
     let seccomp = seccomp::filter_calls()
-        .inspect_err(|error| tracing::warn!("filter system calls: {error:#}; all of them stay allowed"))
+        .inspect_err(|error| tracing::warn!("filter system calls: {error:#}; all system calls stay allowed"))
         .is_ok();
     let no_new_privs = nix::sys::prctl::get_no_new_privs().unwrap_or(false);
     let mut capabilities: Vec<Capability> = capabilities::held();
@@ -51,7 +51,7 @@ pub fn confine(needs: &Needs, elsewhere: &[Capability]) -> Confinement {
     let mut capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
     capabilities.sort_unstable();
     tracing::info!(
-        "rights given up after start; kept: {}; no_new_privs: {no_new_privs}; system calls filtered: {seccomp}; files confined: {}",
+        "dropped privileges; kept: {}; no_new_privs: {no_new_privs}; system calls filtered: {seccomp}; files confined: {}",
         if capabilities.is_empty() {
             "no capability".to_owned()
         } else {
@@ -70,7 +70,7 @@ pub fn confine(needs: &Needs, elsewhere: &[Capability]) -> Confinement {
 /// Request heads, with tokens in them, are in this memory: no core dump, and no debugger of this user.
 fn forbid_dumps() {
     if let Err(errno) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
-        tracing::warn!("set the limit of core dumps: {errno}");
+        tracing::warn!("limit core dumps: {errno}");
     }
     if let Err(errno) = nix::sys::prctl::set_dumpable(false) {
         tracing::warn!("make this process not dumpable: {errno}");
@@ -80,13 +80,15 @@ fn forbid_dumps() {
 /// The part that belongs to the calling thread and those that it starts. How Landlock took it: `full`, `partial`, or not at all.
 pub fn enter(needs: &Needs) -> Option<&'static str> {
     if let Err(error) = capabilities::keep(&capabilities::needed(needs)) {
-        tracing::warn!("give up capabilities: {error:#}");
+        tracing::warn!("drop capabilities: {error:#}");
     }
     if let Err(errno) = nix::sys::prctl::set_no_new_privs() {
         tracing::warn!("set no_new_privs: {errno}");
     }
     files::confine(needs)
-        .inspect_err(|error| tracing::warn!("confine files: {error}; writing stays possible wherever this user may"))
+        .inspect_err(|error| {
+            tracing::warn!("confine file access: {error}; writing stays allowed wherever this user may write")
+        })
         .ok()
         .flatten()
 }
@@ -98,6 +100,6 @@ pub fn holds(capability: Capability) -> bool {
 /// Capabilities alone, for a thread that reads the files of all processes: Landlock would hide them from it whatever it holds.
 pub fn keep_only(capabilities: &[Capability]) {
     if let Err(error) = capabilities::keep(&capabilities.iter().copied().collect()) {
-        tracing::warn!("give up capabilities: {error:#}");
+        tracing::warn!("drop capabilities: {error:#}");
     }
 }

@@ -262,12 +262,12 @@ fn compile(
 /// From now on, for every thread of the process, those that are there and those to come.
 pub(super) fn filter_calls() -> anyhow::Result<()> {
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
-    let calls = allowed().context("make the list of calls")?;
-    let list = compile(calls, refuse, SeccompAction::Allow).context("compile the list of calls")?;
+    let calls = allowed().context("build the list of system calls")?;
+    let list = compile(calls, refuse, SeccompAction::Allow).context("compile the list of system calls")?;
     // Its flags lie in memory, where no filter can look: glibc then takes `clone`, but only if told that there is no such call.
     let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let no_call = SeccompAction::Errno(libc::ENOSYS as u32);
-    let absent = compile(absent, SeccompAction::Allow, no_call).context("compile the list of calls")?;
+    let absent = compile(absent, SeccompAction::Allow, no_call).context("compile the list of system calls")?;
     nix::sys::prctl::set_no_new_privs().context("set no_new_privs")?;
     // The list last: it has no place for setting another one.
     apply(&absent)?;
@@ -277,7 +277,7 @@ pub(super) fn filter_calls() -> anyhow::Result<()> {
 /// seccompiler's own function has no way to have refusals logged.
 fn apply(program: &[sock_filter]) -> anyhow::Result<()> {
     let mut program = libc::sock_fprog {
-        len: program.len().try_into().context("the filter is too long")?,
+        len: program.len().try_into().context("the system call filter is too long")?,
         filter: program.as_ptr().cast_mut().cast(),
     };
     let flags = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
@@ -292,8 +292,8 @@ fn apply(program: &[sock_filter]) -> anyhow::Result<()> {
     };
     match result {
         0 => Ok(()),
-        -1 => Err(std::io::Error::last_os_error()).context("set the filter"),
-        thread => anyhow::bail!("thread {thread} has a filter of its own"),
+        -1 => Err(std::io::Error::last_os_error()).context("install the system call filter"),
+        thread => anyhow::bail!("thread {thread} already has a different filter"),
     }
 }
 

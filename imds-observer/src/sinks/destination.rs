@@ -248,19 +248,19 @@ impl RotatedFile {
         match open::fate(&self.file, &self.path, self.size) {
             Ok(Fate::Same) => {}
             Ok(Fate::Cut(size)) => {
-                tracing::warn!("{}: cut to {size} bytes by another process", self.path.display());
+                tracing::warn!("{}: truncated to {size} bytes by another process", self.path.display());
                 self.size = size;
             }
             Ok(Fate::Gone) => match open::anew(&self.path) {
                 Ok(file) => {
                     tracing::warn!(
-                        "{}: moved or deleted by another process; a new file is begun",
+                        "{}: moved or deleted by another process; started a new file",
                         self.path.display()
                     );
                     self.file = file;
                     self.size = 0;
                 }
-                Err(error) => self.complain("open again", &error),
+                Err(error) => self.complain("reopen", &error),
             },
             Err(error) => self.complain("look at", &error),
         }
@@ -272,7 +272,7 @@ impl RotatedFile {
                 self.size += lines.len() as u64;
                 if std::mem::take(&mut self.stuck) {
                     tracing::warn!(
-                        "{}: written again, {} lines were given up",
+                        "{}: write recovered; {} lines dropped",
                         self.path.display(),
                         self.failing
                     );
@@ -312,7 +312,7 @@ impl RotatedFile {
         if self.complained.is_none_or(|last| last.elapsed() >= COMPLAINT_GAP) {
             self.complained = Some(Instant::now());
             tracing::warn!(
-                "{verb} {}: {error}; records are given up until it can be written again",
+                "{verb} {}: {error}; dropping records until writing succeeds",
                 self.path.display()
             );
         }
@@ -368,7 +368,7 @@ fn repair(path: &Path) -> io::Result<()> {
     }
     if whole < size {
         tracing::warn!(
-            "{}: cut off {} bytes of an unfinished last line",
+            "{}: removed {} bytes of an incomplete last line",
             path.display(),
             size - whole
         );

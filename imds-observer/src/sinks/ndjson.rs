@@ -186,7 +186,7 @@ impl Output for NdjsonOutput {
 
     fn close(&mut self) -> io::Result<()> {
         if !self.write_held()? {
-            tracing::warn!("{} lines that were held back are given up", self.held.len());
+            tracing::warn!("dropped {} buffered lines", self.held.len());
         }
         self.destination.close()
     }

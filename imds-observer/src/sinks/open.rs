@@ -33,7 +33,7 @@ fn resolved(path: &Path) -> io::Result<PathBuf> {
             }
             match path.canonicalize() {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    Err(refuse("a symbolic link to nothing".to_owned()))
+                    Err(refuse("a dangling symbolic link".to_owned()))
                 }
                 target => target,
             }
@@ -53,8 +53,8 @@ pub(super) fn to_append(path: &Path) -> io::Result<File> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(&path)
         .map_err(|error| match error.raw_os_error() {
-            Some(libc::ENXIO) => io::Error::new(error.kind(), "nobody reads this FIFO"),
-            Some(libc::ELOOP) => refuse("a symbolic link took its place".to_owned()),
+            Some(libc::ENXIO) => io::Error::new(error.kind(), "no process reads this FIFO"),
+            Some(libc::ELOOP) => refuse("it was replaced by a symbolic link".to_owned()),
             _ => error,
         })?;
     let metadata = file.metadata()?;
@@ -87,7 +87,10 @@ pub(super) fn anew(path: &Path) -> io::Result<File> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process writes it"));
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "another process is writing to it",
+                ));
             }
             // Some file systems have no locks.
             Err(TryLockError::Error(error)) => tracing::debug!("lock {}: {error}", path.display()),
@@ -130,7 +133,7 @@ mod tests {
         let path = directory.path().join("trace");
         let file = anew(&path).unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o027, 0, "umask or not");
-        assert_eq!(anew(&path).unwrap_err().to_string(), "another process writes it");
+        assert_eq!(anew(&path).unwrap_err().to_string(), "another process is writing to it");
         drop(file);
         anew(&path).unwrap();
     }
@@ -166,7 +169,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        assert_eq!(anew(&path).unwrap_err().to_string(), "nobody reads this FIFO");
+        assert_eq!(anew(&path).unwrap_err().to_string(), "no process reads this FIFO");
     }
 
     #[test]

@@ -225,7 +225,7 @@ impl<I: Item> Sink for Queue<I> {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let count = state.waiting.len() + state.writing;
-                tracing::warn!("nobody takes the output: {count} records are given up");
+                tracing::warn!("output stalled: dropped {count} records at shutdown");
                 return Ok(());
             }
             (state, _) = self

@@ -140,7 +140,7 @@ fn headline(start: &Start) -> String {
     for missing in &start.missing {
         let _ = writeln!(
             text,
-            "missing {}: {}; blinds: {}",
+            "missing {}: {}; not visible: {}",
             missing.capability, missing.why, missing.blinds
         );
     }

@@ -225,7 +225,7 @@ impl<R: BufRead> Read for Zstd<R> {
                                 "zstd skippable frames aren't supported (decompress with zstd -dc and pipe it in)",
                             ));
                         }
-                        Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "broken zstd frame")),
+                        Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "invalid zstd frame")),
                     };
                 }
             }

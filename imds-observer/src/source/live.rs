@@ -97,7 +97,7 @@ impl LiveSource {
             }
         }
         decoder.set_clock(boot_to_wall_ns()?);
-        let woken = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("make an epoll instance")?;
+        let woken = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("create an epoll instance")?;
         woken
             .add(
                 kernel.ring_fd(),
@@ -138,7 +138,7 @@ impl LiveSource {
         let left_out = source.monitor.as_ref().map_or(0, UplinkMonitor::left_out);
         if left_out > 0 {
             source.kernel.miss_uplink(format!(
-                "{left_out} more interfaces lead to the endpoints than can be followed"
+                "too many interfaces with a route to the endpoints: {left_out} are not observed"
             ));
         }
         if source.monitor.is_some()
@@ -150,7 +150,7 @@ impl LiveSource {
                 .all(|missing| missing.capability != "wire")
         {
             source.kernel.miss_uplink(
-                "no route leads to the endpoints (see `imds-observer doctor`); one that appears is attached then"
+                "no route to the endpoints (see `imds-observer doctor`); an uplink that appears later is attached"
                     .into(),
             );
         }
@@ -210,7 +210,7 @@ impl LiveSource {
     fn follow_uplinks(&mut self) {
         let changes = match (&mut self.monitor, &self.changes) {
             (Some(monitor), _) => monitor.changes().unwrap_or_else(|error| {
-                tracing::warn!("follow the uplinks: {error}");
+                tracing::warn!("failed to update uplinks: {error}");
                 Vec::new()
             }),
             (None, Some(changes)) => changes.try_iter().flatten().collect(),
@@ -219,13 +219,13 @@ impl LiveSource {
         for change in changes {
             match change {
                 UplinkChange::Renamed(uplink) => {
-                    tracing::info!("uplink {} has another name now", uplink.name);
+                    tracing::info!("uplink {} was renamed", uplink.name);
                     self.kernel.rename_uplink(uplink.ifindex, &uplink.name);
                     self.begin_counting(uplink.ifindex, &Arc::from(uplink.name));
                 }
                 UplinkChange::Appeared(uplink) => match self.kernel.attach_uplink(&uplink.name) {
                     Ok(()) => {
-                        tracing::info!("uplink {} is observed", uplink.name);
+                        tracing::info!("attached to uplink {}", uplink.name);
                         self.begin_counting(uplink.ifindex, &Arc::from(uplink.name));
                     }
                     Err(error) => {
@@ -234,7 +234,7 @@ impl LiveSource {
                     }
                 },
                 UplinkChange::Gone(uplink) => {
-                    tracing::info!("uplink {} is gone", uplink.name);
+                    tracing::info!("detached from uplink {}: the interface is gone", uplink.name);
                     self.kernel.detach_uplink(uplink.ifindex);
                     self.allowance.forget(uplink.ifindex);
                 }
@@ -447,7 +447,7 @@ fn follow(mut monitor: UplinkMonitor) -> Option<Receiver<Vec<UplinkChange>>> {
             let _ = ppoll(&mut ready, Some(TimeSpec::from_duration(SAMPLE)), None);
             thread::sleep(UPLINKS);
             let changes = monitor.changes().unwrap_or_else(|error| {
-                tracing::warn!("follow the uplinks: {error}");
+                tracing::warn!("failed to update uplinks: {error}");
                 Vec::new()
             });
             if found.send(changes).is_err() {
@@ -456,7 +456,7 @@ fn follow(mut monitor: UplinkMonitor) -> Option<Receiver<Vec<UplinkChange>>> {
         }
     });
     if let Err(error) = spawned {
-        tracing::warn!("start the thread that follows the uplinks: {error}; those that come later aren't observed");
+        tracing::warn!("start the uplink thread: {error}; uplinks that appear later are not observed");
         return None;
     }
     Some(changes)

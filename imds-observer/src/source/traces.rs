@@ -121,8 +121,8 @@ impl Source for Traces {
         let captures = matches!(self.inputs, Inputs::Merged(_));
         let missing = captures.then(|| Missing {
             capability: "processes".to_owned(),
-            why: "a capture tells them only in ptcpdump's comments".to_owned(),
-            blinds: "which process sent a request".to_owned(),
+            why: "a capture has it only in comments written by ptcpdump".to_owned(),
+            blinds: "the process of a request".to_owned(),
         });
         SourceFacts {
             mode: Mode::Offline,

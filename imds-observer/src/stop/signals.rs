@@ -30,7 +30,7 @@ impl Stop {
         if !is_ignored(SIGHUP)
             && let Some(waker) = &stop.waker
         {
-            ask(SIGHUP, &stop.requested, waker).context("take over SIGHUP")?;
+            ask(SIGHUP, &stop.requested, waker).context("handle SIGHUP")?;
         }
         Ok(stop)
     }
@@ -38,7 +38,7 @@ impl Stop {
     /// The same without SIGHUP, which means something else to a service.
     pub fn but_on_hangup() -> anyhow::Result<Self> {
         let requested = Arc::new(AtomicBool::new(false));
-        let (wake, write) = UnixStream::pair().context("make a pipe for signals")?;
+        let (wake, write) = UnixStream::pair().context("create a pipe for signals")?;
         for signal in [SIGINT, SIGTERM] {
             let earlier = requested.clone();
             let at_once = move || {
@@ -52,8 +52,8 @@ impl Stop {
             // In this order: `at_once` looks at the flag before the next line sets it.
             // SAFETY: two atomic loads, an act whose author promised that it is safe here, and `_exit`.
             let registered = unsafe { low_level::register(signal, at_once) };
-            registered.context("take over SIGINT and SIGTERM")?;
-            ask(signal, &requested, &write).context("take over SIGINT and SIGTERM")?;
+            registered.context("handle SIGINT and SIGTERM")?;
+            ask(signal, &requested, &write).context("handle SIGINT and SIGTERM")?;
         }
         Ok(Self {
             requested,

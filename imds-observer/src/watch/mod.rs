@@ -201,7 +201,7 @@ impl View {
             Effect::Write => self.write(),
             Effect::Copy(text) => {
                 if let Err(error) = self.screen.copy(&text) {
-                    self.ui.message = format!("can't copy: {error}");
+                    self.ui.message = format!("copy failed: {error}");
                 }
             }
         }
@@ -218,7 +218,7 @@ impl View {
         let name = trace_name(Time::now());
         match self.parts.trace.begin(&self.parts.directory.join(&name)) {
             Ok(()) => {
-                self.ui.message = format!("writing {name}; w ends it");
+                self.ui.message = format!("recording to {name}; press w to stop");
                 self.ui.writing = Some(name);
             }
             Err(error) => self.ui.message = format!("{error:#}"),

@@ -81,13 +81,13 @@ impl Screen {
         let keys = if io::stdin().is_terminal() {
             None
         } else {
-            Some(File::open("/dev/tty").context("open /dev/tty for keys (--plain needs none)")?)
+            Some(File::open("/dev/tty").context("open /dev/tty for keys (--plain works without it)")?)
         };
         #[cfg(unix)]
         if let Ok(found) = tcgetattr(io::stdout()) {
             FOUND.get_or_init(|| found.into());
         }
-        enable_raw_mode().context("put the terminal into raw mode (--plain needs none)")?;
+        enable_raw_mode().context("put the terminal into raw mode (--plain works without it)")?;
         TAKEN.store(true, Ordering::SeqCst);
         let screen = execute!(io::stdout(), EnterAlternateScreen)
             .and_then(|()| Terminal::new(CrosstermBackend::new(io::stdout())));
@@ -101,7 +101,7 @@ impl Screen {
             }),
             Err(error) => {
                 give_back();
-                Err(error).context("take over the terminal")
+                Err(error).context("set up the terminal")
             }
         }
     }

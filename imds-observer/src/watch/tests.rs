@@ -201,7 +201,7 @@ fn help_lists_what_is_missing_and_scrolls() {
     insta::assert_snapshot!("help-80x24", draw(&state, &ui, true, (80, 24)).backend());
     assert!(text(&state, &Ui::default()).contains("3 capabilities missing (see ?)"));
     press(&mut ui, &state, &[KeyCode::Char('G')]);
-    assert!(ui.help && text(&state, &ui).contains("requests in all"));
+    assert!(ui.help && text(&state, &ui).contains("total requests"));
     press(&mut ui, &state, &[KeyCode::Char('x'), KeyCode::Enter]);
     assert!(!ui.help);
     assert_eq!(

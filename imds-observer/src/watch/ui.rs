@@ -211,7 +211,7 @@ impl Ui {
 
     fn copy(&mut self, state: &State) -> Effect {
         let Some(group) = self.group_in_view(state) else {
-            "no finding, no remedy to copy".clone_into(&mut self.message);
+            "no finding selected: no remedy to copy".clone_into(&mut self.message);
             return Effect::None;
         };
         let remedy = group.remedy();
@@ -220,7 +220,10 @@ impl Ui {
         } else {
             remedy.commands.join("\n")
         };
-        self.message = format!("remedy of {} copied, if this terminal lets programs copy", group.code());
+        self.message = format!(
+            "sent the remedy of {} to the clipboard (not every terminal supports this)",
+            group.code()
+        );
         Effect::Copy(text)
     }
 }

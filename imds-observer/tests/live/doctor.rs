@@ -64,9 +64,9 @@ fn a_healthy_host_has_no_fault() {
         ("route", "169.254.169.254", "via 10.77.0.1 through eth0 from 10.77.0.5"),
         ("route", "fd00:ec2::254", "through eth0"),
         ("neighbour", "169.254.169.254", "10.77.0.1 on eth0: "),
-        ("firewall", "169.254.169.254", "no rule stops requests or answers"),
-        ("firewall", "fd00:ec2::254", "no rule stops requests or answers"),
-        ("link-local-allowance", "eth0", "driver veth doesn't count it"),
+        ("firewall", "169.254.169.254", "no rule blocks requests or responses"),
+        ("firewall", "fd00:ec2::254", "no rule blocks requests or responses"),
+        ("link-local-allowance", "eth0", "driver veth has no counter for it"),
     ] {
         assert!(
             checks.iter().any(|check| check["name"] == name
@@ -150,12 +150,12 @@ fn wanted(lab: &Lab, entry: &Entry) -> Option<Wanted> {
                 (RouteFault::None, Victim::Forwarded) => (
                     "routing-rule",
                     "fault",
-                    text(&["rule 100 for what comes in from cni0", "unreachable"]),
+                    text(&["rule 100 for packets received on cni0", "unreachable"]),
                 ),
                 (RouteFault::Prohibit, Victim::Forwarded) => ("routing-rule", "fault", text(&["cni0: prohibit"])),
                 (RouteFault::Blackhole, Victim::Forwarded) => ("routing-rule", "fault", text(&["cni0: blackhole"])),
                 (RouteFault::None, _) if *family == Family::V6 => ("route", "note", text(&["unreachable"])),
-                (RouteFault::None, _) => ("route", "fault", text(&["no route leads there"])),
+                (RouteFault::None, _) => ("route", "fault", text(&["no route to the endpoint"])),
                 (RouteFault::Unreachable, _) => ("route", "fault", text(&["`unreachable` route"])),
                 (RouteFault::Prohibit, _) => ("route", "fault", text(&["`prohibit` route"])),
                 (RouteFault::Blackhole, _) => ("route", "fault", text(&["`blackhole` route"])),

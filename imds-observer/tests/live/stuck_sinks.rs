@@ -159,7 +159,7 @@ fn a_full_disk_costs_exchanges_and_is_told_and_writing_goes_on() {
     assert!(requests(total) >= 452, "all were seen: {total}");
     let rest: String = said.lines().map_while(Result::ok).collect();
     assert!(
-        rest.contains("written again") && rest.contains("lines were given up"),
+        rest.contains("write recovered") && rest.contains("lines dropped"),
         "{rest}"
     );
 }

@@ -210,7 +210,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
         .collect();
     let text = String::from_utf8(bytes).unwrap();
     // The summary in the scrollback is part of it.
-    assert!(text.contains("not recorded: w in the view does that"));
+    assert!(text.contains("not recorded (press w in the view"));
     assert_eq!(foreign, []);
     assert!(!text.contains('\u{202e}'));
 

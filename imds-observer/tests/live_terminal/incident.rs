@@ -82,7 +82,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         assert!(screen.contains(wanted), "{wanted:?} is missing:\n{screen}");
     }
     assert!(line(&screen, lost).contains(" since "), "{screen}");
-    assert!(screen.contains("do: A hop limit of 2"), "{screen}");
+    assert!(screen.contains("do: Set the hop limit to 2"), "{screen}");
     let row = line(&screen, "> curl (parent bash");
     assert!(row.split_whitespace().count() > 6, "{row}");
 
@@ -112,7 +112,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         "PUT token",
         "lost",
         "200 came with TTL 1 after",
-        "never delivered",
+        "not delivered",
         "sent again",
         "ICMP 11/0 sent",
         "response dropped in ip_forward: IP_INHDR, TTL 1",
@@ -188,7 +188,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     ] {
         assert!(text.contains(wanted), "{wanted:?} is missing:\n{text}");
     }
-    let again = line(&text, "again: imds-observer analyze ");
+    let again = line(&text, "analyze: imds-observer analyze ");
     let file = again.split_whitespace().last().unwrap();
     let output = Command::new(PROGRAM)
         .args(["analyze", file])

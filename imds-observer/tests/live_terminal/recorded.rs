@@ -44,7 +44,7 @@ fn a_trace_is_played_opened_written_and_summed_up() {
     let text = tmux.wait_for("\nend").unwrap();
     for wanted in [
         "status 0",
-        "again: imds-observer analyze",
+        "analyze: imds-observer analyze",
         "nothing was lost",
         "\nicanon",
         "\necho\n",

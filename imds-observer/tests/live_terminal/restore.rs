@@ -66,7 +66,7 @@ fn after_each_way_to_end_it() {
         assert_eq!(pty.wait().unwrap().code(), Some(0), "{end:?}");
         let after = after_leaving(&pty);
         assert!(
-            after.contains("again: imds-observer analyze") && after.contains("nothing was lost"),
+            after.contains("analyze: imds-observer analyze") && after.contains("no records lost"),
             "{end:?}: {after}"
         );
     }

@@ -31,9 +31,9 @@ pub(crate) const SHOWN: &str = r"(() => {
             };
         }),
         callers: table('table-callers'), latency: table('table-latency'), versions: table('table-versions'), statuses: table('table-statuses'), ttl: table('table-ttl'),
-        timeline: [...document.querySelectorAll('section[aria-labelledby=timeline] .strip')].map(s => [text(s.querySelector('.name')), text(s.querySelector('.told')), s.querySelectorAll('rect').length]),
+        timeline: [...document.querySelectorAll('section[aria-labelledby=timeline] .strip')].map(s => [text(s.querySelector('.name')), text(s.querySelector('.caption')), s.querySelectorAll('rect').length]),
         latencyBars: document.querySelectorAll('section[aria-labelledby=latency] svg.tall rect').length,
-        quota: [...document.querySelectorAll('section[aria-labelledby=quota] .strip')].map(s => [text(s.querySelector('.name')), text(s.querySelector('.told'))]),
+        quota: [...document.querySelectorAll('section[aria-labelledby=quota] .strip')].map(s => [text(s.querySelector('.name')), text(s.querySelector('.caption'))]),
         gaps: [...document.querySelectorAll('section[aria-labelledby=gaps] li')].map(text),
     };
 })()";
@@ -122,7 +122,7 @@ pub(crate) fn compare(shown: &Value, analysis: &Value) {
     for cells in ttl {
         assert_eq!(number(&cells[6]), lost[text(&cells[0])], "{cells}");
         let beyond = number(&cells[6]) > 0;
-        assert_eq!(text(&cells[1]) == "beyond the hop limit", beyond, "{cells}");
+        assert_eq!(text(&cells[1]) == "out of range", beyond, "{cells}");
     }
     assert!(
         ttl.iter().any(|cells| number(&cells[6]) > 0 && number(&cells[4]) == 2),

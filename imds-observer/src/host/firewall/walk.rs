@@ -214,11 +214,11 @@ impl Walker<'_> {
         match verdict {
             Verdict::Continue => Next::Rule,
             Verdict::Accept => {
-                self.spare(own);
+                self.exempt(own);
                 ended
             }
             Verdict::Return => {
-                self.spare(own);
+                self.exempt(own);
                 if certain { Next::Through } else { Next::Rule }
             }
             Verdict::Drop | Verdict::Reject | Verdict::Queue | Verdict::Redirect(_) => {
@@ -250,7 +250,7 @@ impl Walker<'_> {
     }
 
     /// Those of whom this holds aren't concerned by what follows.
-    fn spare(&mut self, own: Vec<Condition>) {
+    fn exempt(&mut self, own: Vec<Condition>) {
         if !own.is_empty() && self.unless.len() < MAX_CONDITIONS {
             let told = own.iter().all(|condition| condition.told);
             let text = own.into_iter().map(|condition| condition.text).collect::<Vec<_>>();
@@ -430,7 +430,7 @@ impl Walker<'_> {
             Loaded::Direction => vec![Ok(u8::from(self.packet.response))],
             // RTN_UNICAST: an endpoint is another host's. The client's kind isn't known here.
             Loaded::DestinationType if !self.packet.response => number(1),
-            Loaded::DestinationType => vec![Err(Open::Other("kind of address")); 4],
+            Loaded::DestinationType => vec![Err(Open::Other("address type")); 4],
             Loaded::Family => vec![Ok(if v6 { 10 } else { 2 })],
             Loaded::EtherType => {
                 let kind: u16 = if v6 { 0x86dd } else { 0x0800 };
@@ -729,7 +729,7 @@ impl Walker<'_> {
             },
             Match::DestinationType { mask, inverted } => {
                 if self.packet.response {
-                    return Truth::If(unread("kind of address"));
+                    return Truth::If(unread("address type"));
                 }
                 // 1 << RTN_UNICAST
                 invert(Truth::of(mask & 1 << 1 != 0), *inverted)
@@ -807,7 +807,7 @@ fn invert(truth: Truth, inverted: bool) -> Truth {
 
 fn unread(name: &str) -> Condition {
     Condition {
-        text: format!("what `{name}` decides"),
+        text: format!("match `{name}` (not evaluated)"),
         told: false,
         cgroup: None,
     }
@@ -823,12 +823,12 @@ fn asked(open: Open, value: &str) -> Condition {
         Open::Uid => (format!("uid {value}"), true),
         Open::Gid => (format!("gid {value}"), true),
         Open::Cgroup => (format!("cgroup {value}"), true),
-        Open::InName | Open::InIndex => (format!("what comes in at interface {value}"), true),
-        Open::OutName | Open::OutIndex => (format!("what leaves through interface {value}"), true),
+        Open::InName | Open::InIndex => (format!("input interface {value}"), true),
+        Open::OutName | Open::OutIndex => (format!("output interface {value}"), true),
         Open::Source => (format!("source {value}"), true),
         Open::Destination => (format!("destination {value}"), true),
         Open::Port => (format!("client port {value}"), false),
-        Open::Other(name) => (format!("what `{name}` decides"), false),
+        Open::Other(name) => (format!("match `{name}` (not evaluated)"), false),
     };
     Condition {
         text,

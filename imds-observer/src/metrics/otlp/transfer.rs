@@ -50,19 +50,19 @@ impl Endpoint {
             Some("http") => {}
             Some("https") => {
                 bail!(
-                    "TLS is not built in: send to a collector on this host or in this network, and let that one encrypt"
+                    "TLS is not supported: send to a collector on this host or network, and let that collector encrypt"
                 )
             }
             _ => bail!("not a URL such as http://127.0.0.1:4318"),
         }
-        let authority = uri.authority().context("the URL names no host")?;
+        let authority = uri.authority().context("the URL has no host")?;
         if authority.as_str().contains('@') || uri.query().is_some() {
-            bail!("only a host, a port and a path are taken: http://127.0.0.1:4318");
+            bail!("the URL may contain only a host, a port and a path: http://127.0.0.1:4318");
         }
         // Brackets belong to the URL.
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         if host.is_empty() {
-            bail!("the URL names no host");
+            bail!("the URL has no host");
         }
         let endpoint = Self {
             host: host.to_owned(),
@@ -73,12 +73,12 @@ impl Endpoint {
                 .enable_io()
                 .enable_time()
                 .build()
-                .context("start what transfers")?,
+                .context("start the transfer runtime")?,
         };
         if let Ok(address) = endpoint.host.parse::<IpAddr>()
             && endpoint.is_forbidden(address)
         {
-            bail!("{address} is link-local, where IMDS is: nothing is ever sent there");
+            bail!("{address} is link-local, like IMDS: sending there is not allowed");
         }
         Ok(endpoint)
     }
@@ -100,7 +100,7 @@ impl Endpoint {
             .filter(|address| !self.is_forbidden(address.ip()))
             .collect();
         if addresses.is_empty() {
-            let why = "resolves to link-local addresses only, where IMDS is: nothing is sent there";
+            let why = "resolves only to link-local addresses, like those of IMDS: sending there is not allowed";
             return Err(Failure::Later(format!("{} {why}", self.host)));
         }
         Ok(addresses)
@@ -153,7 +153,7 @@ impl Endpoint {
 
 /// Status codes for which OTLP specifies a retry; all others are final.
 fn refused(status: StatusCode) -> Failure {
-    let why = format!("it answered {status}");
+    let why = format!("status {status}");
     match status.as_u16() {
         429 | 502 | 503 | 504 => Failure::Later(why),
         _ => Failure::Never(why),
@@ -219,7 +219,7 @@ mod tests {
             "[::ffff:10.1.2.3]",
         ] {
             let error = endpoint(&format!("http://{imds}:4318")).unwrap_err().to_string();
-            assert!(error.contains("nothing is ever sent there"), "{imds}: {error}");
+            assert!(error.contains("sending there is not allowed"), "{imds}: {error}");
         }
         // Whatever the system's resolver makes of numbers, what comes out is looked at again.
         for numbers in ["2852039166", "0xa9fea9fe", "169.16689662"] {

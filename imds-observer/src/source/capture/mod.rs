@@ -50,20 +50,22 @@ pub enum Broken {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CutOff => f.write_str("the capture is cut off here; what came before is used"),
-            Self::Header => f.write_str("the capture's header is broken or cut off (is it a pcap or pcapng file?)"),
-            Self::Block => f.write_str("broken block; what came before is used (pcapfix may repair the file)"),
-            Self::TooLong => write!(f, "block longer than {MAX_BLOCK_BYTES} bytes; what came before is used"),
+            Self::CutOff => f.write_str("the capture is truncated here; using the packets read so far"),
+            Self::Header => f.write_str("invalid or truncated capture header (is it a pcap or pcapng file?)"),
+            Self::Block => f.write_str("invalid block; using the packets read so far (pcapfix may repair the file)"),
+            Self::TooLong => write!(
+                f,
+                "block longer than {MAX_BLOCK_BYTES} bytes; using the packets read so far"
+            ),
             Self::LinkType(number) => write!(
                 f,
-                "link type {number} can't be read, its packets are passed over \
-                 (known: Ethernet, Linux cooked, raw IP, loopback)"
+                "link type {number} is not supported, skipping its packets (supported: Ethernet, Linux cooked, raw IP, loopback)"
             ),
             Self::Cut(bytes) => write!(
                 f,
                 "packets are cut to {bytes} bytes, within their headers, and can't be read (capture again with `tcpdump -s 0`)"
             ),
-            Self::Unreadable(kind) => write!(f, "can't be read on: {kind}; what came before is used"),
+            Self::Unreadable(kind) => write!(f, "read error: {kind}; using the packets read so far"),
         }
     }
 }

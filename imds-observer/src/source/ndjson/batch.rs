@@ -63,7 +63,7 @@ impl Skips {
     /// The file has ended.
     pub(super) fn end(&self) {
         if let Some(more @ 1..) = self.skipped.checked_sub(TOLD_PER_FILE) {
-            tracing::warn!("{}: {more} more lines skipped", self.name);
+            tracing::warn!("{}: skipped {more} more lines", self.name);
         }
     }
 }

@@ -45,12 +45,12 @@ impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotJson { column } => write!(f, "not JSON (at column {column})"),
-            Self::NotARecord => f.write_str("not a record of imds-observer (no `record` and `schema`)"),
-            Self::UnknownKind(kind) => write!(f, "unknown kind of record {kind:?} (a newer imds-observer may know it)"),
+            Self::NotARecord => f.write_str("not an imds-observer record (no `record` and `schema`)"),
+            Self::UnknownKind(kind) => write!(f, "unknown record kind {kind:?} (a newer imds-observer may support it)"),
             Self::NewerSchema(schema) => {
                 write!(
                     f,
-                    "schema {schema} is unknown, this program reads up to {SCHEMA} (use a newer imds-observer)"
+                    "schema {schema} is not supported, only up to {SCHEMA} (use a newer imds-observer)"
                 )
             }
             Self::WrongShape { kind, column } => {
@@ -61,8 +61,8 @@ impl fmt::Display for Skip {
                 )
             }
             Self::TooLong => write!(f, "longer than {MAX_LINE_BYTES} bytes"),
-            Self::CutOff => f.write_str("last line is cut off, left out"),
-            Self::Unreadable(kind) => write!(f, "can't be read on: {kind}; what came before is used"),
+            Self::CutOff => f.write_str("last line is incomplete, skipped"),
+            Self::Unreadable(kind) => write!(f, "read error: {kind}; using the records read so far"),
         }
     }
 }

@@ -18,7 +18,7 @@ const MAX_EVIDENCE: usize = 40;
 
 pub(super) fn process(state: &State, key: u64, theme: Theme, width: u16) -> Vec<Line<'static>> {
     let Some(row) = state.rows.get(&key) else {
-        return vec![Line::raw(" gone: unseen for longer than this view remembers (Esc)")];
+        return vec![Line::raw(" no longer shown: no recent requests (Esc)")];
     };
     let columns = usize::from(width);
     let mut lines = vec![Line::styled(format!("▌ {} ", safe(&row.name())), BOLD.reversed())];
@@ -61,7 +61,7 @@ pub(super) fn process(state: &State, key: u64, theme: Theme, width: u16) -> Vec<
     field(
         "TTL",
         &format!(
-            "requests {}, answers {}",
+            "requests {}, responses {}",
             range(row.request_ttl),
             range(row.response_ttl)
         ),
@@ -69,7 +69,10 @@ pub(super) fn process(state: &State, key: u64, theme: Theme, width: u16) -> Vec<
     if row.retransmits + row.dropped > 0 {
         field(
             "packets",
-            &format!("{} sent again, {} dropped by this kernel", row.retransmits, row.dropped),
+            &format!(
+                "{} retransmitted, {} dropped by this kernel",
+                row.retransmits, row.dropped
+            ),
         );
     }
     lines.push(Line::styled(" PATHS", BOLD));
@@ -81,10 +84,7 @@ pub(super) fn process(state: &State, key: u64, theme: Theme, width: u16) -> Vec<
         );
         lines.push(Line::raw(text));
     }
-    lines.push(Line::styled(
-        " LAST EXCHANGES (█ wait for an answer, ░ wait in vain)",
-        BOLD,
-    ));
+    lines.push(Line::styled(" LAST EXCHANGES (█ answered, ░ no answer)", BOLD));
     lines.extend(waterfall::lines(row, theme, width));
     lines
 }
@@ -120,7 +120,7 @@ fn who(process: &Process, row: &Row, field: &mut impl FnMut(&str, &str)) {
 /// Findings with one cause.
 pub(super) fn findings(group: Option<&Group<'_>>, theme: Theme, width: u16) -> Vec<Line<'static>> {
     let Some(group) = group else {
-        return vec![Line::raw(" gone (Esc)")];
+        return vec![Line::raw(" no longer shown (Esc)")];
     };
     let finding = group.first();
     let columns = usize::from(width);

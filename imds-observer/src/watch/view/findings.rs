@@ -42,9 +42,9 @@ pub(super) fn draw(buffer: &mut Buffer, area: Rect, groups: &[Group<'_>], ui: &U
     );
     if groups.is_empty() {
         let text = if ui.filter.is_empty() {
-            "nothing wrong so far"
+            "no findings so far"
         } else {
-            "none matches the filter"
+            "no finding matches the filter"
         };
         put(buffer, row(area, 1), 2, text, Style::new());
         return;

@@ -34,7 +34,7 @@ fn first(state: &State, ui: &Ui, theme: Theme) -> Vec<Part> {
     let (seconds, mode) = (state.elapsed_s(), start.mode);
     let what = match mode {
         Mode::Live => "live",
-        Mode::Offline if state.ended => "recorded, at its end",
+        Mode::Offline if state.ended => "trace, at its end",
         Mode::Offline => "recorded",
     };
     parts.push((format!("{what}, {}", elapsed(seconds)), Style::new()));
@@ -71,7 +71,7 @@ fn traffic(state: &State, theme: Theme) -> Vec<Part> {
     }
     if state.allowance_exceeded > 0 {
         parts.push((
-            format!("{} dropped by the quota", state.allowance_exceeded),
+            format!("{} dropped over the quota", state.allowance_exceeded),
             theme.bad(),
         ));
     }
@@ -114,7 +114,7 @@ fn blind(state: &State, theme: Theme) -> Vec<Part> {
         parts.push((format!("{missing} {word} missing (see ?)"), Style::new()));
     }
     if state.evicted > 0 {
-        parts.push((format!("{} beyond this view's bounds", state.evicted), DIM));
+        parts.push((format!("{} not shown (over this view's limits)", state.evicted), DIM));
     }
     parts
 }

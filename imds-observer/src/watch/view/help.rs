@@ -6,24 +6,24 @@ use super::{BOLD, DIM, Theme, safe, wrap};
 use crate::record::Missing;
 
 const KEYS: [(&str, &str); 10] = [
-    ("↑↓ j k", "move; PgUp PgDn g G further"),
-    ("Enter", "open what is selected; Esc back"),
-    ("Tab", "processes or findings"),
-    ("/", "show only what contains a text"),
+    ("↑↓ j k", "move; PgUp PgDn page; g G first, last"),
+    ("Enter", "open the selection; Esc goes back"),
+    ("Tab", "switch between processes and findings"),
+    ("/", "filter by text"),
     ("s", "sort: rate, errors, lost, p99, v1"),
     ("p", "pause"),
-    ("w", "begin or end writing the trace"),
+    ("w", "start or stop recording to a file"),
     ("y", "copy the remedy to the clipboard"),
     ("?", "this"),
-    ("q", "end, with a summary"),
+    ("q", "quit, with a summary"),
 ];
 const COLUMNS: [(&str, &str); 6] = [
-    ("RATE/S", "requests a second, of the last 10 s"),
+    ("RATE/S", "requests per second, over the last 10 s"),
     ("ERR", "no answer, no connection, 4xx (not 404), 5xx"),
-    ("LOST", "answers that arrived and died here"),
-    ("P99", "99 of 100 answers took at most this"),
+    ("LOST", "responses that arrived but were lost on this host"),
+    ("P99", "99th percentile of latency"),
     ("V1", "requests without a token"),
-    ("REQ", "requests in all"),
+    ("REQ", "total requests"),
 ];
 
 /// What is missing comes first: it isn't the same everywhere.
@@ -31,7 +31,7 @@ pub(super) fn lines(missing: &[Missing], theme: Theme, width: u16) -> Vec<Line<'
     let columns = usize::from(width);
     let mut lines = Vec::new();
     if !missing.is_empty() {
-        lines.push(Line::styled(" MISSING HERE", BOLD));
+        lines.push(Line::styled(" COVERAGE GAPS", BOLD));
     }
     for Missing {
         capability,

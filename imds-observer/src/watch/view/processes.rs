@@ -107,9 +107,9 @@ pub(super) fn draw(
     }
     if workloads.is_empty() {
         let text = match (state.start.is_some(), ui.filter.is_empty()) {
-            (_, false) => "nothing matches the filter (Esc clears it)",
+            (_, false) => "no process matches the filter (Esc clears it)",
             (true, _) => "no requests to IMDS yet",
-            (false, _) => "not yet looking",
+            (false, _) => "not attached yet",
         };
         if area.height > 2 {
             put(buffer, row(area, 2), 2, text, Style::new());

@@ -13,7 +13,7 @@ pub(super) fn draw(buffer: &mut Buffer, area: Rect, ui: &Ui) {
             buffer,
             area,
             0,
-            &format!("/{}▏ Enter keeps it, Esc clears it", ui.filter),
+            &format!("/{}▏ Enter applies it, Esc clears it", ui.filter),
             BOLD,
         );
         return;

@@ -144,7 +144,7 @@ fn remarks(exchange: &Exchange) -> Vec<String> {
         }
     };
     if exchange.request.retransmits > 0 {
-        remarks.push(format!("request sent again {}", times(exchange.request.retransmits)));
+        remarks.push(format!("request retransmitted {}", times(exchange.request.retransmits)));
     }
     let Some(response) = &exchange.response else {
         return remarks;
@@ -157,13 +157,13 @@ fn remarks(exchange: &Exchange) -> Vec<String> {
         let after = exchange
             .latency_ns
             .map_or_else(String::new, |latency| format!(" after {}", span(latency)));
-        remarks.push(format!("{status} came{ttl}{after}, never delivered"));
+        remarks.push(format!("{status} arrived{ttl}{after}, not delivered"));
     }
     if let Some(icmp) = &response.icmp {
         remarks.push(format!("ICMP {} sent", safe(icmp)));
     }
     if response.retransmits > 0 {
-        remarks.push(format!("sent again {}", times(response.retransmits)));
+        remarks.push(format!("retransmitted {}", times(response.retransmits)));
     }
     if exchange.request.forwarded {
         remarks.push("through a proxy".to_owned());
@@ -196,7 +196,7 @@ fn drop_line(drop: &Drop, scale: &Scale, theme: Theme) -> Line<'static> {
         PacketDirection::Response => "response",
     };
     let ttl = drop.ttl.map_or_else(String::new, |ttl| format!(", TTL {ttl}"));
-    let reason = safe(drop.reason.as_deref().unwrap_or("no reason told"));
+    let reason = safe(drop.reason.as_deref().unwrap_or("no reason recorded"));
     let location = drop
         .location
         .as_deref()

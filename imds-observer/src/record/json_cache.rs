@@ -1,4 +1,4 @@
-//! JSON of what stands in record after record, made once: half of an exchange's line is its caller.
+//! Per-thread cache of serialized processes and containers: half of an exchange's line is its caller.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use serde_json::value::{RawValue, to_raw_value};
 use super::{Container, Process};
 use crate::callers::ByCaller;
 
-/// Processes and containers whose JSON a thread remembers; about 1 KiB each.
+/// Processes and containers cached per thread; about 1 KiB each.
 const LIMIT: usize = 256;
 
-/// `None`: it can't be written, which a record's parts never are.
+/// `None`: not serializable, which doesn't occur for parts of a record.
 type Written = Option<Box<RawValue>>;
 
 thread_local! {
     static WRITTEN: RefCell<ByCaller<Written>> = RefCell::new(ByCaller::new(LIMIT));
 }
 
-/// For `serialize_with`. Whoever shares a value never changes it.
+/// For `serialize_with`. Shared values never change.
 #[expect(clippy::ref_option, reason = "serde hands over the field as it is")]
 pub(super) fn process<S: Serializer>(value: &Option<Arc<Process>>, serializer: S) -> Result<S::Ok, S::Error> {
     write(value.as_ref(), None, value, serializer)
