@@ -90,6 +90,7 @@ pub struct KernelOffsets {
     pub sock_err: u32,
     pub sock_shutdown: u32,
     pub sock_owned: u32,
+    pub tcp_bytes_received: u32,
     /// 1: `kfree_skb` has a third argument, the reason (5.17 and later).
     pub kfree_skb_has_reason: u32,
     /// `SKB_NOT_DROPPED_YET` or `SKB_CONSUMED`: reasons up to this one are no drops.

@@ -21,4 +21,7 @@ pub struct SocketEvent {
     pub shutdown: u8,
     pub reserved: u8,
     pub netns: u32,
+    /// Bytes that the socket has received since it was made, its peer's FIN included, modulo 2^32: what a response's length follows from.
+    pub received: u32,
+    pub reserved_end: u32,
 }

@@ -153,6 +153,11 @@ fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
             .and_then(|field| read(socket, field))
             .and_then(netns)
             .unwrap_or(0),
+        received: offset!(tcp_bytes_received)
+            .filter(|_| new_state == CLOSE)
+            .and_then(|field| read::<u64>(socket, field))
+            .unwrap_or(0) as u32,
+        reserved_end: 0,
     });
     Some(())
 }

@@ -342,7 +342,11 @@ fn wire(time: Time, event: &WireEvent, head: &[u8]) -> Result<Event, WireError> 
 
 /// States and `sk_shutdown` as the kernel counts.
 const TCP_SYN_SENT: u8 = 2;
+const TCP_FIN_WAIT2: u8 = 5;
 const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_LAST_ACK: u8 = 9;
+const TCP_CLOSING: u8 = 11;
 const RCV_SHUTDOWN: u8 = 1;
 const SEND_SHUTDOWN: u8 = 2;
 
@@ -360,6 +364,14 @@ fn socket(time: Time, event: &SocketEvent) -> Result<Event, WireError> {
             other => return Err(WireError::State(other)),
         },
         unconnected: event.new_state == TCP_CLOSE && event.old_state == TCP_SYN_SENT,
+        received: (event.new_state == TCP_CLOSE && event.received > 0).then(|| {
+            // The server's FIN has come in these states, and counts as a byte.
+            let fin = matches!(
+                event.old_state,
+                TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING
+            );
+            event.received.saturating_sub(u32::from(fin))
+        }),
         error: event.error,
         local: local(&event.tuple),
         remote: remote(&event.tuple),
@@ -464,6 +476,25 @@ mod tests {
         );
         assert_eq!(cgroup(b"\0").as_deref(), Some("/"));
         assert_eq!(record::arguments(b"curl\0-s\0\0"), ["curl", "-s", ""]);
+    }
+
+    #[test]
+    fn bytes_that_a_closed_socket_received_are_those_of_its_stream() {
+        let received = |old_state, new_state, received| {
+            let mut event = SocketEvent::new_zeroed();
+            (event.old_state, event.new_state, event.received) = (old_state, new_state, received);
+            match socket(Time(0), &event) {
+                Ok(Event::Socket(change)) => change.received,
+                other => panic!("{other:?}"),
+            }
+        };
+        for after_fin in [TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING] {
+            assert_eq!(received(after_fin, TCP_CLOSE, 301), Some(300), "{after_fin}");
+        }
+        const ESTABLISHED: u8 = 1;
+        assert_eq!(received(ESTABLISHED, TCP_CLOSE, 300), Some(300), "reset before a FIN");
+        assert_eq!(received(ESTABLISHED, TCP_CLOSE, 0), None, "not known");
+        assert_eq!(received(ESTABLISHED, TCP_FIN_WAIT2, 300), None, "more may come");
     }
 
     proptest! {

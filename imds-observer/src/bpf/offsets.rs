@@ -92,6 +92,7 @@ pub(super) fn kernel_offsets(btf: &Btf<'_>) -> KernelOffsets {
         sock_err: field("sock", "sk_err"),
         sock_shutdown: field("sock", "sk_shutdown"),
         sock_owned: field("sock", "sk_lock.owned"),
+        tcp_bytes_received: field("tcp_sock", "bytes_received"),
         // The first parameter is the tracer's own; then packet, location, reason (5.17), receiving socket (6.11).
         kfree_skb_has_reason: u32::from(btf.parameters("btf_trace_kfree_skb").is_some_and(|count| count >= 4)),
         last_benign_reason: reasons

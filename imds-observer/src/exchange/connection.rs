@@ -120,7 +120,8 @@ pub(super) struct Flow {
     /// Seen in a capture, where time costs nothing.
     captured: bool,
     server_fin: Option<Time>,
-    /// Behind the last byte that the server sends.
+    /// The server's first byte, and the one behind its last.
+    server_first: Option<Seq>,
     server_end: Option<Seq>,
     server_rst: Option<Time>,
     error: u32,
@@ -176,6 +177,7 @@ impl Flow {
             half_closed: false,
             captured: false,
             server_fin: None,
+            server_first: None,
             server_end: None,
             server_rst: None,
             error: 0,
@@ -313,6 +315,7 @@ impl Flow {
         self.client_left = None;
         self.half_closed = false;
         self.server_fin = None;
+        self.server_first = None;
         self.server_end = None;
         self.server_rst = None;
         self.error = 0;
@@ -399,6 +402,9 @@ impl Flow {
             SocketState::Closed => {
                 if errno != 0 {
                     self.error = event.error;
+                }
+                if let (Some(first), Some(received)) = (self.server_first, event.received) {
+                    self.server_end.get_or_insert(first.plus(received));
                 }
                 if let Some(attempt) = &mut self.attempt {
                     if !event.unconnected {
@@ -751,6 +757,7 @@ impl Flow {
         if flags & Packet::SYN != 0 {
             let first = Seq(packet.seq).plus(1);
             self.requests.server_starts(first);
+            self.server_first = Some(first);
             if packet.vantage == Vantage::Capture {
                 self.responses.start(first);
             }

@@ -139,6 +139,7 @@ fn event(bits: &mut Bits<'_>, time: Time) -> Event {
                 SocketState::HalfClosed,
                 SocketState::Released,
             ][usize::from(bits.below(6))],
+            received: (bits.below(4) == 0).then(|| u32::from(bits.below(255))),
             unconnected: bits.below(2) == 0,
             error: if bits.below(2) == 0 { 0 } else { bits.word() % 134 },
             local,

@@ -223,6 +223,7 @@ impl World {
             flow: self.flow,
             state,
             unconnected: false,
+            received: None,
             error,
             local: self.local,
             remote: self.remote,
@@ -236,6 +237,7 @@ impl World {
             flow: self.flow,
             state: SocketState::Closed,
             unconnected: true,
+            received: None,
             error,
             local: self.local,
             remote: self.remote,
@@ -357,6 +359,35 @@ fn healthy_live() {
         .wait(60_000);
     assert_eq!(world.facts.len(), 1);
     assert!(world.table.is_empty(), "closed flows are forgotten");
+}
+
+/// Live, only the beginning of a response leaves the kernel, and no FIN that a known socket receives.
+#[test]
+fn a_closed_socket_shows_the_length_of_its_last_response() {
+    const ROLE: &str = "GET /latest/meta-data/iam/security-credentials/app HTTP/1.1\r\nHost: a\r\nX-aws-ec2-metadata-token: t\r\n\r\n";
+    for received in [None, Some(378)] {
+        let mut world = World::live();
+        world
+            .handshake()
+            .at(1)
+            .client(ACK, 0, 0, ROLE)
+            .at(3)
+            .server(ACK, 0, len(ROLE), OK)
+            .at(4);
+        let event = Event::Socket(SocketChange {
+            time: world.time(),
+            flow: world.flow,
+            state: SocketState::Closed,
+            unconnected: false,
+            received,
+            error: 0,
+            local: world.local,
+            remote: world.remote,
+        });
+        world.send(&event).wait(60_000);
+        let response = world.only().response.unwrap();
+        assert_eq!((response.status, response.length), (Some(200), received.map(u64::from)));
+    }
 }
 
 #[test]

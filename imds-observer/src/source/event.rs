@@ -136,6 +136,8 @@ pub struct SocketChange {
     pub state: SocketState,
     /// It closes without having been connected: it was in SYN_SENT.
     pub unconnected: bool,
+    /// Bytes that it had received when it closed, modulo 2^32; `None`: not known.
+    pub received: Option<u32>,
     /// Positive errno (`sk_err`), or 0.
     pub error: u32,
     pub local: SocketAddr,
