@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use imds_observer::config::Config;
-use imds_observer::record::Kind;
+use imds_observer::record::{Code, Kind};
+use imds_observer_lab::scenarios::Suite;
 use serde_json::Value;
 
 fn deploy() -> PathBuf {
@@ -118,6 +119,58 @@ fn the_service_and_the_pods_have_the_same_capabilities() {
         .collect();
     pods.sort_unstable();
     assert_eq!(service, pods);
+}
+
+/// Codes that alert rules name, each rule's as it is written there.
+fn codes_in_rules() -> Vec<String> {
+    let rules = fs::read_to_string(deploy().join("prometheus/alerts.yml")).unwrap();
+    let selectors = rules.lines().filter(|line| line.trim().starts_with("expr:"));
+    selectors
+        .filter_map(|line| {
+            let (_, selector) = line.split_once("{code=")?;
+            selector.trim_start_matches('~').split('"').nth(1)
+        })
+        .flat_map(|codes| codes.split('|').map(str::to_owned))
+        .collect()
+}
+
+/// The highest severity that the detector's own fixture and the lab's scenarios show.
+fn is_severe(code: Code, suite: &Suite) -> bool {
+    let severe = |severity: &str| ["high", "critical"].contains(&severity);
+    let in_scenario = suite.scenarios.iter().flat_map(|scenario| &scenario.expect).any(|expected| {
+        let (expected, severity) = expected.split_once(' ').unwrap();
+        expected == code.as_str() && severe(severity)
+    });
+    in_scenario || {
+        let fixture = format!("tests/fixtures/detectors/{code}/fires.ndjson");
+        let output = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
+            .args(["analyze", "-o", "json"])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture))
+            .output()
+            .unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap();
+        findings
+            .iter()
+            .any(|finding| finding["code"] == code.as_str() && severe(finding["severity"].as_str().unwrap()))
+    }
+}
+
+/// `ImdsSevereFinding` covers what is high or critical; `ImdsV1InUse` is about requests and not about the finding.
+#[test]
+fn every_code_raises_an_alert_that_explains_it() {
+    let named = codes_in_rules();
+    for code in &named {
+        assert!(Code::ALL.iter().any(|known| known.as_str() == code), "no such code: {code}");
+    }
+    let suite = Suite::load().unwrap();
+    let without: Vec<&str> = Code::ALL
+        .iter()
+        .filter(|code| **code != Code::Imdsv1Request && !named.iter().any(|named| named == code.as_str()))
+        .filter(|code| !is_severe(**code, &suite))
+        .map(|code| code.as_str())
+        .collect();
+    assert!(without.is_empty(), "deploy/prometheus/alerts.yml: no rule for {without:?}");
 }
 
 /// Whether it succeeded, and its output; `None`: not installed. Colors, links and the state of this machine are left out.
