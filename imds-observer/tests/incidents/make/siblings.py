@@ -314,3 +314,28 @@ with Foreign("ipv6-endpoint-refused-tokens.pcap", "sll2") as c:
     for n in range(8):
         connection = c.connect(20 * n, "2600:1f18::15", V6, request_ttl=63).token(agent="Boto3/1.34.0 md/Botocore#1.34.0")
         lost(connection, 0.0003, 0.2, 0.4)
+
+# Thresholds and unknowns.
+
+with Foreign("trust-policy-retried-by-a-boot-script.pcap", "nanoseconds") as c:
+    for n in range(6):
+        c.connect(4 * n, "10.0.5.22").token(agent="aws-cli/1.11.13").response(200, 56, ttl=1).close()
+        c.connect(4 * n + 0.1, "10.0.5.22").get(ROLES, TOKEN, agent="aws-cli/1.11.13").response(200, 8).close()
+        c.connect(4 * n + 0.2, "10.0.5.22").get(ROLES + "testing", TOKEN, agent="aws-cli/1.11.13").response(200, 281).close()
+
+with Foreign("role-propagates-in-a-second.pcapng", "dumpcap") as c:
+    for n in range(4):
+        c.connect(0.6 * n, "10.0.5.23").token(agent="aws-sdk-go/1.44").response(200, 56, ttl=1).close()
+        c.connect(0.6 * n + 0.1, "10.0.5.23").get(ROLES + "fresh", TOKEN, agent="aws-sdk-go/1.44").response(200, 281 if n < 3 else 1_298).close()
+
+with Records("lost-tokens-of-unknown-ttl.ndjson") as r:
+    pod = Caller(5301, "/app/agent", pod="monitoring/agent-x2x4z")
+    for n in range(6):
+        r.token(20 * n, pod, ttl=None, response_ttl=None, outcome="lost", delivered=False, waited=1.0)
+old("lost-tokens-of-unknown-ttl.ndjson")
+
+with Records("lost-tokens-of-ttl-one-at-an-unknown-distance.ndjson") as r:
+    pod = Caller(5302, "/app/agent", pod="monitoring/agent-q9q8z")
+    for n in range(6):
+        r.token(20 * n, pod, ttl=None, response_ttl=1, outcome="lost", delivered=False, waited=1.0)
+old("lost-tokens-of-ttl-one-at-an-unknown-distance.ndjson")
