@@ -22,6 +22,10 @@ static WAKE_AT: u32 = sizes::RING_BYTES / 4;
 #[unsafe(no_mangle)]
 static CONNECTING_SLOTS: u32 = sizes::CONNECTING;
 
+/// The VPC resolver's address as the bytes of the packet, read in native order; 0: not known.
+#[unsafe(no_mangle)]
+static RESOLVER: u32 = 0;
+
 #[unsafe(no_mangle)]
 static OFFSETS: KernelOffsets = KernelOffsets::NONE;
 
@@ -88,6 +92,14 @@ pub(crate) fn near_v4(address: u32) -> bool {
         || is_first_v4(address, unsafe {
             core::ptr::read_volatile(&raw const ENDPOINTS.v4_far_count)
         })
+}
+
+/// Whether this is the VPC resolver beyond the link-local range. Where none is known, the verifier takes the comparison out.
+#[inline(always)]
+pub(crate) fn is_resolver(address: u32) -> bool {
+    // SAFETY: a reference is valid.
+    let resolver = unsafe { core::ptr::read_volatile(&raw const RESOLVER) };
+    resolver != 0 && address == resolver
 }
 
 /// Whether it is one of the first `count`. The count is read-only data, so the verifier takes out what unused slots would cost.

@@ -12,7 +12,7 @@ use imds_observer_common::{
     TrafficClass, Tuple, WireEvent,
 };
 
-use crate::config::{is_endpoint, near_v4, near_v6};
+use crate::config::{is_endpoint, is_resolver, near_v4, near_v6};
 use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
 use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch, with_slot};
@@ -61,7 +61,7 @@ fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
             }
             let ip = data + ETHERNET_HEADER;
             let address = *((ip + if EGRESS { 16 } else { 12 }) as *const u32);
-            return near_v4(address) || (!EGRESS && *((ip + 9) as *const u8) == IPPROTO_ICMP);
+            return near_v4(address) || is_resolver(address) || (!EGRESS && *((ip + 9) as *const u8) == IPPROTO_ICMP);
         }
         if protocol == ETH_P_IPV6 {
             if data + ETHERNET_HEADER + 40 > end || *((data + 12) as *const u16) != protocol {
@@ -99,8 +99,17 @@ fn wire(skb: *mut __sk_buff, egress: bool, scratch: &mut WireScratch) -> bool {
     let far_is_endpoint = is_endpoint(&far);
     let words = crate::config::words(&far);
     let near = if v6 { near_v6(words[0]) } else { near_v4(words[3]) };
-    if near || far_is_endpoint {
-        account(skb, ip, slot, far_is_endpoint, egress);
+    let far = if far_is_endpoint {
+        Far::Endpoint
+    } else if near {
+        Far::LinkLocal
+    } else if !v6 && is_resolver(words[3]) {
+        Far::Resolver
+    } else {
+        Far::Beyond
+    };
+    if far != Far::Beyond {
+        account(skb, ip, slot, far, egress);
     }
     if ip.later_fragment {
         if far_is_endpoint {
@@ -131,10 +140,20 @@ fn network_header(skb: *mut __sk_buff) -> u32 {
     }
 }
 
+/// Whom the quota's accounting takes the other end for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Far {
+    Endpoint,
+    LinkLocal,
+    /// The VPC resolver's address in the VPC: only its DNS counts.
+    Resolver,
+    Beyond,
+}
+
 /// Counts the packet for the quota.
 #[inline(always)]
-fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, endpoint: bool, egress: bool) {
-    let class = if endpoint {
+fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, far: Far, egress: bool) {
+    let class = if far == Far::Endpoint {
         TrafficClass::Imds
     } else if ip.later_fragment {
         TrafficClass::Other
@@ -147,7 +166,10 @@ fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, endpoint: bool, egress:
         }
     } else {
         TrafficClass::Other
-    } as usize;
+    };
+    if far == Far::Resolver && !matches!(class, TrafficClass::Dns) {
+        return;
+    }
     // SAFETY: the context is valid.
     let ifindex = unsafe { (*skb).ifindex };
     let mut counters = INTERFACES.get_ptr_mut(ifindex);
@@ -163,7 +185,7 @@ fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, endpoint: bool, egress:
     // refuses to move a pointer by a number that is known on one way and not, or another, on the next.
     // SAFETY: a valid reference.
     let index = unsafe {
-        write_volatile(slot, (side + class) as u32);
+        write_volatile(slot, (side + class as usize) as u32);
         read_volatile(slot) as usize & (2 * TRAFFIC_CLASSES - 1)
     };
     // SAFETY: a per-CPU slot that is made of this many counters, those of egress first.

@@ -170,10 +170,15 @@ impl Kernel {
         // Parsed once for all that asks for it, and on this thread: what another leaves behind in the allocator is a MiB that stays.
         let types = aya::Btf::from_sys_fs().ok();
         let wake_at = options.limits.ring_bytes / 4;
+        let resolver = options
+            .resolver
+            .as_ref()
+            .map_or([0; 4], |(address, _)| address.octets());
         let mut loader = EbpfLoader::new();
         loader
             .btf(types.as_ref())
             .override_global("ENDPOINTS", endpoints.as_bytes(), true)
+            .override_global("RESOLVER", &resolver, true)
             .override_global("OFFSETS", offsets.as_bytes(), true)
             .override_global("WAKE_AT", &wake_at, true)
             .override_global("CONNECTING_SLOTS", &options.limits.connecting, true);

@@ -23,10 +23,13 @@ mod symbols;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use imds_observer_common::sizes;
 use serde::{Deserialize, Serialize};
+
+use crate::record::VpcResolver;
 
 #[cfg(live)]
 pub use attach::cgroup2_mount;
@@ -106,6 +109,8 @@ pub struct LiveOptions {
     /// Only sockets of this cgroup and below; `None`: of the whole host.
     pub cgroup: Option<PathBuf>,
     pub endpoints: Vec<IpAddr>,
+    /// Whose DNS counts against the quota beside that to link-local addresses.
+    pub resolver: Option<(Ipv4Addr, Arc<VpcResolver>)>,
     pub limits: Limits,
     /// Time between two looks into the ring buffer while events come and it doesn't fill. Each look costs a wake-up, which is dearer than
     /// what it brings: a request is some ten packets, one after the other.
@@ -123,6 +128,7 @@ impl Default for LiveOptions {
             interfaces: Vec::new(),
             cgroup: None,
             endpoints: DEFAULT_ENDPOINTS.to_vec(),
+            resolver: None,
             limits: Limits::default(),
             gather: STREAM_POLL,
         }

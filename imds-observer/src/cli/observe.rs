@@ -24,6 +24,8 @@ use crate::pipeline::{Parts, Pipeline};
 use crate::record::{Host, Kind};
 use crate::redact::{self, Cmdline};
 use crate::sinks::Sink;
+#[cfg(live)]
+use crate::source::configured_resolver;
 use crate::summary::Summarizer;
 
 /// Default time between summaries.
@@ -164,6 +166,7 @@ impl ObserveArgs {
             cgroup: self.cgroup.clone().or_else(|| config.cgroup.clone()),
             limits: config.limits.kernel,
             endpoints: endpoints_of(endpoints, config),
+            resolver: configured_resolver(&self.host_root(config)),
             gather,
         }
     }

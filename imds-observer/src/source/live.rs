@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::bpf::{Decoder, Kernel, Links, LiveOptions};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
-use crate::record::{Confinement, LossCounts, Mode, Time};
+use crate::record::{Confinement, LossCounts, Mode, Time, VpcResolver};
 use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
 use crate::wipe;
 
@@ -56,6 +56,7 @@ pub struct LiveSource {
     changes: Option<Receiver<Vec<UplinkChange>>>,
     allowance: AllowanceMeter,
     endpoints: Vec<IpAddr>,
+    resolver: Option<Arc<VpcResolver>>,
     /// Whether only a cgroup is observed, and which.
     cgroup: Option<PathBuf>,
     confinement: Option<Confinement>,
@@ -113,6 +114,7 @@ impl LiveSource {
             changes: None,
             allowance: AllowanceMeter::open(),
             endpoints: options.endpoints.clone(),
+            resolver: options.resolver.as_ref().map(|(_, resolver)| Arc::clone(resolver)),
             cgroup: options.cgroup.clone(),
             confinement: None,
             gather: options.gather,
@@ -371,7 +373,7 @@ impl LiveSource {
                 egress,
                 ingress,
                 allowance_exceeded,
-                resolver: None,
+                resolver: self.resolver.clone(),
             }));
         }
         self.allowance.ask(self.kernel.uplinks().collect());

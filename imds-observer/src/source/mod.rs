@@ -9,6 +9,7 @@ mod merged;
 pub mod ndjson;
 mod order;
 pub mod paced;
+mod resolver;
 pub mod traces;
 
 use std::ops::ControlFlow;
@@ -25,6 +26,8 @@ pub use event::{
 };
 #[cfg(live)]
 pub use live::LiveSource;
+#[cfg(live)]
+pub use resolver::configured_resolver;
 
 use crate::record::{Attached, Confinement, Host, Missing, Mode, Record, Time};
 

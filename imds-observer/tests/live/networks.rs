@@ -562,4 +562,43 @@ fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing(
         assert_eq!(finished.opened("blocked-by-firewall").len(), 0, "{name}");
         nothing_is_lost(&finished);
     }
+
+/// The quota counts DNS wherever the resolver is: link-local, or at the base address of the VPC + 2 as the host's nameserver says.
+#[test]
+#[ignore = "live"]
+fn dns_to_the_vpc_resolver_counts_and_other_dns_does_not() {
+    let lab = lab(LabOptions::default());
+    let node = lab.node();
+    shell(
+        node,
+        "v4=$(ip -4 route get 169.254.169.254 | grep -o 'via [0-9.]*'); v6=$(ip -6 route get fd00:ec2::254 | grep -o 'via [0-9a-f:]*')
+         ip route add 10.28.0.0/24 $v4 dev eth0; ip route replace 169.254.169.253/32 $v4 dev eth0; ip -6 route replace fd00:ec2::253/128 $v6 dev eth0",
+    );
+    // Below the root of a host as a container has it: the host's own files are behind a stub.
+    let root = tempfile::tempdir().unwrap();
+    for (file, text) in [
+        ("etc/resolv.conf", "nameserver 127.0.0.53\n"),
+        ("run/systemd/resolve/resolv.conf", "nameserver 10.28.0.2\n"),
+    ] {
+        let path = root.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let observer = Observer::stream(&lab, &["--host-root", root.path().to_str().unwrap()]);
+    let send = r#"
+import socket, sys
+for address, port, count in (("10.28.0.2", 53, 40), ("10.28.0.2", 8053, 7), ("10.28.0.10", 53, 7), ("169.254.169.253", 53, 30), ("fd00:ec2::253", 53, 20)):
+    s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    for n in range(count):
+        s.sendto(b"q" * 40, (address, port))
+"#;
+    run(node, "/usr/bin/python3", &["-c", send]);
+    let finished = observer.finish();
+    let summaries = finished.kind("summary");
+    let total = summaries.iter().find(|summary| summary["total"] == true).unwrap();
+    let interface = &total["interfaces"][0];
+    assert_eq!(interface["egress_packets"], 90, "{interface}");
+    let classes: Vec<&String> = interface["peak_by_class"].as_object().unwrap().keys().collect();
+    assert_eq!(classes, ["dns"], "{interface}");
+    assert_eq!(interface["vpc_resolver"]["address"], "10.28.0.2", "{interface}");
 }

@@ -15,6 +15,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::quota::Counted;
 use crate::record::{LossCounts, Time};
+use crate::source::resolver::may_be_resolver;
 use crate::source::{Direction, Event, FlowId, IcmpError, Packet, Vantage};
 
 /// Longest response head that is taken over from one segment, and longest run of a request; the flow's own bounds are below.
@@ -350,19 +351,6 @@ fn is_on_host(service: IpAddr) -> bool {
     match service {
         IpAddr::V4(address) => matches!(address.octets(), [169, 254, 170, _]),
         IpAddr::V6(address) => address.segments() == [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x23],
-    }
-}
-
-/// The VPC resolver has the base address of the VPC + 2, and a VPC begins at a multiple of 256 unless it is smaller than that. 172.17.0.2 is the
-/// first container of Docker's bridge, and a VPC with these addresses is advised against.
-fn may_be_resolver(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => match address.octets() {
-            [172, 17, 0, 2] => false,
-            [10, _, _, 2] | [172, 16..=31, _, 2] | [192, 168, _, 2] | [100, 64..=127, _, 2] => true,
-            _ => false,
-        },
-        IpAddr::V6(_) => false,
     }
 }
 
