@@ -33,6 +33,8 @@ pub enum Tool {
 pub enum Chain {
     Output,
     Forward,
+    /// Of the victim, for what the endpoints send.
+    Input,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ pub enum Scope {
 impl Firewall {
     pub(super) fn inject(&self, lab: &Lab) -> Result<FaultGuard> {
         let place = match self.chain {
-            Chain::Output => lab.place_of(self.victim),
+            Chain::Output | Chain::Input => lab.place_of(self.victim),
             Chain::Forward => lab.node(),
         };
         let endpoints = self.family.endpoints(lab);
@@ -74,6 +76,11 @@ impl Firewall {
         let hook = match self.chain {
             Chain::Output => "output",
             Chain::Forward => "forward",
+            Chain::Input => "input",
+        };
+        let (address, port) = match self.chain {
+            Chain::Output | Chain::Forward => ("daddr", "dport"),
+            Chain::Input => ("saddr", "sport"),
         };
         let scope = match self.scope {
             Scope::All => String::new(),
@@ -88,7 +95,7 @@ impl Firewall {
         };
         let rule = |endpoint: &IpAddr| {
             let family = if endpoint.is_ipv4() { "ip" } else { "ip6" };
-            format!("{family} daddr {endpoint} tcp dport 80 {scope} {verdict}\n")
+            format!("{family} {address} {endpoint} tcp {port} 80 {scope} {verdict}\n")
         };
         let rules: String = endpoints.iter().map(rule).collect();
         let table = format!(
@@ -126,8 +133,13 @@ impl Firewall {
         let chain = match self.chain {
             Chain::Output => "OUTPUT",
             Chain::Forward => "FORWARD",
+            Chain::Input => "INPUT",
         };
-        let mut rule: Vec<String> = [chain, "-d", &endpoint.to_string(), "-p", "tcp", "--dport", "80"]
+        let (address, port) = match self.chain {
+            Chain::Output | Chain::Forward => ("-d", "--dport"),
+            Chain::Input => ("-s", "--sport"),
+        };
+        let mut rule: Vec<String> = [chain, address, &endpoint.to_string(), "-p", "tcp", port, "80"]
             .map(str::to_owned)
             .to_vec();
         match self.scope {

@@ -8,19 +8,19 @@ mod policy;
 mod registry;
 mod routes;
 
-use std::{net::IpAddr, process::Command};
+use std::{net::IpAddr, process::Command, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 
 pub use firewall::{Chain, Firewall, Scope, Tool, Verdict};
 pub use policy::{Hook, accompany, crowd_uplink, occupy, rewrite_connect};
-pub use registry::{Entry, registry};
+pub use registry::{Entry, disturbances, registry};
 pub use routes::RouteFault;
 
 use crate::{
     server::Behaviour,
-    topology::{Lab, Place, wire},
+    topology::{IMDS_V4, Lab, Netns, Place, wire},
 };
 
 #[derive(Clone, Debug)]
@@ -42,6 +42,10 @@ pub enum Fault {
     Quota {
         packets_per_s: u32,
     },
+    /// Upstream loses every other SYN, so that each connection needs a second one.
+    SynLoss,
+    /// NAT of the node's own packets leads to an address where nothing answers, as the rule of an agent that is gone.
+    Redirect,
     /// The listeners are closed: connections are refused.
     ServerDown,
     /// Any other switch of the server, as in `Behaviour::patched`.
@@ -124,6 +128,8 @@ impl Lab {
             Fault::Policy { hook, victim } => policy::inject(self, *hook, *victim),
             Fault::SilentUpstream(family) => silence(self, *family),
             Fault::Quota { packets_per_s } => limit(self, *packets_per_s),
+            Fault::SynLoss => lose_syns(self),
+            Fault::Redirect => redirect(self),
             Fault::ServerDown => Ok(switch(self, |behaviour| behaviour.listening = false)),
             Fault::Behaviour(patch) => {
                 let wanted = self.server().behaviour().patched(patch)?;
@@ -179,15 +185,51 @@ fn silence(lab: &Lab, family: Family) -> Result<FaultGuard> {
     }))
 }
 
+/// They go to a link-layer address that nobody there has, as in [`silence`]: a rule that drops would be seen as what it is.
+fn lose_syns(lab: &Lab) -> Result<FaultGuard> {
+    table(
+        lab.node().shared_netns(),
+        "netdev imdslab_syns",
+        "chain egress { type filter hook egress device eth0 priority 0; policy accept;\n\
+         tcp dport 80 tcp flags & (syn | ack) == syn numgen inc mod 2 == 0 ether daddr set 02:00:00:00:00:99\n}",
+    )
+}
+
+/// Of documentation's range: no machine has it, and the upstream host forwards nothing.
+const AGENT: &str = "192.0.2.77:8181";
+
+fn redirect(lab: &Lab) -> Result<FaultGuard> {
+    let hops = lab.next_hops();
+    let hop = hops.iter().find(|hop| hop.is_ipv4()).context("there is no next hop")?;
+    let netns = lab.node().shared_netns();
+    // Without a route the packets would not leave their socket.
+    let (address, _) = AGENT.split_once(':').unwrap_or((AGENT, ""));
+    let route = [address, "via", &hop.to_string(), "dev", "eth0"];
+    netns.run_program(Command::new("ip").args(["route", "replace"]).args(route))?;
+    table(
+        lab.node().shared_netns(),
+        "ip imdslab_redirect",
+        &format!(
+            "chain output {{ type nat hook output priority -100; policy accept;\n\
+             ip daddr {IMDS_V4} tcp dport 80 dnat to {AGENT}\n}}"
+        ),
+    )
+}
+
+/// Adds an nftables table, which goes with the guard.
+fn table(netns: Arc<Netns>, name: &'static str, chains: &str) -> Result<FaultGuard> {
+    netns.run_program(Command::new("nft").arg(format!("table {name} {{ {chains}\n}}")))?;
+    Ok(FaultGuard::new(move || {
+        netns.run_program(Command::new("nft").args(["delete", "table"]).args(name.split(' ')))
+    }))
+}
+
 fn limit(lab: &Lab, packets_per_s: u32) -> Result<FaultGuard> {
     let netns = lab.imds().shared_netns();
     // Both families share the allowance, as they do on EC2: everything that comes in counts.
-    let table = format!(
-        "table inet imdslab_quota {{ chain input {{ type filter hook input priority 0; policy accept;\n\
-         limit rate over {packets_per_s}/second burst 64 packets drop\n}}\n}}"
+    let chains = format!(
+        "chain input {{ type filter hook input priority 0; policy accept;\n\
+         limit rate over {packets_per_s}/second burst 64 packets drop\n}}"
     );
-    netns.run_program(Command::new("nft").arg(table))?;
-    Ok(FaultGuard::new(move || {
-        netns.run_program(Command::new("nft").args(["delete", "table", "inet", "imdslab_quota"]))
-    }))
+    table(netns, "inet imdslab_quota", &chains)
 }

@@ -288,3 +288,26 @@ pub fn registry(family: Family) -> Vec<Entry> {
     }
     all
 }
+
+/// Faults in which packets do reach the endpoint, or another program: scenarios play them, with clients whose requests show a pattern.
+pub fn disturbances(family: Family) -> Vec<Entry> {
+    let on_node = |name, fault, code| Entry {
+        name,
+        fault,
+        victim: Victim::Node,
+        code: Some(code),
+    };
+    let drop_responses = Fault::Firewall(Firewall {
+        tool: Tool::Nft,
+        chain: Chain::Input,
+        verdict: Verdict::Drop,
+        victim: Victim::Node,
+        scope: Scope::All,
+        family,
+    });
+    vec![
+        on_node("input-drop", drop_responses, "response-dropped"),
+        on_node("syn-loss", Fault::SynLoss, "connect-delayed"),
+        on_node("redirect", Fault::Redirect, "redirected-locally"),
+    ]
+}

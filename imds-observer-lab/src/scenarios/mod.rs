@@ -22,7 +22,7 @@ pub use run::{Outcome, Prepared, Stage};
 pub use tools::Tools;
 
 use crate::client::Script;
-use crate::faults::{Entry, Family, registry};
+use crate::faults::{Entry, Family, disturbances, registry};
 use crate::server::Behaviour;
 
 /// All that there is, in the order in which they are played.
@@ -262,6 +262,7 @@ impl Scenario {
         };
         registry(family)
             .into_iter()
+            .chain(disturbances(family))
             .find(|entry| entry.name == name)
             .map(Some)
             .with_context(|| format!("there is no fault {name}"))

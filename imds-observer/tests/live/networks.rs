@@ -562,6 +562,7 @@ fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing(
         assert_eq!(finished.opened("blocked-by-firewall").len(), 0, "{name}");
         nothing_is_lost(&finished);
     }
+}
 
 /// The quota counts DNS wherever the resolver is: link-local, or at the base address of the VPC + 2 as the host's nameserver says.
 #[test]
