@@ -84,6 +84,16 @@ enum Leave {
     Gone,
 }
 
+/// What is known of the numbers of the bytes that the server sends.
+#[derive(Clone, Copy, Debug)]
+enum ServerBytes {
+    Unknown,
+    /// The first one.
+    From(Seq),
+    /// The one behind the last.
+    Until(Seq),
+}
+
 /// Each connection takes one, so it has a bound: see the test.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -120,9 +130,7 @@ pub(super) struct Flow {
     /// Seen in a capture, where time costs nothing.
     captured: bool,
     server_fin: Option<Time>,
-    /// The server's first byte, and the one behind its last.
-    server_first: Option<Seq>,
-    server_end: Option<Seq>,
+    server_bytes: ServerBytes,
     server_rst: Option<Time>,
     error: u32,
     closed: Option<Time>,
@@ -177,8 +185,7 @@ impl Flow {
             half_closed: false,
             captured: false,
             server_fin: None,
-            server_first: None,
-            server_end: None,
+            server_bytes: ServerBytes::Unknown,
             server_rst: None,
             error: 0,
             closed: None,
@@ -315,8 +322,7 @@ impl Flow {
         self.client_left = None;
         self.half_closed = false;
         self.server_fin = None;
-        self.server_first = None;
-        self.server_end = None;
+        self.server_bytes = ServerBytes::Unknown;
         self.server_rst = None;
         self.error = 0;
         self.closed = None;
@@ -403,8 +409,8 @@ impl Flow {
                 if errno != 0 {
                     self.error = event.error;
                 }
-                if let (Some(first), Some(received)) = (self.server_first, event.received) {
-                    self.server_end.get_or_insert(first.plus(received));
+                if let (ServerBytes::From(first), Some(received)) = (self.server_bytes, event.received) {
+                    self.server_bytes = ServerBytes::Until(first.plus(received));
                 }
                 if let Some(attempt) = &mut self.attempt {
                     if !event.unconnected {
@@ -757,13 +763,17 @@ impl Flow {
         if flags & Packet::SYN != 0 {
             let first = Seq(packet.seq).plus(1);
             self.requests.server_starts(first);
-            self.server_first = Some(first);
+            self.server_bytes = ServerBytes::From(first);
             if packet.vantage == Vantage::Capture {
                 self.responses.start(first);
             }
             if let Some(attempt) = &mut self.attempt {
                 match packet.vantage {
-                    Vantage::Capture => attempt.establish(packet.time),
+                    // Whether it reaches the client shows in what that sends next: an ACK, or its SYN again.
+                    Vantage::Capture => {
+                        attempt.arrived();
+                        attempt.answered(packet.time);
+                    }
                     Vantage::Socket => attempt.answered(packet.time),
                     Vantage::Uplink => attempt.arrived(),
                 }
@@ -783,7 +793,9 @@ impl Flow {
             }
         } else if flags & Packet::FIN != 0 {
             self.server_fin.get_or_insert(packet.time);
-            self.server_end.get_or_insert(Seq(packet.seq).plus(packet.payload_len));
+            if !matches!(self.server_bytes, ServerBytes::Until(_)) {
+                self.server_bytes = ServerBytes::Until(Seq(packet.seq).plus(packet.payload_len));
+            }
             self.close_if_both_left(packet.time);
         }
     }
@@ -1180,7 +1192,11 @@ impl Flow {
             .filter(|next| !next.pipelined)
             .map(|next| next.floor);
         let newest = self.last_response == Some(answer.start);
-        let end = next.or(self.server_end.filter(|_| newest))?;
+        let end = match (next, self.server_bytes) {
+            (Some(next), _) => next,
+            (None, ServerBytes::Until(end)) if newest => end,
+            _ => return None,
+        };
         u64::try_from(end.from(answer.start)).ok().filter(|length| *length > 0)
     }
 

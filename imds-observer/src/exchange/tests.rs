@@ -364,7 +364,8 @@ fn healthy_live() {
 /// Live, only the beginning of a response leaves the kernel, and no FIN that a known socket receives.
 #[test]
 fn a_closed_socket_shows_the_length_of_its_last_response() {
-    const ROLE: &str = "GET /latest/meta-data/iam/security-credentials/app HTTP/1.1\r\nHost: a\r\nX-aws-ec2-metadata-token: t\r\n\r\n";
+    const ROLE: &str =
+        "GET /latest/meta-data/iam/security-credentials/app HTTP/1.1\r\nHost: a\r\nX-aws-ec2-metadata-token: t\r\n\r\n";
     for received in [None, Some(378)] {
         let mut world = World::live();
         world
@@ -385,7 +386,7 @@ fn a_closed_socket_shows_the_length_of_its_last_response() {
             remote: world.remote,
         });
         world.send(&event).wait(60_000);
-        let response = world.only().response.unwrap();
+        let response = world.only().response.as_ref().unwrap();
         assert_eq!((response.status, response.length), (Some(200), received.map(u64::from)));
     }
 }
@@ -1948,6 +1949,7 @@ fn within_a_cgroup_the_hooks_of_the_whole_host_start_no_connection() {
             time: world.time(),
             flow,
             state: SocketState::Closed,
+            received: None,
             error: 111,
             unconnected: true,
             local: world.local,
