@@ -125,6 +125,12 @@ pub struct ProcessSummary {
     /// Attempts that never became a connection.
     #[serde(default)]
     pub failed_connects: u64,
+    /// The longest handshake, which is over before a latency begins; null if none was seen from its first SYN.
+    #[serde(default)]
+    pub longest_connect_ns: Option<u64>,
+    /// All handshakes together.
+    #[serde(default)]
+    pub total_connect_ns: u64,
 }
 
 impl ProcessSummary {

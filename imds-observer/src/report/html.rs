@@ -72,7 +72,9 @@ struct Page {
     latency: Vec<Bar>,
     latency_axis: Vec<String>,
     latency_marks: Vec<Mark>,
-    latency_caption: String,
+    latency_told: String,
+    /// What handshakes cost, which no latency holds.
+    handshakes: Vec<String>,
     latency_label: String,
     versions: Vec<Share>,
     statuses: Vec<Share>,
@@ -259,8 +261,9 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
         latency,
         latency_axis,
         latency_marks,
-        latency_caption: latency_caption(picture),
-        latency_label: format!("Distribution of latencies: {}", latency_caption(picture)),
+        latency_told: latency_told(picture),
+        handshakes: handshakes(processes),
+        latency_label: format!("Distribution of latencies: {}", latency_told(picture)),
         versions: shares(&picture.versions, |name| match name {
             "token" => "token",
             "v1" => "v1",
@@ -694,7 +697,21 @@ fn latency(picture: &Picture) -> (Vec<Bar>, Vec<String>, Vec<Mark>) {
     (bars.collect(), axis.collect(), marks.into())
 }
 
-fn latency_caption(picture: &Picture) -> String {
+/// A line for each caller whose handshakes were slow.
+fn handshakes(rows: &[ProcessSummary]) -> Vec<String> {
+    let rows = rows.iter();
+    rows.filter_map(|row| {
+        Some(format!(
+            "{}: {}, before these latencies begin.",
+            clean(&row.caller()),
+            text::handshakes(row)?
+        ))
+    })
+    .take(MAX_ROWS)
+    .collect()
+}
+
+fn latency_told(picture: &Picture) -> String {
     let latency = &picture.latency;
     if latency.is_empty() {
         return "no responses".to_owned();

@@ -56,6 +56,15 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
         let mut rows = vec![header.map(str::to_owned)];
         rows.extend(summary.processes.iter().take(MAX_ROWS).map(row));
         text.push_str(&table(&rows, colour));
+        for row in summary.processes.iter().take(MAX_ROWS) {
+            if let Some(handshakes) = handshakes(row) {
+                let _ = writeln!(
+                    text,
+                    "{}: {handshakes}, before these latencies begin",
+                    cell(&row.caller())
+                );
+            }
+        }
         let hidden = summary.processes.len().saturating_sub(MAX_ROWS);
         if hidden > 0 {
             let requests: u64 = summary.processes[MAX_ROWS..].iter().map(|row| row.requests).sum();
@@ -87,6 +96,19 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
         }
     }
     text
+}
+
+/// A handshake without a lost packet takes microseconds, and the first retry of a SYN a second; between networks some 10 ms.
+const SLOW_HANDSHAKE_NS: u64 = 100_000_000;
+
+/// What handshakes cost, where that is worth a word.
+pub fn handshakes(row: &ProcessSummary) -> Option<String> {
+    let longest = row.longest_connect_ns.filter(|longest| *longest >= SLOW_HANDSHAKE_NS)?;
+    Some(format!(
+        "handshakes took up to {} and {} in all",
+        span(longest),
+        span(row.total_connect_ns)
+    ))
 }
 
 fn row(row: &ProcessSummary) -> [String; 9] {

@@ -31,6 +31,8 @@ pub(crate) struct Tally {
     latency: Option<Histogram<u32>>,
     /// Exact, where the histogram has only its bucket's edge.
     max_latency: u64,
+    longest_connect: Option<u64>,
+    total_connect: u64,
     paths: TopPaths,
     max_distinct: usize,
 }
@@ -51,6 +53,8 @@ impl Tally {
             instances: Distinct::default(),
             latency: None,
             max_latency: 0,
+            longest_connect: None,
+            total_connect: 0,
             paths: TopPaths::new(max_paths),
             max_distinct,
         }
@@ -97,6 +101,11 @@ impl Tally {
             histogram.saturating_record(latency);
             self.max_latency = self.max_latency.max(latency);
         }
+        // Each of a connection's exchanges has it.
+        if let Some(connect) = exchange.connect_ns.filter(|_| exchange.connection.exchange <= 1) {
+            self.longest_connect = self.longest_connect.max(Some(connect));
+            self.total_connect = self.total_connect.saturating_add(connect);
+        }
         if let Some(path) = &request.path {
             self.paths.add(path);
         }
@@ -115,6 +124,8 @@ impl Tally {
         self.tokens.clear();
         self.instances.clear();
         self.max_latency = 0;
+        self.longest_connect = None;
+        self.total_connect = 0;
         if let Some(latency) = &mut self.latency {
             latency.reset();
         }
@@ -165,6 +176,8 @@ impl Tally {
             top_paths: self.paths.top(),
             lost: self.lost,
             failed_connects: self.failed_connects,
+            longest_connect_ns: self.longest_connect,
+            total_connect_ns: self.total_connect,
         }
     }
 

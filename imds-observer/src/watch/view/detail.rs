@@ -53,6 +53,9 @@ pub(super) fn process(state: &State, key: u64, theme: Theme, width: u16) -> Vec<
         let text = format!("p50 {}, p99 {}, longest {}", span(p50), span(p99), span(max));
         field("latency", &text);
     }
+    if let Some(handshakes) = crate::report::text::handshakes(&summary) {
+        field("connecting", &handshakes);
+    }
     let range = |range: Option<(u8, u8)>| match range {
         None => "unknown".to_owned(),
         Some((low, high)) if low == high => low.to_string(),
