@@ -137,10 +137,14 @@ fn codes_in_rules() -> Vec<String> {
 /// The highest severity that the detector's own fixture and the lab's scenarios show.
 fn is_severe(code: Code, suite: &Suite) -> bool {
     let severe = |severity: &str| ["high", "critical"].contains(&severity);
-    let in_scenario = suite.scenarios.iter().flat_map(|scenario| &scenario.expect).any(|expected| {
-        let (expected, severity) = expected.split_once(' ').unwrap();
-        expected == code.as_str() && severe(severity)
-    });
+    let in_scenario = suite
+        .scenarios
+        .iter()
+        .flat_map(|scenario| &scenario.expect)
+        .any(|expected| {
+            let (expected, severity) = expected.split_once(' ').unwrap();
+            expected == code.as_str() && severe(severity)
+        });
     in_scenario || {
         let fixture = format!("tests/fixtures/detectors/{code}/fires.ndjson");
         let output = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
@@ -161,7 +165,10 @@ fn is_severe(code: Code, suite: &Suite) -> bool {
 fn every_code_raises_an_alert_that_explains_it() {
     let named = codes_in_rules();
     for code in &named {
-        assert!(Code::ALL.iter().any(|known| known.as_str() == code), "no such code: {code}");
+        assert!(
+            Code::ALL.iter().any(|known| known.as_str() == code),
+            "no such code: {code}"
+        );
     }
     let suite = Suite::load().unwrap();
     let without: Vec<&str> = Code::ALL
@@ -170,7 +177,10 @@ fn every_code_raises_an_alert_that_explains_it() {
         .filter(|code| !is_severe(**code, &suite))
         .map(|code| code.as_str())
         .collect();
-    assert!(without.is_empty(), "deploy/prometheus/alerts.yml: no rule for {without:?}");
+    assert!(
+        without.is_empty(),
+        "deploy/prometheus/alerts.yml: no rule for {without:?}"
+    );
 }
 
 /// Whether it succeeded, and its output; `None`: not installed. Colors, links and the state of this machine are left out.

@@ -338,7 +338,7 @@ fn first_sentence(text: &str) -> &str {
     ends.map_or(text, |(at, _)| &text[..=at])
 }
 
-/// What the program reports, by cause, and the first thing to do about the worst.
+/// What the program reports, by cause, and the first thing to do about the first.
 fn reported(groups: &[Value]) -> (String, String) {
     const MOST: usize = 3;
     let mut says: Vec<String> = groups
@@ -415,7 +415,17 @@ fn page() -> String {
         }
         for incident in rows {
             let report = report(&incident.file);
-            let (says, act) = reported(report["groups"].as_array().unwrap());
+            let mut groups = report["groups"].as_array().unwrap().clone();
+            // What the report is about comes first, whatever else the input shows.
+            let wanted = |group: &Value| {
+                incident
+                    .must
+                    .iter()
+                    .flat_map(|must| must.split('|'))
+                    .any(|must| is(group, must))
+            };
+            groups.sort_by_key(|group| !wanted(group));
+            let (says, act) = reported(&groups);
             write!(
                 page,
                 "| {} | {} | {says} |",

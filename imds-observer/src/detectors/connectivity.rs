@@ -57,7 +57,7 @@ pub enum Cause {
     Silence,
     /// NAT or a program at the socket sends it elsewhere, and nothing comes back.
     Redirected,
-    /// An answer reached this host and was dropped, for no reason above.
+    /// An answer reached this host and no socket.
     ResponseDropped,
 }
 
@@ -126,6 +126,14 @@ pub(super) fn is_ttl_drop(reason: Option<&str>, location: Option<&str>) -> bool 
     }
 }
 
+/// A response whose TTL is used up: as the kernel says, or in an eBPF datapath's program on the way to a pod. That is
+/// token-response-lost; a firewall rule drops for its own reason, whatever the TTL.
+pub(super) fn is_spent(drop: &Drop) -> bool {
+    let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
+    is_ttl_drop(reason, location)
+        || drop.ttl.is_some_and(|ttl| ttl <= 1) && !matches!(of_reason(reason, location), Some(Cause::Firewall(_)))
+}
+
 /// What a drop's reason, or else the function that freed the packet, says. `Firewall("")`: the caller knows the hook.
 fn of_reason(reason: Option<&str>, location: Option<&str>) -> Option<Cause> {
     let by_reason = match reason.unwrap_or_default() {
@@ -172,23 +180,17 @@ pub(super) fn of_drop(drop: &Drop) -> Option<Cause> {
         let told = reason.is_some_and(|reason| reason != "NOT_SPECIFIED");
         return (told && !request && !is_ttl_drop(reason, location)).then_some(Cause::ResponseDropped);
     };
-    if !request && drop.ttl.is_some_and(|ttl| ttl <= 1) && !matches!(cause, Cause::Firewall(_)) {
-        // Spent on the way to a pod, in an eBPF datapath's program: token-response-lost tells it.
-        return None;
-    }
     let own = drop.process.as_ref().and_then(|process| process.netns);
     let elsewhere = match (own, drop.netns) {
         (Some(own), Some(dropped)) => own != dropped,
         _ => drop.container.is_some(),
     };
+    if !request {
+        // Whatever drops it: the request has reached the endpoint, and response-dropped names what drops the response.
+        return (!is_spent(drop)).then_some(Cause::ResponseDropped);
+    }
     Some(match cause {
-        // Of a response, the route is the one to the client: that is no missing route to the endpoint.
-        Cause::Route(_) | Cause::Neighbor if !request => Cause::ResponseDropped,
-        Cause::Firewall(_) => Cause::Firewall(match (elsewhere, request) {
-            (true, _) => "FORWARD",
-            (false, true) => "OUTPUT",
-            (false, false) => "INPUT",
-        }),
+        Cause::Firewall(_) => Cause::Firewall(if elsewhere { "FORWARD" } else { "OUTPUT" }),
         other => other,
     })
 }
@@ -211,6 +213,10 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
     }
     // The note also holds what the client's own packets met; a late answer is no part of it.
     let note = note.filter(|note| note.guessed);
+    // The endpoint has answered.
+    if connect.syn_acks > 0 && connect.errno != Some(ECONNREFUSED) {
+        return Some(Cause::ResponseDropped);
+    }
     if let Some(dropped) = connect.dropped.as_deref() {
         let (reason, location) = dropped.split_once('@').unwrap_or((dropped, ""));
         match of_reason(Some(reason), Some(location)) {
@@ -334,7 +340,12 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
     match observation {
         Observation::Connect(connect) => Some(Failure {
             cause: match of_connect(connect, context.knowledge.drop_note(&connect.connection.id))? {
-                Cause::Silence if nat_rule(connect, context).is_some() => Cause::Redirected,
+                // A filter in OUTPUT comes behind NAT, and sees the address that NAT has made.
+                Cause::Silence | Cause::Firewall("OUTPUT")
+                    if connect.outcome == ConnectOutcome::Timeout && nat_rule(connect, context).is_some() =>
+                {
+                    Cause::Redirected
+                }
                 cause => cause,
             },
             nat_rule: nat_rule(connect, context).map(str::to_owned),

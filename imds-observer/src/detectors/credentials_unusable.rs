@@ -2,14 +2,13 @@
 //!
 //! ## Detects
 //!
-//! Per client: `answers` responses in a row, over at least `spread_s`, with status 200 to `iam/security-credentials/ROLE`
-//! and fewer than `max_bytes` bytes (head and body together). Real credentials take about 1,500 bytes: the session token
-//! alone is several hundred. A shorter response is a JSON error whose `Code` is not `Success`. The length comes from the
-//! TCP stream or from the response head; no byte of the body is read. A single short response is not reported, because it
-//! may be truncated.
+//! Per client: `answers` responses 200 in a row, over at least `spread_s` (`imds_spread_s` if the `Server` header is that of IMDS itself), to `iam/security-credentials/ROLE` of fewer than `max_bytes` bytes, head and body
+//! together. Real credentials take some 1,500: the session token alone is several hundred. What is this short is an error in
+//! JSON whose `Code` is not `Success`. The length is that of the TCP stream or the one in the head; no byte of the body is read. One short
+//! answer is no finding: it may have been cut off.
 //!
-//! Severity: `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the
-//! role before, else `warning`.
+//! From `spread_s` on it is `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the role
+//! before, else `warning`: a role that was attached a moment ago takes seconds to propagate.
 //!
 //! ## Why it matters
 //!
@@ -33,7 +32,7 @@
 //!   "count": 6,
 //!   "summary": "the credentials response for role app-role to python3.11 app.py (app.service, pid 4242) has status 200 but only 498 bytes, too few for credentials: EC2 can't assume the role",
 //!   "evidence": {"answered_by_imds":null,"answers":6,"had_credentials":null,"length":498,"role":"app-role","server":null,"shortest_for_credentials":700,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. No change of the client helps."}
+//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Let EC2 assume the role: its trust policy must allow sts:AssumeRole to ec2.amazonaws.com (the answer's Code is AssumeRoleUnauthorizedAccess then). If the policy is right, the role was deleted and made again: remove it from the instance profile and add it again. The client can't help it."}
 //! }
 //! ```
 //!
@@ -46,9 +45,10 @@
 //!
 //! `[detectors.credentials-unusable]`
 //!
-//! - `answers` (3): short responses in a row, less than an hour apart.
-//! - `spread_s` (45): shortest time from the first to the last of them.
-//! - `max_bytes` (700): responses with fewer bytes (head and body) can't hold credentials.
+//! - `answers` (3): short answers in a row, less than an hour apart.
+//! - `spread_s` (45): the least time from the first to the last of them.
+//! - `imds_spread_s` (10): the same where IMDS itself is known to answer.
+//! - `max_bytes` (700): head and body of a response that is taken for credentials.
 //!
 //! ## References
 //!
@@ -77,6 +77,7 @@ const IMDS: &str = "EC2ws";
 pub struct Config {
     pub answers: u64,
     pub spread_s: u64,
+    pub imds_spread_s: u64,
     pub max_bytes: u64,
 }
 
@@ -85,6 +86,7 @@ impl Default for Config {
         Self {
             answers: SHORT_ANSWERS,
             spread_s: SHORT_SPREAD_S,
+            imds_spread_s: 10,
             max_bytes: CREDENTIALS_BYTES,
         }
     }
@@ -166,15 +168,18 @@ impl Detector for CredentialsUnusable {
         row.short += 1;
         row.last = row.last.max(time);
         let row = *row;
-        let spread_ns = self.config.spread_s.saturating_mul(SECOND);
-        if row.short < self.config.answers.max(1) || row.last.since(row.first) < spread_ns {
+        let by_imds = response.server.as_deref().map(|server| server.contains(IMDS));
+        let spread_ns = row.last.since(row.first);
+        let long = spread_ns >= self.config.spread_s.saturating_mul(SECOND);
+        // A stand-in's made-up credentials may be short, and are read by one process after the other.
+        let enough = long || by_imds == Some(true) && spread_ns >= self.config.imds_spread_s.saturating_mul(SECOND);
+        if row.short < self.config.answers.max(1) || !enough {
             return;
         }
-        let by_imds = response.server.as_deref().map(|server| server.contains(IMDS));
         let fresh = !sightings.is_open(&client.key);
         let sighting = Sighting {
             key: &client.key,
-            severity: if by_imds == Some(true) || row.good.is_some() {
+            severity: if long && (by_imds == Some(true) || row.good.is_some()) {
                 Severity::High
             } else {
                 Severity::Warning
@@ -204,7 +209,9 @@ impl Detector for CredentialsUnusable {
                     "user_agent": client.user_agent,
                 },
                 remedy: Remedy {
-                    text: "Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. No change of the client helps."
+                    text: "Let EC2 assume the role: its trust policy must allow sts:AssumeRole to ec2.amazonaws.com (the answer's Code is \
+                           AssumeRoleUnauthorizedAccess then). If the policy is right, the role was deleted and made again: remove it \
+                           from the instance profile and add it again. The client can't help it."
                         .to_owned(),
                     commands: vec![
                         "aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument".to_owned(),

@@ -250,18 +250,20 @@ impl Caller {
         let sdk = Sdk::of(agent);
         let (cause, summary, remedy) = match client.v1_cause {
             Some(V1Cause::HopLimit { request_ttl }) => {
-                let limit = sufficient_hop_limit(request_ttl);
+                let limit = request_ttl.map(sufficient_hop_limit);
+                let suffices = limit.map_or_else(|| "that suffices".to_owned(), |limit| format!("of {limit}"));
+                let modify = limit.map(|limit| {
+                    remedy::modify_options(context.host, &format!("--http-put-response-hop-limit {limit}"))
+                });
                 (
                     "token-response-lost",
                     format!("{name} falls back to IMDSv1 because the hop limit is too small for its token responses"),
                     Remedy {
                         text: format!(
-                            "Fix the hop limit: see token-response-lost. With a hop limit of {limit} the client gets a token and uses IMDSv2."
+                            "The cause is the hop limit: see token-response-lost. With a hop limit {suffices} the client \
+                             gets its token and asks with it."
                         ),
-                        commands: vec![remedy::modify_options(
-                            context.host,
-                            &format!("--http-put-response-hop-limit {limit}"),
-                        )],
+                        commands: modify.into_iter().collect(),
                     },
                 )
             }

@@ -508,18 +508,12 @@ pub(super) fn wrong_token_method(exchange: &Exchange) -> Option<u16> {
 /// What became of this token request.
 pub(super) fn token_fate(exchange: &Exchange) -> TokenFate {
     let Some(response) = &exchange.response else {
-        return if exchange.outcome == ExchangeOutcome::Lost {
-            TokenFate::Lost {
-                request_ttl: exchange.request.wire_ttl(),
-                response_ttl: None,
-            }
-        } else {
-            TokenFate::Unanswered
-        };
+        return TokenFate::Unanswered;
     };
     if response.delivered != Some(true) && response.status.is_none_or(|status| status == 200) {
-        let too_small = ttl_too_small(exchange);
-        if too_small == Some(true) || (too_small.is_none() && exchange.outcome == ExchangeOutcome::Lost) {
+        // Without the request's TTL only a response that no router may pass on any more is proof; without its own there is none.
+        let spent = exchange.outcome == ExchangeOutcome::Lost && response.ttl.is_some_and(|ttl| ttl <= 1);
+        if ttl_too_small(exchange).unwrap_or(spent) {
             return TokenFate::Lost {
                 request_ttl: exchange.request.wire_ttl(),
                 response_ttl: response.ttl,
@@ -552,8 +546,8 @@ pub(super) fn ttl_too_small(exchange: &Exchange) -> Option<bool> {
 }
 
 /// The smallest hop limit with which a token response reaches a client this far away.
-pub(super) fn sufficient_hop_limit(request_ttl: Option<u8>) -> u8 {
-    request_ttl.map_or(2, |ttl| hops(ttl).saturating_add(1)).clamp(2, 64)
+pub(super) fn sufficient_hop_limit(request_ttl: u8) -> u8 {
+    hops(request_ttl).saturating_add(1).clamp(2, 64)
 }
 
 /// The process has a whole answer of the service, good or bad.

@@ -7,19 +7,13 @@
 //! per pod, one for the host's own processes, and in captures one per client address. Severity: `warning` for a single
 //! attempt with one or two SYNs, and for few failures among many requests of the client; else `high`.
 //!
-//! The summary states that packets leave this host only if SYNs were observed at an uplink (`wire_syns`) or the
-//! connection was established. Otherwise they may have been redirected on this host, or may have left through an
-//! interface that is not observed. If SYN-ACKs arrive at this host but reach no socket, the summary states it: then the return path is at fault, not the endpoint.
+//! The summary says that packets leave only if SYNs were seen at an uplink (`wire_syns`) or the connection exists. Else they may
+//! have been redirected on this host, or have left by an interface that isn't observed.
 //!
-//! Reported by other detectors:
-//!
-//! - connections that are accepted and then closed: `connection-aborted`
-//! - responses that arrived and were dropped: `response-dropped`
-//! - attempts that are known to be redirected: `redirected-locally`
-//! - lost token responses, and token requests after which the client continues without a token: `token-response-lost`
-//! - dropped packets: `blocked-by-firewall`, `denied-by-policy`
-//! - IPv6: `ipv6-endpoint-silent`
-//! - missing responses while the interface exceeds its quota: `packet-quota`
+//! Not counted here: connections that are accepted and then ended (`connection-aborted`), responses, SYN-ACKs among
+//! them, that arrived and were dropped (`response-dropped`), attempts that are known to be redirected (`redirected-locally`), lost token responses and token requests whose client then goes on without a token
+//! (`token-response-lost`), dropped packets (`blocked-by-firewall`, `denied-by-policy`), IPv6 (`ipv6-endpoint-silent`), and
+//! what is missing while the interface exceeds its quota (`packet-quota`).
 //!
 //! ## Why it matters
 //!
@@ -148,9 +142,6 @@ fn severity(failure: &Failure, recent: Recent) -> Severity {
 
 fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
-    if failure.syn_acks > 0 {
-        return answered_into_nothing(failure, subject);
-    }
     let nat = format!(
         "{}-save -t nat | grep -nE '169\\.254|MASQUERADE|SNAT|REDIRECT|DNAT'",
         failure.iptables()
@@ -184,23 +175,6 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
             (summary, remedy)
         }
     }
-}
-
-/// The way back is at fault, not the endpoint.
-fn answered_into_nothing(failure: &Failure, subject: &str) -> (String, Remedy) {
-    let endpoint = failure.endpoint();
-    let summary = format!("IMDS ({endpoint}) answers {subject}, but its SYN-ACKs reach no socket on this host");
-    let remedy = Remedy {
-        text: "Find out what prevents the SYN-ACKs from reaching the socket that sent the SYN: an expired NAT entry, a return route through another interface or VRF, reverse path filtering, or an eBPF program on the socket's cgroup."
-            .to_owned(),
-        commands: vec![
-            format!("conntrack -L -d {endpoint}"),
-            format!("ip route get {endpoint}"),
-            "nstat -az TcpExtIPReversePathFilter".to_owned(),
-            "bpftool cgroup tree".to_owned(),
-        ],
-    };
-    (summary, remedy)
 }
 
 impl Detector for NoAnswer {

@@ -42,8 +42,8 @@
 //!
 //! ## Known false positives
 //!
-//! nodeadm and cloud-init retry at boot until the instance's role and tags appear. cloud-init and the first 120 s after
-//! boot are ignored.
+//! nodeadm and cloud-init retry at boot until the instance's role and tags are there; the first 120 s after boot and cloud-init
+//! are left out, unless the path is one that every instance has (`meta-data/instance-id` and the like).
 //!
 //! ## Options
 //!
@@ -89,6 +89,17 @@ const OPTIONAL: &[&str] = &[
     "meta-data/local-hostname",
     "meta-data/network/interfaces/macs",
     "user-data",
+];
+/// What every instance has from its start.
+const ALWAYS: &[&str] = &[
+    "meta-data",
+    "meta-data/ami-id",
+    "meta-data/instance-id",
+    "meta-data/instance-type",
+    "meta-data/local-ipv4",
+    "meta-data/mac",
+    "meta-data/placement/availability-zone",
+    "dynamic/instance-identity/document",
 ];
 /// A longer pause than this ends a row of slow misses.
 const SLOW_NS: u64 = 3600 * SECOND;
@@ -173,7 +184,9 @@ impl Detector for NotFound {
             }
             return;
         }
-        if self.own.contains(&(client.handle, id)) || context.booting(time) || may_be_absent(below) {
+        // What IMDS always has is not waited for at boot.
+        let excused = context.booting(time) && !ALWAYS.contains(&below);
+        if self.own.contains(&(client.handle, id)) || excused || may_be_absent(below) {
             return;
         }
         let found = self.found.peek(&id).copied();
@@ -266,6 +279,11 @@ impl Detector for NotFound {
                 } else if below.starts_with("meta-data/iam") {
                     remedy::text(
                         "The instance has no role. Attach an instance profile if the client needs one. Otherwise set AWS_EC2_METADATA_DISABLED=true for the client.",
+                    )
+                } else if ALWAYS.contains(&below) {
+                    remedy::text(
+                        "IMDS has this path on every instance: what answers is something else, or a private cloud's service that is not \
+                         set up. See its log.",
                     )
                 } else {
                     remedy::text("Correct the path, or make the client stop after the first 404.")

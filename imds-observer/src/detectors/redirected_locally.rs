@@ -273,8 +273,12 @@ mod tests {
     const RULE: &str = "nft table ip nat chain PREROUTING handle 4 at PREROUTING sends elsewhere (DNAT to 127.0.0.1:1338) requests that this host forwards (of pods)";
 
     fn findings(rules: &[&str], wire_syns: u32) -> Vec<Finding> {
+        attempt(rules, 5, 4, wire_syns)
+    }
+
+    fn attempt(rules: &[&str], netns: u32, syns: u32, wire_syns: u32) -> Vec<Finding> {
         let text = format!(
-            r#"{{"record":"connect","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/app","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":5}},"container":null,"connection":{{"id":"1","local":"10.0.0.9:4001","remote":"169.254.169.254:80","exchange":0}},"outcome":"timeout","errno":110,"elapsed_ns":9000000000,"syns":4,"wire_syns":{wire_syns}}}"#
+            r#"{{"record":"connect","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/app","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":{netns}}},"container":null,"connection":{{"id":"1","local":"10.0.0.9:4001","remote":"169.254.169.254:80","exchange":0}},"outcome":"timeout","errno":110,"elapsed_ns":9000000000,"syns":{syns},"wire_syns":{wire_syns}}}"#
         );
         let connect: Connect = serde_json::from_str(&text).unwrap();
         let facts = HostFacts {
@@ -301,6 +305,22 @@ mod tests {
             found[0].remedy.text.contains("route_localnet"),
             "{}",
             found[0].remedy.text
+        );
+    }
+
+    /// What NAT sends to an address without a route leaves no socket.
+    #[test]
+    fn a_rule_of_the_host_explains_its_own_connections_without_a_syn() {
+        let of_the_host = RULE.replace("requests that this host forwards (of pods)", "requests of this host");
+        let found = attempt(&[of_the_host.as_str()], 1, 0, 0);
+        assert_eq!(
+            found.iter().map(|finding| finding.code).collect::<Vec<_>>(),
+            [Code::RedirectedLocally]
+        );
+        let found = attempt(&[], 1, 0, 0);
+        assert_eq!(
+            found.iter().map(|finding| finding.code).collect::<Vec<_>>(),
+            [Code::BlockedByFirewall]
         );
     }
 

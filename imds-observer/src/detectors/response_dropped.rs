@@ -2,16 +2,16 @@
 //!
 //! ## Detects
 //!
-//! Requests whose response arrived at the uplink (or in the capture) and was not delivered, where the TTL is not the
-//! reason: it suffices for the path of the request, or the kernel reports another reason. Also connections whose SYN-ACK
-//! this kernel dropped, if no firewall rule or policy is known. A finding needs three of one client within 15 minutes, or
-//! two if there were only two. Severity: `high` if at least a quarter of the client's requests since the first of them
-//! are lost, else `warning`. One finding per client.
+//! Requests whose response arrived at the uplink (or in the capture) and was not delivered, where the TTL is not the reason: it
+//! suffices by the path of the request, or the kernel names another reason. Also connections whose SYN-ACKs arrived and connected
+//! no socket. Three of one client within 15 minutes, or its only two; of handshakes one, where the kernel names the reason of the
+//! drop or the client has sent three SYNs. Severity by share: `high` when at least a quarter of the client's requests since the
+//! first of them are lost, else `warning`. One finding per client.
 //!
-//! `evidence.reason` is the kernel's drop reason, or null if no drop was recorded. `evidence.only_token_responses` is
-//! true if all other responses to the client arrive: then the return path may have more hops than the request path, which
-//! affects only responses with a small TTL. If the TTL is too small for the path of the request, `token-response-lost`
-//! reports it.
+//! Evidence: `reason` of the drop as the kernel names it, null where none was seen; `only_token_responses`: whether all other
+//! responses of the client arrive. Then the way back may have more hops than the way there, which only responses with a small TTL
+//! feel. A response that is lost because its TTL is too small by the path of the request is `token-response-lost`. Firewall rules and
+//! policies that drop requests are `blocked-by-firewall` and `denied-by-policy`.
 //!
 //! ## Why it matters
 //!
@@ -39,7 +39,7 @@
 //!   "count": 3,
 //!   "summary": "3 responses for pod payments/api-7c9d8b6f5d-x2x4z reached this host and were dropped: location and reason unknown (3 of its last 3 requests)",
 //!   "evidence": {"client":"10.0.1.5:40011","handshakes":0,"hops":1,"lost":3,"of_requests":3,"only_token_responses":false,"reason":null,"recent":3,"request_ttl":63,"response_retransmits":6,"response_ttl":255,"seconds_lost":3.0,"token_responses":0},
-//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is unknown, but the TTL is not the reason. Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after."}
+//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is not known. It is not their TTL, which suffices. Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the client's own interface as well: if the responses show there, the client's network drops them, else the host does. Compare the reverse path filter's and conntrack's counters before and after."}
 //! }
 //! ```
 //!
@@ -65,11 +65,11 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, is_ttl_drop, of_connect, place_of};
-use super::knowledge::{hops, ttl_too_small};
+use super::connectivity::{Cause, is_spent, of_connect, place_of};
+use super::knowledge::{hops, token_fate, ttl_too_small};
 use super::share::{Recent, Share};
 use super::table::{bounded, entry};
-use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{
     Code, Connect, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time,
 };
@@ -105,10 +105,17 @@ struct Losses {
     response_ttl: Option<u8>,
 }
 
+/// SYNs after which a lost packet is no explanation any more, and the wait that goes with them.
+const PATIENT_SYNS: u32 = 3;
+const PATIENT_NS: u64 = 3 * SECOND;
+
 /// A dropped packet of a response.
 struct DroppedPacket {
+    time: Time,
     text: String,
     for_ttl: bool,
+    /// The kernel names a reason or a function.
+    named: bool,
 }
 
 pub(super) struct ResponseDropped {
@@ -147,8 +154,10 @@ impl Detector for ResponseDropped {
             Observation::Drop(drop) if drop.direction == PacketDirection::Response => {
                 let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
                 let dropped = DroppedPacket {
+                    time: drop.time,
                     text: place_of(reason, location),
-                    for_ttl: is_ttl_drop(reason, location) || drop.ttl.is_some_and(|ttl| ttl <= 1),
+                    for_ttl: is_spent(drop),
+                    named: reason.is_some_and(|reason| reason != "NOT_SPECIFIED") || location.is_some(),
                 };
                 if let Some((other, _)) = self.drops.push(drop.connection.id.clone(), dropped)
                     && other != drop.connection.id
@@ -171,13 +180,22 @@ impl ResponseDropped {
     fn exchange(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
         let dropped = self.drops.pop(&exchange.connection.id);
         let is_token = exchange.request.imds_version == Some(ImdsVersion::Token);
-        if exchange.outcome != ExchangeOutcome::Lost || exchange.response.is_none() {
+        let lost = exchange.outcome == ExchangeOutcome::Lost && exchange.response.is_some();
+        // Without a program at the uplink the drop alone shows that a response came. What comes when the client has gone explains nothing.
+        let over = exchange.waited_ns.map(|waited| exchange.time.plus_ns(waited));
+        let unanswered = matches!(exchange.outcome, ExchangeOutcome::Unanswered | ExchangeOutcome::Closed)
+            && exchange.response.is_none()
+            && dropped
+                .as_ref()
+                .zip(over)
+                .is_some_and(|(dropped, over)| dropped.named && dropped.time <= over);
+        if !lost && !unanswered {
             return;
         }
         let for_ttl = match &dropped {
             Some(dropped) => dropped.for_ttl,
-            // Without a drop record the TTLs decide; where one isn't known, token-response-lost takes what is a token's.
-            None => ttl_too_small(exchange).unwrap_or(is_token),
+            // Without a drop record the TTLs decide: token-response-lost takes what they prove.
+            None => matches!(token_fate(exchange), TokenFate::Lost { .. }) || ttl_too_small(exchange) == Some(true),
         };
         if for_ttl {
             return;
@@ -192,7 +210,7 @@ impl ResponseDropped {
         losses.waited_ns = losses.waited_ns.saturating_add(exchange.waited_ns.unwrap_or(0));
         losses.drop = dropped.map(|dropped| dropped.text).or(losses.drop.take());
         let local = exchange.connection.local.as_deref();
-        losses.report(exchange.time, local, client, context, sightings);
+        losses.report(exchange.time, local, false, client, context, sightings);
     }
 
     fn connect(&mut self, connect: &Connect, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
@@ -203,20 +221,26 @@ impl ResponseDropped {
         let losses = entry(&mut self.clients, client.handle, &mut self.evicted, Losses::default);
         losses.handshakes += 1;
         losses.waited_ns = losses.waited_ns.saturating_add(connect.elapsed_ns);
+        let proven = dropped.as_ref().is_some_and(|dropped| dropped.named)
+            || connect.dropped.is_some()
+            || connect.syns.max(connect.wire_syns) >= PATIENT_SYNS
+            || connect.elapsed_ns >= PATIENT_NS;
         losses.drop = dropped
             .map(|dropped| dropped.text)
             .or_else(|| connect.dropped.clone())
             .or(losses.drop.take());
         let local = connect.connection.local.as_deref();
-        losses.report(connect.time, local, client, context, sightings);
+        losses.report(connect.time, local, proven, client, context, sightings);
     }
 }
 
 impl Losses {
+    /// `proven`: this one shows it, without others.
     fn report(
         &mut self,
         time: Time,
         local: Option<&str>,
+        proven: bool,
         client: &Client,
         context: &Context<'_>,
         sightings: &mut Sightings<'_>,
@@ -225,12 +249,12 @@ impl Losses {
         // A connection that failed is no request.
         let recent = self.share.add(time, client.requests + self.handshakes);
         let open = sightings.is_open(&client.key);
-        if !recent.is_pattern() && !open {
+        if !recent.is_pattern() && !open && !proven {
             return;
         }
         let sighting = Sighting {
             key: &client.key,
-            severity: if recent.is_large() {
+            severity: if recent.is_large() || proven && recent.occurrences * 4 >= recent.of {
                 Severity::High
             } else {
                 Severity::Warning
@@ -246,18 +270,23 @@ impl Losses {
 
     fn details(&self, recent: Recent, local: Option<&str>, context: &Context<'_>) -> Details {
         let subject = context.client_subject();
-        let only_tokens = self.token_responses == self.lost && self.response_ttl.is_some_and(|ttl| ttl <= 64);
+        let only_tokens = self.token_responses == self.lost
+            && self.request_ttl.is_some()
+            && self.response_ttl.is_some_and(|ttl| ttl <= 64);
         let reason = self.drop.as_deref();
-        let (why, remedy) = remedy(reason, only_tokens, self);
-        let what = if self.handshakes == self.lost {
-            "SYN-ACKs"
-        } else {
-            "responses"
+        let handshakes = self.handshakes == self.lost;
+        let (why, remedy) = remedy(reason, only_tokens, handshakes, self);
+        let (name, lost) = (&subject.name, self.lost);
+        let what = match (handshakes, lost) {
+            (true, 1) => format!("the SYN-ACKs of a connection of {name} reached this host and were dropped"),
+            (true, _) => format!("the SYN-ACKs of {lost} connections of {name} reached this host and were dropped"),
+            (false, 1) => format!("1 response for {name} reached this host and was dropped"),
+            (false, _) => format!("{lost} responses for {name} reached this host and were dropped"),
         };
         Details {
             summary: format!(
-                "{} {what} for {} reached this host and were dropped: {why} ({} of its last {} requests)",
-                self.lost, subject.name, recent.occurrences, recent.of
+                "{what}: {why} ({} of its last {} requests)",
+                recent.occurrences, recent.of
             ),
             evidence: evidence! {
                 "lost": self.lost,
@@ -281,7 +310,7 @@ impl Losses {
 }
 
 /// Why, in a few words, and what to do.
-fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, Remedy) {
+fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Losses) -> (String, Remedy) {
     let look = |commands: &[&str]| commands.iter().map(|command| (*command).to_owned()).collect();
     let by = reason.unwrap_or_default();
     let has = |part: &str| by.contains(part);
@@ -347,7 +376,26 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
             },
         );
     }
-    let decide = "Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after.";
+    if handshakes {
+        return (
+            "they reach no socket, and why is not known".to_owned(),
+            Remedy {
+                text: "Find what keeps the SYN-ACKs from the socket that sent the SYN: a NAT entry that is gone, a route back through \
+                       another interface or VRF, reverse path filtering, a program at the socket's cgroup. `imds-observer stream` on the \
+                       host names the kernel's reason where it has one."
+                    .to_owned(),
+                commands: look(&[
+                    "conntrack -L -d 169.254.169.254",
+                    "ip route get 169.254.169.254",
+                    "nstat -az TcpExtIPReversePathFilter",
+                    "imds-observer stream --records drop,connect --duration 60s",
+                ]),
+            },
+        );
+    }
+    let decide = "Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the \
+                  client's own interface as well: if the responses show there, the client's network drops them, else the host does. \
+                  Compare the reverse path filter's and conntrack's counters before and after.";
     let commands = look(&[
         "imds-observer stream --records drop,exchange --duration 60s",
         "nstat -az TcpExtIPReversePathFilter",
@@ -375,10 +423,15 @@ fn remedy(reason: Option<&str>, only_tokens: bool, losses: &Losses) -> (String, 
             },
         );
     }
+    let known = if losses.token_responses > 0 && (losses.request_ttl.is_none() || losses.response_ttl.is_none()) {
+        "The reason is not known. The TTLs that would decide it were not seen: the hop limit may be too small for the token responses."
+    } else {
+        "The reason is not known. It is not their TTL, which suffices."
+    };
     (
         "location and reason unknown".to_owned(),
         Remedy {
-            text: format!("The reason is unknown, but the TTL is not the reason. {decide}"),
+            text: format!("{known} {decide}"),
             commands,
         },
     )

@@ -4,10 +4,11 @@
 //!
 //! Per client, with `cause`:
 //!
-//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without a
-//!   token; or as many in a row over any time, if the client requests no new token.
-//! - `fresh-token`, `many-tokens`: as many different tokens rejected, and none accepted in between. `fresh-token`: most
-//!   of them were just issued. `many-tokens`: they come from elsewhere.
+//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without any; or as
+//!   many in a row, however slowly, without a new token being asked for.
+//! - `fresh-token`, `many-tokens`: as many different tokens rejected and none accepted in between; most of them just granted,
+//!   or from elsewhere.
+//! - `unknown`: as for `no-token`, where a capture has cut the requests before the header with the token.
 //!
 //! A client that sends no token because its token request failed is reported as `info`, with that failure as the cause. A
 //! single 401 followed by a new token is how clients renew tokens, and is not reported. `HEAD` and `OPTIONS` are not
@@ -92,6 +93,8 @@ impl Default for Config {
 struct Row {
     /// Of the newest one.
     token: Option<String>,
+    /// Whether that one could be seen at all.
+    cut: bool,
     /// With this token, or without any, in the current window.
     in_window: u64,
     window_from: Time,
@@ -112,6 +115,7 @@ impl Row {
     fn new(time: Time) -> Self {
         Self {
             token: None,
+            cut: false,
             in_window: 0,
             window_from: time,
             unbroken: 0,
@@ -125,13 +129,15 @@ impl Row {
         }
     }
 
-    fn rejected(&mut self, token: Option<&str>, time: Time, window_ns: u64) {
+    /// `cut`: the capture has not the part of the request in which a token would be.
+    fn rejected(&mut self, token: Option<&str>, cut: bool, time: Time, window_ns: u64) {
         if time.since(self.last) > ROW_NS {
             self.unbroken = 0;
             self.tokens = 0;
             self.fresh = 0;
         }
-        let changed = self.token.as_deref() != token;
+        let changed = self.token.as_deref() != token || self.cut != cut;
+        self.cut = cut;
         if changed || self.all == 0 {
             self.token = token.map(str::to_owned);
             self.in_window = 0;
@@ -174,8 +180,10 @@ impl Row {
     fn evidence(&self, cause: Cause) -> (u64, Time) {
         match cause {
             Cause::FreshToken | Cause::ManyTokens => (self.tokens, self.tokens_from),
-            Cause::SameToken | Cause::NoToken if self.unbroken >= self.in_window => (self.unbroken, self.unbroken_from),
-            Cause::SameToken | Cause::NoToken => (self.in_window, self.window_from),
+            Cause::SameToken | Cause::NoToken | Cause::Unknown if self.unbroken >= self.in_window => {
+                (self.unbroken, self.unbroken_from)
+            }
+            Cause::SameToken | Cause::NoToken | Cause::Unknown => (self.in_window, self.window_from),
         }
     }
 
@@ -183,6 +191,8 @@ impl Row {
     fn newest(&self) -> Cause {
         if self.token.is_some() {
             Cause::SameToken
+        } else if self.cut {
+            Cause::Unknown
         } else {
             Cause::NoToken
         }
@@ -195,6 +205,7 @@ enum Cause {
     NoToken,
     FreshToken,
     ManyTokens,
+    Unknown,
 }
 
 pub(super) struct TokenRejected {
@@ -246,14 +257,15 @@ impl Detector for TokenRejected {
             }
             return;
         }
-        if !matches!(version, Some(ImdsVersion::V1 | ImdsVersion::V2)) || is_probe(exchange) {
+        let cut = version.is_none() && exchange.request.method.as_deref() == Some("GET");
+        if !cut && !matches!(version, Some(ImdsVersion::V1 | ImdsVersion::V2)) || is_probe(exchange) {
             return;
         }
         let token = exchange.request.token.as_deref();
         let window_ns = self.config.window_s.saturating_mul(SECOND);
         let least = self.config.rejections.max(1);
         let row = self.row(client, time);
-        row.rejected(token, time, window_ns);
+        row.rejected(token, cut, time, window_ns);
         let open = sightings.is_open(&client.key);
         let Some(cause) = row.cause(least).or_else(|| open.then(|| row.newest())) else {
             return;
@@ -314,6 +326,16 @@ fn details(cause: Cause, rejections: u64, tokens: u64, client: &Client, context:
             format!("{name} sends many different tokens, and IMDS rejects all of them"),
             remedy::text(
                 "These tokens were not issued by this instance's IMDS. Request the token with PUT /latest/api/token on this instance, and check whether the client uses tokens of another service or instance.",
+            ),
+        ),
+        (Cause::Unknown, _) => (
+            "unknown",
+            format!(
+                "{name} is answered 401 again and again; whether it sends a token is not known, since its requests are cut"
+            ),
+            remedy::text(
+                "Capture whole packets (tcpdump -s 0). If the requests have a token, the client must ask for a new one after a 401; if \
+                 they have none, it needs a version that uses IMDSv2.",
             ),
         ),
         (Cause::NoToken, Some(refused)) => {

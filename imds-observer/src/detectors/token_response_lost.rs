@@ -246,7 +246,7 @@ fn sighting<'a>(config: &Config, client: &'a Client, exchange: &Exchange, time: 
 impl Losses {
     fn details(&self, client: &Client, context: &Context<'_>) -> Details {
         let subject = context.client_subject();
-        let limit = sufficient_hop_limit(self.request_ttl);
+        let limit = self.request_ttl.map(sufficient_hop_limit);
         let seconds = self.waited_ns as f64 / 1e9;
         let sdk = Sdk::of(client.user_agent.as_deref());
         let then = if self.fallbacks > 0 {
@@ -262,15 +262,28 @@ impl Losses {
             if self.lost == 1 { "response" } else { "responses" },
             subject.name,
         );
+        let enough = limit.map_or_else(
+            || {
+                "The hop limit must be one more than the hops between the client and this host's uplink, at least 2. How many these are is not \
+                 known: the TTL of the client's requests was not seen at the uplink."
+                    .to_owned()
+            },
+            |limit| format!("A hop limit of {limit} is the smallest that suffices."),
+        );
         let text = format!(
-            "Set the hop limit to {limit}, the minimum that works. Trade-off: any workload {} from the host, including every pod, can then obtain tokens and the instance role's credentials, unless a network policy forbids it.{}{}",
-            if limit == 2 {
-                "one hop".to_owned()
-            } else {
-                format!("up to {} hops", limit - 1)
+            "{enough} Its price: whatever runs {} from the host, every pod included, can then get tokens and with them the instance \
+             role's credentials, unless a network policy forbids it.{}{}",
+            match limit {
+                None => "so many hops".to_owned(),
+                Some(2) => "one hop".to_owned(),
+                Some(limit) => format!("up to {} hops", limit - 1),
             },
             remedy::pods_better_way(subject.container.as_deref()),
             sdk.without_token(),
+        );
+        let mut commands = vec![remedy::describe_options(context.host)];
+        commands.extend(
+            limit.map(|limit| remedy::modify_options(context.host, &format!("--http-put-response-hop-limit {limit}"))),
         );
         Details {
             summary,
@@ -288,13 +301,7 @@ impl Losses {
                 "v1_fallback_requests": self.fallbacks,
                 "user_agent": client.user_agent,
             },
-            remedy: Remedy {
-                text,
-                commands: vec![
-                    remedy::describe_options(context.host),
-                    remedy::modify_options(context.host, &format!("--http-put-response-hop-limit {limit}")),
-                ],
-            },
+            remedy: Remedy { text, commands },
             subject,
         }
     }

@@ -54,7 +54,8 @@ struct Key<'a> {
     remedy: (&'a [String], &'a str),
 }
 
-/// Groups, worst first, then by the time of the first evidence.
+/// Groups, worst first; of one severity those in which requests fail before those in which they only shouldn't be; then by the time of the
+/// first evidence.
 pub fn groups<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Vec<Group<'a>> {
     let mut by_key: BTreeMap<Key<'_>, Vec<&Finding>> = BTreeMap::new();
     for finding in findings {
@@ -74,8 +75,12 @@ pub fn groups<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Vec<Group<
     groups
 }
 
-fn order(finding: &Finding) -> (Reverse<Severity>, Time, Code) {
-    (Reverse(finding.severity), finding.first_seen, finding.code)
+fn order(finding: &Finding) -> (Reverse<Severity>, bool, Time, Code) {
+    let works = matches!(
+        finding.code,
+        Code::Imdsv1Request | Code::TokenNotReused | Code::CredentialChurn
+    );
+    (Reverse(finding.severity), works, finding.first_seen, finding.code)
 }
 
 /// Whether one remedy ends both.

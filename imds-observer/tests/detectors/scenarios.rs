@@ -412,7 +412,7 @@ fn s16b_response_dropped_in_forward() {
         drop.connection.id.clone_from(&connect.connection.id);
     }));
     trace.add(connect);
-    assert_eq!(trace.verdicts(), ["blocked-by-firewall high"]);
+    assert_eq!(trace.verdicts(), ["response-dropped high"]);
 }
 
 /// A drop without reason and function: where its packet had come to, and what else the attempt met.
