@@ -2,13 +2,14 @@
 //!
 //! ## Detects
 //!
-//! Per client: `answers` responses 200 in a row, over at least `spread_s` (`imds_spread_s` if the `Server` header is that of IMDS itself), to `iam/security-credentials/ROLE` of fewer than `max_bytes` bytes, head and body
+//! Per client: `answers` responses 200 in a row, over at least `spread_s`, to `iam/security-credentials/ROLE` of fewer than `max_bytes` bytes, head and body
 //! together. Real credentials take some 1,500: the session token alone is several hundred. What is this short is an error in
 //! JSON whose `Code` is not `Success`. The length is that of the TCP stream or the one in the head; no byte of the body is read. One short
 //! answer is no finding: it may have been cut off.
 //!
-//! From `spread_s` on it is `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the role
-//! before, else `warning`: a role that was attached a moment ago takes seconds to propagate.
+//! `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the role before, else `warning`.
+//! A role that was attached a moment ago takes seconds to propagate, and a stand-in's made-up credentials may be short: so a loop that ends
+//! sooner is not reported.
 //!
 //! ## Why it matters
 //!
@@ -47,7 +48,6 @@
 //!
 //! - `answers` (3): short answers in a row, less than an hour apart.
 //! - `spread_s` (45): the least time from the first to the last of them.
-//! - `imds_spread_s` (10): the same where IMDS itself is known to answer.
 //! - `max_bytes` (700): head and body of a response that is taken for credentials.
 //!
 //! ## References
@@ -77,7 +77,6 @@ const IMDS: &str = "EC2ws";
 pub struct Config {
     pub answers: u64,
     pub spread_s: u64,
-    pub imds_spread_s: u64,
     pub max_bytes: u64,
 }
 
@@ -86,7 +85,6 @@ impl Default for Config {
         Self {
             answers: SHORT_ANSWERS,
             spread_s: SHORT_SPREAD_S,
-            imds_spread_s: 10,
             max_bytes: CREDENTIALS_BYTES,
         }
     }
@@ -169,17 +167,14 @@ impl Detector for CredentialsUnusable {
         row.last = row.last.max(time);
         let row = *row;
         let by_imds = response.server.as_deref().map(|server| server.contains(IMDS));
-        let spread_ns = row.last.since(row.first);
-        let long = spread_ns >= self.config.spread_s.saturating_mul(SECOND);
-        // A stand-in's made-up credentials may be short, and are read by one process after the other.
-        let enough = long || by_imds == Some(true) && spread_ns >= self.config.imds_spread_s.saturating_mul(SECOND);
-        if row.short < self.config.answers.max(1) || !enough {
+        let spread_ns = self.config.spread_s.saturating_mul(SECOND);
+        if row.short < self.config.answers.max(1) || row.last.since(row.first) < spread_ns {
             return;
         }
         let fresh = !sightings.is_open(&client.key);
         let sighting = Sighting {
             key: &client.key,
-            severity: if long && (by_imds == Some(true) || row.good.is_some()) {
+            severity: if by_imds == Some(true) || row.good.is_some() {
                 Severity::High
             } else {
                 Severity::Warning

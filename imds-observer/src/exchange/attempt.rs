@@ -161,9 +161,10 @@ impl Attempt {
         self.confirmed = true;
     }
 
-    /// A SYN-ACK is on its way into the socket. Another program at the same hook, or the socket's filter, may still refuse it.
+    /// A SYN-ACK is on its way into the socket. Another program at the same hook, or the socket's filter, may still refuse it: where one was
+    /// refused before, only what the client does next shows that it is connected.
     pub(super) fn answered(&mut self, time: Time) {
-        if self.is_open() {
+        if self.is_open() && self.refused == 0 {
             self.established = Some(time);
         }
     }
