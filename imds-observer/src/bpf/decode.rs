@@ -479,6 +479,8 @@ mod tests {
         assert_eq!(record::arguments(b"curl\0-s\0\0"), ["curl", "-s", ""]);
     }
 
+    const ESTABLISHED: u8 = 1;
+
     #[test]
     fn bytes_that_a_closed_socket_received_are_those_of_its_stream() {
         let received = |old_state, new_state, received| {
@@ -492,7 +494,6 @@ mod tests {
         for after_fin in [TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_LAST_ACK, TCP_CLOSING] {
             assert_eq!(received(after_fin, TCP_CLOSE, 301), Some(300), "{after_fin}");
         }
-        const ESTABLISHED: u8 = 1;
         assert_eq!(received(ESTABLISHED, TCP_CLOSE, 300), Some(300), "reset before a FIN");
         assert_eq!(received(ESTABLISHED, TCP_CLOSE, 0), None, "not known");
     }
