@@ -260,8 +260,8 @@ impl Caller {
                     format!("{name} falls back to IMDSv1 because the hop limit is too small for its token responses"),
                     Remedy {
                         text: format!(
-                            "The cause is the hop limit: see token-response-lost. With a hop limit {suffices} the client \
-                             gets its token and asks with it."
+                            "Fix the hop limit: see token-response-lost. With a hop limit {suffices} the client gets a token and \
+                             uses IMDSv2."
                         ),
                         commands: modify.into_iter().collect(),
                     },

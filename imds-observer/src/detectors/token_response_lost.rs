@@ -264,17 +264,17 @@ impl Losses {
         );
         let enough = limit.map_or_else(
             || {
-                "The hop limit must be one more than the hops between the client and this host's uplink, at least 2. How many these are is not \
-                 known: the TTL of the client's requests was not seen at the uplink."
+                "Set the hop limit to one more than the hops between the client and this host's uplink, at least 2. The number of hops is \
+                 unknown, because the TTL of the client's requests was not seen at the uplink."
                     .to_owned()
             },
-            |limit| format!("A hop limit of {limit} is the smallest that suffices."),
+            |limit| format!("Set the hop limit to {limit}, the minimum that works."),
         );
         let text = format!(
-            "{enough} Its price: whatever runs {} from the host, every pod included, can then get tokens and with them the instance \
-             role's credentials, unless a network policy forbids it.{}{}",
+            "{enough} Trade-off: any workload {} from the host, including every pod, can then obtain tokens and the instance role's \
+             credentials, unless a network policy forbids it.{}{}",
             match limit {
-                None => "so many hops".to_owned(),
+                None => "that many hops".to_owned(),
                 Some(2) => "one hop".to_owned(),
                 Some(limit) => format!("up to {} hops", limit - 1),
             },
