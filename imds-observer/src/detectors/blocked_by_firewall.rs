@@ -5,10 +5,14 @@
 //! A connection attempt whose packets netfilter dropped: drop reason `NETFILTER_DROP`, or before kernel 5.17 a packet
 //! freed in `nft_do_chain` or `nf_hook_slow`. Without a drop record, the attempt's outcome is the evidence:
 //!
-//! The finding names the chain: OUTPUT (before the packet left its own network), POSTROUTING or FORWARD (on the host, on the way
-//! from a pod). A rule that drops responses is `response-dropped`. One finding per place: each pod for itself, the host for its own processes. The
-//! evidence has the users (`uids`) and `cgroups` of the processes that were hit: a rule may mean one of them, as
-//! `--uid-owner` and `-m cgroup` do. `imds-observer doctor` reads the rules and says which one it is.
+//! - `ECONNREFUSED` although no SYN left the socket (REJECT in OUTPUT),
+//! - an ICMP error "prohibited" or "port unreachable",
+//! - a timeout although no SYN left the socket (DROP in OUTPUT).
+//!
+//! The finding names the chain: OUTPUT (before the packet left its network namespace), POSTROUTING or FORWARD (on the host,
+//! between pod and uplink). A rule that drops responses is `response-dropped`. One finding per pod, and one for the host's own processes. The evidence
+//! lists the users (`uids`) and `cgroups` of the affected processes, because a rule may match only one of them
+//! (`--uid-owner`, `-m cgroup`). `imds-observer doctor` reads the rules and names the one that matches.
 //!
 //! ## Why it matters
 //!
@@ -86,7 +90,7 @@ fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
         return (String::new(), Remedy::default());
     };
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
-    let summary = format!("a firewall rule in {chain} keeps {subject} from IMDS ({endpoint})");
+    let summary = format!("a firewall rule in {chain} blocks {subject} from IMDS ({endpoint})");
     let remedy = Remedy {
         text: format!(
             "Find the rule in {chain} that matches {endpoint} and delete it, or accept this traffic in an earlier rule. If the rule is intended, provide credentials another way (IRSA, EKS Pod Identity) and set AWS_EC2_METADATA_DISABLED=true for the workload."

@@ -2,14 +2,15 @@
 //!
 //! ## Detects
 //!
-//! Per client: `answers` responses 200 in a row, over at least `spread_s`, to `iam/security-credentials/ROLE` of fewer than `max_bytes` bytes, head and body
-//! together. Real credentials take some 1,500: the session token alone is several hundred. What is this short is an error in
-//! JSON whose `Code` is not `Success`. The length is that of the TCP stream or the one in the head; no byte of the body is read. One short
-//! answer is no finding: it may have been cut off.
+//! Per client: `answers` responses in a row, over at least `spread_s`, with status 200 to `iam/security-credentials/ROLE`
+//! and fewer than `max_bytes` bytes (head and body together). Real credentials take about 1,500 bytes: the session token
+//! alone is several hundred. A shorter response is a JSON error whose `Code` is not `Success`. The length comes from the
+//! TCP stream or from the response head; no byte of the body is read. A single short response is not reported, because it
+//! may be truncated.
 //!
-//! `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the role before, else `warning`.
-//! A role that was attached a moment ago takes seconds to propagate, and a stand-in's made-up credentials may be short: so a loop that ends
-//! sooner is not reported.
+//! Severity: `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the
+//! role before, else `warning`. A shorter loop is not reported: a role that was attached a moment ago takes seconds to
+//! propagate, and an IMDS mock's made-up credentials may be as short.
 //!
 //! ## Why it matters
 //!
@@ -33,7 +34,7 @@
 //!   "count": 6,
 //!   "summary": "the credentials response for role app-role to python3.11 app.py (app.service, pid 4242) has status 200 but only 498 bytes, too few for credentials: EC2 can't assume the role",
 //!   "evidence": {"answered_by_imds":null,"answers":6,"had_credentials":null,"length":498,"role":"app-role","server":null,"shortest_for_credentials":700,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Let EC2 assume the role: its trust policy must allow sts:AssumeRole to ec2.amazonaws.com (the answer's Code is AssumeRoleUnauthorizedAccess then). If the policy is right, the role was deleted and made again: remove it from the instance profile and add it again. The client can't help it."}
+//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. No change of the client helps."}
 //! }
 //! ```
 //!
@@ -46,9 +47,9 @@
 //!
 //! `[detectors.credentials-unusable]`
 //!
-//! - `answers` (3): short answers in a row, less than an hour apart.
-//! - `spread_s` (45): the least time from the first to the last of them.
-//! - `max_bytes` (700): head and body of a response that is taken for credentials.
+//! - `answers` (3): short responses in a row, less than an hour apart.
+//! - `spread_s` (45): shortest time from the first to the last of them.
+//! - `max_bytes` (700): responses with fewer bytes (head and body) can't hold credentials.
 //!
 //! ## References
 //!
@@ -204,9 +205,7 @@ impl Detector for CredentialsUnusable {
                     "user_agent": client.user_agent,
                 },
                 remedy: Remedy {
-                    text: "Let EC2 assume the role: its trust policy must allow sts:AssumeRole to ec2.amazonaws.com (the answer's Code is \
-                           AssumeRoleUnauthorizedAccess then). If the policy is right, the role was deleted and made again: remove it \
-                           from the instance profile and add it again. The client can't help it."
+                    text: "Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. No change of the client helps."
                         .to_owned(),
                     commands: vec![
                         "aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument".to_owned(),

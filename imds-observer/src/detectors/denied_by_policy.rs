@@ -10,7 +10,7 @@
 //! - Drop reason `XDP`: an XDP program.
 //! - Drop reason `QDISC_DROP`: a queueing discipline that is full or limits the rate.
 //!
-//! The finding names which. A policy that drops responses is `response-dropped`. One finding per place: each pod for itself, the host for its own processes.
+//! The finding names the hook. A policy that drops responses is `response-dropped`. One finding per pod, and one for the host's own processes.
 //!
 //! ## Why it matters
 //!

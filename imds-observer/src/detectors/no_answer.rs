@@ -7,13 +7,19 @@
 //! per pod, one for the host's own processes, and in captures one per client address. Severity: `warning` for a single
 //! attempt with one or two SYNs, and for few failures among many requests of the client; else `high`.
 //!
-//! The summary says that packets leave only if SYNs were seen at an uplink (`wire_syns`) or the connection exists. Else they may
-//! have been redirected on this host, or have left by an interface that isn't observed.
+//! The summary states that packets leave this host only if SYNs were observed at an uplink (`wire_syns`) or the
+//! connection was established. Otherwise they may have been redirected on this host, or may have left through an
+//! interface that is not observed.
 //!
-//! Not counted here: connections that are accepted and then ended (`connection-aborted`), responses, SYN-ACKs among
-//! them, that arrived and were dropped (`response-dropped`), attempts that are known to be redirected (`redirected-locally`), lost token responses and token requests whose client then goes on without a token
-//! (`token-response-lost`), dropped packets (`blocked-by-firewall`, `denied-by-policy`), IPv6 (`ipv6-endpoint-silent`), and
-//! what is missing while the interface exceeds its quota (`packet-quota`).
+//! Reported by other detectors:
+//!
+//! - connections that are accepted and then closed: `connection-aborted`
+//! - responses, SYN-ACKs included, that arrived and were dropped: `response-dropped`
+//! - attempts that are known to be redirected: `redirected-locally`
+//! - lost token responses, and token requests after which the client continues without a token: `token-response-lost`
+//! - dropped packets: `blocked-by-firewall`, `denied-by-policy`
+//! - IPv6: `ipv6-endpoint-silent`
+//! - missing responses while the interface exceeds its quota: `packet-quota`
 //!
 //! ## Why it matters
 //!

@@ -42,8 +42,8 @@
 //!
 //! ## Known false positives
 //!
-//! nodeadm and cloud-init retry at boot until the instance's role and tags are there; the first 120 s after boot and cloud-init
-//! are left out, unless the path is one that every instance has (`meta-data/instance-id` and the like).
+//! nodeadm and cloud-init retry at boot until the instance's role and tags appear. cloud-init and the first 120 s after
+//! boot are ignored, except for paths that every instance has (`meta-data/instance-id` and others).
 //!
 //! ## Options
 //!

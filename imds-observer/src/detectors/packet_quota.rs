@@ -48,9 +48,9 @@
 //!
 //! ## Known false positives
 //!
-//! Live, DNS at the base address of the VPC + 2 is counted if that address is a nameserver of the host at the start of the run (`/etc/resolv.conf`,
-//! or what stands behind a stub there); else a live run reports an excess of such DNS as `uncounted`. A private nameserver that ends in .2
-//! and is no VPC's is counted too.
+//! Live observation counts DNS at the base address of the VPC + 2 only if that address is a nameserver of the host at the
+//! start of the run (`/etc/resolv.conf`, or the upstream servers of a stub resolver). Otherwise it reports an excess of
+//! such DNS as `uncounted`. A private nameserver that ends in .2 is counted even if it is not a VPC's.
 //!
 //! AWS doesn't document which direction counts, so the busier one is compared with the quota. The evidence has both.
 //! Requests of cloud-init and the first 120 s after boot are ignored unless the driver reports drops.

@@ -2,16 +2,16 @@
 //!
 //! ## Detects
 //!
-//! Requests whose response arrived at the uplink (or in the capture) and was not delivered, where the TTL is not the reason: it
-//! suffices by the path of the request, or the kernel names another reason. Also connections whose SYN-ACKs arrived and connected
-//! no socket. Three of one client within 15 minutes, or its only two; of handshakes one, where the kernel names the reason of the
-//! drop or the client has sent three SYNs. Severity by share: `high` when at least a quarter of the client's requests since the
-//! first of them are lost, else `warning`. One finding per client.
+//! Requests whose response arrived at the uplink (or in the capture) and was not delivered, where the TTL is not the
+//! reason: it suffices for the path of the request, or the kernel reports another reason. Also connections whose SYN-ACKs
+//! arrived but reached no socket. A finding needs three of one client within 15 minutes, or two if there were only two; a
+//! single handshake is enough if the kernel names a drop reason or the client sent three SYNs. Severity: `high` if at least a quarter of the client's requests since the first of them
+//! are lost, else `warning`. One finding per client.
 //!
-//! Evidence: `reason` of the drop as the kernel names it, null where none was seen; `only_token_responses`: whether all other
-//! responses of the client arrive. Then the way back may have more hops than the way there, which only responses with a small TTL
-//! feel. A response that is lost because its TTL is too small by the path of the request is `token-response-lost`. Firewall rules and
-//! policies that drop requests are `blocked-by-firewall` and `denied-by-policy`.
+//! `evidence.reason` is the kernel's drop reason, or null if no drop was recorded. `evidence.only_token_responses` is
+//! true if all other responses to the client arrive: then the return path may have more hops than the request path, which
+//! affects only responses with a small TTL. If the TTL is too small for the path of the request, `token-response-lost`
+//! reports it. Firewall rules and policies that drop requests are `blocked-by-firewall` and `denied-by-policy`.
 //!
 //! ## Why it matters
 //!
@@ -39,7 +39,7 @@
 //!   "count": 3,
 //!   "summary": "3 responses for pod payments/api-7c9d8b6f5d-x2x4z reached this host and were dropped: location and reason unknown (3 of its last 3 requests)",
 //!   "evidence": {"client":"10.0.1.5:40011","handshakes":0,"hops":1,"lost":3,"of_requests":3,"only_token_responses":false,"reason":null,"recent":3,"request_ttl":63,"response_retransmits":6,"response_ttl":255,"seconds_lost":3.0,"token_responses":0},
-//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is not known. It is not their TTL, which suffices. Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the client's own interface as well: if the responses show there, the client's network drops them, else the host does. Compare the reverse path filter's and conntrack's counters before and after."}
+//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is unknown, but the TTL is not the reason. Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after."}
 //! }
 //! ```
 //!
@@ -378,11 +378,11 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
     }
     if handshakes {
         return (
-            "they reach no socket, and why is not known".to_owned(),
+            "they reach no socket, for an unknown reason".to_owned(),
             Remedy {
-                text: "Find what keeps the SYN-ACKs from the socket that sent the SYN: a NAT entry that is gone, a route back through \
-                       another interface or VRF, reverse path filtering, a program at the socket's cgroup. `imds-observer stream` on the \
-                       host names the kernel's reason where it has one."
+                text: "Find out what prevents the SYN-ACKs from reaching the socket that sent the SYN: an expired NAT entry, a return route \
+                       through another interface or VRF, reverse path filtering, or an eBPF program on the socket's cgroup. \
+                       `imds-observer stream` on the host reports the kernel's drop reason."
                     .to_owned(),
                 commands: look(&[
                     "conntrack -L -d 169.254.169.254",
@@ -393,9 +393,7 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
             },
         );
     }
-    let decide = "Record the drops on the host: `imds-observer stream` names the kernel's reason and function. Capture on the \
-                  client's own interface as well: if the responses show there, the client's network drops them, else the host does. \
-                  Compare the reverse path filter's and conntrack's counters before and after.";
+    let decide = "Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after.";
     let commands = look(&[
         "imds-observer stream --records drop,exchange --duration 60s",
         "nstat -az TcpExtIPReversePathFilter",
@@ -424,9 +422,9 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
         );
     }
     let known = if losses.token_responses > 0 && (losses.request_ttl.is_none() || losses.response_ttl.is_none()) {
-        "The reason is not known. The TTLs that would decide it were not seen: the hop limit may be too small for the token responses."
+        "The reason is unknown. The TTLs that would decide it were not seen: the hop limit may be too small for the token responses."
     } else {
-        "The reason is not known. It is not their TTL, which suffices."
+        "The reason is unknown, but the TTL is not the reason."
     };
     (
         "location and reason unknown".to_owned(),

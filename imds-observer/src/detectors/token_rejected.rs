@@ -4,11 +4,11 @@
 //!
 //! Per client, with `cause`:
 //!
-//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without any; or as
-//!   many in a row, however slowly, without a new token being asked for.
-//! - `fresh-token`, `many-tokens`: as many different tokens rejected and none accepted in between; most of them just granted,
-//!   or from elsewhere.
-//! - `unknown`: as for `no-token`, where a capture has cut the requests before the header with the token.
+//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without a
+//!   token; or as many in a row over any time, if the client requests no new token.
+//! - `fresh-token`, `many-tokens`: as many different tokens rejected, and none accepted in between. `fresh-token`: most
+//!   of them were just issued. `many-tokens`: they come from elsewhere.
+//! - `unknown`: as for `no-token`, if a capture truncated the requests before the header with the token.
 //!
 //! A client that sends no token because its token request failed is reported as `info`, with that failure as the cause. A
 //! single 401 followed by a new token is how clients renew tokens, and is not reported. `HEAD` and `OPTIONS` are not

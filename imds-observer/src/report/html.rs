@@ -72,7 +72,7 @@ struct Page {
     latency: Vec<Bar>,
     latency_axis: Vec<String>,
     latency_marks: Vec<Mark>,
-    latency_told: String,
+    latency_caption: String,
     /// What handshakes cost, which no latency holds.
     handshakes: Vec<String>,
     latency_label: String,
@@ -261,9 +261,9 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
         latency,
         latency_axis,
         latency_marks,
-        latency_told: latency_told(picture),
+        latency_caption: latency_caption(picture),
         handshakes: handshakes(processes),
-        latency_label: format!("Distribution of latencies: {}", latency_told(picture)),
+        latency_label: format!("Distribution of latencies: {}", latency_caption(picture)),
         versions: shares(&picture.versions, |name| match name {
             "token" => "token",
             "v1" => "v1",
@@ -711,7 +711,7 @@ fn handshakes(rows: &[ProcessSummary]) -> Vec<String> {
     .collect()
 }
 
-fn latency_told(picture: &Picture) -> String {
+fn latency_caption(picture: &Picture) -> String {
     let latency = &picture.latency;
     if latency.is_empty() {
         return "no responses".to_owned();
