@@ -293,11 +293,11 @@ except TimeoutError:
     let record = seen(&mut observer, |record| record["record"] == "connect");
     assert_eq!(record["outcome"], "timeout", "{record}");
     assert!(record["syn_acks"].as_u64() > Some(0), "{record}");
-    // The drop of the first SYN-ACK opens it.
+    // What the policy drops is a response.
     let finding = seen(&mut observer, |record| {
         record["record"] == "finding" && record["state"] == "open"
     });
-    assert_eq!(finding["code"], "denied-by-policy", "{finding}");
+    assert_eq!(finding["code"], "response-dropped", "{finding}");
     drop(guard);
     observer.finish();
 }
