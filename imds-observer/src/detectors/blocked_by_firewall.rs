@@ -33,7 +33,7 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:30.000000000Z",
 //!   "count": 2,
-//!   "summary": "a firewall rule in FORWARD keeps pod payments/api-7c9d8b6f5d-x2x4z from IMDS (169.254.169.254)",
+//!   "summary": "a firewall rule in FORWARD blocks pod payments/api-7c9d8b6f5d-x2x4z from IMDS (169.254.169.254)",
 //!   "evidence": {"at":"FORWARD","attempts":2,"cause":"firewall","cgroups":["/kubepods/burstable/pod5151/000000000000000000000000000000000000000000000000000000000000141f"],"client":"10.244.0.7:58783","drop":"NETFILTER_DROP@nft_do_chain","endpoint":"169.254.169.254:80","errno":null,"icmp":null,"programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":2.0,"syns":2,"uids":[1000],"wire_syns":0},
 //!   "remedy": {"commands":["iptables-save -c | grep -nE 'FORWARD|169.254.169.254|169\\.254|fd00:ec2'","nft list ruleset","iptables -I FORWARD 1 -d 169.254.169.254 -p tcp --dport 80 -j ACCEPT"],"text":"Find the rule in FORWARD that matches 169.254.169.254 and delete it, or accept this traffic in an earlier rule. If the rule is intended, provide credentials another way (IRSA, EKS Pod Identity) and set AWS_EC2_METADATA_DISABLED=true for the workload."}
 //! }
