@@ -1,6 +1,7 @@
 //! Headings and examples of the help texts, shared by the commands.
 
 pub(super) const CHANGE: &str = "Change to check";
+#[cfg(live)]
 pub(super) const EXPORT: &str = "Metrics and telemetry";
 pub(super) const FILTERS: &str = "Filters";
 pub(super) const RECORDS: &str = "Records";
@@ -35,6 +36,7 @@ Examples:
   Replay a trace ten times as fast:
     imds-observer watch --from trace.ndjson --speed 10x";
 
+#[cfg(live)]
 pub(super) const STREAM: &str = "\
 Examples:
   Record to a file until Ctrl-C:
@@ -62,6 +64,7 @@ Examples:
   Check a hop limit of 1, as JSON:
     imds-observer preflight --hop-limit 1 -o json trace.ndjson";
 
+#[cfg(live)]
 pub(super) const DOCTOR: &str = "\
 Examples:
   Check this host:

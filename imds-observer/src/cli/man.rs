@@ -87,7 +87,9 @@ fn roff(page: &Command) -> anyhow::Result<String> {
     let mut text = String::from_utf8(roff)?
         .replace(".br\n\n.br\n", ".sp\n")
         .replace("\n\n.br\n", "\n");
-    after.iter().for_each(|after| sections(after, &mut text));
+    if let Some(after) = &after {
+        sections(after, &mut text);
+    }
     text.push_str(SEE_ALSO);
     Ok(text)
 }

@@ -87,7 +87,7 @@ pub fn enter(needs: &Needs) -> Option<&'static str> {
     }
     files::confine(needs)
         .inspect_err(|error| {
-            tracing::warn!("confine file access: {error}; writing stays allowed wherever this user may write")
+            tracing::warn!("confine file access: {error}; writing stays allowed wherever this user may write");
         })
         .ok()
         .flatten()
