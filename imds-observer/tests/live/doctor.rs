@@ -279,7 +279,7 @@ fn an_exclusive_program_of_another_tool_is_named() {
     let lab = lab(LabOptions::default());
     for (hook, blinds) in [
         (Hook::CgroupEgress, "everything"),
-        (Hook::Connect4, "attempts that fail"),
+        (Hook::Connect4, "connection attempts that fail"),
     ] {
         let guard = occupy(&lab, hook).unwrap();
         let checks = checks(&lab, lab.node());
