@@ -464,8 +464,9 @@ fn the_kernels_tables_are_as_large_as_the_configuration_says() {
     fs::write(&config, limits).unwrap();
     let mut observer = Observer::stream(&lab, &["--config", config.to_str().unwrap()]);
     let mut sizes = described(&observer, "map_id:", "max_entries:");
-    // The rest is one of each, or four where a program may interrupt itself.
-    sizes.retain(|entries| *entries > 4);
+    // The rest is one of each, or four where a program may interrupt itself; 1,024 connections that another tool redirects.
+    assert!(sizes.contains(&1024), "{sizes:?}");
+    sizes.retain(|entries| *entries > 4 && *entries != 1024);
     sizes.sort_unstable();
     sizes.dedup();
     assert_eq!(sizes, [64, 1111, 2222, 3333, 4444, 5555, 65_536]);
