@@ -113,7 +113,7 @@ fn y_copies_the_remedy_and_nothing_else() {
     pty.press("\t\r").unwrap();
     pty.wait_for("EVIDENCE").unwrap();
     pty.press("y").unwrap();
-    pty.wait_for("remedy of token-response-lost copied").unwrap();
+    pty.wait_for("sent the remedy of token-response-lost to the clipboard").unwrap();
     pty.press("q").unwrap();
     assert_eq!(pty.wait().unwrap().code(), Some(0));
     let (ours, others): (Vec<_>, Vec<_>) = sequences(&pty.bytes()).unwrap().into_iter().partition(is_ours);
@@ -182,7 +182,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     tmux.wait_for("no requests to IMDS yet").unwrap();
     client();
     // As text it is there: the observer lost nothing.
-    tmux.wait_for(r"asks for /latest/meta-data/\u{1b}[2J").unwrap();
+    tmux.wait_for(r"requests /latest/meta-data/\u{1b}[2J").unwrap();
     tmux.press("Enter").unwrap();
     let detail = tmux.wait_for("LAST EXCHANGES").unwrap();
     for part in [
