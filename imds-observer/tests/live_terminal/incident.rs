@@ -111,13 +111,13 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     for wanted in [
         "PUT token",
         "lost",
-        "200 came with TTL 1 after",
+        "200 arrived with TTL 1 after",
         "not delivered",
-        "sent again",
+        "retransmitted",
         "ICMP 11/0 sent",
         "response dropped in ip_forward: IP_INHDR, TTL 1",
         "GET iam/security-credentials/ v1",
-        "requests 63, answers 1 to 255",
+        "requests 63, responses 1 to 255",
         "below ",
         "statuses   200:",
     ] {
@@ -147,7 +147,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         .unwrap();
     }
     tmux.press("y").unwrap();
-    tmux.wait_for(" copied, if this terminal lets").unwrap();
+    tmux.wait_for(" to the clipboard").unwrap();
     tmux.wait_until("a remedy in the clipboard", |_| {
         tmux.run(&["show-buffer"])
             .is_ok_and(|text| text.contains("--http-put-response-hop-limit 2"))
@@ -219,8 +219,8 @@ fn ctrl_c_ends_it_with_a_summary() {
     let text = tmux.wait_for("status 0").unwrap();
     for wanted in [
         "3 requests of 1 caller, 0 findings",
-        "nothing was lost",
-        "not recorded: w in the view does that, or imds-observer stream -w",
+        "no records lost",
+        "not recorded (press w in the view, or run: imds-observer stream -w",
     ] {
         assert!(text.contains(wanted), "{wanted:?} is missing:\n{text}");
     }

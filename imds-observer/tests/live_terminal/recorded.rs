@@ -45,7 +45,7 @@ fn a_trace_is_played_opened_written_and_summed_up() {
     for wanted in [
         "status 0",
         "analyze: imds-observer analyze",
-        "nothing was lost",
+        "no records lost",
         "\nicanon",
         "\necho\n",
     ] {

@@ -93,7 +93,7 @@ fn a_terminal_that_is_gone_is_a_normal_end_and_the_trace_is_whole() {
         command.current_dir(directory.path());
         let mut pty = start(command, control);
         pty.press("w").unwrap();
-        pty.wait_for("; w ends it").unwrap();
+        pty.wait_for("; press w to stop").unwrap();
         pty.hang_up();
         let status = pty.wait().unwrap();
         assert_eq!(status.code(), Some(0), "{control:?}: {status}");
