@@ -169,7 +169,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
 
     // The trace.
     tmux.press("w").unwrap();
-    tmux.wait_for("; w ends it").unwrap();
+    tmux.wait_for("; press w to stop").unwrap();
     let served = lab.server().log().requests.len();
     while lab.server().log().requests.len() < served + 20 {
         std::thread::yield_now();
