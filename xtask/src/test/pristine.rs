@@ -144,7 +144,7 @@ fn from_clone_to_demo(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
 
 /// What would hide a need for the compiler and linker of the kernel side.
 const ONE_STABLE_COMPILER: &str = "\
-    if test -e /usr/bin/rustc || command -v bpf-linker || find /root/.local /root/.cargo -name bpf-linker | grep .; then exit 1; fi
+    if test -e /usr/bin/rustc || command -v bpf-linker || find /root/.local /root/.cargo -name bpf-linker -type f -executable | grep .; then exit 1; fi
     test \"$(ls /root/.rustup/toolchains | wc -l)\" = 1";
 
 /// `cargo install` with a stable compiler alone, and what it installed at work on live traffic.
