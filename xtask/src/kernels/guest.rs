@@ -29,7 +29,6 @@ const BRIEF: Plan = &[
             "main_job::a_lost_token_response_in_a_pod_is_proven_and_explained",
             "main_job::hop_limit_1_alone_is_no_finding_for_a_host_process",
             "harmless::kill_9_leaves_nothing_attached",
-            "devices::",
         ],
     ),
     WAIT,
