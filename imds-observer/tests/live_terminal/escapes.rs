@@ -113,7 +113,8 @@ fn y_copies_the_remedy_and_nothing_else() {
     pty.press("\t\r").unwrap();
     pty.wait_for("EVIDENCE").unwrap();
     pty.press("y").unwrap();
-    pty.wait_for("sent the remedy of token-response-lost to the clipboard").unwrap();
+    pty.wait_for("sent the remedy of token-response-lost to the clipboard")
+        .unwrap();
     pty.press("q").unwrap();
     assert_eq!(pty.wait().unwrap().code(), Some(0));
     let (ours, others): (Vec<_>, Vec<_>) = sequences(&pty.bytes()).unwrap().into_iter().partition(is_ours);
