@@ -24,7 +24,7 @@ pub(crate) fn hostile(n: u64) -> Arc<Process> {
         exe: Some(long(n)),
         cmdline: Some(vec![long(n)]),
         uid: Some(1000),
-        start_time: Some(Time(n)),
+        start_time: Some(Time(1_600_000_000 * SECOND + n)),
         ancestors: vec![Ancestor {
             pid: 1,
             comm: "evil".to_owned(),
