@@ -22,7 +22,7 @@ const LIMITS: [(&str, u64, u64, u64); 7] = [
     ("kernel.tuples", LRU_HASH, 65_536, 36),
     ("kernel.sequences", LRU_HASH, 16_384, 8),
     ("kernel.connecting", ARRAY, 8_192, 4),
-    ("kernel.processes", LRU_HASH, 16_384, 16),
+    ("kernel.processes", LRU_HASH, 16_384, 24),
     ("kernel.interfaces", LRU_PERCPU_HASH, 256, 4),
 ];
 
