@@ -451,19 +451,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Nearly never: then what comes next is looked at.
-    fn is_ahead(&self, time: Time) -> bool {
-        self.first || time.since(self.now) > MAX_LEAP_NS
-    }
-
-    /// Whether a trace's clock must not follow this time: what comes next is far behind it again.
-    fn leaps(&mut self, time: Option<Time>, next: Option<Time>) -> bool {
+    /// Whether the clock of a trace must not follow this time: it is far ahead, and what comes next is far behind it again.
+    fn leaps(&mut self, time: Time, next: impl FnOnce() -> Option<Time>) -> bool {
         let first = std::mem::take(&mut self.first);
-        let (Some(time), Some(next)) = (time, next) else {
-            return false;
-        };
-        let ahead = first || time.since(self.now) > MAX_LEAP_NS;
-        ahead && time.since(next) > MAX_LEAP_NS
+        (first || time.since(self.now) > MAX_LEAP_NS) && next().is_some_and(|next| time.since(next) > MAX_LEAP_NS)
     }
 
     fn batches(mut self, source: &mut dyn Source, supervisor: &mut dyn FnMut(&mut Pipeline)) -> anyhow::Result<()> {
@@ -479,18 +470,17 @@ impl<'a> Run<'a> {
                 .rev()
                 .find(|event| self.live && event.is_traffic())
                 .and_then(Event::time);
-            self.pipeline.parts.flow.hold(source.held_since());
+            let held = source.held_since();
+            self.pipeline.parts.flow.hold(held);
             for (at, event) in batch.iter().enumerate() {
-                if !self.live {
-                    let time = settled(event);
-                    let next = || batch[at + 1..].iter().find_map(settled);
-                    if time.is_some_and(|time| self.is_ahead(time)) && self.leaps(time, next()) {
+                if !self.live
+                    && let Some(time) = settled(event)
+                {
+                    if self.leaps(time, || batch[at + 1..].iter().find_map(settled)) {
                         self.pipeline.misdated();
                         continue;
                     }
-                    if let Some(time) = time {
-                        self.turn_to(time);
-                    }
+                    self.turn_to(time);
                 }
                 self.pipeline.handle(event);
                 if self.pipeline.is_full() {
@@ -500,7 +490,7 @@ impl<'a> Run<'a> {
             source.take_back(&mut batch);
             if self.live {
                 let now = seen.unwrap_or_else(Time::now);
-                self.now = source.held_since().map_or(now, |held| now.min(held));
+                self.now = held.map_or(now, |held| now.min(held));
                 self.pipeline.advance(self.now);
             }
             self.pipeline.flush();
@@ -520,7 +510,7 @@ impl<'a> Run<'a> {
     fn records(&mut self, records: &[Arc<Record>]) -> ControlFlow<()> {
         for (at, record) in records.iter().enumerate() {
             let time = record.settled();
-            if self.is_ahead(time) && self.leaps(Some(time), records.get(at + 1).map(|next| next.settled())) {
+            if self.leaps(time, || records.get(at + 1).map(|next| next.settled())) {
                 self.pipeline.misdated();
                 continue;
             }

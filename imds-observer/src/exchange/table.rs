@@ -293,16 +293,8 @@ impl FlowTable {
     pub fn finish(&mut self, now: Time, out: &mut Vec<Fact>) {
         self.advance(now, out);
         let ends_are_seen = self.ends_are_seen();
-        while let Some((id, mut flow)) = self.flows.pop_lru() {
-            let mut context = Context {
-                limits: &self.limits,
-                hasher: &self.hasher,
-                loss: &mut self.loss,
-                fresh: &mut self.fresh,
-                heads: &mut self.heads,
-                ends_are_seen,
-            };
-            flow.settle(self.now, true, &mut context, out);
+        while let Some((id, flow)) = self.flows.pop_lru() {
+            self.settle_last(flow, ends_are_seen, out);
             self.aliases.pop(&id);
         }
         self.shares = Shares::default();
@@ -452,18 +444,23 @@ impl FlowTable {
             let Some(id) = self.shares.oldest(owner, LOOKS, kept, is_busy) else {
                 return;
             };
-            let Some(mut gone) = self.forget(id) else { continue };
+            let Some(gone) = self.forget(id) else { continue };
             self.loss.evicted += gone.awaited();
-            let mut context = Context {
-                limits: &self.limits,
-                hasher: &self.hasher,
-                loss: &mut self.loss,
-                fresh: &mut self.fresh,
-                heads: &mut self.heads,
-                ends_are_seen: None,
-            };
-            gone.settle(self.now, true, &mut context, out);
+            self.settle_last(gone, None, out);
         }
+    }
+
+    /// Gives what is left of a connection that has been taken out.
+    fn settle_last(&mut self, mut gone: Box<Flow>, ends_are_seen: Option<Time>, out: &mut Vec<Fact>) {
+        let mut context = Context {
+            limits: &self.limits,
+            hasher: &self.hasher,
+            loss: &mut self.loss,
+            fresh: &mut self.fresh,
+            heads: &mut self.heads,
+            ends_are_seen,
+        };
+        gone.settle(self.now, true, &mut context, out);
     }
 
     /// Takes a connection out, and what it holds out of its client's share.
