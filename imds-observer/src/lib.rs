@@ -20,6 +20,7 @@ pub mod host;
 pub mod hosts;
 pub mod http;
 pub mod imds;
+mod memo;
 pub mod metrics;
 pub mod pipeline;
 pub mod preflight;

@@ -1,13 +1,12 @@
 //! Who: process, container, pod.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Time;
+use crate::memo::Memo;
 use crate::redact;
 
 /// A process, as it was when it talked to IMDS. It may be gone by now.
@@ -102,26 +101,24 @@ fn text(text: &str) -> String {
 /// Parts of processes that one thread has read already. Many processes of a trace differ in their PIDs only, and redaction takes longer than
 /// parsing.
 pub(crate) struct ProcessMemo {
-    texts: Parts<String>,
+    texts: Memo<String>,
     /// By executable and arguments.
-    command_lines: Parts<Option<Vec<String>>>,
-    ancestors: Parts<Vec<Ancestor>>,
+    command_lines: Memo<Option<Vec<String>>>,
+    ancestors: Memo<Vec<Ancestor>>,
     key: Vec<u8>,
 }
 
-type Parts<V> = LruCache<Box<[u8]>, V, foldhash::fast::RandomState>;
-
 /// Entries of each table of a [`ProcessMemo`].
-const MEMO_ENTRIES: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+const MEMO_ENTRIES: usize = 1024;
 /// Longest key that is kept.
 const MEMO_KEY_BYTES: usize = 1024;
 
 impl Default for ProcessMemo {
     fn default() -> Self {
         Self {
-            texts: LruCache::with_hasher(MEMO_ENTRIES, foldhash::fast::RandomState::default()),
-            command_lines: LruCache::with_hasher(MEMO_ENTRIES, foldhash::fast::RandomState::default()),
-            ancestors: LruCache::with_hasher(MEMO_ENTRIES, foldhash::fast::RandomState::default()),
+            texts: Memo::new(MEMO_ENTRIES),
+            command_lines: Memo::new(MEMO_ENTRIES),
+            ancestors: Memo::new(MEMO_ENTRIES),
             key: Vec::new(),
         }
     }
@@ -160,13 +157,13 @@ impl ProcessMemo {
     }
 }
 
-fn remembered<V: Clone>(known: &mut Parts<V>, key: &[u8], read: impl FnOnce() -> Option<V>) -> Option<V> {
-    if let Some(value) = known.get(key) {
+fn remembered<V: Clone>(known: &mut Memo<V>, key: &[u8], read: impl FnOnce() -> Option<V>) -> Option<V> {
+    if let Some((_, value)) = known.get(key) {
         return Some(value.clone());
     }
     let value = read()?;
     if key.len() <= MEMO_KEY_BYTES {
-        known.put(key.into(), value.clone());
+        known.insert(key, value.clone());
     }
     Some(value)
 }

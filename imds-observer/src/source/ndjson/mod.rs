@@ -4,7 +4,6 @@ mod batch;
 mod chunks;
 pub(super) mod file;
 mod fuzz;
-mod memo;
 pub(super) mod turns;
 pub(super) mod written;
 

@@ -8,11 +8,11 @@
 #![expect(clippy::option_option, reason = "absent, null and a value are three things")]
 
 use std::hash::{Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustc_hash::FxHasher;
 
-use super::memo::Memo;
+use crate::memo::Memo;
 use crate::record::{
     Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind, Process, ProcessMemo,
     Record, Request, Response, SCHEMA, SECOND, Time,
@@ -60,9 +60,11 @@ const MAX_SPARE_BYTES: usize = 4096;
 /// Processes and containers by their JSON. Shared by all readers, so that each is one `Arc` in all records.
 #[derive(Clone)]
 pub(in crate::source) struct Callers {
-    processes: Arc<Mutex<Memo<Arc<Process>>>>,
-    containers: Arc<Mutex<Memo<Arc<Container>>>>,
+    processes: Known<Process>,
+    containers: Known<Container>,
 }
+
+type Known<T> = Arc<Mutex<Memo<Arc<T>>>>;
 
 impl Callers {
     /// At most `limit` of each.
@@ -74,16 +76,18 @@ impl Callers {
     }
 }
 
-/// Texts that one reader has read last, found by their first bytes.
+/// Objects that all readers know, and those that this one has read last, found by the first bytes of their texts.
 struct Recent<T> {
+    known: Known<T>,
     slots: Vec<Slot<T>>,
 }
 
 type Slot<T> = Option<(Arc<[u8]>, Arc<T>)>;
 
 impl<T> Recent<T> {
-    fn new() -> Self {
+    fn new(known: Known<T>) -> Self {
         Self {
+            known,
             slots: std::iter::repeat_with(|| None).take(SLOTS).collect(),
         }
     }
@@ -118,6 +122,50 @@ impl<T> Recent<T> {
         Some(slot)
     }
 
+    /// The place of the object that the line goes on with, or null. `pass` passes over a new one, `build` makes it of what `pass` has seen
+    /// and its text.
+    #[inline(always)]
+    fn place<'a, P>(
+        &mut self,
+        rest: &mut Rest<'a>,
+        pass: impl FnOnce(&mut Rest<'a>) -> Option<P>,
+        build: impl FnOnce(P, &[u8]) -> Option<T>,
+    ) -> Option<Option<usize>> {
+        if rest.skip(b"null").is_some() {
+            return Some(None);
+        }
+        let slot = Self::slot(rest.0)?;
+        match self.skip(rest, slot) {
+            Some(place) => Some(Some(place)),
+            None => self.read(rest, slot, pass, build).map(Some),
+        }
+    }
+
+    #[inline(never)]
+    fn read<'a, P>(
+        &mut self,
+        rest: &mut Rest<'a>,
+        slot: usize,
+        pass: impl FnOnce(&mut Rest<'a>) -> Option<P>,
+        build: impl FnOnce(P, &[u8]) -> Option<T>,
+    ) -> Option<usize> {
+        let whole = rest.0;
+        let passed = pass(rest)?;
+        let text = &whole[..whole.len() - rest.0.len()];
+        let lock = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().get(text).map(|(text, value)| (text.clone(), value.clone()));
+        let (text, value) = match known {
+            Some(known) => known,
+            None => {
+                let value = Arc::new(build(passed, text)?);
+                let mut known = lock();
+                let (text, value) = known.insert(text, value);
+                (text, value.clone())
+            }
+        };
+        self.put(slot, text, value)
+    }
+
     fn at(&self, place: Option<usize>) -> Option<&Arc<T>> {
         self.slots.get(place?)?.as_ref().map(|(_, value)| value)
     }
@@ -125,7 +173,6 @@ impl<T> Recent<T> {
 
 /// One thread's reader. Remembers what lines have in common: processes, the host, the second.
 pub(super) struct Written {
-    callers: Callers,
     processes: Recent<Process>,
     containers: Recent<Container>,
     parts: ProcessMemo,
@@ -143,7 +190,10 @@ struct Times {
 impl Written {
     /// Those that it shares with others.
     pub(super) fn callers(&self) -> Callers {
-        self.callers.clone()
+        Callers {
+            processes: self.processes.known.clone(),
+            containers: self.containers.known.clone(),
+        }
     }
 
     pub(super) fn new(callers: Callers) -> Self {
@@ -152,9 +202,8 @@ impl Written {
             time: Time(0),
         };
         Self {
-            callers,
-            processes: Recent::new(),
-            containers: Recent::new(),
+            processes: Recent::new(callers.processes),
+            containers: Recent::new(callers.containers),
             parts: ProcessMemo::default(),
             host: None,
             times: times(),
@@ -189,8 +238,16 @@ impl Written {
             schema: b"\"schema\":" => rest.small::<u32>().filter(|schema| *schema == SCHEMA),
             time: b"\"time\":" => self.times.read(&mut rest),
             host: b"\"host\":" => rest.quoted(),
-            process: b"\"process\":" => self.process(&mut rest),
-            container: b"\"container\":" => self.container(&mut rest),
+            process: b"\"process\":" => self.processes.place(
+                &mut rest,
+                |rest| read_process(rest, &mut self.started),
+                |parsed, _| parsed.build(&mut self.parts),
+            ),
+            container: b"\"container\":" => self.containers.place(
+                &mut rest,
+                read_container,
+                |(), text| serde_json::from_slice(text).ok(),
+            ),
             connection: b"\"connection\":" => read_connection(&mut rest),
             request: b"\"request\":" => read_request(&mut rest),
             response: b"\"response\":" => read_response(&mut rest),
@@ -235,71 +292,6 @@ impl Written {
         }
         Some((record, length))
     }
-
-    /// Where in `processes` the process is that the line goes on with.
-    #[inline(always)]
-    fn process(&mut self, rest: &mut Rest<'_>) -> Option<Option<usize>> {
-        if rest.skip(b"null").is_some() {
-            return Some(None);
-        }
-        let slot = Recent::<Process>::slot(rest.0)?;
-        match self.processes.skip(rest, slot) {
-            Some(place) => Some(Some(place)),
-            None => self.new_process(rest, slot).map(Some),
-        }
-    }
-
-    fn new_process(&mut self, rest: &mut Rest<'_>, slot: usize) -> Option<usize> {
-        let whole = rest.0;
-        let parsed = read_process(rest, &mut self.started)?;
-        let text = &whole[..whole.len() - rest.0.len()];
-        let shared =
-            |known: &Memo<Arc<Process>>| known.get(text).map(|(text, process)| (text.clone(), process.clone()));
-        let known = shared(&lock(&self.callers.processes));
-        let (text, process) = match known {
-            Some(known) => known,
-            None => {
-                let process = Arc::new(parsed.build(&mut self.parts)?);
-                let mut known = lock(&self.callers.processes);
-                let (text, process) = known.insert(text, process);
-                (text, process.clone())
-            }
-        };
-        self.processes.put(slot, text, process)
-    }
-
-    /// Where in `containers` the container is that the line goes on with.
-    #[inline(always)]
-    fn container(&mut self, rest: &mut Rest<'_>) -> Option<Option<usize>> {
-        if rest.skip(b"null").is_some() {
-            return Some(None);
-        }
-        let slot = Recent::<Container>::slot(rest.0)?;
-        match self.containers.skip(rest, slot) {
-            Some(place) => Some(Some(place)),
-            None => self.new_container(rest, slot).map(Some),
-        }
-    }
-
-    fn new_container(&mut self, rest: &mut Rest<'_>, slot: usize) -> Option<usize> {
-        let whole = rest.0;
-        read_container(rest)?;
-        let text = &whole[..whole.len() - rest.0.len()];
-        let mut known = lock(&self.callers.containers);
-        let (text, container) = match known.get(text) {
-            Some((text, container)) => (text.clone(), container.clone()),
-            None => {
-                let (text, container) = known.insert(text, Arc::new(serde_json::from_slice(text).ok()?));
-                (text, container.clone())
-            }
-        };
-        drop(known);
-        self.containers.put(slot, text, container)
-    }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Times {

@@ -1,12 +1,13 @@
 //! Values by the bytes that they were read from.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
 /// A bounded map. When it is full, it is cleared: a value that is missing is read again.
-pub(super) struct Memo<V> {
+pub(crate) struct Memo<V> {
     known: HashMap<Arc<[u8]>, V, RandomState>,
     /// Entries.
     limit: usize,
@@ -18,7 +19,7 @@ pub(super) struct Memo<V> {
 const MAX_BYTES: usize = 2 * 1024 * 1024;
 
 impl<V> Memo<V> {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             known: HashMap::default(),
             limit,
@@ -26,20 +27,25 @@ impl<V> Memo<V> {
         }
     }
 
-    pub(super) fn get(&self, text: &[u8]) -> Option<(&Arc<[u8]>, &V)> {
+    pub(crate) fn get(&self, text: &[u8]) -> Option<(&Arc<[u8]>, &V)> {
         self.known.get_key_value(text)
     }
 
     /// Keeps the value, unless there is one already, and returns the one that is kept.
-    pub(super) fn insert(&mut self, text: &[u8], value: V) -> (Arc<[u8]>, &V) {
+    pub(crate) fn insert(&mut self, text: &[u8], value: V) -> (Arc<[u8]>, &V) {
         if self.known.len() >= self.limit || self.bytes.saturating_add(text.len()) > MAX_BYTES {
             self.known.clear();
             self.bytes = 0;
         }
         let text: Arc<[u8]> = text.into();
-        self.bytes += text.len();
-        let entry = self.known.entry(text.clone());
-        (text, entry.or_insert(value))
+        match self.known.entry(text) {
+            Entry::Occupied(known) => (known.key().clone(), known.into_mut()),
+            Entry::Vacant(place) => {
+                let text = place.key().clone();
+                self.bytes += text.len();
+                (text, place.insert(value))
+            }
+        }
     }
 }
 
