@@ -1,5 +1,5 @@
-//! Memory is overwritten before it is given back. Request heads, with tokens in them, are copied into many buffers: a rule for each of them would
-//! miss one.
+//! Memory is overwritten before it is freed. Request heads, with tokens in them, are copied into many buffers: a rule for each buffer would miss
+//! one.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,12 +9,12 @@ const MAX_BYTES: usize = 64 * 1024;
 
 static ON: AtomicBool = AtomicBool::new(false);
 
-/// From now on. Recordings hold no tokens, and reading them is faster without.
+/// Overwrites freed memory from now on. Only live commands call it: recordings hold no tokens, and are read faster without it.
 pub(crate) fn begin() {
     ON.store(true, Ordering::Relaxed);
 }
 
-/// The system's allocator, which overwrites what is given back after [`begin`].
+/// The system's allocator, which overwrites memory that is freed after [`begin`].
 #[derive(Debug)]
 pub struct Wiping;
 

@@ -110,6 +110,11 @@ fn assert_hidden(shown: &str, secret: &str) {
     }
 }
 
+/// A request head as records hold it.
+fn recorded(head: &str) -> Request {
+    read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2))
+}
+
 /// All that is shown of a process.
 fn shown(process: &Process) -> String {
     let group = Group::of(Some(process), None, None);
@@ -277,7 +282,7 @@ proptest! {
             10 => (get("/latest/", &format!("User-Agent: app/1 (Bearer {value})\r\n")), &secret),
             _ => (get("/latest/", &format!("User-Agent: app/1 +https://u:{value}/@h/\r\n")), &secret),
         };
-        let record = read_request(&http::Request::parse(request.as_bytes(), false), &Hasher::with_salt(1, 2));
+        let record = recorded(&request);
         assert_hidden(&format!("{record:?} {}", serde_json::to_string(&record).unwrap()), &hidden.0);
         let head = format!("HTTP/1.1 200 OK\r\nServer: x {name}={value}\r\nSet-Cookie: {name}={value}\r\n\r\n");
         let (server, _) = response_headers(&http::Response::parse(head.as_bytes(), false), false);
@@ -347,7 +352,7 @@ proptest! {
     ) {
         let target = format!("{origin}{}", path.replace("ID", &encoded(&id.0, encoding)));
         let head = format!("{method} {target} HTTP/1.1\r\nHost: 169.254.170.2\r\n\r\n");
-        let mut record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        let mut record = recorded(&head);
         let json = serde_json::to_string(&record).unwrap();
         assert_hidden(&format!("{record:?} {json}"), &id.0);
         prop_assert_eq!(&serde_json::from_str::<Request>(&json).unwrap(), &record);
@@ -390,7 +395,7 @@ proptest! {
             _ => format!("app/1 RELATIVE_URI={path}"),
         };
         let head = format!("GET / HTTP/1.1\r\nUser-Agent: {agent}\r\n\r\n");
-        let record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        let record = recorded(&head);
         assert_hidden(&format!("{record:?}"), &id.0);
     }
 
@@ -410,7 +415,7 @@ proptest! {
             _ => format!("User-Agent: app/1 {name}{value}"),
         };
         let head = format!("GET {path} HTTP/1.1\r\n{header}\r\n\r\n");
-        let record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        let record = recorded(&head);
         assert_hidden(&format!("{record:?} {}", serde_json::to_string(&record).unwrap()), &secret.0);
         let line = vec!["curl".to_owned(), "-H".to_owned(), format!("{name}{value}"), format!("-H{name}{value}"), format!("--header={name}{value}")];
         assert_hidden(&shown(&process("/usr/bin/curl", line)), &secret.0);
@@ -428,7 +433,7 @@ proptest! {
             _ => format!("/latest/http://user:{value}@169.254.169.254/"),
         };
         let head = format!("GET {target} HTTP/1.1\r\n\r\n");
-        let record = read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2));
+        let record = recorded(&head);
         assert_hidden(&format!("{record:?}"), &secret.0);
     }
 }

@@ -280,7 +280,7 @@ fn table(rows: &[Cells]) -> String {
     }
     let healthy = rows.iter().filter(|row| row[3] == NONE).count();
     text.push_str(&format!(
-        "\n{} scenarios, {healthy} of them healthy: {} findings owed, {} of them found, {} others. Precision {:.3}, recall {:.3}.\n",
+        "\n{} scenarios, {healthy} of them healthy: {} findings expected, {} of them reported, {} others. Precision {:.3}, recall {:.3}.\n",
         rows.len(),
         total.right + total.missed,
         total.right,
@@ -347,7 +347,7 @@ mod tests {
         let told: Vec<Cells> = page.lines().filter_map(row_of).collect();
         assert_eq!(told.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), names);
         assert!(
-            page.contains("3 findings owed, 3 of them found, 1 others. Precision 0.750, recall 1.000."),
+            page.contains("3 findings expected, 3 of them reported, 1 others. Precision 0.750, recall 1.000."),
             "{page}"
         );
         assert!(page.starts_with("before\n") && page.ends_with("after\n"));

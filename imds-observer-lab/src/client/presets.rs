@@ -70,7 +70,7 @@ fn kept(mut steps: Vec<Step>) -> Vec<Step> {
     steps
 }
 
-/// Token, role, credentials; each load anew. Without a token it continues with v1 after 1 s.
+/// Token, role, credentials, requested again for each load. Without a token it continues with v1 after 1 s.
 pub fn botocore() -> Script {
     let [list, role] = credentials(TokenUse::IfHeld);
     script(

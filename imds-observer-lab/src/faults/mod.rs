@@ -185,7 +185,7 @@ fn silence(lab: &Lab, family: Family) -> Result<FaultGuard> {
     }))
 }
 
-/// They go to a link-layer address that nobody there has, as in [`silence`]: a rule that drops would be seen as what it is.
+/// They go to a link-layer address that no host there has, as in [`silence`]: a rule that drops would be seen as what it is.
 fn lose_syns(lab: &Lab) -> Result<FaultGuard> {
     table(
         lab.node().shared_netns(),

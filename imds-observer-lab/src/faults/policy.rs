@@ -56,7 +56,7 @@ fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
     load(kind, attach, &[0xb7 | immediate(verdict), 0x95])
 }
 
-/// A program at an interface that drops everything except neighbor resolution: without those the kernel would give up its gateway after
+/// A program at an interface that drops everything except neighbor resolution: without it the kernel would consider its gateway unreachable after
 /// some seconds, and that would be another fault.
 fn shoot_all_but_neighbours(attach: u32) -> Result<OwnedFd> {
     let protocol = |ethertype: u16| immediate(i32::from(ethertype.to_be()));

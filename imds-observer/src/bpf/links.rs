@@ -1,7 +1,7 @@
 //! Are the programs that were attached still attached? Another tool may detach a link (`bpftool link detach`), of which the kernel gives no
 //! notice: the link stays open and refers to nothing.
 //!
-//! Links to cgroups and interfaces only: the kernel lets nobody detach those to its functions. A program that was attached without a link
+//! Links to cgroups and interfaces only: the kernel lets no tool detach those to its functions. A program that was attached without a link
 //! (cgroups before 5.7, filters before 6.6) is not followed.
 
 use std::collections::{HashMap, HashSet};

@@ -2028,13 +2028,10 @@ fn a_client_that_fills_the_budget_loses_its_own_connections_and_nobody_elses() {
             answered += usize::from(exchange.outcome == ExchangeOutcome::Answered);
         }
     }
-    assert_eq!(
-        answered, 399,
-        "each of the victim's but the last, which nobody answered"
-    );
+    assert_eq!(answered, 399, "each of the victim's but the last, which has no answer");
     assert!(largest <= (4 << 20) + (128 << 10), "{largest} bytes");
     let lost = table.loss().evicted;
-    assert!(lost > 300, "what was given up is counted: {lost}");
+    assert!(lost > 300, "evicted requests are counted: {lost}");
 }
 
 #[test]

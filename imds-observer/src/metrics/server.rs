@@ -120,7 +120,7 @@ async fn readyz(State(served): State<Arc<Served>>) -> Response {
 }
 
 /// A listener that holds only so many connections, of all peers and of each. A new one is always taken: it takes the place of the oldest of the
-/// peer that holds the most, so that connections on which nobody asks can't keep a probe out.
+/// peer that holds the most, so that idle connections can't keep a probe out.
 struct Bounded {
     inner: tokio::net::TcpListener,
     places: Places,

@@ -634,7 +634,7 @@ fn ticks(picture: &Picture) -> Vec<String> {
                 .from
                 .plus_ns((u128::from(whole) * u128::from(tick) / u128::from(TICKS)) as u64),
         );
-        // The date stands in the head; days are shown if there are several, seconds where they matter.
+        // The date is in the head; days are shown if there are several, seconds where they matter.
         match whole / SECOND {
             0..86_400 => text.get(11..19),
             _ => text.get(5..16),

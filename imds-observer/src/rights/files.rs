@@ -51,7 +51,7 @@ pub(super) fn confine(needs: &Needs) -> Result<Option<&'static str>, RulesetErro
     let look = read & !AccessFs::Execute;
     let make = look | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
     let mut rules = Ruleset::default().handle_access(read | write)?;
-    // A service manager may listen on an abstract name, which is told by its first character.
+    // A service manager may listen on an abstract name, which its first character shows.
     if !std::env::var_os("NOTIFY_SOCKET").is_some_and(|name| name.as_encoded_bytes().starts_with(b"@")) {
         rules = rules.scope(Scope::AbstractUnixSocket)?;
     }

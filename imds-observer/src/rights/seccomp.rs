@@ -161,7 +161,7 @@ const ALLOWED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[c_long] = &[];
 
-/// Of its own host, over netlink, to whoever asks for metrics, and to a collector. Unix sockets have a rule of their own.
+/// Netlink to this host's kernel, TCP to clients that scrape metrics and to a collector. Unix sockets have a rule of their own.
 const FAMILIES: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 /// Types of sockets, without the flags that are joined to them.
 const SOCKET_TYPE: u64 = 0xf;

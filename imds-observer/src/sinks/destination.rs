@@ -191,7 +191,7 @@ impl RotatedFile {
             }
         }
         Ok(Self {
-            file: open::anew(path)?,
+            file: open::create(path)?,
             looked: Instant::now(),
             path: path.to_owned(),
             rotation,
@@ -251,7 +251,7 @@ impl RotatedFile {
                 tracing::warn!("{}: truncated to {size} bytes by another process", self.path.display());
                 self.size = size;
             }
-            Ok(Fate::Gone) => match open::anew(&self.path) {
+            Ok(Fate::Gone) => match open::create(&self.path) {
                 Ok(file) => {
                     tracing::warn!(
                         "{}: moved or deleted by another process; started a new file",
@@ -299,7 +299,7 @@ impl RotatedFile {
     fn rotate(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         shift(&self.path, self.rotation)?;
-        self.file = open::anew(&self.path)?;
+        self.file = open::create(&self.path)?;
         self.size = 0;
         Ok(())
     }

@@ -81,7 +81,7 @@ fn others_write_to(path: &Path) -> bool {
 }
 
 /// Opens, keeps other observers out, and begins with nothing.
-pub(super) fn anew(path: &Path) -> io::Result<File> {
+pub(super) fn create(path: &Path) -> io::Result<File> {
     let file = to_append(path)?;
     if file.metadata()?.is_file() {
         match file.try_lock() {
@@ -131,11 +131,14 @@ mod tests {
     fn new_files_are_no_business_of_others() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("trace");
-        let file = anew(&path).unwrap();
+        let file = create(&path).unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o027, 0, "umask or not");
-        assert_eq!(anew(&path).unwrap_err().to_string(), "another process is writing to it");
+        assert_eq!(
+            create(&path).unwrap_err().to_string(),
+            "another process is writing to it"
+        );
         drop(file);
-        anew(&path).unwrap();
+        create(&path).unwrap();
     }
 
     #[test]
@@ -149,19 +152,19 @@ mod tests {
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::lchown(&link, Some(65_534), None).unwrap();
             assert!(
-                anew(&link)
+                create(&link)
                     .unwrap_err()
                     .to_string()
                     .contains("another user (uid 65534)")
             );
             std::os::unix::fs::lchown(&victim, Some(65_534), None).unwrap();
             std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
-            assert!(anew(&victim).unwrap_err().to_string().contains("another user"));
+            assert!(create(&victim).unwrap_err().to_string().contains("another user"));
         }
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious\n");
         let nowhere = directory.path().join("nowhere");
         symlink(directory.path().join("nothing"), &nowhere).unwrap();
-        assert!(anew(&nowhere).is_err() && !directory.path().join("nothing").exists());
+        assert!(create(&nowhere).is_err() && !directory.path().join("nothing").exists());
     }
 
     #[test]
@@ -169,14 +172,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        assert_eq!(anew(&path).unwrap_err().to_string(), "no process reads this FIFO");
+        assert_eq!(create(&path).unwrap_err().to_string(), "no process reads this FIFO");
     }
 
     #[test]
     fn what_others_do_to_a_file_is_seen() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("trace");
-        let file = anew(&path).unwrap();
+        let file = create(&path).unwrap();
         std::fs::write(&path, "12345678\n").unwrap();
         assert_eq!(fate(&file, &path, 9).unwrap(), Fate::Same);
         std::fs::write(&path, "12\n").unwrap();

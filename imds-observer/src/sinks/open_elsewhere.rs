@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 /// Opens and begins with nothing.
-pub(super) fn anew(path: &Path) -> io::Result<File> {
+pub(super) fn create(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).open(path)
 }
 

@@ -20,7 +20,7 @@ pub(super) fn may_be_resolver(address: IpAddr) -> bool {
     }
 }
 
-/// Where a host's resolvers are named. A stub resolver at a loopback address stands before those of systemd-resolved and NetworkManager.
+/// Files that name a host's resolvers. The first may name a stub resolver at a loopback address only; the others then name those behind it.
 #[cfg(live)]
 const FILES: [&str; 3] = [
     "etc/resolv.conf",

@@ -46,7 +46,7 @@ impl Step {
         let lost = self.written.lost("ring_buffer");
         ensure!(
             missing <= lost && (strangers == 0 || lost > 0),
-            "{name}: of {} exchanges {missing} are missing and {strangers} not the load's, the loss record has {lost} events",
+            "{name}: of {} exchanges {missing} are missing, {strangers} are not of the load, and the loss record counts {lost} events",
             self.made.done,
         );
         Ok(())
