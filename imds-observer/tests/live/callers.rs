@@ -1,14 +1,14 @@
 //! Processes that make it hard: threads, inherited and passed sockets, `exec` chains, other names, users and namespaces, and sockets
 //! that are older than the observer. Each reports its identity; the record must match.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::process::{Child, Stdio};
 
 use imds_observer_lab::server::Behaviour;
 use imds_observer_lab::topology::{Lab, LabOptions};
 use serde_json::Value;
 
-use crate::support::{Finished, Observer, UPLINK, cgroup_of, lab, run};
+use crate::support::{Finished, Observer, UPLINK, cgroup_of, first_line, lab, run};
 
 /// What all of them need: one request on a socket, and its end.
 const PRELUDE: &str = r#"
@@ -451,10 +451,7 @@ impl Early {
             .stdout(Stdio::piped())
             .spawn()
             .expect("run python3");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        let line = first_line(&mut child);
         assert!(line.contains("pid"), "it is connected");
         Self(child)
     }

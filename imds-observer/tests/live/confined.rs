@@ -1,7 +1,6 @@
 //! What the observer may still do once it observes, and that it does its work with that.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -14,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Observer, UPLINK, in_netns, kernel, lab, patience, run};
+use crate::support::{Observer, UPLINK, first_line, in_netns, kernel, lab, patience, run};
 
 const URL: &str = "http://169.254.169.254/latest/meta-data/instance-id";
 
@@ -313,10 +312,7 @@ impl Connected {
             .stdout(Stdio::piped())
             .spawn()
             .expect("run python3");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        let line = first_line(&mut child);
         assert_eq!(line, "connected\n");
         Self(child)
     }

@@ -1,13 +1,12 @@
 //! An unprivileged user of the host against the observer: what it can do in a network namespace of its own, and to the health port.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use imds_observer_lab::topology::{Lab, LabOptions, PodOptions};
 
-use crate::support::{Observer, in_netns, lab, run};
+use crate::support::{Observer, first_line, in_netns, lab, run};
 
 const ADDRESS: &str = "127.0.0.1:9469";
 const URL: &str = "http://169.254.169.254/latest/meta-data/instance-id";
@@ -70,10 +69,7 @@ fn attack(lab: &Lab, connections: usize, requests: usize) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .expect("start the attack");
-    let mut said = String::new();
-    BufReader::new(child.stdout.as_mut().unwrap())
-        .read_line(&mut said)
-        .unwrap();
+    let said = first_line(&mut child);
     assert_eq!(said, "sent\n", "the attack has sent all");
     child
 }
@@ -208,10 +204,7 @@ sys.stdin.read()
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = String::new();
-    BufReader::new(crowd.stdout.as_mut().unwrap())
-        .read_line(&mut said)
-        .unwrap();
+    let said = first_line(&mut crowd);
     assert_eq!(said, "held\n");
     let longest = probe(&lab, 20);
     assert!(longest < Duration::from_secs(1), "{longest:?}");

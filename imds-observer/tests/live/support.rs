@@ -280,6 +280,15 @@ pub(crate) fn in_netns(place: &Place, program: impl AsRef<OsStr>) -> Command {
         .expect("prepare a command in the lab's namespace")
 }
 
+/// The first line that a child writes: it has got as far as its script says.
+pub(crate) fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    line
+}
+
 /// A client in a place; must succeed to start, may fail to succeed.
 pub(crate) fn run(place: &Place, program: &str, arguments: &[&str]) -> std::process::Output {
     place
