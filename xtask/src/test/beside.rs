@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, bail};
 
 use crate::fuzz;
-use crate::run::{root, shell, step};
+use crate::run::{is_root, root, shell, step};
 
 /// Those checks under way; ended with their children if dropped.
 pub(super) struct Beside {
@@ -75,6 +75,12 @@ pub(super) fn run() -> anyhow::Result<()> {
         let _target = sh.push_env("CARGO_TARGET_DIR", root().join("target/beside"));
         super::lints(&sh)?;
     }
-    // `--pristine short` belongs here; it has not passed from begin to end yet.
-    step("fuzz targets", || fuzz::smoke(&sh))
+    step("fuzz targets", || fuzz::smoke(&sh))?;
+    if is_root() {
+        step(
+            "build, doctor and analyze on a machine that nothing has prepared",
+            || super::pristine::short(&sh),
+        )?;
+    }
+    Ok(())
 }
