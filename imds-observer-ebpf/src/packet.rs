@@ -181,6 +181,13 @@ pub(crate) fn sequence_key(tcp: &Tcp) -> u64 {
     u64::from(tcp.seq) | (u64::from(other) << 32)
 }
 
+/// An IPv6 extension header, behind which TCP may follow: hop-by-hop options, routing, fragment, authentication, destination options. None
+/// of them is read.
+#[inline(always)]
+pub(crate) fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 44 | 51 | 60)
+}
+
 /// Of two ends that both have an endpoint's address, the server is the one with the well-known port.
 #[inline(always)]
 pub(crate) fn is_clients_port(own: u16, other: u16) -> bool {

@@ -5,7 +5,7 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_cgroup_id, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use imds_observer_common::{
@@ -18,8 +18,8 @@ use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
 use crate::maps::{FLOWS, REWRITTEN, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, may_be_rewritten, with_slot};
 use crate::packet::{
-    self, ACK, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, Ip, RST, SYN, Tcp, is_clients_port,
-    sequence_key, tuple,
+    self, ACK, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, is_clients_port, is_extension, sequence_key,
+    tuple,
 };
 use crate::task::{current, current_cgroups, current_netns};
 
@@ -90,10 +90,24 @@ fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
                 concerns = remote[0] | remote[1] | remote[2] | remote[3] != 0 && (concerns || is_endpoint_v6(remote));
             }
             let next = *((data + 6) as *const u8);
-            return concerns && next != IPPROTO_UDP && next != IPPROTO_ICMPV6;
+            return concerns && (next == IPPROTO_TCP || is_extension(next) && !is_other_protocols(skb));
         }
     }
     false
+}
+
+/// Whether the packet's socket is of another protocol than TCP, which no extension header can make a request of.
+#[inline(always)]
+fn is_other_protocols(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid, and both pointers are compared with null.
+    unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return false;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        !socket.is_null() && read_volatile(&raw const (*socket).protocol) != u32::from(IPPROTO_TCP)
+    }
 }
 
 /// Volatile, word by word: the verifier takes no wider reads, and none at an address that was computed.

@@ -112,7 +112,7 @@ fn wire(skb: *mut __sk_buff, egress: bool, scratch: &mut WireScratch) -> bool {
         account(skb, ip, slot, far, egress);
     }
     if ip.later_fragment {
-        if far_is_endpoint {
+        if far_is_endpoint && ip.protocol == IPPROTO_TCP {
             count(|loss| &mut loss.unparsed);
         }
         return false;

@@ -212,3 +212,72 @@ sys.stdin.read()
     crowd.wait().unwrap();
     observer.finish();
 }
+
+/// Datagrams of several protocols and with IPv6 extension headers to the endpoints, as an unprivileged user in namespaces of its own.
+const DATAGRAMS: &str = r"
+import socket, subprocess
+for command in ('link set lo up', 'addr add 169.254.169.254/32 dev lo', 'addr add fd00:ec2::254/128 dev lo nodad'):
+    subprocess.run(['ip'] + command.split(), check=True)
+DESTINATION_OPTIONS = bytes([0, 0, 1, 4, 0, 0, 0, 0])
+sent = 0
+for family, address in ((socket.AF_INET, '169.254.169.254'), (socket.AF_INET6, 'fd00:ec2::254')):
+    for options in (None, 54, 59):
+        if options and family == socket.AF_INET:
+            continue
+        server = socket.socket(family, socket.SOCK_DGRAM)
+        server.bind((address, 80))
+        client = socket.socket(family, socket.SOCK_DGRAM)
+        if options:
+            for side in (client, server):
+                side.setsockopt(socket.IPPROTO_IPV6, options, DESTINATION_OPTIONS)
+        for size in (10, 8000):
+            client.sendto(b'x' * size, (address, 80))
+            _, peer = server.recvfrom(10000)
+            server.sendto(b'y' * size, peer)
+            client.recv(10000)
+            sent += 1
+        client.close()
+        server.close()
+print(sent)
+";
+
+#[test]
+#[ignore = "live"]
+fn datagrams_to_the_endpoints_are_no_unread_requests() {
+    let lab = lab(LabOptions {
+        pods: vec![PodOptions::default(); 1],
+        ..LabOptions::default()
+    });
+    let observer = Observer::stream(&lab, &[]);
+    let sent = lab
+        .pod(0)
+        .command("setpriv")
+        .unwrap()
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--",
+        ])
+        .args([
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--net",
+            "/usr/bin/python3",
+            "-c",
+            DATAGRAMS,
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&sent.stdout),
+        "8\n",
+        "{}",
+        String::from_utf8_lossy(&sent.stderr)
+    );
+    let finished = observer.finish();
+    let loss = finished.kind("loss").pop().unwrap();
+    assert_eq!(loss["unparsed"], 0, "{loss}");
+}
