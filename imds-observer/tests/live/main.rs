@@ -9,6 +9,7 @@ mod callers;
 mod command_line;
 mod confined;
 mod containers;
+mod detached;
 mod devices;
 mod doctor;
 mod faults;
