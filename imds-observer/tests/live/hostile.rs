@@ -1,12 +1,16 @@
 //! An unprivileged user of the host against the observer: what it can do in a network namespace of its own, and to the health port.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use imds_observer_lab::topology::{Lab, LabOptions, PodOptions};
 
-use crate::support::{Observer, first_line, in_netns, lab, run};
+use crate::support::{Observer, UPLINK, cgroup_of, first_line, in_netns, lab, observed_cgroup, program, run};
 
 const ADDRESS: &str = "127.0.0.1:9469";
 const URL: &str = "http://169.254.169.254/latest/meta-data/instance-id";
@@ -101,20 +105,8 @@ fn resident_peak_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-#[test]
-#[ignore = "live"]
-fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_others() {
-    const CONNECTIONS: usize = 1500;
-    const REQUESTS: usize = 64;
-    const VICTIMS: usize = 20;
-    let lab = lab(LabOptions {
-        pods: vec![PodOptions::default(); 2],
-        ..LabOptions::default()
-    });
-    let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
-    let mut hostile = attack(&lab, CONNECTIONS, REQUESTS);
-    // While the observer reads what has piled up, the ring buffer overflows and the loss record counts it. Once it has caught up, the attack still
-    // holds all that it may, and the others are seen.
+/// Requests of others until one of them is seen: the observer has read all that was before.
+fn catch_up(lab: &Lab, observer: &mut Observer) {
     let mut flood = lab
         .pod(0)
         .command("sh")
@@ -132,6 +124,29 @@ fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_other
     });
     flood.kill().unwrap();
     flood.wait().unwrap();
+}
+
+/// What a loss record counts of events that were not read or not kept.
+fn lost(loss: &serde_json::Value) -> u64 {
+    let counts = ["ring_buffer", "evicted", "truncated", "shed", "unparsed"];
+    counts.iter().map(|count| loss[count].as_u64().unwrap()).sum()
+}
+
+#[test]
+#[ignore = "live"]
+fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_others() {
+    const CONNECTIONS: usize = 1500;
+    const REQUESTS: usize = 64;
+    const VICTIMS: usize = 20;
+    let lab = lab(LabOptions {
+        pods: vec![PodOptions::default(); 2],
+        ..LabOptions::default()
+    });
+    let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
+    let mut hostile = attack(&lab, CONNECTIONS, REQUESTS);
+    // While the observer reads what has piled up, the ring buffer overflows and the loss record counts it. Once it has caught up, the attack still
+    // holds all that it may, and the others are seen.
+    catch_up(&lab, &mut observer);
     for victim in 0..VICTIMS {
         let url = format!("{URL}?victim{victim}");
         assert!(
@@ -158,10 +173,7 @@ fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_other
     };
     let (victims, attackers) = (of("?victim"), of("?hostile"));
     let loss = finished.kind("loss").pop().unwrap();
-    let lost: u64 = ["ring_buffer", "evicted", "truncated", "shed", "unparsed"]
-        .iter()
-        .map(|count| loss[count].as_u64().unwrap())
-        .sum();
+    let lost = lost(loss);
     eprintln!(
         "{victims} of {VICTIMS} seen; {attackers} of {} of the attack, {loss}; {peak} KiB; healthz {health:?}",
         CONNECTIONS * REQUESTS
@@ -173,6 +185,132 @@ fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_other
     assert!(
         attackers == CONNECTIONS * REQUESTS || lost > 0,
         "what is missing is reported: {attackers} and {loss}"
+    );
+}
+
+/// A cgroup that limits memory, of either version.
+struct MemoryLimit {
+    directory: PathBuf,
+    peak: &'static str,
+}
+
+impl MemoryLimit {
+    fn new(bytes: u64) -> Self {
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let name = format!("imds-observer-test-{}", std::process::id());
+        let (directory, limit, peak) = if v1.exists() {
+            (v1.join(name), "memory.limit_in_bytes", "memory.max_usage_in_bytes")
+        } else {
+            let root = Path::new("/sys/fs/cgroup");
+            fs::write(root.join("cgroup.subtree_control"), "+memory").expect("enable the memory controller");
+            (root.join(name), "memory.max", "memory.peak")
+        };
+        fs::create_dir(&directory).expect("make a memory cgroup");
+        fs::write(directory.join(limit), bytes.to_string()).expect("limit the memory");
+        Self { directory, peak }
+    }
+
+    /// The command will start in it.
+    fn confine(&self, command: &mut Command) {
+        let mut procs = fs::OpenOptions::new()
+            .write(true)
+            .open(self.directory.join("cgroup.procs"))
+            .expect("open the memory cgroup");
+        // SAFETY: between fork and exec there is one system call; the file was opened before.
+        unsafe { command.pre_exec(move || procs.write_all(b"0")) };
+    }
+
+    /// Of the process, and of the kernel on its behalf: the maps, the ring buffer.
+    fn peak_bytes(&self) -> u64 {
+        let peak = fs::read_to_string(self.directory.join(self.peak)).unwrap();
+        peak.trim().parse().unwrap()
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+/// `MemoryMax` of the unit.
+fn unit_memory_bytes() -> u64 {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/imds-observer.service");
+    let unit = fs::read_to_string(unit).unwrap();
+    let limit = unit.lines().find_map(|line| line.strip_prefix("MemoryMax=")).unwrap();
+    limit.strip_suffix('M').unwrap().parse::<u64>().unwrap() << 20
+}
+
+#[test]
+#[ignore = "live"]
+fn under_the_units_memory_limit_nine_thousand_connections_hide_no_others() {
+    const CONNECTIONS: usize = 9000;
+    const REQUESTS: usize = 64;
+    const AFTERWARDS: usize = 20;
+    let lab = lab(LabOptions {
+        pods: vec![PodOptions::default(); 2],
+        ..LabOptions::default()
+    });
+    let limit = MemoryLimit::new(unit_memory_bytes());
+    let mut command = in_netns(lab.node(), program());
+    limit.confine(&mut command);
+    let cgroup = observed_cgroup(&lab);
+    command.args(["stream", "-i", UPLINK, "--cgroup", &cgroup, "--metrics", ADDRESS]);
+    let mut observer = Observer::start(&mut command);
+    observer.wait_for(|record| record["record"] == "start");
+    let ask = || {
+        let output = run(lab.pod(0), "curl", &["-s", "-o", "/dev/null", URL]);
+        assert!(output.status.success());
+    };
+
+    // Others ask while the attack is being sent and while all its connections are held.
+    let (mut asked, mut health) = (0, Duration::ZERO);
+    let mut hostile = thread::scope(|scope| {
+        let attack = scope.spawn(|| attack(&lab, CONNECTIONS, REQUESTS));
+        while !attack.is_finished() {
+            ask();
+            asked += 1;
+            health = health.max(probe(&lab, 1));
+        }
+        attack.join().unwrap()
+    });
+    let during = asked;
+    catch_up(&lab, &mut observer);
+    for _ in 0..AFTERWARDS {
+        ask();
+        health = health.max(probe(&lab, 1));
+    }
+    drop(hostile.stdin.take());
+    assert!(hostile.wait().unwrap().success());
+    let peak = limit.peak_bytes();
+    let finished = observer.finish();
+
+    let (others, attacker) = (cgroup_of(lab.pod(0)), cgroup_of(lab.pod(1)));
+    let exchanges = finished.kind("exchange");
+    let of = |cgroup: &str, marker: bool| {
+        let is = |exchange: &&&serde_json::Value| {
+            let path = exchange["request"]["path"].as_str().unwrap_or_default();
+            exchange["process"]["cgroup"] == cgroup && path.contains("?marker") == marker
+        };
+        exchanges.iter().filter(is).count()
+    };
+    let (seen, attackers) = (of(&others, false), of(&attacker, false));
+    let loss = finished.kind("loss").pop().unwrap();
+    eprintln!(
+        "{seen} of {during} + {AFTERWARDS} seen; {attackers} of {} of the attack, {loss}; peak {} MiB of {}; healthz {health:?}",
+        CONNECTIONS * REQUESTS,
+        peak >> 20,
+        unit_memory_bytes() >> 20
+    );
+    assert!(peak < unit_memory_bytes(), "{peak} bytes");
+    assert!(health < Duration::from_secs(1), "healthz took {health:?}");
+    assert!(
+        seen >= AFTERWARDS,
+        "each of the others is seen once the observer has caught up: {loss}"
+    );
+    assert!(
+        seen == during + AFTERWARDS || lost(loss) > 0,
+        "what is missing is reported: {loss}"
     );
 }
 
