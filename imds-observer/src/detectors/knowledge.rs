@@ -148,8 +148,11 @@ pub struct Knowledge {
     pub v6_answered: Option<Time>,
     /// Newest answer 2xx to a request without a token, whoever asked.
     pub v1_read: Option<Time>,
-    /// Newest list of roles that anyone was given.
+    /// Newest list of roles that any client received, and newest answer 404 to a request for it.
     pub role_listed: Option<Time>,
+    pub role_unlisted: Option<Time>,
+    /// Newest role of which any client received the credentials, and when.
+    role_given: Option<(Box<str>, Time)>,
     /// What drops told, by connection id.
     drops: LruCache<String, DropNote>,
     /// Newest request of cloud-init, whose crawl is a burst by design.
@@ -170,6 +173,8 @@ impl Knowledge {
             v6_answered: None,
             v1_read: None,
             role_listed: None,
+            role_unlisted: None,
+            role_given: None,
             drops: bounded(limits.connections(MAX_DROPS)),
             boot_crawl: None,
             quota_exceeded: None,
@@ -188,6 +193,37 @@ impl Knowledge {
     /// What a drop of this connection told.
     pub fn drop_note(&self, connection: &str) -> Option<DropNote> {
         self.drops.peek(connection).copied()
+    }
+
+    /// Whether the instance has another role than `role`, whose credentials `client` last received at `last_200` and which is 404
+    /// since `first_404`: the other role's name, where it is known.
+    ///
+    /// A list of roles from before the first 404 may still have named `role`. It counts if the change is more likely to lie before
+    /// it: if it is nearer than a tenth of the interval in which the change lies.
+    pub(super) fn other_role(
+        &self,
+        client: &Client,
+        role: &str,
+        last_200: Option<Time>,
+        first_404: Time,
+    ) -> Option<Option<&str>> {
+        let given = self.role_given.as_ref().filter(|(name, _)| **name != *role);
+        let name_since = |since: Time| given.filter(|(_, time)| *time >= since).map(|(name, _)| &**name);
+        let own_listing = client
+            .role_listing
+            .is_some_and(|(time, there)| there && time >= first_404);
+        let Some(last_200) = last_200 else {
+            return own_listing.then(|| name_since(first_404));
+        };
+        let name = name_since(last_200);
+        let since_then = |time: Time| {
+            time >= first_404 || first_404.since(time).saturating_mul(9) <= time.since(last_200) && time >= last_200
+        };
+        let listed = self.role_listed.filter(|time| since_then(*time));
+        let newest = listed.max(name.and(given).map(|(_, time)| *time));
+        // Without a list of roles since, the other role is gone too.
+        let gone = newest < Some(first_404) && self.role_unlisted > newest;
+        (own_listing || newest.is_some() && !gone).then_some(name)
     }
 
     /// Somebody had an answer over IPv4 at about this time.
@@ -275,9 +311,15 @@ impl Knowledge {
         if let Observation::Exchange(exchange) = observation {
             client.learn(exchange);
             self.v1_read = self.v1_read.max(client.v1_read);
-            if let Some((listed, true)) = client.role_listing {
-                self.role_listed = self.role_listed.max(Some(listed));
+            if let Some((time, there)) = client.role_listing {
+                let newest = if there {
+                    &mut self.role_listed
+                } else {
+                    &mut self.role_unlisted
+                };
+                *newest = (*newest).max(Some(time));
             }
+            learn_role(&mut self.role_given, exchange);
             if answered(exchange) {
                 let (of_client, of_host) = if is_v6(&exchange.connection.remote) {
                     (&mut client.v6_answered, &mut self.v6_answered)
@@ -302,6 +344,24 @@ impl Knowledge {
             unreachable!("it was learnt");
         };
         (caller, client)
+    }
+}
+
+/// Notes the role whose credentials this exchange returned.
+fn learn_role(given: &mut Option<(Box<str>, Time)>, exchange: &Exchange) {
+    let (Some(200), Some(path)) = (status(exchange), exchange.request.path.as_deref()) else {
+        return;
+    };
+    if !path.contains("/security-credentials/") || given.as_ref().is_some_and(|(_, time)| *time > exchange.time) {
+        return;
+    }
+    let path = normalise(path);
+    let Some(role) = role_of(below_version(&path)) else {
+        return;
+    };
+    match given {
+        Some((name, time)) if **name == *role => *time = exchange.time,
+        _ => *given = Some((role.into(), exchange.time)),
     }
 }
 

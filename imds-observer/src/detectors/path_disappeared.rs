@@ -249,9 +249,10 @@ impl PathDisappeared {
             Cause::Client
         } else if is_role_listing(below) {
             Cause::RoleDetached
-        } else if role_of(below).is_some() {
+        } else if let Some(role) = role_of(below) {
+            let replaced = || context.knowledge.other_role(client, role, Some(known.last_200), first);
             // Listed: the role's name is stale. Not listed: the list itself is the evidence.
-            if listing || own_listing.is_some() {
+            if listing || own_listing.is_some() || replaced().is_some() {
                 return;
             }
             Cause::Role

@@ -3,9 +3,13 @@
 //! ## Detects
 //!
 //! Per client: `misses` answers 404 in a row to `iam/security-credentials/ROLE`, while the listing
-//! `iam/security-credentials/` or the credentials of another role are answered with 200. A client that never had
-//! credentials for the name is included if it gets the listing itself: its role name was wrong from the start. If nothing
-//! is listed, `path-disappeared` or `no-instance-role` reports it.
+//! `iam/security-credentials/` or the credentials of another role are answered with 200. Credentials of another role count
+//! since the client's last 200: the role may have been replaced hours before the client needs new credentials. A listing
+//! from before the first 404 counts only if it is close to it (a tenth of the time since the last 200), because an earlier
+//! one may have named the old role.
+//!
+//! A client that never had credentials for the name is included if it gets the listing itself: its role name was wrong from
+//! the start. If nothing is listed, `path-disappeared` or `no-instance-role` reports it.
 //!
 //! ## Why it matters
 //!
@@ -99,8 +103,6 @@ struct Missing {
 pub(super) struct StaleRoleName {
     config: Config,
     roles: LruCache<(u64, u64), Asked>,
-    /// The newest role whose credentials were given.
-    given: Option<(u64, Time, Arc<Path>)>,
     evicted: u64,
     pending: bool,
 }
@@ -109,7 +111,6 @@ pub(super) fn new(config: &Config, limits: &Limits) -> StaleRoleName {
     StaleRoleName {
         config: config.clone(),
         roles: bounded(limits.paths(MAX_ROLES)),
-        given: None,
         evicted: 0,
         pending: false,
     }
@@ -142,9 +143,6 @@ impl Detector for StaleRoleName {
             if asked.missing.take_if(|missing| missing.first <= time).is_some() {
                 sightings.clear(&client.key, time);
             }
-            if self.given.as_ref().is_none_or(|(_, newest, _)| time >= *newest) {
-                self.given = Some((id, time, context.shared_path.clone()));
-            }
             return;
         }
         if asked.last_200.is_some_and(|answered| answered >= time) {
@@ -174,8 +172,7 @@ impl Detector for StaleRoleName {
         if !std::mem::take(&mut self.pending) {
             return;
         }
-        let given = self.given.as_ref();
-        for ((handle, id), Asked { last_200, missing }) in &mut self.roles {
+        for ((handle, _), Asked { last_200, missing }) in &mut self.roles {
             let (Some(missing), Some(client)) = (missing, context.knowledge.client(*handle)) else {
                 continue;
             };
@@ -184,13 +181,11 @@ impl Detector for StaleRoleName {
             }
             // What is not decided yet is looked at again.
             self.pending = true;
-            let other = given.filter(|(other, time, _)| other != id && *time >= missing.first);
-            let own_listing = client
-                .role_listing
-                .is_some_and(|(time, there)| there && time >= missing.first);
-            let listing = context.knowledge.role_listed.is_some_and(|time| time >= missing.first);
-            let there = own_listing || last_200.is_some() && (listing || other.is_some());
-            if missing.misses < self.config.misses.max(1) || !there {
+            let role = role_of(missing.path.below()).unwrap_or_default();
+            let Some(other) = context.knowledge.other_role(client, role, *last_200, missing.first) else {
+                continue;
+            };
+            if missing.misses < self.config.misses.max(1) {
                 continue;
             }
             let sighting = Sighting {
@@ -201,11 +196,10 @@ impl Detector for StaleRoleName {
                 news: false,
             };
             missing.pending = 0;
-            let other = other.map(|(_, _, path)| path.below());
             let missing = &*missing;
             sightings
                 .since(missing.pending_from)
-                .report(sighting, || missing.details(*last_200, other.and_then(role_of), client));
+                .report(sighting, || missing.details(*last_200, other, client));
         }
     }
 
