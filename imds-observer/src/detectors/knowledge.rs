@@ -134,6 +134,13 @@ pub struct Client {
     pub cloud_init: bool,
 }
 
+/// A role that the instance has in place of the one that a client requests.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OtherRole<'a> {
+    /// Where credentials were requested by it.
+    pub(super) name: Option<&'a str>,
+}
+
 /// Shared by all detectors.
 #[derive(Debug)]
 pub struct Knowledge {
@@ -196,7 +203,7 @@ impl Knowledge {
     }
 
     /// Whether the instance has another role than `role`, whose credentials `client` last received at `last_200` and which is 404
-    /// since `first_404`: the other role's name, where it is known.
+    /// since `first_404`.
     ///
     /// A list of roles from before the first 404 may still have named `role`. It counts if the change is more likely to lie before
     /// it: if it is nearer than a tenth of the interval in which the change lies.
@@ -206,14 +213,16 @@ impl Knowledge {
         role: &str,
         last_200: Option<Time>,
         first_404: Time,
-    ) -> Option<Option<&str>> {
+    ) -> Option<OtherRole<'_>> {
         let given = self.role_given.as_ref().filter(|(name, _)| **name != *role);
         let name_since = |since: Time| given.filter(|(_, time)| *time >= since).map(|(name, _)| &**name);
         let own_listing = client
             .role_listing
             .is_some_and(|(time, there)| there && time >= first_404);
         let Some(last_200) = last_200 else {
-            return own_listing.then(|| name_since(first_404));
+            return own_listing.then(|| OtherRole {
+                name: name_since(first_404),
+            });
         };
         let name = name_since(last_200);
         let since_then = |time: Time| {
@@ -223,7 +232,7 @@ impl Knowledge {
         let newest = listed.max(name.and(given).map(|(_, time)| *time));
         // Without a list of roles since, the other role is gone too.
         let gone = newest < Some(first_404) && self.role_unlisted > newest;
-        (own_listing || newest.is_some() && !gone).then_some(name)
+        (own_listing || newest.is_some() && !gone).then_some(OtherRole { name })
     }
 
     /// Somebody had an answer over IPv4 at about this time.

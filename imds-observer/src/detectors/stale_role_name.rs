@@ -199,7 +199,7 @@ impl Detector for StaleRoleName {
             let missing = &*missing;
             sightings
                 .since(missing.pending_from)
-                .report(sighting, || missing.details(*last_200, other, client));
+                .report(sighting, || missing.details(*last_200, other.name, client));
         }
     }
 
