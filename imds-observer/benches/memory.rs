@@ -119,12 +119,12 @@ fn small() -> Limits {
     limits.attribution.containers = 1_024;
     limits.attribution.pending = 1_024;
     limits.attribution.lookups = 1_024;
-    limits.summary.distinct = 64;
+    limits.summary.distinct = 256;
     limits.traces.callers = 512;
     limits.report.findings = 500;
     limits.report.judged_workloads = 500;
     limits.report.hosts = 1_000;
-    limits.watch.distinct = 64;
+    limits.watch.distinct = 256;
     limits
 }
 
@@ -141,17 +141,23 @@ impl Output for Stuck {
 }
 
 fn outputs(limits: &Limits, rows: &mut Vec<Row>) {
-    let (go, stuck) = channel();
-    let before = held();
-    let mut queue = Queue::new(Stuck(stuck), Kinds::ALL, limits.queue).expect("start the writer");
-    for n in 0..2 * limits.queue as u64 {
-        queue.write(&record(n));
-    }
-    let bytes = held() - before;
-    // Its thread must be gone before the next is measured.
-    drop(go);
-    queue.finish().expect("end the writer");
-    rows.push(("queue", limits.queue, bytes));
+    let waiting = |budget: usize| {
+        let (go, stuck) = channel();
+        let before = held();
+        let mut queue = Queue::new(Stuck(stuck), Kinds::ALL, limits.queue)
+            .expect("start the writer")
+            .with_budget(budget);
+        for n in 0..2 * limits.queue as u64 {
+            queue.write(&record(n));
+        }
+        let bytes = held() - before;
+        // Its thread must be gone before the next is measured.
+        drop(go);
+        queue.finish().expect("end the writer");
+        bytes
+    };
+    rows.push(("queue", limits.queue, waiting(usize::MAX)));
+    rows.push(("queue_bytes", limits.queue_bytes, waiting(limits.queue_bytes)));
 
     let findings: Vec<Line> = findings().iter().map(Line::of).collect();
     let bytes = of(|| {
@@ -179,6 +185,11 @@ fn findings() -> Vec<Arc<Record>> {
         .map(|finding| Arc::new(Record::Finding(finding)))
         .collect()
 }
+
+/// Tokens, and processes, that a row distinguishes whatever other rows do.
+const OWN_DISTINCT: usize = 128;
+/// What all rows may distinguish beyond, in limits of one row.
+const SHARED_DISTINCT: usize = 32;
 
 const BEGIN: Time = Time(1_700_000_000 * SECOND);
 
@@ -240,7 +251,11 @@ fn head(n: u64) -> Bytes {
 }
 
 fn flow(limits: exchange::Limits, rows: &mut Vec<Row>) {
-    let table = || FlowTable::new(limits, Hasher::with_salt(1, 2));
+    let without_budget = exchange::Limits {
+        budget_bytes: usize::MAX,
+        ..limits
+    };
+    let table = || FlowTable::new(without_budget, Hasher::with_salt(1, 2));
     let connection = |table: &mut FlowTable, n: u64, requests: usize| {
         let mut facts: Vec<Fact> = Vec::new();
         table.handle(
@@ -269,6 +284,15 @@ fn flow(limits: exchange::Limits, rows: &mut Vec<Row>) {
         table
     });
     rows.push(("flow.flows", limits.flows, flows));
+    let budget = of(|| {
+        let mut table = FlowTable::new(limits, Hasher::with_salt(1, 2));
+        // Twice what it can hold.
+        for n in 0..(2 * limits.budget_bytes / (limits.pending << 10)) as u64 {
+            connection(&mut table, n, limits.pending);
+        }
+        table
+    });
+    rows.push(("flow.budget_bytes", limits.budget_bytes, budget));
     let with = |requests| {
         of(|| {
             let mut table = table();
@@ -518,7 +542,12 @@ fn summary(limits: summary::Limits, rows: &mut Vec<Row>) {
         callers: 1,
         ..limits
     };
-    let row = of(|| fill(few)) / few.groups;
+    // A row with the values that it distinguishes whatever others do. What all rows share is the limit's below.
+    let own = summary::Limits {
+        distinct: OWN_DISTINCT,
+        ..few
+    };
+    let row = of(|| fill(own)) / few.groups;
     rows.push(("summary.groups", limits.groups, row * limits.groups));
     let paths = part(few, |limits| limits.paths = 1, fill) / few.groups;
     rows.push(("summary.paths", limits.paths, paths));
@@ -532,10 +561,13 @@ fn summary(limits: summary::Limits, rows: &mut Vec<Row>) {
             summarizer
         })
     };
+    // Of tokens and processes, of the interval and in total.
+    let more = (limits.distinct - OWN_DISTINCT) * few.groups;
+    let shared = SHARED_DISTINCT * limits.distinct;
     rows.push((
         "summary.distinct",
-        limits.distinct,
-        (full(limits.distinct) - full(1)) / few.groups,
+        shared,
+        (full(limits.distinct) - full(OWN_DISTINCT)) / more * shared / 4,
     ));
     let interfaces = |limits: summary::Limits| {
         let mut summarizer = Summarizer::new(host(), limits);
@@ -716,22 +748,28 @@ fn watch(limits: state::Limits, rows: &mut Vec<Row>) {
         assert_eq!(state.rows.len(), few);
         state
     };
-    let row = of(|| fill(limits)) / few;
+    let own = state::Limits {
+        distinct: OWN_DISTINCT,
+        ..limits
+    };
+    let row = of(|| fill(own)) / few;
     rows.push(("watch.rows", limits.rows, row * limits.rows));
     rows.push((
         "watch.last",
         limits.last,
-        part(limits, |limits| limits.last = 1, fill) / few,
+        part(own, |limits| limits.last = 1, fill) / few,
     ));
     rows.push((
         "watch.paths",
         limits.paths,
-        part(limits, |limits| limits.paths = 1, fill) / few,
+        part(own, |limits| limits.paths = 1, fill) / few,
     ));
+    let more = (limits.distinct - OWN_DISTINCT) * few;
+    let shared = SHARED_DISTINCT * limits.distinct;
     rows.push((
         "watch.distinct",
-        limits.distinct,
-        part(limits, |limits| limits.distinct = 1, fill) / few,
+        shared,
+        part(limits, |limits| limits.distinct = OWN_DISTINCT, fill) / more * shared / 2,
     ));
     let found = findings();
     let bytes = of(|| {

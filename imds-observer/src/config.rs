@@ -76,7 +76,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             queue: 16_384,
-            queue_bytes: 24 << 20,
+            queue_bytes: 16 << 20,
             held_bytes: 1 << 20,
             silence: Span(Duration::from_hours(1)),
             kernel: bpf::Limits::default(),
@@ -310,6 +310,59 @@ mod tests {
         sorted.sort();
         keys.sort();
         assert_eq!(sorted, keys);
+    }
+
+    /// Of the idle program, resident, in MiB.
+    const IDLE_MIB: f64 = 20.0;
+
+    #[test]
+    fn all_limits_of_the_service_together_are_below_its_memory_limit() {
+        let unit = include_str!("../../deploy/systemd/imds-observer.service");
+        let max = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("MemoryMax=")?.strip_suffix('M'));
+        let max: f64 = max.unwrap().parse().unwrap();
+        let page = include_str!("../../docs/benchmarks.md");
+        let table = page.split("<!-- bench memory -->").nth(1).unwrap();
+        let table = table.split("<!-- end of bench memory -->").next().unwrap();
+        let rows: Vec<(&str, f64)> = table
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
+            .map(|row| {
+                let cells: Vec<&str> = row.split(" | ").collect();
+                (cells[0].trim_end_matches('`'), cells[2].parse().unwrap())
+            })
+            .collect();
+        // Parts of a row or a connection are in another line of the table; traces and views are read by other commands.
+        let parts = [
+            "queue",
+            "flow.flows",
+            "flow.pending",
+            "flow.stream.pieces",
+            "summary.paths",
+        ];
+        let is_of_service = |name: &str| {
+            let other = ["traces.", "report.", "watch.", "detectors."];
+            !parts.contains(&name) && !other.iter().any(|prefix| name.starts_with(prefix))
+        };
+        let of_service = rows.iter().filter(|(name, _)| is_of_service(name));
+        let sum: f64 = of_service.map(|(_, mib)| mib).sum();
+        assert!(rows.len() > 40 && sum > 100.0, "the table was read: {rows:?}");
+        assert!(
+            sum + IDLE_MIB < max,
+            "{sum} MiB of limits and {IDLE_MIB} MiB, of {max} MiB"
+        );
+        // The page states the same sum.
+        let told = include_str!("../../docs/limits.md");
+        let together = told
+            .lines()
+            .find_map(|line| line.strip_prefix("| together | "))
+            .unwrap();
+        let together: f64 = together.trim_end_matches(" |").parse().unwrap();
+        assert!(
+            (together - sum).abs() < 1.0,
+            "docs/limits.md: {together}, docs/benchmarks.md: {sum}"
+        );
     }
 
     #[test]

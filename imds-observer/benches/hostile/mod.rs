@@ -1,5 +1,7 @@
 //! Records of a local process that does its worst: every name as long as the kernel side lets it be, and another one each time.
 
+#![allow(dead_code, reason = "benches and tests that include this file use a part of it")]
+
 use std::sync::Arc;
 
 use imds_observer::record::{

@@ -40,7 +40,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 65_536,
-            budget_bytes: 48 << 20,
+            budget_bytes: 32 << 20,
             pending: 64,
             early: 16,
             translated: 16_384,

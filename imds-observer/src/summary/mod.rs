@@ -4,6 +4,7 @@
 //! `other_requests`; distinct tokens, processes and paths of a group are counted up to bounds: see [`Limits`]. Live, groups that have been
 //! silent for long make room for new ones, and the total counts them in `other_requests` from then on; of a trace the total is over all.
 
+pub(crate) mod distinct;
 mod interfaces;
 mod paths;
 pub(crate) mod tally;
@@ -20,6 +21,7 @@ use crate::callers::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{Connect, Container, Exchange, Host, Kind, Process, ProcessSummary, Record, SCHEMA, Summary, Time};
 use crate::source::InterfaceSample;
+use distinct::Budget;
 use interfaces::Interfaces;
 use tally::Tally;
 
@@ -31,7 +33,7 @@ pub struct Limits {
     pub groups: usize,
     /// Paths that are counted in each.
     pub paths: usize,
-    /// Tokens, and processes, distinguished in each; beyond, these counts stop.
+    /// Tokens, and processes, distinguished in each; beyond, these counts stop. 32 times as many in all, and 128 more in each.
     pub distinct: usize,
     /// Interfaces that are distinguished.
     pub interfaces: usize,
@@ -60,6 +62,7 @@ pub struct Summarizer {
     hashing: RandomState,
     callers: ByCaller<u64>,
     limits: Limits,
+    distinct: Budget,
     /// After which a silent group makes room for another one.
     silence_ns: Option<u64>,
     /// No group has been silent for so long before.
@@ -97,6 +100,7 @@ impl Summarizer {
             hashing: RandomState::new(),
             callers: ByCaller::new(limits.callers),
             limits,
+            distinct: Budget::new(limits.distinct),
             silence_ns: None,
             full_until: Time::default(),
             interfaces: Interfaces::new(limits.interfaces),
@@ -257,8 +261,8 @@ impl Summarizer {
                 },
                 workload: workload::workload(process.map(Arc::as_ref), container.map(Arc::as_ref)),
                 last: time,
-                interval: Tally::new(self.limits.paths, self.limits.distinct),
-                total: Tally::new(self.limits.paths, self.limits.distinct),
+                interval: Tally::new(self.limits.paths, &self.distinct),
+                total: Tally::new(self.limits.paths, &self.distinct),
             }),
         };
         row.last = time;

@@ -1,11 +1,10 @@
 //! The numbers of one group over one time.
 
 use std::collections::BTreeMap;
-use std::hash::{Hash, Hasher};
 
 use hdrhistogram::Histogram;
-use rustc_hash::{FxHashSet, FxHasher};
 
+use super::distinct::{Budget, Distinct};
 use super::paths::TopPaths;
 use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Process, ProcessSummary, Quantiles, SECOND};
 
@@ -34,12 +33,11 @@ pub(crate) struct Tally {
     longest_connect: Option<u64>,
     total_connect: u64,
     paths: TopPaths,
-    max_distinct: usize,
 }
 
 impl Tally {
-    /// `max_distinct`: tokens, and processes, that are distinguished; beyond, the counts stop.
-    pub(crate) fn new(max_paths: usize, max_distinct: usize) -> Self {
+    /// `distinct`: for tokens, and for processes; beyond, the counts stop.
+    pub(crate) fn new(max_paths: usize, distinct: &Budget) -> Self {
         Self {
             requests: 0,
             lost: 0,
@@ -49,14 +47,13 @@ impl Tally {
             by_outcome: [0; 6],
             other_status: 0,
             issued: 0,
-            tokens: Distinct::default(),
-            instances: Distinct::default(),
+            tokens: Distinct::new(distinct.clone()),
+            instances: Distinct::new(distinct.clone()),
             latency: None,
             max_latency: 0,
             longest_connect: None,
             total_connect: 0,
             paths: TopPaths::new(max_paths),
-            max_distinct,
         }
     }
 
@@ -86,11 +83,11 @@ impl Tally {
             self.issued += 1;
         }
         if let Some(token) = &request.token {
-            self.tokens.insert(token, self.max_distinct);
+            self.tokens.insert(token);
         }
         if let Some(process) = exchange.process.as_deref() {
             let Process { pid, start_time, .. } = process;
-            self.instances.insert(&(pid, start_time), self.max_distinct);
+            self.instances.insert(&(pid, start_time));
         }
         if let Some(latency) = exchange.latency_ns {
             let histogram = self.latency.get_or_insert_with(|| {
@@ -211,32 +208,3 @@ const OUTCOMES: [ExchangeOutcome; 6] = [
     ExchangeOutcome::Closed,
     ExchangeOutcome::Open,
 ];
-
-/// Counts distinct values, up to a limit.
-#[derive(Clone, Debug, Default)]
-struct Distinct {
-    seen: FxHashSet<u64>,
-    /// The same comes many times in a row.
-    last: Option<u64>,
-}
-
-impl Distinct {
-    fn insert(&mut self, value: &(impl Hash + ?Sized), most: usize) {
-        let mut hasher = FxHasher::default();
-        value.hash(&mut hasher);
-        let hash = hasher.finish();
-        if self.last != Some(hash) && self.seen.len() < most {
-            self.seen.insert(hash);
-            self.last = Some(hash);
-        }
-    }
-
-    fn count(&self) -> u64 {
-        self.seen.len() as u64
-    }
-
-    fn clear(&mut self) {
-        self.seen.clear();
-        self.last = None;
-    }
-}

@@ -17,6 +17,7 @@ use crate::record::{
     PacketDirection, Process, Record, SECOND, Start, Time,
 };
 use crate::report::groups::{Group as CauseGroup, groups};
+use crate::summary::distinct::Budget;
 use crate::summary::tally::Tally;
 
 /// Bounds of what the live view holds.
@@ -29,7 +30,7 @@ pub struct Limits {
     pub last: usize,
     /// Paths that are counted for each.
     pub paths: usize,
-    /// Tokens, and processes, distinguished in each; beyond, these counts stop.
+    /// Tokens, and processes, distinguished in each; beyond, these counts stop. 32 times as many in all, and 128 more in each.
     pub distinct: usize,
     /// Findings that are kept; resolved ones go first.
     pub findings: usize,
@@ -84,6 +85,7 @@ pub struct State {
     /// Playback: the trace has come to its end.
     pub ended: bool,
     limits: Limits,
+    distinct: Budget,
 }
 
 /// The processes that one verdict is about, as summaries have them.
@@ -165,6 +167,7 @@ impl State {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            distinct: Budget::new(limits.distinct),
             ..Self::default()
         }
     }
@@ -388,7 +391,7 @@ impl State {
             process: None,
             container: None,
             local: local.map(str::to_owned),
-            tally: Tally::new(limits.paths, limits.distinct),
+            tally: Tally::new(limits.paths, &self.distinct),
             rate: Rate::default(),
             errors: 0,
             dropped: 0,

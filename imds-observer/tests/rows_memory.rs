@@ -1,0 +1,90 @@
+//! What rows of summaries and of the live view hold in memory when local processes do their worst.
+
+#[path = "../benches/allocator/mod.rs"]
+mod allocator;
+#[path = "../benches/hostile/mod.rs"]
+mod hostile;
+
+use std::sync::Arc;
+
+use imds_observer::record::{Exchange, Host, Process, Record, Time};
+use imds_observer::summary::{self, Summarizer};
+use imds_observer::watch::state::{self, State};
+
+use allocator::held;
+
+/// Groups of processes: as many as reach what all rows share.
+const GROUPS: u64 = 32;
+/// Of a row, with all its paths and latencies, without what all rows share.
+const ROW_BYTES: usize = 84 << 10;
+/// Of the live view's, which has the last exchanges too.
+const WATCH_ROW_BYTES: usize = 140 << 10;
+/// What all rows share.
+const SHARED_BYTES: usize = 4 << 20;
+
+/// Of one group, by another process with another token each time.
+fn exchange(group: u64, turn: u64) -> Exchange {
+    let member = Process {
+        exe: Some(format!("/opt/{group}")),
+        start_time: Some(Time(turn)),
+        ..Process::clone(&hostile::hostile(group))
+    };
+    hostile::exchange(group * 10_000 + turn, &Arc::new(member), &Host::from("node"))
+}
+
+fn exchanges(distinct: usize) -> impl Iterator<Item = Exchange> {
+    (0..GROUPS).flat_map(move |group| (0..distinct as u64).map(move |turn| exchange(group, turn)))
+}
+
+// One test: what is held is counted for the whole process.
+#[test]
+fn rows_together_hold_less_than_each_may_hold_alone() {
+    // The cache of callers is another limit.
+    let limits = summary::Limits {
+        callers: 1,
+        ..summary::Limits::default()
+    };
+    let before = held();
+    let mut summarizer = Summarizer::new(Host::from("node"), limits);
+    for exchange in exchanges(limits.distinct) {
+        summarizer.exchange(&exchange);
+    }
+    let bytes = held() - before;
+    println!("{GROUPS} rows of a summary: {} KiB", bytes >> 10);
+    assert!(bytes < GROUPS as usize * ROW_BYTES + SHARED_BYTES, "{bytes} bytes");
+    // What an interval has counted is given back at its end, and can be used by the next.
+    summarizer.interval(Time(2_000_000_000_000_000_000));
+    let ended = held() - before;
+    assert!(ended < bytes, "{ended} bytes after the interval, {bytes} before");
+    for exchange in exchanges(limits.distinct) {
+        summarizer.exchange(&exchange);
+    }
+    let again = held() - before;
+    assert!(
+        again <= bytes + bytes / 8,
+        "{again} bytes after another interval, {bytes} before"
+    );
+    let summary = summarizer.total(Time(2_000_000_000_000_000_000));
+    for row in &summary.processes {
+        assert!(
+            row.tokens >= 128,
+            "each row distinguishes some whatever others do: {}",
+            row.tokens
+        );
+    }
+    drop(summary);
+    drop(summarizer);
+
+    let limits = state::Limits::default();
+    let before = held();
+    let mut state = State::new(limits);
+    for exchange in exchanges(limits.distinct) {
+        state.apply(&Arc::new(Record::Exchange(exchange)));
+    }
+    let bytes = held() - before;
+    println!("{GROUPS} rows of the live view: {} KiB", bytes >> 10);
+    assert!(
+        bytes < GROUPS as usize * WATCH_ROW_BYTES + SHARED_BYTES,
+        "{bytes} bytes"
+    );
+}
