@@ -18,9 +18,13 @@ use bytes::Bytes;
 use imds_observer::attribution::worker::{Answer, Lookup, Question, Worker};
 use imds_observer::attribution::{self, Attribution};
 use imds_observer::config::Limits;
-use imds_observer::detectors::{self, DetectorConfig, Detectors, HostFacts, Observation};
+use imds_observer::detectors::{self, DetectorConfig, Detectors, Observation};
+use imds_observer::event::{
+    ConnectAttempt, Direction, Event, FlowId, InterfaceSample, Packet, ProcessKey, Sender, Vantage,
+};
 use imds_observer::exchange::{self, Fact, FlowTable};
 use imds_observer::filter::Kinds;
+use imds_observer::host_facts::HostFacts;
 use imds_observer::hosts::RecordedHosts;
 use imds_observer::imds::Hasher;
 use imds_observer::metrics::{self, MetricsSink};
@@ -35,10 +39,7 @@ use imds_observer::sinks::queue::Queue;
 use imds_observer::sinks::{Item as _, Output, Sink};
 use imds_observer::source::input::Input;
 use imds_observer::source::traces::Traces;
-use imds_observer::source::{
-    self, ConnectAttempt, Direction, Event, FlowId, InterfaceSample, Packet, ProcessKey, Sender, Source, SourceState,
-    Vantage,
-};
+use imds_observer::source::{self, Source, SourceState};
 use imds_observer::summary::{self, Summarizer};
 use imds_observer::watch::state::{self, State};
 

@@ -14,17 +14,18 @@ use allocator::allocations;
 use criterion::{BatchSize, Criterion, Throughput};
 use imds_observer::attribution::{self, Attribution};
 use imds_observer::bpf::{Decoder, Symbols};
-use imds_observer::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
+use imds_observer::detectors::{DetectorConfig, Detectors, Observation};
+use imds_observer::event::{Event, Packet, Vantage};
 use imds_observer::exchange::{Fact, FlowTable, Limits};
 use imds_observer::filter::{Filter, Kinds};
 use imds_observer::flow::{RequestReader, Seq, StreamLimits};
+use imds_observer::host_facts::HostFacts;
 use imds_observer::hosts::HostDetectors;
 use imds_observer::http;
 use imds_observer::imds::{Hasher, read_request};
 use imds_observer::pipeline::{Parts, Pipeline};
 use imds_observer::record::{Host, Record, Time};
 use imds_observer::sinks::Sink;
-use imds_observer::source::{Event, Packet, Vantage};
 use imds_observer::summary::{self, Summarizer};
 use imds_observer_common::{
     ConnectEvent, Direction, EventHeader, EventKind, ProcessEvent, ProcessKey, STATUS_LINE_BYTES, SegmentEvent,

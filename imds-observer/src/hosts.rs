@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use lru::LruCache;
 use rustc_hash::FxHashMap;
 
-use crate::detectors::{self, DetectorConfig, Detectors, HostFacts, Observation};
+use crate::detectors::{self, DetectorConfig, Detectors, Observation};
+use crate::host_facts::HostFacts;
 use crate::record::{Finding, Host, Loss, LossCounts, SECOND, Start, Summary, Time};
 
 /// Different capabilities that recorded runs lacked, and different filters.

@@ -6,24 +6,28 @@
 
 pub mod attribution;
 pub mod bpf;
-mod callers;
 pub mod cli;
 pub mod config;
 pub mod detectors;
 #[cfg(live)]
 pub mod doctor;
+pub mod event;
 pub mod exchange;
 pub mod filter;
 pub mod flow;
 #[cfg(live)]
 pub mod host;
+pub mod host_facts;
 pub mod hosts;
 pub mod http;
 pub mod imds;
+#[cfg(live)]
+pub mod live;
 mod memo;
 pub mod metrics;
 pub mod pipeline;
 pub mod preflight;
+pub mod quantity;
 pub mod record;
 pub mod redact;
 pub mod report;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::attribution::Attribution;
 use crate::detectors::{DetectorConfig, Observation};
+use crate::event::Event;
 use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
@@ -17,7 +18,7 @@ use crate::record::{
     Time,
 };
 use crate::sinks::Sink;
-use crate::source::{Event, Source, SourceFacts, SourceState};
+use crate::source::{Source, SourceFacts, SourceState};
 use crate::stop::Stop;
 use crate::summary::Summarizer;
 
@@ -474,9 +475,9 @@ impl<'a> Run<'a> {
             self.pipeline.parts.flow.hold(held);
             for (at, event) in batch.iter().enumerate() {
                 if !self.live
-                    && let Some(time) = settled(event)
+                    && let Some(time) = event.settled()
                 {
-                    if self.leaps(time, || batch[at + 1..].iter().find_map(settled)) {
+                    if self.leaps(time, || batch[at + 1..].iter().find_map(Event::settled)) {
                         self.pipeline.misdated();
                         continue;
                     }
@@ -549,14 +550,6 @@ impl<'a> Run<'a> {
 
     fn finish(self) -> anyhow::Result<()> {
         self.pipeline.finish(if self.live { Time::now() } else { self.now })
-    }
-}
-
-/// When what an event tells of was over: records come in this order, see [`crate::source::ndjson`].
-pub(crate) fn settled(event: &Event) -> Option<Time> {
-    match event {
-        Event::Record(record) => Some(record.settled()),
-        event => event.time(),
     }
 }
 

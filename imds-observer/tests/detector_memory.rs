@@ -5,7 +5,8 @@ mod allocator;
 #[path = "../benches/hostile/mod.rs"]
 mod hostile;
 
-use imds_observer::detectors::{CATALOGUE, DetectorConfig, Detectors, HostFacts, MEMORY_LIMIT_BYTES, Observation};
+use imds_observer::detectors::{CATALOGUE, DetectorConfig, Detectors, MEMORY_LIMIT_BYTES, Observation};
+use imds_observer::host_facts::HostFacts;
 use imds_observer::record::{FindingState, Host};
 
 use allocator::held;

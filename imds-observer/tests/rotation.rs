@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use imds_observer::config::Size;
+use imds_observer::quantity::Size;
 use imds_observer::sinks::destination::{Destination, Rotation};
 
 /// The file, and the number of the first line, for the writer.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::container;
 use super::host::HostRoot;
-use crate::source::CgroupPath;
+use crate::event::CgroupPath;
 
 /// Directories that one search looks at: a node has some thousand.
 const MAX_DIRECTORIES: usize = 65_536;

@@ -3,8 +3,8 @@
 //! Read from the leaf up: the innermost container is the caller's, whatever it makes inside (`init.scope`, `container`), and
 //! whatever it is in itself (a node in a container, `docker` in a pod). Names aren't in the path, see [`super::names`].
 
+use crate::event::CgroupPath;
 use crate::record::{Container, Pod};
-use crate::source::CgroupPath;
 
 /// Longest id that is taken from a path which isn't one of ours.
 const MAX_ID: usize = 128;

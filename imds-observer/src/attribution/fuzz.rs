@@ -1,8 +1,8 @@
 //! Any bytes as what processes and container runtimes keep in files: for the fuzz targets.
 
 use super::{cgroup, container, names, process};
+use crate::event::CgroupPath;
 use crate::record::arguments;
-use crate::source::CgroupPath;
 
 /// `/proc/PID/{stat,status,cgroup,mountinfo,cmdline}`, cgroup paths, and the runtimes' state.
 pub fn fuzz_host_files(bytes: &[u8]) {

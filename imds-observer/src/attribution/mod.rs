@@ -40,9 +40,9 @@ use self::container::Found;
 use self::names::Names;
 use self::process::Described;
 use self::worker::{Answer, Question, Worker};
+use crate::event::{CgroupPath, Event, FlowId, Sender};
 use crate::exchange::Fact;
 use crate::record::{Caller, Container, Process, Time};
-use crate::source::{CgroupPath, Event, FlowId, Sender};
 
 /// Bounds and patience.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

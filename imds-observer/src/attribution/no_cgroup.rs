@@ -1,6 +1,6 @@
 //! Without the feature `live` there is no host whose cgroups could be read.
 
-use crate::source::CgroupPath;
+use crate::event::CgroupPath;
 
 /// The cgroup hierarchies of no host.
 #[derive(Debug)]

@@ -58,7 +58,7 @@ pub(super) fn status(text: &[u8]) -> (Option<u32>, Option<u32>) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
     pub process: Process,
-    /// See [`crate::source::CgroupPath::delegated`].
+    /// See [`crate::event::CgroupPath::delegated`].
     pub delegated: usize,
     /// `CLOCK_BOOTTIME`, in whole ticks.
     pub start_time_ns: u64,

@@ -29,12 +29,12 @@ use super::process::Clock;
 use super::process::Described;
 #[cfg(live)]
 use super::{process, sockets};
+use crate::event::CgroupPath;
 use crate::record::Container;
 #[cfg(live)]
 use crate::record::Time;
 #[cfg(live)]
 use crate::rights;
-use crate::source::CgroupPath;
 
 /// What can be asked.
 #[derive(Clone, Debug)]

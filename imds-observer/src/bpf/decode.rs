@@ -15,11 +15,11 @@ use zerocopy::FromBytes;
 
 use super::offsets::DropReasons;
 use super::symbols::{Name, Naming, Symbols};
-use crate::record::{self, Ancestor, Process, Time, Unredacted};
-use crate::source::{
+use crate::event::{
     CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, Packet, PacketDrop, Redirection, Sender,
     SocketChange, SocketState, Vantage,
 };
+use crate::record::{self, Ancestor, Process, Time, Unredacted};
 
 /// Bytes from the ring buffer that are no event of ours.
 #[derive(Debug, Error, PartialEq, Eq)]

@@ -11,11 +11,11 @@ use crate::attribution::worker::{HostLookup, Worker};
 use crate::bpf::{INTERACTIVE_POLL, STREAM_POLL};
 use crate::doctor;
 use crate::host;
+use crate::live::LiveSource;
 use crate::pipeline::{self, Pipeline};
 use crate::record::Host;
 use crate::rights::{self, Needs};
 use crate::sinks::Sink;
-use crate::source::LiveSource;
 use crate::stop::Stop;
 
 type Start = Box<dyn FnOnce() -> anyhow::Result<Vec<Box<dyn Sink>>>>;

@@ -14,13 +14,14 @@ use crate::attribution::worker::Worker;
 use crate::bpf::DEFAULT_ENDPOINTS;
 #[cfg(live)]
 use crate::bpf::{LiveOptions, cgroup2_mount};
-use crate::config::{Config, Span};
-use crate::detectors::HostFacts;
+use crate::config::Config;
 use crate::exchange::{FlowTable, Scope};
 use crate::filter::{Filter, Kinds, PodName};
+use crate::host_facts::HostFacts;
 use crate::hosts::HostDetectors;
 use crate::imds::Hasher;
 use crate::pipeline::{Parts, Pipeline};
+use crate::quantity::Span;
 use crate::record::{Host, Kind};
 use crate::redact::{self, Cmdline};
 use crate::sinks::Sink;

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::observe::Settings;
+use crate::event::Event;
 use crate::record::{Record, Time};
 use crate::sinks::collect::Collected;
 use crate::source::input::Input;
 use crate::source::traces::{InputCounts, Traces};
-use crate::source::{Event, Handle, Source, SourceFacts, SourceState, Then};
+use crate::source::{Handle, Source, SourceFacts, SourceState, Then};
 use crate::stop::Stop;
 
 #[derive(Debug, Serialize)]

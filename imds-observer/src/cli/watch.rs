@@ -16,6 +16,8 @@ use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings, ThisHost};
 use super::{Status, help, offline};
 #[cfg(live)]
 use crate::bpf::INTERACTIVE_POLL;
+#[cfg(live)]
+use crate::live::LiveSource;
 use crate::pipeline;
 use crate::record::{Finding, Host, Kind};
 use crate::report::escape::Escaped;
@@ -26,8 +28,6 @@ use crate::sinks::destination::Destination;
 use crate::sinks::queue::Queue;
 use crate::sinks::text::TextOutput;
 use crate::sinks::{Direct, Sink};
-#[cfg(live)]
-use crate::source::LiveSource;
 use crate::source::Source;
 use crate::source::paced::{Paced, Playback, Speed};
 use crate::stop::Stop;

@@ -9,14 +9,15 @@ use lru::LruCache;
 
 use super::connectivity::{DropNote, V4_WORKS_NS};
 use super::table::{bounded, entry};
-use super::{Context, HostFacts, Limits, Observation};
-use crate::callers::ByCaller;
+use super::{Context, Limits, Observation};
+use crate::event::InterfaceSample;
+use crate::host_facts::HostFacts;
 use crate::imds::{below_version, is_role_listing, is_token_path, normalise, role_of};
+use crate::record::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{
     Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
 };
-use crate::source::InterfaceSample;
 
 /// Clients that are remembered; about 1.5 KiB each.
 pub(super) const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();

@@ -64,8 +64,9 @@ pub use knowledge::{Client, Knowledge, TokenFate, V1Cause, Who};
 pub use ledger::{Details, Sighting, Sightings};
 pub use limits::Limits;
 
-use crate::record::{self, Code, Finding, Host, Time};
-use crate::source::InterfaceSample;
+use crate::event::InterfaceSample;
+use crate::host_facts::HostFacts;
+use crate::record::{self, Code, Finding, Time};
 use knowledge::HOST;
 use ledger::Ledger;
 pub use path::Path;
@@ -232,37 +233,6 @@ impl<'a> Observation<'a> {
             Self::Connect(connect) => Some(&connect.connection),
             Self::Drop(drop) => Some(&drop.connection),
             Self::Interface(_) => None,
-        }
-    }
-}
-
-/// What is known of the host that the records come from. Unknown offline, unless the user says.
-#[derive(Clone, Debug)]
-pub struct HostFacts {
-    pub name: Host,
-    /// For the commands of remedies; a placeholder stands in when it isn't known.
-    pub instance_id: Option<String>,
-    /// Requests right after it are start-up, not polling.
-    pub boot_time: Option<Time>,
-    /// Inode of the host's own network namespace: processes in another one are not the host's.
-    pub netns: Option<u32>,
-    /// Default gateway and its interface.
-    pub gateway: Option<String>,
-    pub uplink: Option<String>,
-    /// NAT rules of this host that match requests for the endpoints, as they were when the run began.
-    pub nat_rules: Vec<String>,
-}
-
-impl Default for HostFacts {
-    fn default() -> Self {
-        Self {
-            name: Host::from(""),
-            instance_id: None,
-            boot_time: None,
-            netns: None,
-            gateway: None,
-            uplink: None,
-            nat_rules: Vec::new(),
         }
     }
 }

@@ -80,8 +80,8 @@ use super::knowledge::status;
 use super::table::bounded;
 use super::window::Bins;
 use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use crate::event::InterfaceSample;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
-use crate::source::InterfaceSample;
 
 /// Clients whose share is told.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(256).unwrap();

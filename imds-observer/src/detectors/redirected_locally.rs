@@ -266,7 +266,8 @@ fn details(
 
 #[cfg(test)]
 mod tests {
-    use crate::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
+    use crate::detectors::{DetectorConfig, Detectors, Observation};
+    use crate::host_facts::HostFacts;
     use crate::record::Severity;
     use crate::record::{Code, Connect, Finding};
 

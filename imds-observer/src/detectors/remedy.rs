@@ -1,7 +1,8 @@
 //! What to do: commands with this instance's id, the setting of the client that was seen, and when another way is better.
 
+use super::Context;
 use super::connectivity::Failure;
-use super::{Context, HostFacts};
+use crate::host_facts::HostFacts;
 use crate::record::{Container, Remedy};
 
 /// Stands in commands where the instance's id isn't known.

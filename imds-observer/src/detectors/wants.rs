@@ -80,7 +80,8 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::detectors::{Asked, DetectorConfig, Detectors, HostFacts, Observation};
+    use crate::detectors::{Asked, DetectorConfig, Detectors, Observation};
+    use crate::host_facts::HostFacts;
     use crate::record::{Finding, Record, Time};
     use crate::source::ndjson::parse;
 

@@ -5,9 +5,9 @@
 //! when a client that waits 2 s is long gone. One fact per attempt, never two.
 
 use super::errno;
+use crate::event::{FlowId, IcmpError, Sender};
 use crate::exchange::ConnectFacts;
 use crate::record::{ConnectOutcome, Connection, SECOND, Time};
-use crate::source::{FlowId, IcmpError, Sender};
 
 /// How long an end waits for what explains it.
 const SETTLE_NS: u64 = SECOND / 10;

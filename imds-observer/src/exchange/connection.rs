@@ -14,13 +14,13 @@ use super::errno;
 use super::pending::{Answer, Pending};
 use super::shares::Charge;
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
-use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
-use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
-use crate::record::{Connection, End, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND, Time};
-use crate::source::{
+use crate::event::{
     ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Redirection, Sender, SocketChange,
     SocketState, Vantage,
 };
+use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
+use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
+use crate::record::{Connection, End, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND, Time};
 
 const MILLISECOND: u64 = 1_000_000;
 /// Events of one moment may come this far apart and in any order.

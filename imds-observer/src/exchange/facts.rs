@@ -1,7 +1,7 @@
 //! What the pairing of requests and responses yields, before anybody knows who the process is.
 
+use crate::event::{FlowId, Sender};
 use crate::record::{ConnectOutcome, Connection, End, ExchangeOutcome, PacketDirection, Request, Response, Time};
-use crate::source::{FlowId, Sender};
 
 /// Becomes an `exchange` record once the process is known.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use bytes::Bytes;
 
 use super::{Fact, FlowTable, Limits};
-use crate::flow::StreamLimits;
-use crate::imds::Hasher;
-use crate::record::Time;
-use crate::source::{
+use crate::event::{
     ConnectAttempt, ConnectResult, Direction, Event, FlowId, IcmpError, Packet, PacketDrop, ProcessKey, Sender,
     SocketChange, SocketState, Vantage,
 };
+use crate::flow::StreamLimits;
+use crate::imds::Hasher;
+use crate::record::Time;
 
 struct Bits<'a>(&'a [u8]);
 

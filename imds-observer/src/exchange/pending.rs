@@ -1,10 +1,10 @@
 //! A request that waits for its answer, and the sightings of that answer.
 
 use super::attempt::COPY_NS;
+use crate::event::{IcmpError, Sender, Vantage};
 use crate::flow::{FoundResponse, Seq};
 use crate::imds::{PATH_BYTES, USER_AGENT_BYTES};
 use crate::record::{Request, Response, Time};
-use crate::source::{IcmpError, Sender, Vantage};
 
 /// The response to one request, wherever it was seen.
 #[derive(Clone, Debug)]

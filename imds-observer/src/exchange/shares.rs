@@ -9,7 +9,7 @@ use foldhash::fast::RandomState;
 use lru::LruCache;
 
 use super::connection::Flow;
-use crate::source::{FlowId, Sender};
+use crate::event::{FlowId, Sender};
 
 /// Bytes that a connection costs besides its own: its entries in the table, in the list of timers and in the client's list.
 const ENTRY_BYTES: usize = 256;

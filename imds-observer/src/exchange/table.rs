@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::Fact;
 use super::connection::{Context, Flow, Fresh};
 use super::shares::Shares;
+use crate::event::{Direction, Event, FlowId, Packet, SocketState, Vantage};
 use crate::flow::{FoundResponse, Seq, StreamLimits};
 use crate::imds::Hasher;
 use crate::record::{LossCounts, SECOND, Time};
-use crate::source::{Direction, Event, FlowId, Packet, SocketState, Vantage};
 
 /// Bounds of a [`FlowTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 use super::*;
-use crate::imds::Hasher;
-use crate::record::{ConnectOutcome, ExchangeOutcome, ImdsVersion, LossCounts, SECOND, Time};
-use crate::source::{
+use crate::event::{
     ConnectAttempt, ConnectResult, Direction, Event, FlowId, IcmpError, Packet, PacketDrop, ProcessKey, Redirection,
     Sender, SocketChange, SocketState, Vantage,
 };
+use crate::imds::Hasher;
+use crate::record::{ConnectOutcome, ExchangeOutcome, ImdsVersion, LossCounts, SECOND, Time};
 
 const MS: u64 = 1_000_000;
 const T0: u64 = 1_700_000_000 * SECOND;

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::{Packet, Sender};
 use crate::record::Time;
-use crate::source::{Packet, Sender};
 
 use super::{Piece, Seq};
 

@@ -4,8 +4,8 @@ use bytes::{Buf, Bytes};
 
 use super::reader::{Meta, StreamLimits, piece};
 use super::{Piece, Pushed, Refused, Seq, Stream};
+use crate::event::{Packet, Vantage};
 use crate::http::{Body, Request, Scan, Scanner, may_begin_request, starts_with_method};
-use crate::source::{Packet, Vantage};
 
 /// A request head in the stream.
 pub struct FoundRequest<'a> {

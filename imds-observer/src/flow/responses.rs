@@ -4,9 +4,9 @@ use bytes::Buf;
 
 use super::reader::{Meta, StreamLimits, piece};
 use super::{Piece, Pushed, Refused, Seq, Stream};
+use crate::event::Packet;
 use crate::http::{Response, Scan, Scanner, status_of};
 use crate::imds::response_headers;
-use crate::source::Packet;
 
 /// A response head.
 #[derive(Clone, Debug)]

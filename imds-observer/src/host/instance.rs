@@ -5,7 +5,7 @@ use std::fs;
 use nix::time::{ClockId, clock_gettime};
 
 use super::routes::{Hop, Routing};
-use crate::detectors::HostFacts;
+use crate::host_facts::HostFacts;
 use crate::record::{Host, Time};
 
 /// On Nitro instances, firmware provides the instance's ID here.

@@ -7,8 +7,8 @@ use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 
+use super::by_caller::ByCaller;
 use super::{Container, Process};
-use crate::callers::ByCaller;
 
 /// Processes and containers cached per thread; about 1 KiB each.
 const LIMIT: usize = 256;

@@ -2,6 +2,7 @@
 //!
 //! `docs/records.md` describes the fields; `imds-observer schema` prints the JSON Schema of these types.
 
+mod by_caller;
 mod exchange;
 mod finding;
 mod json_cache;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use by_caller::ByCaller;
 pub use exchange::{
     Connect, ConnectOutcome, Connection, Dialect, Drop, End, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection,
     Request, Response,

@@ -1,4 +1,4 @@
-//! What a report shows over time: requests by workload, latencies, TTLs, the quota. A sink, so it sees what every other sink sees.
+//! What a report shows over time: requests by workload, latencies, TTLs, the quota. As a sink (`sinks/history.rs`), it sees what every other sink sees.
 //!
 //! Memory doesn't grow with the trace: time is cut into at most [`BUCKETS`] pieces, which are joined by twos when the trace outgrows them.
 
@@ -7,11 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hdrhistogram::Histogram;
 
-use crate::filter::Kinds;
 use crate::record::workload::{Group, workload};
-use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Kind, Record, SECOND, Summary, Time};
+use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Record, SECOND, Summary, Time};
 use crate::report::Limits;
-use crate::sinks::Sink;
 
 /// Pieces of time, at most.
 pub const BUCKETS: usize = 120;
@@ -116,14 +114,10 @@ impl History {
     }
 }
 
-impl Sink for History {
-    fn kinds(&self) -> Kinds {
-        [Kind::Exchange, Kind::Summary].into_iter().collect()
-    }
-
-    fn write(&mut self, record: &Arc<Record>) {
+impl History {
+    pub(crate) fn observe(&self, record: &Record) {
         let mut picture = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match record.as_ref() {
+        match record {
             Record::Exchange(exchange) => picture.exchange(exchange),
             Record::Summary(summary) if !summary.total => picture.summary(summary),
             _ => {}

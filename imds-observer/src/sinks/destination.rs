@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::open::{self, Fate};
-use crate::config::Size;
+use crate::quantity::Size;
 
 /// Files kept when a size is given but no count.
 pub const DEFAULT_FILES: u32 = 10;

@@ -2,6 +2,7 @@
 
 pub mod collect;
 pub mod destination;
+mod history;
 pub mod ndjson;
 #[cfg(unix)]
 mod open;

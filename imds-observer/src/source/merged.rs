@@ -8,8 +8,8 @@ use super::ndjson::file::{File, Reader};
 use super::ndjson::written::Callers;
 use super::order::Order;
 use super::traces::InputCounts;
-use super::{Event, Limits, SourceState};
-use crate::pipeline::settled;
+use super::{Limits, SourceState};
+use crate::event::Event;
 use crate::record::LossCounts;
 
 /// Events handed on at once.
@@ -140,7 +140,7 @@ impl Merged {
             break Some(event);
         };
         if let Some(event) = &event {
-            self.order.push(index, settled(event).unwrap_or_default());
+            self.order.push(index, event.settled().unwrap_or_default());
         }
         self.next[index] = event;
     }

@@ -1,10 +1,7 @@
 //! Where events come from. Live kernel events and packets from a capture become the same [`Event`]s, so everything behind is one pipeline.
 
 pub mod capture;
-mod event;
 pub mod input;
-#[cfg(live)]
-mod live;
 mod merged;
 pub mod ndjson;
 mod order;
@@ -18,17 +15,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use imds_observer_common::{Direction, ProcessKey};
-
-pub use event::{
-    CgroupPath, ConnectAttempt, ConnectResult, Event, FlowId, IcmpError, InterfaceSample, Packet, PacketDrop,
-    Redirection, Sender, SocketChange, SocketState, Vantage,
-};
-#[cfg(live)]
-pub use live::LiveSource;
 #[cfg(live)]
 pub use resolver::configured_resolver;
 
+use crate::event::Event;
 use crate::record::{Attached, Confinement, Host, Missing, Mode, Record, Time};
 
 /// What a source knows of itself once it is open: the `start` record's facts.

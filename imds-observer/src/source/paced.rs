@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{Event, Source, SourceFacts, SourceState};
-use crate::pipeline::settled;
+use super::{Source, SourceFacts, SourceState};
+use crate::event::Event;
 use crate::record::Time;
 
 /// Longer gaps are shortened to this.
@@ -133,7 +133,7 @@ impl<S: Source> Source for Paced<S> {
             out.extend(self.waiting.drain(..));
             return Ok(SourceState::More);
         };
-        let due = settled(next).unwrap_or_default();
+        let due = next.settled().unwrap_or_default();
         let now = self.tick(due);
         if due > now || paused {
             let left = Duration::from_nanos((due.since(now) as f64 / times) as u64);
@@ -142,7 +142,7 @@ impl<S: Source> Source for Paced<S> {
         }
         while let Some(event) = self
             .waiting
-            .pop_front_if(|event| settled(event).unwrap_or_default() <= now)
+            .pop_front_if(|event| event.settled().unwrap_or_default() <= now)
         {
             out.push(event);
         }

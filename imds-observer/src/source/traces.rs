@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::input::{Format, Input};
 use super::merged::Merged;
 use super::ndjson::turns::Turns;
-use super::{Event, Handle, Limits, Source, SourceFacts, SourceState, Then};
+use super::{Handle, Limits, Source, SourceFacts, SourceState, Then};
+use crate::event::Event;
 use crate::record::{Host, Missing, Mode, Record, Time};
 
 /// Host of a capture, which doesn't contain it; set by `--host`.

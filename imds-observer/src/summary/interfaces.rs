@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use imds_observer_common::TRAFFIC_CLASSES;
 
+use crate::event::InterfaceSample;
 use crate::record::{InterfaceSummary, SECOND, Time, VpcResolver};
-use crate::source::InterfaceSample;
 
 /// Packets per second and network interface to link-local services (imds-facts: problem reports, provider's documentation).
 const QUOTA_PACKETS_PER_S: u64 = 1024;

@@ -17,10 +17,10 @@ use std::time::Duration;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
-use crate::callers::ByCaller;
+use crate::event::InterfaceSample;
+use crate::record::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{Connect, Container, Exchange, Host, Kind, Process, ProcessSummary, Record, SCHEMA, Summary, Time};
-use crate::source::InterfaceSample;
 use distinct::Budget;
 use interfaces::Interfaces;
 use tally::Tally;

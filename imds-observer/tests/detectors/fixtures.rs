@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use imds_observer::detectors::{CATALOGUE, DetectorConfig, Detectors, HostFacts};
+use imds_observer::detectors::{CATALOGUE, DetectorConfig, Detectors};
+use imds_observer::host_facts::HostFacts;
 use imds_observer::record::{Code, Finding, FindingState, Record};
 use imds_observer::source::ndjson;
 

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use imds_observer::detectors::{DetectorConfig, Detectors, HostFacts, Observation};
+use imds_observer::detectors::{DetectorConfig, Detectors, Observation};
+use imds_observer::host_facts::HostFacts;
 use imds_observer::record::{
     Ancestor, Code, Connect, ConnectOutcome, Connection, Container, Dialect, Drop, Exchange, ExchangeOutcome, Finding,
     FindingState, Host, ImdsVersion, InterfaceSummary, Kind, PacketDirection, Pod, Process, Record, Request, Response,

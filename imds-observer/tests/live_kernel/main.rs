@@ -13,8 +13,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use imds_observer::event::{Direction, Event, FlowId, Packet, PacketDrop, SocketState, Vantage};
 use imds_observer::record::{LossCounts, Process};
-use imds_observer::source::{Direction, Event, FlowId, Packet, PacketDrop, SocketState, Source as _, Vantage};
+use imds_observer::source::Source as _;
 use imds_observer_lab::can_run_live;
 use imds_observer_lab::rights::Rights;
 use imds_observer_lab::server::Behaviour;

@@ -8,8 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use imds_observer::bpf::LiveOptions;
+use imds_observer::event::Event;
+use imds_observer::live::LiveSource;
 use imds_observer::record::{Attached, LossCounts, Missing};
-use imds_observer::source::{Event, LiveSource, Source as _};
+use imds_observer::source::Source as _;
 use imds_observer_lab::rights::Rights;
 use imds_observer_lab::topology::Lab;
 

@@ -9,8 +9,8 @@ use imds_observer_common::ProcessKey;
 use lru::LruCache;
 use rustc_hash::FxBuildHasher;
 
+use crate::event::{Event, Sender};
 use crate::record::{Ancestor, Caller, Container, Pod, Process, Unredacted};
-use crate::source::{Event, Sender};
 
 /// Cache of distinct comments, so that each process is reported once.
 /// As live: arguments beyond are cut.

@@ -14,9 +14,9 @@ use lru::LruCache;
 use rustc_hash::FxBuildHasher;
 
 use super::quota::Counted;
+use crate::event::{Direction, Event, FlowId, IcmpError, Packet, Vantage};
 use crate::record::{LossCounts, Time};
 use crate::source::resolver::may_be_resolver;
-use crate::source::{Direction, Event, FlowId, IcmpError, Packet, Vantage};
 
 /// Longest response head that is taken over from one segment, and longest run of a request; the flow's own bounds are below.
 const MAX_HEAD_BYTES: usize = 16 * 1024;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use imds_observer_common::{TRAFFIC_CLASSES, TrafficClass};
 use rustc_hash::FxHashMap;
 
+use crate::event::InterfaceSample;
 use crate::record::{SECOND, Time, VpcResolver};
-use crate::source::InterfaceSample;
 
 const ASSUMED_FROM: &str = "a private IPv4 address that ends in .2 and is sent DNS";
 

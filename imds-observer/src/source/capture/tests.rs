@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bpf::DEFAULT_ENDPOINTS;
-use crate::source::{Direction, Packet};
+use crate::event::{Direction, Packet};
 
 const IMDS: [u8; 4] = [169, 254, 169, 254];
 const POD: [u8; 4] = [10, 0, 0, 5];

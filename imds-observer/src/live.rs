@@ -20,10 +20,11 @@ use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
 
 use crate::bpf::{Decoder, Kernel, Links, LiveOptions};
+use crate::event::{Event, InterfaceSample};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
 use crate::record::{Confinement, LossCounts, Mode, Time, VpcResolver};
-use crate::source::{Event, InterfaceSample, Source, SourceFacts, SourceState};
+use crate::source::{Source, SourceFacts, SourceState};
 use crate::wipe;
 
 /// Events that one call hands over, so that timers get their turn in a flood.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use imds_observer_common::{Direction, ProcessKey};
+pub use imds_observer_common::{Direction, ProcessKey};
 
 use crate::record::{Caller, LossCounts, Process, Record, Time, VpcResolver};
 
@@ -240,6 +240,14 @@ impl Event {
             Self::Interface(event) => event.time,
             Self::Record(record) => record.time(),
         })
+    }
+
+    /// When what it describes was over: a trace's records are in this order, see [`crate::source::ndjson`].
+    pub fn settled(&self) -> Option<Time> {
+        match self {
+            Self::Record(record) => Some(record.settled()),
+            event => event.time(),
+        }
     }
 
     /// Whether it comes from the kernel's events, in whose order time passes.
