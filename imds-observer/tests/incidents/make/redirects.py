@@ -1,0 +1,62 @@
+"""Inputs of redirects.toml: NAT rules of a host, as the records of a live run hold them.
+
+Facts: REDIRECT and DNAT in nat OUTPUT change the destination before any hook sees a packet, those in PREROUTING outside the pod's own
+network namespace; the kernel answers a SYN to a port without a listener with a reset at once; an address without a route keeps the SYN
+from leaving the socket.
+
+Run it in this directory: `python3 redirects.py`.
+"""
+
+from records import CREDENTIALS, HOST_NETNS, Caller, Records
+
+OUTPUT = "nft table ip nat chain OUTPUT handle 9 at OUTPUT sends elsewhere ({}) requests of this host"
+PREROUTING = "nft table ip nat chain PREROUTING handle 4 at PREROUTING sends elsewhere ({}) requests that this host forwards (from pods)"
+AGENT = Caller(6101, "/usr/bin/amazon-ssm-agent")
+POD = Caller(6102, "/app/server", pod="shop/web-0")
+
+
+class Redirected(Records):
+    """`rules`: the host's NAT rules for the endpoint, of which the first is the connections'; `to`: where NAT is seen to send them."""
+
+    to = None
+
+    def __init__(self, name, *rules):
+        super().__init__(name)
+        self.rules = list(rules)
+        self.lines[0][1].update(netns=HOST_NETNS, boot_time="2026-03-01T07:00:00.000000000Z", nat_rules=self.rules)
+
+    def add(self, record, at, written=None, **fields):
+        super().add(record, at, written, **fields)
+        line = self.lines[-1][1]
+        if record != "start":
+            line["connection"]["redirected_to"] = self.to
+        if record == "connect":
+            line["nat_rule"] = self.rules[0] if self.rules else None
+
+
+with Redirected("redirect-to-dead-port.ndjson", OUTPUT.format("REDIRECT to :8181")) as r:
+    r.to = "127.0.0.1:8181"
+    for n in range(4):
+        r.connect(20 * n, AGENT, "refused", 111, 0.0001)
+
+with Redirected("pod-redirected-to-dead-agent.ndjson", PREROUTING.format("DNAT to 10.0.1.23:8181")) as r:
+    for n in range(4):
+        r.connect(20 * n, POD, "refused", 111, 0.0002)
+
+with Redirected("host-dnat-without-a-route.ndjson", OUTPUT.format("DNAT to 198.51.100.7:8181")) as r:
+    for n in range(4):
+        r.connect(20 * n, AGENT, "timeout", 110, 5, syns=0)
+
+with Redirected("pod-dnat-to-loopback-rule-recorded.ndjson", PREROUTING.format("DNAT to 127.0.0.1:1338")) as r:
+    for n in range(4):
+        r.connect(20 * n, POD, "timeout", 110, 5, syns=3)
+
+with Redirected("output-drop-and-no-nat-rule.ndjson") as r:
+    for n in range(4):
+        r.connect(20 * n, AGENT, "timeout", 110, 5, syns=0)
+
+with Redirected("redirect-to-local-mock-works.ndjson", OUTPUT.format("REDIRECT to :1338")) as r:
+    r.to = "127.0.0.1:1338"
+    for n in range(10):
+        r.token(20 * n, AGENT, response_ttl=None)
+        r.exchange(20 * n + 0.01, AGENT, CREDENTIALS, response_ttl=None)
