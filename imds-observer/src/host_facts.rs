@@ -1,6 +1,6 @@
 //! Facts about a host that detectors and remedies use.
 
-use crate::record::{Host, Time};
+use crate::record::{Connect, Host, Start, Time};
 
 /// What is known of the host that the records come from. Unknown offline, unless the user says.
 #[derive(Clone, Debug)]
@@ -15,8 +15,8 @@ pub struct HostFacts {
     /// Default gateway and its interface.
     pub gateway: Option<String>,
     pub uplink: Option<String>,
-    /// NAT rules of this host that match requests for the endpoints, as they were when the run began.
-    pub nat_rules: Vec<String>,
+    /// NAT rules of this host that match requests for the endpoints, as they were when the run began. `None`: not read.
+    pub nat_rules: Option<Vec<String>>,
 }
 
 impl Default for HostFacts {
@@ -28,7 +28,35 @@ impl Default for HostFacts {
             netns: None,
             gateway: None,
             uplink: None,
-            nat_rules: Vec::new(),
+            nat_rules: None,
         }
+    }
+}
+
+/// Whose requests a NAT rule concerns, as its text in [`HostFacts::nat_rules`] states it.
+const OWN_WAY: &str = "requests of this host";
+const FORWARDED_WAY: &str = "requests that this host forwards";
+
+impl HostFacts {
+    /// The NAT rule of this host that matches an attempt's requests, if none of its SYNs was seen to leave or was dropped.
+    pub(crate) fn nat_rule(&self, connect: &Connect) -> Option<&str> {
+        if connect.wire_syns > 0 || connect.dropped.is_some() {
+            return None;
+        }
+        let own = connect.process.as_ref().and_then(|process| process.netns);
+        let elsewhere = match (own, self.netns) {
+            (Some(own), Some(host)) => own != host,
+            _ => connect.container.is_some(),
+        };
+        let way = if elsewhere { FORWARDED_WAY } else { OWN_WAY };
+        let mut rules = self.nat_rules.iter().flatten().map(String::as_str);
+        rules.find(|rule| rule.contains(way))
+    }
+
+    /// Takes over what an earlier run recorded of this host.
+    pub(crate) fn recorded(&mut self, start: &Start) {
+        self.netns = start.netns.or(self.netns);
+        self.boot_time = start.boot_time.or(self.boot_time);
+        self.nat_rules = start.nat_rules.clone().or(self.nat_rules.take());
     }
 }

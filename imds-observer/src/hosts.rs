@@ -55,6 +55,16 @@ impl HostDetectors {
         self.of(&summary.host, out).observe_summary(summary, out);
     }
 
+    /// The start of a recorded run, with what it knew of its host.
+    pub fn recorded(&mut self, start: &Start, out: &mut Vec<Finding>) {
+        self.of(&start.host, out).recorded(start);
+    }
+
+    /// Facts of the host that this program runs on; `None` offline.
+    pub fn own(&self) -> Option<&HostFacts> {
+        self.own.as_ref()
+    }
+
     pub fn advance(&mut self, now: Time, out: &mut Vec<Finding>) {
         self.now = now;
         for detectors in all(&mut self.current, &mut self.hosts) {
@@ -388,6 +398,9 @@ mod tests {
             missing: Vec::new(),
             filters: Vec::new(),
             confinement: None,
+            netns: None,
+            boot_time: None,
+            nat_rules: None,
         };
         hosts.starts(&start("a"));
         assert_eq!(hosts.restarts_seen(), 0);

@@ -99,6 +99,9 @@ impl Pipeline {
                 .interval
                 .map(|interval| now.plus_ns(interval.as_nanos() as u64));
         }
+        let own = self.parts.detectors.own();
+        let (netns, boot_time) = own.map(|own| (own.netns, own.boot_time)).unwrap_or_default();
+        let nat_rules = own.and_then(|own| own.nat_rules.clone());
         self.tell(Record::Start(Start {
             record: Kind::Start,
             schema: SCHEMA,
@@ -113,6 +116,9 @@ impl Pipeline {
             missing: facts.missing,
             filters: facts.filters.into_iter().chain(self.parts.filters.clone()).collect(),
             confinement: facts.confinement,
+            netns,
+            boot_time,
+            nat_rules,
         }));
     }
 
@@ -252,7 +258,11 @@ impl Pipeline {
     fn joined(&mut self, fact: Fact, caller: Caller) {
         let unknown = self.mode == Mode::Live && caller.process.is_none();
         self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
-        self.observe(&Arc::new(record_of(fact, caller, &self.parts.host)));
+        let mut record = record_of(fact, caller, &self.parts.host);
+        if let (Record::Connect(connect), Some(own)) = (&mut record, self.parts.detectors.own()) {
+            connect.nat_rule = own.nat_rule(connect).map(str::to_owned);
+        }
+        self.observe(&Arc::new(record));
     }
 
     /// From here on it is all the same whether a record was made now or read from a trace.
@@ -319,7 +329,11 @@ impl Pipeline {
             }
             Record::Summary(_) => {}
             Record::Loss(loss) => self.recorded.loses(loss),
-            Record::Start(start) => self.recorded.starts(start),
+            Record::Start(start) => {
+                self.recorded.starts(start);
+                self.parts.detectors.recorded(start, &mut self.findings);
+                self.write_findings();
+            }
         }
     }
 
@@ -588,6 +602,7 @@ fn record_of(fact: Fact, Caller { process, container }: Caller, host: &Host) -> 
             syn_acks: fact.syn_acks,
             dropped: fact.dropped,
             icmp: fact.icmp,
+            nat_rule: None,
         }),
         Fact::Drop(fact) => Record::Drop(Drop {
             record: Kind::Drop,

@@ -133,6 +133,7 @@ pub(crate) fn connect(n: u64, of: &Exchange) -> Connect {
         syn_acks: 0,
         dropped: None,
         icmp: None,
+        nat_rule: None,
     }
 }
 

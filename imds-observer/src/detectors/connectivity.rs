@@ -27,9 +27,6 @@ const HOLD_NS: u64 = 5 * SECOND;
 pub(super) const V4_WORKS_NS: u64 = 600 * SECOND;
 /// The kernel asks three times, a second apart, who has an address, and then drops what waited for it.
 const NEIGHBOR_NS: u64 = 5 * SECOND / 2;
-/// Whose requests a rule concerns, as [`super::HostFacts::nat_rules`] says it.
-const OWN_WAY: &str = "requests of this host";
-const FORWARDED_WAY: &str = "requests that this host forwards";
 /// TTLs that systems send with.
 const INITIAL_TTLS: [u8; 3] = [64, 128, 255];
 /// Programs, users and cgroups that one finding names of each.
@@ -320,21 +317,6 @@ pub(super) struct Failure {
     local: Option<String>,
 }
 
-/// The NAT rule of this host that sends this client's requests elsewhere, where none of its SYNs was seen to leave.
-pub(super) fn nat_rule<'a>(connect: &Connect, context: &Context<'a>) -> Option<&'a str> {
-    if connect.wire_syns > 0 || connect.dropped.is_some() {
-        return None;
-    }
-    let own = connect.process.as_ref().and_then(|process| process.netns);
-    let elsewhere = match (own, context.host.netns) {
-        (Some(own), Some(host)) => own != host,
-        _ => connect.container.is_some(),
-    };
-    let way = if elsewhere { FORWARDED_WAY } else { OWN_WAY };
-    let rules = &context.host.nat_rules;
-    rules.iter().map(String::as_str).find(|rule| rule.contains(way))
-}
-
 /// What an observation tells about a failed connection.
 pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> Option<Failure> {
     match observation {
@@ -342,13 +324,13 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             cause: match of_connect(connect, context.knowledge.drop_note(&connect.connection.id))? {
                 // A filter in OUTPUT comes behind NAT, and sees the address that NAT has made.
                 Cause::Silence | Cause::Firewall("OUTPUT")
-                    if connect.outcome == ConnectOutcome::Timeout && nat_rule(connect, context).is_some() =>
+                    if connect.outcome == ConnectOutcome::Timeout && connect.nat_rule.is_some() =>
                 {
                     Cause::Redirected
                 }
                 cause => cause,
             },
-            nat_rule: nat_rule(connect, context).map(str::to_owned),
+            nat_rule: connect.nat_rule.clone(),
             time: connect.time,
             v6: is_v6(&connect.connection.remote),
             connection: connect.connection.id.clone(),

@@ -384,6 +384,11 @@ impl Detectors {
         }
     }
 
+    /// A run of this host was recorded from here on.
+    pub fn recorded(&mut self, start: &record::Start) {
+        self.host.recorded(start);
+    }
+
     /// Looks at one record. Findings that open or change are appended to `out`.
     pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Finding>) {
         self.now = self.now.max(observation.end());

@@ -4,16 +4,15 @@
 //! ## Detects
 //!
 //! Exchanges and connection attempts with `connection.redirected_to`: the socket connects to the endpoint, and its
-//! packets go to another address. Severity: `info` while requests succeed; `high` once attempts are unanswered or the
-//! target closes connections without a response. One finding per pod, and one for the host's own processes.
-//! `connection-refused` reports a target that refuses connections; here refusals count only if the redirection worked
-//! before.
+//! packets go to another address. Severity: `info` while requests succeed; `high` once attempts are unanswered or refused, or
+//! the target closes connections without a response. One finding per pod, and one for the host's own processes.
+//! `connection-refused` and `connection-aborted` report the failed attempts themselves.
 //!
 //! A redirection outside the client's network namespace (PREROUTING on the node, for a pod) isn't visible at the socket.
-//! Then an attempt counts if its SYNs reached no uplink and a NAT rule of this host matches them.
+//! Then an attempt counts if its SYNs reached no uplink and a NAT rule of this host matches them (`connect.nat_rule`).
 //!
 //! `evidence.target` is the destination of the connections, or the NAT rule that sets it. `evidence.rules` holds the
-//! matching NAT rules of this host, if they could be read (live, at the start of the run).
+//! matching NAT rules of this host as they were at the start of the run (`start.nat_rules`); null: they were not read.
 //!
 //! ## Why it matters
 //!
@@ -37,7 +36,7 @@
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 2,
 //!   "summary": "this host redirects IMDS requests of pod payments/api-7c9d8b6f5d-x2x4z to 127.0.0.1:1338, and they fail: 2 unanswered",
-//!   "evidence": {"aborted":0,"answered":0,"endpoint":"169.254.169.254:80","refused":0,"rules":[],"seconds_lost":6.0,"silent":2,"target":"127.0.0.1:1338"},
+//!   "evidence": {"aborted":0,"answered":0,"endpoint":"169.254.169.254:80","refused":0,"rules":null,"seconds_lost":6.0,"silent":2,"target":"127.0.0.1:1338"},
 //!   "remedy": {"commands":["iptables-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","nft list ruleset","ss -tlnp","sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'"],"text":"The kernel doesn't route packets from other network namespaces to 127.0.0.0/8. Redirect to an address of the interface that receives them, or set net.ipv4.conf.INTERFACE.route_localnet=1 on that interface. Also check that a program listens there (127.0.0.1:1338)."}
 //! }
 //! ```
@@ -64,7 +63,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::connection_aborted::is_aborted;
-use super::connectivity::nat_rule;
 use super::knowledge::answered;
 use super::table::{bounded, entry};
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
@@ -151,8 +149,8 @@ impl Detector for RedirectedLocally {
             }
             _ => return,
         };
-        let rule = match (observation, &fate) {
-            (Observation::Connect(connect), Fate::Silent) => nat_rule(connect, context),
+        let rule = match observation {
+            Observation::Connect(connect) => connect.nat_rule.as_deref(),
             _ => None,
         };
         let Some(target) = connection.redirected_to.as_deref().or(rule) else {
@@ -160,9 +158,6 @@ impl Detector for RedirectedLocally {
         };
         let subject = context.place_subject();
         let key = subject.key.clone();
-        if matches!(fate, Fate::Refused) && !sightings.is_open(&key) {
-            return;
-        }
         let place = entry(&mut self.places, key.clone(), &mut self.evicted, Redirection::default);
         match fate {
             Fate::Answered => place.answered += 1,
@@ -204,7 +199,12 @@ fn details(
     let loopback = target.starts_with("127.") || target.starts_with("[::1]") || target.contains(" 127.");
     let to_loopback_from_elsewhere = loopback && subject.key != super::knowledge::HOST;
     let summary = if connection.redirected_to.is_none() {
-        format!("a NAT rule of this host redirects IMDS requests of {name}, and they get no response: {target}")
+        let end = if place.refused > 0 {
+            "are refused"
+        } else {
+            "get no response"
+        };
+        format!("a NAT rule of this host redirects IMDS requests of {name}, and they {end}: {target}")
     } else if failed == 0 {
         format!("this host redirects IMDS requests of {name} to {target}, which answers")
     } else {
@@ -223,15 +223,18 @@ fn details(
         )
     };
     let rules = &context.host.nat_rules;
+    // Of a rule's description, the address.
+    let led_to = target.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    let place_name = led_to.map_or(target, |(to, _)| to);
     let text = if failed == 0 {
         "No action is needed if the redirection is intended. Otherwise delete the NAT rule.".to_owned()
     } else if place.silent > 0 && to_loopback_from_elsewhere {
         format!(
-            "The kernel doesn't route packets from other network namespaces to 127.0.0.0/8. Redirect to an address of the interface that receives them, or set net.ipv4.conf.INTERFACE.route_localnet=1 on that interface. Also check that a program listens there ({target})."
+            "The kernel doesn't route packets from other network namespaces to 127.0.0.0/8. Redirect to an address of the interface that receives them, or set net.ipv4.conf.INTERFACE.route_localnet=1 on that interface. Also check that a program listens there ({place_name})."
         )
     } else {
         format!(
-            "Check that the program behind {target} runs and can reach IMDS, or delete the NAT rule that redirects to it."
+            "Check that a program listens there ({place_name}) and can reach IMDS, or delete the NAT rule that redirects to it."
         )
     };
     let iptables = if target.starts_with('[') {
@@ -281,12 +284,13 @@ mod tests {
         let text = format!(
             r#"{{"record":"connect","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/app","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":{netns}}},"container":null,"connection":{{"id":"1","local":"10.0.0.9:4001","remote":"169.254.169.254:80","exchange":0}},"outcome":"timeout","errno":110,"elapsed_ns":9000000000,"syns":{syns},"wire_syns":{wire_syns}}}"#
         );
-        let connect: Connect = serde_json::from_str(&text).unwrap();
+        let mut connect: Connect = serde_json::from_str(&text).unwrap();
         let facts = HostFacts {
             netns: Some(1),
-            nat_rules: rules.iter().map(|&rule| rule.to_owned()).collect(),
+            nat_rules: Some(rules.iter().map(|&rule| rule.to_owned()).collect()),
             ..HostFacts::default()
         };
+        connect.nat_rule = facts.nat_rule(&connect).map(str::to_owned);
         let mut detectors = Detectors::new(&DetectorConfig::default(), facts);
         let mut found = Vec::new();
         detectors.observe(&Observation::Connect(&connect), &mut found);

@@ -109,16 +109,25 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
     checks
 }
 
-/// NAT rules that send requests for the endpoints elsewhere, each with the command that shows it. Empty as well where the rules can't be read.
-pub(super) fn redirections(endpoints: &[IpAddr]) -> Vec<String> {
+/// NAT rules that send requests for the endpoints elsewhere, each with the command that shows it. `None`: the rules can't be read.
+pub(super) fn redirections(endpoints: &[IpAddr]) -> Option<Vec<String>> {
     let mut ruleset = Ruleset::default();
-    if nftables_present()
-        && let Ok(rules) = nft::read()
-    {
-        ruleset.extend(rules);
+    let mut read = false;
+    if nftables_present() {
+        match nft::read() {
+            Ok(rules) => {
+                ruleset.extend(rules);
+                read = true;
+            }
+            Err(error) => read = nft::absent(&error),
+        }
     }
     if let Ok(rules) = legacy::read() {
         ruleset.extend(rules);
+        read = true;
+    }
+    if !read {
+        return None;
     }
     let mut cgroups = Cgroups {
         root: cgroup2_mount(),
@@ -136,7 +145,7 @@ pub(super) fn redirections(endpoints: &[IpAddr]) -> Vec<String> {
             }
         }
     }
-    found
+    Some(found)
 }
 
 fn unread(error: &FirewallError) -> Check {

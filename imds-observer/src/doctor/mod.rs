@@ -35,8 +35,8 @@ pub struct DoctorOptions {
     pub cgroup: Option<PathBuf>,
 }
 
-/// NAT rules of this host that send requests for the endpoints elsewhere. Empty as well where the rules can't be read.
-pub fn redirections(endpoints: &[IpAddr]) -> Vec<String> {
+/// NAT rules of this host that send requests for the endpoints elsewhere. `None`: the rules can't be read.
+pub fn redirections(endpoints: &[IpAddr]) -> Option<Vec<String>> {
     firewall::redirections(endpoints)
 }
 

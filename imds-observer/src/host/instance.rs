@@ -24,7 +24,7 @@ pub fn facts(name: Host) -> HostFacts {
             .map(|gateway| gateway.to_string()),
         netns: netns(),
         uplink: route.map(|(_, interface)| interface),
-        nat_rules: Vec::new(),
+        nat_rules: None,
     }
 }
 

@@ -272,6 +272,9 @@ pub struct Connect {
     /// `type/code` of the ICMP error that this attempt met.
     #[serde(default)]
     pub icmp: Option<String>,
+    /// NAT rule of this host that matches this attempt's requests, where none of its SYNs left through an uplink. Null: none, or not read.
+    #[serde(default)]
+    pub nat_rule: Option<String>,
 }
 
 /// Which way a dropped packet went.

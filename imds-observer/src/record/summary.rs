@@ -74,6 +74,15 @@ pub struct Start {
     /// Null offline, and with `--unconfined`.
     #[serde(default)]
     pub confinement: Option<Confinement>,
+    /// Inode of this host's own network namespace; null offline.
+    #[serde(default)]
+    pub netns: Option<u32>,
+    /// Null offline.
+    #[serde(default)]
+    pub boot_time: Option<Time>,
+    /// NAT rules of this host that match requests for the endpoints, as they were at the start. Null offline, and where they can't be read.
+    #[serde(default)]
+    pub nat_rules: Option<Vec<String>>,
 }
 
 /// Nanoseconds; null if nothing was measured.

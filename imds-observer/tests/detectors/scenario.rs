@@ -284,6 +284,7 @@ impl Actor {
             syn_acks: 0,
             dropped: None,
             icmp: None,
+            nat_rule: None,
         }
     }
 }
