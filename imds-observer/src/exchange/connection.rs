@@ -13,6 +13,7 @@ use super::attempt::Attempt;
 use super::errno;
 use super::pending::{Answer, Pending};
 use super::shares::Charge;
+use super::sightings::Sightings;
 use super::{DropFacts, ExchangeFacts, Fact, Limits};
 use crate::event::{
     ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Redirection, Sender, SocketChange,
@@ -119,11 +120,12 @@ pub(super) struct Flow {
     uplink_seen: bool,
     ifindex: u32,
     wire_ttl: Option<u8>,
-    socket_ttl: Option<u8>,
+    sightings: Sightings,
     client_ack: Option<Seq>,
     /// Start of the last response that was paired or passed over.
     last_response: Option<Seq>,
-    responded: Option<Time>,
+    /// 0: there was no response yet.
+    responded: Time,
     client_left: Option<(Time, Leave)>,
     /// The client has closed its sending side alone, and reads on.
     half_closed: bool,
@@ -177,10 +179,10 @@ impl Flow {
             uplink_seen: false,
             ifindex: 0,
             wire_ttl: None,
-            socket_ttl: None,
+            sightings: Sightings::new(),
             client_ack: None,
             last_response: None,
-            responded: None,
+            responded: Time(0),
             client_left: None,
             half_closed: false,
             captured: false,
@@ -318,7 +320,7 @@ impl Flow {
         self.early.clear();
         self.client_ack = None;
         self.last_response = None;
-        self.responded = None;
+        self.responded = Time(0);
         self.client_left = None;
         self.half_closed = false;
         self.server_fin = None;
@@ -349,6 +351,7 @@ impl Flow {
         self.last = self.last.max(other.last);
         self.uplink_seen |= other.uplink_seen;
         self.wire_ttl = self.wire_ttl.or(other.wire_ttl);
+        self.sightings.absorb(other.sightings);
         if let (Some(attempt), Some(other)) = (&mut self.attempt, &other.attempt) {
             attempt.absorb(other);
         }
@@ -540,11 +543,12 @@ impl Flow {
     fn request_packet(&mut self, packet: &Packet, context: &mut Context<'_>) {
         let flags = packet.tcp_flags;
         match packet.vantage {
-            Vantage::Socket => self.socket_ttl = Some(packet.ttl),
+            Vantage::Socket => {}
             Vantage::Uplink => self.wire_ttl = Some(packet.ttl),
             // Of copies at several interfaces the one with the smallest TTL is the one that left.
             Vantage::Capture => self.wire_ttl = Some(self.wire_ttl.map_or(packet.ttl, |ttl| ttl.min(packet.ttl))),
         }
+        self.sightings.see(packet);
         if flags & Packet::SYN != 0 {
             self.know_sender(packet.sender);
             if self.isn == Some(Seq(packet.seq)) && self.number == 0 {
@@ -910,7 +914,7 @@ impl Flow {
             let Some(pending) = self.pending.iter_mut().find(asked) else {
                 continue;
             };
-            self.responded = Some(head.meta.time);
+            self.responded = head.meta.time;
             let answer = pending.answer.insert(Answer::new(start));
             answer.sight(vantage, head.meta.time, head.meta.ttl);
             if self.client_ack.is_some_and(|acknowledged| acknowledged.from(start) > 0) {
@@ -1213,7 +1217,8 @@ impl Flow {
         let hidden = pending.pipelined
             && pending.answer.is_none()
             && outcome != ExchangeOutcome::Reset
-            && self.responded.is_some_and(|responded| responded >= pending.time);
+            && self.responded != Time(0)
+            && self.responded >= pending.time;
         if hidden {
             context.loss.truncated += 1;
             return;
@@ -1222,13 +1227,9 @@ impl Flow {
         let closed_by = self.closed_by(outcome);
         let length = pending.answer.as_ref().and_then(|answer| self.length(&pending, answer));
         let mut request = pending.request;
-        request.ttl = self.wire_ttl.or(self.socket_ttl);
+        request.ttl = self.wire_ttl.or(self.sightings.socket_ttl());
         request.ttl_on_wire = request.ttl.map(|_| self.wire_ttl.is_some());
-        // The sender chooses its initial TTL: only the difference between two sightings is a distance.
-        request.hops = match (self.socket_ttl, self.wire_ttl) {
-            (Some(socket), Some(wire)) => socket.checked_sub(wire),
-            _ => None,
-        };
+        request.hops = self.sightings.hops();
         let latency_ns = pending
             .answer
             .as_ref()

@@ -9,6 +9,7 @@ mod facts;
 mod fuzz;
 mod pending;
 mod shares;
+mod sightings;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -2078,3 +2078,72 @@ fn hops_are_the_difference_of_two_sightings() {
     });
     assert_eq!(hops, Some(Some(1)));
 }
+
+/// As `client`, with a TTL of the sender's choice: at the socket, and at the uplink behind one hop.
+fn with_ttl(world: &mut World, at: u32, data: &str, ttl: u8, flags: u8) {
+    let seq = ISN.wrapping_add(1).wrapping_add(at);
+    let mut packet = world.raw(
+        Direction::Request,
+        flags,
+        seq,
+        SERVER_ISN.wrapping_add(1),
+        data.as_bytes(),
+    );
+    packet.ttl = ttl;
+    world.both(packet);
+}
+
+#[test]
+fn a_ttl_that_changes_on_a_connection_hides_no_hop() {
+    // The request with one TTL, what follows on the socket with one less: only the socket's end shows that.
+    let mut world = World::live();
+    world.handshake().client(ACK, 0, 0, PUT);
+    let fin = world.raw(
+        Direction::Request,
+        Packet::FIN | ACK,
+        ISN.wrapping_add(1).wrapping_add(len(PUT)),
+        SERVER_ISN.wrapping_add(1),
+        b"",
+    );
+    world.send(&Event::Packet(Packet { ttl: 63, ..fin }));
+    world.server(ACK, 0, len(PUT), OK).at(5000).end();
+    assert_eq!(world.only().request.hops, Some(1), "FIN");
+
+    // A segment that is lost before the uplink, and sent again with another TTL.
+    let mut world = World::live();
+    world.connect();
+    let lost = world.raw(
+        Direction::Request,
+        ACK,
+        ISN.wrapping_add(1),
+        SERVER_ISN.wrapping_add(1),
+        PUT.as_bytes(),
+    );
+    world.send(&Event::Packet(Packet {
+        ttl: 64,
+        ..lost.clone()
+    }));
+    let again = Packet {
+        ttl: 65,
+        retransmit: true,
+        ..lost
+    };
+    world.both(again);
+    world.server(ACK, 0, len(PUT), OK).at(5000).end();
+    assert_ne!(world.only().request.hops, Some(0), "retransmitted");
+}
+
+#[test]
+fn a_ttl_that_changes_with_each_request_gives_the_same_hops() {
+    let mut world = World::live();
+    world.handshake();
+    let mut at = 0;
+    for (number, ttl) in [65, 64, 66, 1, 255].into_iter().enumerate() {
+        with_ttl(&mut world, at, PUT, ttl, ACK);
+        at += len(PUT);
+        world.server(ACK, number as u32 * len(OK), at, OK);
+    }
+    world.at(5000).end();
+    let hops: Vec<_> = world.exchanges().iter().map(|exchange| exchange.request.hops).collect();
+    assert_eq!(hops, [Some(1); 5]);
+}

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use imds_observer_lab::server::Behaviour;
 use imds_observer_lab::topology::{Lab, LabOptions, PodOptions};
 
 use crate::support::{Observer, UPLINK, cgroup_of, first_line, in_netns, lab, observed_cgroup, program, run};
@@ -418,4 +419,82 @@ fn datagrams_to_the_endpoints_are_no_unread_requests() {
     let finished = observer.finish();
     let loss = finished.kind("loss").pop().unwrap();
     assert_eq!(loss["unparsed"], 0, "{loss}");
+}
+
+/// Token requests of a pod that chooses its TTL: from the start, per segment, and before it closes its sending side.
+const TTLS: &str = r"
+import socket
+TOKEN = b'PUT /latest/api/token?%s HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n'
+def ask(name, first, then=None):
+    client = socket.socket()
+    client.settimeout(5)
+    client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, first)
+    client.connect(('169.254.169.254', 80))
+    whole = TOKEN % name
+    client.sendall(whole[:20])
+    if then:
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, then)
+    client.sendall(whole[20:])
+    if then:
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, then - 1)
+        client.shutdown(socket.SHUT_WR)
+    print(client.recv(10000).split(b'\r\n')[0].decode(), flush=True)
+    client.close()
+ask(b'one', 65)
+ask(b'two', 66)
+ask(b'high', 129)
+ask(b'changing', 65, 64)
+ask(b'rising', 64, 65)
+";
+
+#[test]
+#[ignore = "live"]
+fn a_pod_that_chooses_its_ttl_is_no_closer_to_the_uplink() {
+    let lab = lab(LabOptions {
+        behaviour: Behaviour {
+            hop_limit: 2,
+            ..Behaviour::default()
+        },
+        ..LabOptions::default()
+    });
+    let observer = Observer::stream(&lab, &[]);
+    let sent = lab
+        .pod(0)
+        .command("setpriv")
+        .unwrap()
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--",
+            "/usr/bin/python3",
+            "-c",
+            TTLS,
+        ])
+        .output()
+        .unwrap();
+    let answers = String::from_utf8_lossy(&sent.stdout);
+    assert_eq!(
+        answers.matches("200 OK").count(),
+        5,
+        "{answers} {}",
+        String::from_utf8_lossy(&sent.stderr)
+    );
+    let finished = observer.finish();
+    let exchanges = finished.kind("exchange");
+    assert_eq!(exchanges.len(), 5, "{}", finished.stdout);
+    for exchange in exchanges {
+        assert_eq!(exchange["request"]["hops"], 1, "{exchange}");
+    }
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    fs::write(trace.path(), &finished.stdout).unwrap();
+    let preflight = Command::new(program())
+        .args(["preflight", "--hop-limit", "1", "-o", "json"])
+        .arg(trace.path())
+        .output()
+        .unwrap();
+    let verdict: serde_json::Value = serde_json::from_slice(&preflight.stdout).unwrap();
+    assert_eq!(preflight.status.code(), Some(3), "{verdict}");
+    assert_eq!(verdict["breaks"][0]["count"], 5, "{verdict}");
 }
