@@ -7,6 +7,7 @@ from leaving the socket.
 Run it in this directory: `python3 redirects.py`.
 """
 
+from capture import Capture
 from records import CREDENTIALS, HOST_NETNS, Caller, Records
 
 OUTPUT = "nft table ip nat chain OUTPUT handle 9 at OUTPUT sends elsewhere ({}) requests of this host"
@@ -60,3 +61,16 @@ with Redirected("redirect-to-local-mock-works.ndjson", OUTPUT.format("REDIRECT t
     for n in range(10):
         r.token(20 * n, AGENT, response_ttl=None)
         r.exchange(20 * n + 0.01, AGENT, CREDENTIALS, response_ttl=None)
+
+with Redirected("redirected-mock-reads-without-token.ndjson", OUTPUT.format("REDIRECT to :1338")) as r:
+    # A stand-in for tests, and a program that asks it without tokens.
+    r.to = "127.0.0.1:1338"
+    for n in range(5):
+        r.exchange(20 * n, AGENT, "/latest/meta-data/instance-id", version="v1", response_ttl=None)
+
+with Capture("imds-and-proxy-read-without-token.pcap") as c:
+    # The proxy is installed later: until then IMDS itself answered this client without a token.
+    for n in range(3):
+        c.connect(20 * n, "10.0.1.30").get("/latest/meta-data/instance-id", agent="curl/7.68.0").response(200).close()
+    for n in range(3, 12):
+        c.connect(20 * n, "10.0.1.30").get("/latest/meta-data/instance-id", agent="curl/7.68.0").response(200, server=None, ttl=64).close()
