@@ -7,6 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use imds_observer::record::Code;
 use imds_observer_lab::scenarios::{Scenario, Suite, findings_of};
 use serde_json::Value;
 
@@ -90,6 +91,27 @@ fn every_trace_gives_what_is_owed() {
 #[test]
 fn every_capture_gives_what_it_can_show() {
     compare("pcap", |scenario| scenario.in_capture().to_vec());
+}
+
+/// Manual page and fixtures of each code are held by tests/detectors, its alert by tests/deploy.rs.
+#[test]
+fn every_code_is_expected_by_a_scenario() {
+    let suite = suite();
+    let expected: Vec<&str> = suite
+        .scenarios
+        .iter()
+        .flat_map(|scenario| &scenario.expect)
+        .map(|finding| finding.split(' ').next().unwrap())
+        .collect();
+    let without: Vec<&str> = Code::ALL
+        .iter()
+        .map(|code| code.as_str())
+        .filter(|code| !expected.contains(code))
+        .collect();
+    assert!(
+        without.is_empty(),
+        "no scenario of imds-observer-lab/scenarios.toml expects {without:?}"
+    );
 }
 
 #[test]

@@ -46,6 +46,10 @@ pub enum Fault {
     SynLoss,
     /// NAT of the node's own packets leads to an address where nothing answers, as the rule of an agent that is gone.
     Redirect,
+    /// NAT on the node leads to [`AGENT_PORT`] of the node itself: its own packets, or those that it forwards for pods.
+    RedirectToPort {
+        forwarded: bool,
+    },
     /// The listeners are closed: connections are refused.
     ServerDown,
     /// Any other switch of the server, as in `Behaviour::patched`.
@@ -130,6 +134,7 @@ impl Lab {
             Fault::Quota { packets_per_s } => limit(self, *packets_per_s),
             Fault::SynLoss => lose_syns(self),
             Fault::Redirect => redirect(self),
+            Fault::RedirectToPort { forwarded } => redirect_to_port(self, *forwarded),
             Fault::ServerDown => Ok(switch(self, |behaviour| behaviour.listening = false)),
             Fault::Behaviour(patch) => {
                 let wanted = self.server().behaviour().patched(patch)?;
@@ -212,6 +217,21 @@ fn redirect(lab: &Lab) -> Result<FaultGuard> {
         &format!(
             "chain output {{ type nat hook output priority -100; policy accept;\n\
              ip daddr {IMDS_V4} tcp dport 80 dnat to {AGENT}\n}}"
+        ),
+    )
+}
+
+/// Where a metadata agent listens on its node. Nothing does unless a scenario starts it.
+pub const AGENT_PORT: u16 = 1338;
+
+fn redirect_to_port(lab: &Lab, forwarded: bool) -> Result<FaultGuard> {
+    let hook = if forwarded { "prerouting" } else { "output" };
+    table(
+        lab.node().shared_netns(),
+        "ip imdslab_redirect_to_port",
+        &format!(
+            "chain {hook} {{ type nat hook {hook} priority -100; policy accept;\n\
+             ip daddr {IMDS_V4} tcp dport 80 redirect to :{AGENT_PORT}\n}}"
         ),
     )
 }

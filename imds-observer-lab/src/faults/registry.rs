@@ -309,5 +309,16 @@ pub fn disturbances(family: Family) -> Vec<Entry> {
         on_node("input-drop", drop_responses, "response-dropped"),
         on_node("syn-loss", Fault::SynLoss, "connect-delayed"),
         on_node("redirect", Fault::Redirect, "redirected-locally"),
+        on_node(
+            "redirect-to-port",
+            Fault::RedirectToPort { forwarded: false },
+            "redirected-locally",
+        ),
+        Entry {
+            name: "redirect-pods-to-port",
+            fault: Fault::RedirectToPort { forwarded: true },
+            victim: Victim::Pod(0),
+            code: Some("redirected-locally"),
+        },
     ]
 }

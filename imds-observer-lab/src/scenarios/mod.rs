@@ -112,9 +112,14 @@ pub enum IpFamily {
 pub struct StandIn {
     /// Its name among the clients.
     pub client: String,
+    /// It runs on the node and listens at this port of 127.0.0.1, where a redirection leads, and the lab's own server stays. Left out: it
+    /// runs in the place of that server.
+    pub port: Option<u16>,
     /// Set on its token responses by iptables: no stand-in knows hop limits.
+    #[serde(default = "one_hop")]
     pub hop_limit: u8,
-    /// By what the segments of a token response are known; head and body may come apart.
+    /// By what the segments of a token response are known; head and body may come apart. Empty: no hop limit is set.
+    #[serde(default)]
     pub token_marks: Vec<String>,
 }
 
@@ -169,6 +174,10 @@ pub enum Step {
 }
 
 fn one() -> usize {
+    1
+}
+
+fn one_hop() -> u8 {
     1
 }
 

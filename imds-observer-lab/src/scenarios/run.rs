@@ -1,7 +1,7 @@
 //! Plays one scenario: a lab, a capture, the observer, the clients, and what was found.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -268,9 +268,14 @@ impl<'a> Prepared<'a> {
     }
 
     fn replace_server(&mut self, stand_in: &StandIn) -> Result<()> {
-        self.lab.server().update(|behaviour| behaviour.listening = false);
         let client = self.stage.suite.client(&stand_in.client)?;
-        let place = self.lab.imds();
+        let (place, address) = match stand_in.port {
+            Some(port) => (self.lab.node(), SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+            None => {
+                self.lab.server().update(|behaviour| behaviour.listening = false);
+                (self.lab.imds(), SocketAddr::from((IMDS_V4, IMDS_PORT)))
+            }
+        };
         for mark in &stand_in.token_marks {
             let mut mangle = Command::new("iptables");
             mangle.args(["-w", "-t", "mangle", "-A", "POSTROUTING", "-p", "tcp", "--sport", "80"]);
@@ -279,7 +284,6 @@ impl<'a> Prepared<'a> {
             place.netns().run_program(&mut mangle)?;
         }
         let player = Player::start(&stand_in.client, client, place, &self.stage.tools, self.scratch.path())?;
-        let address = SocketAddr::from((IMDS_V4, IMDS_PORT));
         let deadline = Instant::now() + STAND_IN_READY;
         let ready = place.run_in_thread(|| {
             while Instant::now() < deadline {
