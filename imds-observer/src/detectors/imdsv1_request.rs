@@ -14,6 +14,10 @@
 //!
 //! In the first two cases this finding is `info`, because the other finding is the alarm.
 //!
+//! If a program other than IMDS answers all of a client's requests without a token, this finding is `info` too (cause
+//! `other-program`, `answered_by`): a redirection of this host leads to it, or (in captures) its responses don't have IMDS's
+//! `Server` header. Whether the requests fail once tokens are required depends on that program.
+//!
 //! ## Why it matters
 //!
 //! These requests fail with 401 once `--http-tokens required` is set. Find and fix all such callers before you set it.
@@ -35,7 +39,7 @@
 //!   "last_seen": "2023-11-14T22:14:20.000000000Z",
 //!   "count": 3,
 //!   "summary": "curl (parent bash 4100) uses IMDSv1: its requests without a token succeed",
-//!   "evidence": {"breaks_when_tokens_are_required":true,"cause":"client","client":"curl","first_path":"/latest/meta-data/instance-id","last_path":"/latest/meta-data/instance-id","requests":3,"user_agent":"curl/7.88.1"},
+//!   "evidence": {"answered_by":null,"breaks_when_tokens_are_required":true,"cause":"client","client":"curl","first_path":"/latest/meta-data/instance-id","last_path":"/latest/meta-data/instance-id","requests":3,"user_agent":"curl/7.88.1"},
 //!   "remedy": {"commands":[],"text":"Get a token first: TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 21600'), then send it as X-aws-ec2-metadata-token."}
 //! }
 //! ```
@@ -66,10 +70,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::knowledge::{V1Cause, is_probe, status, sufficient_hop_limit};
+use super::proxied_request::{OtherServer, other_server};
 use super::remedy::{self, Sdk};
 use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
+use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
@@ -101,6 +106,9 @@ struct Caller {
     last_time: Time,
     /// Not reported yet: held back since then.
     held: Option<Time>,
+    /// Of `requests`, those that a program other than IMDS answered, and which.
+    elsewhere: u64,
+    other: Option<Box<str>>,
 }
 
 pub(super) struct Imdsv1Request {
@@ -144,6 +152,7 @@ impl Detector for Imdsv1Request {
         }
         if let Some(caller) = self.callers.get_mut(&client.handle) {
             caller.requests += 1;
+            caller.note_answer(exchange, context);
             caller.last_time = caller.last_time.max(exchange.time);
             if caller.held.is_some() {
                 caller.first_time = caller.first_time.min(exchange.time);
@@ -163,7 +172,10 @@ impl Detector for Imdsv1Request {
             first_time: exchange.time,
             last_time: exchange.time,
             held: (!certain).then_some(context.now),
+            elsewhere: 0,
+            other: None,
         };
+        caller.note_answer(exchange, context);
         if certain {
             caller.report(client, 1, context, false, sightings);
         }
@@ -206,6 +218,26 @@ impl Imdsv1Request {
 }
 
 impl Caller {
+    /// A forwarding proxy passes IMDS's own `Server` header on; without that header, or behind a redirection, another program answers.
+    fn note_answer(&mut self, exchange: &Exchange, context: &Context<'_>) {
+        let other = match exchange.connection.redirected_to.as_deref() {
+            Some(target) => Some(OtherServer::At(target)),
+            None => other_server(exchange, &context.knowledge.imds_server),
+        };
+        let Some(other) = other else {
+            return;
+        };
+        self.elsewhere += 1;
+        if self.other.is_none() {
+            self.other = Some(other.to_string().into());
+        }
+    }
+
+    /// The program that answers all requests, if it isn't IMDS.
+    fn other(&self) -> Option<&str> {
+        self.other.as_deref().filter(|_| self.elsewhere == self.requests)
+    }
+
     /// `newest`: the request at hand is told from now on. It is looked at only when something is to be written.
     fn report(
         &mut self,
@@ -226,6 +258,7 @@ impl Caller {
                     | V1Cause::BadRequest
                     | V1Cause::Refused(_),
                 ) => Severity::Info,
+                Some(V1Cause::TokenUnanswered) | None if self.other().is_some() => Severity::Info,
                 Some(V1Cause::TokenUnanswered) | None => Severity::Warning,
             },
             time: self.last_time,
@@ -300,6 +333,13 @@ impl Caller {
                     "Find out where the token response is lost. If the client is in a container, the hop limit is the usual cause.",
                 ),
             ),
+            None if let Some(other) = self.other() => (
+                "other-program",
+                format!("{name} sends requests without a token, and {other} answers them instead of IMDS"),
+                remedy::text(
+                    "Find out what answers: see proxied-request or redirected-locally. Whether these requests fail once tokens are required depends on that program. Update the client only if the program passes its requests on to IMDS as they are.",
+                ),
+            ),
             None => (
                 "client",
                 format!("{name} uses IMDSv1: its requests without a token succeed"),
@@ -316,7 +356,8 @@ impl Caller {
                 "last_path": self.path,
                 "user_agent": agent,
                 "client": sdk.name(),
-                "breaks_when_tokens_are_required": true,
+                "answered_by": self.other(),
+                "breaks_when_tokens_are_required": self.other().is_none().then_some(true),
             },
             remedy,
         }

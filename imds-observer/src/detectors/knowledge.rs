@@ -161,6 +161,8 @@ pub struct Knowledge {
     pub role_unlisted: Option<Time>,
     /// Newest role of which any client received the credentials, and when.
     role_given: Option<(Box<str>, Time)>,
+    /// The `Server` header of IMDS, as `[detectors.proxied-request]` has it.
+    pub(super) imds_server: Box<str>,
     /// What drops told, by connection id.
     drops: LruCache<String, DropNote>,
     /// Newest request of cloud-init, whose crawl is a burst by design.
@@ -170,7 +172,7 @@ pub struct Knowledge {
 }
 
 impl Knowledge {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits, imds_server: &str) -> Self {
         Self {
             hasher: RandomState::new(),
             clients: bounded(limits.clients(MAX_CLIENTS)),
@@ -183,6 +185,7 @@ impl Knowledge {
             role_listed: None,
             role_unlisted: None,
             role_given: None,
+            imds_server: imds_server.into(),
             drops: bounded(limits.connections(MAX_DROPS)),
             boot_crawl: None,
             quota_exceeded: None,

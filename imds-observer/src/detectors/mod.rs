@@ -375,7 +375,7 @@ impl Detectors {
             asked: Asked::new(&registered),
             registered,
             paths: Paths::new(&limits),
-            knowledge: Knowledge::new(&limits),
+            knowledge: Knowledge::new(&limits, &config.proxied_request.server),
             ledger: Ledger::new(host.name.clone(), limits.findings),
             now: Time(0),
             next_tick: Time(0),
@@ -477,6 +477,7 @@ impl Detectors {
         }
         self.asked = Asked::new(&fresh);
         self.registered = fresh;
+        self.knowledge.imds_server = after.proxied_request.server.as_str().into();
     }
 
     /// Entries that the detectors' bounded tables gave up.

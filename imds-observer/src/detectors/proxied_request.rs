@@ -52,6 +52,7 @@
 //! - <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html> (X-Forwarded-For is refused)
 //! - <https://docs.aws.amazon.com/sdkref/latest/guide/feature-imds-credentials.html>
 
+use std::fmt;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -75,7 +76,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            server: "EC2ws".to_owned(),
+            server: IMDS_SERVER.to_owned(),
         }
     }
 }
@@ -119,6 +120,52 @@ pub(super) fn foreign_ttl(exchange: &Exchange) -> bool {
         })
 }
 
+/// Characters of a `Server` header in a sentence.
+const MAX_SHOWN: usize = 64;
+/// The `Server` header of IMDS.
+const IMDS_SERVER: &str = "EC2ws";
+
+/// Whether the response shows that a program other than IMDS made it, and which.
+pub(super) fn other_server<'a>(exchange: &'a Exchange, expected: &str) -> Option<OtherServer<'a>> {
+    let response = exchange
+        .response
+        .as_ref()
+        .filter(|_| exchange.request.dialect == Dialect::Aws)?;
+    match response.server.as_deref() {
+        Some(server) => (!server.contains(expected)).then_some(OtherServer::Named(server)),
+        // The whole head was read, and IMDS names itself in each.
+        None => {
+            let unnamed =
+                !expected.is_empty() && answered(exchange) && response.via_proxy.is_some() && response.status.is_some();
+            unnamed.then_some(OtherServer::Unnamed)
+        }
+    }
+}
+
+/// A program that answers in the place of IMDS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OtherServer<'a> {
+    /// With this `Server` header.
+    Named(&'a str),
+    /// Without one.
+    Unnamed,
+    /// At this address, to which the connection is redirected.
+    At(&'a str),
+}
+
+impl fmt::Display for OtherServer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(server) => {
+                let shown: String = server.chars().take(MAX_SHOWN).collect();
+                write!(f, "a program with the Server header {shown:?}")
+            }
+            Self::Unnamed => f.write_str("a program without IMDS's Server header"),
+            Self::At(target) => write!(f, "a program at {target}"),
+        }
+    }
+}
+
 impl Detector for ProxiedRequest {
     fn code(&self) -> Code {
         Code::ProxiedRequest
@@ -135,15 +182,9 @@ impl Detector for ProxiedRequest {
         let response = exchange.response.as_ref();
         let via = response.is_some_and(|response| response.via_proxy == Some(true));
         let server = response.and_then(|response| response.server.as_deref());
-        let other_server = exchange.request.dialect == Dialect::Aws
-            && server.is_some_and(|server| !server.contains(self.config.server.as_str()));
-        // The whole head was read, and IMDS names itself in each.
-        let no_server = exchange.request.dialect == Dialect::Aws
-            && !self.config.server.is_empty()
-            && answered(exchange)
-            && response.is_some_and(|response| {
-                response.server.is_none() && response.via_proxy.is_some() && response.status.is_some()
-            });
+        let other = other_server(exchange, &self.config.server);
+        let other_server = matches!(other, Some(OtherServer::Named(_)));
+        let no_server = other == Some(OtherServer::Unnamed);
         let forwarded = exchange.request.forwarded;
         if !forwarded && !via && !other_server && !no_server {
             // A TTL alone may be that of a stand-in behind routers: beside another sign it counts.
