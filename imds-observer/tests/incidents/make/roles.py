@@ -62,3 +62,13 @@ with Capture("role-detached-after-it-was-replaced.pcap") as c:
     for n in range(14):
         ask(c, 3_000 + 30 * n, "10.0.8.8", BOTO, ROLES, 404, 339)
         ask(c, 3_010 + 30 * n, "10.0.8.8", KOTLIN, ROLES + "web-blue", 404, 339)
+
+# Credentials that are too short, for less than a minute.
+
+with Capture("role-propagates-over-twelve-seconds.pcap") as c:
+    for n in range(9):
+        ask(c, 1.5 * n, "10.0.8.9", GO, ROLES + "fresh", 200, 281 if n < 8 else 1_298)
+
+with Capture("stand-in-short-credentials-for-20-s.pcap") as c:
+    for n in range(6):
+        c.connect(4 * n, "10.0.8.10").get(ROLES + "testing", agent=BOTO).response(200, 281, server="BaseHTTP/0.6 Python/3.11.2").close()
