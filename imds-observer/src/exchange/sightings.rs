@@ -3,7 +3,7 @@
 
 use std::num::NonZeroU8;
 
-use crate::source::{Packet, Vantage};
+use crate::event::{Packet, Vantage};
 
 /// The newest segment that each side has seen, with its TTL: no packet is sent with 0. Small, since each connection has one: of a segment's number
 /// the lower half, which is the same again after 64 KiB of requests.
