@@ -1,4 +1,4 @@
-//! Why a connection to IMDS didn't come to be, from what the kernel showed of the attempt [kernel-facts section 4, measured].
+//! Why a connection to IMDS didn't come to be, from what the kernel showed of the attempt. docs/faults.md has the measurements.
 //!
 //! The seven detectors of this kind differ in their [`Cause`] and their text; [`Verdict`] does the rest. A
 //! drop record and the connect record of the same attempt are one occurrence: whichever comes first counts.

@@ -25,7 +25,7 @@ pub(super) const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Process images of one client that are told apart: enough to say "a loop of short-lived processes".
 const RECENT_PROCESSES: usize = 16;
-/// A fallback follows its token request within this time. .NET takes longest, about 15.75 s [imds-facts section 3].
+/// A fallback follows its token request within this time. The SDK for .NET waits longest: measured, about 15.75 s.
 pub(super) const FALLBACK_NS: u64 = 16 * SECOND;
 /// A refusal is no timeout: clients remember it and go on without a token for as long as they run.
 const REFUSAL_NS: u64 = 3600 * SECOND;
@@ -610,7 +610,7 @@ pub(super) fn hops(request_ttl: u8) -> u8 {
     }
 }
 
-/// The formula of imds-facts section 1: a response dies on its way exactly when `response_ttl <= 64 - request_ttl`.
+/// Requests and responses pass the same number of forwarding hops, so a response dies on its way exactly when `response_ttl <= 64 - request_ttl`.
 /// `None`: one of both is not known.
 pub(super) fn ttl_too_small(exchange: &Exchange) -> Option<bool> {
     let request_ttl = exchange.request.wire_ttl()?;

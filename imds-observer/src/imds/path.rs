@@ -1,4 +1,6 @@
-//! What a path is: the same as another, a role's credentials, or one whose 404 means nothing. Facts: imds-facts, the provider's user guide.
+//! What a path is: the same as another, a role's credentials, or one whose 404 means nothing.
+//!
+//! Paths: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>.
 
 use std::borrow::Cow;
 
@@ -107,7 +109,7 @@ pub fn role_of(below: &str) -> Option<&str> {
     (!role.is_empty()).then_some(role)
 }
 
-/// Paths whose 404 means "nothing is due" or "no such thing here" [imds-facts section 2]. Not `tags/instance`: a client that requests tags that are not enabled never gets them.
+/// Paths whose 404 means "nothing is due" or "no such thing here". Not `tags/instance`: a client that requests tags that are not enabled never gets them.
 const NATURAL_404: &[&str] = &[
     "spot",
     "events/recommendations",

@@ -8,7 +8,7 @@ use imds_observer_common::TRAFFIC_CLASSES;
 use crate::event::InterfaceSample;
 use crate::record::{InterfaceSummary, SECOND, Time, VpcResolver};
 
-/// Packets per second and network interface to link-local services (imds-facts: problem reports, provider's documentation).
+/// Packets per second and network interface to link-local services (<https://docs.aws.amazon.com/vpc/latest/userguide/AmazonDNS-concepts.html>).
 const QUOTA_PACKETS_PER_S: u64 = 1024;
 /// In the order of [`imds_observer_common::TrafficClass`].
 const CLASSES: [&str; TRAFFIC_CLASSES] = ["imds", "dns", "ntp", "other"];
