@@ -9,11 +9,19 @@ mod clsact;
 #[cfg(live)]
 mod decode;
 #[cfg(live)]
+mod endpoints;
+#[cfg(live)]
+mod error;
+#[cfg(live)]
 mod first;
+#[cfg(live)]
+mod hooks;
 #[cfg(live)]
 mod kernel;
 #[cfg(live)]
 mod links;
+#[cfg(live)]
+mod load;
 #[cfg(live)]
 pub mod occupied;
 #[cfg(live)]
@@ -40,7 +48,11 @@ pub use clsact::HANDLES as CLSACT_HANDLES;
 #[cfg(live)]
 pub use decode::{Decoder, WireError};
 #[cfg(live)]
-pub use kernel::{Kernel, KernelError};
+pub use error::KernelError;
+#[cfg(live)]
+pub(crate) use hooks::hidden_without;
+#[cfg(live)]
+pub use kernel::Kernel;
 #[cfg(live)]
 pub(crate) use links::Links;
 #[cfg(live)]

@@ -11,6 +11,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::hooks;
+
 /// `enum bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -213,16 +215,7 @@ impl Names {
 
 /// Whether a program of this name is an observer's: the kernel keeps 15 bytes of it.
 pub fn is_ours(name: &str) -> bool {
-    const OURS: [&str; 7] = [
-        "segment_ingress",
-        "segment_egress",
-        "connect4",
-        "connect6",
-        "connect_tuple",
-        "wire_ingress",
-        "wire_egress",
-    ];
-    OURS.contains(&name)
+    hooks::at_objects().any(|program| program == name)
 }
 
 /// Programs of other tools at `connect4` and `connect6` that run for a socket of `cgroup` or below: there, and in those above. Empty where

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::check::{Check, State};
 use crate::bpf::occupied::{CgroupHook, Occupant, cgroup_occupants, exclusive_holder, interface_occupants, is_ours};
-use crate::bpf::{CLSACT_HANDLES, cgroup2_mount};
+use crate::bpf::{CLSACT_HANDLES, cgroup2_mount, hidden_without};
 use crate::host::Uplink;
 use crate::host::filters::{Filter, filters};
 use crate::record::Code;
@@ -44,13 +44,7 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
             checks.push(
                 Check::new("exclusive-program", State::Missing, format!("{holder}, at {hook}"))
                     .about(&root.display())
-                    .blinding(match hook {
-                        CgroupHook::Ingress | CgroupHook::Egress => "everything: the observer can't start there",
-                        CgroupHook::SockOps => "the process whose packets an OUTPUT firewall rule drops",
-                        CgroupHook::Connect4 | CgroupHook::Connect6 => {
-                            "connection attempts that fail before a packet is sent, and their processes"
-                        }
-                    })
+                    .blinding(hidden_without(hook))
                     .remedied(
                         "Configure that tool to attach with BPF_F_ALLOW_MULTI, or observe another cgroup with --cgroup.",
                         [],
