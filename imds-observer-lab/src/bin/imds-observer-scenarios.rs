@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
@@ -99,18 +100,29 @@ fn run(cli: &Cli) -> Result<bool> {
         .chain(ageing.into_iter().map(|prepared| (prepared.scenario(), Some(prepared))));
     let mut rows = Vec::new();
     for (scenario, prepared) in plays {
+        let begin = Instant::now();
         let outcome = match prepared {
             Some(prepared) => prepared.play(),
             None => stage.prepare(scenario).and_then(Prepared::play),
         };
-        let outcome = outcome.with_context(|| format!("play {}", scenario.name))?;
-        let row = Row {
-            scenario,
-            score: outcome.score,
-            told: counted(&outcome.told),
-            failure: outcome.failure.clone(),
-            seconds: outcome.took.as_secs_f64(),
-            found: outcome.found.clone(),
+        let row = match &outcome {
+            Ok(outcome) => Row {
+                scenario,
+                score: outcome.score,
+                told: counted(&outcome.told),
+                failure: outcome.failure.clone(),
+                seconds: outcome.took.as_secs_f64(),
+                found: outcome.found.clone(),
+            },
+            // One that can't be played is wrong, and the others are played all the same.
+            Err(error) => Row {
+                scenario,
+                score: score(&scenario.expect, &[]),
+                told: String::new(),
+                failure: Some(format!("play it: {error:#}")),
+                seconds: begin.elapsed().as_secs_f64(),
+                found: Vec::new(),
+            },
         };
         eprintln!(
             "{} {:<40} {:>5.1} s  {}",
@@ -129,7 +141,8 @@ fn run(cli: &Cli) -> Result<bool> {
                 eprintln!("     {failure}");
             }
         }
-        if let Some(directory) = &cli.keep {
+        let outcome = outcome.as_ref().ok();
+        if let (Some(directory), Some(outcome)) = (&cli.keep, outcome) {
             fs::create_dir_all(directory)?;
             fs::write(
                 directory.join(format!("{}.ndjson", scenario.name)),
@@ -137,10 +150,10 @@ fn run(cli: &Cli) -> Result<bool> {
             )?;
             fs::write(directory.join(format!("{}.pcap", scenario.name)), &outcome.capture)?;
         }
-        if let Some(directory) = &cli.record
+        if let (Some(directory), Some(outcome)) = (&cli.record, outcome)
             && row.is_right()
         {
-            record(directory, scenario, &outcome, &stage.tools)?;
+            record(directory, scenario, outcome, &stage.tools)?;
         }
         rows.push(row);
     }

@@ -154,10 +154,11 @@ impl Capture {
                 "-n",
                 "-U",
                 "--immediate-mode",
+                // The kernel's ring has a slot of the snapshot length for each packet: with 256 KiB (`-s 0`) it would hold 64.
                 "-B",
-                "16384",
+                "65536",
                 "-s",
-                "0",
+                "16384",
                 "-Z",
                 "root",
                 "-w",
