@@ -274,7 +274,7 @@ mod tests {
     use crate::record::Severity;
     use crate::record::{Code, Connect, Finding};
 
-    const RULE: &str = "nft table ip nat chain PREROUTING handle 4 at PREROUTING sends elsewhere (DNAT to 127.0.0.1:1338) requests that this host forwards (of pods)";
+    const RULE: &str = "nft table ip nat, chain PREROUTING, handle 4, at PREROUTING redirects (dnat to 127.0.0.1:1338) requests that this host forwards (from pods)";
 
     fn findings(rules: &[&str], wire_syns: u32) -> Vec<Finding> {
         attempt(rules, 5, 4, wire_syns)
@@ -316,7 +316,7 @@ mod tests {
     /// What NAT sends to an address without a route leaves no socket.
     #[test]
     fn a_rule_of_the_host_explains_its_own_connections_without_a_syn() {
-        let of_the_host = RULE.replace("requests that this host forwards (of pods)", "requests of this host");
+        let of_the_host = RULE.replace("requests that this host forwards (from pods)", "requests of this host");
         let found = attempt(&[of_the_host.as_str()], 1, 0, 0);
         assert_eq!(
             found.iter().map(|finding| finding.code).collect::<Vec<_>>(),
@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn syns_that_leave_and_rules_for_others_explain_nothing() {
-        let of_the_host = RULE.replace("requests that this host forwards (of pods)", "requests of this host");
+        let of_the_host = RULE.replace("requests that this host forwards (from pods)", "requests of this host");
         for (rules, wire_syns) in [(&[RULE][..], 4), (&[of_the_host.as_str()], 0), (&[], 0)] {
             let found = findings(rules, wire_syns);
             assert_eq!(found.len(), 1);

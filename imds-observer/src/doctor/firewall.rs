@@ -138,7 +138,8 @@ pub(super) fn redirections(endpoints: &[IpAddr]) -> Option<Vec<String>> {
         let (checks, ..) = stops(&ruleset, *endpoint, &mut cgroups);
         let redirections = checks
             .into_iter()
-            .filter(|check| check.code == Some(Code::RedirectedLocally));
+            // The same rule translates the responses back.
+            .filter(|check| check.code == Some(Code::RedirectedLocally) && !check.found.contains(" responses "));
         for rule in redirections.map(|check| check.found) {
             if found.len() < MAX_REDIRECTIONS && !found.contains(&rule) {
                 found.push(rule);

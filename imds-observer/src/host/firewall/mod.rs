@@ -12,7 +12,7 @@ mod xt;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::netlink::NetlinkError;
 
@@ -309,6 +309,16 @@ pub enum Verdict {
     Return,
     /// Nothing; the next step.
     Continue,
+}
+
+/// `dnat to 192.0.2.1:80`, as far as the target is known.
+fn redirection(how: &str, address: Option<IpAddr>, port: Option<u16>) -> String {
+    match (address, port) {
+        (Some(address), Some(port)) => format!("{how} to {}", SocketAddr::new(address, port)),
+        (Some(address), None) => format!("{how} to {address}"),
+        (None, Some(port)) => format!("{how} to :{port}"),
+        (None, None) => how.to_owned(),
+    }
 }
 
 /// A named or anonymous set or map.

@@ -3,12 +3,14 @@
 //! The crates that decode these messages leave out what decides here (matches of `iptables-nft`, sockets, ranges, NAT), so
 //! only their reader of attributes is used. What isn't understood becomes a step that may or may not hold.
 
+use std::net::IpAddr;
+
 use netlink_packet_core::NlasIterator;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{
     Base, Chain, ChainId, Comparison, Element, Engine, Family, FirewallError, Hook, Loaded, Rule, Ruleset, Set, Step,
-    TableId, Verdict, Word, text, xt,
+    TableId, Verdict, Word, redirection, text, xt,
 };
 use crate::host::netlink::{Netlink, NetlinkError, Reply};
 
@@ -210,10 +212,39 @@ fn rule(reply: &Reply) -> Option<(ChainId, Rule)> {
         let expression = Attributes::of(expression);
         let name = expression.text(1).unwrap_or_default();
         let data = expression.nested(2).unwrap_or(Attributes(Vec::new()));
-        steps.extend(self::expression(&name, &data).unwrap_or_else(|| vec![Step::Unread(name)]));
+        let mut read = self::expression(&name, &data).unwrap_or_else(|| vec![Step::Unread(name.clone())]);
+        if let Some(Step::Verdict(Verdict::Redirect(how))) = read.last_mut() {
+            let (address, port) = target_of(&name, &data, &steps);
+            *how = redirection(how, address, port);
+        }
+        steps.extend(read);
     }
     let name = format!("handle {}", attributes.u64(3).unwrap_or(0));
     Some((id, Rule { name, steps }))
+}
+
+/// The address and the port that the expression `nat` or `redir` sets, if the rule puts them into registers as they are.
+fn target_of(name: &str, of: &Attributes<'_>, steps: &[Step]) -> (Option<IpAddr>, Option<u16>) {
+    let (address, port) = match name {
+        "nat" => (of.word(3), of.word(5)),
+        "redir" => (None, of.word(1)),
+        _ => (None, None),
+    };
+    let put = |register: Word| {
+        steps.iter().rev().find_map(|step| match step {
+            Step::Put { to, data } if *to == register => Some(data.as_slice()),
+            _ => None,
+        })
+    };
+    let address = address.and_then(put).and_then(|data| match data.len() {
+        4 => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
+        _ => None,
+    });
+    let port = port
+        .and_then(put)
+        .and_then(|data| Some(u16::from_be_bytes([*data.first()?, *data.get(1)?])));
+    (address, port)
 }
 
 /// `None`: not understood.

@@ -1,6 +1,8 @@
 //! Matches and targets of iptables, as both engines hold them: the kernel's own structs in `linux/netfilter/xt_*.h`.
 
-use super::{Match, Step, Verdict, text, u16_at, u32_at};
+use std::net::IpAddr;
+
+use super::{Match, Step, Verdict, redirection, text, u16_at, u32_at};
 
 /// Bits in `xt_conntrack_mtinfo*`: only the state is asked.
 const CONNTRACK_STATE: u16 = 1;
@@ -40,7 +42,11 @@ pub(super) fn conditions(name: &str, revision: u32, info: &[u8]) -> Vec<Step> {
 pub(super) fn target(name: &str, info: &[u8]) -> Vec<Step> {
     let verdict = match name {
         "REJECT" => Verdict::Reject,
-        "DNAT" | "REDIRECT" | "TPROXY" => Verdict::Redirect(name.to_ascii_lowercase()),
+        "DNAT" | "REDIRECT" => {
+            let (address, port) = nat_range(info);
+            Verdict::Redirect(redirection(&name.to_ascii_lowercase(), address, port))
+        }
+        "TPROXY" => Verdict::Redirect(name.to_ascii_lowercase()),
         "MASQUERADE" | "SNAT" | "NETMAP" => Verdict::Accept,
         "NFQUEUE" => Verdict::Queue,
         "MARK" => {
@@ -56,6 +62,32 @@ pub(super) fn target(name: &str, info: &[u8]) -> Vec<Step> {
         _ => Verdict::Continue,
     };
     vec![Step::Verdict(verdict)]
+}
+
+/// The first address and port of a range: `nf_nat_ipv4_multi_range_compat` (a count, then IPv4), else `nf_nat_range`.
+fn nat_range(info: &[u8]) -> (Option<IpAddr>, Option<u16>) {
+    const ADDRESSES: u32 = 1;
+    const PORTS: u32 = 2;
+    let of_v4 = info.len() < 40;
+    let begin = if of_v4 { 4 } else { 0 };
+    let flags = u32_at(info, begin).unwrap_or(0);
+    let address = info
+        .get(begin + 4..begin + 8)
+        .and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+    let whole = info.get(4..20).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    let address = match (address, whole) {
+        // The union holds an IPv4 address with nothing behind it.
+        (_, Some(whole)) if !of_v4 && whole[4..].iter().any(|byte| *byte != 0) => Some(IpAddr::from(whole)),
+        (address, _) => address.map(IpAddr::from),
+    };
+    let at = if of_v4 { begin + 12 } else { 36 };
+    let port = info
+        .get(at..at + 2)
+        .map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    (
+        address.filter(|_| flags & ADDRESSES != 0),
+        port.filter(|_| flags & PORTS != 0),
+    )
 }
 
 fn tcp(info: &[u8]) -> Option<Vec<Match>> {
@@ -205,6 +237,34 @@ fn iprange(info: &[u8]) -> Option<Vec<Match>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn nat_targets_name_address_and_port() {
+        let how = |name: &str, info: &[u8]| match target(name, info).remove(0) {
+            Step::Verdict(Verdict::Redirect(how)) => how,
+            other => panic!("{other:?}"),
+        };
+        // A count of 1, flags, two addresses, two ports.
+        let mut compat = [0u8; 24];
+        compat[0] = 1;
+        compat[4] = 3;
+        compat[8..12].copy_from_slice(&[10, 0, 1, 23]);
+        compat[16..18].copy_from_slice(&8181u16.to_be_bytes());
+        assert_eq!(how("DNAT", &compat), "dnat to 10.0.1.23:8181");
+        compat[4] = 2;
+        assert_eq!(how("REDIRECT", &compat), "redirect to :8181");
+        let mut range = [0u8; 48];
+        range[0] = 3;
+        range[4..8].copy_from_slice(&[127, 0, 0, 1]);
+        range[36..38].copy_from_slice(&1338u16.to_be_bytes());
+        assert_eq!(how("DNAT", &range), "dnat to 127.0.0.1:1338");
+        range[4] = 0xfd;
+        range[19] = 1;
+        assert!(how("DNAT", &range).ends_with("::1]:1338"));
+        range[0] = 0;
+        assert_eq!(how("DNAT", &range), "dnat");
+        assert_eq!(how("DNAT", &[]), "dnat");
+    }
 
     #[test]
     fn matches_are_read_from_their_structs() {

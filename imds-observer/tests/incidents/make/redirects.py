@@ -10,8 +10,8 @@ Run it in this directory: `python3 redirects.py`.
 from capture import Capture
 from records import CREDENTIALS, HOST_NETNS, Caller, Records
 
-OUTPUT = "nft table ip nat chain OUTPUT handle 9 at OUTPUT sends elsewhere ({}) requests of this host"
-PREROUTING = "nft table ip nat chain PREROUTING handle 4 at PREROUTING sends elsewhere ({}) requests that this host forwards (from pods)"
+OUTPUT = "nft table ip nat, chain OUTPUT, handle 9, at OUTPUT redirects ({}) requests of this host"
+PREROUTING = "nft table ip nat, chain PREROUTING, handle 4, at PREROUTING redirects ({}) requests that this host forwards (from pods)"
 AGENT = Caller(6101, "/usr/bin/amazon-ssm-agent")
 POD = Caller(6102, "/app/server", pod="shop/web-0")
 
@@ -35,20 +35,20 @@ class Redirected(Records):
             line["nat_rule"] = self.rules[0] if self.rules else None
 
 
-with Redirected("redirect-to-dead-port.ndjson", OUTPUT.format("REDIRECT to :8181")) as r:
+with Redirected("redirect-to-dead-port.ndjson", OUTPUT.format("redirect to :8181")) as r:
     r.to = "127.0.0.1:8181"
     for n in range(4):
         r.connect(20 * n, AGENT, "refused", 111, 0.0001)
 
-with Redirected("pod-redirected-to-dead-agent.ndjson", PREROUTING.format("DNAT to 10.0.1.23:8181")) as r:
+with Redirected("pod-redirected-to-dead-agent.ndjson", PREROUTING.format("dnat to 10.0.1.23:8181")) as r:
     for n in range(4):
         r.connect(20 * n, POD, "refused", 111, 0.0002)
 
-with Redirected("host-dnat-without-a-route.ndjson", OUTPUT.format("DNAT to 198.51.100.7:8181")) as r:
+with Redirected("host-dnat-without-a-route.ndjson", OUTPUT.format("dnat to 198.51.100.7:8181")) as r:
     for n in range(4):
         r.connect(20 * n, AGENT, "timeout", 110, 5, syns=0)
 
-with Redirected("pod-dnat-to-loopback-rule-recorded.ndjson", PREROUTING.format("DNAT to 127.0.0.1:1338")) as r:
+with Redirected("pod-dnat-to-loopback-rule-recorded.ndjson", PREROUTING.format("dnat to 127.0.0.1:1338")) as r:
     for n in range(4):
         r.connect(20 * n, POD, "timeout", 110, 5, syns=3)
 
@@ -56,13 +56,13 @@ with Redirected("output-drop-and-no-nat-rule.ndjson") as r:
     for n in range(4):
         r.connect(20 * n, AGENT, "timeout", 110, 5, syns=0)
 
-with Redirected("redirect-to-local-mock-works.ndjson", OUTPUT.format("REDIRECT to :1338")) as r:
+with Redirected("redirect-to-local-mock-works.ndjson", OUTPUT.format("redirect to :1338")) as r:
     r.to = "127.0.0.1:1338"
     for n in range(10):
         r.token(20 * n, AGENT, response_ttl=None)
         r.exchange(20 * n + 0.01, AGENT, CREDENTIALS, response_ttl=None)
 
-with Redirected("redirected-mock-reads-without-token.ndjson", OUTPUT.format("REDIRECT to :1338")) as r:
+with Redirected("redirected-mock-reads-without-token.ndjson", OUTPUT.format("redirect to :1338")) as r:
     # A stand-in for tests, and a program that asks it without tokens.
     r.to = "127.0.0.1:1338"
     for n in range(5):
