@@ -78,13 +78,17 @@ fn accepts(cause: Cause) -> bool {
 
 fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
-    if let Some(target) = &failure.redirected_to {
+    if let Some(target) = failure.redirected_to.as_deref().or(failure.nat_target()) {
         let summary = format!(
             "this host redirects the connection of {subject} to IMDS ({endpoint}) to {target}, where no program listens"
         );
+        let rule = failure
+            .nat_rule
+            .as_ref()
+            .map_or_else(String::new, |rule| format!(" ({rule})"));
         let remedy = Remedy {
             text: format!(
-                "Start the program that should listen on {target} (a metadata agent such as kube2iam or kiam, or a sidecar), or delete the NAT rule that redirects to it."
+                "Start the program that should listen on {target} (a metadata agent such as kube2iam or kiam, or a sidecar), or delete the NAT rule that redirects to it{rule}."
             ),
             commands: vec![
                 format!("{iptables}-save -t nat | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'"),

@@ -658,6 +658,13 @@ impl Failure {
         }
     }
 
+    /// The address or port to which the NAT rule redirects: `dnat to 10.0.1.23:8181` stands in parentheses in its description.
+    pub(super) fn nat_target(&self) -> Option<&str> {
+        let (_, how) = self.nat_rule.as_deref()?.split_once("redirects (")?;
+        let (how, _) = how.split_once(')')?;
+        how.split_once(" to ").map(|(_, target)| target)
+    }
+
     /// Address of the endpoint, without its port.
     pub(super) fn endpoint(&self) -> &str {
         let address = self

@@ -4,9 +4,10 @@
 //! ## Detects
 //!
 //! Exchanges and connection attempts with `connection.redirected_to`: the socket connects to the endpoint, and its
-//! packets go to another address. Severity: `info` while requests succeed; `high` once attempts are unanswered or refused, or
-//! the target closes connections without a response. One finding per pod, and one for the host's own processes.
-//! `connection-refused` and `connection-aborted` report the failed attempts themselves.
+//! packets go to another address. Severity: `info` while requests succeed; `high` once attempts are unanswered or the
+//! target closes connections without a response. One finding per pod, and one for the host's own processes.
+//! `connection-refused` reports a target that refuses connections, with the NAT rule; here refusals count only if the
+//! redirection worked before.
 //!
 //! A redirection outside the client's network namespace (PREROUTING on the node, for a pod) isn't visible at the socket.
 //! Then an attempt counts if its SYNs reached no uplink and a NAT rule of this host matches them (`connect.nat_rule`).
@@ -158,6 +159,10 @@ impl Detector for RedirectedLocally {
         };
         let subject = context.place_subject();
         let key = subject.key.clone();
+        // A target that was never there: connection-refused names it.
+        if matches!(fate, Fate::Refused) && !sightings.is_open(&key) {
+            return;
+        }
         let place = entry(&mut self.places, key.clone(), &mut self.evicted, Redirection::default);
         match fate {
             Fate::Answered => place.answered += 1,
