@@ -9,8 +9,9 @@
 //! may be truncated.
 //!
 //! Severity: `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the
-//! role before, else `warning`. A shorter loop is not reported: a role that was attached a moment ago takes seconds to
-//! propagate, and an IMDS mock's made-up credentials may be as short.
+//! role before, else `warning`. If IMDS itself answers, `imds_spread_s` suffices for a `warning`: its short response is an
+//! error of EC2, and no mock's made-up credentials. A shorter loop is not reported: a change of IAM takes seconds to
+//! propagate.
 //!
 //! ## Why it matters
 //!
@@ -34,7 +35,7 @@
 //!   "count": 6,
 //!   "summary": "the credentials response for role app-role to python3.11 app.py (app.service, pid 4242) has status 200 but only 498 bytes, too few for credentials: EC2 can't assume the role",
 //!   "evidence": {"answered_by_imds":null,"answers":6,"had_credentials":null,"length":498,"role":"app-role","server":null,"shortest_for_credentials":700,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. No change of the client helps."}
+//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. If either was changed within the last minute, wait until the change has propagated. No change of the client helps."}
 //! }
 //! ```
 //!
@@ -49,6 +50,7 @@
 //!
 //! - `answers` (3): short responses in a row, less than an hour apart.
 //! - `spread_s` (45): shortest time from the first to the last of them.
+//! - `imds_spread_s` (15): the same where IMDS itself answers.
 //! - `max_bytes` (700): responses with fewer bytes (head and body) can't hold credentials.
 //!
 //! ## References
@@ -78,6 +80,7 @@ const IMDS: &str = "EC2ws";
 pub struct Config {
     pub answers: u64,
     pub spread_s: u64,
+    pub imds_spread_s: u64,
     pub max_bytes: u64,
 }
 
@@ -86,6 +89,7 @@ impl Default for Config {
         Self {
             answers: SHORT_ANSWERS,
             spread_s: SHORT_SPREAD_S,
+            imds_spread_s: 15,
             max_bytes: CREDENTIALS_BYTES,
         }
     }
@@ -168,14 +172,16 @@ impl Detector for CredentialsUnusable {
         row.last = row.last.max(time);
         let row = *row;
         let by_imds = response.server.as_deref().map(|server| server.contains(IMDS));
-        let spread_ns = self.config.spread_s.saturating_mul(SECOND);
-        if row.short < self.config.answers.max(1) || row.last.since(row.first) < spread_ns {
+        let spread_s = row.last.since(row.first) / SECOND;
+        let brief = spread_s < self.config.spread_s;
+        let by_imds_for_long = by_imds == Some(true) && spread_s >= self.config.imds_spread_s;
+        if row.short < self.config.answers.max(1) || brief && !by_imds_for_long {
             return;
         }
         let fresh = !sightings.is_open(&client.key);
         let sighting = Sighting {
             key: &client.key,
-            severity: if by_imds == Some(true) || row.good.is_some() {
+            severity: if !brief && (by_imds == Some(true) || row.good.is_some()) {
                 Severity::High
             } else {
                 Severity::Warning
@@ -205,7 +211,7 @@ impl Detector for CredentialsUnusable {
                     "user_agent": client.user_agent,
                 },
                 remedy: Remedy {
-                    text: "Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. No change of the client helps."
+                    text: "Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. If either was changed within the last minute, wait until the change has propagated. No change of the client helps."
                         .to_owned(),
                     commands: vec![
                         "aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument".to_owned(),
