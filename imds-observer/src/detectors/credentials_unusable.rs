@@ -42,7 +42,7 @@
 //! ## Known false positives
 //!
 //! IMDS mocks return made-up credentials that may be shorter. They are not reported while each process reads them once or
-//! in a burst. Otherwise set `max_bytes` to 0.
+//! in a burst. Otherwise set `max_bytes` to 0. A mock that sends IMDS's own `Server` header counts as IMDS.
 //!
 //! ## Options
 //!
