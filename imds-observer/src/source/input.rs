@@ -13,8 +13,8 @@ use flate2::bufread::MultiGzDecoder;
 use nix::errno::Errno;
 #[cfg(unix)]
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use ruzstd::decoding::StreamingDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 use crate::stop::Stop;
 
@@ -187,7 +187,7 @@ struct Zstd<R: BufRead> {
 
 enum ZstdState<R: BufRead> {
     Between(R),
-    Frame(Box<StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>),
+    Frame(Box<StreamingDecoder<R, FrameDecoder>>),
     Failed,
 }
 
@@ -197,6 +197,16 @@ impl<R: BufRead> Zstd<R> {
             state: ZstdState::Between(reader),
         }
     }
+}
+
+/// ruzstd limits the window, which it allocates at once, only in frames after a decoder's first.
+fn bounded_decoder() -> FrameDecoder {
+    // Magic number, a header for no content, a last block of no bytes.
+    const EMPTY: [u8; 9] = [0x28, 0xb5, 0x2f, 0xfd, 0x20, 0, 1, 0, 0];
+    let mut decoder = FrameDecoder::new();
+    let first = decoder.init(&EMPTY[..]);
+    debug_assert!(first.is_ok(), "an empty frame");
+    decoder
 }
 
 impl<R: BufRead> Read for Zstd<R> {
@@ -217,15 +227,24 @@ impl<R: BufRead> Read for Zstd<R> {
                         self.state = ZstdState::Between(reader);
                         return Ok(0);
                     }
-                    self.state = match StreamingDecoder::new(reader) {
+                    self.state = match StreamingDecoder::new_with_decoder(reader, bounded_decoder()) {
                         Ok(frame) => ZstdState::Frame(Box::new(frame)),
+                        Err(FrameDecoderError::WindowSizeTooBig { .. }) => {
+                            return Err(io::Error::new(
+                                io::ErrorKind::Unsupported,
+                                "zstd window larger than 100 MiB (decompress with zstd -dc --long=31 and pipe it in)",
+                            ));
+                        }
                         Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { .. })) => {
                             return Err(io::Error::new(
                                 io::ErrorKind::Unsupported,
                                 "zstd skippable frames aren't supported (decompress with zstd -dc and pipe it in)",
                             ));
                         }
-                        Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "invalid zstd frame")),
+                        Err(error) => {
+                            let text = format!("invalid zstd frame: {error}");
+                            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                        }
                     };
                 }
             }
@@ -244,6 +263,24 @@ mod tests {
         let mut text = String::new();
         input.reader.read_to_string(&mut text).unwrap();
         (input.format, text)
+    }
+
+    #[test]
+    fn a_zstd_frame_with_a_window_of_gigabytes_is_refused_before_it_is_allocated() {
+        // 2 GiB, and more than any memory.
+        for window in [0xa8, 0xff] {
+            let frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, window, 1, 0, 0];
+            let refused = match Input::new("test".into(), Box::new(io::Cursor::new(frame))) {
+                Ok(mut input) => input
+                    .reader
+                    .read_to_end(&mut Vec::new())
+                    .map(|_| ())
+                    .map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let error = refused.unwrap_err();
+            assert!(error.to_lowercase().contains("window"), "{error}");
+        }
     }
 
     #[test]
