@@ -56,11 +56,13 @@ const BRIEF_FAULTS: &[&str] = &[
     "hop-limit-2:IPv4",
 ];
 
-/// Tests that need what a guest doesn't have: Python, container engines, Prometheus, a shell that counts seconds.
+/// Tests that need what a guest doesn't have: Python, a C compiler, container engines, Prometheus, a shell that counts seconds.
 const SKIPPED: &[&str] = &[
     "callers::",
     "containers::",
     "service::",
+    "hostile::",
+    "clock::",
     "confined::each_right_to_look_at_processes_is_for_what_the_table_says",
     "confined::only_what_is_needed_is_kept_and_the_work_goes_on",
     "a_curl_loop_is_one_finding_for_the_loop",
