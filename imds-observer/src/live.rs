@@ -17,13 +17,12 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::utsname::uname;
-use nix::time::{ClockId, clock_gettime};
 
 use crate::bpf::{Decoder, Kernel, Links, LiveOptions};
 use crate::event::{Event, InterfaceSample};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
-use crate::record::{Confinement, LossCounts, Mode, Time, VpcResolver};
+use crate::record::{Confinement, LossCounts, Mode, Time, VpcResolver, steady};
 use crate::source::{Source, SourceFacts, SourceState};
 use crate::wipe;
 
@@ -78,6 +77,8 @@ pub struct LiveSource {
     asleep: bool,
     sampled: Instant,
     clocked: Instant,
+    /// Seconds by which the wall clock is ahead, as last reported.
+    told_step: Option<i64>,
     /// As last read, and the interface's name then. As many as the kernel's map holds.
     counters: HashMap<u32, (InterfaceCounters, Arc<str>)>,
 }
@@ -98,7 +99,7 @@ impl LiveSource {
                 Err(error) => kernel.miss_uplink(format!("find the uplinks: {error} (name one with --interface)")),
             }
         }
-        decoder.set_clock(boot_to_wall_ns()?);
+        decoder.set_clock(steady::begin());
         let woken = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("create an epoll instance")?;
         woken
             .add(
@@ -129,6 +130,7 @@ impl LiveSource {
             asleep: false,
             sampled: now,
             clocked: now,
+            told_step: None,
             counters: HashMap::new(),
         };
         source.follow_uplinks();
@@ -266,7 +268,7 @@ impl LiveSource {
         self.follow_uplinks();
         if self.clocked.elapsed() >= CLOCK {
             self.clocked = Instant::now();
-            self.decoder.set_clock(boot_to_wall_ns()?);
+            self.look_at_clock();
             self.look_at_links();
         }
         #[cfg(feature = "kernel-log")]
@@ -325,6 +327,19 @@ impl LiveSource {
             self.asleep = false;
         }
         count
+    }
+
+    fn look_at_clock(&mut self) {
+        let (boot_to_wall_ns, ahead_s) = steady::follow();
+        self.decoder.set_clock(boot_to_wall_ns);
+        if let Some(ahead_s) = ahead_s
+            && self.told_step.is_none_or(|told| told.abs_diff(ahead_s) > 1)
+        {
+            self.told_step = Some(ahead_s);
+            tracing::error!(
+                "the wall clock was stepped by {ahead_s} s: times in records follow the clock as it was before; restart the observer to use the new time"
+            );
+        }
     }
 
     fn look_at_links(&mut self) {
@@ -463,11 +478,4 @@ fn follow(mut monitor: UplinkMonitor) -> Option<Receiver<Vec<UplinkChange>>> {
         return None;
     }
     Some(changes)
-}
-
-/// Nanoseconds to add to a boot-time clock reading for the wall clock.
-fn boot_to_wall_ns() -> anyhow::Result<u64> {
-    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).context("read the boot-time clock")?;
-    let boot = Duration::from(boot).as_nanos() as u64;
-    Ok(Time::now().0.saturating_sub(boot))
 }

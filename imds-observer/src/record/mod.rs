@@ -8,6 +8,7 @@ mod finding;
 mod json_cache;
 mod process;
 mod schema;
+pub(crate) mod steady;
 mod summary;
 mod time;
 pub mod workload;

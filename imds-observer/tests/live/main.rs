@@ -6,6 +6,7 @@
 #![cfg(live)]
 
 mod callers;
+mod clock;
 mod command_line;
 mod confined;
 mod containers;
