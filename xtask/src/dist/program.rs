@@ -1,9 +1,12 @@
 //! One program a processor, linked statically, without a trace of where it was built.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
+use object::Object as _;
+use sha2::{Digest as _, Sha256};
 use xshell::{Shell, cmd};
 
 use super::Release;
@@ -43,6 +46,7 @@ pub(super) fn build(sh: &Shell, release: &Release, source: &Path, arch: Arch) ->
     // Distributions' checkers ask for it; panics name their place without symbols too.
     let strip = cross::strip(arch);
     cmd!(sh, "{strip} --strip-all {to}").quiet().run()?;
+    renew_build_id(&to)?;
     // Where packages take it from. Not in place: cargo's own file is the same one, by a hard link.
     sh.remove_path(&built)?;
     sh.copy_file(&to, &built)?;
@@ -78,10 +82,26 @@ fn wrapper(sh: &Shell, source: &Path, arch: Arch, sysroot: Option<&Path>) -> any
     Ok(path)
 }
 
+/// Derives the build ID from what is left of the program. The linker's also depends on what was stripped, which differs between builds.
+fn renew_build_id(program: &Path) -> anyhow::Result<()> {
+    let mut bytes = fs::read(program)?;
+    let place = {
+        let file = object::File::parse(&*bytes).with_context(|| format!("read {}", program.display()))?;
+        file.build_id()?
+            .map(|id| (id.as_ptr().addr() - bytes.as_ptr().addr(), id.len()))
+    };
+    let Some((at, len)) = place else { return Ok(()) };
+    bytes[at..at + len].fill(0);
+    let digest = Sha256::digest(&bytes);
+    ensure!(len <= digest.len(), "{}: a build ID of {len} bytes", program.display());
+    bytes[at..at + len].copy_from_slice(&digest[..len]);
+    fs::write(program, bytes).with_context(|| format!("write {}", program.display()))
+}
+
 /// The program asks for no loader: there is none in an empty root.
 fn is_static(program: &Path) -> anyhow::Result<()> {
     const PT_INTERP: u32 = 3;
-    let bytes = std::fs::read(program)?;
+    let bytes = fs::read(program)?;
     // A 64-bit little-endian ELF file: where its program headers are, how large and how many.
     let word = |at: usize, len: usize| {
         bytes
@@ -106,7 +126,7 @@ fn is_static(program: &Path) -> anyhow::Result<()> {
 }
 
 fn tells_no_paths(program: &Path, source: &Path) -> anyhow::Result<()> {
-    let bytes = std::fs::read(program)?;
+    let bytes = fs::read(program)?;
     let wanted = source.to_str().context("the sources' path is text")?;
     let found = bytes.windows(wanted.len()).position(|part| part == wanted.as_bytes());
     if let Some(at) = found {
@@ -119,4 +139,34 @@ fn tells_no_paths(program: &Path, source: &Path) -> anyhow::Result<()> {
         anyhow::bail!("{} contains its build path: {text}", program.display());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_that_differ_in_their_build_ids_alone_become_the_same() {
+        let sh = Shell::new().unwrap();
+        let directory = sh.create_temp_dir().unwrap();
+        let own = fs::read(env::current_exe().unwrap()).unwrap();
+        let id = object::File::parse(&*own)
+            .unwrap()
+            .build_id()
+            .unwrap()
+            .map(<[u8]>::to_vec);
+        let id = id.expect("the linker writes build IDs");
+        let at = own.windows(id.len()).position(|part| part == id).unwrap();
+        let renewed = [own[at], !own[at]].map(|first| {
+            let path = directory.path().join(first.to_string());
+            let mut program = own.clone();
+            program[at] = first;
+            fs::write(&path, program).unwrap();
+            renew_build_id(&path).unwrap();
+            fs::read(path).unwrap()
+        });
+        assert!(renewed[0] == renewed[1], "both have one ID");
+        assert_ne!(renewed[0][at..at + id.len()], id, "it is not the linker's");
+        assert_ne!(renewed[0][at..at + id.len()], vec![0; id.len()]);
+    }
 }
