@@ -662,3 +662,34 @@ fn a_page_holds_no_foreign_markup_and_needs_nothing_else() {
         assert!(page.contains(&format!("id=\"{section}\"")), "{section}");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_device_without_an_end_is_read_until_the_first_signal() {
+    let mut child = program()
+        .args(["analyze", "-o", "json", "/dev/zero"])
+        .env("IMDS_OBSERVER_LOG", "warn")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = Pid::from_raw(child.id() as i32);
+    // It has begun once it has used processor time.
+    let used = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.split_whitespace().nth(13).unwrap().parse::<u64>().unwrap()
+    };
+    while used() < 20 {
+        std::thread::yield_now();
+    }
+    kill(pid, Signal::SIGTERM).unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || ended.send(stdout.lines().count()));
+    let lines = end.recv_timeout(std::time::Duration::from_secs(20));
+    if lines.is_err() {
+        child.kill().unwrap();
+    }
+    child.wait().unwrap();
+    assert!(lines.is_ok(), "still reading 20 s after SIGTERM");
+}

@@ -60,7 +60,12 @@ impl Input {
         } else {
             let file = File::open(path).with_context(|| format!("open {name}"))?;
             let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-            (Box::new(file), !is_file)
+            if is_file {
+                (Box::new(file), false)
+            } else {
+                let stop = stop.try_clone().with_context(|| format!("read {name}"))?;
+                (Box::new(Endless { file, stop }), true)
+            }
         };
         let input = Self::new(name.clone(), raw).with_context(|| format!("read {name}"))?;
         Ok(Self { waits, ..input })
@@ -98,6 +103,21 @@ impl Input {
 
 fn decompressed<R: Read + Send + 'static>(decoder: R) -> io::Result<Box<dyn Buffered + Send>> {
     Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, Peeked::new(decoder)?)))
+}
+
+/// A device or a pipe by its name, which may have no end and no line's end: until the run is to stop.
+struct Endless {
+    file: File,
+    stop: Stop,
+}
+
+impl Read for Endless {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.requested() {
+            return Ok(0);
+        }
+        self.file.read(buffer)
+    }
 }
 
 /// Standard input until its end, or until the run is to stop: what was read until then is still used.
