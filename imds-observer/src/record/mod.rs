@@ -8,6 +8,7 @@ mod finding;
 mod json_cache;
 mod process;
 mod schema;
+#[cfg(live)]
 pub(crate) mod steady;
 mod summary;
 mod time;

@@ -51,15 +51,9 @@ fn towards(used: u64, wanted: u64) -> u64 {
     wanted.clamp(used.saturating_sub(SLEW_NS), used.saturating_add(SLEW_NS))
 }
 
-#[cfg(live)]
 fn boot_ns() -> Option<u64> {
     let boot = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).ok()?;
     Some(std::time::Duration::from(boot).as_nanos() as u64)
-}
-
-#[cfg(not(live))]
-fn boot_ns() -> Option<u64> {
-    None
 }
 
 #[cfg(test)]
