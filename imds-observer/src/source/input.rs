@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 #[cfg(unix)]
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,7 +56,8 @@ impl Input {
         let name: Arc<str> = path.to_string_lossy().into();
         let (raw, waits): (Box<dyn Read + Send>, bool) = if path.as_os_str() == "-" {
             let stop = stop.try_clone().context("read -")?;
-            (Box::new(Stdin { stop }), true)
+            let source = io::stdin();
+            (Box::new(Waiting { source, stop }), true)
         } else {
             let file = File::open(path).with_context(|| format!("open {name}"))?;
             let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
@@ -64,7 +65,7 @@ impl Input {
                 (Box::new(file), false)
             } else {
                 let stop = stop.try_clone().with_context(|| format!("read {name}"))?;
-                (Box::new(Endless { file, stop }), true)
+                (Box::new(Waiting { source: file, stop }), true)
             }
         };
         let input = Self::new(name.clone(), raw).with_context(|| format!("read {name}"))?;
@@ -105,52 +106,39 @@ fn decompressed<R: Read + Send + 'static>(decoder: R) -> io::Result<Box<dyn Buff
     Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, Peeked::new(decoder)?)))
 }
 
-/// A device or a pipe by its name, which may have no end and no line's end: until the run is to stop.
-struct Endless {
-    file: File,
+/// Standard input, a device or a named pipe, until its end, or until the run is to stop: what was read until then is still used.
+struct Waiting<R> {
+    source: R,
     stop: Stop,
 }
 
-impl Read for Endless {
+/// Without signals that ask for the end: see [`Stop`].
+#[cfg(not(unix))]
+impl<R: Read> Read for Waiting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.stop.requested() {
             return Ok(0);
         }
-        self.file.read(buffer)
+        self.source.read(buffer)
     }
 }
 
-/// Standard input until its end, or until the run is to stop: what was read until then is still used.
-struct Stdin {
-    stop: Stop,
-}
-
-impl Read for Stdin {
-    /// Without signals that ask for the end: see [`Stop`].
-    #[cfg(not(unix))]
+#[cfg(unix)]
+impl<R: AsFd> Read for Waiting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.stop.requested() {
-            return Ok(0);
-        }
-        io::stdin().lock().read(buffer)
-    }
-
-    #[cfg(unix)]
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let stdin = io::stdin();
         if let Some(wake) = self.stop.wake() {
             let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-            let mut fds = [readable(wake), readable(stdin.as_fd())];
+            let mut fds = [readable(wake), readable(self.source.as_fd())];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if self.stop.requested() {
-                return Ok(0);
-            }
+        }
+        if self.stop.requested() {
+            return Ok(0);
         }
         // Not through std's own buffer, which poll can't see.
-        nix::unistd::read(stdin, buffer).map_err(io::Error::from)
+        nix::unistd::read(&self.source, buffer).map_err(io::Error::from)
     }
 }
 
