@@ -12,7 +12,6 @@ use super::super::first::attach_first;
 use super::super::kernel::Kernel;
 use super::super::occupied::{CgroupHook, Occupant, listed, others_at_connect};
 use super::{Alternative, HookSpec, Method};
-use crate::record::Missing;
 
 const ATTEMPTS: &str = "connection attempts that fail before a packet is sent, and their processes";
 
@@ -117,7 +116,7 @@ impl Kernel {
             Ok(()) => self.note(alternative, method, &target),
             Err(error) => {
                 let why = cgroup_why(path, kind, &error);
-                self.miss(hook, format!("{method} {target}: {why}"));
+                self.miss(hook.name(), format!("{method} {target}: {why}"), hook.hides);
             }
         }
     }
@@ -133,13 +132,11 @@ impl Kernel {
                 .map(|(other, _)| other)
                 .collect();
             if !unseen.is_empty() {
-                self.missing.push(Missing {
-                    capability: format!("{hook}-before-others"),
-                    why: format!("{} may rewrite a connection's address", listed(&unseen)),
-                    blinds:
-                        "clients whose connection it sends to another address: no packet of theirs has an endpoint's"
-                            .into(),
-                });
+                self.miss(
+                    &format!("{hook}-before-others"),
+                    format!("{} may rewrite a connection's address", listed(&unseen)),
+                    "clients whose connection it sends to another address: no packet of theirs has an endpoint's",
+                );
             }
         }
     }

@@ -113,7 +113,7 @@ impl Kernel {
             }
             tracing::debug!("{}", refused[refused.len() - 1]);
         }
-        self.miss(hook, refused.join("; "));
+        self.miss(hook.name(), refused.join("; "), hook.hides);
     }
 
     fn trace(&mut self, alternative: &Alternative, types: Option<&aya::Btf>) -> Result<(), String> {
@@ -183,13 +183,13 @@ impl Kernel {
         });
     }
 
-    fn miss(&mut self, hook: &HookSpec, why: String) {
+    fn miss(&mut self, capability: &str, why: String, hides: &str) {
         // Recorded for the `start` record; later failures are only logged.
         if self.missing.len() < MAX_MISSING {
             self.missing.push(Missing {
-                capability: hook.name().to_owned(),
+                capability: capability.to_owned(),
                 why,
-                blinds: hook.hides.to_owned(),
+                blinds: hides.to_owned(),
             });
         }
     }

@@ -33,17 +33,6 @@ pub(super) const EGRESS: HookSpec = HookSpec {
     hides: HIDES,
 };
 
-/// Both directions of an uplink, as `start.missing` names them.
-const UPLINK: HookSpec = HookSpec {
-    alternatives: &[Alternative {
-        program: "wire_ingress",
-        name: "wire",
-        method: Method::Tc,
-        target: "",
-    }],
-    hides: HIDES,
-};
-
 pub(in super::super) struct AttachedUplink {
     /// Kept: the reader's thread may be in another network namespace later.
     name: Arc<str>,
@@ -170,6 +159,6 @@ impl Kernel {
 
     /// Records that an uplink's traffic is not visible.
     pub fn miss_uplink(&mut self, why: String) {
-        self.miss(&UPLINK, why);
+        self.miss("wire", why, HIDES);
     }
 }
