@@ -658,7 +658,7 @@ impl Failure {
         }
     }
 
-    /// The address or port to which the NAT rule redirects: `dnat to 10.0.1.23:8181` stands in parentheses in its description.
+    /// The address or port to which the NAT rule redirects: `dnat to 10.0.1.23:8181` is in parentheses in its description.
     pub(super) fn nat_target(&self) -> Option<&str> {
         let (_, how) = self.nat_rule.as_deref()?.split_once("redirects (")?;
         let (how, _) = how.split_once(')')?;

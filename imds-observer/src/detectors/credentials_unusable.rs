@@ -65,6 +65,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::knowledge::{CREDENTIALS_BYTES, SHORT_ANSWERS, SHORT_ROW_NS, SHORT_SPREAD_S, status};
+use super::proxied_request::IMDS_SERVER;
 use super::table::{bounded, entry};
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::imds::role_of;
@@ -72,8 +73,6 @@ use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Roles of clients that are followed.
 const MAX_ROLES: NonZeroUsize = NonZeroUsize::new(2048).unwrap();
-/// How IMDS names itself in `Server`.
-const IMDS: &str = "EC2ws";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -171,7 +170,7 @@ impl Detector for CredentialsUnusable {
         row.short += 1;
         row.last = row.last.max(time);
         let row = *row;
-        let by_imds = response.server.as_deref().map(|server| server.contains(IMDS));
+        let by_imds = response.server.as_deref().map(|server| server.contains(IMDS_SERVER));
         let spread_s = row.last.since(row.first) / SECOND;
         let brief = spread_s < self.config.spread_s;
         let by_imds_for_long = by_imds == Some(true) && spread_s >= self.config.imds_spread_s;

@@ -123,7 +123,7 @@ pub(super) fn foreign_ttl(exchange: &Exchange) -> bool {
 /// Characters of a `Server` header in a sentence.
 const MAX_SHOWN: usize = 64;
 /// The `Server` header of IMDS.
-const IMDS_SERVER: &str = "EC2ws";
+pub(super) const IMDS_SERVER: &str = "EC2ws";
 
 /// Whether the response shows that a program other than IMDS made it, and which.
 pub(super) fn other_server<'a>(exchange: &'a Exchange, expected: &str) -> Option<OtherServer<'a>> {
