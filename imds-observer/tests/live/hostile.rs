@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use imds_observer_lab::server::Behaviour;
-use imds_observer_lab::topology::{Lab, LabOptions, PodOptions};
+use imds_observer_lab::topology::{Lab, LabOptions, Place, PodOptions};
 
 use crate::support::{Observer, UPLINK, cgroup_of, first_line, in_netns, lab, observed_cgroup, program, run};
 
@@ -47,28 +47,27 @@ print('sent', flush=True)
 sys.stdin.read()
 ";
 
+/// What a user may make without privileges.
+const IN_OWN_NAMESPACES: [&str; 4] = ["unshare", "--user", "--map-root-user", "--net"];
+
+/// The command that follows, as an unprivileged user.
+fn unprivileged(place: &Place) -> Command {
+    let mut command = place.command("setpriv").unwrap();
+    command.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--",
+    ]);
+    command
+}
+
 /// The attack, as an unprivileged user in its own namespaces, in the pod's cgroup.
 fn attack(lab: &Lab, connections: usize, requests: usize) -> Child {
-    let mut child = lab
-        .pod(1)
-        .command("setpriv")
-        .unwrap()
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--inh-caps=-all",
-            "--",
-        ])
-        .args([
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--net",
-            "/usr/bin/python3",
-            "-c",
-            UNANSWERED,
-        ])
+    let mut child = unprivileged(lab.pod(1))
+        .args(IN_OWN_NAMESPACES)
+        .args(["/usr/bin/python3", "-c", UNANSWERED])
         .args([connections.to_string(), requests.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -388,26 +387,9 @@ fn datagrams_to_the_endpoints_are_no_unread_requests() {
         ..LabOptions::default()
     });
     let observer = Observer::stream(&lab, &[]);
-    let sent = lab
-        .pod(0)
-        .command("setpriv")
-        .unwrap()
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--inh-caps=-all",
-            "--",
-        ])
-        .args([
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--net",
-            "/usr/bin/python3",
-            "-c",
-            DATAGRAMS,
-        ])
+    let sent = unprivileged(lab.pod(0))
+        .args(IN_OWN_NAMESPACES)
+        .args(["/usr/bin/python3", "-c", DATAGRAMS])
         .output()
         .unwrap();
     assert_eq!(
@@ -458,20 +440,8 @@ fn a_pod_that_chooses_its_ttl_is_no_closer_to_the_uplink() {
         ..LabOptions::default()
     });
     let observer = Observer::stream(&lab, &[]);
-    let sent = lab
-        .pod(0)
-        .command("setpriv")
-        .unwrap()
-        .args([
-            "--reuid=65534",
-            "--regid=65534",
-            "--clear-groups",
-            "--inh-caps=-all",
-            "--",
-            "/usr/bin/python3",
-            "-c",
-            TTLS,
-        ])
+    let sent = unprivileged(lab.pod(0))
+        .args(["/usr/bin/python3", "-c", TTLS])
         .output()
         .unwrap();
     let answers = String::from_utf8_lossy(&sent.stdout);
