@@ -6,7 +6,7 @@ use crate::record::{Connect, Host, Start, Time};
 #[derive(Clone, Debug)]
 pub struct HostFacts {
     pub name: Host,
-    /// For the commands of remedies; a placeholder stands in when it isn't known.
+    /// For the commands of remedies; a placeholder is used if it isn't known.
     pub instance_id: Option<String>,
     /// Requests right after it are start-up, not polling.
     pub boot_time: Option<Time>,

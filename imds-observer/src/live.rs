@@ -78,7 +78,7 @@ pub struct LiveSource {
     sampled: Instant,
     clocked: Instant,
     /// Seconds by which the wall clock is ahead, as last reported.
-    told_step: Option<i64>,
+    reported_step: Option<i64>,
     /// As last read, and the interface's name then. As many as the kernel's map holds.
     counters: HashMap<u32, (InterfaceCounters, Arc<str>)>,
 }
@@ -130,7 +130,7 @@ impl LiveSource {
             asleep: false,
             sampled: now,
             clocked: now,
-            told_step: None,
+            reported_step: None,
             counters: HashMap::new(),
         };
         source.follow_uplinks();
@@ -333,9 +333,9 @@ impl LiveSource {
         let (boot_to_wall_ns, ahead_s) = steady::follow();
         self.decoder.set_clock(boot_to_wall_ns);
         if let Some(ahead_s) = ahead_s
-            && self.told_step.is_none_or(|told| told.abs_diff(ahead_s) > 1)
+            && self.reported_step.is_none_or(|before| before.abs_diff(ahead_s) > 1)
         {
-            self.told_step = Some(ahead_s);
+            self.reported_step = Some(ahead_s);
             tracing::error!(
                 "the wall clock was stepped by {ahead_s} s: times in records follow the clock as it was before; restart the observer to use the new time"
             );

@@ -88,11 +88,11 @@ ask old
 until_it "the old configuration is not in force" recorded old
 printf '[filter]\ncomm = ["nobody"]\n[limits]\nqueue = 5000\n' >/etc/imds-observer.toml
 systemctl reload imds-observer
-until_it "the first reload is not told" said 'configuration reloaded' 1
+until_it "the first reload is not logged" said 'configuration reloaded' 1
 ask filtered
 printf '[filter]\ncomm = ["curl"]\n[limits]\nqueue = 6000\n' >/etc/imds-observer.toml
 systemctl reload imds-observer
-until_it "the second reload is not told" said 'configuration reloaded' 2
+until_it "the second reload is not logged" said 'configuration reloaded' 2
 ask seen
 until_it "the new configuration is not in force" recorded seen
 tell filtered "$(grep --fixed-strings --count 'instance-id?filtered' $records)"
