@@ -1,6 +1,6 @@
 //! Facts about a host that detectors and remedies use.
 
-use crate::record::{Connect, Host, Start, Time};
+use crate::record::{Connect, Container, Exchange, Host, Process, Start, Time};
 
 /// What is known of the host that the records come from. Unknown offline, unless the user says.
 #[derive(Clone, Debug)]
@@ -37,18 +37,39 @@ impl Default for HostFacts {
 const OWN_WAY: &str = "requests of this host";
 const FORWARDED_WAY: &str = "requests that this host forwards";
 
+/// The address or port to which a rule redirects: `dnat to 10.0.1.23:8181` is in parentheses in its description.
+pub(crate) fn nat_target(rule: &str) -> Option<&str> {
+    let (_, how) = rule.split_once("redirects (")?;
+    let (how, _) = how.split_once(')')?;
+    how.split_once(" to ").map(|(_, target)| target)
+}
+
 impl HostFacts {
     /// The NAT rule of this host that matches an attempt's requests, if none of its SYNs was seen to leave or was dropped.
     pub(crate) fn nat_rule(&self, connect: &Connect) -> Option<&str> {
         if connect.wire_syns > 0 || connect.dropped.is_some() {
             return None;
         }
-        let own = connect.process.as_ref().and_then(|process| process.netns);
-        let elsewhere = match (own, self.netns) {
+        let elsewhere = self.is_elsewhere(connect.process.as_deref(), connect.container.as_deref());
+        self.first_nat_rule(if elsewhere { FORWARDED_WAY } else { OWN_WAY })
+    }
+
+    /// The NAT rule of this host that matches the requests of another network namespace, if this one was not seen at an
+    /// uplink. For requests of the host itself the socket shows the redirection.
+    pub(crate) fn nat_rule_of_forwarded(&self, exchange: &Exchange) -> Option<&str> {
+        let unseen_at_uplink = exchange.request.ttl_on_wire == Some(false);
+        let elsewhere = self.is_elsewhere(exchange.process.as_deref(), exchange.container.as_deref());
+        (unseen_at_uplink && elsewhere).then(|| self.first_nat_rule(FORWARDED_WAY))?
+    }
+
+    fn is_elsewhere(&self, process: Option<&Process>, container: Option<&Container>) -> bool {
+        match (process.and_then(|process| process.netns), self.netns) {
             (Some(own), Some(host)) => own != host,
-            _ => connect.container.is_some(),
-        };
-        let way = if elsewhere { FORWARDED_WAY } else { OWN_WAY };
+            _ => container.is_some(),
+        }
+    }
+
+    fn first_nat_rule(&self, way: &str) -> Option<&str> {
         let mut rules = self.nat_rules.iter().flatten().map(String::as_str);
         rules.find(|rule| rule.contains(way))
     }

@@ -11,6 +11,7 @@ use super::knowledge::{answered, is_v6};
 use super::share::{Recent, Share};
 use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use crate::host_facts::nat_target;
 use crate::record::{
     Code, Connect, ConnectOutcome, Drop, PacketDirection, Remedy, SECOND, Severity, Subject, Time, workload,
 };
@@ -108,6 +109,14 @@ fn guess(drop: &Drop) -> Option<Cause> {
     }
 }
 
+/// The kind of [`Cause::Route`] that sends a request around until no hop is left.
+pub(super) const TTL_USED_UP: &str = "loop";
+
+/// One half of what [`place_of`] writes.
+fn known(part: &str) -> Option<&str> {
+    (!matches!(part, "" | "?")).then_some(part)
+}
+
 /// `reason@location`, as far as both are known.
 pub(super) fn place_of(reason: Option<&str>, location: Option<&str>) -> String {
     format!("{}@{}", reason.unwrap_or("?"), location.unwrap_or("?"))
@@ -173,6 +182,9 @@ fn of_location(location: &str) -> Option<Cause> {
 pub(super) fn of_drop(drop: &Drop) -> Option<Cause> {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
     let request = drop.direction == PacketDirection::Request;
+    if request && is_ttl_drop(reason, location) {
+        return Some(Cause::Route(TTL_USED_UP));
+    }
     let Some(cause) = of_reason(reason, location) else {
         let told = reason.is_some_and(|reason| reason != "NOT_SPECIFIED");
         return (told && !request && !is_ttl_drop(reason, location)).then_some(Cause::ResponseDropped);
@@ -216,7 +228,13 @@ pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Ca
     }
     if let Some(dropped) = connect.dropped.as_deref() {
         let (reason, location) = dropped.split_once('@').unwrap_or((dropped, ""));
+        // A SYN that left this host had hops left: the drop is the SYN-ACK's. A dropped SYN has left a note.
+        if is_ttl_drop(known(reason), known(location)) && connect.wire_syns > 0 {
+            return Some(Cause::ResponseDropped);
+        }
+        let all_left = connect.syns > 0 && connect.wire_syns >= connect.syns;
         match of_reason(Some(reason), Some(location)) {
+            Some(Cause::Firewall(_)) if all_left => return Some(Cause::ResponseDropped),
             Some(Cause::Firewall(_)) => return Some(Cause::Firewall(own_hook)),
             Some(cause) => return Some(cause),
             None => {}
@@ -658,11 +676,9 @@ impl Failure {
         }
     }
 
-    /// The address or port to which the NAT rule redirects: `dnat to 10.0.1.23:8181` is in parentheses in its description.
+    /// The address or port to which the NAT rule redirects.
     pub(super) fn nat_target(&self) -> Option<&str> {
-        let (_, how) = self.nat_rule.as_deref()?.split_once("redirects (")?;
-        let (how, _) = how.split_once(')')?;
-        how.split_once(" to ").map(|(_, target)| target)
+        nat_target(self.nat_rule.as_deref()?)
     }
 
     /// Address of the endpoint, without its port.

@@ -74,6 +74,7 @@ use super::proxied_request::{OtherServer, other_server};
 use super::remedy::{self, Sdk};
 use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use crate::host_facts::nat_target;
 use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
@@ -220,7 +221,8 @@ impl Imdsv1Request {
 impl Caller {
     /// A forwarding proxy passes IMDS's own `Server` header on; without that header, or behind a redirection, another program answers.
     fn note_answer(&mut self, exchange: &Exchange, context: &Context<'_>) {
-        let other = match exchange.connection.redirected_to.as_deref() {
+        let by_rule = || context.host.nat_rule_of_forwarded(exchange).and_then(nat_target);
+        let other = match exchange.connection.redirected_to.as_deref().or_else(by_rule) {
             Some(target) => Some(OtherServer::At(target)),
             None => other_server(exchange, &context.knowledge.imds_server),
         };

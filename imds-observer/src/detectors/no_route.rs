@@ -4,8 +4,8 @@
 //!
 //! `connect()` that failed before any SYN left: `ENETUNREACH` (no route), `EHOSTUNREACH` at once (an `unreachable`
 //! route), `EACCES` (`prohibit`) or `EINVAL` (`blackhole`). For pods also: the host dropped the packet because it had no
-//! route (`IP_INNOROUTES`), answered with ICMP 3/0, or dropped the packet in its reverse path filter. One finding per
-//! pod, and one for the host's own processes.
+//! route (`IP_INNOROUTES`), answered with ICMP 3/0, dropped the packet in its reverse path filter, or dropped it because
+//! its TTL was used up (a routing loop). One finding per pod, and one for the host's own processes.
 //!
 //! ## Why it matters
 //!
@@ -53,7 +53,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, Verdict};
+use super::connectivity::{Cause, Failure, TTL_USED_UP, Verdict};
 use super::remedy::route_add;
 use super::{Context, Limits};
 use crate::record::{Code, Remedy};
@@ -88,6 +88,9 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
         "missing" => format!("{subject} has no route to IMDS ({endpoint})"),
         "missing or refusing" => format!("{subject} has no route to IMDS ({endpoint}), or a route that rejects it"),
         "reverse path filter" => format!("the reverse path filter drops the packets of {subject} to IMDS ({endpoint})"),
+        TTL_USED_UP => format!(
+            "the TTL of the packets of {subject} to IMDS ({endpoint}) is used up on this host: a routing loop, or a client that sends with a small TTL"
+        ),
         kind => format!("a route of type {kind} blocks {subject} from IMDS ({endpoint})"),
     };
     let look = format!("ip {family}route get {endpoint}");
@@ -105,6 +108,15 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
             text: "Packets arrive on an interface that isn't the route back to their source. Set rp_filter to 2 (loose) on that interface, or fix the route back to the pod."
                 .to_owned(),
             commands: vec![look, "sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'".to_owned()],
+        },
+        TTL_USED_UP => Remedy {
+            text: "Look up the route in each network namespace on the way: two that send the packets to each other form a loop. If there is none, the client sends with a small TTL (IP_TTL, or net.ipv4.ip_default_ttl in its namespace)."
+                .to_owned(),
+            commands: vec![
+                look,
+                format!("lsns -t net -n -o PID | xargs -I{{}} nsenter -t {{}} -n ip {family}route get {endpoint}"),
+                "sysctl net.ipv4.ip_default_ttl".to_owned(),
+            ],
         },
         kind => Remedy {
             text: format!("Delete the {kind} route, or add a more specific one to the endpoint."),

@@ -10,7 +10,8 @@
 //! redirection worked before.
 //!
 //! A redirection outside the client's network namespace (PREROUTING on the node, for a pod) isn't visible at the socket.
-//! Then an attempt counts if its SYNs reached no uplink and a NAT rule of this host matches them (`connect.nat_rule`).
+//! Then an attempt counts if its SYNs reached no uplink and a NAT rule of this host matches them (`connect.nat_rule`), and
+//! an exchange if its request was not seen at an uplink (`request.ttl_on_wire` is false) and such a rule exists.
 //!
 //! `evidence.target` is the destination of the connections, or the NAT rule that sets it. `evidence.rules` holds the
 //! matching NAT rules of this host as they were at the start of the run (`start.nat_rules`); null: they were not read.
@@ -152,6 +153,7 @@ impl Detector for RedirectedLocally {
         };
         let rule = match observation {
             Observation::Connect(connect) => connect.nat_rule.as_deref(),
+            Observation::Exchange(exchange) => context.host.nat_rule_of_forwarded(exchange),
             _ => None,
         };
         let Some(target) = connection.redirected_to.as_deref().or(rule) else {
@@ -204,8 +206,12 @@ fn details(
     let loopback = target.starts_with("127.") || target.starts_with("[::1]") || target.contains(" 127.");
     let to_loopback_from_elsewhere = loopback && subject.key != super::knowledge::HOST;
     let summary = if connection.redirected_to.is_none() {
-        let end = if place.refused > 0 {
+        let end = if failed == 0 {
+            "are answered"
+        } else if place.refused > 0 {
             "are refused"
+        } else if place.aborted > 0 {
+            "are closed without a response"
         } else {
             "get no response"
         };

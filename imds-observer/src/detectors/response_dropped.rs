@@ -65,7 +65,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, is_spent, of_connect, place_of};
+use super::connectivity::{Cause, is_spent, is_ttl_drop, of_connect, place_of};
 use super::knowledge::{hops, token_fate, ttl_too_small};
 use super::share::{Recent, Share};
 use super::table::{bounded, entry};
@@ -337,6 +337,20 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
                        traffic control filter."
                     .to_owned(),
                 commands: look(&["bpftool net show", "tc filter show dev INTERFACE ingress", "bpftool cgroup tree"]),
+            },
+        );
+    }
+    if handshakes && reason.is_some_and(|reason| is_ttl_drop(reason.split('@').next(), reason.split('@').nth(1))) {
+        return (
+            format!("their TTL is used up in forwarding ({by})"),
+            Remedy {
+                text: "The TTL is too small for the hops between this host's uplink and the client. IMDS limits the TTL of token responses alone, not of SYN-ACKs: find what else sets it, a proxy or a stand-in for IMDS, or a rule that changes TTLs."
+                    .to_owned(),
+                commands: look(&[
+                    "iptables-save -t mangle | grep -n TTL",
+                    "nft list ruleset | grep -n 'ip ttl set'",
+                    "tcpdump -nvi any 'host 169.254.169.254 and tcp[tcpflags] & tcp-syn != 0'",
+                ]),
             },
         );
     }

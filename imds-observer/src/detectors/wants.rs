@@ -21,7 +21,7 @@ impl Exchanges {
     pub const CREDENTIALS: Self = Self(4);
     /// Without an answer of status 2xx.
     pub const FAILED: Self = Self(8);
-    /// That bear a sign of who stands between client and service.
+    /// With a sign of a program between client and service, or not seen at an uplink.
     pub const SIGNED: Self = Self(16);
     /// Whose connection needed more than one SYN.
     pub const DELAYED: Self = Self(32);
@@ -39,6 +39,7 @@ impl Exchanges {
         };
         let signed = exchange.request.forwarded
             || exchange.connection.redirected_to.is_some()
+            || exchange.request.ttl_on_wire == Some(false)
             || exchange.response.as_ref().is_some_and(|response| {
                 response.server.is_some() || response.via_proxy.is_some() || proxied_request::foreign_ttl(exchange)
             });

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use imds_observer_lab::faults::{Hook, accompany, rewrite_connect};
 use imds_observer_lab::server::Behaviour;
-use imds_observer_lab::topology::{Lab, LabOptions, Place};
+use imds_observer_lab::topology::{Lab, LabOptions, Place, PodOptions};
 use serde_json::Value;
 
 use crate::support::{Finished, Observer, in_netns, kernel, lab, observed_cgroup, patience, program, run};
@@ -602,4 +602,97 @@ for address, port, count in (("10.28.0.2", 53, 40), ("10.28.0.2", 8053, 7), ("10
     let classes: Vec<&String> = interface["peak_by_class"].as_object().unwrap().keys().collect();
     assert_eq!(classes, ["dns"], "{interface}");
     assert_eq!(interface["vpc_resolver"]["address"], "10.28.0.2", "{interface}");
+}
+
+/// A metadata agent on the node, as kube2iam and kiam are set up: the rule is where the pod's packets have no socket.
+#[test]
+#[ignore = "live"]
+fn pods_that_the_node_redirects_to_an_agent_are_reported_with_the_rule() {
+    let lab = lab(LabOptions::default());
+    shell(
+        lab.node(),
+        "nft add table ip away; nft 'add chain ip away pre { type nat hook prerouting priority -100; }';
+         nft add rule ip away pre ip daddr 169.254.169.254 tcp dport 80 dnat to 10.88.0.1:8181",
+    );
+    let _agent = Partner::start(lab.node(), SERVER, &["10.88.0.1", "8181"]);
+    let mut observer = Observer::follow(&lab, &[]);
+    let mut client = Partner::talker(lab.pod(0));
+    client.ask("first");
+    client.ask("second");
+    observer.wait_for(|record| has(record, "second"));
+    // The node's own requests are not redirected.
+    let mut own = Partner::talker(lab.node());
+    own.ask("own");
+    observer.wait_for(|record| has(record, "own"));
+    let finished = observer.finish();
+    let exchange = only(&finished, "second");
+    assert_eq!(exchange["request"]["ttl_on_wire"], false, "{exchange}");
+    let found = finished.opened("redirected-locally");
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(found[0]["severity"], "info", "{}", found[0]);
+    assert_eq!(found[0]["subject"]["process"]["pid"], client.pid(), "{}", found[0]);
+    assert!(
+        found[0]["summary"].as_str().unwrap().contains("10.88.0.1:8181"),
+        "{}",
+        found[0]
+    );
+}
+
+/// SYN-ACKs that die on the node, between the uplink and a pod: what drops them, and never the request's way.
+#[test]
+#[ignore = "live"]
+fn syn_acks_that_the_node_drops_are_named_by_their_cause() {
+    let lab = lab(LabOptions::default());
+    let raw = "nft add table ip away; nft 'add chain ip away pre { type filter hook prerouting priority raw; }';
+               nft add rule ip away pre ip saddr 169.254.169.254 tcp flags '& (syn | ack) == (syn | ack)' drop";
+    // Upstream, as a proxy that limits the TTL of all responses.
+    let ttl = "nft add table ip away; nft 'add chain ip away out { type filter hook output priority 0; }';
+               nft add rule ip away out ip saddr 169.254.169.254 tcp flags '& (syn | ack) == (syn | ack)' ip ttl set 1";
+    for (place, rule, word) in [(lab.node(), raw, "netfilter"), (lab.imds(), ttl, "TTL")] {
+        shell(place, rule);
+        let mut observer = Observer::follow(&lab, &[]);
+        run(
+            lab.pod(0),
+            "curl",
+            &["-s", "-m", "4", "http://169.254.169.254/latest/meta-data/"],
+        );
+        let connect = observer.wait_for(|record| record["record"] == "connect");
+        let finished = observer.finish();
+        shell(place, "nft delete table ip away");
+        let found = finished.opened("response-dropped");
+        assert_eq!(found.len(), 1, "{word}: {found:?} {connect}");
+        let summary = found[0]["summary"].as_str().unwrap();
+        assert!(summary.contains(word), "{word}: {summary}");
+        for other in ["blocked-by-firewall", "no-answer", "no-route"] {
+            assert_eq!(finished.opened(other).len(), 0, "{word}: {other}");
+        }
+    }
+}
+
+/// Two namespaces that send the endpoint's packets to each other.
+#[test]
+#[ignore = "live"]
+fn a_routing_loop_is_named() {
+    let lab = lab(LabOptions {
+        pods: vec![PodOptions::default(); 2],
+        masquerade: false,
+        ..LabOptions::default()
+    });
+    // To another pod, which forwards them back.
+    shell(
+        lab.node(),
+        "ip route replace 169.254.169.254/32 via 10.88.0.3 dev cni0; sysctl -qw net.ipv4.conf.all.send_redirects=0",
+    );
+    shell(lab.pod(1), "sysctl -qw net.ipv4.ip_forward=1");
+    let mut observer = Observer::follow(&lab, &["--interface", "eth0"]);
+    run(
+        lab.pod(0),
+        "curl",
+        &["-s", "-m", "4", "http://169.254.169.254/latest/meta-data/"],
+    );
+    let connect = observer.wait_for(|record| record["record"] == "connect");
+    let finished = observer.finish();
+    let found = finished.opened("no-route");
+    assert_eq!(found.len(), 1, "{connect} {:?}", finished.kind("drop"));
+    assert!(found[0]["summary"].as_str().unwrap().contains("loop"), "{}", found[0]);
 }

@@ -64,13 +64,13 @@ class Records:
     def add(self, record, at, written=None, **fields):
         self.lines.append((at if written is None else written, {"record": record, "schema": 1, "time": time(max(at, 0)), "host": self.common["host"], **fields}))
 
-    def connection(self, caller, exchange=1, endpoint="169.254.169.254:80"):
-        self.connections += 1
+    def connection(self, caller, exchange=1, endpoint="169.254.169.254:80", again=False):
+        self.connections += not again
         return {"id": f"c{self.connections}", "local": f"{caller.local}:{30_000 + self.connections % 30_000}", "remote": endpoint, "exchange": exchange,
                 "interface": None, "cgroup": None, "netns": None}
 
     def exchange(self, at, caller, path, status=200, method="GET", version="v2", token="5f3a-made-up", agent=None, ttl=64, response_ttl=255, outcome="answered",
-                 latency=0.0003, waited=None, server="EC2ws", forwarded=False, endpoint="169.254.169.254:80", icmp=None, delivered=True, retransmits=0, **response):
+                 latency=0.0003, waited=None, server="EC2ws", forwarded=False, endpoint="169.254.169.254:80", icmp=None, delivered=True, retransmits=0, ttl_on_wire=None, **response):
         """A request and what became of it; status=None: no response was seen."""
         waited = latency if waited is None else waited
         answer = None
@@ -78,7 +78,7 @@ class Records:
             answer = {"status": status, "ttl": response_ttl, "delivered": delivered, "server": server, "retransmits": retransmits, "icmp": icmp, "via_proxy": None, **response}
         self.add("exchange", at, at + waited, process=caller.process, container=caller.container, connection=self.connection(caller, endpoint=endpoint),
                  request={"method": method, "path": path, "dialect": "aws", "imds_version": version, "token": token if version == "v2" else None,
-                          "token_ttl_s": 21_600 if version == "token" else None, "user_agent": agent, "ttl": ttl, "forwarded": forwarded, "retransmits": 0},
+                          "token_ttl_s": 21_600 if version == "token" else None, "user_agent": agent, "ttl": ttl, "forwarded": forwarded, "retransmits": 0, **({} if ttl_on_wire is None else {"ttl_on_wire": ttl_on_wire})},
                  response=answer, outcome=outcome, latency_ns=None if status is None else round(latency * 1e9), waited_ns=round(waited * 1e9))
 
     def token(self, at, caller, **options):
@@ -88,6 +88,11 @@ class Records:
         """The response arrived at the uplink and was dropped for its TTL on the way to the caller."""
         self.token(at, caller, ttl=ttl, response_ttl=response_ttl, outcome="lost", delivered=False, waited=waited, agent=agent, icmp="11/0", retransmits=2)
 
-    def connect(self, at, caller, outcome, errno=None, elapsed=0.001, syns=1, wire_syns=0, icmp=None, dropped=None, endpoint="169.254.169.254:80"):
-        self.add("connect", at, at + elapsed, process=caller.process, container=caller.container, connection=self.connection(caller, 0, endpoint), outcome=outcome,
+    def connect(self, at, caller, outcome, errno=None, elapsed=0.001, syns=1, wire_syns=0, icmp=None, dropped=None, endpoint="169.254.169.254:80", again=False):
+        """`again`: of the connection of the last record."""
+        self.add("connect", at, at + elapsed, process=caller.process, container=caller.container, connection=self.connection(caller, 0, endpoint, again), outcome=outcome,
                  errno=errno, elapsed_ns=round(elapsed * 1e9), icmp=icmp, dropped=dropped, syns=syns, wire_syns=wire_syns)
+
+    def drop(self, at, caller, direction, reason, location, ttl=64, netns=HOST_NETNS):
+        self.add("drop", at, process=caller.process, container=caller.container, connection=self.connection(caller, 0), direction=direction, reason=reason,
+                 location=location, ttl=ttl, netns=netns)

@@ -68,6 +68,26 @@ with Redirected("redirected-mock-reads-without-token.ndjson", OUTPUT.format("red
     for n in range(5):
         r.exchange(20 * n, AGENT, "/latest/meta-data/instance-id", version="v1", response_ttl=None)
 
+with Redirected("pod-redirected-to-agent-works.ndjson", PREROUTING.format("dnat to 10.0.1.23:8181")) as r:
+    # The pod's packets have the endpoint's address where its socket is; at the uplink there are none.
+    for n in range(10):
+        r.exchange(20 * n, POD, CREDENTIALS + "web", version="v1", response_ttl=None, ttl_on_wire=False)
+
+with Redirected("pod-not-redirected-beside-rule.ndjson", PREROUTING.format("dnat to 10.0.1.23:8181")) as r:
+    # The rule matches other pods: these requests are seen at the uplink, with the endpoint's address.
+    for n in range(10):
+        r.token(20 * n, POD, ttl=63, ttl_on_wire=True)
+        r.exchange(20 * n + 0.01, POD, CREDENTIALS + "web", ttl=63, ttl_on_wire=True)
+
+with Records("syn-acks-with-ttl-1.ndjson") as r:
+    for n in range(4):
+        r.connect(20 * n, POD, "timeout", 110, 10, syns=4, wire_syns=4, dropped="IP_INHDR@ip_forward")
+
+with Records("syns-in-routing-loop.ndjson") as r:
+    for n in range(4):
+        r.drop(20 * n + 0.001, POD, "request", "IP_INHDR", "ip_forward", ttl=1)
+        r.connect(20 * n, POD, "timeout", 110, 10, syns=4, dropped="IP_INHDR@ip_forward", icmp="11/0", again=True)
+
 with Capture("imds-and-proxy-read-without-token.pcap") as c:
     # The proxy is installed later: until then IMDS itself answered this client without a token.
     for n in range(3):
