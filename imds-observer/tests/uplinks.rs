@@ -218,14 +218,7 @@ fn stream_follows_the_uplinks_when_none_is_named() {
         .unwrap();
     let mut log = lines(child.stderr.take().unwrap());
     let mut records = lines(child.stdout.take().unwrap());
-    let Some(start) = until(&mut records, |_| true) else {
-        let said = until(&mut log, |line| line.contains("no eBPF object"));
-        assert!(said.is_some(), "the observer ended before its first record");
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{said:?}");
-        eprintln!("skipped: {said:?}");
-        let _ = child.wait();
-        return;
-    };
+    let start = until(&mut records, |_| true).expect("a first record");
     let start: Value = serde_json::from_str(&start).unwrap();
     assert_eq!(start["interfaces"], json!(["eth0"]), "{start}");
 
@@ -291,7 +284,9 @@ fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 fn until(lines: &mut Receiver<String>, wanted: impl Fn(&str) -> bool) -> Option<String> {
-    let end = Instant::now() + Duration::from_secs(20);
+    let slowness: u32 =
+        std::env::var("IMDS_OBSERVER_TEST_PATIENCE").map_or(1, |factor| factor.parse().expect("a whole number"));
+    let end = Instant::now() + Duration::from_secs(20) * slowness;
     loop {
         let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
         if wanted(&line) {

@@ -42,14 +42,14 @@ pub(crate) struct Args {
     /// Processor of those guests.
     #[arg(long, default_value = "x86_64", requires = "kernel")]
     arch: kernels::Arch,
-    /// In those guests also the tests of the whole program: every fault, minutes each.
-    #[arg(long, requires = "kernel")]
-    whole: bool,
+    /// Which tests run in those guests.
+    #[arg(long, value_name = "SCOPE", requires = "kernel", default_value = "brief")]
+    scope: kernels::Scope,
     /// Instead: the unit as it is shipped, under a real systemd inside QEMU.
     #[arg(long, exclusive = true)]
     systemd: bool,
     /// Renew the table in docs/kernel-support.md.
-    #[arg(long, requires = "kernel")]
+    #[arg(long, requires = "kernel", conflicts_with = "scope")]
     write_table: bool,
     /// Instead: `analyze` over the captures that wireshark, tcpdump and nDPI test themselves with (a download of about 150 MB).
     #[arg(long, conflicts_with_all = ["fast", "live_only", "no_live", "kernel", "filter"])]
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let request = kernels::Request {
             versions: &args.kernel,
             arch: args.arch,
-            whole: args.whole,
+            scope: args.scope,
         };
         return kernels::run(&request, args.write_table);
     }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use xshell::{Shell, cmd};
 
 use super::debian::{self, Kernel};
-use super::{Arch, cross, directory};
+use super::{Arch, Scope, cross, directory};
 use crate::test;
 
 /// Test programs of a guest and their tests by name; none: all of them.
@@ -35,8 +35,30 @@ const BRIEF: Plan = &[
     ("live", &["faults::every_fault_is_named_by_its_cause"]),
 ];
 
+/// Networks and hosts that are set up in another way than the lab's.
+const NETWORKS: Plan = &[
+    ("uplinks", &[]),
+    WAIT,
+    ("live", &["networks::", "hosts::", "devices::", "detached::"]),
+];
+
 /// All that a guest can run.
 const WHOLE: Plan = &[("live_kernel", &[]), ("uplinks", &[]), WAIT, ("live", &[])];
+
+impl Scope {
+    fn plan(self) -> Plan {
+        match self {
+            Self::Brief => BRIEF,
+            Self::Networks => NETWORKS,
+            Self::Whole => WHOLE,
+        }
+    }
+
+    /// Whether scripted clients of the tests run there.
+    fn needs_python(self, arch: Arch) -> bool {
+        self != Self::Brief && arch.is_native()
+    }
+}
 
 /// Faults whose signs differ between kernels or rights; `whole` has all of them.
 const BRIEF_FAULTS: &[&str] = &[
@@ -56,7 +78,7 @@ const BRIEF_FAULTS: &[&str] = &[
     "hop-limit-2:IPv4",
 ];
 
-/// Tests that need what a guest doesn't have: Python, a C compiler, container engines, Prometheus, a shell that counts seconds.
+/// Tests that need what a guest doesn't have: a C compiler, container engines, Prometheus, a shell that counts seconds.
 const SKIPPED: &[&str] = &[
     "callers::",
     "containers::",
@@ -67,6 +89,12 @@ const SKIPPED: &[&str] = &[
     "confined::only_what_is_needed_is_kept_and_the_work_goes_on",
     "a_curl_loop_is_one_finding_for_the_loop",
 ];
+
+/// Tests with scripts in Python, which guests of another processor don't have.
+const PYTHON_ONLY: &[&str] = &["networks::", "hosts::"];
+
+/// Parts of Python's library that no script uses.
+const PYTHON_LEFT_OUT: &[&str] = &["test", "idlelib", "ensurepip", "lib2to3", "pydoc_data", "tkinter"];
 
 /// For programs of the lab's own instead of Python's, for time that passes slowly, and because no other process runs there.
 const ENVIRONMENT: &[(&str, &str)] = &[
@@ -165,7 +193,7 @@ const PATIENCE_WHOLE: Duration = Duration::from_secs(7_200);
 pub(super) const PATIENCE_ONLY: Duration = Duration::from_secs(300);
 
 /// The part of the initramfs that all kernels of an architecture share.
-pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBuf> {
+pub(super) fn base(sh: &Shell, arch: Arch, scope: Scope) -> anyhow::Result<PathBuf> {
     let tree = directory(arch).join("root");
     sh.remove_path(&tree)?;
     for name in [
@@ -183,7 +211,7 @@ pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBu
     for (merged, target) in [("bin", "usr/bin"), ("sbin", "usr/bin"), ("usr/sbin", "bin")] {
         std::os::unix::fs::symlink(target, tree.join(merged))?;
     }
-    let plan = if whole { WHOLE } else { BRIEF };
+    let plan = scope.plan();
     for (name, built) in programs(sh, arch)? {
         let to = match name.as_str() {
             "imds-observer-guest" => tree.join("init"),
@@ -207,6 +235,9 @@ pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBu
     } else {
         debian::tools(sh, arch, PROGRAMS, &tree)?;
     }
+    if scope.needs_python(arch) {
+        python(sh, &tree)?;
+    }
     for (alias, program) in ALIASES {
         std::os::unix::fs::symlink(program, tree.join("usr/bin").join(alias))?;
     }
@@ -215,12 +246,13 @@ pub(super) fn base(sh: &Shell, arch: Arch, whole: bool) -> anyhow::Result<PathBu
         .map(|(program, tests)| format!("{program} {}", tests.join(" ")))
         .collect();
     sh.write_file(tree.join("guest/plan"), lines.join("\n"))?;
-    sh.write_file(tree.join("guest/skip"), SKIPPED.join("\n"))?;
+    let without_python = if scope.needs_python(arch) { &[][..] } else { PYTHON_ONLY };
+    sh.write_file(tree.join("guest/skip"), [SKIPPED, without_python].concat().join("\n"))?;
     let mut environment: Vec<String> = ENVIRONMENT
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
-    if !whole {
+    if scope == Scope::Brief {
         environment.push(format!("IMDS_OBSERVER_FAULTS={}", BRIEF_FAULTS.join(",")));
     }
     sh.write_file(tree.join("guest/env"), environment.join("\n"))?;
@@ -269,6 +301,27 @@ fn own_tools(sh: &Shell, arch: Arch, tree: &Path) -> anyhow::Result<()> {
     let extensions = PathBuf::from(format!("/usr/lib/{}-linux-gnu/xtables", arch.name()));
     for extension in sh.read_dir(&extensions).context("list iptables' extensions")? {
         copy(sh, &extension, &below(tree, &extension))?;
+    }
+    Ok(())
+}
+
+/// This machine's Python with its library, as `/usr/bin/python3`.
+fn python(sh: &Shell, tree: &Path) -> anyhow::Result<()> {
+    let program = find(sh, "python3")?;
+    copy(sh, &program, &tree.join("usr/bin/python3"))?;
+    copy_libraries(sh, &program, tree)?;
+    let library = cmd!(sh, "{program} -c 'import os; print(os.path.dirname(os.__file__))'")
+        .quiet()
+        .read()?;
+    let library = Path::new(&library);
+    let to = below(tree, library);
+    sh.create_dir(to.parent().unwrap_or(tree))?;
+    cmd!(sh, "cp --archive {library} {to}").quiet().run()?;
+    for part in PYTHON_LEFT_OUT {
+        sh.remove_path(to.join(part))?;
+    }
+    for extension in sh.read_dir(to.join("lib-dynload"))? {
+        copy_libraries(sh, &extension, tree)?;
     }
     Ok(())
 }
@@ -397,9 +450,12 @@ pub(super) fn concatenate(parts: &[&Path], whole: &Path) -> anyhow::Result<()> {
 }
 
 /// Boots the guest and gives what it wrote to its console.
-pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, whole: bool) -> anyhow::Result<String> {
+pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, scope: Scope) -> anyhow::Result<String> {
     let console = directory(arch).join(format!("{}.console", kernel.release));
-    let patience = if whole { PATIENCE_WHOLE } else { PATIENCE };
+    let patience = match scope {
+        Scope::Brief => PATIENCE,
+        Scope::Networks | Scope::Whole => PATIENCE_WHOLE,
+    };
     boot(
         arch,
         kernel,
