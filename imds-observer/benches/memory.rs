@@ -29,7 +29,7 @@ use imds_observer::hosts::RecordedHosts;
 use imds_observer::imds::Hasher;
 use imds_observer::metrics::{self, MetricsSink};
 use imds_observer::preflight::{Change, Preflight};
-use imds_observer::record::{Exchange, Finding, Host, Process, Record, SECOND, Time};
+use imds_observer::record::{Body, Exchange, Finding, Host, Process, Record, SECOND, Time};
 use imds_observer::report;
 use imds_observer::report::history::History;
 use imds_observer::sinks::collect::Collector;
@@ -69,12 +69,12 @@ fn host() -> Host {
     Host::from("node-1")
 }
 
-fn exchange(n: u64) -> Exchange {
+fn exchange(n: u64) -> Record<Exchange> {
     hostile::exchange(n, &process(n), &host())
 }
 
 fn record(n: u64) -> Arc<Record> {
-    Arc::new(Record::Exchange(exchange(n)))
+    Arc::new(exchange(n).into())
 }
 
 fn main() {
@@ -177,14 +177,11 @@ fn outputs(limits: &Limits, rows: &mut Vec<Row>) {
 /// One for each of many subjects.
 fn findings() -> Vec<Arc<Record>> {
     let mut detectors = Detectors::new(&DetectorConfig::default(), HostFacts::default());
-    let mut found: Vec<Finding> = Vec::new();
+    let mut found: Vec<Record<Finding>> = Vec::new();
     for n in 0..20_000 {
-        detectors.observe(&Observation::Exchange(&exchange(n)), &mut found);
+        detectors.observe(&Observation::Exchange(exchange(n).by_ref()), &mut found);
     }
-    found
-        .into_iter()
-        .map(|finding| Arc::new(Record::Finding(finding)))
-        .collect()
+    found.into_iter().map(|finding| Arc::new(finding.into())).collect()
 }
 
 /// Tokens, and processes, that a row distinguishes whatever other rows do.
@@ -423,31 +420,13 @@ fn attribution(limits: attribution::Limits, rows: &mut Vec<Row>) {
 
 /// As the flow table emits it, for a client without a description.
 fn fact(n: u64) -> Fact {
-    let Exchange {
-        connection,
-        request,
-        response,
-        outcome,
-        latency_ns,
-        waited_ns,
-        connect_ns,
-        closed_by,
-        ..
-    } = exchange(n);
-    Fact::Exchange(exchange::ExchangeFacts {
+    Fact {
         flow: FlowId::Cookie(n),
         sender: Some(sender(n)),
         ifindex: 0,
         time: BEGIN,
-        connection,
-        request,
-        response,
-        outcome,
-        latency_ns,
-        waited_ns,
-        connect_ns,
-        closed_by,
-    })
+        body: Record::from(exchange(n)).body,
+    }
 }
 
 fn detectors(limits: detectors::Limits, exchanges: u64, rows: &mut Vec<Row>) {
@@ -457,10 +436,10 @@ fn detectors(limits: detectors::Limits, exchanges: u64, rows: &mut Vec<Row>) {
         for n in 0..exchanges {
             // Ten requests of each process, all at different times.
             let exchange = hostile::exchange(n, &process(n % 10_000), &host());
-            detectors.observe(&Observation::Exchange(&exchange), &mut findings);
+            detectors.observe(&Observation::Exchange(exchange.by_ref()), &mut findings);
             if n.is_multiple_of(10) {
-                detectors.observe(&Observation::Connect(&connect(n, &exchange)), &mut findings);
-                detectors.observe(&Observation::Drop(&drop_of(n, &exchange)), &mut findings);
+                detectors.observe(&Observation::Connect(connect(n, &exchange).by_ref()), &mut findings);
+                detectors.observe(&Observation::Drop(drop_of(n, &exchange).by_ref()), &mut findings);
             }
             findings.clear();
         }
@@ -513,7 +492,7 @@ fn sample(n: u64, time: Time) -> InterfaceSample {
 }
 
 /// A group of its own for each number; `turn` changes the values distinguished in it.
-fn of_group(group: u64, turn: u64) -> Exchange {
+fn of_group(group: u64, turn: u64) -> Record<Exchange> {
     let mut member = Process::clone(&process(group));
     member.start_time = Some(Time(turn));
     // Groups and workloads are named by the beginning of a name that is too long.
@@ -524,15 +503,15 @@ fn of_group(group: u64, turn: u64) -> Exchange {
 }
 
 /// Enough for every bound: `groups` of them, each with so many tokens and processes, and paths.
-fn groups(groups: usize, turns: usize) -> impl Iterator<Item = Exchange> {
+fn groups(groups: usize, turns: usize) -> impl Iterator<Item = Record<Exchange>> {
     (0..groups as u64).flat_map(move |group| (0..turns as u64).map(move |turn| of_group(group, turn)))
 }
 
 fn summary(limits: summary::Limits, rows: &mut Vec<Row>) {
     let fill = |limits: summary::Limits| {
-        let mut summarizer = Summarizer::new(host(), limits);
+        let mut summarizer = Summarizer::new(limits);
         for exchange in groups(limits.groups, limits.distinct) {
-            summarizer.exchange(&exchange);
+            summarizer.exchange(exchange.by_ref());
         }
         assert_eq!(summarizer.total(BEGIN).processes.len(), limits.groups);
         summarizer
@@ -555,9 +534,9 @@ fn summary(limits: summary::Limits, rows: &mut Vec<Row>) {
     let full = |distinct| {
         let few = summary::Limits { distinct, ..few };
         of(|| {
-            let mut summarizer = Summarizer::new(host(), few);
+            let mut summarizer = Summarizer::new(few);
             for exchange in groups(few.groups, limits.distinct) {
-                summarizer.exchange(&exchange);
+                summarizer.exchange(exchange.by_ref());
             }
             summarizer
         })
@@ -571,7 +550,7 @@ fn summary(limits: summary::Limits, rows: &mut Vec<Row>) {
         (full(limits.distinct) - full(OWN_DISTINCT)) / more * shared / 4,
     ));
     let interfaces = |limits: summary::Limits| {
-        let mut summarizer = Summarizer::new(host(), limits);
+        let mut summarizer = Summarizer::new(limits);
         for n in 0..limits.interfaces.max(256) as u64 {
             summarizer.interface(&sample(n, BEGIN));
         }
@@ -583,9 +562,9 @@ fn summary(limits: summary::Limits, rows: &mut Vec<Row>) {
         part(limits, |limits| limits.interfaces = 1, interfaces),
     ));
     let callers = |limits: summary::Limits| {
-        let mut summarizer = Summarizer::new(host(), summary::Limits { groups: 1, ..limits });
+        let mut summarizer = Summarizer::new(summary::Limits { groups: 1, ..limits });
         for n in 0..2_048 {
-            summarizer.exchange(&exchange(n));
+            summarizer.exchange(exchange(n).by_ref());
         }
         summarizer
     };
@@ -607,7 +586,7 @@ fn metrics(limits: &Limits, rows: &mut Vec<Row>) {
                 if let Some(response) = &mut exchange.response {
                     response.status = Some(100 + status as u16);
                 }
-                metrics.write(&Arc::new(Record::Exchange(exchange)));
+                metrics.write(&Arc::new(exchange.into()));
             }
         }
         metrics
@@ -625,7 +604,7 @@ fn metrics(limits: &Limits, rows: &mut Vec<Row>) {
         for n in 0..64 {
             let mut drop = drop_of(n, &exchange);
             drop.reason = Some(format!("REASON_{n}_{}", "X".repeat(40)));
-            metrics.write(&Arc::new(Record::Drop(drop)));
+            metrics.write(&Arc::new(drop.into()));
         }
         metrics
     };
@@ -651,12 +630,12 @@ fn metrics(limits: &Limits, rows: &mut Vec<Row>) {
 
 /// A copy about another subject.
 fn renamed(finding: &Arc<Record>, n: usize) -> Arc<Record> {
-    let Record::Finding(finding) = finding.as_ref() else {
+    let mut record = Record::clone(finding);
+    let Body::Finding(finding) = &mut record.body else {
         unreachable!("they are findings");
     };
-    let mut finding = finding.clone();
     let _ = write!(finding.subject.key, "-{n}");
-    Arc::new(Record::Finding(finding))
+    Arc::new(record)
 }
 
 fn traces(limits: source::Limits, rows: &mut Vec<Row>) {
@@ -702,7 +681,7 @@ fn report(limits: report::Limits, rows: &mut Vec<Row>) {
             for turn in 0..120 {
                 let mut exchange = of_group(group, turn);
                 exchange.time = BEGIN.plus_ns(turn * SECOND);
-                history.write(&Arc::new(Record::Exchange(exchange)));
+                history.write(&Arc::new(exchange.into()));
             }
         }
         history
@@ -719,7 +698,7 @@ fn report(limits: report::Limits, rows: &mut Vec<Row>) {
         );
         for group in 0..limits.judged_workloads as u64 {
             for turn in [1, 2] {
-                preflight.write(&Arc::new(Record::Exchange(of_group(group, turn))));
+                preflight.write(&Arc::new(of_group(group, turn).into()));
             }
         }
         preflight
@@ -744,7 +723,7 @@ fn watch(limits: state::Limits, rows: &mut Vec<Row>) {
     let fill = |limits: state::Limits| {
         let mut state = State::new(limits);
         for exchange in groups(few, limits.distinct.max(64)) {
-            state.apply(&Arc::new(Record::Exchange(exchange)));
+            state.apply(&Arc::new(exchange.into()));
         }
         assert_eq!(state.rows.len(), few);
         state

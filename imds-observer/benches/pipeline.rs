@@ -24,7 +24,7 @@ use imds_observer::hosts::HostDetectors;
 use imds_observer::http;
 use imds_observer::imds::{Hasher, read_request};
 use imds_observer::pipeline::{Parts, Pipeline};
-use imds_observer::record::{Host, Record, Time};
+use imds_observer::record::{Body, Host, Record, Time};
 use imds_observer::sinks::Sink;
 use imds_observer::summary::{self, Summarizer};
 use imds_observer_common::{
@@ -203,7 +203,7 @@ impl Sink for Kept {
     }
 
     fn write(&mut self, record: &Arc<Record>) {
-        if matches!(**record, Record::Exchange(_))
+        if matches!(record.body, Body::Exchange(_))
             && let Ok(mut kept) = self.0.lock()
         {
             kept.push(record.clone());
@@ -243,7 +243,7 @@ fn pipeline(sink: Box<dyn Sink>) -> Pipeline {
         filter: Filter::default(),
         filters: Vec::new(),
         detectors: HostDetectors::new(DetectorConfig::default(), None),
-        summarizer: Some(Summarizer::new(host(), summary::Limits::default())),
+        summarizer: Some(Summarizer::new(summary::Limits::default())),
         sinks: vec![sink],
         interval: None,
         recorded_hosts: 1,
@@ -386,8 +386,8 @@ fn main() {
         },
         |(detectors, findings)| {
             for record in &records {
-                if let Record::Exchange(exchange) = record.as_ref() {
-                    detectors.observe(&Observation::Exchange(exchange), findings);
+                if let Body::Exchange(exchange) = &record.body {
+                    detectors.observe(&Observation::Exchange(record.with(exchange)), findings);
                     findings.clear();
                 }
             }
@@ -397,11 +397,11 @@ fn main() {
         &mut criterion,
         &mut rows,
         ("summary", "exchange", EXCHANGES),
-        || Summarizer::new(host(), summary::Limits::default()),
+        || Summarizer::new(summary::Limits::default()),
         |summarizer| {
             for record in &records {
-                if let Record::Exchange(exchange) = record.as_ref() {
-                    summarizer.exchange(exchange);
+                if let Body::Exchange(exchange) = &record.body {
+                    summarizer.exchange(record.with(exchange));
                 }
             }
         },

@@ -238,7 +238,7 @@ impl Event {
             Self::Drop(event) => event.time,
             Self::Redirection(event) => event.time,
             Self::Interface(event) => event.time,
-            Self::Record(record) => record.time(),
+            Self::Record(record) => record.time,
         })
     }
 

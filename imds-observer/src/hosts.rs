@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use crate::detectors::{self, DetectorConfig, Detectors, Observation};
 use crate::host_facts::HostFacts;
-use crate::record::{Finding, Host, Loss, LossCounts, SECOND, Start, Summary, Time};
+use crate::record::{Finding, Host, LossCounts, Of, Record, SECOND, Start, Summary, Time};
 
 /// Different capabilities that recorded runs lacked, and different filters.
 const MAX_MISSING: usize = 32;
@@ -47,17 +47,17 @@ impl HostDetectors {
         }
     }
 
-    pub fn observe(&mut self, host: &Host, observation: &Observation<'_>, out: &mut Vec<Finding>) {
+    pub fn observe(&mut self, host: &Host, observation: &Observation<'_>, out: &mut Vec<Record<Finding>>) {
         self.of(host, out).observe(observation, out);
     }
 
-    pub fn observe_summary(&mut self, summary: &Summary, out: &mut Vec<Finding>) {
-        self.of(&summary.host, out).observe_summary(summary, out);
+    pub fn observe_summary(&mut self, summary: Of<'_, Summary>, out: &mut Vec<Record<Finding>>) {
+        self.of(summary.host, out).observe_summary(summary, out);
     }
 
     /// The start of a recorded run, with what it knew of its host.
-    pub fn recorded(&mut self, start: &Start, out: &mut Vec<Finding>) {
-        self.of(&start.host, out).recorded(start);
+    pub fn recorded(&mut self, start: Of<'_, Start>, out: &mut Vec<Record<Finding>>) {
+        self.of(start.host, out).recorded(&start);
     }
 
     /// Facts of the host that this program runs on; `None` offline.
@@ -65,14 +65,14 @@ impl HostDetectors {
         self.own.as_ref()
     }
 
-    pub fn advance(&mut self, now: Time, out: &mut Vec<Finding>) {
+    pub fn advance(&mut self, now: Time, out: &mut Vec<Record<Finding>>) {
         self.now = now;
         for detectors in all(&mut self.current, &mut self.hosts) {
             detectors.advance(now, out);
         }
     }
 
-    pub fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
+    pub fn finish(&mut self, now: Time, out: &mut Vec<Record<Finding>>) {
         for detectors in all(&mut self.current, &mut self.hosts) {
             detectors.finish(now, out);
         }
@@ -96,7 +96,7 @@ impl HostDetectors {
         self.evicted + others + current
     }
 
-    fn of(&mut self, host: &Host, out: &mut Vec<Finding>) -> &mut Detectors {
+    fn of(&mut self, host: &Host, out: &mut Vec<Record<Finding>>) -> &mut Detectors {
         let again = self
             .current
             .as_ref()
@@ -116,7 +116,7 @@ impl HostDetectors {
             .1
     }
 
-    fn turn_to(&mut self, host: &Host, out: &mut Vec<Finding>) {
+    fn turn_to(&mut self, host: &Host, out: &mut Vec<Record<Finding>>) {
         let next = self.hosts.pop_entry(host);
         if let Some((before, detectors)) = std::mem::replace(&mut self.current, next) {
             self.hosts.put(before, detectors);
@@ -238,8 +238,8 @@ impl RecordedHosts {
     }
 
     /// A summary of this host's interval has been read.
-    pub fn summarized(&mut self, summary: &Summary) {
-        if let Some(recorded) = self.of(&summary.host) {
+    pub fn summarized(&mut self, summary: Of<'_, Summary>) {
+        if let Some(recorded) = self.of(summary.host) {
             recorded.covers(summary.from, summary.to.max(summary.from));
         }
     }
@@ -282,10 +282,10 @@ impl RecordedHosts {
             .is_some_and(|place| self.hosts[*place].1.exchanges)
     }
 
-    pub fn loses(&mut self, loss: &Loss) {
+    pub fn loses(&mut self, loss: Of<'_, LossCounts>) {
         let mut ended = LossCounts::default();
-        if let Some(recorded) = self.of(&loss.host) {
-            let counts = loss.counts();
+        if let Some(recorded) = self.of(loss.host) {
+            let counts = *loss.body;
             // Counts only grow within a run: this is another one, whose start was not recorded.
             if !recorded.loss.is_within(counts) {
                 ended = recorded.loss;
@@ -300,8 +300,8 @@ impl RecordedHosts {
     }
 
     /// A run begins on this host.
-    pub fn starts(&mut self, start: &Start) {
-        if let Some(recorded) = self.of(&start.host) {
+    pub fn starts(&mut self, start: Of<'_, Start>) {
+        if let Some(recorded) = self.of(start.host) {
             let again = std::mem::replace(&mut recorded.started, true);
             let loss = std::mem::take(&mut recorded.loss);
             let unended = std::mem::take(&mut recorded.awaits_loss);
@@ -368,27 +368,31 @@ impl RecordedHosts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Kind, Mode, SCHEMA};
+    use crate::record::Mode;
 
-    fn loss(host: &str, ring_buffer: u64) -> Loss {
+    fn of<B>(host: &str, body: B) -> Record<B> {
+        Record {
+            time: Time(0),
+            host: host.into(),
+            body,
+        }
+    }
+
+    fn loss(host: &str, ring_buffer: u64) -> Record<LossCounts> {
         let counts = LossCounts {
             ring_buffer,
             ..LossCounts::default()
         };
-        Loss::new(Time(0), host.into(), &counts)
+        of(host, counts)
     }
 
     #[test]
     fn loss_is_the_latest_of_each_run_added_up() {
         let mut hosts = RecordedHosts::new(2);
-        hosts.loses(&loss("a", 1));
-        hosts.loses(&loss("a", 5));
-        hosts.loses(&loss("b", 2));
-        let start = |host: &str| Start {
-            record: Kind::Start,
-            schema: SCHEMA,
-            time: Time(0),
-            host: host.into(),
+        hosts.loses(loss("a", 1).by_ref());
+        hosts.loses(loss("a", 5).by_ref());
+        hosts.loses(loss("b", 2).by_ref());
+        let start = Start {
             version: String::new(),
             kernel: None,
             mode: Mode::Live,
@@ -402,13 +406,13 @@ mod tests {
             boot_time: None,
             nat_rules: None,
         };
-        hosts.starts(&start("a"));
+        hosts.starts(of("a", start.clone()).by_ref());
         assert_eq!(hosts.restarts_seen(), 0);
-        hosts.loses(&loss("a", 3));
+        hosts.loses(loss("a", 3).by_ref());
         assert_eq!(hosts.loss().ring_buffer, 10);
-        hosts.starts(&start("a"));
+        hosts.starts(of("a", start.clone()).by_ref());
         assert_eq!(hosts.restarts_seen(), 1);
-        hosts.loses(&loss("b", u64::MAX));
+        hosts.loses(loss("b", u64::MAX).by_ref());
         assert_eq!(hosts.loss().ring_buffer, u64::MAX);
     }
 }

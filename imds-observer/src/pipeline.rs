@@ -13,10 +13,7 @@ use crate::event::Event;
 use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
-use crate::record::{
-    Caller, Code, Connect, Drop, Exchange, Finding, Host, Kind, Loss, LossCounts, Mode, Record, SCHEMA, SECOND, Start,
-    Time,
-};
+use crate::record::{Body, Caller, Code, Finding, Host, Kind, LossCounts, Mode, Record, SECOND, Start, Time};
 use crate::sinks::Sink;
 use crate::source::{Source, SourceFacts, SourceState};
 use crate::stop::Stop;
@@ -61,7 +58,7 @@ pub struct Pipeline {
     next_loss: Time,
     next_interval: Option<Time>,
     facts: Vec<Fact>,
-    findings: Vec<Finding>,
+    findings: Vec<Record<Finding>>,
 }
 
 impl Pipeline {
@@ -102,11 +99,8 @@ impl Pipeline {
         let own = self.parts.detectors.own();
         let (netns, boot_time) = own.map(|own| (own.netns, own.boot_time)).unwrap_or_default();
         let nat_rules = own.and_then(|own| own.nat_rules.clone());
-        self.tell(Record::Start(Start {
-            record: Kind::Start,
-            schema: SCHEMA,
-            time: facts.time.unwrap_or(now),
-            host: self.parts.host.clone(),
+        let time = facts.time.unwrap_or(now);
+        let start = Start {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: facts.kernel,
             mode: facts.mode,
@@ -119,7 +113,8 @@ impl Pipeline {
             netns,
             boot_time,
             nat_rules,
-        }));
+        };
+        self.tell(time, Body::Start(start));
     }
 
     /// Takes events by reference, to avoid copying packets.
@@ -197,7 +192,7 @@ impl Pipeline {
         self.write_findings();
         if let Some(summarizer) = &self.parts.summarizer {
             let total = summarizer.total(now);
-            self.tell(Record::Summary(total));
+            self.tell(now, Body::Summary(total));
         }
         self.tell_loss(now, true);
         self.parts
@@ -257,9 +252,9 @@ impl Pipeline {
 
     fn joined(&mut self, fact: Fact, caller: Caller) {
         let unknown = self.mode == Mode::Live && caller.process.is_none();
-        self.unattributed += u64::from(unknown && matches!(fact, Fact::Exchange(_)));
-        let mut record = record_of(fact, caller, &self.parts.host);
-        if let (Record::Connect(connect), Some(own)) = (&mut record, self.parts.detectors.own()) {
+        self.unattributed += u64::from(unknown && matches!(fact.body, Body::Exchange(_)));
+        let mut record = fact.attribute(caller, &self.parts.host);
+        if let (Body::Connect(connect), Some(own)) = (&mut record.body, self.parts.detectors.own()) {
             connect.nat_rule = own.nat_rule(connect).map(str::to_owned);
         }
         self.observe(&Arc::new(record));
@@ -267,28 +262,27 @@ impl Pipeline {
 
     /// From here on it is all the same whether a record was made now or read from a trace.
     fn observe(&mut self, record: &Arc<Record>) {
-        let (host, caller) = match record.as_ref() {
-            Record::Exchange(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
-            Record::Connect(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
-            Record::Drop(record) => (&record.host, (record.process.as_deref(), record.container.as_deref())),
-            _ => return,
+        let Some(observation) = Observation::of(record) else {
+            return;
         };
-        if self.filters && !self.parts.filter.allows(caller.0, caller.1) {
+        let caller = (observation.process(), observation.container());
+        if self.filters
+            && !self
+                .parts
+                .filter
+                .allows(caller.0.map(Arc::as_ref), caller.1.map(Arc::as_ref))
+        {
             return;
         }
-        let observation = match record.as_ref() {
-            Record::Exchange(exchange) => {
-                if self.is_full() {
-                    return;
-                }
-                self.exchanges += 1;
-                Observation::Exchange(exchange)
+        if matches!(observation, Observation::Exchange(_)) {
+            if self.is_full() {
+                return;
             }
-            Record::Connect(connect) => Observation::Connect(connect),
-            Record::Drop(drop) => Observation::Drop(drop),
-            _ => return,
-        };
-        self.parts.detectors.observe(host, &observation, &mut self.findings);
+            self.exchanges += 1;
+        }
+        self.parts
+            .detectors
+            .observe(&record.host, &observation, &mut self.findings);
         self.write(record);
         self.write_findings();
         if let Some(summarizer) = &mut self.parts.summarizer {
@@ -297,18 +291,18 @@ impl Pipeline {
     }
 
     fn recorded(&mut self, record: &Arc<Record>) {
-        if let Record::Summary(summary) = record.as_ref()
+        if let Body::Summary(summary) = &record.body
             && !summary.total
         {
-            self.recorded.summarized(summary);
+            self.recorded.summarized(record.with(summary));
         }
-        let observed = matches!(**record, Record::Exchange(_) | Record::Connect(_) | Record::Drop(_));
-        self.recorded.sees(record.host(), record.time(), observed);
-        match record.as_ref() {
-            Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => self.observe(record),
+        let observed = matches!(record.body, Body::Exchange(_) | Body::Connect(_) | Body::Drop(_));
+        self.recorded.sees(&record.host, record.time, observed);
+        match &record.body {
+            Body::Exchange(_) | Body::Connect(_) | Body::Drop(_) => self.observe(record),
             // Findings are found anew, unless the trace lacks what they rest on.
-            Record::Finding(finding) => {
-                let anew = self.recorded.has_exchanges(&finding.host) || finding.code == Code::PacketQuota;
+            Body::Finding(finding) => {
+                let anew = self.recorded.has_exchanges(&record.host) || finding.code == Code::PacketQuota;
                 let subject = &finding.subject;
                 if !anew
                     && self
@@ -320,16 +314,19 @@ impl Pipeline {
                 }
             }
             // Processes are added up anew; packet counts are nowhere else.
-            Record::Summary(summary) if !summary.total => {
-                self.parts.detectors.observe_summary(summary, &mut self.findings);
+            Body::Summary(summary) if !summary.total => {
+                self.parts
+                    .detectors
+                    .observe_summary(record.with(summary), &mut self.findings);
                 self.write_findings();
                 if let Some(summarizer) = &mut self.parts.summarizer {
                     summarizer.observe(record);
                 }
             }
-            Record::Summary(_) => {}
-            Record::Loss(loss) => self.recorded.loses(loss),
-            Record::Start(start) => {
+            Body::Summary(_) => {}
+            Body::Loss(loss) => self.recorded.loses(record.with(loss)),
+            Body::Start(start) => {
+                let start = record.with(start);
                 self.recorded.starts(start);
                 self.parts.detectors.recorded(start, &mut self.findings);
                 self.write_findings();
@@ -343,7 +340,9 @@ impl Pipeline {
         }
         let mut findings = std::mem::take(&mut self.findings);
         for finding in findings.drain(..) {
-            self.tell(Record::Finding(finding));
+            if self.wanted.has(Kind::Finding) {
+                self.write(&Arc::new(finding.into()));
+            }
         }
         self.findings = findings;
     }
@@ -361,7 +360,7 @@ impl Pipeline {
         // Live, an idle interval is news too; in a trace it is a gap.
         if self.mode == Mode::Live || summarizer.is_busy() {
             let summary = summarizer.interval(now);
-            self.tell(Record::Summary(summary));
+            self.tell(now, Body::Summary(summary));
         }
     }
 
@@ -369,14 +368,15 @@ impl Pipeline {
         let counts = self.loss();
         if last || counts != self.loss_told {
             self.loss_told = counts;
-            self.tell(Record::Loss(Loss::new(now, self.parts.host.clone(), &counts)));
+            self.tell(now, Body::Loss(counts));
         }
     }
 
     /// Writes a record of this run's own.
-    fn tell(&mut self, record: Record) {
-        if self.wanted.has(record.kind()) {
-            self.write(&Arc::new(record));
+    fn tell(&mut self, time: Time, body: Body) {
+        if self.wanted.has(body.kind()) {
+            let host = self.parts.host.clone();
+            self.write(&Arc::new(Record { time, host, body }));
         }
     }
 
@@ -567,60 +567,6 @@ impl<'a> Run<'a> {
     }
 }
 
-fn record_of(fact: Fact, Caller { process, container }: Caller, host: &Host) -> Record {
-    let (schema, host) = (SCHEMA, host.clone());
-    match fact {
-        Fact::Exchange(fact) => Record::Exchange(Exchange {
-            record: Kind::Exchange,
-            schema,
-            time: fact.time,
-            host,
-            process,
-            container,
-            connection: fact.connection,
-            request: fact.request,
-            response: fact.response,
-            outcome: fact.outcome,
-            latency_ns: fact.latency_ns,
-            waited_ns: fact.waited_ns,
-            connect_ns: fact.connect_ns,
-            closed_by: fact.closed_by,
-        }),
-        Fact::Connect(fact) => Record::Connect(Connect {
-            record: Kind::Connect,
-            schema,
-            time: fact.time,
-            host,
-            process,
-            container,
-            connection: fact.connection,
-            outcome: fact.outcome,
-            errno: fact.errno,
-            elapsed_ns: fact.elapsed_ns,
-            syns: fact.syns,
-            wire_syns: fact.wire_syns,
-            syn_acks: fact.syn_acks,
-            dropped: fact.dropped,
-            icmp: fact.icmp,
-            nat_rule: None,
-        }),
-        Fact::Drop(fact) => Record::Drop(Drop {
-            record: Kind::Drop,
-            schema,
-            time: fact.time,
-            host,
-            process,
-            container,
-            connection: fact.connection,
-            direction: fact.direction,
-            reason: fact.reason,
-            location: fact.location,
-            ttl: fact.ttl,
-            netns: fact.netns,
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -708,7 +654,7 @@ mod tests {
             filter: Filter::default(),
             filters: Vec::new(),
             detectors: HostDetectors::new(DetectorConfig::default(), None),
-            summarizer: Some(Summarizer::new(host.clone(), summary::Limits::default())),
+            summarizer: Some(Summarizer::new(summary::Limits::default())),
             host,
             sinks: vec![Box::new(Kept(kept.clone()))],
             interval: None,

@@ -13,7 +13,7 @@ use crate::hosts::RecordedHosts;
 use crate::imds::{is_aws_path, normalise};
 use crate::record::workload::workload;
 use crate::record::{
-    Dialect, Exchange, ExchangeOutcome, ImdsVersion, Kind, LossCounts, Mode, Record, Request, Summary, Time,
+    Body, Dialect, Exchange, ExchangeOutcome, ImdsVersion, Kind, LossCounts, Mode, Record, Request, Summary, Time,
 };
 use crate::report::history::hops;
 use crate::report::text::{self, counted};
@@ -175,7 +175,7 @@ struct Seen {
     /// This run observes a host; its records have all that this version writes.
     live: bool,
     loss: LossCounts,
-    summary: Option<Summary>,
+    summary: Option<Record<Summary>>,
 }
 
 impl Preflight {
@@ -362,7 +362,7 @@ impl Seen {
         })
     }
 
-    fn exchange(&mut self, exchange: &Exchange, changes: &[Change]) {
+    fn exchange(&mut self, time: Time, exchange: &Exchange, changes: &[Change]) {
         let request = &exchange.request;
         let works = works(exchange);
         let foreign = !matches!(request.dialect, Dialect::Aws | Dialect::Unknown)
@@ -432,7 +432,7 @@ impl Seen {
         }
         let broken = self.breaks.entry(name).or_default();
         broken.count += 1;
-        broken.last_seen = broken.last_seen.max(exchange.time);
+        broken.last_seen = broken.last_seen.max(time);
         for (known, new) in broken.why.iter_mut().zip(why) {
             if new.is_some() {
                 *known = new;
@@ -514,8 +514,8 @@ impl Sink for Preflight {
     fn write(&mut self, record: &Arc<Record>) {
         let changes = self.changes.clone();
         let mut seen = self.seen();
-        match record.as_ref() {
-            Record::Start(start) => {
+        match &record.body {
+            Body::Start(start) => {
                 let missing = start.missing.iter().take(MAX_MISSING);
                 seen.missing = missing
                     .map(|missing| format!("{}: {}", missing.capability, missing.blinds))
@@ -523,9 +523,9 @@ impl Sink for Preflight {
                 seen.filters.clone_from(&start.filters);
                 seen.live = start.mode == Mode::Live;
             }
-            Record::Exchange(exchange) => seen.exchange(exchange, &changes),
-            Record::Loss(loss) => seen.loss = loss.counts(),
-            Record::Summary(summary) if summary.total => seen.summary = Some(summary.clone()),
+            Body::Exchange(exchange) => seen.exchange(record.time, exchange, &changes),
+            Body::Loss(loss) => seen.loss = *loss,
+            Body::Summary(summary) if summary.total => seen.summary = Some(record.with(summary).cloned()),
             _ => {}
         }
     }

@@ -35,10 +35,10 @@ fn a_hostile_process_cannot_make_the_detectors_grow() {
         let process = hostile(n % PROCESSES);
         let exchange = exchange(n, &process, &host);
         drop(process);
-        detectors.observe(&Observation::Exchange(&exchange), &mut findings);
+        detectors.observe(&Observation::Exchange(exchange.by_ref()), &mut findings);
         if n.is_multiple_of(10) {
-            detectors.observe(&Observation::Connect(&connect(n, &exchange)), &mut findings);
-            detectors.observe(&Observation::Drop(&drop_of(n, &exchange)), &mut findings);
+            detectors.observe(&Observation::Connect(connect(n, &exchange).by_ref()), &mut findings);
+            detectors.observe(&Observation::Drop(drop_of(n, &exchange).by_ref()), &mut findings);
         }
         opened += findings
             .iter()

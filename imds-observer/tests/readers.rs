@@ -30,6 +30,7 @@ const READERS: &[(&str, &str)] = &[
     ("http/", "heads"),
     ("imds/", "heads"),
     ("redact/", "redaction"),
+    ("record/mod.rs", "trace"),
     ("record/process.rs", "host_files"),
     ("source/capture/", "trace"),
     ("source/ndjson/", "trace"),

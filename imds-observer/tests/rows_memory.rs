@@ -23,7 +23,7 @@ const WATCH_ROW_BYTES: usize = 140 << 10;
 const SHARED_BYTES: usize = 4 << 20;
 
 /// Of one group, by another process with another token each time.
-fn exchange(group: u64, turn: u64) -> Exchange {
+fn exchange(group: u64, turn: u64) -> Record<Exchange> {
     let member = Process {
         exe: Some(format!("/opt/{group}")),
         start_time: Some(Time(turn)),
@@ -32,7 +32,7 @@ fn exchange(group: u64, turn: u64) -> Exchange {
     hostile::exchange(group * 10_000 + turn, &Arc::new(member), &Host::from("node"))
 }
 
-fn exchanges(distinct: usize) -> impl Iterator<Item = Exchange> {
+fn exchanges(distinct: usize) -> impl Iterator<Item = Record<Exchange>> {
     (0..GROUPS).flat_map(move |group| (0..distinct as u64).map(move |turn| exchange(group, turn)))
 }
 
@@ -45,9 +45,9 @@ fn rows_together_hold_less_than_each_may_hold_alone() {
         ..summary::Limits::default()
     };
     let before = held();
-    let mut summarizer = Summarizer::new(Host::from("node"), limits);
+    let mut summarizer = Summarizer::new(limits);
     for exchange in exchanges(limits.distinct) {
-        summarizer.exchange(&exchange);
+        summarizer.exchange(exchange.by_ref());
     }
     let bytes = held() - before;
     println!("{GROUPS} rows of a summary: {} KiB", bytes >> 10);
@@ -57,7 +57,7 @@ fn rows_together_hold_less_than_each_may_hold_alone() {
     let ended = held() - before;
     assert!(ended < bytes, "{ended} bytes after the interval, {bytes} before");
     for exchange in exchanges(limits.distinct) {
-        summarizer.exchange(&exchange);
+        summarizer.exchange(exchange.by_ref());
     }
     let again = held() - before;
     assert!(
@@ -79,7 +79,7 @@ fn rows_together_hold_less_than_each_may_hold_alone() {
     let before = held();
     let mut state = State::new(limits);
     for exchange in exchanges(limits.distinct) {
-        state.apply(&Arc::new(Record::Exchange(exchange)));
+        state.apply(&Arc::new(exchange.into()));
     }
     let bytes = held() - before;
     println!("{GROUPS} rows of the live view: {} KiB", bytes >> 10);

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use imds_observer::record::{
-    Ancestor, Connect, ConnectOutcome, Connection, Dialect, Drop, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind,
-    PacketDirection, Process, Request, Response, SCHEMA, SECOND, Time,
+    Ancestor, Connect, ConnectOutcome, Connection, Dialect, Exchange, ExchangeOutcome, Host, ImdsVersion,
+    PacketDirection, PacketDrop, Process, Record, Request, Response, SECOND, Time,
 };
 
 /// Fills names up to the length that the kernel side allows.
@@ -36,14 +36,10 @@ pub(crate) fn hostile(n: u64) -> Arc<Process> {
     })
 }
 
-pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange {
+pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Record<Exchange> {
     let token = n.is_multiple_of(5);
     let status = [200, 404, 401, 403, 400, 503, 200, 200][(n / 3 % 8) as usize];
-    Exchange {
-        record: Kind::Exchange,
-        schema: SCHEMA,
-        time: Time(1_700_000_000 * SECOND + n * 100_000),
-        host: host.clone(),
+    let body = Exchange {
         process: Some(process.clone()),
         container: None,
         connection: Connection {
@@ -102,10 +98,23 @@ pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Exchange 
         waited_ns: Some(n % 600 * 1_000_000),
         connect_ns: None,
         closed_by: None,
+    };
+    Record {
+        time: Time(1_700_000_000 * SECOND + n * 100_000),
+        host: host.clone(),
+        body,
     }
 }
 
-pub(crate) fn connect(n: u64, of: &Exchange) -> Connect {
+fn beside<B>(of: &Record<Exchange>, body: B) -> Record<B> {
+    Record {
+        time: of.time,
+        host: of.host.clone(),
+        body,
+    }
+}
+
+pub(crate) fn connect(n: u64, of: &Record<Exchange>) -> Record<Connect> {
     const OUTCOMES: [(ConnectOutcome, i32); 5] = [
         (ConnectOutcome::Refused, 111),
         (ConnectOutcome::NoRoute, 101),
@@ -114,11 +123,7 @@ pub(crate) fn connect(n: u64, of: &Exchange) -> Connect {
         (ConnectOutcome::Timeout, 110),
     ];
     let (outcome, errno) = OUTCOMES[(n / 10 % 5) as usize];
-    Connect {
-        record: Kind::Connect,
-        schema: SCHEMA,
-        time: of.time,
-        host: of.host.clone(),
+    let body = Connect {
         process: of.process.clone(),
         container: None,
         connection: Connection {
@@ -134,15 +139,12 @@ pub(crate) fn connect(n: u64, of: &Exchange) -> Connect {
         dropped: None,
         icmp: None,
         nat_rule: None,
-    }
+    };
+    beside(of, body)
 }
 
-pub(crate) fn drop_of(n: u64, of: &Exchange) -> Drop {
-    Drop {
-        record: Kind::Drop,
-        schema: SCHEMA,
-        time: of.time,
-        host: of.host.clone(),
+pub(crate) fn drop_of(n: u64, of: &Record<Exchange>) -> Record<PacketDrop> {
+    let body = PacketDrop {
         process: of.process.clone(),
         container: None,
         connection: of.connection.clone(),
@@ -155,5 +157,6 @@ pub(crate) fn drop_of(n: u64, of: &Exchange) -> Drop {
         location: Some("ip_forward".to_owned()),
         ttl: Some(1),
         netns: Some(1),
-    }
+    };
+    beside(of, body)
 }

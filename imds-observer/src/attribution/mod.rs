@@ -390,15 +390,12 @@ impl Attribution {
         if let Some(container) = &resolved.caller.container {
             self.count_unknown(&container.id.clone());
         }
-        let connection = match &mut fact {
-            Fact::Exchange(fact) => &mut fact.connection,
-            Fact::Connect(fact) => &mut fact.connection,
-            Fact::Drop(fact) => &mut fact.connection,
-        };
-        connection.cgroup = resolved.cgroup.as_deref().map(str::to_owned);
-        connection.netns = resolved.netns;
-        if let Some(interface) = resolved.interface {
-            connection.interface = Some(interface.as_ref().to_owned());
+        if let Some((.., connection)) = fact.body.traffic_mut() {
+            connection.cgroup = resolved.cgroup.as_deref().map(str::to_owned);
+            connection.netns = resolved.netns;
+            if let Some(interface) = resolved.interface {
+                connection.interface = Some(interface.as_ref().to_owned());
+            }
         }
         Some((fact, resolved.caller))
     }
@@ -686,12 +683,11 @@ struct Whose {
 
 impl Whose {
     fn of(fact: &Fact) -> Self {
-        let (sender, flow, ifindex) = match fact {
-            Fact::Exchange(fact) => (fact.sender, fact.flow, fact.ifindex),
-            Fact::Connect(fact) => (fact.sender, fact.flow, fact.ifindex),
-            Fact::Drop(fact) => (fact.sender, fact.flow, fact.ifindex),
-        };
-        Self { sender, flow, ifindex }
+        Self {
+            sender: fact.sender,
+            flow: fact.flow,
+            ifindex: fact.ifindex,
+        }
     }
 }
 

@@ -8,8 +8,7 @@ use super::host::HostRoot;
 use super::process::Clock;
 use super::worker::{HostLookup, Lookup as Answers};
 use super::*;
-use crate::exchange::ExchangeFacts;
-use crate::record::{Connection, Dialect, ExchangeOutcome, Pod, Request, SECOND};
+use crate::record::{Body, Connection, Dialect, Exchange, ExchangeOutcome, Pod, Request, SECOND};
 
 const ID: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 const UID: &str = "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33";
@@ -220,10 +219,9 @@ fn sender(tgid: u32, tid: u32) -> Sender {
 }
 
 fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
-    Fact::Exchange(ExchangeFacts {
-        flow,
-        sender,
-        time,
+    let exchange = Exchange {
+        process: None,
+        container: None,
         connection: Connection {
             id: String::new(),
             local: None,
@@ -254,13 +252,19 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
         waited_ns: None,
         connect_ns: None,
         closed_by: None,
+    };
+    Fact {
+        flow,
+        sender,
         ifindex: 0,
-    })
+        time,
+        body: Body::Exchange(exchange),
+    }
 }
 
-fn exchange(fact: Fact) -> ExchangeFacts {
-    match fact {
-        Fact::Exchange(fact) => fact,
+fn exchange(fact: Fact) -> Exchange {
+    match fact.body {
+        Body::Exchange(exchange) => exchange,
         other => panic!("{other:?}"),
     }
 }
@@ -399,12 +403,12 @@ fn a_fact_waits_for_its_names_and_those_behind_it_keep_their_place() {
     assert_eq!(attribution.next_resolved(START.plus_ns(150 * MS)), None);
     drop(open);
     let (first, caller) = soon(&mut attribution, START.plus_ns(150 * MS));
-    assert_eq!(exchange(first).time, START);
+    assert_eq!(first.time, START);
     let container = caller.container.unwrap();
     assert_eq!(container.name.as_deref(), Some("api"));
     assert_eq!(container.pod.as_ref().unwrap().name.as_deref(), Some("api-7c9d"));
     let (second, caller) = attribution.next_resolved(START.plus_ns(150 * MS)).unwrap();
-    assert_eq!(exchange(second).time, START.plus_ns(1));
+    assert_eq!(second.time, START.plus_ns(1));
     assert_eq!(caller.process.unwrap().pid, 8);
     assert_eq!(attribution.unknown_containers(), 0);
 }
@@ -512,9 +516,9 @@ fn traffic_without_a_socket_is_the_interfaces() {
         local: "10.0.0.9:4000".parse().unwrap(),
         remote: "169.254.169.254:80".parse().unwrap(),
     };
-    let mut fact = exchange(fact(None, flow, START));
+    let mut fact = fact(None, flow, START);
     fact.ifindex = 12;
-    attribution.submit(Fact::Exchange(fact), START);
+    attribution.submit(fact, START);
     let (fact, caller) = soon(&mut attribution, START);
     assert_eq!(caller, Caller::default());
     assert_eq!(exchange(fact).connection.interface.as_deref(), Some("tap0"));
@@ -577,7 +581,7 @@ fn at_5000_a_second_with_a_stuck_proc_nothing_is_lost_or_late() {
         attribution.submit(fact(Some(sender(tgid, tgid)), FlowId::Cookie(number), now), now);
         longest = longest.max(attribution.pending.len());
         while let Some((fact, caller)) = attribution.next_resolved(now) {
-            assert_eq!(exchange(fact).time, START.plus_ns(out * step), "in order");
+            assert_eq!(fact.time, START.plus_ns(out * step), "in order");
             assert_eq!(
                 caller.process.is_none(),
                 out % 100 == 0,
@@ -591,7 +595,7 @@ fn at_5000_a_second_with_a_stuck_proc_nothing_is_lost_or_late() {
     assert!(longest <= 1_001, "{longest}");
     drop(open);
     attribution.finish(last, |fact, _| {
-        assert_eq!(exchange(fact).time, START.plus_ns(out * step));
+        assert_eq!(fact.time, START.plus_ns(out * step));
         out += 1;
     });
     assert_eq!(out, 25_000);

@@ -13,7 +13,7 @@ use super::observe::{EndpointArgs, INTERVAL, SelectArgs};
 use super::offline::{InputSummary, Progress, open, period};
 use super::{Status, help, print, values};
 use crate::pipeline;
-use crate::record::{Finding, Loss, Severity, Summary, Time};
+use crate::record::{Finding, LossCounts, Record, Severity, Summary, Time};
 use crate::report::escape;
 use crate::report::groups::{Group, GroupObject, groups};
 use crate::report::history::History;
@@ -71,10 +71,10 @@ struct Analysis<'a> {
     input: InputSummary,
     from: Option<Time>,
     to: Option<Time>,
-    summary: Option<&'a Summary>,
-    findings: &'a [Finding],
+    summary: Option<&'a Record<Summary>>,
+    findings: &'a [Record<Finding>],
     groups: Vec<GroupObject<'a>>,
-    loss: Option<&'a Loss>,
+    loss: Option<&'a Record<LossCounts>>,
     verdict: Option<()>,
 }
 
@@ -213,7 +213,7 @@ fn report(counts: &InputCounts, collected: &Collected, colour: Colour) -> String
         out.push_str(&text::group(&group, colour));
     }
     if let Some(loss) = &collected.loss {
-        let lost = text::loss(&loss.counts());
+        let lost = text::loss(loss);
         if !lost.is_empty() {
             out.push('\n');
             out.push_str(&lost);

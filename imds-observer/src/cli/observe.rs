@@ -253,7 +253,7 @@ impl Settings {
         sinks: Vec<Box<dyn Sink>>,
     ) -> Pipeline {
         let limits = &self.config.limits;
-        let mut summarizer = Summarizer::new(host.clone(), limits.summary);
+        let mut summarizer = Summarizer::new(limits.summary);
         if live.is_some() {
             summarizer = summarizer.forgetting_after(limits.silence.0);
         }

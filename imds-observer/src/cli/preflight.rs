@@ -18,7 +18,7 @@ use super::{Cli, Status, print};
 use crate::pipeline;
 use crate::preflight::{Break, Change, Circumstances, Condition, Judgement, Preflight, Verdict};
 use crate::quantity::Span;
-use crate::record::{Finding, Loss, Summary, Time};
+use crate::record::{Finding, LossCounts, Record, Summary, Time};
 use crate::report::escape::{self, Escaped};
 use crate::report::text::counted;
 use crate::sinks::Sink;
@@ -90,9 +90,9 @@ struct Answer<'a> {
     input: InputSummary,
     from: Option<Time>,
     to: Option<Time>,
-    summary: Option<&'a Summary>,
-    findings: &'a [Finding],
-    loss: Option<&'a Loss>,
+    summary: Option<&'a Record<Summary>>,
+    findings: &'a [Record<Finding>],
+    loss: Option<&'a Record<LossCounts>>,
     verdict: Verdict,
     reasons: &'a [String],
     /// Conditions of `safe` that are not proven.

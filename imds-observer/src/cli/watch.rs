@@ -19,7 +19,7 @@ use crate::bpf::INTERACTIVE_POLL;
 #[cfg(live)]
 use crate::live::LiveSource;
 use crate::pipeline;
-use crate::record::{Finding, Host, Kind};
+use crate::record::{Finding, Host, Kind, Record};
 use crate::report::escape::Escaped;
 use crate::report::text::{self, Colour};
 use crate::sinks::collect::{Collected, Collector};
@@ -223,7 +223,7 @@ impl WatchArgs {
                 .map_or(0, |loss| loss.ring_buffer.saturating_add(loss.unparsed));
             out.push_str(&text::summary(summary, unread, colour));
         }
-        let mut findings: Vec<&Finding> = collected.findings.iter().collect();
+        let mut findings: Vec<&Record<Finding>> = collected.findings.iter().collect();
         findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
         for finding in findings {
             out.push('\n');
@@ -232,7 +232,7 @@ impl WatchArgs {
         let lost = collected
             .loss
             .as_ref()
-            .map_or_else(String::new, |loss| text::loss(&loss.counts()));
+            .map_or_else(String::new, |loss| text::loss(loss));
         let _ = writeln!(
             out,
             "\n{}",

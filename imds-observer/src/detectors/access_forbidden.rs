@@ -74,7 +74,7 @@ use super::table::{bounded, entry};
 use super::window::Bins;
 use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
 use crate::imds::is_dated_token_path;
-use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Subject, Time};
+use crate::record::{Code, Exchange, ImdsVersion, Of, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -422,7 +422,7 @@ impl AccessForbidden {
     fn other_status(
         &mut self,
         status: u16,
-        exchange: &Exchange,
+        exchange: &Of<'_, Exchange>,
         context: &Context<'_>,
         client: &Client,
         sightings: &mut Sightings<'_>,

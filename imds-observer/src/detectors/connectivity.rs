@@ -13,7 +13,8 @@ use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::host_facts::nat_target;
 use crate::record::{
-    Code, Connect, ConnectOutcome, Drop, PacketDirection, Remedy, SECOND, Severity, Subject, Time, workload,
+    Code, Connect, ConnectOutcome, Exchange, Of, PacketDirection, PacketDrop, Remedy, SECOND, Severity, Subject, Time,
+    workload,
 };
 
 /// Places (host, pods) with failures that are remembered by one detector.
@@ -79,7 +80,7 @@ pub struct DropNote {
 
 impl DropNote {
     /// What this drop has to say beside others of its connection; `None`: nothing.
-    pub(super) fn of(drop: &Drop) -> Option<Self> {
+    pub(super) fn of(drop: &Of<'_, PacketDrop>) -> Option<Self> {
         if let Some(cause) = of_drop(drop) {
             return Some(Self {
                 cause: Some(cause),
@@ -98,7 +99,7 @@ impl DropNote {
 
 /// Where a request had come to when it was dropped. It has no device before OUTPUT is through, and only forwarding takes
 /// from its TTL, right before FORWARD.
-fn guess(drop: &Drop) -> Option<Cause> {
+fn guess(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     let own = drop.process.as_ref().and_then(|process| process.netns);
     match (own, drop.netns) {
         (_, None) => Some(Cause::Firewall("OUTPUT")),
@@ -134,7 +135,7 @@ pub(super) fn is_ttl_drop(reason: Option<&str>, location: Option<&str>) -> bool 
 
 /// A response whose TTL is used up: as the kernel says, or in an eBPF datapath's program on the way to a pod. That is
 /// token-response-lost; a firewall rule drops for its own reason, whatever the TTL.
-pub(super) fn is_spent(drop: &Drop) -> bool {
+pub(super) fn is_spent(drop: &Of<'_, PacketDrop>) -> bool {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
     is_ttl_drop(reason, location)
         || drop.ttl.is_some_and(|ttl| ttl <= 1) && !matches!(of_reason(reason, location), Some(Cause::Firewall(_)))
@@ -179,7 +180,7 @@ fn of_location(location: &str) -> Option<Cause> {
 }
 
 /// What a drop record says about its connection.
-pub(super) fn of_drop(drop: &Drop) -> Option<Cause> {
+pub(super) fn of_drop(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
     let request = drop.direction == PacketDirection::Request;
     if request && is_ttl_drop(reason, location) {
@@ -205,7 +206,7 @@ pub(super) fn of_drop(drop: &Drop) -> Option<Cause> {
 }
 
 /// What a connect record says, together with what a drop of the same connection told before.
-pub(super) fn of_connect(connect: &Connect, note: Option<DropNote>) -> Option<Cause> {
+pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> Option<Cause> {
     let own_hook = if connect.syns == 0 {
         "OUTPUT"
     } else if connect.container.is_some() {
@@ -657,7 +658,7 @@ impl Detector for Verdict {
 
 impl Failure {
     /// A request on a connection that stands, to which nothing came.
-    pub(super) fn unanswered(exchange: &crate::record::Exchange) -> Self {
+    pub(super) fn unanswered(exchange: &Of<'_, Exchange>) -> Self {
         Self {
             cause: Cause::Silence,
             time: exchange.time,

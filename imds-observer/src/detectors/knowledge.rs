@@ -16,7 +16,7 @@ use crate::imds::{below_version, is_role_listing, is_token_path, normalise, role
 use crate::record::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{
-    Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Process, SECOND, Subject, Summary, Time,
+    Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Of, Process, SECOND, Subject, Summary, Time,
 };
 
 /// Clients that are remembered; about 1.5 KiB each.
@@ -361,7 +361,7 @@ impl Knowledge {
 }
 
 /// Notes the role whose credentials this exchange returned.
-fn learn_role(given: &mut Option<(Box<str>, Time)>, exchange: &Exchange) {
+fn learn_role(given: &mut Option<(Box<str>, Time)>, exchange: &Of<'_, Exchange>) {
     let (Some(200), Some(path)) = (status(exchange), exchange.request.path.as_deref()) else {
         return;
     };
@@ -441,7 +441,7 @@ impl Caller {
 }
 
 impl Client {
-    fn learn(&mut self, exchange: &Exchange) {
+    fn learn(&mut self, exchange: &Of<'_, Exchange>) {
         self.requests += 1;
         if let Some(agent) = exchange.request.user_agent.as_deref()
             && self.user_agent.as_deref() != Some(clip(agent))
@@ -484,7 +484,7 @@ impl Client {
         }
     }
 
-    fn learn_answer(&mut self, exchange: &Exchange) {
+    fn learn_answer(&mut self, exchange: &Of<'_, Exchange>) {
         let v1 = match exchange.request.imds_version {
             Some(ImdsVersion::V1) => true,
             Some(ImdsVersion::V2) => false,
@@ -510,7 +510,7 @@ impl Client {
         }
     }
 
-    fn learn_length(&mut self, exchange: &Exchange, status: u16) {
+    fn learn_length(&mut self, exchange: &Of<'_, Exchange>, status: u16) {
         let time = exchange.time;
         let length = exchange.response.as_ref().and_then(|response| response.length);
         let (200, Some(length), Some(path)) = (status, length, exchange.request.path.as_deref()) else {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use serde_json::{Map, Value};
 
-use crate::record::{Code, Finding, FindingState, Host, Kind, Remedy, SCHEMA, SECOND, Severity, Subject, Time};
+use crate::record::{Code, Finding, FindingState, Host, Record, Remedy, SECOND, Severity, Subject, Time};
 
 /// Shortest pause between two updates of one finding that only grew.
 pub(super) const UPDATE_NS: u64 = 60 * SECOND;
@@ -100,12 +100,12 @@ pub struct Sightings<'a> {
     now: Time,
     /// Of the next sighting: see [`Self::since`].
     since: Option<Time>,
-    out: &'a mut Vec<Finding>,
+    out: &'a mut Vec<Record<Finding>>,
 }
 
 impl<'a> Sightings<'a> {
     /// Of no detector yet: see [`Self::turn_to`].
-    pub(super) fn new(ledger: &'a mut Ledger, now: Time, out: &'a mut Vec<Finding>) -> Self {
+    pub(super) fn new(ledger: &'a mut Ledger, now: Time, out: &'a mut Vec<Record<Finding>>) -> Self {
         Self {
             ledger,
             code: Code::ALL[0],
@@ -210,7 +210,7 @@ impl Ledger {
         sighting: Sighting<'_>,
         always: bool,
         told: impl FnOnce() -> T,
-        out: &mut Vec<Finding>,
+        out: &mut Vec<Record<Finding>>,
     ) {
         let (of_code, max_open) = (&mut self.open[code as usize], self.max_open);
         let others = of_code.len() >= max_open && !of_code.contains_key(sighting.key);
@@ -265,7 +265,7 @@ impl Ledger {
         }
     }
 
-    pub(super) fn resolve(&mut self, now: Time, out: &mut Vec<Finding>) {
+    pub(super) fn resolve(&mut self, now: Time, out: &mut Vec<Record<Finding>>) {
         for (code, of_code) in Code::ALL.iter().zip(&mut self.open) {
             let mut done = of_code
                 .extract_if(|_, open| {
@@ -283,7 +283,7 @@ impl Ledger {
         }
     }
 
-    pub(super) fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
+    pub(super) fn finish(&mut self, now: Time, out: &mut Vec<Record<Finding>>) {
         let mut changed = Vec::new();
         for (code, of_code) in Code::ALL.iter().zip(&mut self.open) {
             for (key, open) in of_code {
@@ -314,13 +314,13 @@ impl Open {
             || now.since(self.told_at) >= STALE_NS
     }
 
-    fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host) -> Finding {
+    fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host) -> Record<Finding> {
         self.written_at = now;
         self.written_count = self.count;
         self.finding(code, state, now, host)
     }
 
-    fn finding(&self, code: Code, state: FindingState, now: Time, host: &Host) -> Finding {
+    fn finding(&self, code: Code, state: FindingState, now: Time, host: &Host) -> Record<Finding> {
         let Details {
             mut subject,
             summary,
@@ -331,11 +331,7 @@ impl Open {
             OTHERS.clone_into(&mut subject.key);
             subject.name = format!("{most} subjects and more");
         }
-        Finding {
-            record: Kind::Finding,
-            schema: SCHEMA,
-            time: now,
-            host: host.clone(),
+        let body = Finding {
             code,
             severity: self.severity,
             state,
@@ -346,6 +342,11 @@ impl Open {
             summary,
             evidence,
             remedy,
+        };
+        Record {
+            time: now,
+            host: host.clone(),
+            body,
         }
     }
 }

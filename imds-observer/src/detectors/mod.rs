@@ -66,7 +66,7 @@ pub use limits::Limits;
 
 use crate::event::InterfaceSample;
 use crate::host_facts::HostFacts;
-use crate::record::{self, Code, Finding, Time};
+use crate::record::{self, Body, Code, Finding, Of, Record, Time};
 use knowledge::HOST;
 use ledger::Ledger;
 pub use path::Path;
@@ -177,14 +177,24 @@ pub fn manual_of(code: Code, source: &str) -> String {
 /// What detectors look at.
 #[derive(Clone, Copy, Debug)]
 pub enum Observation<'a> {
-    Exchange(&'a record::Exchange),
-    Connect(&'a record::Connect),
-    Drop(&'a record::Drop),
+    Exchange(Of<'a, record::Exchange>),
+    Connect(Of<'a, record::Connect>),
+    Drop(Of<'a, record::PacketDrop>),
     /// Live: about one a second and interface. Offline: made from the interfaces of `summary` records, see [`Detectors::observe_summary`].
     Interface(&'a InterfaceSample),
 }
 
 impl<'a> Observation<'a> {
+    /// `None`: detectors look at no record of this kind.
+    pub fn of(record: &'a Record) -> Option<Self> {
+        Some(match &record.body {
+            Body::Exchange(exchange) => Self::Exchange(record.with(exchange)),
+            Body::Connect(connect) => Self::Connect(record.with(connect)),
+            Body::Drop(drop) => Self::Drop(record.with(drop)),
+            _ => return None,
+        })
+    }
+
     /// When it began.
     pub fn time(&self) -> Time {
         match self {
@@ -209,29 +219,29 @@ impl<'a> Observation<'a> {
         }
     }
 
-    fn process(&self) -> Option<&'a std::sync::Arc<record::Process>> {
+    pub(crate) fn process(&self) -> Option<&'a std::sync::Arc<record::Process>> {
         match self {
-            Self::Exchange(exchange) => exchange.process.as_ref(),
-            Self::Connect(connect) => connect.process.as_ref(),
-            Self::Drop(drop) => drop.process.as_ref(),
+            Self::Exchange(exchange) => exchange.body.process.as_ref(),
+            Self::Connect(connect) => connect.body.process.as_ref(),
+            Self::Drop(drop) => drop.body.process.as_ref(),
             Self::Interface(_) => None,
         }
     }
 
-    fn container(&self) -> Option<&'a std::sync::Arc<record::Container>> {
+    pub(crate) fn container(&self) -> Option<&'a std::sync::Arc<record::Container>> {
         match self {
-            Self::Exchange(exchange) => exchange.container.as_ref(),
-            Self::Connect(connect) => connect.container.as_ref(),
-            Self::Drop(drop) => drop.container.as_ref(),
+            Self::Exchange(exchange) => exchange.body.container.as_ref(),
+            Self::Connect(connect) => connect.body.container.as_ref(),
+            Self::Drop(drop) => drop.body.container.as_ref(),
             Self::Interface(_) => None,
         }
     }
 
     fn connection(&self) -> Option<&'a record::Connection> {
         match self {
-            Self::Exchange(exchange) => Some(&exchange.connection),
-            Self::Connect(connect) => Some(&connect.connection),
-            Self::Drop(drop) => Some(&drop.connection),
+            Self::Exchange(exchange) => Some(&exchange.body.connection),
+            Self::Connect(connect) => Some(&connect.body.connection),
+            Self::Drop(drop) => Some(&drop.body.connection),
             Self::Interface(_) => None,
         }
     }
@@ -390,7 +400,7 @@ impl Detectors {
     }
 
     /// Looks at one record. Findings that open or change are appended to `out`.
-    pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Finding>) {
+    pub fn observe(&mut self, observation: &Observation<'_>, out: &mut Vec<Record<Finding>>) {
         self.now = self.now.max(observation.end());
         let known = self.knowledge.learn(observation, &self.host, self.now);
         let path = match observation {
@@ -441,24 +451,24 @@ impl Detectors {
 
     /// Looks at the interfaces of a `summary` record: how packet counts reach the detectors offline. Totals over the
     /// whole run (`total: true`) repeat what the intervals told and are passed over.
-    pub fn observe_summary(&mut self, summary: &record::Summary, out: &mut Vec<Finding>) {
+    pub fn observe_summary(&mut self, summary: Of<'_, record::Summary>, out: &mut Vec<Record<Finding>>) {
         if summary.total {
             return;
         }
         for interface in &summary.interfaces {
-            let sample = knowledge::sample_of(summary, interface);
+            let sample = knowledge::sample_of(&summary, interface);
             self.observe(&Observation::Interface(&sample), out);
         }
     }
 
     /// Tells the detectors that it is at least `now`: findings whose evidence has stopped are resolved.
-    pub fn advance(&mut self, now: Time, out: &mut Vec<Finding>) {
+    pub fn advance(&mut self, now: Time, out: &mut Vec<Record<Finding>>) {
         self.now = self.now.max(now);
         self.tick_if_due(out);
     }
 
     /// The last call: what is still held back is decided, and findings that have changed since they were written are written once more.
-    pub fn finish(&mut self, now: Time, out: &mut Vec<Finding>) {
+    pub fn finish(&mut self, now: Time, out: &mut Vec<Record<Finding>>) {
         self.now = self.now.max(now);
         self.tick(true, out);
         self.ledger.finish(self.now, out);
@@ -490,14 +500,14 @@ impl Detectors {
         detectors + self.knowledge.evicted() + self.ledger.evicted()
     }
 
-    fn tick_if_due(&mut self, out: &mut Vec<Finding>) {
+    fn tick_if_due(&mut self, out: &mut Vec<Record<Finding>>) {
         if self.now >= self.next_tick {
             self.tick(false, out);
             self.next_tick = self.now.plus_ns(record::SECOND);
         }
     }
 
-    fn tick(&mut self, last: bool, out: &mut Vec<Finding>) {
+    fn tick(&mut self, last: bool, out: &mut Vec<Record<Finding>>) {
         let context = Context {
             now: self.now,
             host: &self.host,

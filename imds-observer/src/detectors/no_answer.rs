@@ -80,7 +80,7 @@ use super::share::Recent;
 use super::table::bounded;
 use super::window::Dated;
 use super::{Context, Detector, Exchanges, Limits, Observation, Sightings, TokenFate};
-use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Remedy, SECOND, Severity};
+use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Of, Remedy, SECOND, Severity};
 
 /// Places with unanswered requests that are remembered.
 const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
@@ -218,7 +218,7 @@ impl Detector for NoAnswer {
 }
 
 impl NoAnswer {
-    fn unanswered(&mut self, exchange: &Exchange, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+    fn unanswered(&mut self, exchange: &Of<'_, Exchange>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
         let subject = context.place_subject();
         if !self.unanswered.contains(&subject.key) {
             self.evicted += u64::from(self.unanswered.push(subject.key.clone(), Dated::new()).is_some());
@@ -241,7 +241,7 @@ impl NoAnswer {
 }
 
 /// Nothing came, and no other detector knows why.
-fn unanswered(exchange: &Exchange, context: &Context<'_>) -> bool {
+fn unanswered(exchange: &Of<'_, Exchange>, context: &Context<'_>) -> bool {
     if exchange.response.is_some() || is_aborted(exchange) || context.booting(exchange.time) {
         return false;
     }

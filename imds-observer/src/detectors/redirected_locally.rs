@@ -283,19 +283,19 @@ mod tests {
     use crate::detectors::{DetectorConfig, Detectors, Observation};
     use crate::host_facts::HostFacts;
     use crate::record::Severity;
-    use crate::record::{Code, Connect, Finding};
+    use crate::record::{Code, Connect, Finding, Record};
 
     const RULE: &str = "nft table ip nat, chain PREROUTING, handle 4, at PREROUTING redirects (dnat to 127.0.0.1:1338) requests that this host forwards (from pods)";
 
-    fn findings(rules: &[&str], wire_syns: u32) -> Vec<Finding> {
+    fn findings(rules: &[&str], wire_syns: u32) -> Vec<Record<Finding>> {
         attempt(rules, 5, 4, wire_syns)
     }
 
-    fn attempt(rules: &[&str], netns: u32, syns: u32, wire_syns: u32) -> Vec<Finding> {
+    fn attempt(rules: &[&str], netns: u32, syns: u32, wire_syns: u32) -> Vec<Record<Finding>> {
         let text = format!(
             r#"{{"record":"connect","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/app","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":{netns}}},"container":null,"connection":{{"id":"1","local":"10.0.0.9:4001","remote":"169.254.169.254:80","exchange":0}},"outcome":"timeout","errno":110,"elapsed_ns":9000000000,"syns":{syns},"wire_syns":{wire_syns}}}"#
         );
-        let mut connect: Connect = serde_json::from_str(&text).unwrap();
+        let mut connect: Record<Connect> = serde_json::from_str(&text).unwrap();
         let facts = HostFacts {
             netns: Some(1),
             nat_rules: Some(rules.iter().map(|&rule| rule.to_owned()).collect()),
@@ -304,7 +304,7 @@ mod tests {
         connect.nat_rule = facts.nat_rule(&connect).map(str::to_owned);
         let mut detectors = Detectors::new(&DetectorConfig::default(), facts);
         let mut found = Vec::new();
-        detectors.observe(&Observation::Connect(&connect), &mut found);
+        detectors.observe(&Observation::Connect(connect.by_ref()), &mut found);
         found
     }
 

@@ -71,7 +71,7 @@ use super::share::{Recent, Share};
 use super::table::{bounded, entry};
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, TokenFate};
 use crate::record::{
-    Code, Connect, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time,
+    Code, Connect, Exchange, ExchangeOutcome, ImdsVersion, Of, PacketDirection, Remedy, SECOND, Severity, Time,
 };
 
 /// Clients that are remembered.
@@ -177,7 +177,13 @@ impl Detector for ResponseDropped {
 }
 
 impl ResponseDropped {
-    fn exchange(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+    fn exchange(
+        &mut self,
+        exchange: &Of<'_, Exchange>,
+        client: &Client,
+        context: &Context<'_>,
+        sightings: &mut Sightings<'_>,
+    ) {
         let dropped = self.drops.pop(&exchange.connection.id);
         let is_token = exchange.request.imds_version == Some(ImdsVersion::Token);
         let lost = exchange.outcome == ExchangeOutcome::Lost && exchange.response.is_some();
@@ -213,7 +219,13 @@ impl ResponseDropped {
         losses.report(exchange.time, local, false, client, context, sightings);
     }
 
-    fn connect(&mut self, connect: &Connect, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+    fn connect(
+        &mut self,
+        connect: &Of<'_, Connect>,
+        client: &Client,
+        context: &Context<'_>,
+        sightings: &mut Sightings<'_>,
+    ) {
         let dropped = self.drops.pop(&connect.connection.id);
         if of_connect(connect, context.knowledge.drop_note(&connect.connection.id)) != Some(Cause::ResponseDropped) {
             return;

@@ -62,7 +62,7 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::{V1Cause, status, wrong_token_method};
 use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, Who};
-use crate::record::{Code, Exchange, ImdsVersion, Remedy, SECOND, Severity, Time};
+use crate::record::{Code, Exchange, ImdsVersion, Of, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered, with the process that was seen last.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -215,7 +215,14 @@ impl TokenRequestRefused {
         }
     }
 
-    fn refused(&mut self, cause: Cause, status: u16, exchange: &Exchange, context: &Context<'_>, client: &Client) {
+    fn refused(
+        &mut self,
+        cause: Cause,
+        status: u16,
+        exchange: &Of<'_, Exchange>,
+        context: &Context<'_>,
+        client: &Client,
+    ) {
         let time = exchange.time;
         let text = |text: Option<&str>| text.unwrap_or_default().into();
         let mut row = Row {

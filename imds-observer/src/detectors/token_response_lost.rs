@@ -64,7 +64,7 @@ use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
 use super::remedy::{self, Sdk};
 use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, TokenFate};
-use crate::record::{Code, Exchange, ImdsVersion, PacketDirection, Remedy, SECOND, Severity, Time};
+use crate::record::{Code, Exchange, ImdsVersion, Of, PacketDirection, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -170,7 +170,13 @@ impl Detector for TokenResponseLost {
 }
 
 impl TokenResponseLost {
-    fn token(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+    fn token(
+        &mut self,
+        exchange: &Of<'_, Exchange>,
+        client: &Client,
+        context: &Context<'_>,
+        sightings: &mut Sightings<'_>,
+    ) {
         let dropped = self.drops.pop(&exchange.connection.id);
         let mut fate = token_fate(exchange);
         if fate == TokenFate::Granted {
@@ -209,7 +215,13 @@ impl TokenResponseLost {
         sightings.report(sighting, || losses.details(client, context));
     }
 
-    fn fallback(&mut self, exchange: &Exchange, client: &Client, context: &Context<'_>, sightings: &mut Sightings<'_>) {
+    fn fallback(
+        &mut self,
+        exchange: &Of<'_, Exchange>,
+        client: &Client,
+        context: &Context<'_>,
+        sightings: &mut Sightings<'_>,
+    ) {
         let Some(losses) = self.clients.get_mut(&client.handle) else {
             return;
         };

@@ -57,7 +57,7 @@ use super::knowledge::{is_probe, status};
 use super::remedy;
 use super::table::bounded;
 use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings, Who};
-use crate::record::{Code, Exchange, ImdsVersion, SECOND, Severity, Time};
+use crate::record::{Code, Exchange, ImdsVersion, Of, SECOND, Severity, Time};
 
 /// Clients that are remembered, with the process that was seen last.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -185,7 +185,7 @@ impl UnexpectedRedirect {
         }
     }
 
-    fn redirected(&mut self, status: u16, exchange: &Exchange, context: &Context<'_>, client: &Client) {
+    fn redirected(&mut self, status: u16, exchange: &Of<'_, Exchange>, context: &Context<'_>, client: &Client) {
         let response = exchange.response.as_ref();
         let mut row = Redirected {
             path_id: context.below_id,

@@ -86,7 +86,7 @@ mod tests {
     use crate::record::{Finding, Record, Time};
     use crate::source::ndjson::parse;
 
-    fn findings(records: &[Record], ask_all: bool) -> Vec<Finding> {
+    fn findings(records: &[Record], ask_all: bool) -> Vec<Record<Finding>> {
         let mut detectors = Detectors::new(&DetectorConfig::default(), HostFacts::default());
         if ask_all {
             for registered in &mut detectors.registered {
@@ -97,11 +97,8 @@ mod tests {
         let mut out = Vec::new();
         let mut last = Time::default();
         for record in records {
-            let observation = match record {
-                Record::Exchange(exchange) => Observation::Exchange(exchange),
-                Record::Connect(connect) => Observation::Connect(connect),
-                Record::Drop(drop) => Observation::Drop(drop),
-                _ => continue,
+            let Some(observation) = Observation::of(record) else {
+                continue;
             };
             last = last.max(observation.end());
             detectors.observe(&observation, &mut out);

@@ -5,9 +5,8 @@
 //! when a client that waits 2 s is long gone. One fact per attempt, never two.
 
 use super::errno;
-use crate::event::{FlowId, IcmpError, Sender};
-use crate::exchange::ConnectFacts;
-use crate::record::{ConnectOutcome, Connection, SECOND, Time};
+use crate::event::{IcmpError, Sender};
+use crate::record::{Connect, ConnectOutcome, Connection, SECOND, Time};
 
 /// How long an end waits for what explains it.
 const SETTLE_NS: u64 = SECOND / 10;
@@ -299,15 +298,14 @@ impl Attempt {
         self.due().is_some_and(|due| now >= due)
     }
 
-    /// The fact, once the attempt has failed for good.
+    /// When it began, and the process that made it.
+    pub(super) fn origin(&self) -> (Time, Option<Sender>) {
+        (self.time, self.sender)
+    }
+
+    /// The record without its caller, once the attempt has failed for good.
     /// `last`: shutting down; do not wait, and do not report open attempts as failures.
-    pub(super) fn settle(
-        &mut self,
-        now: Time,
-        last: bool,
-        flow: (FlowId, u32),
-        connection: Connection,
-    ) -> Option<ConnectFacts> {
+    pub(super) fn settle(&mut self, now: Time, last: bool, connection: Connection) -> Option<Connect> {
         let due = self.due()?;
         let overdue = now >= due;
         if self.end.is_none() && !overdue {
@@ -330,11 +328,9 @@ impl Attempt {
             .map_or((given_up.unwrap_or(now), ConnectOutcome::Timeout), |end| {
                 (end.time, end.outcome)
             });
-        Some(ConnectFacts {
-            flow: flow.0,
-            ifindex: flow.1,
-            sender: self.sender,
-            time: self.time,
+        Some(Connect {
+            process: None,
+            container: None,
             connection,
             outcome,
             errno: self.errno,
@@ -344,6 +340,7 @@ impl Attempt {
             syn_acks: self.wire_syn_acks.max(self.refused),
             dropped: self.dropped.take(),
             icmp: self.icmp.take(),
+            nat_rule: None,
         })
     }
 }

@@ -14,14 +14,16 @@ use super::errno;
 use super::pending::{Answer, Pending};
 use super::shares::Charge;
 use super::sightings::Sightings;
-use super::{DropFacts, ExchangeFacts, Fact, Limits};
+use super::{Fact, Limits};
 use crate::event::{
     ConnectAttempt, ConnectResult, Direction, FlowId, Packet, PacketDrop, Redirection, Sender, SocketChange,
     SocketState, Vantage,
 };
 use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
 use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
-use crate::record::{Connection, End, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND, Time};
+use crate::record::{
+    self, Body, Connection, End, Exchange, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND, Time,
+};
 
 const MILLISECOND: u64 = 1_000_000;
 /// Events of one moment may come this far apart and in any order.
@@ -466,11 +468,9 @@ impl Flow {
             self.response_died(event);
         }
         let known = event.sender.filter(|sender| sender.key.tgid != 0);
-        out.push(Fact::Drop(DropFacts {
-            flow: self.id,
-            ifindex: self.ifindex,
-            sender: known.or(self.sender).or(event.sender),
-            time: event.time,
+        let body = Body::Drop(record::PacketDrop {
+            process: None,
+            container: None,
             connection: self.connection(0),
             direction: match event.direction {
                 Direction::Request => PacketDirection::Request,
@@ -480,7 +480,9 @@ impl Flow {
             location: event.location.as_deref().map(str::to_owned),
             ttl: (event.ttl != 0).then_some(event.ttl),
             netns: (event.netns != 0).then_some(event.netns),
-        }));
+        });
+        let sender = known.or(self.sender).or(event.sender);
+        out.push(self.fact(event.time, sender, body));
     }
 
     fn response_died(&mut self, event: &PacketDrop) {
@@ -1031,11 +1033,10 @@ impl Flow {
         let attempt = self.attempt.as_ref().filter(|attempt| attempt.is_open())?;
         if attempt.is_due(now) || last {
             let connection = self.connection(0);
-            let fact = self
-                .attempt
-                .as_mut()?
-                .settle(now, last, (self.id, self.ifindex), connection);
-            out.extend(fact.map(Fact::Connect));
+            let attempt = self.attempt.as_mut()?;
+            let (time, sender) = attempt.origin();
+            let connect = attempt.settle(now, last, connection);
+            out.extend(connect.map(|connect| self.fact(time, sender, Body::Connect(connect))));
         }
         let attempt = self.attempt.as_ref()?;
         if self.socketless() && attempt.has_failed() {
@@ -1235,11 +1236,9 @@ impl Flow {
             .as_ref()
             .and_then(Answer::first_byte)
             .map(|first| first.since(pending.time));
-        out.push(Fact::Exchange(ExchangeFacts {
-            flow: self.id,
-            ifindex: self.ifindex,
-            sender: pending.sender,
-            time: pending.time,
+        let body = Body::Exchange(Exchange {
+            process: None,
+            container: None,
             connection: self.connection(pending.number),
             request,
             response: pending.answer.map(|answer| answer.record(delivered, length)),
@@ -1248,7 +1247,18 @@ impl Flow {
             waited_ns: until.map(|until| until.since(pending.time)),
             connect_ns: self.connect_ns.filter(|_| pending.number == 1),
             closed_by,
-        }));
+        });
+        out.push(self.fact(pending.time, pending.sender, body));
+    }
+
+    fn fact(&self, time: Time, sender: Option<Sender>, body: Body) -> Fact {
+        Fact {
+            flow: self.id,
+            sender,
+            ifindex: self.ifindex,
+            time,
+            body,
+        }
     }
 
     /// Which end closed the connection of a request that had no response.

@@ -1,65 +1,37 @@
-//! What the pairing of requests and responses yields, before anybody knows who the process is.
+//! What the pairing of requests and responses yields, before the process is known.
 
 use crate::event::{FlowId, Sender};
-use crate::record::{ConnectOutcome, Connection, End, ExchangeOutcome, PacketDirection, Request, Response, Time};
+use crate::record::{Body, Caller, Host, Record, Time};
 
-/// Becomes an `exchange` record once the process is known.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExchangeFacts {
+/// A record without its caller: an exchange, a connect or a drop.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fact<B = Body> {
     pub flow: FlowId,
     pub sender: Option<Sender>,
     /// Where a client without a socket of this host was seen; 0: not known, or it has one.
     pub ifindex: u32,
     pub time: Time,
-    pub connection: Connection,
-    pub request: Request,
-    pub response: Option<Response>,
-    pub outcome: ExchangeOutcome,
-    pub latency_ns: Option<u64>,
-    pub waited_ns: Option<u64>,
-    pub connect_ns: Option<u64>,
-    pub closed_by: Option<End>,
+    pub body: B,
 }
 
-/// Becomes a `connect` record.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ConnectFacts {
-    pub flow: FlowId,
-    pub sender: Option<Sender>,
-    /// Where a client without a socket of this host was seen; 0: not known, or it has one.
-    pub ifindex: u32,
-    pub time: Time,
-    pub connection: Connection,
-    pub outcome: ConnectOutcome,
-    pub errno: Option<i32>,
-    pub elapsed_ns: u64,
-    pub syns: u32,
-    pub wire_syns: u32,
-    pub syn_acks: u32,
-    pub dropped: Option<String>,
-    pub icmp: Option<String>,
+impl<B> std::ops::Deref for Fact<B> {
+    type Target = B;
+
+    fn deref(&self) -> &B {
+        &self.body
+    }
 }
 
-/// Becomes a `drop` record.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DropFacts {
-    pub flow: FlowId,
-    pub sender: Option<Sender>,
-    /// Where a client without a socket of this host was seen; 0: not known, or it has one.
-    pub ifindex: u32,
-    pub time: Time,
-    pub connection: Connection,
-    pub direction: PacketDirection,
-    pub reason: Option<String>,
-    pub location: Option<String>,
-    pub ttl: Option<u8>,
-    pub netns: Option<u32>,
-}
-
-/// Anything that the flow table yields.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Fact {
-    Exchange(ExchangeFacts),
-    Connect(ConnectFacts),
-    Drop(DropFacts),
+impl Fact {
+    /// The record, once the caller is known.
+    pub fn attribute(mut self, caller: Caller, host: &Host) -> Record {
+        if let Some((process, container, _)) = self.body.traffic_mut() {
+            (*process, *container) = (caller.process, caller.container);
+        }
+        Record {
+            time: self.time,
+            host: host.clone(),
+            body: self.body,
+        }
+    }
 }

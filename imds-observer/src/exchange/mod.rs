@@ -14,7 +14,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use facts::{ConnectFacts, DropFacts, ExchangeFacts, Fact};
+pub use facts::Fact;
 #[doc(hidden)]
 pub use fuzz::fuzz_flow_table;
 pub use table::{FlowTable, Limits, Scope};

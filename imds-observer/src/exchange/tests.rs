@@ -12,7 +12,7 @@ use crate::event::{
     Sender, SocketChange, SocketState, Vantage,
 };
 use crate::imds::Hasher;
-use crate::record::{ConnectOutcome, ExchangeOutcome, ImdsVersion, LossCounts, SECOND, Time};
+use crate::record::{Body, Connect, ConnectOutcome, Exchange, ExchangeOutcome, ImdsVersion, LossCounts, SECOND, Time};
 
 const MS: u64 = 1_000_000;
 const T0: u64 = 1_700_000_000 * SECOND;
@@ -284,43 +284,47 @@ impl World {
         self
     }
 
-    fn exchanges(&self) -> Vec<&ExchangeFacts> {
-        self.facts
-            .iter()
-            .filter_map(|fact| {
-                if let Fact::Exchange(exchange) = fact {
-                    Some(exchange)
-                } else {
-                    None
-                }
-            })
-            .collect()
+    fn exchanges(&self) -> Vec<Fact<&Exchange>> {
+        exchanges(&self.facts)
     }
 
-    fn only(&self) -> &ExchangeFacts {
+    fn only(&self) -> Fact<&Exchange> {
         let exchanges = self.exchanges();
         assert_eq!(exchanges.len(), 1, "{:#?}", self.facts);
         exchanges[0]
     }
 
-    fn connects(&self) -> Vec<&ConnectFacts> {
-        self.facts
-            .iter()
-            .filter_map(|fact| {
-                if let Fact::Connect(connect) = fact {
-                    Some(connect)
-                } else {
-                    None
-                }
-            })
-            .collect()
+    fn connects(&self) -> Vec<Fact<&Connect>> {
+        let connects = self.facts.iter().filter_map(|fact| match &fact.body {
+            Body::Connect(connect) => Some(of(fact, connect)),
+            _ => None,
+        });
+        connects.collect()
     }
 
-    fn failure(&self) -> &ConnectFacts {
+    fn failure(&self) -> Fact<&Connect> {
         let connects = self.connects();
         assert_eq!(connects.len(), 1, "{:#?}", self.facts);
         connects[0]
     }
+}
+
+fn of<'a, B>(fact: &Fact, body: &'a B) -> Fact<&'a B> {
+    Fact {
+        flow: fact.flow,
+        sender: fact.sender,
+        ifindex: fact.ifindex,
+        time: fact.time,
+        body,
+    }
+}
+
+fn exchanges(facts: &[Fact]) -> Vec<Fact<&Exchange>> {
+    let exchanges = facts.iter().filter_map(|fact| match &fact.body {
+        Body::Exchange(exchange) => Some(of(fact, exchange)),
+        _ => None,
+    });
+    exchanges.collect()
 }
 
 fn len(text: &str) -> u32 {
@@ -414,7 +418,7 @@ fn lost_token_response_live() {
     let drops = world
         .facts
         .iter()
-        .filter(|fact| matches!(fact, Fact::Drop(drop) if drop.ttl == Some(1) && drop.netns == Some(5)));
+        .filter(|fact| matches!(&fact.body, Body::Drop(drop) if drop.ttl == Some(1) && drop.netns == Some(5)));
     assert_eq!(drops.count(), 3);
     world.at(1502).arrives(ACK, 0, len(PUT), OK, 1).wait(60_000).end();
     assert_eq!(world.exchanges().len(), 1, "told once");
@@ -1294,7 +1298,7 @@ fn neighbour_that_never_answers() {
     assert_eq!(failure.outcome, ConnectOutcome::Timeout);
     assert_eq!(failure.dropped.as_deref(), Some("NEIGH_FAILED@neigh_invalidate"));
     assert_eq!(failure.elapsed_ns, 2000 * MS);
-    assert!(world.facts.iter().any(|fact| matches!(fact, Fact::Drop(_))));
+    assert!(world.facts.iter().any(|fact| matches!(fact.body, Body::Drop(_))));
     world.wait(60_000).end();
     assert_eq!(world.connects().len(), 1);
 }
@@ -1792,10 +1796,7 @@ proptest! {
     #[test]
     fn each_request_is_one_and_has_its_own_sender(history in histories()) {
         let (facts, requests) = play(&history);
-        let exchanges: Vec<_> = facts.iter().filter_map(|fact| match fact {
-            Fact::Exchange(exchange) => Some(exchange),
-            _ => None,
-        }).collect();
+        let exchanges = exchanges(&facts);
         for (path, client, at_socket) in &requests {
             let seen: Vec<_> = exchanges.iter().filter(|exchange| exchange.request.path.as_deref() == Some(path)).collect();
             prop_assert!(seen.len() <= 1, "{} is recorded {} times", path, seen.len());
@@ -1808,7 +1809,7 @@ proptest! {
                 prop_assert_eq!(seen[0].sender, Some(sender_of(*client)));
             }
         }
-        let known = |exchange: &&&ExchangeFacts| requests.iter().any(|(path, ..)| exchange.request.path.as_ref() == Some(path));
+        let known = |exchange: &&Fact<&Exchange>| requests.iter().any(|(path, ..)| exchange.request.path.as_ref() == Some(path));
         let ghosts: Vec<_> = exchanges.iter().filter(|exchange| !known(exchange)).collect();
         prop_assert!(ghosts.is_empty(), "{:?}", ghosts);
     }
@@ -1909,7 +1910,7 @@ proptest! {
         }
         world.at(100).server(ACK, 0, len(&head), OK).client(ACK, len(&head), 200, PUT).end();
         for fact in &world.facts {
-            let Fact::Exchange(exchange) = fact else { continue };
+            let Body::Exchange(exchange) = &fact.body else { continue };
             let shown = format!("{exchange:?} {}", serde_json::to_string(&(&exchange.request, &exchange.response)).unwrap());
             prop_assert!(!shown.contains(&token[..12]), "{shown}");
         }
@@ -1971,7 +1972,17 @@ fn within_a_cgroup_the_hooks_of_the_whole_host_start_no_connection() {
     world.send(&event);
     let event = dropped(&world, world.flow);
     world.send(&event);
-    assert!(matches!(world.facts[..], [Fact::Drop(_)]), "{:?}", world.facts);
+    assert!(
+        matches!(
+            world.facts[..],
+            [Fact {
+                body: Body::Drop(_),
+                ..
+            }]
+        ),
+        "{:?}",
+        world.facts
+    );
 }
 
 /// Packets of a connection of a client in this cgroup.
@@ -2021,10 +2032,8 @@ fn a_client_that_fills_the_budget_loses_its_own_connections_and_nobody_elses() {
         facts.append(&mut victim.facts);
     }
     table.finish(Time(T0 + 10_000 * MS), &mut facts);
-    for fact in &facts {
-        if let Fact::Exchange(exchange) = fact
-            && exchange.sender.is_some_and(|sender| sender.cgroup_id == 8)
-        {
+    for exchange in exchanges(&facts) {
+        if exchange.sender.is_some_and(|sender| sender.cgroup_id == 8) {
             answered += usize::from(exchange.outcome == ExchangeOutcome::Answered);
         }
     }
@@ -2072,10 +2081,7 @@ fn hops_are_the_difference_of_two_sightings() {
         .at(5000);
     let now = world.time();
     world.table.finish(now, &mut world.facts);
-    let hops = world.facts.iter().find_map(|fact| match fact {
-        Fact::Exchange(exchange) => Some(exchange.request.hops),
-        _ => None,
-    });
+    let hops = world.exchanges().first().map(|exchange| exchange.request.hops);
     assert_eq!(hops, Some(Some(1)));
 }
 

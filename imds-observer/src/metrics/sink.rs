@@ -9,7 +9,7 @@ use super::series::Transfers;
 use super::state::State;
 use super::{Limits, server};
 use crate::filter::Kinds;
-use crate::record::Record;
+use crate::record::{Body, Record};
 use crate::sinks::Sink;
 
 /// What the pipeline writes and the server reads.
@@ -76,7 +76,7 @@ impl Sink for MetricsSink {
     }
 
     fn write(&mut self, record: &Arc<Record>) {
-        if matches!(**record, Record::Start(_)) {
+        if matches!(record.body, Body::Start(_)) {
             self.shared.ready.store(true, Ordering::Relaxed);
         }
         self.shared

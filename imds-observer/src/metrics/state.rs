@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::record::workload::workload;
 use crate::record::{
-    Code, Connect, ConnectOutcome, Container, Drop, Exchange, ExchangeOutcome, Finding, FindingState, ImdsVersion,
-    LossCounts, PacketDirection, Process, Record, Severity, Start, Summary, Time,
+    Body, Code, Connect, ConnectOutcome, Container, Exchange, ExchangeOutcome, Finding, FindingState, ImdsVersion,
+    LossCounts, PacketDirection, PacketDrop, Process, Record, Severity, Start, Summary, Time,
 };
 
 use super::Limits;
@@ -107,14 +107,14 @@ impl State {
 
     pub(super) fn observe(&mut self, record: &Record) {
         *self.records.entry(record.kind().as_str()).or_default() += 1;
-        match record {
-            Record::Start(start) => self.begin(start),
-            Record::Exchange(exchange) => self.exchange(exchange),
-            Record::Connect(connect) => self.connect(connect),
-            Record::Drop(drop) => self.dropped(drop),
-            Record::Finding(finding) => self.finding(finding),
-            Record::Summary(summary) => self.summary(summary),
-            Record::Loss(loss) => self.loss = loss.counts(),
+        match &record.body {
+            Body::Start(start) => self.begin(record.time, start),
+            Body::Exchange(exchange) => self.exchange(record.time, exchange),
+            Body::Connect(connect) => self.connect(record.time, connect),
+            Body::Drop(drop) => self.dropped(drop),
+            Body::Finding(finding) => self.finding(finding),
+            Body::Summary(summary) => self.summary(summary),
+            Body::Loss(loss) => self.loss = *loss,
         }
     }
 
@@ -127,26 +127,22 @@ impl State {
         counts
     }
 
-    fn begin(&mut self, start: &Start) {
+    fn begin(&mut self, time: Time, start: &Start) {
         let mut missing: Vec<String> = start.missing.iter().map(|missing| missing.capability.clone()).collect();
         missing.sort_unstable();
         missing.dedup();
         missing.truncate(self.limits.names);
         self.start = Some(Begun {
-            time: start.time,
+            time,
             version: start.version.clone(),
             kernel: start.kernel.clone().unwrap_or_default(),
             missing,
         });
     }
 
-    fn exchange(&mut self, exchange: &Exchange) {
+    fn exchange(&mut self, time: Time, exchange: &Exchange) {
         let statuses = self.limits.statuses;
-        let workload = self.of(
-            exchange.process.as_deref(),
-            exchange.container.as_deref(),
-            exchange.time,
-        );
+        let workload = self.of(exchange.process.as_deref(), exchange.container.as_deref(), time);
         let version = VERSIONS
             .iter()
             .position(|version| *version == exchange.request.imds_version)
@@ -168,15 +164,15 @@ impl State {
         }
     }
 
-    fn connect(&mut self, connect: &Connect) {
-        let workload = self.of(connect.process.as_deref(), connect.container.as_deref(), connect.time);
+    fn connect(&mut self, time: Time, connect: &Connect) {
+        let workload = self.of(connect.process.as_deref(), connect.container.as_deref(), time);
         workload.lost_seconds += connect.elapsed_ns as f64 / 1e9;
         if let Some(outcome) = CONNECT_OUTCOMES.iter().position(|outcome| *outcome == connect.outcome) {
             workload.failed_connects[outcome] += 1;
         }
     }
 
-    fn dropped(&mut self, drop: &Drop) {
+    fn dropped(&mut self, drop: &PacketDrop) {
         let direction = match drop.direction {
             PacketDirection::Request => "request",
             PacketDirection::Response => "response",
@@ -273,9 +269,9 @@ mod tests {
     use super::*;
 
     fn exchange(name: &str, status: u16, second: u64) -> Record {
-        let mut exchange = Exchange::example(name, status);
+        let mut exchange = Record::example(name, status);
         exchange.time = exchange.time.plus_ns(second * 1_000_000_000);
-        Record::Exchange(exchange)
+        exchange.into()
     }
 
     const HOUR: Duration = Duration::from_secs(3600);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Container, Host, Kind, Process, Time, json_cache};
+use super::{Container, Process, json_cache};
 use crate::redact;
 
 /// A TCP connection from the client's side, before NAT if known.
@@ -190,11 +190,6 @@ impl ExchangeOutcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Exchange {
-    pub record: Kind,
-    pub schema: u32,
-    /// When the first byte of the request left the process.
-    pub time: Time,
-    pub host: Host,
     #[serde(serialize_with = "json_cache::process")]
     pub process: Option<Arc<Process>>,
     #[serde(serialize_with = "json_cache::container")]
@@ -246,10 +241,6 @@ impl ConnectOutcome {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Connect {
-    pub record: Kind,
-    pub schema: u32,
-    pub time: Time,
-    pub host: Host,
     pub process: Option<Arc<Process>>,
     pub container: Option<Arc<Container>>,
     pub connection: Connection,
@@ -288,11 +279,8 @@ pub enum PacketDirection {
 /// A packet of an IMDS flow freed by this kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Drop {
-    pub record: Kind,
-    pub schema: u32,
-    pub time: Time,
-    pub host: Host,
+#[schemars(rename = "Drop")]
+pub struct PacketDrop {
     pub process: Option<Arc<Process>>,
     pub container: Option<Arc<Container>>,
     pub connection: Connection,
@@ -306,7 +294,7 @@ pub struct Drop {
 }
 
 #[cfg(test)]
-impl Exchange {
+impl super::Record<Exchange> {
     /// One request that was answered with this status, by the program `/opt/NAME`.
     pub(crate) fn example(name: &str, status: u16) -> Self {
         const TEXT: &str = r#"{"record":"exchange","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/NAME","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":null},"container":null,"connection":{"id":"1","local":null,"remote":"169.254.169.254:80","exchange":1},"request":{"method":"GET","path":"/","dialect":"aws","imds_version":"v1","token":null,"token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false},"response":{"status":STATUS,"ttl":255,"delivered":true,"server":null},"outcome":"answered","latency_ns":300000}"#;

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Container, Host, Kind, Process, Time};
+use super::{Container, Process, Time};
 
 macro_rules! codes {
     ($($variant:ident => $text:literal,)*) => {
@@ -124,10 +124,6 @@ pub struct Remedy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Finding {
-    pub record: Kind,
-    pub schema: u32,
-    pub time: Time,
-    pub host: Host,
     pub code: Code,
     pub severity: Severity,
     pub state: FindingState,

@@ -55,14 +55,14 @@ mod tests {
 
     #[test]
     fn a_caller_is_written_as_itself_whoever_was_written_before() {
-        let callers: Vec<Exchange> = (0..LIMIT + LIMIT / 2)
-            .map(|number| Exchange::example(&format!("app{number}"), 200))
+        let callers: Vec<Record<Exchange>> = (0..LIMIT + LIMIT / 2)
+            .map(|number| Record::example(&format!("app{number}"), 200))
             .collect();
         for _ in 0..2 {
             for (number, exchange) in callers.iter().enumerate() {
                 let line = serde_json::to_string(exchange).unwrap();
                 assert!(line.contains(&format!("\"exe\":\"/opt/app{number}\"")), "{line}");
-                assert_eq!(parse(line.as_bytes()), Ok(Record::Exchange(exchange.clone())));
+                assert_eq!(parse(line.as_bytes()), Ok(exchange.clone().into()));
             }
         }
     }

@@ -4,51 +4,47 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::{Connect, Drop, Exchange, Finding, Kind, Loss, SCHEMA, Start, Summary};
+use super::{Host, Kind, SCHEMA, Time};
 
 /// `oneOf` over the records, distinguished by the constant `record`.
 pub fn schema() -> Value {
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
-    let kinds = Kind::ALL.map(|kind| {
-        let reference = match kind {
-            Kind::Start => reference::<Start>(&mut generator),
-            Kind::Exchange => reference::<Exchange>(&mut generator),
-            Kind::Connect => reference::<Connect>(&mut generator),
-            Kind::Drop => reference::<Drop>(&mut generator),
-            Kind::Finding => reference::<Finding>(&mut generator),
-            Kind::Summary => reference::<Summary>(&mut generator),
-            Kind::Loss => reference::<Loss>(&mut generator),
-        };
-        (kind, reference)
-    });
+    let kinds = Kind::ALL.map(|kind| (kind, kind.schema(&mut generator)));
+    let (time, host) = (generator.subschema_for::<Time>(), generator.subschema_for::<Host>());
     let mut definitions: Map<String, Value> = generator.take_definitions(true);
-    for (kind, reference) in &kinds {
-        let name = reference.rsplit('/').next().unwrap_or_default();
-        if let Some(properties) = definitions
-            .get_mut(name)
-            .and_then(|record| record.get_mut("properties"))
-        {
-            properties["record"] = json!({"const": kind.as_str()});
-            properties["schema"] = json!({"const": SCHEMA});
+    for (kind, name) in &kinds {
+        let Some(record) = definitions.get_mut(name) else {
+            continue;
+        };
+        let envelope = [
+            ("record", json!({"const": kind.as_str()})),
+            ("schema", json!({"const": SCHEMA})),
+            ("time", json!(time)),
+            ("host", json!(host)),
+        ];
+        for (key, schema) in envelope {
+            record["properties"][key] = schema;
+            if let Some(required) = record["required"].as_array_mut() {
+                required.push(json!(key));
+            }
+        }
+        if *kind == Kind::Exchange {
+            record["properties"]["time"]["description"] = json!("When the first byte of the request left the process.");
         }
     }
-    definitions.remove("Kind");
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "imds-observer record",
         "description": "One line of imds-observer's NDJSON.",
-        "oneOf": kinds.map(|(_, reference)| json!({"$ref": reference})),
+        "oneOf": kinds.map(|(_, name)| json!({"$ref": format!("#/$defs/{name}")})),
         "$defs": definitions,
     })
 }
 
-fn reference<T: JsonSchema>(generator: &mut SchemaGenerator) -> String {
-    let schema = generator.subschema_for::<T>();
-    schema
-        .get("$ref")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned()
+/// Name under which the generator has a type's schema from now on.
+pub(super) fn name<T: JsonSchema>(generator: &mut SchemaGenerator) -> String {
+    generator.subschema_for::<T>();
+    T::schema_name().into_owned()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::workload::Group;
-use super::{Container, Host, Kind, Process, Time};
+use super::{Container, Process, Time};
 
 /// Where records come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -56,10 +56,6 @@ pub struct Confinement {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
-    pub record: Kind,
-    pub schema: u32,
-    pub time: Time,
-    pub host: Host,
     pub version: String,
     /// Release of the running kernel; null offline.
     pub kernel: Option<String>,
@@ -186,10 +182,6 @@ pub struct InterfaceSummary {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Summary {
-    pub record: Kind,
-    pub schema: u32,
-    pub time: Time,
-    pub host: Host,
     pub total: bool,
     pub from: Time,
     pub to: Time,
@@ -202,9 +194,9 @@ pub struct Summary {
     pub other_requests: u64,
 }
 
-/// What could not be seen: counts since the start.
+/// What could not be seen: counts since the start. A record of them is written when anything was lost, and at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(rename = "Loss")]
 pub struct LossCounts {
     /// Events that didn't fit into the ring buffer.
     pub ring_buffer: u64,
@@ -256,69 +248,6 @@ impl LossCounts {
             shed: self.shed.saturating_add(more.shed),
             unknown_containers: self.unknown_containers.saturating_add(more.unknown_containers),
             detached: self.detached.saturating_add(more.detached),
-        }
-    }
-}
-
-/// When anything was lost, and at the end.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Loss {
-    pub record: Kind,
-    pub schema: u32,
-    pub time: Time,
-    pub host: Host,
-    pub ring_buffer: u64,
-    pub unparsed: u64,
-    pub truncated: u64,
-    pub evicted: u64,
-    pub unattributed: u64,
-    #[serde(default)]
-    pub shed: u64,
-    #[serde(default)]
-    pub unknown_containers: u64,
-    /// Programs of the observer that another tool detached while it ran: what they would have seen since then is unknown.
-    #[serde(default)]
-    pub detached: u64,
-}
-
-impl Loss {
-    pub fn new(time: Time, host: Host, counts: &LossCounts) -> Self {
-        let LossCounts {
-            ring_buffer,
-            unparsed,
-            truncated,
-            evicted,
-            unattributed,
-            shed,
-            unknown_containers,
-            detached,
-        } = *counts;
-        Self {
-            record: Kind::Loss,
-            schema: super::SCHEMA,
-            time,
-            host,
-            ring_buffer,
-            unparsed,
-            truncated,
-            evicted,
-            unattributed,
-            shed,
-            unknown_containers,
-            detached,
-        }
-    }
-
-    pub fn counts(&self) -> LossCounts {
-        LossCounts {
-            ring_buffer: self.ring_buffer,
-            unparsed: self.unparsed,
-            truncated: self.truncated,
-            evicted: self.evicted,
-            unattributed: self.unattributed,
-            shed: self.shed,
-            unknown_containers: self.unknown_containers,
-            detached: self.detached,
         }
     }
 }

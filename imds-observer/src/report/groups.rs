@@ -7,15 +7,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::detectors::CATALOGUE;
-use crate::record::{Code, Finding, FindingState, Host, Remedy, Severity, Time};
+use crate::record::{Code, Finding, FindingState, Host, Record, Remedy, Severity, Time};
 
 /// Findings with one cause.
 #[derive(Clone, Debug)]
 pub struct Group<'a> {
     /// Worst first, then by the time of the first evidence. Never empty.
-    pub findings: Vec<&'a Finding>,
+    pub findings: Vec<&'a Record<Finding>>,
     /// The one whose remedy is shown: it is right for all of them.
-    pub remedy_of: &'a Finding,
+    pub remedy_of: &'a Record<Finding>,
 }
 
 /// The same in `-o json`.
@@ -56,8 +56,8 @@ struct Key<'a> {
 
 /// Groups, worst first; of one severity those in which requests fail before those in which they only shouldn't be; then by the time of the
 /// first evidence.
-pub fn groups<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Vec<Group<'a>> {
-    let mut by_key: BTreeMap<Key<'_>, Vec<&Finding>> = BTreeMap::new();
+pub fn groups<'a>(findings: impl IntoIterator<Item = &'a Record<Finding>>) -> Vec<Group<'a>> {
+    let mut by_key: BTreeMap<Key<'_>, Vec<&Record<Finding>>> = BTreeMap::new();
     for finding in findings {
         by_key.entry(key(finding)).or_default().push(finding);
     }
@@ -108,7 +108,7 @@ fn key(finding: &Finding) -> Key<'_> {
 }
 
 /// Of a hop limit, the largest that any of them needs; else the remedy that most of them have.
-fn remedy_of<'a>(findings: &[&'a Finding]) -> &'a Finding {
+fn remedy_of<'a>(findings: &[&'a Record<Finding>]) -> &'a Record<Finding> {
     let limit = |finding: &Finding| {
         let limit = finding.evidence.get("smallest_sufficient_hop_limit");
         limit.and_then(Value::as_u64).unwrap_or(0)
@@ -131,7 +131,7 @@ fn remedy_of<'a>(findings: &[&'a Finding]) -> &'a Finding {
 
 impl<'a> Group<'a> {
     /// The worst.
-    pub fn first(&self) -> &'a Finding {
+    pub fn first(&self) -> &'a Record<Finding> {
         self.findings[0]
     }
 
@@ -210,14 +210,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::record::{Kind, SCHEMA, Subject};
+    use crate::record::Subject;
 
-    fn finding(code: Code, subject: &str, evidence: &Value, commands: &[&str], text: &str) -> Finding {
-        Finding {
-            record: Kind::Finding,
-            schema: SCHEMA,
-            time: Time(9),
-            host: "node-1".into(),
+    fn finding(code: Code, subject: &str, evidence: &Value, commands: &[&str], text: &str) -> Record<Finding> {
+        let body = Finding {
             code,
             severity: Severity::High,
             state: FindingState::Open,
@@ -237,13 +233,18 @@ mod tests {
                 text: text.to_owned(),
                 commands: commands.iter().map(|command| (*command).to_owned()).collect(),
             },
+        };
+        Record {
+            time: Time(9),
+            host: "node-1".into(),
+            body,
         }
     }
 
     #[test]
     fn one_hop_limit_is_one_cause_and_the_largest_need_decides() {
         let limit = |limit: u64| json!({ "smallest_sufficient_hop_limit": limit });
-        let findings: Vec<Finding> = (0..40)
+        let findings: Vec<Record<Finding>> = (0..40)
             .map(|pod| {
                 let needed = if pod == 7 { 3 } else { 2 };
                 let command = format!("set {needed}");

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hdrhistogram::Histogram;
 
 use crate::record::workload::{Group, workload};
-use crate::record::{Exchange, ExchangeOutcome, ImdsVersion, Record, SECOND, Summary, Time};
+use crate::record::{Body, Exchange, ExchangeOutcome, ImdsVersion, Record, SECOND, Summary, Time};
 use crate::report::Limits;
 
 /// Pieces of time, at most.
@@ -117,9 +117,9 @@ impl History {
 impl History {
     pub(crate) fn observe(&self, record: &Record) {
         let mut picture = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match record {
-            Record::Exchange(exchange) => picture.exchange(exchange),
-            Record::Summary(summary) if !summary.total => picture.summary(summary),
+        match &record.body {
+            Body::Exchange(exchange) => picture.exchange(record.time, exchange),
+            Body::Summary(summary) if !summary.total => picture.summary(summary),
             _ => {}
         }
     }
@@ -160,8 +160,8 @@ impl Picture {
         lines.chain(self.quota.values().map(Vec::len)).max().unwrap_or(0).max(1)
     }
 
-    fn exchange(&mut self, exchange: &Exchange) {
-        let at = self.place(exchange.time);
+    fn exchange(&mut self, time: Time, exchange: &Exchange) {
+        let at = self.place(time);
         let (process, container) = (exchange.process.as_deref(), exchange.container.as_deref());
         let name = workload(process, container)
             .unwrap_or_else(|| Group::of(process, container, exchange.connection.local.as_deref()).name(1));

@@ -6,15 +6,15 @@ use rustc_hash::FxHashMap;
 
 use super::Sink;
 use crate::filter::Kinds;
-use crate::record::{Code, Finding, FindingState, Kind, Loss, Record, Summary, Time};
+use crate::record::{Body, Code, Finding, FindingState, Kind, LossCounts, Record, Summary, Time};
 
 /// What came out of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Collected {
     /// In the order in which they opened, each in its last state.
-    pub findings: Vec<Finding>,
-    pub summary: Option<Summary>,
-    pub loss: Option<Loss>,
+    pub findings: Vec<Record<Finding>>,
+    pub summary: Option<Record<Summary>>,
+    pub loss: Option<Record<LossCounts>>,
     /// Findings beyond the bound.
     pub shed: u64,
     index: FxHashMap<(Arc<str>, Code, String), usize>,
@@ -58,9 +58,9 @@ impl Sink for Collector {
             before,
             limit,
         } = &mut *collected;
-        match record.as_ref() {
-            Record::Finding(finding) => {
-                let key = (finding.host.clone(), finding.code, finding.subject.key.clone());
+        match &record.body {
+            Body::Finding(finding) => {
+                let key = (record.host.clone(), finding.code, finding.subject.key.clone());
                 match index.get(&key) {
                     // A finding that was resolved and opens again is one line of a report, with all of its evidence.
                     Some(at) => {
@@ -68,7 +68,7 @@ impl Sink for Collector {
                         if known.state == FindingState::Resolved && finding.state != FindingState::Resolved {
                             before.insert(*at, (known.first_seen, known.count));
                         }
-                        known.clone_from(finding);
+                        *known = record.with(finding).cloned();
                         if let Some((first_seen, count)) = before.get(at) {
                             known.first_seen = known.first_seen.min(*first_seen);
                             known.count = known.count.saturating_add(*count);
@@ -77,12 +77,12 @@ impl Sink for Collector {
                     None if findings.len() >= *limit => *shed += 1,
                     None => {
                         index.insert(key, findings.len());
-                        findings.push(finding.clone());
+                        findings.push(record.with(finding).cloned());
                     }
                 }
             }
-            Record::Summary(latest) if latest.total => *summary = Some(latest.clone()),
-            Record::Loss(latest) => *loss = Some(latest.clone()),
+            Body::Summary(latest) if latest.total => *summary = Some(record.with(latest).cloned()),
+            Body::Loss(latest) => *loss = Some(record.with(latest).cloned()),
             _ => {}
         }
     }
@@ -95,14 +95,10 @@ impl Sink for Collector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Remedy, SCHEMA, Severity, Subject};
+    use crate::record::{Remedy, Severity, Subject};
 
     fn finding(state: FindingState, first_seen: u64, last_seen: u64, count: u64) -> Arc<Record> {
-        Arc::new(Record::Finding(Finding {
-            record: Kind::Finding,
-            schema: SCHEMA,
-            time: Time(last_seen),
-            host: "node-1".into(),
+        let body = Body::Finding(Finding {
             code: Code::TightPolling,
             severity: Severity::High,
             state,
@@ -119,7 +115,12 @@ mod tests {
             summary: String::new(),
             evidence: serde_json::Map::new(),
             remedy: Remedy::default(),
-        }))
+        });
+        Arc::new(Record {
+            time: Time(last_seen),
+            host: "node-1".into(),
+            body,
+        })
     }
 
     #[test]

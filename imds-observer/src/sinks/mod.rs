@@ -60,7 +60,7 @@ impl Item for Arc<Record> {
     }
 
     fn kind(&self) -> Kind {
-        Record::kind(self)
+        self.body.kind()
     }
 
     /// Without what records of one caller share. A finding's evidence, and a summary's rows, are not looked into: few of them wait.

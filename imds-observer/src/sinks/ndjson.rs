@@ -245,14 +245,14 @@ mod tests {
 
     use super::super::destination::reopen;
     use super::*;
-    use crate::record::{Loss, LossCounts, Time};
+    use crate::record::{Body, LossCounts, Time};
 
     fn loss(host: &str) -> Line {
-        Line::of(&Arc::new(Record::Loss(Loss::new(
-            Time(0),
-            host.into(),
-            &LossCounts::default(),
-        ))))
+        Line::of(&Arc::new(Record {
+            time: Time(0),
+            host: host.into(),
+            body: Body::Loss(LossCounts::default()),
+        }))
     }
 
     #[test]

@@ -286,7 +286,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::record::{Loss, LossCounts, Time};
+    use crate::record::{Body, LossCounts, Time};
 
     /// Stuck until the test lets it go on.
     struct Gate {
@@ -337,15 +337,14 @@ mod tests {
             room: room.clone(),
             written: written.clone(),
         }));
-        let named = |name: &str| Arc::new(Record::Loss(Loss::new(Time(0), name.into(), &LossCounts::default())));
         for name in ["0", "1", "2"] {
-            queue.write(&named(name));
+            queue.write(&loss(name));
         }
         queue.flush();
         // The first was written directly, the others by the writer: the pipe has free space again.
         has_entered.recv().unwrap();
         room.store(9, Ordering::Relaxed);
-        queue.write(&named("3"));
+        queue.write(&loss("3"));
         queue.flush();
         assert_eq!(written.lock().unwrap().len(), 1);
         drop(go);
@@ -354,13 +353,17 @@ mod tests {
             .lock()
             .unwrap()
             .iter()
-            .map(|record| record.host().to_string())
+            .map(|record| record.host.to_string())
             .collect();
         assert_eq!(hosts, ["0", "1", "2", "3"]);
     }
 
-    fn loss() -> Arc<Record> {
-        Arc::new(Record::Loss(Loss::new(Time(0), "h".into(), &LossCounts::default())))
+    fn loss(host: &str) -> Arc<Record> {
+        Arc::new(Record {
+            time: Time(0),
+            host: host.into(),
+            body: Body::Loss(LossCounts::default()),
+        })
     }
 
     #[test]
@@ -374,12 +377,12 @@ mod tests {
             written: written.clone(),
         };
         let mut queue = Queue::new(gate, Kinds::ALL, 4).unwrap();
-        queue.write(&loss());
+        queue.write(&loss("h"));
         queue.flush();
         has_entered.recv().unwrap();
         // One is being written, and there is room for 4 more.
         for _ in 0..10 {
-            queue.write(&loss());
+            queue.write(&loss("h"));
         }
         queue.flush();
         assert_eq!(queue.shed(), 6);
@@ -399,7 +402,7 @@ mod tests {
             written: written.clone(),
         };
         let mut queue = Queue::new(gate, Kinds::ALL, 4).unwrap();
-        queue.write(&loss());
+        queue.write(&loss("h"));
         queue.flush();
         has_entered.recv().unwrap();
         let drop_record = example(Kind::Drop);
@@ -409,7 +412,7 @@ mod tests {
         }
         // Two drops and two exchanges wait. Three of these: the exchanges go, then a drop.
         for _ in 0..3 {
-            queue.write(&loss());
+            queue.write(&loss("h"));
         }
         queue.flush();
         assert_eq!(queue.shed(), 5);
@@ -472,7 +475,7 @@ mod tests {
             }
         }
         let mut queue = Queue::new(Closed, Kinds::ALL, 4).unwrap();
-        queue.write(&loss());
+        queue.write(&loss("h"));
         queue.finish().unwrap();
         assert!(queue.is_closed());
     }

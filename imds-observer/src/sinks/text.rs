@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Output;
 use super::destination::Destination;
-use crate::record::{Finding, FindingState, LossCounts, Record, Start, Summary};
+use crate::record::{Body, Finding, FindingState, LossCounts, Of, Record, Start, Summary};
 use crate::report::groups::{groups, have_one_cause};
 use crate::report::text::{self, Colour};
 
@@ -20,7 +20,7 @@ pub struct TextOutput {
     destination: Destination,
     colour: Colour,
     redraw: bool,
-    open: Vec<Finding>,
+    open: Vec<Record<Finding>>,
     max_open: usize,
     loss: LossCounts,
     headline: String,
@@ -41,21 +41,21 @@ impl TextOutput {
     }
 
     fn lines(&mut self, record: &Record, out: &mut String) {
-        match record {
-            Record::Start(start) => {
-                self.headline = headline(start);
+        match &record.body {
+            Body::Start(start) => {
+                self.headline = headline(record.with(start));
                 out.push_str(&self.headline);
             }
-            Record::Finding(finding) => self.finding(finding, out),
-            Record::Loss(loss) => self.loss = loss.counts(),
-            Record::Summary(summary) => self.summary(summary, out),
-            Record::Exchange(_) | Record::Connect(_) | Record::Drop(_) => {}
+            Body::Finding(finding) => self.finding(record.with(finding), out),
+            Body::Loss(loss) => self.loss = *loss,
+            Body::Summary(summary) => self.summary(summary, out),
+            Body::Exchange(_) | Body::Connect(_) | Body::Drop(_) => {}
         }
     }
 
-    fn finding(&mut self, finding: &Finding, out: &mut String) {
+    fn finding(&mut self, finding: Of<'_, Finding>, out: &mut String) {
         let known = self.open.iter().position(|open| {
-            open.code == finding.code && open.subject.key == finding.subject.key && open.host == finding.host
+            open.code == finding.code && open.subject.key == finding.subject.key && open.host == *finding.host
         });
         match (known, finding.state) {
             (Some(at), FindingState::Resolved) => {
@@ -63,19 +63,19 @@ impl TextOutput {
             }
             (Some(at), _) => {
                 let worse = finding.severity > self.open[at].severity;
-                self.open[at].clone_from(finding);
+                self.open[at] = finding.cloned();
                 if !worse {
                     return;
                 }
             }
             (None, FindingState::Open | FindingState::Update) => {
-                let shown = self.open.iter().find(|open| have_one_cause(open, finding));
+                let shown = self.open.iter().find(|open| have_one_cause(open, &finding));
                 if let Some(shown) = shown.filter(|_| !self.redraw) {
-                    out.push_str(&text::one_more(finding, shown, self.colour));
+                    out.push_str(&text::one_more(&finding, shown, self.colour));
                 }
                 let again = shown.is_some();
                 if self.open.len() < self.max_open {
-                    self.open.push(finding.clone());
+                    self.open.push(finding.cloned());
                 }
                 if again {
                     return;
@@ -84,7 +84,7 @@ impl TextOutput {
             (None, FindingState::Resolved) => {}
         }
         if !self.redraw {
-            out.push_str(&text::finding(finding, self.colour));
+            out.push_str(&text::finding(&finding, self.colour));
         }
     }
 
@@ -122,7 +122,7 @@ impl TextOutput {
     }
 }
 
-fn headline(start: &Start) -> String {
+fn headline(start: Of<'_, Start>) -> String {
     let join = |names: &[String]| {
         if names.is_empty() {
             "-".to_owned()
@@ -133,7 +133,7 @@ fn headline(start: &Start) -> String {
     let mut text = format!(
         "imds-observer {} on {}: {} at {}\n",
         start.version,
-        crate::report::escape::Escaped(&start.host),
+        crate::report::escape::Escaped(start.host),
         join(&start.endpoints),
         join(&start.interfaces)
     );

@@ -157,7 +157,7 @@ impl<S: Source> Source for Paced<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Loss, LossCounts, Mode, Record, SECOND};
+    use crate::record::{Body, LossCounts, Mode, Record, SECOND};
 
     struct Fixed(Vec<Event>);
 
@@ -184,8 +184,11 @@ mod tests {
     }
 
     fn at(ns: u64) -> Event {
-        let loss = Loss::new(Time(ns), "h".into(), &LossCounts::default());
-        Event::Record(Arc::new(Record::Loss(loss)))
+        Event::Record(Arc::new(Record {
+            time: Time(ns),
+            host: "h".into(),
+            body: Body::Loss(LossCounts::default()),
+        }))
     }
 
     fn play(speed: &str, playback: &Arc<Playback>, times: &[u64]) -> (usize, Duration) {

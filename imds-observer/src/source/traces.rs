@@ -61,7 +61,7 @@ impl Traces {
                 files,
                 unreadable: 0,
                 host: host_of(firsts.clone()),
-                from: firsts.map(Record::time).min(),
+                from: firsts.map(|record| record.time).min(),
                 inputs: Inputs::Records(Box::new(turns)),
             }
         } else {
@@ -112,8 +112,8 @@ impl Traces {
 }
 
 fn host_of<'a>(mut records: impl Iterator<Item = &'a Record>) -> Option<Host> {
-    let first = records.next()?.host();
-    let several = records.any(|record| record.host() != first);
+    let first = &records.next()?.host;
+    let several = records.any(|record| record.host != *first);
     Some(if several { "several".into() } else { first.clone() })
 }
 

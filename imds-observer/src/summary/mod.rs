@@ -18,9 +18,10 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::event::InterfaceSample;
-use crate::record::ByCaller;
 use crate::record::workload::{self, Group};
-use crate::record::{Connect, Container, Exchange, Host, Kind, Process, ProcessSummary, Record, SCHEMA, Summary, Time};
+use crate::record::{
+    Body, ByCaller, Connect, Container, Exchange, Host, Of, Process, ProcessSummary, Record, Summary, Time,
+};
 use distinct::Budget;
 use interfaces::Interfaces;
 use tally::Tally;
@@ -56,7 +57,6 @@ impl Default for Limits {
 /// Adds up, see the module.
 #[derive(Debug)]
 pub struct Summarizer {
-    host: Host,
     groups: FxHashMap<u64, Row>,
     /// The hash is a row's identity, and its key is random: two callers with one hash can't be computed.
     hashing: RandomState,
@@ -93,9 +93,8 @@ struct Row {
 }
 
 impl Summarizer {
-    pub fn new(host: Host, limits: Limits) -> Self {
+    pub fn new(limits: Limits) -> Self {
         Self {
-            host,
             groups: FxHashMap::default(),
             hashing: RandomState::new(),
             callers: ByCaller::new(limits.callers),
@@ -139,37 +138,37 @@ impl Summarizer {
 
     /// Adds up what adds up; of other kinds there is nothing.
     pub fn observe(&mut self, record: &Record) {
-        match record {
-            Record::Exchange(exchange) => self.exchange(exchange),
-            Record::Connect(connect) => self.connect(connect),
-            Record::Summary(summary) if !summary.total => self.recorded(summary),
+        match &record.body {
+            Body::Exchange(exchange) => self.exchange(record.with(exchange)),
+            Body::Connect(connect) => self.connect(record.with(connect)),
+            Body::Summary(summary) if !summary.total => self.recorded(summary),
             _ => {}
         }
     }
 
-    pub fn exchange(&mut self, exchange: &Exchange) {
+    pub fn exchange(&mut self, exchange: Of<'_, Exchange>) {
         self.begin(exchange.time);
         self.busy = true;
         let local = exchange.connection.local.as_deref();
         let (process, container) = (exchange.process.as_ref(), exchange.container.as_ref());
         let intervals = self.intervals;
-        if let Some(row) = self.row(&exchange.host, process, container, local, exchange.time) {
+        if let Some(row) = self.row(exchange.host, process, container, local, exchange.time) {
             if intervals {
-                row.interval.exchange(exchange);
+                row.interval.exchange(&exchange);
             }
-            row.total.exchange(exchange);
+            row.total.exchange(&exchange);
         } else {
             self.other.0 += 1;
             self.other.1 += 1;
         }
     }
 
-    fn connect(&mut self, connect: &Connect) {
+    fn connect(&mut self, connect: Of<'_, Connect>) {
         self.begin(connect.time);
         self.busy = true;
         let local = connect.connection.local.as_deref();
         if let Some(row) = self.row(
-            &connect.host,
+            connect.host,
             connect.process.as_ref(),
             connect.container.as_ref(),
             local,
@@ -324,10 +323,6 @@ impl Summarizer {
                 .then_with(|| id(a).cmp(&id(b)))
         });
         Summary {
-            record: Kind::Summary,
-            schema: SCHEMA,
-            time: to,
-            host: self.host.clone(),
             total,
             from,
             to,
@@ -357,10 +352,10 @@ mod tests {
     const BEGIN: Time = Time(1_772_366_400 * SECOND);
 
     /// By this program of its own, at this time.
-    fn exchange(name: usize, time: Time) -> Exchange {
-        Exchange {
+    fn exchange(name: usize, time: Time) -> Record<Exchange> {
+        Record {
             time,
-            ..Exchange::example(&format!("app{name}"), 200)
+            ..Record::example(&format!("app{name}"), 200)
         }
     }
 
@@ -369,7 +364,7 @@ mod tests {
             groups,
             ..Limits::default()
         };
-        Summarizer::new(Host::from("n"), limits)
+        Summarizer::new(limits)
     }
 
     fn requests(summary: &Summary) -> u64 {
@@ -384,8 +379,8 @@ mod tests {
         for hour in 0..90 * 24_u64 {
             for minute in (0..60).step_by(6) {
                 let now = BEGIN.plus_ns(hour * HOUR + minute * 60 * SECOND);
-                summarizer.exchange(&exchange(0, now));
-                summarizer.exchange(&exchange(1 + (hour * 10 + minute / 6) as usize, now));
+                summarizer.exchange(exchange(0, now).by_ref());
+                summarizer.exchange(exchange(1 + (hour * 10 + minute / 6) as usize, now).by_ref());
                 made += 2;
                 if minute == 54 {
                     let interval = summarizer.interval(now.plus_ns(SECOND));
@@ -408,12 +403,12 @@ mod tests {
     #[test]
     fn who_comes_back_after_long_silence_is_counted_once() {
         let mut summarizer = summarizer(1).forgetting_after(Duration::from_secs(3600));
-        summarizer.exchange(&exchange(1, BEGIN));
+        summarizer.exchange(exchange(1, BEGIN).by_ref());
         // Too early: the row is kept.
-        summarizer.exchange(&exchange(2, BEGIN.plus_ns(HOUR - 1)));
+        summarizer.exchange(exchange(2, BEGIN.plus_ns(HOUR - 1)).by_ref());
         assert_eq!(summarizer.evicted(), 1);
-        summarizer.exchange(&exchange(2, BEGIN.plus_ns(HOUR)));
-        summarizer.exchange(&exchange(1, BEGIN.plus_ns(3 * HOUR)));
+        summarizer.exchange(exchange(2, BEGIN.plus_ns(HOUR)).by_ref());
+        summarizer.exchange(exchange(1, BEGIN.plus_ns(3 * HOUR)).by_ref());
         assert_eq!(summarizer.evicted(), 1);
         let total = summarizer.total(BEGIN.plus_ns(3 * HOUR));
         assert_eq!((total.processes.len(), total.other_requests), (1, 3));
@@ -425,7 +420,7 @@ mod tests {
     fn a_trace_is_summed_up_over_its_whole_length() {
         let mut summarizer = summarizer(2).without_intervals();
         for day in 0..30 {
-            summarizer.exchange(&exchange(day as usize, BEGIN.plus_ns(day * 24 * HOUR)));
+            summarizer.exchange(exchange(day as usize, BEGIN.plus_ns(day * 24 * HOUR)).by_ref());
         }
         let total = summarizer.total(BEGIN.plus_ns(30 * 24 * HOUR));
         let names: Vec<_> = total

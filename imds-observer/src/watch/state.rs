@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::rate::Rate;
 use crate::record::workload::{Group, workload};
 use crate::record::{
-    Container, Exchange, ExchangeOutcome, Finding, FindingState, Host, ImdsVersion, InterfaceSummary, LossCounts,
-    PacketDirection, Process, Record, SECOND, Start, Time,
+    Body, Container, Exchange, ExchangeOutcome, Finding, FindingState, Host, ImdsVersion, InterfaceSummary, LossCounts,
+    Of, PacketDirection, Process, Record, SECOND, Start, Time,
 };
 use crate::report::groups::{Group as CauseGroup, groups};
 use crate::summary::distinct::Budget;
@@ -63,7 +63,7 @@ pub struct State {
     /// Latest time of any record.
     pub now: Time,
     pub from: Option<Time>,
-    pub start: Option<Start>,
+    pub start: Option<Record<Start>>,
     pub requests: u64,
     pub rate: Rate,
     /// Requests in the order of `ImdsVersion`, then unknown.
@@ -80,7 +80,7 @@ pub struct State {
     pub rows: FxHashMap<u64, Row>,
     /// The hash is a row's identity, and its key is random: two callers with one hash can't be computed.
     hashing: RandomState,
-    pub findings: Vec<Finding>,
+    pub findings: Vec<Record<Finding>>,
     pub evicted: u64,
     /// Playback: the trace has come to its end.
     pub ended: bool,
@@ -175,36 +175,36 @@ impl State {
     pub fn apply(&mut self, record: &Arc<Record>) {
         let last = self.limits.last;
         self.advance(record.settled());
-        match record.as_ref() {
-            Record::Start(start) => {
-                self.from.get_or_insert(start.time);
-                self.start = Some(start.clone());
+        match &record.body {
+            Body::Start(start) => {
+                self.from.get_or_insert(record.time);
+                self.start = Some(record.with(start).cloned());
             }
-            Record::Exchange(exchange) => {
-                self.from.get_or_insert(exchange.time);
+            Body::Exchange(exchange) => {
+                self.from.get_or_insert(record.time);
                 self.exchange(exchange, record);
             }
-            Record::Connect(connect) => {
+            Body::Connect(connect) => {
                 let local = connect.connection.local.as_deref();
                 let row = self.row(
-                    &connect.host,
+                    &record.host,
                     connect.process.as_ref(),
                     connect.container.as_ref(),
                     local,
-                    connect.time,
+                    record.time,
                 );
                 row.tally.failed_connects += 1;
                 row.errors += 1;
                 row.keep(record, last);
             }
-            Record::Drop(drop) => {
+            Body::Drop(drop) => {
                 let local = drop.connection.local.as_deref();
                 let row = self.row(
-                    &drop.host,
+                    &record.host,
                     drop.process.as_ref(),
                     drop.container.as_ref(),
                     local,
-                    drop.time,
+                    record.time,
                 );
                 row.dropped += 1;
                 if let (PacketDirection::Response, Some(ttl)) = (drop.direction, drop.ttl) {
@@ -212,8 +212,8 @@ impl State {
                 }
                 row.keep(record, last);
             }
-            Record::Finding(finding) => self.finding(finding),
-            Record::Summary(summary) if !summary.total => {
+            Body::Finding(finding) => self.finding(record.with(finding)),
+            Body::Summary(summary) if !summary.total => {
                 let peak = summary.interfaces.iter().map(|interface| interface.peak_packets_per_s);
                 if let Some(peak) = peak.max() {
                     if self.packets.len() >= self.limits.packets {
@@ -232,8 +232,8 @@ impl State {
                         .collect();
                 }
             }
-            Record::Summary(_) => {}
-            Record::Loss(loss) => self.loss = loss.counts(),
+            Body::Summary(_) => {}
+            Body::Loss(loss) => self.loss = *loss,
         }
     }
 
@@ -272,9 +272,9 @@ impl State {
     }
 
     /// Worst first, those that are over last.
-    pub fn findings(&self, filter: &str) -> Vec<&Finding> {
+    pub fn findings(&self, filter: &str) -> Vec<&Record<Finding>> {
         let filter = filter.to_lowercase();
-        let mut findings: Vec<&Finding> = self
+        let mut findings: Vec<&Record<Finding>> = self
             .findings
             .iter()
             .filter(|finding| {
@@ -307,7 +307,7 @@ impl State {
         let response = exchange.response.as_ref();
         let response_ttl = response.and_then(|response| response.ttl);
         self.requests += 1;
-        self.rate.add(exchange.time);
+        self.rate.add(record.time);
         self.by_version[exchange.request.imds_version.map_or(4, |version| version as usize)] += 1;
         if exchange.request.imds_version == Some(ImdsVersion::Token)
             && response.and_then(|response| response.status) == Some(200)
@@ -317,13 +317,13 @@ impl State {
         }
         let local = exchange.connection.local.as_deref();
         let row = self.row(
-            &exchange.host,
+            &record.host,
             exchange.process.as_ref(),
             exchange.container.as_ref(),
             local,
-            exchange.time,
+            record.time,
         );
-        row.rate.add(exchange.time);
+        row.rate.add(record.time);
         row.tally.exchange(exchange);
         row.errors += u64::from(is_error(exchange));
         row.retransmits +=
@@ -337,12 +337,12 @@ impl State {
         row.keep(record, last);
     }
 
-    fn finding(&mut self, finding: &Finding) {
-        let same = |known: &&mut Finding| {
-            known.code == finding.code && known.subject.key == finding.subject.key && known.host == finding.host
+    fn finding(&mut self, finding: Of<'_, Finding>) {
+        let same = |known: &&mut Record<Finding>| {
+            known.code == finding.code && known.subject.key == finding.subject.key && known.host == *finding.host
         };
         if let Some(known) = self.findings.iter_mut().find(same) {
-            known.clone_from(finding);
+            *known = finding.cloned();
             return;
         }
         if self.findings.len() >= self.limits.findings {
@@ -359,7 +359,7 @@ impl State {
                 self.findings.swap_remove(at);
             }
         }
-        self.findings.push(finding.clone());
+        self.findings.push(finding.cloned());
     }
 
     fn row(

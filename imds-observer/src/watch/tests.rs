@@ -10,7 +10,7 @@ use super::input::action;
 use super::state::{Sort, State};
 use super::ui::{Effect, Pane, Screen, Ui};
 use super::view::{self, Theme};
-use crate::record::{Missing, Record, SECOND, Time};
+use crate::record::{Finding, Missing, Record, SECOND, Time};
 use crate::source::ndjson;
 
 const LOST: &str = include_str!("../../tests/traces/lost-token-pod.ndjson");
@@ -124,20 +124,17 @@ fn nothing_that_a_terminal_obeys_reaches_it() {
 #[test]
 fn rows_findings_and_last_exchanges_are_bounded() {
     let mut state = state(&[LOST]);
-    let Some(Record::Exchange(exchange)) = LOST.lines().map(|line| record(line).as_ref().clone()).nth(2) else {
-        panic!("no exchange");
-    };
-    let Record::Finding(finding) = record(FINDING).as_ref().clone() else {
-        panic!("no finding");
-    };
+    let exchange = LOST.lines().map(|line| record(line).as_ref().clone()).nth(2);
+    let exchange = exchange.expect("an exchange");
+    let finding: Record<Finding> = serde_json::from_str(FINDING).unwrap();
     for number in 0..2000_u64 {
         let mut exchange = exchange.clone();
         exchange.time = Time(exchange.time.0 + number * SECOND);
-        let many = Record::Exchange(exchange.clone());
+        let many = exchange.clone();
         exchange.host = format!("host-{number}").into();
         let mut finding = finding.clone();
         finding.subject.key = number.to_string();
-        for record in [many, Record::Exchange(exchange), Record::Finding(finding)] {
+        for record in [many, exchange, finding.into()] {
             state.apply(&Arc::new(record));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::input::Action;
 use super::state::{Sort, State};
-use crate::record::{Code, Finding, Host};
+use crate::record::{Code, Finding, Host, Record};
 use crate::report::groups::Group;
 
 /// Longest filter that can be typed.
@@ -20,7 +20,7 @@ pub enum Screen {
 /// The same for all states of one finding.
 pub type FindingId = (Host, Code, String);
 
-pub fn finding_id(finding: &Finding) -> FindingId {
+pub fn finding_id(finding: &Record<Finding>) -> FindingId {
     (finding.host.clone(), finding.code, finding.subject.key.clone())
 }
 

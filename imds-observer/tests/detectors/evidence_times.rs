@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use imds_observer::detectors::{DetectorConfig, Detectors};
-use imds_observer::record::{Code, Finding, Record, Time};
+use imds_observer::record::{Body, Code, Finding, Record, Time};
 use imds_observer::source::ndjson;
 
 use crate::fixtures::{findings, fixture};
@@ -23,12 +23,8 @@ fn fault(finding: &Finding, records: &[Record]) -> Option<String> {
     } = *finding;
     let times: Vec<Time> = records
         .iter()
-        .filter_map(|record| match record {
-            Record::Exchange(exchange) => Some(exchange.time),
-            Record::Connect(connect) => Some(connect.time),
-            Record::Drop(drop) => Some(drop.time),
-            _ => None,
-        })
+        .filter(|record| matches!(record.body, Body::Exchange(_) | Body::Connect(_) | Body::Drop(_)))
+        .map(|record| record.time)
         .collect();
     let of_interfaces = finding.code == Code::PacketQuota;
     let is_evidence = |time: Time| {
@@ -88,11 +84,11 @@ fn times_and_counts_of_recorded_scenarios_are_those_of_the_evidence() {
         let records: Vec<Record> = text
             .lines()
             .map(|line| ndjson::parse(line.as_bytes()).unwrap_or_else(|skip| panic!("{}: {skip}", path.display())))
-            .filter(|record| !matches!(record, Record::Finding(_)))
+            .filter(|record| !matches!(record.body, Body::Finding(_)))
             .collect();
         let mut detectors = Detectors::new(&DetectorConfig::default(), facts());
         let mut findings = Vec::new();
-        let mut now = records[0].time();
+        let mut now = records[0].time;
         for record in &records {
             now = now.max(end(record));
             detectors.advance(now, &mut findings);

@@ -33,7 +33,7 @@ pub(crate) fn fixture(code: Code, name: &str) -> Vec<Record> {
 }
 
 /// What the detectors make of a fixture.
-pub(crate) fn findings(code: Code, name: &str) -> Vec<Finding> {
+pub(crate) fn findings(code: Code, name: &str) -> Vec<Record<Finding>> {
     let records = fixture(code, name);
     assert!(!records.is_empty(), "{code}/{name} is empty");
     let facts = HostFacts {
@@ -43,7 +43,7 @@ pub(crate) fn findings(code: Code, name: &str) -> Vec<Finding> {
     };
     let mut detectors = Detectors::new(&DetectorConfig::default(), facts);
     let mut findings = Vec::new();
-    let mut now = records[0].time();
+    let mut now = records[0].time;
     for record in &records {
         now = now.max(end(record));
         detectors.advance(now, &mut findings);

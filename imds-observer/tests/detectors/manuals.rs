@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use imds_observer::detectors::{CATALOGUE, DetectorConfig, manual, manual_of};
-use imds_observer::record::{Code, Finding};
+use imds_observer::record::{Code, Finding, Record};
 use serde_json::Value;
 
 use crate::fixtures;
@@ -41,7 +41,7 @@ fn section<'a>(page: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// One line a field: a finding has too many levels to be read with one line a value.
-fn pretty(finding: &Finding) -> String {
+fn pretty(finding: &Record<Finding>) -> String {
     let Value::Object(fields) = serde_json::to_value(finding).unwrap() else {
         unreachable!("a finding is an object")
     };
@@ -56,7 +56,7 @@ fn pretty(finding: &Finding) -> String {
     format!("{{\n{}\n}}", lines.join(",\n"))
 }
 
-fn example(code: Code) -> Finding {
+fn example(code: Code) -> Record<Finding> {
     fixtures::findings(code, "fires.ndjson")
         .into_iter()
         .rfind(|finding| finding.code == code)
@@ -147,7 +147,7 @@ fn examples_are_what_the_fixtures_give() {
             entry.code
         );
         let json = shown.trim_start_matches("```json").trim_end_matches("```");
-        let record: Finding = serde_json::from_str(json).unwrap();
+        let record: Record<Finding> = serde_json::from_str(json).unwrap();
         assert_eq!(record.code, entry.code);
     }
 }

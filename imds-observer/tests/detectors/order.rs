@@ -44,7 +44,7 @@ fn any_record() -> impl Strategy<Value = Record> {
                     connect.elapsed_ns = number % 5_000_000_000;
                     connect.icmp = (bytes[2] < 100).then(|| format!("{}/{}", bytes[2] % 5, bytes[3] % 14));
                     connect.dropped = (bytes[3] < 60).then(|| "NETFILTER_DROP".to_owned());
-                    Record::Connect(connect)
+                    connect.into()
                 }
                 1 => {
                     let mut drop = actor.drop(
@@ -56,7 +56,7 @@ fn any_record() -> impl Strategy<Value = Record> {
                     if bytes[3] < 128 {
                         drop.direction = PacketDirection::Response;
                     }
-                    Record::Drop(drop)
+                    drop.into()
                 }
                 _ => {
                     let paths = [
@@ -103,7 +103,7 @@ fn any_record() -> impl Strategy<Value = Record> {
                         }
                         _ => {}
                     }
-                    Record::Exchange(exchange)
+                    exchange.into()
                 }
             }
         },

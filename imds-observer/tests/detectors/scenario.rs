@@ -5,9 +5,9 @@ use std::sync::Arc;
 use imds_observer::detectors::{DetectorConfig, Detectors, Observation};
 use imds_observer::host_facts::HostFacts;
 use imds_observer::record::{
-    Ancestor, Code, Connect, ConnectOutcome, Connection, Container, Dialect, Drop, Exchange, ExchangeOutcome, Finding,
-    FindingState, Host, ImdsVersion, InterfaceSummary, Kind, PacketDirection, Pod, Process, Record, Request, Response,
-    SCHEMA, SECOND, Severity, Summary, Time,
+    Ancestor, Body, Code, Connect, ConnectOutcome, Connection, Container, Dialect, Exchange, ExchangeOutcome, Finding,
+    FindingState, Host, ImdsVersion, InterfaceSummary, PacketDirection, PacketDrop, Pod, Process, Record, Request,
+    Response, SECOND, Severity, Summary, Time,
 };
 
 /// 2023-11-14T22:13:20Z: where all scenarios begin.
@@ -152,13 +152,9 @@ impl Actor {
     }
 
     /// An answered request in 0.3 ms.
-    pub(crate) fn request(&self, seconds: f64, method: &str, path: &str) -> Exchange {
+    pub(crate) fn request(&self, seconds: f64, method: &str, path: &str) -> Record<Exchange> {
         let time = at(seconds);
-        Exchange {
-            record: Kind::Exchange,
-            schema: SCHEMA,
-            time,
-            host: host(),
+        let body = Exchange {
             process: self.process.clone(),
             container: self.container.clone(),
             connection: self.connection(time, 1),
@@ -191,11 +187,12 @@ impl Actor {
             waited_ns: Some(300_000),
             connect_ns: Some(120_000),
             closed_by: None,
-        }
+        };
+        record(time, body)
     }
 
     /// A token request that is granted; the hop limit is 2.
-    pub(crate) fn put(&self, seconds: f64) -> Exchange {
+    pub(crate) fn put(&self, seconds: f64) -> Record<Exchange> {
         let mut exchange = self.request(seconds, "PUT", TOKEN);
         exchange.request.imds_version = Some(ImdsVersion::Token);
         exchange.request.token_ttl_s = Some(21_600);
@@ -206,7 +203,7 @@ impl Actor {
     }
 
     /// A request with a token.
-    pub(crate) fn get(&self, seconds: f64, path: &str) -> Exchange {
+    pub(crate) fn get(&self, seconds: f64, path: &str) -> Record<Exchange> {
         let mut exchange = self.v1(seconds, path);
         exchange.request.imds_version = Some(ImdsVersion::V2);
         exchange.request.token = Some("9f2c51d0".to_owned());
@@ -214,12 +211,12 @@ impl Actor {
     }
 
     /// A request without a token.
-    pub(crate) fn v1(&self, seconds: f64, path: &str) -> Exchange {
+    pub(crate) fn v1(&self, seconds: f64, path: &str) -> Record<Exchange> {
         self.request(seconds, "GET", path)
     }
 
     /// A token request whose response arrives with TTL 1 and is lost; the client times out after `waited` seconds.
-    pub(crate) fn lost_put(&self, seconds: f64, waited: f64) -> Exchange {
+    pub(crate) fn lost_put(&self, seconds: f64, waited: f64) -> Record<Exchange> {
         let mut exchange = self.put(seconds);
         exchange.outcome = ExchangeOutcome::Lost;
         exchange.waited_ns = Some((waited * 1e9) as u64);
@@ -232,7 +229,7 @@ impl Actor {
     }
 
     /// The drop that goes with [`Self::lost_put`].
-    pub(crate) fn ttl_drop(&self, seconds: f64) -> Drop {
+    pub(crate) fn ttl_drop(&self, seconds: f64) -> Record<PacketDrop> {
         let mut drop = self.drop(seconds, "IP_INHDR", "ip_forward");
         drop.direction = PacketDirection::Response;
         drop.ttl = Some(1);
@@ -240,13 +237,9 @@ impl Actor {
     }
 
     /// A dropped SYN, in the host's network.
-    pub(crate) fn drop(&self, seconds: f64, reason: &str, location: &str) -> Drop {
+    pub(crate) fn drop(&self, seconds: f64, reason: &str, location: &str) -> Record<PacketDrop> {
         let time = at(seconds);
-        Drop {
-            record: Kind::Drop,
-            schema: SCHEMA,
-            time,
-            host: host(),
+        let body = PacketDrop {
             process: self.process.clone(),
             container: self.container.clone(),
             connection: self.connection(time, 0),
@@ -255,7 +248,8 @@ impl Actor {
             location: Some(location.to_owned()),
             ttl: Some(64),
             netns: Some(4_026_531_840),
-        }
+        };
+        record(time, body)
     }
 
     /// A connection attempt that ended after `elapsed` seconds.
@@ -266,13 +260,9 @@ impl Actor {
         errno: i32,
         elapsed: f64,
         syns: [u32; 2],
-    ) -> Connect {
+    ) -> Record<Connect> {
         let time = at(seconds);
-        Connect {
-            record: Kind::Connect,
-            schema: SCHEMA,
-            time,
-            host: host(),
+        let body = Connect {
             process: self.process.clone(),
             container: self.container.clone(),
             connection: self.connection(time, 0),
@@ -285,7 +275,16 @@ impl Actor {
             dropped: None,
             icmp: None,
             nat_rule: None,
-        }
+        };
+        record(time, body)
+    }
+}
+
+fn record<B>(time: Time, body: B) -> Record<B> {
+    Record {
+        time,
+        host: host(),
+        body,
     }
 }
 
@@ -297,11 +296,9 @@ pub(crate) trait Change: Sized {
     }
 }
 
-impl Change for Exchange {}
-impl Change for Connect {}
-impl Change for Drop {}
+impl<B> Change for Record<B> {}
 
-pub(crate) fn status(status: u16) -> impl Fn(&mut Exchange) {
+pub(crate) fn status(status: u16) -> impl Fn(&mut Record<Exchange>) {
     move |exchange| {
         if let Some(response) = &mut exchange.response {
             response.status = Some(status);
@@ -310,7 +307,7 @@ pub(crate) fn status(status: u16) -> impl Fn(&mut Exchange) {
 }
 
 /// No response; the client timed out.
-pub(crate) fn unanswered(waited: f64) -> impl Fn(&mut Exchange) {
+pub(crate) fn unanswered(waited: f64) -> impl Fn(&mut Record<Exchange>) {
     move |exchange| {
         exchange.response = None;
         exchange.outcome = ExchangeOutcome::Unanswered;
@@ -320,12 +317,8 @@ pub(crate) fn unanswered(waited: f64) -> impl Fn(&mut Exchange) {
 }
 
 /// A `summary` with one interface's busiest second.
-pub(crate) fn quota(seconds: f64, packets: u64, allowance_exceeded: u64) -> Summary {
-    Summary {
-        record: Kind::Summary,
-        schema: SCHEMA,
-        time: at(seconds),
-        host: host(),
+pub(crate) fn quota(seconds: f64, packets: u64, allowance_exceeded: u64) -> Record<Summary> {
+    let body = Summary {
         total: false,
         from: at(seconds - 10.0),
         to: at(seconds),
@@ -342,43 +335,25 @@ pub(crate) fn quota(seconds: f64, packets: u64, allowance_exceeded: u64) -> Summ
             vpc_resolver: None,
         }],
         other_requests: 0,
-    }
+    };
+    record(at(seconds), body)
 }
 
 /// Records in the order in which they are written: at their end.
 #[derive(Default)]
 pub(crate) struct Trace(pub(crate) Vec<Record>);
 
-macro_rules! records {
-    ($($kind:ident),*) => {
-        $(impl From<$kind> for Line {
-            fn from(record: $kind) -> Self {
-                Self(Record::$kind(record))
-            }
-        })*
-    };
-}
-
-pub(crate) struct Line(pub(crate) Record);
-records!(Exchange, Connect, Drop, Summary);
-
 pub(crate) fn end(record: &Record) -> Time {
-    match record {
-        Record::Exchange(exchange) => exchange
-            .time
-            .plus_ns(exchange.waited_ns.or(exchange.latency_ns).unwrap_or(0)),
-        Record::Connect(connect) => connect.time.plus_ns(connect.elapsed_ns),
-        other => other.time(),
-    }
+    record.settled()
 }
 
 impl Trace {
-    pub(crate) fn add(&mut self, record: impl Into<Line>) {
-        self.0.push(record.into().0);
+    pub(crate) fn add(&mut self, record: impl Into<Record>) {
+        self.0.push(record.into());
     }
 
     /// All findings, with the end of the run at the last record plus `silence_s` of time that passes.
-    pub(crate) fn run(mut self, config: &DetectorConfig, facts: &HostFacts, silence_s: u64) -> Vec<Finding> {
+    pub(crate) fn run(mut self, config: &DetectorConfig, facts: &HostFacts, silence_s: u64) -> Vec<Record<Finding>> {
         self.0.sort_by_key(end);
         let mut detectors = Detectors::new(config, facts.clone());
         let mut findings = Vec::new();
@@ -395,7 +370,7 @@ impl Trace {
         findings
     }
 
-    pub(crate) fn findings(self) -> Vec<Finding> {
+    pub(crate) fn findings(self) -> Vec<Record<Finding>> {
         self.run(&DetectorConfig::default(), &facts(), 0)
     }
 
@@ -405,13 +380,12 @@ impl Trace {
     }
 }
 
-pub(crate) fn observe(detectors: &mut Detectors, record: &Record, findings: &mut Vec<Finding>) {
-    match record {
-        Record::Exchange(exchange) => detectors.observe(&Observation::Exchange(exchange), findings),
-        Record::Connect(connect) => detectors.observe(&Observation::Connect(connect), findings),
-        Record::Drop(drop) => detectors.observe(&Observation::Drop(drop), findings),
-        Record::Summary(summary) => detectors.observe_summary(summary, findings),
-        _ => {}
+pub(crate) fn observe(detectors: &mut Detectors, record: &Record, findings: &mut Vec<Record<Finding>>) {
+    if let Some(observation) = Observation::of(record) {
+        detectors.observe(&observation, findings);
+    }
+    if let Body::Summary(summary) = &record.body {
+        detectors.observe_summary(record.with(summary), findings);
     }
 }
 
@@ -423,7 +397,7 @@ pub(crate) fn facts() -> HostFacts {
     }
 }
 
-pub(crate) fn verdicts(findings: &[Finding]) -> Vec<String> {
+pub(crate) fn verdicts(findings: &[Record<Finding>]) -> Vec<String> {
     let mut verdicts: Vec<(Code, String, Severity)> = Vec::new();
     for finding in findings {
         let key = &finding.subject.key;

@@ -29,7 +29,7 @@ fn botocore_in_a_pod() -> Trace {
     trace.add(app.lost_put(0.0, 1.0));
     for seconds in [0.001, 0.2, 0.64] {
         let mut drop = app.ttl_drop(seconds);
-        drop.connection.id = app.lost_put(0.0, 1.0).connection.id;
+        drop.connection.id = app.lost_put(0.0, 1.0).body.connection.id;
         trace.add(drop);
     }
     trace.add(app.v1(1.001, CREDENTIALS));

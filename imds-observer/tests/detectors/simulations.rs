@@ -8,7 +8,7 @@ use crate::scenario::*;
 const HOUR: f64 = 3600.0;
 
 /// A day of a healthy node, minute by minute, so that no more than a minute is held in memory.
-fn day(mut change: impl FnMut(f64, &mut Exchange)) -> Vec<Finding> {
+fn day(mut change: impl FnMut(f64, &mut Record<Exchange>)) -> Vec<Record<Finding>> {
     let handler = Actor::pod(
         900,
         "/node-termination-handler",
@@ -26,7 +26,7 @@ fn day(mut change: impl FnMut(f64, &mut Exchange)) -> Vec<Finding> {
     let mut findings = Vec::new();
     for minute in 0..24 * 60 {
         let start = f64::from(minute) * 60.0;
-        let mut exchanges: Vec<Exchange> = Vec::new();
+        let mut exchanges: Vec<Record<Exchange>> = Vec::new();
         for tick in 0..30 {
             let t = start + f64::from(tick) * 2.0;
             exchanges.push(
@@ -88,10 +88,10 @@ fn day(mut change: impl FnMut(f64, &mut Exchange)) -> Vec<Finding> {
             let t = exchange.time.since(START) as f64 / SECOND as f64;
             change(t, &mut exchange);
             if exchange.request.method.is_some() {
-                observe(&mut detectors, &Record::Exchange(exchange), &mut findings);
+                observe(&mut detectors, &exchange.into(), &mut findings);
             }
         }
-        detectors.observe_summary(&quota(start + 60.0, 40, 0), &mut findings);
+        detectors.observe_summary(quota(start + 60.0, 40, 0).by_ref(), &mut findings);
     }
     detectors.finish(at(24.0 * HOUR), &mut findings);
     assert_eq!(detectors.evicted(), 0);
@@ -105,7 +105,7 @@ fn batch() -> Actor {
 }
 
 /// The simulation always offers the broken token requests; a healthy day leaves them out.
-fn healthy(t: f64, exchange: &mut Exchange) {
+fn healthy(t: f64, exchange: &mut Record<Exchange>) {
     let of_batch = exchange.process.as_ref().is_some_and(|process| process.pid == 907);
     if of_batch && t > 60.0 && exchange.request.method.as_deref() == Some("PUT") {
         exchange.request.method = None;

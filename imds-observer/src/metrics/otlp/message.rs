@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::metrics::series::{Family, Labels, Number, Points, Transfers, families};
 use crate::metrics::state::State;
-use crate::record::{Finding, Host, Record, Severity};
+use crate::record::{Body, Finding, Host, Of, Record, Severity};
 
 /// Attributes of a finding bear the names of the record's fields behind this.
 const PREFIX: &str = "imds.";
@@ -26,8 +26,8 @@ const PREFIX: &str = "imds.";
 pub(super) fn logs(findings: &[Arc<Record>], host: &Host, now_ns: u64) -> ExportLogsServiceRequest {
     let log_records = findings
         .iter()
-        .filter_map(|record| match &**record {
-            Record::Finding(finding) => Some(log(finding, now_ns)),
+        .filter_map(|record| match &record.body {
+            Body::Finding(finding) => Some(log(record.with(finding), now_ns)),
             _ => None,
         })
         .collect();
@@ -52,7 +52,7 @@ pub(super) fn rejected_logs(response: &[u8]) -> u64 {
         .map_or(0, |partial| u64::try_from(partial.rejected_log_records).unwrap_or(0))
 }
 
-fn log(finding: &Finding, now_ns: u64) -> LogRecord {
+fn log(finding: Of<'_, Finding>, now_ns: u64) -> LogRecord {
     // As OpenTelemetry maps syslog's levels: critical is ERROR2; FATAL would be the end of a program.
     let severity = match finding.severity {
         Severity::Info => SeverityNumber::Info,
@@ -61,10 +61,10 @@ fn log(finding: &Finding, now_ns: u64) -> LogRecord {
         Severity::Critical => SeverityNumber::Error2,
     };
     let mut attributes = Vec::new();
-    if let Ok(Value::Object(fields)) = serde_json::to_value(finding) {
+    if let Ok(Value::Object(fields)) = serde_json::to_value(finding.body) {
         for (name, value) in fields {
             // These have places of their own.
-            if !["record", "schema", "time", "host", "severity", "summary"].contains(&name.as_str()) {
+            if !["severity", "summary"].contains(&name.as_str()) {
                 attributes.push(attribute(format!("{PREFIX}{name}"), any(value)));
             }
         }

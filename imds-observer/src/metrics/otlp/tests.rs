@@ -24,11 +24,7 @@ fn sink() -> MetricsSink {
 }
 
 fn record(text: &str) -> Arc<Record> {
-    Arc::new(if text == FINDING {
-        Record::Finding(serde_json::from_str(text).unwrap())
-    } else {
-        Record::Exchange(serde_json::from_str(text).unwrap())
-    })
+    Arc::new(crate::source::ndjson::parse(text.as_bytes()).unwrap())
 }
 
 fn collector(address: &str, metrics: &MetricsSink) -> Collector {

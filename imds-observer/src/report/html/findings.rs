@@ -6,7 +6,7 @@ use super::super::groups::{Group as CauseGroup, groups};
 use super::super::text::counted;
 use super::MAX_FINDINGS;
 use super::figure::{clean, moment};
-use crate::record::{Finding, FindingState};
+use crate::record::{Finding, FindingState, Record};
 
 /// Findings with one cause.
 pub(super) struct Cause {
@@ -31,7 +31,7 @@ pub(super) struct Verdict {
 }
 
 /// The worst findings, up to the bound, by cause.
-pub(super) fn causes(findings: &[&Finding]) -> Vec<Cause> {
+pub(super) fn causes(findings: &[&Record<Finding>]) -> Vec<Cause> {
     let shown = &findings[..findings.len().min(MAX_FINDINGS)];
     let groups = groups(shown.iter().copied());
     groups.iter().map(cause).collect()

@@ -16,7 +16,7 @@ use askama::Template;
 
 use super::history::Picture;
 use super::text::{self, counted};
-use crate::record::{Finding, Host, LossCounts, ProcessSummary, SECOND, Severity, Summary, Time};
+use crate::record::{Finding, Host, LossCounts, ProcessSummary, Record, SECOND, Severity, Summary, Time};
 use callers::{MAX_ROWS, Row, Share, handshakes, rows, shares, workload};
 use figure::{Bar, Mark, SMALL, TALL, WIDTH, clean, grouped, long_span, moment};
 use findings::{Cause, causes};
@@ -35,8 +35,8 @@ pub struct Input<'a> {
     pub records: u64,
     pub skipped: u64,
     pub period: Option<(Time, Time)>,
-    pub summary: Option<&'a Summary>,
-    pub findings: &'a [Finding],
+    pub summary: Option<&'a Record<Summary>>,
+    pub findings: &'a [Record<Finding>],
     pub loss: LossCounts,
     /// Coverage gaps as text.
     pub missing: Vec<String>,
@@ -91,7 +91,7 @@ struct Tile {
 /// Writes the page.
 pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
     let picture = input.picture;
-    let mut findings: Vec<&Finding> = input.findings.iter().collect();
+    let mut findings: Vec<&Record<Finding>> = input.findings.iter().collect();
     findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.first_seen.cmp(&b.first_seen)));
     let processes = input.summary.map_or(&[][..], |summary| &summary.processes);
     let (period, span) = match input.period {
@@ -169,7 +169,7 @@ pub fn page(input: &Input<'_>) -> anyhow::Result<String> {
     Ok(page.render()?)
 }
 
-fn verdict(findings: &[&Finding], gaps: bool) -> (String, &'static str) {
+fn verdict(findings: &[&Record<Finding>], gaps: bool) -> (String, &'static str) {
     let Some(worst) = findings.first() else {
         let text = if gaps {
             "No findings; see \"Coverage gaps\"."
@@ -194,7 +194,7 @@ fn verdict(findings: &[&Finding], gaps: bool) -> (String, &'static str) {
     (text, worst.severity.as_str())
 }
 
-fn tiles(summary: Option<&Summary>, findings: &[&Finding]) -> Vec<Tile> {
+fn tiles(summary: Option<&Record<Summary>>, findings: &[&Record<Finding>]) -> Vec<Tile> {
     let processes = summary.map_or(&[][..], |summary| &summary.processes);
     let sum = |of: fn(&ProcessSummary) -> u64| processes.iter().map(of).sum::<u64>();
     let requests = sum(|row| row.requests) + summary.map_or(0, |summary| summary.other_requests);

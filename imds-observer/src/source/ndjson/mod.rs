@@ -72,15 +72,13 @@ pub fn parse(line: &[u8]) -> Result<Record, Skip> {
         Some(kind) => kind,
         None => identify(line)?,
     };
-    match kind {
-        Kind::Start => typed(line, kind, Record::Start),
-        Kind::Exchange => typed(line, kind, Record::Exchange),
-        Kind::Connect => typed(line, kind, Record::Connect),
-        Kind::Drop => typed(line, kind, Record::Drop),
-        Kind::Finding => typed(line, kind, Record::Finding),
-        Kind::Summary => typed(line, kind, Record::Summary),
-        Kind::Loss => typed(line, kind, Record::Loss),
-    }
+    kind.read(line).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Skip::WrongShape {
+            kind,
+            column: error.column(),
+        },
+        _ => Skip::NotJson { column: error.column() },
+    })
 }
 
 /// The kind of a line as this program writes it, without parsing the whole line twice.
@@ -124,18 +122,6 @@ fn identify(line: &[u8]) -> Result<Kind, Skip> {
             Skip::NotARecord
         }
     })
-}
-
-fn typed<'a, T: Deserialize<'a>>(line: &'a [u8], kind: Kind, wrap: fn(T) -> Record) -> Result<Record, Skip> {
-    serde_json::from_slice(line)
-        .map(wrap)
-        .map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => Skip::WrongShape {
-                kind,
-                column: error.column(),
-            },
-            _ => Skip::NotJson { column: error.column() },
-        })
 }
 
 #[cfg(test)]

@@ -199,14 +199,18 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
-    use crate::record::{Host, Loss, LossCounts, Time};
+    use crate::record::{Host, LossCounts, Time};
 
     /// Lines of records in two files, distinguished by their times, in alternating runs of a chunk each.
     fn turns(lines: u64) -> Turns {
         let mut texts = [Vec::new(), Vec::new()];
         for time in 0..lines {
             let text = &mut texts[usize::from(time % 50 > 20)];
-            let loss = Record::Loss(Loss::new(Time(time), Host::from("a"), &LossCounts::default()));
+            let loss = Record {
+                time: Time(time),
+                host: Host::from("a"),
+                body: LossCounts::default(),
+            };
             serde_json::to_writer(&mut *text, &loss).unwrap();
             text.push(b'\n');
             if time % 100 == 50 {
@@ -229,7 +233,7 @@ mod tests {
     };
 
     fn times(records: &[Arc<Record>]) -> impl Iterator<Item = u64> {
-        records.iter().map(|record| record.time().0)
+        records.iter().map(|record| record.time.0)
     }
 
     #[test]

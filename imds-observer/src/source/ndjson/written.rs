@@ -14,7 +14,7 @@ use rustc_hash::FxHasher;
 
 use crate::memo::Memo;
 use crate::record::{
-    Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Kind, Process, ProcessMemo,
+    Body, Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Process, ProcessMemo,
     Record, Request, Response, SCHEMA, SECOND, Time,
 };
 use crate::redact;
@@ -280,15 +280,12 @@ impl Written {
             Some(known) if **known == *host => known,
             _ => self.host.insert(host.into()),
         };
-        let mut record = spares.pop().unwrap_or_else(|| Arc::new(Record::Exchange(blank(host))));
-        // One that somebody still reads is no spare.
-        match Arc::get_mut(&mut record) {
-            Some(Record::Exchange(exchange)) => line.fill(exchange, host, caller),
-            _ => {
-                let mut exchange = blank(host);
-                line.fill(&mut exchange, host, caller);
-                record = Arc::new(Record::Exchange(exchange));
-            }
+        let mut record = spares.pop().unwrap_or_else(|| Arc::new(blank(host)));
+        // One that is still read is not reused.
+        if Arc::get_mut(&mut record).is_none_or(|record| line.fill(record, host, caller).is_none()) {
+            let mut new = blank(host);
+            line.fill(&mut new, host, caller);
+            record = Arc::new(new);
         }
         Some((record, length))
     }
@@ -832,13 +829,22 @@ fn dialect_of(name: &str) -> Option<Dialect> {
 }
 
 impl Line<'_> {
-    /// Writes over every field.
-    fn fill(&self, exchange: &mut Exchange, new_host: &Host, caller: (Option<&Arc<Process>>, Option<&Arc<Container>>)) {
-        let Exchange {
-            record: _,
-            schema: _,
+    /// Writes over every field. `None`: it is no exchange.
+    fn fill(
+        &self,
+        record: &mut Record,
+        new_host: &Host,
+        caller: (Option<&Arc<Process>>, Option<&Arc<Container>>),
+    ) -> Option<()> {
+        let Record {
             time,
             host,
+            body: Body::Exchange(exchange),
+        } = record
+        else {
+            return None;
+        };
+        let Exchange {
             process,
             container,
             connection,
@@ -873,6 +879,7 @@ impl Line<'_> {
         *waited_ns = self.waited_ns;
         *connect_ns = self.connect_ns;
         *closed_by = self.closed_by;
+        Some(())
     }
 }
 
@@ -985,12 +992,8 @@ const BLANK_RESPONSE: Response = Response {
 };
 
 /// To be filled.
-fn blank(host: &Host) -> Exchange {
-    Exchange {
-        record: Kind::Exchange,
-        schema: SCHEMA,
-        time: Time(0),
-        host: host.clone(),
+fn blank(host: &Host) -> Record {
+    let exchange = Exchange {
         process: None,
         container: None,
         connection: Connection {
@@ -1023,12 +1026,17 @@ fn blank(host: &Host) -> Exchange {
         waited_ns: None,
         connect_ns: None,
         closed_by: None,
+    };
+    Record {
+        time: Time(0),
+        host: host.clone(),
+        body: Body::Exchange(exchange),
     }
 }
 
 /// Whether a record may be kept to be filled anew: it would not hold on to much memory.
 pub(super) fn is_spare(record: &Record) -> bool {
-    let Record::Exchange(exchange) = record else {
+    let Body::Exchange(exchange) = &record.body else {
         return false;
     };
     let Exchange {
@@ -1154,7 +1162,7 @@ mod tests {
             })
     }
 
-    fn exchanges() -> impl Strategy<Value = Exchange> {
+    fn exchanges() -> impl Strategy<Value = Record> {
         let connection = (
             text(),
             nullable(text()),
@@ -1191,8 +1199,11 @@ mod tests {
         );
         (nullable(process()), connection, request, response, times, text()).prop_map(
             |(process, connection, request, response, times, host)| {
-                let mut exchange = blank(&host.as_str().into());
-                exchange.time = Time(times.0);
+                let mut record = blank(&host.as_str().into());
+                record.time = Time(times.0);
+                let Body::Exchange(exchange) = &mut record.body else {
+                    unreachable!()
+                };
                 exchange.process = process.map(Arc::new);
                 exchange.latency_ns = times.1;
                 exchange.waited_ns = times.2;
@@ -1227,7 +1238,7 @@ mod tests {
                     icmp,
                     length: status.map(u64::from),
                 });
-                exchange
+                record
             },
         )
     }

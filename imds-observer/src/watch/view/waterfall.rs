@@ -6,7 +6,9 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::{BOLD, DIM, Theme, clip, clock_ms, safe};
-use crate::record::{Connect, Drop, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection, Record, SECOND, Time};
+use crate::record::{
+    Body, Connect, Exchange, ExchangeOutcome, ImdsVersion, Of, PacketDirection, PacketDrop, Record, SECOND, Time,
+};
 use crate::report::text::span;
 use crate::watch::state::Row;
 
@@ -15,12 +17,12 @@ const GAP_NS: u64 = 2 * SECOND;
 
 pub(super) fn lines(row: &Row, theme: Theme, width: u16) -> Vec<Line<'static>> {
     let mut records: Vec<&Record> = row.last.iter().map(AsRef::as_ref).collect();
-    records.sort_by_key(|record| record.time());
+    records.sort_by_key(|record| record.time);
     let mut episodes: Vec<Vec<&Record>> = Vec::new();
     let mut end = Time::default();
     for record in records {
         match episodes.last_mut() {
-            Some(episode) if record.time().since(end) < GAP_NS => episode.push(record),
+            Some(episode) if record.time.since(end) < GAP_NS => episode.push(record),
             _ => episodes.push(vec![record]),
         }
         end = end.max(record.settled());
@@ -33,7 +35,7 @@ pub(super) fn lines(row: &Row, theme: Theme, width: u16) -> Vec<Line<'static>> {
 }
 
 fn episode_lines(episode: &[&Record], theme: Theme, width: usize, lines: &mut Vec<Line<'static>>) {
-    let Some(from) = episode.first().map(|record| record.time()) else {
+    let Some(from) = episode.first().map(|record| record.time) else {
         return;
     };
     let to = episode.iter().map(|record| record.settled()).max().unwrap_or(from);
@@ -44,7 +46,7 @@ fn episode_lines(episode: &[&Record], theme: Theme, width: usize, lines: &mut Ve
     };
     let count = episode
         .iter()
-        .filter(|record| matches!(record, Record::Exchange(_)))
+        .filter(|record| matches!(record.body, Body::Exchange(_)))
         .count();
     lines.push(Line::styled(
         format!(
@@ -56,10 +58,10 @@ fn episode_lines(episode: &[&Record], theme: Theme, width: usize, lines: &mut Ve
         BOLD,
     ));
     for record in episode {
-        match record {
-            Record::Exchange(exchange) => exchange_lines(exchange, &scale, theme, width, lines),
-            Record::Connect(connect) => lines.push(connect_line(connect, &scale, theme, width)),
-            Record::Drop(drop) => lines.push(drop_line(drop, &scale, theme)),
+        match &record.body {
+            Body::Exchange(exchange) => exchange_lines(record.with(exchange), &scale, theme, width, lines),
+            Body::Connect(connect) => lines.push(connect_line(record.with(connect), &scale, theme, width)),
+            Body::Drop(drop) => lines.push(drop_line(record.with(drop), &scale, theme)),
             _ => {}
         }
     }
@@ -91,7 +93,13 @@ impl Scale {
     }
 }
 
-fn exchange_lines(exchange: &Exchange, scale: &Scale, theme: Theme, width: usize, lines: &mut Vec<Line<'static>>) {
+fn exchange_lines(
+    exchange: Of<'_, Exchange>,
+    scale: &Scale,
+    theme: Theme,
+    width: usize,
+    lines: &mut Vec<Line<'static>>,
+) {
     let (request, response) = (&exchange.request, exchange.response.as_ref());
     let answered = exchange.outcome == ExchangeOutcome::Answered;
     let waited = exchange.waited_ns.or(exchange.latency_ns);
@@ -124,7 +132,7 @@ fn exchange_lines(exchange: &Exchange, scale: &Scale, theme: Theme, width: usize
         Span::styled(format!("{result:<9}"), if bad { theme.bad() } else { Style::new() }),
         Span::raw(waited.map_or_else(String::new, |waited| format!(" {}", span(waited)))),
     ]));
-    let more = remarks(exchange);
+    let more = remarks(&exchange);
     if !more.is_empty() {
         lines.push(Line::styled(
             clip(&format!("{:11}└ {}", "", more.join(", ")), width),
@@ -171,7 +179,7 @@ fn remarks(exchange: &Exchange) -> Vec<String> {
     remarks
 }
 
-fn connect_line(connect: &Connect, scale: &Scale, theme: Theme, width: usize) -> Line<'static> {
+fn connect_line(connect: Of<'_, Connect>, scale: &Scale, theme: Theme, width: usize) -> Line<'static> {
     let room = width.saturating_sub(12 + scale.width + 18).clamp(10, 40);
     let what = format!("connect {}", safe(&connect.connection.remote));
     let mut result = connect.outcome.as_str().to_owned();
@@ -190,7 +198,7 @@ fn connect_line(connect: &Connect, scale: &Scale, theme: Theme, width: usize) ->
     ])
 }
 
-fn drop_line(drop: &Drop, scale: &Scale, theme: Theme) -> Line<'static> {
+fn drop_line(drop: Of<'_, PacketDrop>, scale: &Scale, theme: Theme) -> Line<'static> {
     let what = match drop.direction {
         PacketDirection::Request => "request",
         PacketDirection::Response => "response",
