@@ -112,6 +112,7 @@ impl Group {
                 "curl",
                 "bpftool",
                 "ethtool",
+                "ipvsadm",
                 "wireguard-tools",
             ],
             Self::Pristine => &["mmdebstrap", "git"],

@@ -36,7 +36,7 @@ pub(super) fn checks(release: Option<&str>) -> Vec<Check> {
 }
 
 /// `6.1.0-25-cloud-amd64` -> (6, 1).
-fn version(release: &str) -> Option<(u32, u32)> {
+pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|character: char| !character.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }

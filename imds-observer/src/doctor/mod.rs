@@ -9,6 +9,7 @@ mod check;
 mod firewall;
 mod hooks;
 mod kernel;
+mod limits;
 mod neighbours;
 mod proxies;
 mod rights;
@@ -65,6 +66,7 @@ impl Report {
         checks.extend(hooks::checks(&uplinks, cgroup.as_deref()));
         checks.extend(cards::checks(&uplinks));
         checks.extend(kernel::checks(release.as_deref()));
+        checks.extend(limits::checks(release.as_deref().and_then(kernel::version)));
         checks.extend(cgroups::checks(options.cgroup.as_deref()));
         checks.extend(rights::checks());
         Self {

@@ -696,3 +696,50 @@ fn a_routing_loop_is_named() {
     assert_eq!(found.len(), 1, "{connect} {:?}", finished.kind("drop"));
     assert!(found[0]["summary"].as_str().unwrap().contains("loop"), "{}", found[0]);
 }
+
+/// IPVS in NAT mode, as kube-proxy sets it up: the service's address is on a dummy device, and each connection goes to a real server.
+#[test]
+#[ignore = "live"]
+fn connections_that_ipvs_balances_are_recorded_once() {
+    let lab = lab(LabOptions::default());
+    let made = in_netns(lab.node(), "sh")
+        .args([
+            "-c",
+            "ipvsadm -A -t 169.254.169.254:80 -s rr && ipvsadm -a -t 169.254.169.254:80 -r 10.88.0.1:8181 -m
+             ip link add kube-ipvs0 type dummy && ip addr add 169.254.169.254/32 dev kube-ipvs0",
+        ])
+        .output()
+        .unwrap();
+    if !made.status.success() {
+        let expected = std::env::var("IMDS_OBSERVER_TEST_DEVICES").unwrap_or_default();
+        assert!(!expected.split(',').any(|kind| kind == "ipvs"), "{made:?}");
+        eprintln!("left out: ipvs: {made:?}");
+        return;
+    }
+    let server = Partner::start(lab.node(), SERVER, &["10.88.0.1", "8181"]);
+    let mut observer = Observer::follow(&lab, &[]);
+    let mut pod = Partner::talker(lab.pod(0));
+    pod.ask("pod");
+    let mut host = Partner::talker(lab.node());
+    host.ask("host");
+    observer.wait_for(|record| has(record, "host"));
+    let finished = observer.finish();
+    for (name, client, target) in [("pod", &pod, Value::Null), ("host", &host, "10.88.0.1:8181".into())] {
+        let exchange = only(&finished, name);
+        assert_eq!(exchange["process"]["pid"], client.pid(), "{exchange}");
+        assert_eq!(exchange["outcome"], "answered", "{exchange}");
+        assert_eq!(exchange["request"]["ttl_on_wire"], false, "{exchange}");
+        assert_eq!(exchange["response"]["ttl"], Value::Null, "{exchange}");
+        assert_eq!(exchange["connection"]["redirected_to"], target, "{exchange}");
+    }
+    assert_eq!(
+        finished.kind("exchange").len(),
+        2,
+        "the server {} is no caller",
+        server.pid()
+    );
+    for finding in finished.kind("finding") {
+        assert_eq!(finding["severity"], "info", "{finding}");
+    }
+    nothing_is_lost(&finished);
+}

@@ -104,7 +104,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     // What Debian's kernels have.
     (
         "IMDS_OBSERVER_TEST_DEVICES",
-        "vlan,macvlan,ipvlan,vxlan,gre,ipip,wireguard,netkit,bond,vrf",
+        "vlan,macvlan,ipvlan,vxlan,gre,ipip,wireguard,netkit,bond,vrf,ipvs",
     ),
 ];
 
@@ -123,6 +123,7 @@ const PROGRAMS: &[&str] = &[
     "nsenter",
     "rm",
     "wg",
+    "ipvsadm",
 ];
 
 /// Names under which the guest finds them too.
@@ -184,6 +185,8 @@ const MODULES: &[&str] = &[
     "ipip",
     "wireguard",
     "vrf",
+    "ip_vs",
+    "ip_vs_rr",
 ];
 
 /// Longest that a guest may take; it watches its own tests more closely.

@@ -52,6 +52,7 @@ const KNOWN: &[Known] = &[
     known("iperf3", "iperf3", "iperf3"),
     known("iproute2", "iproute", "ip"),
     known("iptables", "iptables-nft", "iptables"),
+    known("ipvsadm", "ipvsadm", "ipvsadm"),
     known("jq", "jq", "jq"),
     known("kmod", "kmod", "modprobe"),
     known("mmdebstrap", "mmdebstrap", "mmdebstrap"),
