@@ -21,6 +21,7 @@ mod soak;
 mod test;
 #[path = "../../imds-observer/build/toolchain.rs"]
 mod toolchain;
+mod words;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,7 @@ enum Verb {
     Scenarios(scenarios::Args),
     Screenshot(screenshot::Args),
     Soak(soak::Args),
+    Words(words::Args),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Scenarios(args) => scenarios::run(&args),
         Verb::Screenshot(args) => screenshot::run(&args),
         Verb::Soak(args) => soak::run(&args),
+        Verb::Words(args) => words::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
