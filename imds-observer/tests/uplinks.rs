@@ -91,7 +91,7 @@ fn pods_routed_by_source_or_interface_and_multipath_are_found() {
         "fwmark 0x7",
         "oif eth1",
         "uidrange 65533-65533",
-        "ipproto tcp dport 80",
+        "ipproto 6 dport 80",
         "not fwmark 0x7",
     ] {
         ip(node, &format!("rule add {rule} lookup 2"));

@@ -77,6 +77,8 @@ pub(crate) struct Request<'a> {
     pub(crate) versions: &'a [Version],
     pub(crate) arch: Arch,
     pub(crate) scope: Scope,
+    /// Only the tests of `live` whose name contains this.
+    pub(crate) filter: Option<&'a str>,
 }
 
 /// Which tests run in a guest.
@@ -120,6 +122,7 @@ pub(crate) fn usual() -> anyhow::Result<Totals> {
         versions: &versions,
         arch,
         scope: Scope::Brief,
+        filter: None,
     })
 }
 
@@ -177,10 +180,15 @@ pub(crate) fn run(request: &Request<'_>, write_table: bool) -> anyhow::Result<()
 
 /// The suite, after setup; fails if it did on any kernel.
 pub(crate) fn suite(request: &Request<'_>) -> anyhow::Result<Totals> {
-    let Request { versions, arch, scope } = *request;
+    let Request {
+        versions,
+        arch,
+        scope,
+        filter,
+    } = *request;
     let sh = shell()?;
     let base = step("test programs and their tools for guests", || {
-        guest::base(&sh, arch, scope)
+        guest::base(&sh, arch, scope, filter)
     })?;
     let mut failed = Vec::new();
     let mut ready = Vec::new();
@@ -232,7 +240,7 @@ pub(crate) fn suite(request: &Request<'_>) -> anyhow::Result<Totals> {
                 failed.push(version.to_string());
             }
             // The table shows the same tests for each kernel.
-            if scope == Scope::Brief {
+            if scope == Scope::Brief && filter.is_none() {
                 table::keep(arch, version, &outcome)?;
             }
         }

@@ -14,7 +14,7 @@ use xshell::{Cmd, Shell, cmd};
 
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
-use crate::{bench, ebpf, foreign, fuzz, kernels, run, soak};
+use crate::{bench, ebpf, foreign, fuzz, kernels, run, soak, words};
 
 mod beside;
 mod pristine;
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["fast", "no_live", "kernel"])]
     no_kernels: bool,
     /// Live tests on these kernels (6.1, 5.10, 7) inside QEMU, and nothing else.
-    #[arg(long, value_name = "VERSION", value_delimiter = ',', conflicts_with_all = ["fast", "no_live", "filter"])]
+    #[arg(long, value_name = "VERSION", value_delimiter = ',', conflicts_with_all = ["fast", "no_live"])]
     kernel: Vec<kernels::Version>,
     /// Processor of those guests.
     #[arg(long, default_value = "x86_64", requires = "kernel")]
@@ -74,6 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             versions: &args.kernel,
             arch: args.arch,
             scope: args.scope,
+            filter: args.filter.as_deref(),
         };
         return kernels::run(&request, args.write_table);
     }
@@ -114,6 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.live_only {
         if args.filter.is_none() {
             step("formatting", || Ok(cmd!(sh, "cargo fmt --all --check").run()?))?;
+            step("words", words::check)?;
             if live {
                 beside = Some(Beside::start()?);
             } else {

@@ -86,6 +86,14 @@ struct Hit {
     instead: String,
 }
 
+/// Fails if an area is over its limit.
+pub(crate) fn check() -> anyhow::Result<()> {
+    run(&Args {
+        list: false,
+        area: None,
+    })
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let list = List::parse(include_str!("../words.toml"))?;
     let hits = hits(&list)?;
@@ -305,23 +313,22 @@ fn is_help(path: &str, comment: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Area, List, markdown, rust};
+    use super::{Area, List, reader};
 
     fn words(path: &str, source: &str) -> Vec<(Area, String)> {
         let list =
             List::parse("[limits]\n[words]\n'told' = ''\n'g[ia]ves? up' = ''\n'stands?' = ''\n[spelling]\n").unwrap();
-        let texts = if path.ends_with(".md") {
-            markdown(path, source)
-        } else {
-            rust(path, source)
-        };
+        let texts = reader(path).unwrap()(path, source);
         let mut hits = Vec::new();
         for text in &texts {
             list.check(path, text, &mut hits);
         }
-        hits.into_iter()
-            .map(|hit| (hit.area, format!("{} {}", hit.place, hit.word)))
-            .collect()
+        let found = hits
+            .into_iter()
+            .map(|hit| (hit.area, format!("{} {}", hit.place, hit.word)));
+        let mut found: Vec<_> = found.collect();
+        found.sort();
+        found
     }
 
     #[test]

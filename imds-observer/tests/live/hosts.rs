@@ -340,8 +340,12 @@ fn counted_at(lab: &Lab, observer: &mut Observer, interface: &str) {
 #[ignore = "live"]
 fn interfaces_are_renamed_and_replaced() {
     let lab = lab(LabOptions::default());
-    let address = shell(lab.node(), "ip -o -4 addr show dev eth0 | awk '{print $4}'");
-    let gateway = shell(lab.imds(), "ip -o -4 addr show dev up0 | awk '{print $4}'");
+    let address_of = |place: &Place, device: &str| {
+        let shown = shell(place, &format!("ip -o -4 addr show dev {device}"));
+        shown.split_whitespace().nth(3).unwrap().to_owned()
+    };
+    let address = address_of(lab.node(), "eth0");
+    let gateway = address_of(lab.imds(), "up0");
     let hop = gateway.split('/').next().unwrap();
     let mut observer = following(&lab);
     counted_at(&lab, &mut observer, "eth0");
@@ -397,7 +401,7 @@ fn pods_that_come_and_go_hold_nothing_up() {
         .unwrap()
         .args([
             "-c",
-            &format!("{PRELUDE}end = time.monotonic() + 120\nwhile time.monotonic() < end:\n    ask('churn')\n    time.sleep(.005)"),
+            &format!("{PRELUDE}end = time.monotonic() + {}\nwhile time.monotonic() < end:\n    ask('churn')\n    time.sleep(.005)", 120 * slowness()),
         ])
         .spawn()
         .unwrap();

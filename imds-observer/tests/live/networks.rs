@@ -484,11 +484,12 @@ fn a_program_that_may_rewrite_addresses_at_the_socket_is_named_as_missing() {
     assert_eq!(missing(Observer::follow(&lab, &[])), Vec::<Value>::new());
     let _program = accompany(&lab, Hook::Connect4).unwrap();
     let named = missing(Observer::follow(&lab, &[]));
-    // There ours runs before it, and sees what it makes of the address.
-    if kernel() >= (6, 17) {
-        assert_eq!(named, Vec::<Value>::new());
+    // There ours runs before it, and sees what it makes of the address: the next test shows that it does.
+    if named.is_empty() {
+        assert!(kernel() >= (6, 12), "no kernel before attaches in this order");
         return;
     }
+    assert!(kernel() < (6, 17));
     assert_eq!(named.len(), 1, "{named:?}");
     assert_eq!(named[0]["capability"], "connect4-before-others");
     assert!(
@@ -498,7 +499,7 @@ fn a_program_that_may_rewrite_addresses_at_the_socket_is_named_as_missing() {
 }
 
 /// Programs of other tools at `connect4` run before ours or behind it: in the same cgroup in the order of attaching, and those of a cgroup
-/// below before. Since 6.17 ours is the first wherever it is attached; before, `start.missing` names what runs first.
+/// below before. Where the kernel can, ours is the first wherever it is attached; elsewhere `start.missing` names what runs first.
 #[test]
 #[ignore = "live"]
 fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing() {
@@ -515,7 +516,10 @@ fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing(
         let mut program = before.then(attach);
         let mut observer = Observer::follow(&lab, &[]);
         program.get_or_insert_with(attach);
-        let is_first = !before || kernel() >= (6, 17);
+        let missing = observer.output.concat();
+        assert!(missing.contains(r#""record":"start""#), "{missing}");
+        let is_first = !missing.contains("connect4-before-others");
+        assert!(is_first || before && kernel() < (6, 17), "{name}: {missing}");
         // The target is down.
         run(
             node,
@@ -536,12 +540,6 @@ fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing(
             observer.wait_for(|record| has(record, "second"));
         }
         let finished = observer.finish();
-        let missing = finished.kind("start")[0]["missing"].to_string();
-        assert_eq!(
-            missing.contains("connect4-before-others"),
-            !is_first,
-            "{name}: {missing}"
-        );
         if !is_first {
             continue;
         }
@@ -681,9 +679,9 @@ fn a_routing_loop_is_named() {
     // To another pod, which forwards them back.
     shell(
         lab.node(),
-        "ip route replace 169.254.169.254/32 via 10.88.0.3 dev cni0; sysctl -qw net.ipv4.conf.all.send_redirects=0",
+        "ip route replace 169.254.169.254/32 via 10.88.0.3 dev cni0; echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects",
     );
-    shell(lab.pod(1), "sysctl -qw net.ipv4.ip_forward=1");
+    shell(lab.pod(1), "echo 1 >/proc/sys/net/ipv4/ip_forward");
     let mut observer = Observer::follow(&lab, &["--interface", "eth0"]);
     run(
         lab.pod(0),
@@ -739,7 +737,9 @@ fn connections_that_ipvs_balances_are_recorded_once() {
         server.pid()
     );
     for finding in finished.kind("finding") {
-        assert_eq!(finding["severity"], "info", "{finding}");
+        // The client sends no token.
+        let code = finding["code"].as_str().unwrap();
+        assert!(["imdsv1-request", "redirected-locally"].contains(&code), "{finding}");
     }
     nothing_is_lost(&finished);
 }

@@ -124,6 +124,7 @@ const PROGRAMS: &[&str] = &[
     "rm",
     "wg",
     "ipvsadm",
+    "grep",
 ];
 
 /// Names under which the guest finds them too.
@@ -147,6 +148,9 @@ const MODULES: &[&str] = &[
     "nf_tables",
     "nft_chain_nat",
     "nft_masq",
+    "nft_nat",
+    "nft_redir",
+    "nft_numgen",
     "nft_counter",
     "nft_ct",
     "nft_limit",
@@ -196,7 +200,7 @@ const PATIENCE_WHOLE: Duration = Duration::from_secs(7_200);
 pub(super) const PATIENCE_ONLY: Duration = Duration::from_secs(300);
 
 /// The part of the initramfs that all kernels of an architecture share.
-pub(super) fn base(sh: &Shell, arch: Arch, scope: Scope) -> anyhow::Result<PathBuf> {
+pub(super) fn base(sh: &Shell, arch: Arch, scope: Scope, filter: Option<&str>) -> anyhow::Result<PathBuf> {
     let tree = directory(arch).join("root");
     sh.remove_path(&tree)?;
     for name in [
@@ -244,10 +248,13 @@ pub(super) fn base(sh: &Shell, arch: Arch, scope: Scope) -> anyhow::Result<PathB
     for (alias, program) in ALIASES {
         std::os::unix::fs::symlink(program, tree.join("usr/bin").join(alias))?;
     }
-    let lines: Vec<String> = plan
-        .iter()
-        .map(|(program, tests)| format!("{program} {}", tests.join(" ")))
-        .collect();
+    let lines: Vec<String> = match filter {
+        Some(filter) => vec![format!("live {filter}")],
+        None => plan
+            .iter()
+            .map(|(program, tests)| format!("{program} {}", tests.join(" ")))
+            .collect(),
+    };
     sh.write_file(tree.join("guest/plan"), lines.join("\n"))?;
     let without_python = if scope.needs_python(arch) { &[][..] } else { PYTHON_ONLY };
     sh.write_file(tree.join("guest/skip"), [SKIPPED, without_python].concat().join("\n"))?;
