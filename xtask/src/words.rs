@@ -353,8 +353,8 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(by_area("imds-observer/src/cli/a.rs"), [Area::Help, Area::Messages]);
-        assert_eq!(by_area("imds-observer/src/a.rs"), [Area::Comments, Area::Messages]);
-        assert_eq!(by_area("xtask/src/a.rs"), [Area::Comments, Area::Tools]);
+        assert_eq!(by_area("imds-observer/src/a.rs"), [Area::Messages, Area::Comments]);
+        assert_eq!(by_area("xtask/src/a.rs"), [Area::Tools, Area::Comments]);
         assert_eq!(by_area("imds-observer/tests/a.rs"), [Area::Comments]);
     }
 
