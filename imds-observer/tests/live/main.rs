@@ -27,3 +27,4 @@ mod service;
 mod short_lived;
 mod stuck_sinks;
 mod support;
+mod terminal;

@@ -78,9 +78,10 @@ const BRIEF_FAULTS: &[&str] = &[
     "hop-limit-2:IPv4",
 ];
 
-/// Tests that need what a guest doesn't have: a C compiler, container engines, Prometheus, a shell that counts seconds.
+/// Tests that need what a guest doesn't have: a terminal multiplexer, a C compiler, container engines, Prometheus, a shell that counts seconds.
 const SKIPPED: &[&str] = &[
     "callers::",
+    "terminal::",
     "containers::",
     "service::",
     "hostile::",

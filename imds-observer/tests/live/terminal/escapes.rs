@@ -10,8 +10,8 @@ use imds_observer_lab::client::{Script, Step};
 use imds_observer_lab::terminal::{Control, Pty, Tmux};
 use imds_observer_lab::topology::LabOptions;
 
-use super::support::{self, in_netns, lab, lab_binary};
 use super::{PROGRAM, watch_lab, watch_trace};
+use crate::support::{self, in_netns, lab, lab_binary};
 
 /// Control sequences that a program sends to a terminal.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

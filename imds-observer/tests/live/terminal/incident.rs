@@ -8,8 +8,8 @@ use imds_observer_lab::topology::{Lab, LabOptions, PodCgroup, PodOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::support::{lab, run_script};
 use super::{PROGRAM, watch_lab};
+use crate::support::{lab, run_script};
 
 fn pod() -> LabOptions {
     LabOptions {
@@ -234,15 +234,15 @@ fn plain_text_tells_the_same() {
     let cgroup = lab.cgroup_directory();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("plain");
-    let mut observer = super::support::in_netns(lab.node(), PROGRAM)
-        .args(["watch", "--plain", "--interval", "1s", "-i", super::support::UPLINK])
+    let mut observer = crate::support::in_netns(lab.node(), PROGRAM)
+        .args(["watch", "--plain", "--interval", "1s", "-i", crate::support::UPLINK])
         .arg("--cgroup")
         .arg(cgroup)
         .stdout(std::fs::File::create(&path).unwrap())
         .spawn()
         .unwrap();
     let wait_for = |wanted: &str| {
-        let deadline = std::time::Instant::now() + super::support::patience();
+        let deadline = std::time::Instant::now() + crate::support::patience();
         loop {
             let text = std::fs::read_to_string(&path).unwrap();
             if text.contains(wanted) {

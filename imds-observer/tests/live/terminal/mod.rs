@@ -2,16 +2,11 @@
 //!
 //! tmux shows what a person would see and types what one would type; a pseudo-terminal of our own has every byte that was written.
 
-#![cfg(live)]
-
 mod escapes;
 mod incident;
 mod looks;
 mod recorded;
 mod restore;
-#[path = "../live/support.rs"]
-#[expect(dead_code, reason = "the other live tests use the rest")]
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,7 +33,7 @@ fn watch_lab(lab: &Lab) -> String {
     format!(
         "nsenter --net={} {PROGRAM} watch -i {} --cgroup {}",
         lab.node().netns().path().display(),
-        support::UPLINK,
+        crate::support::UPLINK,
         lab.cgroup_directory().display()
     )
 }
