@@ -122,14 +122,14 @@ fn the_monitor_tells_what_comes_and_goes() {
     let monitor = lab.node().run_in_thread(|| UplinkMonitor::open(&DEFAULT_ENDPOINTS));
     let mut monitor = monitor.unwrap().unwrap();
     // The sockets stay in the node's namespace, whichever thread asks.
-    assert_eq!(told(&monitor.changes().unwrap()), ["+eth0"]);
+    assert_eq!(names(&monitor.changes().unwrap()), ["+eth0"]);
     assert_eq!(monitor.changes().unwrap(), []);
 
     let second = lab.add_uplink().unwrap();
     lab.route_through(&second).unwrap();
-    assert_eq!(until_told(&mut monitor), ["+eth1"]);
+    assert_eq!(until_changed(&mut monitor), ["+eth1"]);
     lab.remove_uplink("eth0").unwrap();
-    assert_eq!(until_told(&mut monitor), ["-eth0"]);
+    assert_eq!(until_changed(&mut monitor), ["-eth0"]);
 
     // More changes than the socket holds.
     let mut flood = String::new();
@@ -148,7 +148,7 @@ fn the_monitor_tells_what_comes_and_goes() {
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), flood.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
     lab.remove_uplink("eth1").unwrap();
-    assert_eq!(until_told(&mut monitor), ["-eth1"]);
+    assert_eq!(until_changed(&mut monitor), ["-eth1"]);
     assert_eq!(monitor.uplinks(), []);
 }
 
@@ -160,7 +160,7 @@ fn the_monitor_sees_names_move() {
     };
     let monitor = lab.node().run_in_thread(|| UplinkMonitor::open(&DEFAULT_ENDPOINTS));
     let mut monitor = monitor.unwrap().unwrap();
-    assert_eq!(told(&monitor.changes().unwrap()), ["+eth0"]);
+    assert_eq!(names(&monitor.changes().unwrap()), ["+eth0"]);
     let ip = |line: &str| {
         let status = lab
             .node()
@@ -173,12 +173,12 @@ fn the_monitor_sees_names_move() {
     };
     ip("link set eth0 down");
     ip("link set eth0 name ens5");
-    assert_eq!(until_told(&mut monitor), ["~ens5"]);
+    assert_eq!(until_changed(&mut monitor), ["~ens5"]);
     ip("link del ens5");
-    assert_eq!(until_told(&mut monitor), ["-ens5"]);
+    assert_eq!(until_changed(&mut monitor), ["-ens5"]);
 }
 
-fn told(changes: &[UplinkChange]) -> Vec<String> {
+fn names(changes: &[UplinkChange]) -> Vec<String> {
     let name = |change: &UplinkChange| match change {
         UplinkChange::Appeared(uplink) => format!("+{}", uplink.name),
         UplinkChange::Renamed(uplink) => format!("~{}", uplink.name),
@@ -187,17 +187,17 @@ fn told(changes: &[UplinkChange]) -> Vec<String> {
     changes.iter().map(name).collect()
 }
 
-fn until_told(monitor: &mut UplinkMonitor) -> Vec<String> {
-    let end = Instant::now() + Duration::from_secs(5);
+fn until_changed(monitor: &mut UplinkMonitor) -> Vec<String> {
+    let end = Instant::now() + Duration::from_secs(5) * slowness();
     while Instant::now() < end {
         let mut fds = [PollFd::new(monitor.fd(), PollFlags::POLLIN)];
         poll(&mut fds, 1_000_u16).unwrap();
         let changes = monitor.changes().unwrap();
         if !changes.is_empty() {
-            return told(&changes);
+            return names(&changes);
         }
     }
-    panic!("no change was told");
+    panic!("no change was reported");
 }
 
 /// A response whose TTL was seen has passed a program at an uplink.
@@ -283,10 +283,13 @@ fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
+/// How much slower than here everything is, in a guest.
+fn slowness() -> u32 {
+    std::env::var("IMDS_OBSERVER_TEST_PATIENCE").map_or(1, |factor| factor.parse().expect("a whole number"))
+}
+
 fn until(lines: &mut Receiver<String>, wanted: impl Fn(&str) -> bool) -> Option<String> {
-    let slowness: u32 =
-        std::env::var("IMDS_OBSERVER_TEST_PATIENCE").map_or(1, |factor| factor.parse().expect("a whole number"));
-    let end = Instant::now() + Duration::from_secs(20) * slowness;
+    let end = Instant::now() + Duration::from_secs(20) * slowness();
     loop {
         let line = lines.recv_timeout(end.saturating_duration_since(Instant::now())).ok()?;
         if wanted(&line) {
