@@ -7,7 +7,7 @@ use std::time::Instant;
 use imds_observer_lab::topology::{Lab, LabOptions, Place};
 use serde_json::Value;
 
-use crate::support::{Observer, cgroup_of, in_netns, kernel, lab, patience, run};
+use crate::support::{Observer, cgroup_of, in_netns, kernel, lab, patience, run, slowness};
 
 /// Kinds that this kernel must have, separated by commas: without them a kind whose module is missing would be left out unseen.
 const EXPECTED: &str = "IMDS_OBSERVER_TEST_DEVICES";
@@ -168,7 +168,8 @@ fn unmake(lab: &Lab, uplink: &Uplink) {
 
 fn curl(place: &Place, name: &str, more: &[&str]) {
     let url = format!("http://169.254.169.254/latest/{name}");
-    let mut arguments = vec!["-s", "-m", "2", "-o", "/dev/null"];
+    let longest = (2 * slowness()).to_string();
+    let mut arguments = vec!["-s", "-m", &longest, "-o", "/dev/null"];
     arguments.extend(more);
     arguments.push(&url);
     run(place, "curl", &arguments);

@@ -358,7 +358,8 @@ fn interfaces_are_renamed_and_replaced() {
         ),
     );
     counted_at(&lab, &mut observer, "ens5");
-    let index = shell(lab.node(), "ip -o link show dev ens5 | cut -d: -f1");
+    let shown = shell(lab.node(), "ip -o link show dev ens5");
+    let (index, _) = shown.split_once(':').unwrap();
     // In one call: between two looks of the observer's.
     shell(
         lab.node(),
