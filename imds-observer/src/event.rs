@@ -179,6 +179,15 @@ pub struct InterfaceSample {
     pub resolver: Option<Arc<VpcResolver>>,
 }
 
+/// The wall clock was stepped. Event time is continuous; from now on it is written by the new wall clock.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockStep {
+    /// When it was noticed, in continuous time.
+    pub time: Time,
+    /// How far ahead the wall clock is of where it was.
+    pub by_ns: i64,
+}
+
 /// A cgroup's path, and how much of it is an unprivileged user's choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CgroupPath {
@@ -214,6 +223,7 @@ pub enum Event {
     Interface(InterfaceSample),
     /// The source's own loss so far: absolute counts, not growth.
     Loss(LossCounts),
+    ClockStep(ClockStep),
     /// A record of a trace that was written earlier. Shared, so that a sink can keep it as it is.
     Record(Arc<Record>),
 }
@@ -238,6 +248,7 @@ impl Event {
             Self::Drop(event) => event.time,
             Self::Redirection(event) => event.time,
             Self::Interface(event) => event.time,
+            Self::ClockStep(event) => event.time,
             Self::Record(record) => record.time,
         })
     }

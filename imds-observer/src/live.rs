@@ -19,7 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::utsname::uname;
 
 use crate::bpf::{Decoder, Kernel, Links, LiveOptions};
-use crate::event::{Event, InterfaceSample};
+use crate::event::{ClockStep, Event, InterfaceSample};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
 use crate::record::{Confinement, LossCounts, Mode, Time, VpcResolver, steady};
@@ -38,8 +38,8 @@ const LAST_EVENTS: usize = 1 << 17;
 const NAMES: Duration = Duration::from_millis(500);
 /// How often counters are read.
 const SAMPLE: Duration = Duration::from_secs(1);
-/// How often the wall clock is looked at again: it may be stepped under us.
-const CLOCK: Duration = Duration::from_secs(10);
+/// How often it is checked that programs are still attached.
+const LINKS: Duration = Duration::from_secs(10);
 
 /// How often changes of routes and interfaces are looked at: a router's table may change all the time.
 const UPLINKS: Duration = Duration::from_millis(200);
@@ -76,9 +76,7 @@ pub struct LiveSource {
     /// The kernel programs have been asked to wake us, and nothing has come since.
     asleep: bool,
     sampled: Instant,
-    clocked: Instant,
-    /// Seconds by which the wall clock is ahead, as last reported.
-    reported_step: Option<i64>,
+    linked: Instant,
     /// As last read, and the interface's name then. As many as the kernel's map holds.
     counters: HashMap<u32, (InterfaceCounters, Arc<str>)>,
 }
@@ -129,8 +127,7 @@ impl LiveSource {
             came: now,
             asleep: false,
             sampled: now,
-            clocked: now,
-            reported_step: None,
+            linked: now,
             counters: HashMap::new(),
         };
         source.follow_uplinks();
@@ -266,14 +263,14 @@ impl LiveSource {
             self.changes = follow(monitor);
         }
         self.follow_uplinks();
-        if self.clocked.elapsed() >= CLOCK {
-            self.clocked = Instant::now();
-            self.look_at_clock();
+        if self.linked.elapsed() >= LINKS {
+            self.linked = Instant::now();
             self.look_at_links();
         }
         #[cfg(feature = "kernel-log")]
         self.kernel.flush_log();
         if self.sampled.elapsed() >= SAMPLE {
+            self.look_at_clock(out);
             self.sample(out);
         }
         Ok(out.len() > before)
@@ -329,16 +326,19 @@ impl LiveSource {
         count
     }
 
-    fn look_at_clock(&mut self) {
-        let (boot_to_wall_ns, ahead_s) = steady::follow();
-        self.decoder.set_clock(boot_to_wall_ns);
-        if let Some(ahead_s) = ahead_s
-            && self.reported_step.is_none_or(|before| before.abs_diff(ahead_s) > 1)
-        {
-            self.reported_step = Some(ahead_s);
-            tracing::error!(
-                "the wall clock was stepped by {ahead_s} s: times in records follow the clock as it was before; restart the observer to use the new time"
+    /// The wall clock may be stepped while the observer runs.
+    fn look_at_clock(&mut self, out: &mut Vec<Event>) {
+        let look = steady::follow();
+        self.decoder.set_clock(look.offset_ns);
+        if let Some(by_ns) = look.stepped_ns {
+            tracing::warn!(
+                "the wall clock was stepped by {:.3} s: records have the new time from here on, and no finding or duration counts the step",
+                by_ns as f64 / 1e9
             );
+            out.push(Event::ClockStep(ClockStep {
+                time: Time::now(),
+                by_ns,
+            }));
         }
     }
 
@@ -450,6 +450,7 @@ impl Source for LiveSource {
         self.decoder.named(NAMES, out);
         self.follow_uplinks();
         self.look_at_links();
+        self.look_at_clock(out);
         self.sample(out);
     }
 }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::attribution::Attribution;
 use crate::detectors::{DetectorConfig, Observation};
-use crate::event::Event;
+use crate::event::{ClockStep, Event};
 use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
+use crate::record::steps::Steps;
 use crate::record::{Body, Caller, Code, Finding, Host, Kind, LossCounts, Mode, Record, SECOND, Start, Time};
 use crate::sinks::Sink;
 use crate::source::{Source, SourceFacts, SourceState};
@@ -54,6 +55,8 @@ pub struct Pipeline {
     misdated: u64,
     source_loss: LossCounts,
     recorded: RecordedHosts,
+    /// Of the wall clocks of a trace's hosts.
+    steps: Steps,
     loss_told: LossCounts,
     next_loss: Time,
     next_interval: Option<Time>,
@@ -69,6 +72,7 @@ impl Pipeline {
                 .iter()
                 .fold(Kinds::NONE, |kinds, sink| kinds.or(sink.kinds())),
             recorded: RecordedHosts::new(parts.recorded_hosts),
+            steps: Steps::default(),
             filters: parts.filter != Filter::default(),
             parts,
             mode: Mode::Live,
@@ -122,6 +126,7 @@ impl Pipeline {
         match event {
             Event::Record(record) => self.recorded(record),
             Event::Loss(counts) => self.source_loss = *counts,
+            Event::ClockStep(step) => self.clock_stepped(*step),
             Event::Interface(sample) => {
                 if let Some(summarizer) = &mut self.parts.summarizer {
                     summarizer.interface(sample);
@@ -155,6 +160,17 @@ impl Pipeline {
         }
     }
 
+    /// Records have the new time from the one on that reports the step.
+    fn clock_stepped(&mut self, ClockStep { time, by_ns }: ClockStep) {
+        #[cfg(live)]
+        crate::record::steady::step(by_ns);
+        let counts = LossCounts {
+            clock_step_ns: by_ns,
+            ..self.loss()
+        };
+        self.tell(time, Body::Loss(counts));
+    }
+
     /// A record or packet of a trace bears a time that can't be right: it is left out.
     fn misdated(&mut self) {
         if self.misdated == 0 {
@@ -163,6 +179,14 @@ impl Pipeline {
             );
         }
         self.misdated += 1;
+    }
+
+    /// When an event of a trace was over, on the continuous clock of its host.
+    fn settled(&self, event: &Event) -> Option<Time> {
+        match event {
+            Event::Record(record) => Some(self.steps.settled(record)),
+            event => event.settled(),
+        }
     }
 
     /// Takes over another filter and other thresholds from here on.
@@ -257,11 +281,12 @@ impl Pipeline {
         if let (Body::Connect(connect), Some(own)) = (&mut record.body, self.parts.detectors.own()) {
             connect.nat_rule = own.nat_rule(connect).map(str::to_owned);
         }
-        self.observe(&Arc::new(record));
+        let record = Arc::new(record);
+        self.observe(&record, &record);
     }
 
-    /// From here on it is all the same whether a record was made now or read from a trace.
-    fn observe(&mut self, record: &Arc<Record>) {
+    /// From here on it is all the same whether a record was made now or read from a trace. `record` has continuous time, `written` is what sinks get.
+    fn observe(&mut self, record: &Arc<Record>, written: &Arc<Record>) {
         let Some(observation) = Observation::of(record) else {
             return;
         };
@@ -283,14 +308,17 @@ impl Pipeline {
         self.parts
             .detectors
             .observe(&record.host, &observation, &mut self.findings);
-        self.write(record);
+        self.write(written);
         self.write_findings();
         if let Some(summarizer) = &mut self.parts.summarizer {
             summarizer.observe(record);
         }
     }
 
-    fn recorded(&mut self, record: &Arc<Record>) {
+    fn recorded(&mut self, written: &Arc<Record>) {
+        self.steps.follow(written);
+        let undone = self.steps.undo(written);
+        let record = undone.as_ref().unwrap_or(written);
         if let Body::Summary(summary) = &record.body
             && !summary.total
         {
@@ -299,7 +327,7 @@ impl Pipeline {
         let observed = matches!(record.body, Body::Exchange(_) | Body::Connect(_) | Body::Drop(_));
         self.recorded.sees(&record.host, record.time, observed);
         match &record.body {
-            Body::Exchange(_) | Body::Connect(_) | Body::Drop(_) => self.observe(record),
+            Body::Exchange(_) | Body::Connect(_) | Body::Drop(_) => self.observe(record, written),
             // Findings are found anew, unless the trace lacks what they rest on.
             Body::Finding(finding) => {
                 let anew = self.recorded.has_exchanges(&record.host) || finding.code == Code::PacketQuota;
@@ -310,7 +338,7 @@ impl Pipeline {
                         .filter
                         .allows(subject.process.as_deref(), subject.container.as_deref())
                 {
-                    self.write(record);
+                    self.write(written);
                 }
             }
             // Processes are added up anew; packet counts are nowhere else.
@@ -341,7 +369,9 @@ impl Pipeline {
         let mut findings = std::mem::take(&mut self.findings);
         for finding in findings.drain(..) {
             if self.wanted.has(Kind::Finding) {
-                self.write(&Arc::new(finding.into()));
+                let mut record = finding.into();
+                self.steps.redo(&mut record);
+                self.write(&Arc::new(record));
             }
         }
         self.findings = findings;
@@ -376,7 +406,9 @@ impl Pipeline {
     fn tell(&mut self, time: Time, body: Body) {
         if self.wanted.has(body.kind()) {
             let host = self.parts.host.clone();
-            self.write(&Arc::new(Record { time, host, body }));
+            let mut record = Record { time, host, body };
+            self.steps.redo(&mut record);
+            self.write(&Arc::new(record));
         }
     }
 
@@ -406,10 +438,12 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let mut run = Run::begin(source.start(), pipeline, duration, stop);
     let mut detached = run.pipeline.detach_summarizer();
+    let mut steps = Steps::default();
     let mut add_up = |records: &[Arc<Record>]| {
         if let Some(summarizer) = &mut detached {
             for record in records {
-                summarizer.observe(record);
+                steps.follow(record);
+                summarizer.observe(steps.undo(record).as_ref().unwrap_or(record));
             }
         }
     };
@@ -489,9 +523,10 @@ impl<'a> Run<'a> {
             self.pipeline.parts.flow.hold(held);
             for (at, event) in batch.iter().enumerate() {
                 if !self.live
-                    && let Some(time) = event.settled()
+                    && let Some(time) = self.pipeline.settled(event)
                 {
-                    if self.leaps(time, || batch[at + 1..].iter().find_map(Event::settled)) {
+                    let next = batch[at + 1..].iter().find_map(|event| self.pipeline.settled(event));
+                    if self.leaps(time, || next) {
                         self.pipeline.misdated();
                         continue;
                     }
@@ -524,8 +559,10 @@ impl<'a> Run<'a> {
     /// Records of a trace, and whether more are wanted.
     fn records(&mut self, records: &[Arc<Record>]) -> ControlFlow<()> {
         for (at, record) in records.iter().enumerate() {
-            let time = record.settled();
-            if self.leaps(time, || records.get(at + 1).map(|next| next.settled())) {
+            let steps = &self.pipeline.steps;
+            let time = steps.settled(record);
+            let next = records.get(at + 1).map(|next| steps.settled(next));
+            if self.leaps(time, || next) {
                 self.pipeline.misdated();
                 continue;
             }

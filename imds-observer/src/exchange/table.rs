@@ -247,7 +247,11 @@ impl FlowTable {
                     self.lost = (self.now, loss.ring_buffer);
                 }
             }
-            Event::Process { .. } | Event::Caller { .. } | Event::Interface(_) | Event::Record(_) => {}
+            Event::Process { .. }
+            | Event::Caller { .. }
+            | Event::Interface(_)
+            | Event::ClockStep(_)
+            | Event::Record(_) => {}
         }
     }
 

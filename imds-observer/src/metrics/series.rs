@@ -291,7 +291,7 @@ fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
             alone(
                 "process_start_time_seconds",
                 "Start of observation, in Unix time",
-                start.time.0 as f64 / 1e9,
+                start.time.unix_ns() as f64 / 1e9,
             ),
         ]);
     }

@@ -17,7 +17,30 @@ const LIMIT: usize = 256;
 type Written = Option<Box<RawValue>>;
 
 thread_local! {
-    static WRITTEN: RefCell<ByCaller<Written>> = RefCell::new(ByCaller::new(LIMIT));
+    static WRITTEN: RefCell<Cache> = RefCell::new(Cache::new());
+}
+
+struct Cache {
+    written: ByCaller<Written>,
+    /// Steps of the wall clock that the start times of processes are written with.
+    stepped_ns: i64,
+}
+
+impl Cache {
+    fn new() -> Self {
+        Self {
+            written: ByCaller::new(LIMIT),
+            stepped_ns: stepped_ns(),
+        }
+    }
+}
+
+#[cfg(live)]
+use super::steady::stepped_ns;
+
+#[cfg(not(live))]
+fn stepped_ns() -> i64 {
+    0
 }
 
 /// For `serialize_with`. Shared values never change.
@@ -39,8 +62,11 @@ fn write<S: Serializer>(
     value: &impl Serialize,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    WRITTEN.with_borrow_mut(|written| {
-        let json = written.get(process, container, || to_raw_value(value).ok());
+    WRITTEN.with_borrow_mut(|cache| {
+        if cache.stepped_ns != stepped_ns() {
+            *cache = Cache::new();
+        }
+        let json = cache.written.get(process, container, || to_raw_value(value).ok());
         json.as_ref()
             .ok_or_else(|| S::Error::custom("a caller can't be written"))?
             .serialize(serializer)

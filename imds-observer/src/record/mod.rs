@@ -11,6 +11,7 @@ mod process;
 mod schema;
 #[cfg(live)]
 pub(crate) mod steady;
+pub(crate) mod steps;
 mod summary;
 mod time;
 pub mod workload;

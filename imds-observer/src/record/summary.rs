@@ -217,11 +217,19 @@ pub struct LossCounts {
     /// Programs of the observer that another tool detached while it ran: what they would have seen since then is unknown.
     #[serde(default)]
     pub detached: u64,
+    /// Not a count: nanoseconds by which this host's wall clock was stepped since the record before. This record and later ones have the new
+    /// time. 0: it was not.
+    #[serde(default)]
+    pub clock_step_ns: i64,
 }
 
 impl LossCounts {
     pub fn any(&self) -> bool {
-        *self != Self::default()
+        let counts = Self {
+            clock_step_ns: 0,
+            ..*self
+        };
+        counts != Self::default()
     }
 
     /// Whether none of the counts is greater than its counterpart.
@@ -248,6 +256,8 @@ impl LossCounts {
             shed: self.shed.saturating_add(more.shed),
             unknown_containers: self.unknown_containers.saturating_add(more.unknown_containers),
             detached: self.detached.saturating_add(more.detached),
+            // Of one record.
+            clock_step_ns: 0,
         }
     }
 }

@@ -9,6 +9,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Nanoseconds since the Unix epoch. Written as RFC 3339 in UTC with nine digits.
+///
+/// In a live run it is continuous: a step of the wall clock changes how it is written, see [`Self::unix_ns`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub u64);
 
@@ -33,6 +35,14 @@ impl Time {
         Self(Timestamp::now().as_nanosecond() as u64)
     }
 
+    /// As it is written: differs from the value only in a live run whose wall clock was stepped.
+    pub fn unix_ns(self) -> u64 {
+        #[cfg(live)]
+        return super::steady::written_ns(self);
+        #[cfg(not(live))]
+        self.0
+    }
+
     /// Nanoseconds from `earlier` to this; 0 if it isn't earlier.
     pub fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
@@ -51,7 +61,7 @@ impl Time {
 
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let timestamp = Timestamp::from_nanosecond(i128::from(self.0)).unwrap_or_default();
+        let timestamp = Timestamp::from_nanosecond(i128::from(self.unix_ns())).unwrap_or_default();
         PRINTER
             .print_timestamp(&timestamp, jiff::fmt::StdFmtWrite(f))
             .map_err(|_| fmt::Error)

@@ -286,6 +286,7 @@ pub fn loss(counts: &LossCounts) -> String {
         shed,
         unknown_containers,
         detached,
+        clock_step_ns: _,
     } = *counts;
     let named = [
         (

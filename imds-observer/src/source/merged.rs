@@ -91,6 +91,9 @@ impl Merged {
             let Some(event) = self.next[index].take() else {
                 return SourceState::End;
             };
+            if let Event::Record(record) = &event {
+                self.order.took(index, record);
+            }
             out.push(event);
             let is_ready = match &self.traces[index] {
                 Trace::Records(file) => file.is_ready(),
@@ -139,8 +142,10 @@ impl Merged {
             };
             break Some(event);
         };
-        if let Some(event) = &event {
-            self.order.push(index, event.settled().unwrap_or_default());
+        match &event {
+            Some(Event::Record(record)) => self.order.push_record(index, record),
+            Some(event) => self.order.push(index, event.settled().unwrap_or_default()),
+            None => {}
         }
         self.next[index] = event;
     }

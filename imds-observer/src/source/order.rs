@@ -3,11 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::record::Time;
+use crate::record::steps::Steps;
+use crate::record::{Record, Time};
 
-/// A file's clock never runs backwards, regardless of its records: their order within a file is kept.
+/// A file's clock never runs backwards, regardless of its records: their order within a file is kept. Steps that a file reports are no time to it.
 pub(super) struct Order {
     clocks: Vec<Time>,
+    steps: Vec<Steps>,
     waiting: BinaryHeap<Reverse<(Time, usize)>>,
 }
 
@@ -15,6 +17,7 @@ impl Order {
     pub(super) fn new(files: usize) -> Self {
         Self {
             clocks: vec![Time::default(); files],
+            steps: (0..files).map(|_| Steps::default()).collect(),
             waiting: BinaryHeap::new(),
         }
     }
@@ -23,6 +26,17 @@ impl Order {
     pub(super) fn push(&mut self, file: usize, time: Time) {
         let clock = self.follow(file, time);
         self.waiting.push(Reverse((clock, file)));
+    }
+
+    /// The next of this file is this record.
+    pub(super) fn push_record(&mut self, file: usize, record: &Record) {
+        let time = self.steps[file].settled(record);
+        self.push(file, time);
+    }
+
+    /// This record of the file was taken; what comes after it may be on another clock.
+    pub(super) fn took(&mut self, file: usize, record: &Record) {
+        self.steps[file].follow(record);
     }
 
     /// Whose next is the first of all.
@@ -36,8 +50,8 @@ impl Order {
     }
 
     /// Whether the next of this file, which was popped, goes before all that wait.
-    pub(super) fn is_next(&mut self, file: usize, time: Time) -> bool {
-        let clock = self.follow(file, time);
+    pub(super) fn is_next(&mut self, file: usize, record: &Record) -> bool {
+        let clock = self.follow(file, self.steps[file].settled(record));
         self.waiting.peek().is_none_or(|Reverse(first)| (clock, file) < *first)
     }
 

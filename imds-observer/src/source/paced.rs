@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{Source, SourceFacts, SourceState};
 use crate::event::Event;
-use crate::record::Time;
+use crate::record::{Body, Time};
 
 /// Longer gaps are shortened to this.
 const MAX_SILENCE: Duration = Duration::from_secs(5);
@@ -144,6 +144,15 @@ impl<S: Source> Source for Paced<S> {
             .waiting
             .pop_front_if(|event| event.settled().unwrap_or_default() <= now)
         {
+            // After a step of the recorded clock the trace goes on in the new time.
+            if let Event::Record(record) = &event
+                && let Body::Loss(loss) = &record.body
+                && loss.clock_step_ns != 0
+            {
+                self.now = Some(record.time);
+                out.push(event);
+                break;
+            }
             out.push(event);
         }
         Ok(SourceState::More)

@@ -70,7 +70,7 @@ fn log(finding: Of<'_, Finding>, now_ns: u64) -> LogRecord {
         }
     }
     LogRecord {
-        time_unix_nano: finding.time.0,
+        time_unix_nano: finding.time.unix_ns(),
         observed_time_unix_nano: now_ns,
         severity_number: severity.into(),
         severity_text: finding.severity.as_str().to_owned(),
@@ -87,7 +87,7 @@ pub(super) fn metrics(
     host: &Host,
     now_ns: u64,
 ) -> ExportMetricsServiceRequest {
-    let start_ns = state.start.as_ref().map_or(0, |start| start.time.0);
+    let start_ns = state.start.as_ref().map_or(0, |start| start.time.unix_ns());
     let metrics = families(state, transfers)
         .into_iter()
         .map(|family| metric_of(&family, start_ns, now_ns))

@@ -148,18 +148,20 @@ impl Files {
             let Some(index) = self.order.pop() else {
                 return !out.is_empty();
             };
+            let alone = self.files.len() == 1;
             let file = &mut self.files[index];
-            if self.order.is_empty() {
+            if alone {
                 out.extend(&mut file.read);
-            } else {
-                while let Some(next) = file.next()
-                    && self.order.is_next(index, next.settled())
-                {
-                    out.extend(file.read.next());
-                }
+            }
+            let last = self.order.is_empty();
+            while let Some(next) = file.next()
+                && (last || self.order.is_next(index, next))
+            {
+                self.order.took(index, next);
+                out.extend(file.read.next());
             }
             match file.next() {
-                Some(next) => self.order.push(index, next.settled()),
+                Some(next) => self.order.push_record(index, next),
                 None => self.behind.push(index),
             }
         }
@@ -169,7 +171,7 @@ impl Files {
         let file = &mut self.files[index];
         let bytes = file.read_on(reader);
         if let Some(next) = file.next() {
-            self.order.push(index, next.settled());
+            self.order.push_record(index, next);
         }
         bytes
     }
