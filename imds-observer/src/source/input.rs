@@ -59,7 +59,7 @@ impl Input {
             let source = io::stdin();
             (Box::new(Waiting { source, stop }), true)
         } else {
-            let file = File::open(path).with_context(|| format!("open {name}"))?;
+            let file = open(path).with_context(|| format!("open {name}"))?;
             let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
             if is_file {
                 (Box::new(file), false)
@@ -102,6 +102,14 @@ impl Input {
     }
 }
 
+/// A named pipe is opened without waiting for a writer: the first read waits for one, and a signal ends that wait.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    options.read(true).open(path)
+}
+
 fn decompressed<R: Read + Send + 'static>(decoder: R) -> io::Result<Box<dyn Buffered + Send>> {
     Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, Peeked::new(decoder)?)))
 }
@@ -126,19 +134,27 @@ impl<R: Read> Read for Waiting<R> {
 #[cfg(unix)]
 impl<R: AsFd> Read for Waiting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(wake) = self.stop.wake() {
+        loop {
             let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-            let mut fds = [readable(wake), readable(self.source.as_fd())];
-            match poll(&mut fds, PollTimeout::NONE) {
+            let source = readable(self.source.as_fd());
+            let waited = match self.stop.wake() {
+                Some(wake) => poll(&mut [source, readable(wake)], PollTimeout::NONE),
+                None => poll(&mut [source], PollTimeout::NONE),
+            };
+            match waited {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            if self.stop.requested() {
+                return Ok(0);
+            }
+            // Not through std's own buffer, which poll can't see.
+            match nix::unistd::read(&self.source, buffer) {
+                Err(Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+                Ok(read) => return Ok(read),
+            }
         }
-        if self.stop.requested() {
-            return Ok(0);
-        }
-        // Not through std's own buffer, which poll can't see.
-        nix::unistd::read(&self.source, buffer).map_err(io::Error::from)
     }
 }
 
