@@ -34,6 +34,13 @@ impl Budget {
             .is_ok()
     }
 
+    /// How many of them were left.
+    fn take_up_to(&self, values: usize) -> usize {
+        let less = |left: usize| Some(left.saturating_sub(values));
+        let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        before.unwrap_or_default().min(values)
+    }
+
     fn give_back(&self, values: usize) {
         self.left.fetch_add(values, Ordering::Relaxed);
     }
@@ -45,6 +52,8 @@ pub(super) struct Distinct {
     seen: FxHashSet<u64>,
     /// The same comes many times in a row.
     last: Option<u64>,
+    /// Values that were taken from the budget.
+    taken: usize,
     budget: Budget,
 }
 
@@ -53,6 +62,7 @@ impl Distinct {
         Self {
             seen: FxHashSet::default(),
             last: None,
+            taken: 0,
             budget,
         }
     }
@@ -63,10 +73,14 @@ impl Distinct {
         if self.last == Some(hash) || count >= self.budget.most || self.seen.contains(&hash) {
             return;
         }
-        if count < OWN || self.budget.take_one() {
-            self.seen.insert(hash);
-            self.last = Some(hash);
+        if count >= OWN {
+            if !self.budget.take_one() {
+                return;
+            }
+            self.taken += 1;
         }
+        self.seen.insert(hash);
+        self.last = Some(hash);
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -75,26 +89,20 @@ impl Distinct {
 
     /// Keeps the memory of its own share.
     pub(super) fn clear(&mut self) {
-        self.budget.give_back(self.shared());
+        self.budget.give_back(std::mem::take(&mut self.taken));
         self.seen.clear();
         self.seen.shrink_to(OWN);
         self.last = None;
     }
-
-    fn shared(&self) -> usize {
-        self.seen.len().saturating_sub(OWN)
-    }
 }
 
-/// A copy holds as much again.
+/// A copy holds as much again, and takes of it what the budget still has.
 impl Clone for Distinct {
     fn clone(&self) -> Self {
-        let take = |left: usize| Some(left.saturating_sub(self.shared()));
-        let left = &self.budget.left;
-        let _ = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         Self {
             seen: self.seen.clone(),
             last: self.last,
+            taken: self.budget.take_up_to(self.taken),
             budget: self.budget.clone(),
         }
     }
@@ -102,7 +110,7 @@ impl Clone for Distinct {
 
 impl Drop for Distinct {
     fn drop(&mut self) {
-        self.budget.give_back(self.shared());
+        self.budget.give_back(self.taken);
     }
 }
 
@@ -140,5 +148,31 @@ mod tests {
         assert_eq!(fill(last, 5_000), 1_000);
         drop(counters);
         assert_eq!(budget.left.load(Ordering::Relaxed), SHARED * 1_000);
+    }
+
+    #[test]
+    fn copies_give_back_no_more_than_they_took() {
+        let budget = Budget::new(1_000);
+        let left = || budget.left.load(Ordering::Relaxed);
+        let whole = left();
+        let mut counters: Vec<Distinct> = (0..100).map(|_| Distinct::new(budget.clone())).collect();
+        for counter in &mut counters {
+            fill(counter, 5_000);
+        }
+        assert_eq!(left(), 0);
+        let copies = counters.clone();
+        assert_eq!(left(), 0);
+        drop(copies);
+        assert_eq!(left(), 0, "the budget was empty when they were made");
+        let full = counters[0].count() as usize - OWN;
+        drop(counters.remove(0));
+        assert_eq!(left(), full);
+        let mut copy = counters[0].clone();
+        assert_eq!(left(), 0);
+        copy.clear();
+        copy.clear();
+        assert_eq!(left(), full);
+        drop((copy, counters));
+        assert_eq!(left(), whole);
     }
 }
