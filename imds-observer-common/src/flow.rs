@@ -11,6 +11,8 @@ pub struct Flow {
     /// Who connected, or who sent the newest payload.
     pub process: ProcessKey,
     pub cgroup_id: u64,
+    /// Whose share of the ring buffer its events count against.
+    pub client: u64,
     /// The process's cgroups of v1 and v2 in one number: it changes when the process is moved.
     pub cgroup_mark: u64,
     pub tid: u32,

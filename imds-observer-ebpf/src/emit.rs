@@ -1,11 +1,11 @@
 //! Events into the ring buffer, and what didn't fit into a counter.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_PROD_POS};
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_output, bpf_ringbuf_query};
 use imds_observer_common::{EventHeader, EventKind, HEAD_BYTES, HEADS_PER_PACKET, LossCounters};
 
 use crate::config::wake_at_bytes;
-use crate::maps::{EVENTS, LOSS, SLEEPING};
+use crate::maps::{EVENTS, FLOWS, LOSS, SHARES, SLEEPING, Share};
 use crate::packet::load_payload;
 
 #[inline(always)]
@@ -28,13 +28,50 @@ pub(crate) fn returned(result: bool) {
 
 /// Copies an event of a fixed size. `false`: the ring was full; counted.
 #[inline(always)]
-pub(crate) fn emit<T>(event: &T) -> bool {
-    emit_bytes(core::ptr::from_ref(event).cast(), size_of::<T>() as u64)
+pub(crate) fn emit<T>(event: &T, client: impl FnOnce() -> u64) -> bool {
+    emit_bytes(core::ptr::from_ref(event).cast(), size_of::<T>() as u64, client)
+}
+
+/// Whose events those of a connection are; 0: not known.
+#[inline(always)]
+pub(crate) fn client_of(cookie: u64) -> u64 {
+    // SAFETY: copied at once.
+    unsafe { FLOWS.get(cookie) }.map_or(0, |flow| flow.client)
+}
+
+/// Bytes in the ring, or all that was ever written to it.
+#[inline(always)]
+fn ring(question: u32) -> u64 {
+    // SAFETY: a map, and a question that has no other arguments.
+    unsafe { bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), u64::from(question)) }
+}
+
+/// Whether a client has had its share of a ring that fills: of each half of the ring's length that is written, a quarter. So one that sends
+/// faster than the reader reads leaves at least a quarter of the ring to all others.
+#[inline(never)]
+fn is_over_share(client: u64, len: u64) -> u32 {
+    let half = wake_at_bytes() * 2;
+    let lap = ring(BPF_RB_PROD_POS).checked_div(half).unwrap_or(0);
+    let Some(share) = SHARES.get_ptr_mut(client) else {
+        let _ = SHARES.insert(client, Share { lap, bytes: len }, 0);
+        return 0;
+    };
+    // SAFETY: a live value. Two CPUs that add at once may lose one of both.
+    let share = unsafe { &mut *share };
+    if share.lap != lap {
+        share.lap = lap;
+        share.bytes = 0;
+    }
+    if share.bytes + len > half / 4 {
+        return 1;
+    }
+    share.bytes += len;
+    0
 }
 
 /// Whether to wake the reader: once if it sleeps, and when the ring fills while it waits for more to come along.
 #[inline(always)]
-fn wake(len: u64) -> u64 {
+fn wake(len: u64, waiting: u64) -> u64 {
     if let Some(sleeping) = SLEEPING.get_ptr_mut(0) {
         // SAFETY: one word; two CPUs may both wake, which does no harm.
         unsafe {
@@ -44,8 +81,6 @@ fn wake(len: u64) -> u64 {
             }
         }
     }
-    // SAFETY: a map, and a question that has no other arguments.
-    let waiting = unsafe { bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), u64::from(BPF_RB_AVAIL_DATA)) };
     // Only who crosses the line, or two CPUs at once that are about to: each call costs an interrupt. Who is missed is seen at the
     // reader's next look, which comes anyway.
     let line = wake_at_bytes();
@@ -58,16 +93,21 @@ fn wake(len: u64) -> u64 {
 /// Bytes: an event or two.
 const ABOUT: u64 = 256;
 
-/// `len` must be bounded for the verifier.
+/// `len` must be bounded for the verifier. `client` is asked only while the ring is more than half full.
 #[inline(always)]
-pub(crate) fn emit_bytes(event: *const u8, len: u64) -> bool {
+pub(crate) fn emit_bytes(event: *const u8, len: u64, client: impl FnOnce() -> u64) -> bool {
+    let waiting = ring(BPF_RB_AVAIL_DATA);
+    if waiting > wake_at_bytes() * 2 && is_over_share(client(), len) != 0 {
+        count(|loss| &mut loss.ring_buffer);
+        return false;
+    }
     // SAFETY: the caller's `event` is valid for `len` bytes; the verifier checks it.
     let result = unsafe {
         bpf_ringbuf_output(
             (&raw const EVENTS).cast_mut().cast(),
             event.cast_mut().cast(),
             len,
-            wake(len),
+            wake(len, waiting),
         )
     };
     if result != 0 {

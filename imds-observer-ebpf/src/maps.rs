@@ -12,6 +12,19 @@ use imds_observer_common::{
 use crate::emit::count;
 use crate::packet::Ip;
 
+/// What a client has put into the ring buffer since it was half full.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    /// Which half of the ring's length, of all that was ever written to it.
+    pub(crate) lap: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Client -> its share. Only looked at while the ring buffer is more than half full.
+#[map]
+pub(crate) static SHARES: LruHashMap<u64, Share> = LruHashMap::with_max_entries(1_024, 0);
+
 /// What user space reads.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(sizes::RING_BYTES, 0);
@@ -200,6 +213,8 @@ pub(crate) struct ProcessScratch {
     /// Of a v1 hierarchy, sent behind the event.
     pub(crate) cgroup_v1: [u8; CGROUP_BYTES],
     pub(crate) slack: [u8; COMPONENT_BYTES],
+    /// 1: a program is at work in it.
+    pub(crate) taken: u32,
 }
 
 #[map]

@@ -106,7 +106,7 @@ pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<
             0 => 0,
             payload => ip.next + u32::from(payload),
         };
-        return Some(());
+        return skip_extensions(skb, ip);
     }
     let Words(header): Words<Ipv4Hdr> = load(skb, at)?;
     if header.vihl >> 4 != 4 {
@@ -123,6 +123,38 @@ pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<
         total => at + u32::from(total),
     };
     Some(())
+}
+
+/// Extension headers that are skipped. A TCP socket sends up to four: hop-by-hop options, two of destination options, routing.
+const MAX_EXTENSIONS: u32 = 8;
+
+/// Goes on to what follows the extension headers of IPv6. Behind more of them than are skipped, the protocol is still an extension's.
+#[inline(always)]
+fn skip_extensions(skb: *mut __sk_buff, ip: &mut Ip) -> Option<()> {
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(ip.protocol) || ip.later_fragment {
+            break;
+        }
+        let [next, length, offset @ ..]: [u8; 4] = load(skb, ip.next)?;
+        let length = u32::from(length);
+        ip.next += match ip.protocol {
+            FRAGMENT => {
+                ip.later_fragment = u16::from_be_bytes(offset) & !7 != 0;
+                8
+            }
+            AUTHENTICATION => (length + 2) * 4,
+            _ => (length + 1) * 8,
+        };
+        ip.protocol = next;
+    }
+    Some(())
+}
+
+/// Whether a packet to or from an endpoint may be TCP that can't be read: behind too many extension headers, or in the second of several
+/// fragments.
+#[inline(always)]
+pub(crate) fn may_be_unread_tcp(ip: &Ip) -> bool {
+    is_extension(ip.protocol) || ip.later_fragment && ip.protocol == IPPROTO_TCP
 }
 
 /// Offset of the TCP payload, and its length.
@@ -181,11 +213,13 @@ pub(crate) fn sequence_key(tcp: &Tcp) -> u64 {
     u64::from(tcp.seq) | (u64::from(other) << 32)
 }
 
-/// An IPv6 extension header, behind which TCP may follow: hop-by-hop options, routing, fragment, authentication, destination options. None
-/// of them is read.
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+
+/// An IPv6 extension header, behind which TCP may follow: hop-by-hop options, routing, fragment, authentication, destination options.
 #[inline(always)]
 pub(crate) fn is_extension(next: u8) -> bool {
-    matches!(next, 0 | 43 | 44 | 51 | 60)
+    matches!(next, 0 | 43 | FRAGMENT | AUTHENTICATION | 60)
 }
 
 /// Of two ends that both have an endpoint's address, the server is the one with the well-known port.

@@ -200,8 +200,17 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
     let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
         return 0;
     };
-    // SAFETY: a per-CPU slot. A program that interrupts this one on the same CPU would be another IMDS sender in softirq,
-    // which never announces.
+    // SAFETY: a per-CPU slot.
+    let taken = unsafe { &raw mut (*scratch).taken };
+    // A sender in softirq never announces, but kernels that switch tasks anywhere may have interrupted another task here. This one is
+    // announced with its next segment then.
+    // SAFETY: a field of a live value.
+    if unsafe { taken.read_volatile() } != 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    unsafe { taken.write_volatile(1) };
+    // SAFETY: as above; nobody else has it now.
     let event = unsafe { &mut (*scratch).event };
     event.key = key;
     event.reserved = 0;
@@ -210,9 +219,12 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
     let v1 = u64::from(event.cgroup_v1_len) & (2 * CGROUP_BYTES as u64 - 1);
     let size = size_of::<ProcessEvent>() as u64 + if v1 > CGROUP_BYTES as u64 { 0 } else { v1 };
     event.header = header(EventKind::Process, size as usize);
-    if emit_bytes(scratch.cast(), size) && PROCESSES.insert(announced, 1, 0).is_err() {
+    let cgroup_id = event.cgroup_id;
+    if emit_bytes(scratch.cast(), size, || cgroup_id) && PROCESSES.insert(announced, 1, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
+    // SAFETY: as above.
+    unsafe { taken.write_volatile(0) };
     1
 }
 

@@ -5,7 +5,9 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id, bpf_skc_to_tcp_sock,
+};
 use aya_ebpf::macros::cgroup_skb;
 use aya_ebpf::programs::SkBuffContext;
 use imds_observer_common::{
@@ -14,12 +16,12 @@ use imds_observer_common::{
 };
 
 use crate::config::{bytes, is_endpoint, is_endpoint_v4, is_endpoint_v6, offset, reads_tasks_directly, words};
-use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
+use crate::emit::{client_of, count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
 use crate::maps::{FLOWS, REWRITTEN, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, may_be_rewritten, with_slot};
 use crate::packet::{
-    self, ACK, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, is_clients_port, is_extension, sequence_key,
-    tuple,
+    self, ACK, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_TCP, Ip, RST, SYN, Tcp, is_clients_port, is_extension,
+    may_be_unread_tcp, sequence_key, tuple,
 };
 use crate::task::{current, current_cgroups, current_netns};
 
@@ -182,17 +184,24 @@ fn ask_for_endpoint(cookie: u64, tuple: &mut Tuple) -> bool {
     true
 }
 
+/// `None`: it is no TCP, or it can't be read, which is counted.
 #[inline(always)]
 fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
     // SAFETY: the context is valid.
     let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
-    packet::ip(skb, v6, 0, ip)?;
-    if ip.later_fragment || ip.protocol != IPPROTO_TCP {
+    let read = packet::ip(skb, v6, 0, ip).is_some();
+    if read && ip.protocol != IPPROTO_TCP && !may_be_unread_tcp(ip) {
         return None;
     }
-    let tcp = packet::tcp(skb, ip.next)?;
-    let (payload, payload_len) = packet::payload(skb, ip, &tcp);
-    Some((tcp, payload, payload_len))
+    if read
+        && !may_be_unread_tcp(ip)
+        && let Some(tcp) = packet::tcp(skb, ip.next)
+    {
+        let (payload, payload_len) = packet::payload(skb, ip, &tcp);
+        return Some((tcp, payload, payload_len));
+    }
+    count(|loss| &mut loss.unparsed);
+    None
 }
 
 /// Nothing is asked that has no answer yet: how the connection ends tells nothing that the socket's last state doesn't.
@@ -219,6 +228,19 @@ fn is_senders_call(skb: *mut __sk_buff) -> bool {
     }
 }
 
+/// Level of the cgroups that share the ring buffer: pods, services of a user's session. What a user may make below them by itself is one.
+const CLIENT_LEVEL: i32 = 3;
+
+/// Whose share of the ring buffer the socket's events count against.
+#[inline(always)]
+fn client(skb: *mut __sk_buff, cgroup_id: u64) -> u64 {
+    // SAFETY: the context is valid.
+    match unsafe { bpf_skb_ancestor_cgroup_id(skb, CLIENT_LEVEL) } {
+        0 => cgroup_id,
+        id => id,
+    }
+}
+
 #[inline(never)]
 fn try_egress(skb: *mut __sk_buff) -> bool {
     with_slot(&SEGMENT_SCRATCH, |scratch| egress(skb, scratch)).unwrap_or(false)
@@ -235,7 +257,6 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         ..
     } = scratch;
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
-        count(|loss| &mut loss.unparsed);
         return false;
     };
     if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
@@ -268,9 +289,10 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     let mut known = false;
     // Changed in place: inserting it again costs several times as much.
     let noted = FLOWS.get_ptr_mut(cookie);
-    // On a host that has the endpoint's address itself, the server's sockets look like clients.
+    // On a host that has the endpoint's address itself, the server's sockets look like clients; also the one that answers a SYN with data
+    // (TCP Fast Open).
     if noted.is_none()
-        && tcp.flags & SYN == 0
+        && tcp.flags & (SYN | ACK) != SYN
         && is_endpoint(&event.tuple.local)
         && !is_clients_port(event.tuple.local_port, event.tuple.remote_port)
     {
@@ -286,6 +308,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow.process = ProcessKey::default();
         // SAFETY: as above.
         flow.cgroup_id = unsafe { bpf_skb_cgroup_id(skb) };
+        flow.client = 0;
         flow.cgroup_mark = 0;
         flow.tid = 0;
         flow.netns = 0;
@@ -300,6 +323,9 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     // maps it to another port.
     if (payload_len > 0 || tcp.flags & SYN != 0) && SEQUENCES.insert(sequence_key(&tcp), cookie, 0).is_err() {
         count(|loss| &mut loss.map_full);
+    }
+    if !known {
+        flow.client = client(skb, flow.cgroup_id);
     }
     if fresh {
         // `current` is the sender for SYN and for payload that goes out for the first time, and for nothing else. A socket may
@@ -335,7 +361,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
                 redirect.to_port = tcp.destination;
                 redirect.reserved = 0;
                 redirect.header = header(EventKind::Redirect, size_of::<RedirectEvent>());
-                emit(redirect);
+                emit(redirect, || flow.client);
             }
         }
         // An RST that answers a packet has that packet's number.
@@ -379,7 +405,9 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
             event.flags = SegmentFlags::RETRANSMIT;
         }
         event.header = header(EventKind::Segment, size_of::<SegmentEvent>());
-        return emit_bytes((&raw const *event).cast(), size_of::<SegmentEvent>() as u64);
+        return emit_bytes((&raw const *event).cast(), size_of::<SegmentEvent>() as u64, || {
+            flow.client
+        });
     }
 
     each_head(skb, payload, payload_len, head, |done, left, len, cut| {
@@ -389,7 +417,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         event.flags = if cut { SegmentFlags::CUT } else { 0 };
         let size = size_of::<SegmentEvent>() as u64 + u64::from(len);
         event.header = header(EventKind::Segment, size as usize);
-        emit_bytes((&raw const *event).cast(), size)
+        emit_bytes((&raw const *event).cast(), size, || flow.client)
     })
 }
 
@@ -402,7 +430,6 @@ fn try_ingress(skb: *mut __sk_buff) -> bool {
 fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     let SegmentScratch { event, head, ip, .. } = scratch;
     let Some((tcp, payload, payload_len)) = headers(skb, ip) else {
-        count(|loss| &mut loss.unparsed);
         return false;
     };
     if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
@@ -470,7 +497,7 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     event.head_len = head_len as u16;
     let size = size_of::<SegmentEvent>() as u64 + u64::from(head_len & (2 * STATUS_LINE_BYTES as u32 - 1));
     event.header = header(EventKind::Segment, size as usize);
-    let told = emit_bytes((&raw const *event).cast(), size);
+    let told = emit_bytes((&raw const *event).cast(), size, || client_of(cookie));
     if told
         && payload_len > 0
         && let Some(flow) = flow

@@ -13,12 +13,12 @@ use imds_observer_common::{
 };
 
 use crate::config::{is_endpoint, is_resolver, near_v4, near_v6};
-use crate::emit::{count, each_head, emit, emit_bytes, header, returned};
+use crate::emit::{client_of, count, each_head, emit, emit_bytes, header, returned};
 use crate::log::debug;
 use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch, with_slot};
 use crate::packet::{
     self, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
-    Ip, RST, SYN, Tcp, load, sequence_key, tuple,
+    Ip, RST, SYN, Tcp, load, may_be_unread_tcp, sequence_key, tuple,
 };
 
 const ETHERNET_HEADER: usize = 14;
@@ -111,10 +111,10 @@ fn wire(skb: *mut __sk_buff, egress: bool, scratch: &mut WireScratch) -> bool {
     if far != Far::Beyond {
         account(skb, ip, slot, far, egress);
     }
+    if far_is_endpoint && may_be_unread_tcp(ip) {
+        count(|loss| &mut loss.unparsed);
+    }
     if ip.later_fragment {
-        if far_is_endpoint && ip.protocol == IPPROTO_TCP {
-            count(|loss| &mut loss.unparsed);
-        }
         return false;
     }
     if ip.protocol == IPPROTO_TCP {
@@ -269,7 +269,7 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
     event.icmp_code = 0;
     describe(event, skb, egress);
     if !egress || payload_len == 0 || event.cookie != 0 {
-        return emit(event);
+        return emit(event, || client_at(event));
     }
     // No socket of this host has sent it: its head is to be read here or nowhere.
     each_head(skb, payload, payload_len, head, |done, left, len, cut| {
@@ -279,7 +279,7 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
         event.flags = if cut { SegmentFlags::CUT } else { 0 };
         let size = size_of::<WireEvent>() as u64 + u64::from(len);
         event.header = header(EventKind::Wire, size as usize);
-        emit_bytes((&raw const *event).cast(), size)
+        emit_bytes((&raw const *event).cast(), size, || client_at(event))
     })
 }
 
@@ -341,5 +341,14 @@ fn icmp_error(
     event.icmp_code = code;
     event.status_len = 0;
     describe(event, skb, egress);
-    emit(event)
+    emit(event, || client_at(event))
+}
+
+/// Whose share of the ring buffer it is: the socket's, or else that of the address.
+#[inline(always)]
+fn client_at(event: &WireEvent) -> u64 {
+    match event.cookie {
+        0 => u64::from(crate::config::words(&event.tuple.local)[3]) | 1 << 63,
+        cookie => client_of(cookie),
+    }
 }

@@ -403,6 +403,218 @@ fn datagrams_to_the_endpoints_are_no_unread_requests() {
     assert_eq!(loss["unparsed"], 0, "{loss}");
 }
 
+/// Requests to the IPv6 endpoint behind extension headers, each of two on a connection, as an unprivileged user in namespaces of its own.
+const EXTENDED: &str = r"
+import socket, subprocess
+for command in ('link set lo up', 'addr add fd00:ec2::254/128 dev lo nodad'):
+    subprocess.run(['ip'] + command.split(), check=True)
+OPTIONS = bytes([0, 0, 1, 4, 0, 0, 0, 0])
+HOP, DESTINATION = 54, 59
+server = socket.socket(socket.AF_INET6)
+server.bind(('fd00:ec2::254', 80))
+server.listen(16)
+asked = 0
+for number, options in enumerate(((), (HOP,), (DESTINATION,), (HOP, DESTINATION))):
+    client = socket.socket(socket.AF_INET6)
+    for option in options:
+        client.setsockopt(socket.IPPROTO_IPV6, option, OPTIONS)
+    client.connect(('fd00:ec2::254', 80))
+    peer, _ = server.accept()
+    for option in options:
+        peer.setsockopt(socket.IPPROTO_IPV6, option, OPTIONS)
+    for part in (b'a', b'b'):
+        client.sendall(b'GET /latest/meta-data/%d%s HTTP/1.1\r\nHost: x\r\n\r\n' % (number, part))
+        peer.recv(10000)
+        peer.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok')
+        client.recv(10000)
+        asked += 1
+    client.close()
+    peer.close()
+print(asked)
+";
+
+#[test]
+#[ignore = "live"]
+fn extension_headers_hide_no_request() {
+    let lab = lab(LabOptions {
+        pods: vec![PodOptions::default(); 1],
+        ..LabOptions::default()
+    });
+    let observer = Observer::stream(&lab, &[]);
+    let sent = unprivileged(lab.pod(0))
+        .args(IN_OWN_NAMESPACES)
+        .args(["/usr/bin/python3", "-c", EXTENDED])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&sent.stdout),
+        "8\n",
+        "{}",
+        String::from_utf8_lossy(&sent.stderr)
+    );
+    let finished = observer.finish();
+    let exchanges = finished.kind("exchange");
+    assert_eq!(exchanges.len(), 8, "{}", finished.stdout);
+    for exchange in exchanges {
+        assert_eq!(exchange["outcome"], "answered", "{exchange}");
+        assert_eq!(exchange["response"]["status"], 200, "{exchange}");
+        assert_eq!(exchange["process"]["comm"], "python3", "{exchange}");
+    }
+    let loss = finished.kind("loss").pop().unwrap();
+    assert_eq!(lost(loss), 0, "{loss}");
+}
+
+/// Unusual ways to send a request, as an unprivileged user in namespaces of its own: one connection each, and the path names the way.
+const WAYS: &str = r"
+import array, os, socket, subprocess, tempfile, threading
+for command in ('link set lo up', 'addr add 169.254.169.254/32 dev lo'):
+    subprocess.run(['ip'] + command.split(), check=True)
+with open('/proc/sys/net/ipv4/tcp_fastopen', 'w') as setting:
+    setting.write(str(0x607))
+ENDPOINT = ('169.254.169.254', 80)
+server = socket.socket()
+server.setsockopt(socket.SOL_TCP, 23, 16)
+server.bind(ENDPOINT)
+server.listen(64)
+
+def serve():
+    while True:
+        peer, _ = server.accept()
+        seen = b''
+        while b'\r\n\r\n' not in seen:
+            more = peer.recv(10000)
+            if not more:
+                break
+            seen += more
+        peer.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok')
+        peer.close()
+
+threading.Thread(target=serve, daemon=True).start()
+
+def head(name):
+    return b'GET /latest/meta-data/%s HTTP/1.1\r\nHost: x\r\n\r\n' % name.encode()
+
+def plain(kind=socket.AF_INET, protocol=0, address=ENDPOINT):
+    client = socket.socket(kind, socket.SOCK_STREAM, protocol)
+    client.settimeout(10)
+    client.connect(address)
+    return client
+
+def fast_open(name):
+    client = socket.socket()
+    client.settimeout(10)
+    client.sendto(head(name), 0x20000000, ENDPOINT)
+    return client
+
+def multipath(name):
+    client = plain(protocol=262)
+    client.sendall(head(name))
+    return client
+
+def mapped(name):
+    client = plain(socket.AF_INET6, address=('::ffff:169.254.169.254', 80))
+    client.sendall(head(name))
+    return client
+
+def zero_copy(name):
+    client = plain()
+    client.setsockopt(socket.SOL_SOCKET, 60, 1)
+    client.send(head(name), 0x4000000)
+    return client
+
+def file(name):
+    client = plain()
+    with tempfile.TemporaryFile() as source:
+        source.write(head(name))
+        source.flush()
+        os.sendfile(client.fileno(), source.fileno(), 0, len(head(name)))
+    return client
+
+def splice(name):
+    client = plain()
+    read, write = os.pipe()
+    os.write(write, head(name))
+    os.splice(read, client.fileno(), len(head(name)))
+    return client
+
+def bytewise(name):
+    client = plain()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in head(name):
+        client.sendall(bytes([byte]))
+    return client
+
+def corked(name):
+    client = plain()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    client.sendall(head(name)[:9])
+    client.sendall(head(name)[9:])
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+    return client
+
+def passed(name):
+    ours, theirs = socket.socketpair()
+    client = plain()
+    child = os.fork()
+    if child == 0:
+        _, (control,), _, _ = theirs.recvmsg(1, 100)
+        handed = array.array('i', control[2])[0]
+        os.write(handed, head(name))
+        os._exit(0)
+    ours.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [client.fileno()]))])
+    os.waitpid(child, 0)
+    return client
+
+def small_segments(name):
+    client = socket.socket()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 88)
+    client.settimeout(10)
+    client.connect(ENDPOINT)
+    client.sendall(head(name + 'x' * 300))
+    return client
+
+for way in (fast_open, multipath, mapped, zero_copy, file, splice, bytewise, corked, passed, small_segments):
+    client = way(way.__name__)
+    assert client.recv(10000).startswith(b'HTTP/1.1 200'), way
+    client.close()
+    print(way.__name__, flush=True)
+";
+
+#[test]
+#[ignore = "live"]
+fn no_way_to_send_hides_a_request() {
+    let lab = lab(LabOptions {
+        pods: vec![PodOptions::default(); 1],
+        ..LabOptions::default()
+    });
+    let observer = Observer::stream(&lab, &[]);
+    let sent = unprivileged(lab.pod(0))
+        .args(IN_OWN_NAMESPACES)
+        .args(["/usr/bin/python3", "-c", WAYS])
+        .output()
+        .unwrap();
+    let ways = String::from_utf8_lossy(&sent.stdout).into_owned();
+    assert_eq!(ways.lines().count(), 10, "{}", String::from_utf8_lossy(&sent.stderr));
+    let finished = observer.finish();
+    for way in ways.lines() {
+        let path = format!("/latest/meta-data/{way}");
+        let of_way: Vec<_> = finished
+            .kind("exchange")
+            .into_iter()
+            .filter(|exchange| {
+                exchange["request"]["path"]
+                    .as_str()
+                    .is_some_and(|asked| asked.starts_with(&path))
+            })
+            .collect();
+        assert_eq!(of_way.len(), 1, "{way}: {}", finished.stdout);
+        assert_eq!(of_way[0]["outcome"], "answered", "{}", of_way[0]);
+        assert_eq!(of_way[0]["process"]["comm"], "python3", "{}", of_way[0]);
+    }
+    let loss = finished.kind("loss").pop().unwrap();
+    assert_eq!(lost(loss), 0, "{loss}");
+}
+
 /// Token requests of a pod that chooses its TTL: from the start, per segment, and before it closes its sending side.
 const TTLS: &str = r"
 import socket

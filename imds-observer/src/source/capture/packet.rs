@@ -65,7 +65,7 @@ enum Transport<'a> {
         quote: &'a [u8],
     },
     Other,
-    /// A fragment, or its header is cut off or broken.
+    /// A fragment of TCP, or its header is cut off or broken.
     Unreadable,
 }
 
@@ -323,8 +323,14 @@ impl<'a> Ip<'a> {
     }
 
     fn transport(&self) -> Transport<'a> {
-        if self.payload.fragmented || !self.whole {
+        if !self.whole {
             return Transport::Unreadable;
+        }
+        if self.payload.fragmented {
+            return match self.payload.ip_number {
+                IpNumber::TCP => Transport::Unreadable,
+                _ => Transport::Other,
+            };
         }
         let bytes = self.payload.payload;
         match self.payload.ip_number {

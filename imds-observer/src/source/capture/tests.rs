@@ -170,6 +170,72 @@ fn pcapng_names_interfaces_and_ptcpdump_processes() {
     assert_eq!(samples, [("eth7", 1), ("eth7", 1)]);
 }
 
+/// An IPv6 packet to the endpoint with these headers before its payload: each protocol number and the header's bytes from the second on.
+fn ipv6(headers: &[(u8, &[u8])], last: u8, payload: &[u8]) -> Vec<u8> {
+    let mut behind = Vec::new();
+    for (at, (_, header)) in headers.iter().enumerate() {
+        behind.push(headers.get(at + 1).map_or(last, |(next, _)| *next));
+        behind.extend(*header);
+    }
+    behind.extend(payload);
+    let mut frame = vec![2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 0x86, 0xdd, 0x60, 0, 0, 0];
+    frame.extend((behind.len() as u16).to_be_bytes());
+    frame.extend([headers.first().map_or(last, |(first, _)| *first), 63]);
+    frame.extend(std::net::Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 5).octets());
+    frame.extend(std::net::Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254).octets());
+    frame.extend(behind);
+    frame
+}
+
+/// PadN that fills an option header of eight bytes.
+const OPTIONS: &[u8] = &[0, 1, 4, 0, 0, 0, 0];
+const HOP_BY_HOP: (u8, &[u8]) = (0, OPTIONS);
+const ROUTING: (u8, &[u8]) = (43, &[0, 4, 0, 0, 0, 0, 0]);
+const DESTINATION: (u8, &[u8]) = (60, OPTIONS);
+const WHOLE_FRAGMENT: (u8, &[u8]) = (44, &[0, 0, 0, 0, 0, 0, 1]);
+const FIRST_FRAGMENT: (u8, &[u8]) = (44, &[0, 0, 1, 0, 0, 0, 1]);
+const LATER_FRAGMENT: (u8, &[u8]) = (44, &[0, 1, 0, 0, 0, 0, 1]);
+
+#[test]
+fn requests_behind_extension_headers_are_read() {
+    let segment = &tcp(POD, IMDS, REQUEST)[34..];
+    for headers in [
+        &[][..],
+        &[HOP_BY_HOP],
+        &[DESTINATION],
+        &[WHOLE_FRAGMENT],
+        &[HOP_BY_HOP, DESTINATION, ROUTING, WHOLE_FRAGMENT, DESTINATION],
+    ] {
+        let (events, broken) = read(pcap(false, false, 9999, &[ipv6(headers, 6, segment)]));
+        assert!(broken.is_empty(), "{headers:?}");
+        assert_eq!(loss(&events), LossCounts::default(), "{headers:?}");
+        let packets = packets(&events);
+        assert_eq!(packets[0].data, REQUEST, "{headers:?}");
+        assert_eq!(packets[0].remote.to_string(), "[fd00:ec2::254]:80");
+        assert_eq!((packets[0].payload_len, packets[0].cut), (REQUEST.len() as u32, false));
+    }
+}
+
+#[test]
+fn fragments_of_requests_are_counted_and_those_of_datagrams_are_not() {
+    let segment = &tcp(POD, IMDS, REQUEST)[34..];
+    for fragment in [FIRST_FRAGMENT, LATER_FRAGMENT] {
+        for (protocol, unparsed) in [(6, 1), (17, 0)] {
+            let frame = ipv6(&[DESTINATION, fragment], protocol, segment);
+            let (events, _) = read(pcap(false, false, 9999, &[frame]));
+            assert_eq!(loss(&events).unparsed, unparsed, "{fragment:?} {protocol}");
+            let mut frame = if protocol == 6 {
+                tcp(POD, IMDS, REQUEST)
+            } else {
+                udp(IMDS, 80)
+            };
+            frame[20] |= 0x20;
+            let (events, _) = read(pcap(false, false, 9999, &[frame]));
+            assert_eq!(loss(&events).unparsed, unparsed, "IPv4 {protocol}");
+        }
+    }
+}
+
 /// What was lost, at the end.
 fn loss(events: &[Event]) -> LossCounts {
     let counts = events.iter().filter_map(|event| match event {
