@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 pub use imds_observer_common::{Direction, ProcessKey};
 
-use crate::record::{Caller, LossCounts, Process, Record, Time, VpcResolver};
+use crate::record::{Caller, IcmpCode, LossCounts, Process, Record, Time, VpcResolver};
 
 /// Which connection an event belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,6 +46,13 @@ pub struct IcmpError {
     pub v6: bool,
     pub kind: u8,
     pub code: u8,
+}
+
+impl IcmpError {
+    pub fn code(self) -> IcmpCode {
+        let Self { kind, code, .. } = self;
+        IcmpCode { kind, code }
+    }
 }
 
 /// A TCP segment of a flow (or an ICMP error about one).

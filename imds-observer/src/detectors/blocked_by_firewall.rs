@@ -60,7 +60,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, Verdict};
+use super::connectivity::{Cause, Failure, Hook, Verdict};
 use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
@@ -77,18 +77,18 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
+pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<Hook> {
     Verdict::new(limits, Code::BlockedByFirewall, config.quiet_s, accepts, tell)
 }
 
-fn accepts(cause: Cause) -> bool {
-    matches!(cause, Cause::Firewall(_))
+fn accepts(cause: Cause) -> Option<Hook> {
+    match cause {
+        Cause::Firewall(chain) => Some(chain),
+        _ => None,
+    }
 }
 
-fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
-    let Cause::Firewall(chain) = failure.cause else {
-        return (String::new(), Remedy::default());
-    };
+fn tell(chain: Hook, failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
     let summary = format!("a firewall rule in {chain} blocks {subject} from IMDS ({endpoint})");
     let remedy = Remedy {

@@ -72,11 +72,11 @@ pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
     Verdict::new(limits, Code::ConnectionRefused, config.quiet_s, accepts, tell)
 }
 
-fn accepts(cause: Cause) -> bool {
-    matches!(cause, Cause::Refused)
+fn accepts(cause: Cause) -> Option<()> {
+    (cause == Cause::Refused).then_some(())
 }
 
-fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
+fn tell((): (), failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
     if let Some(target) = failure.redirected_to.as_deref().or(failure.nat_target()) {
         let summary = format!(

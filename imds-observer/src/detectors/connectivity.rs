@@ -3,6 +3,7 @@
 //! The seven detectors of this kind differ in their [`Cause`] and their text; [`Verdict`] does the rest. A
 //! drop record and the connect record of the same attempt are one occurrence: whichever comes first counts.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 
 use lru::LruCache;
@@ -13,8 +14,8 @@ use super::table::bounded;
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::host_facts::nat_target;
 use crate::record::{
-    Code, Connect, ConnectOutcome, Exchange, Of, PacketDirection, PacketDrop, Remedy, SECOND, Severity, Subject, Time,
-    workload,
+    Code, Connect, ConnectOutcome, DropCause, Exchange, IcmpCode, Of, PacketDirection, PacketDrop, Remedy, SECOND,
+    Severity, Subject, Time, workload,
 };
 
 /// Places (host, pods) with failures that are remembered by one detector.
@@ -41,17 +42,75 @@ const ENETUNREACH: i32 = 101;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 
+/// An enum whose variants have names in evidence and text.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$of:meta])* $variant:ident => $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$of])* $variant,)*
+        }
+
+        impl $name {
+            pub(super) fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+named! {
+    /// Where a firewall's rule acts: a hook of netfilter.
+    Hook {
+        Output => "OUTPUT",
+        Forward => "FORWARD",
+        Postrouting => "POSTROUTING",
+    }
+}
+
+named! {
+    /// What is wrong with the route.
+    RouteFault {
+        Missing => "missing",
+        /// The kernel frees what has no route in the same place as what a route refuses.
+        MissingOrRefusing => "missing or refusing",
+        ReversePathFilter => "reverse path filter",
+        /// It sends a request around until no hop is left.
+        Loop => "loop",
+        Blackhole => "blackhole",
+        Prohibit => "prohibit",
+        Unreachable => "unreachable",
+    }
+}
+
+named! {
+    /// What denies: a BPF program or traffic control.
+    Policy {
+        CgroupConnect => "cgroup connect program",
+        CgroupEgress => "cgroup_skb egress program",
+        CgroupIngress => "cgroup_skb ingress program or socket filter",
+        TrafficControl => "traffic control",
+        TrafficControlEgress => "traffic control egress",
+        TrafficControlIngress => "traffic control ingress",
+        QueueingDiscipline => "queueing discipline",
+        Xdp => "XDP program",
+    }
+}
+
 /// What keeps a connection from being.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// netfilter: the hook at which it acts.
-    Firewall(&'static str),
-    /// The kind of route that is missing or refuses.
-    Route(&'static str),
+    Firewall(Hook),
+    Route(RouteFault),
     Neighbor,
     Refused,
-    /// A BPF program or traffic control: where.
-    Policy(&'static str),
+    Policy(Policy),
     /// Nothing comes back.
     Silence,
     /// NAT or a program at the socket sends it elsewhere, and nothing comes back.
@@ -102,20 +161,12 @@ impl DropNote {
 fn guess(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     let own = drop.process.as_ref().and_then(|process| process.netns);
     match (own, drop.netns) {
-        (_, None) => Some(Cause::Firewall("OUTPUT")),
-        (Some(own), Some(dropped)) if own == dropped => Some(Cause::Policy("cgroup_skb egress program")),
+        (_, None) => Some(Cause::Firewall(Hook::Output)),
+        (Some(own), Some(dropped)) if own == dropped => Some(Cause::Policy(Policy::CgroupEgress)),
         // Before its route was looked up: an ingress filter, PREROUTING, or no route.
         _ if drop.ttl.is_none_or(|ttl| INITIAL_TTLS.contains(&ttl)) => None,
-        _ => Some(Cause::Firewall("FORWARD")),
+        _ => Some(Cause::Firewall(Hook::Forward)),
     }
-}
-
-/// The kind of [`Cause::Route`] that sends a request around until no hop is left.
-pub(super) const TTL_USED_UP: &str = "loop";
-
-/// One half of what [`place_of`] writes.
-fn known(part: &str) -> Option<&str> {
-    (!matches!(part, "" | "?")).then_some(part)
 }
 
 /// `reason@location`, as far as both are known.
@@ -138,45 +189,51 @@ pub(super) fn is_ttl_drop(reason: Option<&str>, location: Option<&str>) -> bool 
 pub(super) fn is_spent(drop: &Of<'_, PacketDrop>) -> bool {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
     is_ttl_drop(reason, location)
-        || drop.ttl.is_some_and(|ttl| ttl <= 1) && !matches!(of_reason(reason, location), Some(Cause::Firewall(_)))
+        || drop.ttl.is_some_and(|ttl| ttl <= 1) && of_reason(reason, location) != Some(Met::Firewall)
 }
 
-/// What a drop's reason, or else the function that freed the packet, says. `Firewall("")`: the caller knows the hook.
-fn of_reason(reason: Option<&str>, location: Option<&str>) -> Option<Cause> {
-    let by_reason = match reason.unwrap_or_default() {
-        "NETFILTER_DROP" => Cause::Firewall(""),
-        "BPF_CGROUP_EGRESS" => Cause::Policy("cgroup_skb egress program"),
-        "SOCKET_FILTER" => Cause::Policy("cgroup_skb ingress program or socket filter"),
-        "TC_EGRESS" => Cause::Policy("traffic control egress"),
-        "TC_INGRESS" => Cause::Policy("traffic control ingress"),
-        "QDISC_DROP" | "QDISC_EGRESS" => Cause::Policy("queueing discipline"),
-        "XDP" => Cause::Policy("XDP program"),
-        "IP_INNOROUTES" | "IP_OUTNOROUTES" => Cause::Route("missing"),
-        "IP_RPFILTER" => Cause::Route("reverse path filter"),
-        "NEIGH_FAILED" | "NEIGH_CREATEFAIL" | "NEIGH_QUEUEFULL" | "NEIGH_DEAD" => Cause::Neighbor,
-        "NOT_SPECIFIED" | "?" | "" => return of_location(location?),
-        _ => return None,
-    };
-    Some(by_reason)
+/// What dropped a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Met {
+    /// netfilter, at a hook that the drop doesn't show.
+    Firewall,
+    Other(Cause),
 }
 
-fn of_location(location: &str) -> Option<Cause> {
+/// What a drop's reason, or else the function that freed the packet, says.
+fn of_reason(reason: Option<&str>, location: Option<&str>) -> Option<Met> {
+    Some(Met::Other(match reason {
+        Some("NETFILTER_DROP") => return Some(Met::Firewall),
+        Some("BPF_CGROUP_EGRESS") => Cause::Policy(Policy::CgroupEgress),
+        Some("SOCKET_FILTER") => Cause::Policy(Policy::CgroupIngress),
+        Some("TC_EGRESS") => Cause::Policy(Policy::TrafficControlEgress),
+        Some("TC_INGRESS") => Cause::Policy(Policy::TrafficControlIngress),
+        Some("QDISC_DROP" | "QDISC_EGRESS") => Cause::Policy(Policy::QueueingDiscipline),
+        Some("XDP") => Cause::Policy(Policy::Xdp),
+        Some("IP_INNOROUTES" | "IP_OUTNOROUTES") => Cause::Route(RouteFault::Missing),
+        Some("IP_RPFILTER") => Cause::Route(RouteFault::ReversePathFilter),
+        Some("NEIGH_FAILED" | "NEIGH_CREATEFAIL" | "NEIGH_QUEUEFULL" | "NEIGH_DEAD") => Cause::Neighbor,
+        Some("NOT_SPECIFIED") | None => return of_location(location?),
+        Some(_) => return None,
+    }))
+}
+
+fn of_location(location: &str) -> Option<Met> {
     // The compiler names what it made of a function `ip_error.part.0` or the like.
     let function = location.split('.').next().unwrap_or(location);
-    Some(match function {
-        "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => Cause::Firewall(""),
+    Some(Met::Other(match function {
+        "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => return Some(Met::Firewall),
         "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
-        // The kernel frees what has no route in the same place as what a route refuses.
-        "ip_error" | "ip6_pkt_drop" => Cause::Route("missing or refusing"),
+        "ip_error" | "ip6_pkt_drop" => Cause::Route(RouteFault::MissingOrRefusing),
         // What a blackhole route does with what it is to forward.
-        "dst_discard" | "dst_discard_out" => Cause::Route("blackhole"),
-        "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy("traffic control"),
+        "dst_discard" | "dst_discard_out" => Cause::Route(RouteFault::Blackhole),
+        "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy(Policy::TrafficControl),
         // Before 5.17 there is no reason, and what these call is part of them.
-        "__dev_queue_xmit" => Cause::Policy("traffic control egress"),
-        "__netif_receive_skb_core" => Cause::Policy("traffic control ingress"),
-        "ip_finish_output" | "ip6_finish_output" => Cause::Policy("cgroup_skb egress program"),
+        "__dev_queue_xmit" => Cause::Policy(Policy::TrafficControlEgress),
+        "__netif_receive_skb_core" => Cause::Policy(Policy::TrafficControlIngress),
+        "ip_finish_output" | "ip6_finish_output" => Cause::Policy(Policy::CgroupEgress),
         _ => return None,
-    })
+    }))
 }
 
 /// What a drop record says about its connection.
@@ -184,9 +241,9 @@ pub(super) fn of_drop(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
     let request = drop.direction == PacketDirection::Request;
     if request && is_ttl_drop(reason, location) {
-        return Some(Cause::Route(TTL_USED_UP));
+        return Some(Cause::Route(RouteFault::Loop));
     }
-    let Some(cause) = of_reason(reason, location) else {
+    let Some(met) = of_reason(reason, location) else {
         let told = reason.is_some_and(|reason| reason != "NOT_SPECIFIED");
         return (told && !request && !is_ttl_drop(reason, location)).then_some(Cause::ResponseDropped);
     };
@@ -199,20 +256,21 @@ pub(super) fn of_drop(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
         // Whatever drops it: the request has reached the endpoint, and response-dropped names what drops the response.
         return (!is_spent(drop)).then_some(Cause::ResponseDropped);
     }
-    Some(match cause {
-        Cause::Firewall(_) => Cause::Firewall(if elsewhere { "FORWARD" } else { "OUTPUT" }),
-        other => other,
+    Some(match met {
+        Met::Firewall if elsewhere => Cause::Firewall(Hook::Forward),
+        Met::Firewall => Cause::Firewall(Hook::Output),
+        Met::Other(cause) => cause,
     })
 }
 
 /// What a connect record says, together with what a drop of the same connection told before.
 pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> Option<Cause> {
     let own_hook = if connect.syns == 0 {
-        "OUTPUT"
+        Hook::Output
     } else if connect.container.is_some() {
-        "FORWARD"
+        Hook::Forward
     } else {
-        "POSTROUTING"
+        Hook::Postrouting
     };
     let over = connect.time.plus_ns(connect.elapsed_ns);
     match note.filter(|note| !note.guessed) {
@@ -227,29 +285,26 @@ pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> O
     if connect.syn_acks > 0 && connect.errno != Some(ECONNREFUSED) {
         return Some(Cause::ResponseDropped);
     }
-    if let Some(dropped) = connect.dropped.as_deref() {
-        let (reason, location) = dropped.split_once('@').unwrap_or((dropped, ""));
+    if let Some(DropCause { reason, location }) = &connect.dropped {
+        let (reason, location) = (reason.as_deref(), location.as_deref());
         // A SYN that left this host had hops left: the drop is the SYN-ACK's. A dropped SYN has left a note.
-        if is_ttl_drop(known(reason), known(location)) && connect.wire_syns > 0 {
+        if is_ttl_drop(reason, location) && connect.wire_syns > 0 {
             return Some(Cause::ResponseDropped);
         }
         let all_left = connect.syns > 0 && connect.wire_syns >= connect.syns;
-        match of_reason(Some(reason), Some(location)) {
-            Some(Cause::Firewall(_)) if all_left => return Some(Cause::ResponseDropped),
-            Some(Cause::Firewall(_)) => return Some(Cause::Firewall(own_hook)),
-            Some(cause) => return Some(cause),
+        match of_reason(reason, location) {
+            Some(Met::Firewall) if all_left => return Some(Cause::ResponseDropped),
+            Some(Met::Firewall) => return Some(Cause::Firewall(own_hook)),
+            Some(Met::Other(cause)) => return Some(cause),
             None => {}
         }
     }
     let no_syn = connect.syns == 0 && connect.wire_syns == 0;
     let slow = connect.elapsed_ns >= SECOND;
-    let icmp = connect.icmp.as_deref().and_then(|icmp| {
-        let (kind, code) = icmp.split_once('/')?;
-        Some((kind.parse::<u8>().ok()?, code.parse::<u8>().ok()?))
-    });
+    let icmp = connect.icmp.map(|icmp| (icmp.kind, icmp.code));
     // Type and code mean other things in ICMPv6.
     let by_icmp = match (is_v6(&connect.connection.remote), icmp) {
-        (false, Some((3, 0))) | (true, Some((1, 0))) => Some(Cause::Route("missing")),
+        (false, Some((3, 0))) | (true, Some((1, 0))) => Some(Cause::Route(RouteFault::Missing)),
         (false, Some((3, 1))) | (true, Some((1, 3))) if slow => Some(Cause::Neighbor),
         (false, Some((3, 1 | 2 | 3 | 9 | 10 | 13))) | (true, Some((1, 1 | 3 | 4))) => Some(Cause::Firewall(own_hook)),
         _ => None,
@@ -257,7 +312,7 @@ pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> O
     if let Some(met) = by_icmp {
         return Some(match (met, note) {
             // The same "prohibited" comes from a route and from a firewall in FORWARD, which has taken from the TTL by then.
-            (Cause::Firewall(_), Some(DropNote { cause: None, .. })) => Cause::Route("prohibit"),
+            (Cause::Firewall(_), Some(DropNote { cause: None, .. })) => Cause::Route(RouteFault::Prohibit),
             (
                 Cause::Firewall(_),
                 Some(DropNote {
@@ -269,37 +324,37 @@ pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> O
         });
     }
     match connect.errno {
-        Some(EPERM) if no_syn => return Some(Cause::Policy("cgroup connect program")),
-        Some(EPERM) => return Some(Cause::Policy("cgroup_skb egress program")),
-        Some(EACCES) if no_syn => return Some(Cause::Route("prohibit")),
-        Some(EINVAL) if no_syn => return Some(Cause::Route("blackhole")),
-        Some(ENETUNREACH) => return Some(Cause::Route("missing")),
+        Some(EPERM) if no_syn => return Some(Cause::Policy(Policy::CgroupConnect)),
+        Some(EPERM) => return Some(Cause::Policy(Policy::CgroupEgress)),
+        Some(EACCES) if no_syn => return Some(Cause::Route(RouteFault::Prohibit)),
+        Some(EINVAL) if no_syn => return Some(Cause::Route(RouteFault::Blackhole)),
+        Some(ENETUNREACH) => return Some(Cause::Route(RouteFault::Missing)),
         // The kernel asks three times, a second apart, who has the address.
         Some(EHOSTUNREACH) if slow => return Some(Cause::Neighbor),
-        Some(EHOSTUNREACH) => return Some(Cause::Route("unreachable")),
+        Some(EHOSTUNREACH) => return Some(Cause::Route(RouteFault::Unreachable)),
         Some(ECONNREFUSED) if connect.connection.redirected_to.is_some() && connect.dropped.is_none() => {
             return Some(Cause::Refused);
         }
         // A server's refusal answers a SYN; this attempt never sent one.
-        Some(ECONNREFUSED) if no_syn => return Some(Cause::Firewall("OUTPUT")),
+        Some(ECONNREFUSED) if no_syn => return Some(Cause::Firewall(Hook::Output)),
         Some(ECONNREFUSED) => return Some(Cause::Refused),
         _ => {}
     }
     match connect.outcome {
         ConnectOutcome::Refused => Some(Cause::Refused),
-        ConnectOutcome::NoRoute => Some(Cause::Route("missing")),
+        ConnectOutcome::NoRoute => Some(Cause::Route(RouteFault::Missing)),
         ConnectOutcome::HostUnreachable if slow => Some(Cause::Neighbor),
-        ConnectOutcome::HostUnreachable => Some(Cause::Route("unreachable")),
-        ConnectOutcome::Denied => Some(Cause::Policy("cgroup connect program")),
+        ConnectOutcome::HostUnreachable => Some(Cause::Route(RouteFault::Unreachable)),
+        ConnectOutcome::Denied => Some(Cause::Policy(Policy::CgroupConnect)),
         ConnectOutcome::Timeout if note.is_some() => {
             let note = note?;
             match (note.cause, connect.wire_syns) {
                 // A policy drops at once. What waited this long waited for an address.
                 (Some(Cause::Policy(_)), 0) if note.time.since(connect.time) >= NEIGHBOR_NS => Some(Cause::Neighbor),
                 // IPv6 gives its packets a device before OUTPUT.
-                (Some(Cause::Policy(_)), 0) if connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
+                (Some(Cause::Policy(_)), 0) if connect.syns == 0 => Some(Cause::Firewall(Hook::Output)),
                 (cause, 0) => cause,
-                (Some(Cause::Policy(_)), _) => Some(Cause::Policy("traffic control egress")),
+                (Some(Cause::Policy(_)), _) => Some(Cause::Policy(Policy::TrafficControlEgress)),
                 // It has left: what was dropped was somebody else's copy.
                 _ => Some(Cause::Silence),
             }
@@ -307,7 +362,7 @@ pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> O
         ConnectOutcome::Timeout if connect.connection.redirected_to.is_some() && connect.dropped.is_none() => {
             Some(Cause::Redirected)
         }
-        ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall("OUTPUT")),
+        ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall(Hook::Output)),
         // Dropped here, and nothing says why: that is no silence.
         ConnectOutcome::Timeout if connect.dropped.is_some() && connect.wire_syns == 0 => None,
         ConnectOutcome::Timeout => Some(Cause::Silence),
@@ -324,7 +379,7 @@ pub(super) struct Failure {
     connection: String,
     remote: String,
     dropped: Option<String>,
-    icmp: Option<String>,
+    icmp: Option<IcmpCode>,
     errno: Option<i32>,
     pub(super) syns: Option<(u32, u32)>,
     /// SYN-ACKs that came to this host all the same.
@@ -342,7 +397,7 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
         Observation::Connect(connect) => Some(Failure {
             cause: match of_connect(connect, context.knowledge.drop_note(&connect.connection.id))? {
                 // A filter in OUTPUT comes behind NAT, and sees the address that NAT has made.
-                Cause::Silence | Cause::Firewall("OUTPUT")
+                Cause::Silence | Cause::Firewall(Hook::Output)
                     if connect.outcome == ConnectOutcome::Timeout && connect.nat_rule.is_some() =>
                 {
                     Cause::Redirected
@@ -354,8 +409,8 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             v6: is_v6(&connect.connection.remote),
             connection: connect.connection.id.clone(),
             remote: connect.connection.remote.clone(),
-            dropped: connect.dropped.clone(),
-            icmp: connect.icmp.clone(),
+            dropped: connect.dropped.as_ref().map(ToString::to_string),
+            icmp: connect.icmp,
             errno: connect.errno,
             syns: Some((connect.syns, connect.wire_syns)),
             syn_acks: connect.syn_acks,
@@ -383,8 +438,8 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
     }
 }
 
-/// What one detector tells of a failure: a sentence about the subject, and what to do.
-pub(super) type Tell = fn(&Failure, &str, &Context<'_>) -> (String, Remedy);
+/// What one detector reports of a failure: a sentence about the subject, and what to do. `P`: what it takes from the cause.
+pub(super) type Tell<P> = fn(P, &Failure, &str, &Context<'_>) -> (String, Remedy);
 
 /// How bad a failure is, given the newest ones of its place.
 pub(super) type SeverityOf = fn(&Failure, Recent) -> Severity;
@@ -404,7 +459,7 @@ struct Place {
     uids: Vec<u32>,
     cgroups: Vec<String>,
     dropped: Option<String>,
-    icmp: Option<String>,
+    icmp: Option<IcmpCode>,
     errno: Option<i32>,
     syns: Option<(u32, u32)>,
     connect_told: bool,
@@ -418,14 +473,14 @@ struct Held {
 }
 
 /// The common part of the connectivity detectors.
-pub(super) struct Verdict {
+pub(super) struct Verdict<P = ()> {
     code: Code,
     severity: SeverityOf,
     quiet_ns: u64,
     /// At boot the network comes up late: attempts before that are no fault.
     boot_is_excuse: bool,
-    accepts: fn(Cause) -> bool,
-    tell: Tell,
+    accepts: fn(Cause) -> Option<P>,
+    tell: Tell<P>,
     places: LruCache<String, Place>,
     counted: LruCache<String, ()>,
     held: Vec<Held>,
@@ -433,8 +488,14 @@ pub(super) struct Verdict {
     evicted: u64,
 }
 
-impl Verdict {
-    pub(super) fn new(limits: &Limits, code: Code, quiet_s: u64, accepts: fn(Cause) -> bool, tell: Tell) -> Self {
+impl<P> Verdict<P> {
+    pub(super) fn new(
+        limits: &Limits,
+        code: Code,
+        quiet_s: u64,
+        accepts: fn(Cause) -> Option<P>,
+        tell: Tell<P>,
+    ) -> Self {
         Self {
             code,
             severity: |_, _| Severity::High,
@@ -478,6 +539,9 @@ impl Verdict {
         context: &Context<'_>,
         sightings: &mut Sightings<'_>,
     ) {
+        let Some(of_cause) = (self.accepts)(failure.cause) else {
+            return;
+        };
         let fresh = !self.counted.contains(&failure.connection);
         if fresh && self.counted.push(failure.connection.clone(), ()).is_some() {
             // An old connection id: at worst its connect record counts once more.
@@ -498,7 +562,7 @@ impl Verdict {
         place.waited_ns = place.waited_ns.saturating_add(failure.elapsed_ns);
         place.client = client.or(place.client);
         place.dropped = failure.dropped.clone().or(place.dropped.take());
-        place.icmp = failure.icmp.clone().or(place.icmp.take());
+        place.icmp = failure.icmp.or(place.icmp);
         place.errno = failure.errno.or(place.errno);
         place.syns = failure.syns.or(place.syns);
         if let Some(process) = subject.process.as_deref() {
@@ -521,7 +585,7 @@ impl Verdict {
         }
         let tell = self.tell;
         sightings.report(sighting, || {
-            let (summary, remedy) = tell(failure, &subject.name, context);
+            let (summary, remedy) = tell(of_cause, failure, &subject.name, context);
             Details {
                 subject: subject.clone(),
                 summary,
@@ -548,11 +612,11 @@ impl Verdict {
 impl Place {
     fn evidence(&self, failure: &Failure) -> serde_json::Map<String, serde_json::Value> {
         let (cause, at) = match failure.cause {
-            Cause::Firewall(hook) => ("firewall", Some(hook)),
-            Cause::Route(kind) => ("route", Some(kind)),
+            Cause::Firewall(hook) => ("firewall", Some(hook.as_str())),
+            Cause::Route(fault) => ("route", Some(fault.as_str())),
             Cause::Neighbor => ("neighbor", None),
             Cause::Refused => ("refused", None),
-            Cause::Policy(hook) => ("policy", Some(hook)),
+            Cause::Policy(policy) => ("policy", Some(policy.as_str())),
             Cause::Silence => ("silence", None),
             Cause::Redirected => ("redirected", None),
             Cause::ResponseDropped => ("response-dropped", None),
@@ -593,7 +657,7 @@ fn note<T: PartialEq>(known: &mut Vec<T>, new: Option<T>) {
     }
 }
 
-impl Detector for Verdict {
+impl<P> Detector for Verdict<P> {
     fn code(&self) -> Code {
         self.code
     }
@@ -614,7 +678,8 @@ impl Detector for Verdict {
             }
             return;
         }
-        let Some(failure) = failure(observation, context).filter(|failure| (self.accepts)(failure.cause)) else {
+        let Some(failure) = failure(observation, context).filter(|failure| (self.accepts)(failure.cause).is_some())
+        else {
             return;
         };
         if self.boot_is_excuse && context.booting(failure.time) {

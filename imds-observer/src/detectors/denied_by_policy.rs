@@ -57,7 +57,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, Verdict};
+use super::connectivity::{Cause, Failure, Policy, Verdict};
 use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
@@ -74,21 +74,24 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
+pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<Policy> {
     Verdict::new(limits, Code::DeniedByPolicy, config.quiet_s, accepts, tell)
 }
 
-fn accepts(cause: Cause) -> bool {
-    matches!(cause, Cause::Policy(_))
+fn accepts(cause: Cause) -> Option<Policy> {
+    match cause {
+        Cause::Policy(policy) => Some(policy),
+        _ => None,
+    }
 }
 
-fn tell(failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
-    let Cause::Policy(hook) = failure.cause else {
-        return (String::new(), Remedy::default());
-    };
+fn tell(policy: Policy, failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
-    let summary = format!("a policy ({hook}) denies {subject} access to IMDS ({endpoint})");
-    let commands = if hook.starts_with("cgroup") {
+    let summary = format!("a policy ({policy}) denies {subject} access to IMDS ({endpoint})");
+    let commands = if matches!(
+        policy,
+        Policy::CgroupConnect | Policy::CgroupEgress | Policy::CgroupIngress
+    ) {
         vec![
             "bpftool cgroup tree".to_owned(),
             "systemctl show --property=IPAddressDeny --property=IPAddressAllow '*.service'".to_owned(),

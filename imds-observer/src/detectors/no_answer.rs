@@ -127,8 +127,8 @@ pub(super) fn new(config: &Config, limits: &Limits) -> NoAnswer {
     }
 }
 
-fn accepts(cause: Cause) -> bool {
-    matches!(cause, Cause::Silence)
+fn accepts(cause: Cause) -> Option<()> {
+    (cause == Cause::Silence).then_some(())
 }
 
 /// One lost SYN is no outage: a client that sends another one is answered.
@@ -146,7 +146,7 @@ fn severity(failure: &Failure, recent: Recent) -> Severity {
     }
 }
 
-fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
+fn tell((): (), failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     let nat = format!(
         "{}-save -t nat | grep -nE '169\\.254|MASQUERADE|SNAT|REDIRECT|DNAT'",

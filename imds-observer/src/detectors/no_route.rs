@@ -53,7 +53,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, TTL_USED_UP, Verdict};
+use super::connectivity::{Cause, Failure, RouteFault, Verdict};
 use super::remedy::route_add;
 use super::{Context, Limits};
 use crate::record::{Code, Remedy};
@@ -70,46 +70,52 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
+pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<RouteFault> {
     Verdict::new(limits, Code::NoRoute, config.quiet_s, accepts, tell).excused_at_boot()
 }
 
-fn accepts(cause: Cause) -> bool {
-    matches!(cause, Cause::Route(_))
+fn accepts(cause: Cause) -> Option<RouteFault> {
+    match cause {
+        Cause::Route(fault) => Some(fault),
+        _ => None,
+    }
 }
 
-fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
-    let Cause::Route(kind) = failure.cause else {
-        return (String::new(), Remedy::default());
-    };
+fn tell(fault: RouteFault, failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     let family = if failure.v6 { "-6 " } else { "" };
-    let summary = match kind {
-        "missing" => format!("{subject} has no route to IMDS ({endpoint})"),
-        "missing or refusing" => format!("{subject} has no route to IMDS ({endpoint}), or a route that rejects it"),
-        "reverse path filter" => format!("the reverse path filter drops the packets of {subject} to IMDS ({endpoint})"),
-        TTL_USED_UP => format!(
+    let summary = match fault {
+        RouteFault::Missing => format!("{subject} has no route to IMDS ({endpoint})"),
+        RouteFault::MissingOrRefusing => {
+            format!("{subject} has no route to IMDS ({endpoint}), or a route that rejects it")
+        }
+        RouteFault::ReversePathFilter => {
+            format!("the reverse path filter drops the packets of {subject} to IMDS ({endpoint})")
+        }
+        RouteFault::Loop => format!(
             "the TTL of the packets of {subject} to IMDS ({endpoint}) is used up on this host: a routing loop, or a client that sends with a small TTL"
         ),
-        kind => format!("a route of type {kind} blocks {subject} from IMDS ({endpoint})"),
+        kind @ (RouteFault::Blackhole | RouteFault::Prohibit | RouteFault::Unreachable) => {
+            format!("a route of type {kind} blocks {subject} from IMDS ({endpoint})")
+        }
     };
     let look = format!("ip {family}route get {endpoint}");
-    let remedy = match kind {
-        "missing" => Remedy {
+    let remedy = match fault {
+        RouteFault::Missing => Remedy {
             text: "Add a route to the endpoint through the default gateway of the primary interface.".to_owned(),
             commands: vec![look, route_add(failure, context)],
         },
-        "missing or refusing" => Remedy {
+        RouteFault::MissingOrRefusing => Remedy {
             text: "Find the route or rule that rejects the packets (unreachable, prohibit, blackhole) and delete it; `imds-observer doctor` names the rule. If there is none, add a route to the endpoint."
                 .to_owned(),
             commands: vec![look, format!("ip {family}rule show"), route_add(failure, context)],
         },
-        "reverse path filter" => Remedy {
+        RouteFault::ReversePathFilter => Remedy {
             text: "Packets arrive on an interface that isn't the route back to their source. Set rp_filter to 2 (loose) on that interface, or fix the route back to the pod."
                 .to_owned(),
             commands: vec![look, "sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'".to_owned()],
         },
-        TTL_USED_UP => Remedy {
+        RouteFault::Loop => Remedy {
             text: "Look up the route in each network namespace on the way: two that send the packets to each other form a loop. If there is none, the client sends with a small TTL (IP_TTL, or net.ipv4.ip_default_ttl in its namespace)."
                 .to_owned(),
             commands: vec![
@@ -118,7 +124,7 @@ fn tell(failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Rem
                 "sysctl net.ipv4.ip_default_ttl".to_owned(),
             ],
         },
-        kind => Remedy {
+        kind @ (RouteFault::Blackhole | RouteFault::Prohibit | RouteFault::Unreachable) => Remedy {
             text: format!("Delete the {kind} route, or add a more specific one to the endpoint."),
             commands: vec![
                 format!("ip {family}route show table all type {kind}"),

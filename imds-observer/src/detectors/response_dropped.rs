@@ -239,7 +239,7 @@ impl ResponseDropped {
             || connect.elapsed_ns >= PATIENT_NS;
         losses.drop = dropped
             .map(|dropped| dropped.text)
-            .or_else(|| connect.dropped.clone())
+            .or_else(|| connect.dropped.as_ref().map(ToString::to_string))
             .or(losses.drop.take());
         let local = connect.connection.local.as_deref();
         losses.report(connect.time, local, proven, client, context, sightings);

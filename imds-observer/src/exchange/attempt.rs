@@ -6,7 +6,7 @@
 
 use super::errno;
 use crate::event::{IcmpError, Sender};
-use crate::record::{Connect, ConnectOutcome, Connection, SECOND, Time};
+use crate::record::{Connect, ConnectOutcome, Connection, DropCause, IcmpCode, SECOND, Time};
 
 /// How long an end waits for what explains it.
 const SETTLE_NS: u64 = SECOND / 10;
@@ -49,8 +49,8 @@ pub(super) struct Attempt {
     refused: u32,
     end: Option<End>,
     errno: Option<i32>,
-    dropped: Option<String>,
-    icmp: Option<String>,
+    dropped: Option<DropCause>,
+    icmp: Option<IcmpCode>,
     done: bool,
 }
 
@@ -255,7 +255,7 @@ impl Attempt {
         if !self.is_open() {
             return;
         }
-        self.icmp.get_or_insert_with(|| format!("{}/{}", icmp.kind, icmp.code));
+        self.icmp.get_or_insert(icmp.code());
         // If there is a socket, its error shows the effect of the message.
         if self.socketless
             && let Some(outcome) = outcome_of_icmp(icmp)
@@ -264,7 +264,7 @@ impl Attempt {
         }
     }
 
-    pub(super) fn dropped(&mut self, evidence: impl FnOnce() -> String) {
+    pub(super) fn dropped(&mut self, evidence: impl FnOnce() -> DropCause) {
         if self.is_open() {
             self.watched = true;
             self.dropped.get_or_insert_with(evidence);
@@ -339,7 +339,7 @@ impl Attempt {
             wire_syns: self.wire_syns,
             syn_acks: self.wire_syn_acks.max(self.refused),
             dropped: self.dropped.take(),
-            icmp: self.icmp.take(),
+            icmp: self.icmp,
             nat_rule: None,
         })
     }

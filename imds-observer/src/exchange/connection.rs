@@ -22,7 +22,8 @@ use crate::event::{
 use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
 use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
 use crate::record::{
-    self, Body, Connection, End, Exchange, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND, Time,
+    self, Body, Connection, DropCause, End, Exchange, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND,
+    Time,
 };
 
 const MILLISECOND: u64 = 1_000_000;
@@ -451,9 +452,10 @@ impl Flow {
         }
         self.know_remote(event.remote);
         self.know_local(event.local, LocalFrom::Elsewhere);
-        let evidence = || {
-            let or_unknown = |text: &Option<_>| text.as_deref().unwrap_or("unknown").to_owned();
-            format!("{}@{}", or_unknown(&event.reason), or_unknown(&event.location))
+        let [reason, location] = [&event.reason, &event.location].map(|text| text.as_deref().map(str::to_owned));
+        let evidence = || DropCause {
+            reason: reason.clone(),
+            location: location.clone(),
         };
         if syn && self.attempt.is_none() && event.direction == Direction::Request {
             self.attempt(event.time).watch();
@@ -476,8 +478,8 @@ impl Flow {
                 Direction::Request => PacketDirection::Request,
                 Direction::Response => PacketDirection::Response,
             },
-            reason: event.reason.as_deref().map(str::to_owned),
-            location: event.location.as_deref().map(str::to_owned),
+            reason,
+            location,
             ttl: (event.ttl != 0).then_some(event.ttl),
             netns: (event.netns != 0).then_some(event.netns),
         });

@@ -128,7 +128,7 @@ impl Answer {
             delivered,
             server: self.server,
             retransmits: self.retransmits,
-            icmp: self.icmp.map(|icmp| format!("{}/{}", icmp.kind, icmp.code)),
+            icmp: self.icmp.map(IcmpError::code),
             via_proxy: self.via_proxy,
             length,
         }

@@ -1,9 +1,12 @@
 //! What was asked and what came of it: `exchange`, `connect`, `drop`.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Container, Process, json_cache};
 use crate::redact;
@@ -119,7 +122,7 @@ pub struct Request {
 }
 
 /// Traces of earlier versions hold ids that are credentials.
-fn recorded_path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+fn recorded_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let path = Option::<String>::deserialize(deserializer)?;
     Ok(path.map(|path| redact::recorded_path(&path).unwrap_or(path)))
 }
@@ -148,7 +151,8 @@ pub struct Response {
     pub retransmits: u32,
     /// `type/code` of the ICMP error with which this host reported to IMDS that it was dropped.
     #[serde(default)]
-    pub icmp: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub icmp: Option<IcmpCode>,
     /// Carries `Via` or `X-Cache`: from captures only.
     #[serde(default)]
     pub via_proxy: Option<bool>,
@@ -157,6 +161,81 @@ pub struct Response {
     #[serde(default)]
     pub length: Option<u64>,
 }
+
+/// Type and code of an ICMP error, or of an ICMPv6 error where the endpoint's address is IPv6. Written as `11/0`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IcmpCode {
+    pub kind: u8,
+    pub code: u8,
+}
+
+impl fmt::Display for IcmpCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.code)
+    }
+}
+
+impl FromStr for IcmpCode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let part = |part: &str| part.parse().ok();
+        text.split_once('/')
+            .and_then(|(kind, code)| Some((part(kind)?, part(code)?)))
+            .map(|(kind, code)| Self { kind, code })
+            .ok_or("expected `type/code`")
+    }
+}
+
+/// Why and where this kernel dropped a packet. Written as `NETFILTER_DROP@nft_do_chain`; an unknown part is `unknown`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DropCause {
+    /// The kernel's name, without `SKB_DROP_REASON_`.
+    pub reason: Option<String>,
+    /// Kernel function.
+    pub location: Option<String>,
+}
+
+const UNKNOWN: &str = "unknown";
+
+impl fmt::Display for DropCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [reason, location] = [&self.reason, &self.location].map(|part| part.as_deref().unwrap_or(UNKNOWN));
+        write!(f, "{reason}@{location}")
+    }
+}
+
+impl FromStr for DropCause {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (reason, location) = text.split_once('@').unwrap_or((text, UNKNOWN));
+        let known = |part: &str| (!matches!(part, "" | UNKNOWN)).then(|| part.to_owned());
+        Ok(Self {
+            reason: known(reason),
+            location: known(location),
+        })
+    }
+}
+
+/// Types that are text in JSON.
+macro_rules! as_text {
+    ($($type:ty),*) => {
+        $(impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+            }
+        })*
+    };
+}
+
+as_text!(IcmpCode, DropCause);
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -259,10 +338,12 @@ pub struct Connect {
     pub syn_acks: u32,
     /// `reason@location` of the drop that this attempt met.
     #[serde(default)]
-    pub dropped: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub dropped: Option<DropCause>,
     /// `type/code` of the ICMP error that this attempt met.
     #[serde(default)]
-    pub icmp: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub icmp: Option<IcmpCode>,
     /// NAT rule of this host that matches this attempt's requests, where none of its SYNs left through an uplink. Null: none, or not read.
     #[serde(default)]
     pub nat_rule: Option<String>,
@@ -300,5 +381,31 @@ impl super::Record<Exchange> {
         const TEXT: &str = r#"{"record":"exchange","schema":1,"time":"2026-03-01T12:00:00.000000000Z","host":"n","process":{"pid":7,"tid":7,"namespace_pid":null,"comm":"app","exe":"/opt/NAME","cmdline":["app"],"uid":0,"start_time":null,"ancestors":[],"cgroup":null,"netns":null},"container":null,"connection":{"id":"1","local":null,"remote":"169.254.169.254:80","exchange":1},"request":{"method":"GET","path":"/","dialect":"aws","imds_version":"v1","token":null,"token_ttl_s":null,"user_agent":null,"ttl":64,"forwarded":false},"response":{"status":STATUS,"ttl":255,"delivered":true,"server":null},"outcome":"answered","latency_ns":300000}"#;
         let text = TEXT.replace("NAME", name).replace("STATUS", &status.to_string());
         serde_json::from_str(&text).expect("an exchange")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drop_causes_and_icmp_codes_are_read_as_they_are_written() {
+        for text in [
+            "NETFILTER_DROP@nft_do_chain",
+            "unknown@ip_error",
+            "NEIGH_FAILED@unknown",
+            "unknown@unknown",
+        ] {
+            assert_eq!(text.parse::<DropCause>().unwrap().to_string(), text);
+        }
+        let before_5_17: DropCause = "unknown@ip_error".parse().unwrap();
+        assert_eq!(
+            (before_5_17.reason, before_5_17.location.as_deref()),
+            (None, Some("ip_error"))
+        );
+        assert_eq!("11/0".parse(), Ok(IcmpCode { kind: 11, code: 0 }));
+        for text in ["", "11", "11/", "256/0", "a/b", "1/2/3"] {
+            assert!(text.parse::<IcmpCode>().is_err(), "{text}");
+        }
     }
 }

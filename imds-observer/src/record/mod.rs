@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use by_caller::ByCaller;
 use envelope::Named;
 pub use exchange::{
-    Connect, ConnectOutcome, Connection, Dialect, End, Exchange, ExchangeOutcome, ImdsVersion, PacketDirection,
-    PacketDrop, Request, Response,
+    Connect, ConnectOutcome, Connection, Dialect, DropCause, End, Exchange, ExchangeOutcome, IcmpCode, ImdsVersion,
+    PacketDirection, PacketDrop, Request, Response,
 };
 pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};
 pub(crate) use process::ProcessMemo;

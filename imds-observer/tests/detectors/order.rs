@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use imds_observer::detectors::{DetectorConfig, Detectors};
-use imds_observer::record::{ConnectOutcome, ExchangeOutcome, FindingState, ImdsVersion, PacketDirection, Record};
+use imds_observer::record::{
+    ConnectOutcome, ExchangeOutcome, FindingState, IcmpCode, ImdsVersion, PacketDirection, Record,
+};
 use proptest::prelude::*;
 
 use crate::scenario::*;
@@ -42,8 +44,11 @@ fn any_record() -> impl Strategy<Value = Record> {
                     ][usize::from(bytes[0] % 6)];
                     let mut connect = actor.connect(t, outcome, errno, 0.5, [u32::from(bytes[1] % 2), 0]);
                     connect.elapsed_ns = number % 5_000_000_000;
-                    connect.icmp = (bytes[2] < 100).then(|| format!("{}/{}", bytes[2] % 5, bytes[3] % 14));
-                    connect.dropped = (bytes[3] < 60).then(|| "NETFILTER_DROP".to_owned());
+                    connect.icmp = (bytes[2] < 100).then(|| IcmpCode {
+                        kind: bytes[2] % 5,
+                        code: bytes[3] % 14,
+                    });
+                    connect.dropped = (bytes[3] < 60).then(|| "NETFILTER_DROP".parse().unwrap());
                     connect.into()
                 }
                 1 => {

@@ -386,7 +386,7 @@ fn s16_network_faults(
                     trace.add(drop);
                 }
             }
-            connect.dropped = Some(format!("{reason}@{location}"));
+            connect.dropped = Some(format!("{reason}@{location}").parse().unwrap());
         }
         trace.add(connect);
     }
@@ -449,8 +449,8 @@ fn s16d_drops_that_tell_nothing(
             let connect = app
                 .connect(begin, ConnectOutcome::Timeout, 0, dropped_at + 2.0, syns)
                 .but(|connect| {
-                    connect.dropped = Some("unknown@unknown".to_owned());
-                    connect.icmp = icmp.map(str::to_owned);
+                    connect.dropped = Some("unknown@unknown".parse().unwrap());
+                    connect.icmp = icmp.map(|icmp| icmp.parse().unwrap());
                 });
             trace.add(app.drop(begin + dropped_at, "", "").but(|drop| {
                 drop.connection.id.clone_from(&connect.connection.id);

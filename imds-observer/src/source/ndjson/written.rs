@@ -14,8 +14,8 @@ use rustc_hash::FxHasher;
 
 use crate::memo::Memo;
 use crate::record::{
-    Body, Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, ImdsVersion, Process, ProcessMemo,
-    Record, Request, Response, SCHEMA, SECOND, Time,
+    Body, Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, IcmpCode, ImdsVersion, Process,
+    ProcessMemo, Record, Request, Response, SCHEMA, SECOND, Time,
 };
 use crate::redact;
 
@@ -676,7 +676,7 @@ struct LineResponse<'a> {
     server: Option<&'a str>,
     retransmits: u32,
     via_proxy: Option<bool>,
-    icmp: Option<&'a str>,
+    icmp: Option<IcmpCode>,
     length: Option<u64>,
 }
 
@@ -750,7 +750,7 @@ fn read_response<'a>(rest: &mut Rest<'a>) -> Option<Option<LineResponse<'a>>> {
         delivered: b"\"delivered\":" => rest.nullable_boolean(),
         server: b"\"server\":" => rest.nullable_text(),
         retransmits: b"\"retransmits\":" => rest.small(),
-        icmp: b"\"icmp\":" => rest.nullable_text(),
+        icmp: b"\"icmp\":" => nullable(rest.nullable_text()?, |icmp| icmp.parse().ok()),
         via_proxy: b"\"via_proxy\":" => rest.nullable_boolean(),
         length: b"\"length\":" => rest.nullable_number(),
     });
@@ -956,7 +956,7 @@ impl LineResponse<'_> {
         *retransmits = self.retransmits;
         *via_proxy = self.via_proxy;
         *length = self.length;
-        put_nullable(icmp, self.icmp);
+        *icmp = self.icmp;
     }
 }
 
@@ -1043,12 +1043,7 @@ pub(super) fn is_spare(record: &Record) -> bool {
         connection, request, ..
     } = exchange;
     let optional = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
-    let of_response = |text: fn(&Response) -> &Option<String>| {
-        exchange
-            .response
-            .as_ref()
-            .map_or(0, |response| optional(text(response)))
-    };
+    let response = exchange.response.as_ref();
     [
         connection.id.capacity(),
         optional(&connection.local),
@@ -1060,8 +1055,7 @@ pub(super) fn is_spare(record: &Record) -> bool {
         optional(&request.path),
         optional(&request.token),
         optional(&request.user_agent),
-        of_response(|response| &response.server),
-        of_response(|response| &response.icmp),
+        response.map_or(0, |response| optional(&response.server)),
     ]
     .iter()
     .sum::<usize>()
@@ -1189,7 +1183,7 @@ mod tests {
             nullable(any::<bool>()),
             nullable(text()),
             any::<u32>(),
-            nullable(text()),
+            nullable(any::<(u8, u8)>()),
         ));
         let times = (
             0..2_000_000_000_000_000_000_u64,
@@ -1235,7 +1229,7 @@ mod tests {
                     server,
                     retransmits,
                     via_proxy: None,
-                    icmp,
+                    icmp: icmp.map(|(kind, code)| IcmpCode { kind, code }),
                     length: status.map(u64::from),
                 });
                 record

@@ -167,8 +167,8 @@ fn remarks(exchange: &Exchange) -> Vec<String> {
             .map_or_else(String::new, |latency| format!(" after {}", span(latency)));
         remarks.push(format!("{status} arrived{ttl}{after}, not delivered"));
     }
-    if let Some(icmp) = &response.icmp {
-        remarks.push(format!("ICMP {} sent", safe(icmp)));
+    if let Some(icmp) = response.icmp {
+        remarks.push(format!("ICMP {icmp} sent"));
     }
     if response.retransmits > 0 {
         remarks.push(format!("retransmitted {}", times(response.retransmits)));
@@ -184,10 +184,10 @@ fn connect_line(connect: Of<'_, Connect>, scale: &Scale, theme: Theme, width: us
     let what = format!("connect {}", safe(&connect.connection.remote));
     let mut result = connect.outcome.as_str().to_owned();
     if let Some(dropped) = &connect.dropped {
-        result = format!("{result}: {}", safe(dropped));
+        result = format!("{result}: {}", safe(&dropped.to_string()));
     }
-    if let Some(icmp) = &connect.icmp {
-        result = format!("{result}, ICMP {}", safe(icmp));
+    if let Some(icmp) = connect.icmp {
+        result = format!("{result}, ICMP {icmp}");
     }
     Line::from(vec![
         Span::styled(scale.offset(connect.time), DIM),
