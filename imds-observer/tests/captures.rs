@@ -169,10 +169,10 @@ fn no_byte_of_a_body_or_token_comes_out() {
     }
 }
 
-/// `docs/capture.md` gives a filter: what passes it must lead to the same findings as everything.
+/// `docs/offline.md` gives a filter: what passes it must lead to the same findings as everything.
 #[test]
 fn the_documented_filter_loses_no_finding() {
-    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/capture.md")).unwrap();
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/offline.md")).unwrap();
     let filter = page
         .lines()
         .find(|line| line.starts_with("host 169.254.169.254 or "))

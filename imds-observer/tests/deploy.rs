@@ -107,7 +107,7 @@ fn the_service_and_the_pods_have_the_same_capabilities() {
         .split(' ')
         .map(|name| name.trim_start_matches("CAP_"))
         .collect();
-    // Pods get it only where the runtime's own limit on locked memory is low: docs/deploy.md.
+    // Pods get it only where the runtime's own limit on locked memory is low: docs/daemonset.md.
     service.retain(|name| *name != "SYS_RESOURCE");
     service.sort_unstable();
     let manifest = fs::read_to_string(deploy().join("kubernetes/daemonset.yaml")).unwrap();

@@ -62,6 +62,22 @@ fn files_that_comments_name_exist() {
     assert!(missing.is_empty(), "no such files:\n{}", missing.join("\n"));
 }
 
+/// mdBook leaves out pages that docs/SUMMARY.md doesn't list, and links to them break.
+#[test]
+fn the_book_lists_every_page() {
+    let tree = Tree::read();
+    let summary = fs::read_to_string(tree.root.join("docs/SUMMARY.md")).unwrap();
+    let listed: BTreeSet<&str> = linked(&summary).collect();
+    let pages: Vec<&str> = tree
+        .with_ending(".md")
+        .filter_map(|page| page.strip_prefix("docs").ok()?.to_str())
+        .filter(|page| *page != "SUMMARY.md")
+        .collect();
+    assert!(pages.len() > 40, "{} pages", pages.len());
+    let missing: Vec<_> = pages.iter().filter(|page| !listed.contains(**page)).collect();
+    assert!(missing.is_empty(), "add to docs/SUMMARY.md: {missing:?}");
+}
+
 #[test]
 fn placeholders_addresses_and_absolute_paths_are_no_references() {
     for name in ["bpf/kernel.rs", "table.sql", "../docs/limits.md", "record/mod.rs"] {

@@ -97,8 +97,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         step("try the image", || trial::image(&sh, &release))?;
     }
     if args.check {
-        let readme = sh.read_file(root().join("README.md"))?;
-        downloads(&readme, &release)?;
+        let pages = sh.read_file(root().join("README.md"))? + &sh.read_file(root().join("docs/install.md"))?;
+        downloads(&pages, &release)?;
         step("look at the packages", || packages::check(&sh, &release))?;
         for arch in release.arches.iter().filter(|arch| arch.is_native()) {
             let deb = packages::deb(&release, *arch);
@@ -113,14 +113,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// README's "Get it" downloads files that are made here.
-fn downloads(readme: &str, release: &Release) -> anyhow::Result<()> {
+/// README.md and docs/install.md download files that are made here.
+fn downloads(pages: &str, release: &Release) -> anyhow::Result<()> {
     let version = format!("/releases/download/v{}/", release.version);
     let mut names = 0;
-    for line in readme.lines().filter(|line| line.contains("/releases/download/")) {
+    for line in pages.lines().filter(|line| line.contains("/releases/download/")) {
         let (_, name) = line
             .split_once(&version)
-            .with_context(|| format!("README.md downloads another version: {line}"))?;
+            .with_context(|| format!("README.md or docs/install.md downloads another version: {line}"))?;
         for arch in &release.arches {
             let name = name
                 .replace("$(uname -m)", arch.name())
@@ -128,13 +128,13 @@ fn downloads(readme: &str, release: &Release) -> anyhow::Result<()> {
             let name = name.split_whitespace().next().unwrap_or_default();
             ensure!(
                 release.directory.join(name).is_file(),
-                "README.md downloads {name}, which isn't made"
+                "README.md or docs/install.md downloads {name}, which isn't made"
             );
             names += 1;
         }
     }
-    ensure!(names > 0, "README.md downloads nothing");
-    eprintln!("dist: README.md downloads {names} files, all made");
+    ensure!(names > 0, "README.md and docs/install.md download nothing");
+    eprintln!("dist: README.md and docs/install.md download {names} files, all made");
     Ok(())
 }
 

@@ -44,7 +44,7 @@ pub(super) fn make(sh: &Shell, release: &Release, outputs: &[PathBuf]) -> anyhow
         "predicateType": "https://slsa.dev/provenance/v1",
         "predicate": {
             "buildDefinition": {
-                "buildType": format!("{source}/blob/main/docs/deploy.md#xtask-dist-v1"),
+                "buildType": format!("{source}/blob/main/docs/releases.md#xtask-dist-v1"),
                 "externalParameters": {
                     "repository": source,
                     "command": "cargo xtask dist",

@@ -1,7 +1,7 @@
 //! Does the systemd unit, as it is shipped, work under a real systemd?
 //!
 //! In a guest whose root file system is Debian's own, made by mmdebstrap, with systemd as the first process. There it is installed as
-//! `docs/deploy.md` describes, started, reloaded, stopped and left stuck (`systemd/trial.sh`); its console output is checked here.
+//! `docs/install.md` describes, started, reloaded, stopped and left stuck (`systemd/trial.sh`); its console output is checked here.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -47,7 +47,7 @@ ip route add 169.254.169.254/32 via 10.77.0.1
 systemd-run --quiet --unit imds --property NetworkNamespacePath=/run/netns/imds /guest/imds-observer-lab server --listen 169.254.169.254:80
 until_it "no answer from the metadata service" ask nobody-looks
 
-# docs/deploy.md, "On a host".
+# docs/install.md, "Run it as a service".
 if [ -e /guest/imds-observer.deb ]; then
     dpkg --install /guest/imds-observer.deb || tell failed "dpkg --install"
     # A package of a service that attaches eBPF programs starts nothing by itself.
