@@ -18,6 +18,8 @@ pub enum KernelError {
         "no cgroup v2 hierarchy is mounted: mount one with `mount -t cgroup2 none /mnt/cgroup2` and name it with --cgroup"
     )]
     NoCgroup2,
+    #[error("find the cgroup v2 hierarchy in /proc/self/mountinfo: {0}")]
+    Mounts(io::Error),
     #[error("open cgroup {path}: {source}")]
     Cgroup { path: String, source: io::Error },
     #[error("{family} endpoints: at most {MAX_ENDPOINTS} can be observed")]

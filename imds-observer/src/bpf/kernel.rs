@@ -13,7 +13,7 @@ use imds_observer_common::{InterfaceCounters, KernelOffsets, LossCounters};
 use zerocopy::IntoBytes as _;
 
 use super::LiveOptions;
-use super::attach::cgroup2_mount;
+use super::attach::find_cgroup2_mount;
 use super::btf::Btf;
 use super::decode::Decoder;
 use super::endpoints::endpoints;
@@ -198,7 +198,9 @@ impl Kernel {
     fn attach_cgroup(&mut self, wanted: Option<&Path>) -> Result<Vec<(Occupant, bool)>, KernelError> {
         let path = match wanted {
             Some(path) => path.to_path_buf(),
-            None => cgroup2_mount().ok_or(KernelError::NoCgroup2)?,
+            None => find_cgroup2_mount()
+                .map_err(KernelError::Mounts)?
+                .ok_or(KernelError::NoCgroup2)?,
         };
         let cgroup = File::open(&path).map_err(|source| KernelError::Cgroup {
             path: path.display().to_string(),

@@ -200,6 +200,39 @@ fn what_nothing_works_without_is_an_error_that_says_what_to_try() {
     assert!(said.contains("/nonexistent"), "{said}");
 }
 
+/// Without `--cgroup`, so that the hierarchy is looked for as well.
+#[test]
+#[ignore = "live"]
+fn too_few_descriptors_are_named_as_the_cause() {
+    let lab = lab(LabOptions::default());
+    let mut refused = 0;
+    for limit in (8..48).step_by(4) {
+        let mut command = in_netns(lab.node(), "sh");
+        let script = format!("ulimit -n {limit}; exec \"$@\"");
+        let observer = env!("CARGO_BIN_EXE_imds-observer");
+        command.args([
+            "-c",
+            &script,
+            "sh",
+            observer,
+            "stream",
+            "-i",
+            UPLINK,
+            "--duration",
+            "1s",
+        ]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            continue;
+        }
+        refused += 1;
+        let last = said.trim_end().lines().last().unwrap_or_default();
+        assert!(last.contains("os error 24"), "ulimit -n {limit}: {said}");
+    }
+    assert!(refused > 2, "{refused}");
+}
+
 /// Nor does it matter whether the kernel guards against speculation, as it does unless booted with mitigations=off: since 6.17 it puts
 /// a barrier where it refused the program before.
 #[test]

@@ -45,11 +45,22 @@ impl Kernel {
     /// Attaches to an uplink of the current network namespace: tcx where the kernel has it (6.6), else clsact.
     /// Both directions or none: half of an uplink would report lost responses that were not.
     pub fn attach_uplink(&mut self, interface: &str) -> Result<(), KernelError> {
-        let index = nix::net::if_::if_nametoindex(interface).map_err(|errno| KernelError::Attach {
-            hook: "wire",
-            target: interface.to_owned(),
-            why: errno.desc().to_owned(),
-            hint: "see `ip link` for the interfaces of this network namespace",
+        let index = nix::net::if_::if_nametoindex(interface).map_err(|errno| {
+            // The C library reports no such interface where it has no descriptor left to ask with.
+            let spare = std::fs::File::open("/dev/null");
+            let (why, hint) = match spare {
+                Err(error) => (error.to_string(), "raise the limit of open files, see `ulimit -n`"),
+                Ok(_) => (
+                    errno.desc().to_owned(),
+                    "see `ip link` for the interfaces of this network namespace",
+                ),
+            };
+            KernelError::Attach {
+                hook: "wire",
+                target: interface.to_owned(),
+                why,
+                hint,
+            }
         })?;
         // An interface that was replaced under its index has taken its filters along.
         self.detach_uplink(index);
