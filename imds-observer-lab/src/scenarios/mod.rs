@@ -3,6 +3,7 @@
 //! They are data, in `scenarios.toml`. [`run`] plays one in a lab and records it, [`score`] compares what was found with
 //! what was owed, and the golden test of the observer reads the recordings again, without a lab.
 
+mod agent;
 mod client;
 mod compare;
 pub mod neutral;
@@ -17,6 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use agent::Agent;
 pub use compare::{Score, findings_of, score};
 pub use run::{Outcome, Prepared, Stage};
 pub use tools::Tools;
@@ -85,6 +87,8 @@ pub struct Scenario {
     pub family: IpFamily,
     /// A server that this project did not write, in the place of its own.
     pub stand_in: Option<StandIn>,
+    /// A credential agent on the node, beside the lab's IMDS.
+    pub agent: Option<Agent>,
     /// The clients that are started first must be as old as this before anything is observed. The scenario then comes last.
     pub age_s: Option<u64>,
     pub steps: Vec<Step>,
@@ -233,6 +237,7 @@ impl Scenario {
         }
         ensure!(self.clients().next().is_some(), "no client does anything");
         self.behaviour()?;
+        self.agent.as_ref().map(Agent::behaviour).transpose()?;
         self.fault_entry()?;
         ensure!(
             self.capture.is_some() == self.capture_why.is_some(),

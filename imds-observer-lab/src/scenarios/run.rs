@@ -15,6 +15,7 @@ use super::compare::{Score, findings_of, score};
 use super::trace::{Capture, Observer};
 use super::{Client, On, Scenario, StandIn, Step, Suite, Tools};
 use crate::faults::FaultGuard;
+use crate::server::Server;
 use crate::topology::{IMDS_PORT, IMDS_V4, Lab, LabOptions, Place, PodCgroup, PodOptions, take_turn};
 
 /// What is owed must come within this time after the clients have ended.
@@ -72,6 +73,7 @@ pub struct Prepared<'a> {
     next_step: usize,
     guard: Option<FaultGuard>,
     stand_in: Option<Player>,
+    agent: Option<Server>,
     lab: Lab,
     scratch: TempDir,
     turn: Option<Flock<std::fs::File>>,
@@ -103,6 +105,7 @@ impl Stage {
             next_step: 0,
             guard: None,
             stand_in: None,
+            agent: None,
             lab,
             scratch: TempDir::with_prefix("imds-observer-scenario-").context("make a temporary directory")?,
             turn: Some(turn),
@@ -136,6 +139,9 @@ impl<'a> Prepared<'a> {
         }
         if let Some(stand_in) = &self.scenario.stand_in {
             self.replace_server(stand_in)?;
+        }
+        if let Some(agent) = &self.scenario.agent {
+            self.agent = Some(agent.start(&self.lab)?);
         }
         if let Some(entry) = self.scenario.fault_entry()? {
             self.guard = Some(self.lab.inject(&entry.fault)?);

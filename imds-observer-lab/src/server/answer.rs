@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 
 use super::{
-    behaviour::{Behaviour, Endpoint, Tokens},
+    agents,
+    behaviour::{Behaviour, Endpoint, Serves, Tokens},
     paths,
     token::Mint,
 };
@@ -26,6 +27,8 @@ pub(super) struct Request {
     pub(super) user_agent: Option<String>,
     token: Option<String>,
     token_ttl: Option<String>,
+    pub(super) authorization: Option<String>,
+    pub(super) host: Option<String>,
 }
 
 pub(super) enum Parsed {
@@ -70,6 +73,8 @@ impl Request {
             user_agent: value("user-agent"),
             token: value(TOKEN_HEADER),
             token_ttl: value(TTL_HEADER),
+            authorization: value("authorization"),
+            host: value("host"),
         };
         Parsed::Complete { head_length, request }
     }
@@ -157,6 +162,9 @@ impl Answer {
 pub(super) fn decide(request: &Request, behaviour: &Behaviour, mint: &Mint, now: Timestamp) -> Answer {
     if behaviour.endpoint == Endpoint::Disabled {
         return Answer::error(403);
+    }
+    if behaviour.serves != Serves::Imds {
+        return agents::decide(request, behaviour, now);
     }
     let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
     match request.method.as_str() {

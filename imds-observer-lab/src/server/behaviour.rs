@@ -11,6 +11,10 @@ use super::paths::ROLE;
 pub struct Behaviour {
     /// `false` closes the listeners, so that the kernel answers a SYN with a reset: the server is down.
     pub listening: bool,
+    /// Which service it is.
+    pub serves: Serves,
+    /// Pod Identity: the pod's service account has an association.
+    pub association: bool,
     /// `required`: a request without a token is answered 401.
     pub tokens: Tokens,
     /// `disabled`: everything is answered 403, as with `--http-endpoint disabled`.
@@ -59,6 +63,8 @@ impl Default for Behaviour {
     fn default() -> Self {
         Self {
             listening: true,
+            serves: Serves::Imds,
+            association: true,
             tokens: Tokens::Optional,
             endpoint: Endpoint::Enabled,
             hop_limit: 1,
@@ -82,6 +88,17 @@ impl Default for Behaviour {
             credential_lifetime_s: 6 * 3600,
         }
     }
+}
+
+/// A service that a client asks for credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Serves {
+    Imds,
+    /// The EKS Pod Identity Agent.
+    PodIdentity,
+    /// The ECS agent.
+    Ecs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 //! Written from the provider's documentation and from measurements; it shares no code with the observer, so that a
 //! misunderstanding shows as a difference between what one served and the other saw.
 
+mod agents;
 mod answer;
 mod behaviour;
 mod connection;
@@ -30,7 +31,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use behaviour::{AnswerMode, Behaviour, Endpoint, ErrorRate, Tokens};
+pub use behaviour::{AnswerMode, Behaviour, Endpoint, ErrorRate, Serves, Tokens};
 pub use control::{ControlClient, Stats};
 pub use log::{RequestLog, Served};
 pub use paths::{INSTANCE_ID, ROLE};
