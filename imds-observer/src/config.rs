@@ -1,6 +1,5 @@
 //! What can be set, from a TOML file (`--config`) and from flags, of which flags win.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::detectors::{self, DetectorConfig};
 use crate::filter::Filter;
+use crate::imds::Selection;
 use crate::quantity::Span;
 use crate::record::Kind;
 use crate::redact::Cmdline;
@@ -23,7 +23,8 @@ pub struct Config {
     pub host: Option<String>,
     pub interfaces: Vec<String>,
     pub cgroup: Option<PathBuf>,
-    pub endpoints: Vec<IpAddr>,
+    /// Names of services or addresses.
+    pub endpoints: Vec<Selection>,
     /// Where the host's root directory is mounted; `/` if not given.
     pub host_root: Option<PathBuf>,
     /// Time between summaries.
@@ -199,7 +200,7 @@ mod tests {
         }
         assert_eq!(all.detectors, DetectorConfig::default());
         assert_eq!(all.filter.pid, [4242]);
-        assert_eq!(all.endpoints, bpf::DEFAULT_ENDPOINTS);
+        assert_eq!(Selection::addresses(&all.endpoints), crate::imds::DEFAULT_ENDPOINTS);
         assert_eq!(all.otlp.endpoint.as_deref(), Some("http://127.0.0.1:4318"));
     }
 

@@ -1,6 +1,7 @@
 //! Facts about a host that detectors and remedies use.
 
-use crate::record::{Connect, Container, Exchange, Host, Process, Start, Time};
+use crate::imds::endpoint_of;
+use crate::record::{Connect, Container, Dialect, Exchange, Host, NetworkTool, Process, Start, Time};
 
 /// What is known of the host that the records come from. Unknown offline, unless the user says.
 #[derive(Clone, Debug)]
@@ -17,6 +18,10 @@ pub struct HostFacts {
     pub uplink: Option<String>,
     /// NAT rules of this host that match requests for the endpoints, as they were when the run began. `None`: not read.
     pub nat_rules: Option<Vec<String>>,
+    /// Cloud that the firmware names, `Unknown` for another maker. `None`: not read.
+    pub cloud: Option<Dialect>,
+    /// What sets up the network of this host.
+    pub network_tool: Option<NetworkTool>,
 }
 
 impl Default for HostFacts {
@@ -29,6 +34,8 @@ impl Default for HostFacts {
             gateway: None,
             uplink: None,
             nat_rules: None,
+            cloud: None,
+            network_tool: None,
         }
     }
 }
@@ -47,7 +54,8 @@ pub(crate) fn nat_target(rule: &str) -> Option<&str> {
 impl HostFacts {
     /// The NAT rule of this host that matches an attempt's requests, if none of its SYNs was seen to leave or was dropped.
     pub(crate) fn nat_rule(&self, connect: &Connect) -> Option<&str> {
-        if connect.wire_syns > 0 || connect.dropped.is_some() {
+        let agent = endpoint_of(&connect.connection.remote).is_agent();
+        if connect.wire_syns > 0 || connect.dropped.is_some() || agent {
             return None;
         }
         let elsewhere = self.is_elsewhere(connect.process.as_deref(), connect.container.as_deref());
@@ -79,5 +87,7 @@ impl HostFacts {
         self.netns = start.netns.or(self.netns);
         self.boot_time = start.boot_time.or(self.boot_time);
         self.nat_rules = start.nat_rules.clone().or(self.nat_rules.take());
+        self.cloud = start.cloud.or(self.cloud);
+        self.network_tool = start.network_tool.or(self.network_tool);
     }
 }

@@ -405,6 +405,8 @@ mod tests {
             netns: None,
             boot_time: None,
             nat_rules: None,
+            cloud: None,
+            network_tool: None,
         };
         hosts.starts(of("a", start.clone()).by_ref());
         assert_eq!(hosts.restarts_seen(), 0);

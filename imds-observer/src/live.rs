@@ -22,6 +22,7 @@ use crate::bpf::{Decoder, Kernel, Links, LiveOptions};
 use crate::event::{ClockStep, Event, InterfaceSample};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
+use crate::imds::beyond_this_host;
 use crate::record::{Confinement, LossCounts, Mode, Time, VpcResolver, steady};
 use crate::source::{Source, SourceFacts, SourceState};
 use crate::wipe;
@@ -92,7 +93,7 @@ impl LiveSource {
         }
         let mut monitor = None;
         if options.interfaces.is_empty() {
-            match UplinkMonitor::open(&options.endpoints) {
+            match UplinkMonitor::open(&beyond_this_host(&options.endpoints)) {
                 Ok(opened) => monitor = Some(opened),
                 Err(error) => kernel.miss_uplink(format!("find the uplinks: {error} (name one with --interface)")),
             }
@@ -144,6 +145,7 @@ impl LiveSource {
             ));
         }
         if source.monitor.is_some()
+            && !beyond_this_host(&options.endpoints).is_empty()
             && source.interfaces().is_empty()
             && source
                 .kernel

@@ -13,6 +13,7 @@ use crate::event::{ClockStep, Event};
 use crate::exchange::{Fact, FlowTable};
 use crate::filter::{Filter, Kinds};
 use crate::hosts::{HostDetectors, RecordedHosts};
+use crate::imds::is_own_request;
 use crate::record::steps::Steps;
 use crate::record::{Body, Caller, Code, Finding, Host, Kind, LossCounts, Mode, Record, SECOND, Start, Time};
 use crate::sinks::Sink;
@@ -103,6 +104,8 @@ impl Pipeline {
         let own = self.parts.detectors.own();
         let (netns, boot_time) = own.map(|own| (own.netns, own.boot_time)).unwrap_or_default();
         let nat_rules = own.and_then(|own| own.nat_rules.clone());
+        let cloud = own.and_then(|own| own.cloud);
+        let network_tool = own.and_then(|own| own.network_tool);
         let time = facts.time.unwrap_or(now);
         let start = Start {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -117,6 +120,8 @@ impl Pipeline {
             netns,
             boot_time,
             nat_rules,
+            cloud,
+            network_tool,
         };
         self.tell(time, Body::Start(start));
     }
@@ -291,6 +296,9 @@ impl Pipeline {
             return;
         };
         let caller = (observation.process(), observation.container());
+        if is_own_request(record) {
+            return;
+        }
         if self.filters
             && !self
                 .parts

@@ -365,6 +365,9 @@ impl Seen {
     fn exchange(&mut self, time: Time, exchange: &Exchange, changes: &[Change]) {
         let request = &exchange.request;
         let works = works(exchange);
+        if exchange.endpoint().is_agent() {
+            return;
+        }
         let foreign = !matches!(request.dialect, Dialect::Aws | Dialect::Unknown)
             || request.imds_version == Some(ImdsVersion::Other);
         if foreign {

@@ -372,7 +372,7 @@ fn bad_usage_is_status_2() {
         #[cfg(live)]
         &["stream", "-C", "1m"],
         &["watch", "--pod", "payments"],
-        &["watch", "--endpoint", "imds"],
+        &["watch", "--endpoint", "imdsv2"],
         &["detectors", "explain", "nonsense"],
         &["nonsense"],
         &[],

@@ -192,6 +192,27 @@ fn public_incidents_get_the_right_verdict() {
     assert!(wrong.is_empty(), "of {} incidents:\n{wrong}", incidents.len());
 }
 
+/// Whatever is found on another cloud, nothing of it is a command of AWS.
+#[test]
+fn other_clouds_get_no_command_of_aws() {
+    let text = fs::read_to_string(directory().join("clouds.toml")).unwrap();
+    let table: Table = toml::from_str(&text).unwrap();
+    let mut findings = 0;
+    for incident in table.incident {
+        // The agents' own services are AWS's.
+        if incident.file.starts_with("pod-identity-") || incident.file.starts_with("ecs-") {
+            continue;
+        }
+        for finding in report(&incident.file)["findings"].as_array().unwrap() {
+            let remedy = &finding["remedy"];
+            let shown = format!("{} {} {}", finding["summary"], remedy["text"], remedy["commands"]);
+            assert!(!shown.contains("aws "), "{}: {shown}", incident.file);
+            findings += 1;
+        }
+    }
+    assert!(findings >= 15, "only {findings} findings were looked at");
+}
+
 #[test]
 fn every_input_has_a_row_and_every_row_a_source() {
     let incidents = incidents();

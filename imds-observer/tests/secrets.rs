@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use imds_observer::http;
-use imds_observer::imds::{Hasher, read_request, response_headers};
+use imds_observer::imds::{Hasher, read_request, read_request_to, response_headers};
 use imds_observer::record::workload::{self, Group};
 use imds_observer::record::{Ancestor, Process, Request, Unredacted};
 use proptest::prelude::*;
@@ -113,6 +113,12 @@ fn assert_hidden(shown: &str, secret: &str) {
 /// A request head as records hold it.
 fn recorded(head: &str) -> Request {
     read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2))
+}
+
+/// The same of a request to this address.
+fn recorded_at(head: &str, address: &str) -> Request {
+    let head = http::Request::parse(head.as_bytes(), false);
+    read_request_to(&head, &Hasher::with_salt(1, 2), Some(address.parse().unwrap()))
 }
 
 /// All that is shown of a process.
@@ -355,6 +361,8 @@ proptest! {
         let mut record = recorded(&head);
         let json = serde_json::to_string(&record).unwrap();
         assert_hidden(&format!("{record:?} {json}"), &id.0);
+        let of_agent = recorded_at(&head, "169.254.170.2");
+        assert_hidden(&format!("{of_agent:?} {}", serde_json::to_string(&of_agent).unwrap()), &id.0);
         prop_assert_eq!(&serde_json::from_str::<Request>(&json).unwrap(), &record);
         // As an earlier version wrote it.
         record.path = Some(path.replace("ID", &encoded(&id.0, encoding)));
@@ -417,6 +425,10 @@ proptest! {
         let head = format!("GET {path} HTTP/1.1\r\n{header}\r\n\r\n");
         let record = recorded(&head);
         assert_hidden(&format!("{record:?} {}", serde_json::to_string(&record).unwrap()), &secret.0);
+        for address in ["169.254.170.23", "169.254.170.2", "100.100.100.200"] {
+            let record = recorded_at(&head, address);
+            assert_hidden(&format!("{record:?} {}", serde_json::to_string(&record).unwrap()), &secret.0);
+        }
         let line = vec!["curl".to_owned(), "-H".to_owned(), format!("{name}{value}"), format!("-H{name}{value}"), format!("--header={name}{value}")];
         assert_hidden(&shown(&process("/usr/bin/curl", line)), &secret.0);
     }

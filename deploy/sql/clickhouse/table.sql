@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS imds_records (
       JSONExtract(line, 'process', 'cmdline', 'Array(String)'))),
   version LowCardinality(String) MATERIALIZED JSONExtractString(line, 'request', 'imds_version'),
   dialect LowCardinality(String) MATERIALIZED JSONExtractString(line, 'request', 'dialect'),
+  endpoint LowCardinality(String) MATERIALIZED JSONExtractString(line, 'request', 'endpoint'),
   path String MATERIALIZED JSONExtractString(line, 'request', 'path'),
   request_ttl Nullable(UInt8) MATERIALIZED JSONExtract(line, 'request', 'ttl', 'Nullable(UInt8)'),
   status Nullable(UInt16) MATERIALIZED JSONExtract(line, 'response', 'status', 'Nullable(UInt16)'),

@@ -42,7 +42,7 @@ CREATE OR REPLACE MACRO workload(line) AS
 
 CREATE TABLE IF NOT EXISTS imds_records (
   record VARCHAR, time TIMESTAMP_NS, host VARCHAR, workload VARCHAR,
-  version VARCHAR, dialect VARCHAR, path VARCHAR, request_ttl UTINYINT,
+  version VARCHAR, dialect VARCHAR, endpoint VARCHAR, path VARCHAR, request_ttl UTINYINT,
   status USMALLINT, response_ttl UTINYINT, outcome VARCHAR, latency_ns UBIGINT, waited_ns UBIGINT,
   line JSON
 );
@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS imds_records (
 INSERT INTO imds_records
 SELECT
   line->>'$.record', CAST(replace(line->>'$.time', 'Z', '') AS TIMESTAMP_NS), line->>'$.host', workload(line),
-  line->>'$.request.imds_version', line->>'$.request.dialect', line->>'$.request.path', CAST(line->>'$.request.ttl' AS UTINYINT),
+  line->>'$.request.imds_version', line->>'$.request.dialect', line->>'$.request.endpoint', line->>'$.request.path', CAST(line->>'$.request.ttl' AS UTINYINT),
   CAST(line->>'$.response.status' AS USMALLINT), CAST(line->>'$.response.ttl' AS UTINYINT), line->>'$.outcome',
   CAST(line->>'$.latency_ns' AS UBIGINT), CAST(line->>'$.waited_ns' AS UBIGINT),
   line

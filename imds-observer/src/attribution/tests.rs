@@ -245,6 +245,7 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
             retransmits: 0,
             ttl_on_wire: Some(true),
             hops: None,
+            endpoint: None,
         },
         response: None,
         outcome: ExchangeOutcome::Answered,

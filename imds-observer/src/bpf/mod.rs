@@ -29,7 +29,7 @@ mod offsets;
 #[cfg(live)]
 mod symbols;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +37,7 @@ use std::time::Duration;
 use imds_observer_common::sizes;
 use serde::{Deserialize, Serialize};
 
+pub use crate::imds::DEFAULT_ENDPOINTS;
 use crate::record::VpcResolver;
 
 #[cfg(live)]
@@ -57,12 +58,6 @@ pub use kernel::Kernel;
 pub(crate) use links::Links;
 #[cfg(live)]
 pub use symbols::Symbols;
-
-/// The metadata service's addresses, unless the user names others.
-pub const DEFAULT_ENDPOINTS: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)),
-];
 
 /// Sizes of the kernel side's tables, which are made before anything is attached. How they were reckoned stands with the constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -85,7 +85,7 @@ impl AnalyzeArgs {
     pub(super) fn run(&self) -> anyhow::Result<Status> {
         let settings = self.select.settings()?;
         let stop = Stop::on_signals()?;
-        let mut source = Progress::new(open(&self.files, &settings, &self.endpoints.endpoint, &stop)?);
+        let mut source = Progress::new(open(&self.files, &settings, &self.endpoints.addresses(), &stop)?);
         let host = settings.host(source.start().host)?;
         let collector = Collector::new(settings.config.limits.report.findings);
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(collector.clone())];

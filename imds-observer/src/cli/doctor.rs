@@ -2,15 +2,14 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::help::{self, SCOPE};
 use super::{Status, print};
-use crate::bpf::DEFAULT_ENDPOINTS;
 use crate::doctor::{Check, DoctorOptions, Report, State};
+use crate::imds::{DEFAULT_ENDPOINTS, Selection};
 use crate::report::escape::Escaped;
 use crate::report::text::Colour;
 
@@ -23,9 +22,9 @@ pub(super) struct DoctorArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: DoctorFormat,
-    /// Check this IMDS address (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
-    #[arg(long, help_heading = SCOPE, value_name = "ADDR")]
-    endpoint: Vec<IpAddr>,
+    /// Check these endpoints: imds, eks-pod-identity, ecs, or addresses (repeatable) [default: all three]
+    #[arg(long, help_heading = SCOPE, value_name = "NAME|ADDR,...", value_delimiter = ',')]
+    endpoint: Vec<Selection>,
     /// Check this uplink (repeatable) [default: all uplinks with a route to IMDS]
     #[arg(short, long, help_heading = SCOPE, value_name = "IF")]
     interface: Vec<String>,
@@ -45,7 +44,7 @@ impl DoctorArgs {
         let endpoints = if self.endpoint.is_empty() {
             DEFAULT_ENDPOINTS.to_vec()
         } else {
-            self.endpoint
+            Selection::addresses(&self.endpoint)
         };
         let report = Report::of_this_host(&DoctorOptions {
             endpoints,

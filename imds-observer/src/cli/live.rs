@@ -11,6 +11,7 @@ use crate::attribution::worker::{HostLookup, Worker};
 use crate::bpf::{INTERACTIVE_POLL, STREAM_POLL};
 use crate::doctor;
 use crate::host;
+use crate::imds::beyond_this_host;
 use crate::live::LiveSource;
 use crate::pipeline::{self, Pipeline};
 use crate::record::Host;
@@ -108,7 +109,7 @@ pub(super) fn settle(
     reads: Vec<PathBuf>,
 ) -> ThisHost {
     let mut facts = host::facts(name.clone());
-    facts.nat_rules = doctor::redirections(&endpoints);
+    facts.nat_rules = doctor::redirections(&beyond_this_host(&endpoints));
     let scope = args.scope(&settings.config);
     let confines = args.confines(&settings.config);
     let mut lookup = HostLookup::new(&args.host_root(&settings.config), endpoints);

@@ -11,7 +11,6 @@ use super::help::{CONFIGURATION, FILTERS, RECORDS, SCOPE};
 use super::values;
 use crate::attribution::Attribution;
 use crate::attribution::worker::Worker;
-use crate::bpf::DEFAULT_ENDPOINTS;
 #[cfg(live)]
 use crate::bpf::{LiveOptions, cgroup2_mount};
 use crate::config::Config;
@@ -19,7 +18,7 @@ use crate::exchange::{FlowTable, Scope};
 use crate::filter::{Filter, Kinds, PodName};
 use crate::host_facts::HostFacts;
 use crate::hosts::HostDetectors;
-use crate::imds::Hasher;
+use crate::imds::{DEFAULT_ENDPOINTS, Hasher, SERVICES, Selection};
 use crate::pipeline::{Parts, Pipeline};
 use crate::quantity::Span;
 use crate::record::{Host, Kind};
@@ -72,12 +71,19 @@ pub(super) struct SelectArgs {
     host: Option<String>,
 }
 
-/// Addresses of IMDS.
+/// Endpoints to observe.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct EndpointArgs {
-    /// Observe this IMDS address (repeatable) [default: 169.254.169.254 and fd00:ec2::254]
-    #[arg(long, help_heading = SCOPE, value_name = "ADDR")]
-    pub(super) endpoint: Vec<IpAddr>,
+    /// Observe these endpoints: imds, eks-pod-identity, ecs, or addresses (repeatable) [default: all three]
+    #[arg(long, help_heading = SCOPE, value_name = "NAME|ADDR,...", value_delimiter = ',')]
+    endpoint: Vec<Selection>,
+}
+
+impl EndpointArgs {
+    /// Empty: none is given.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        Selection::addresses(&self.endpoint)
+    }
 }
 
 /// Options of live observation. `--endpoint` isn't among them: `preflight` gives it a second meaning.
@@ -207,7 +213,7 @@ pub(super) struct ThisHost {
 }
 
 fn endpoints_of(flag: &[IpAddr], config: &Config) -> Vec<IpAddr> {
-    let endpoints = or(flag, &config.endpoints);
+    let endpoints = or(flag, &Selection::addresses(&config.endpoints));
     if endpoints.is_empty() {
         return DEFAULT_ENDPOINTS.to_vec();
     }
@@ -215,8 +221,16 @@ fn endpoints_of(flag: &[IpAddr], config: &Config) -> Vec<IpAddr> {
 }
 
 impl Settings {
-    /// Addresses of IMDS, from the options, the file or the defaults.
+    /// Endpoints' addresses, from the options, the file or the defaults.
     pub(super) fn endpoints(&self, flag: &[IpAddr]) -> Vec<IpAddr> {
+        endpoints_of(flag, &self.config)
+    }
+
+    /// The same for captures, where addresses of other clouds cost nothing.
+    pub(super) fn recorded_endpoints(&self, flag: &[IpAddr]) -> Vec<IpAddr> {
+        if flag.is_empty() && self.config.endpoints.is_empty() {
+            return SERVICES.iter().flat_map(|service| service.addresses).copied().collect();
+        }
         endpoints_of(flag, &self.config)
     }
 

@@ -58,7 +58,7 @@ pub(super) fn open(
         }
     }
     anyhow::ensure!(!inputs.is_empty(), "none of {} files can be read", files.len());
-    let endpoints = settings.endpoints(endpoints);
+    let endpoints = settings.recorded_endpoints(endpoints);
     Ok(Traces::with_limits(inputs, &endpoints, &settings.config.limits.traces).beside_unreadable(unreadable))
 }
 

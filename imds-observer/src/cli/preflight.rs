@@ -15,6 +15,7 @@ use super::live::{self, Opened};
 use super::observe::{ObserveArgs, Settings};
 use super::offline::{InputSummary, Progress, open, period};
 use super::{Cli, Status, print};
+use crate::imds::{Selection, beyond_this_host};
 use crate::pipeline;
 use crate::preflight::{Break, Change, Circumstances, Condition, Judgement, Preflight, Verdict};
 use crate::quantity::Span;
@@ -41,8 +42,8 @@ pub(super) struct PreflightArgs {
     /// Check this change: set the hop limit of token responses
     #[arg(long, help_heading = CHANGE, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     hop_limit: Option<u8>,
-    /// Check this change: disable IMDS; or, with an address, observe that IMDS address (repeatable)
-    #[arg(long, help_heading = CHANGE, value_name = "disabled|ADDR")]
+    /// Check this change: disable IMDS; or, with an address, observe IMDS at that address (repeatable)
+    #[arg(long, help_heading = CHANGE, value_name = "disabled|ADDR", value_delimiter = ',')]
     endpoint: Vec<Endpoint>,
     /// Report `safe` only after observing at least this long
     #[arg(long, value_name = "SPAN", default_value = "24h", alias = "at-least")]
@@ -65,10 +66,10 @@ enum PreflightFormat {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Endpoint {
     Disabled,
-    Address(IpAddr),
+    At(Selection),
 }
 
 impl FromStr for Endpoint {
@@ -79,8 +80,8 @@ impl FromStr for Endpoint {
             return Ok(Self::Disabled);
         }
         text.parse()
-            .map(Self::Address)
-            .map_err(|_| "expected `disabled` or an IP address".to_owned())
+            .map(Self::At)
+            .map_err(|_| "expected `disabled`, `imds` or an IP address".to_owned())
     }
 }
 
@@ -125,7 +126,7 @@ impl PreflightArgs {
             )
         } else {
             let stop = Stop::on_signals()?;
-            let mut source = Progress::new(open(&self.files, &settings, &self.addresses(), &stop)?);
+            let mut source = Progress::new(open(&self.files, &settings, &self.addresses(&settings), &stop)?);
             let host = settings.host(source.start().host)?;
             let mut pipeline = settings.pipeline(host, None, None, None, sinks);
             pipeline::run(&mut source, &mut pipeline, None, &stop)?;
@@ -158,20 +159,27 @@ impl PreflightArgs {
 
     #[cfg(live)]
     fn live(&self, settings: &Settings, sinks: Vec<Box<dyn Sink>>) -> anyhow::Result<Status> {
-        let endpoints = self.addresses();
+        let endpoints = self.addresses(settings);
         live::observe(&self.observe, &endpoints, settings, None, |_| {
             Ok(Opened::new(|| Ok(sinks)))
         })
     }
 
-    fn addresses(&self) -> Vec<IpAddr> {
-        self.endpoint
+    /// Of IMDS alone: a change of the metadata options concerns no agent.
+    fn addresses(&self, settings: &Settings) -> Vec<IpAddr> {
+        let given: Vec<Selection> = self
+            .endpoint
             .iter()
             .filter_map(|endpoint| match endpoint {
                 Endpoint::Disabled => None,
-                Endpoint::Address(address) => Some(*address),
+                Endpoint::At(selection) => Some(selection.clone()),
             })
-            .collect()
+            .collect();
+        let addresses = beyond_this_host(&settings.endpoints(&Selection::addresses(&given)));
+        if addresses.is_empty() {
+            usage("a change of the metadata options concerns only IMDS (add --endpoint imds, or its address)");
+        }
+        addresses
     }
 
     /// The changes to check, applied together.

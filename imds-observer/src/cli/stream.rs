@@ -55,10 +55,11 @@ impl StreamArgs {
             size,
             files: self.files.unwrap_or(DEFAULT_FILES),
         });
+        let endpoints = self.endpoints.addresses();
         live::observe_as(
             Some(Service::start(self.observe.select.clone(), &settings)?),
             &self.observe,
-            &self.endpoints.endpoint,
+            &endpoints,
             &settings,
             Some(settings.interval.unwrap_or(INTERVAL)),
             |settings| {
@@ -71,7 +72,7 @@ impl StreamArgs {
                 let metrics = MetricsSink::new(limits.metrics, limits.silence.0);
                 let endpoint = self.otlp_endpoint.as_ref().or(settings.config.otlp.endpoint.as_ref());
                 let collector = endpoint
-                    .map(|endpoint| collector(endpoint, settings, &self.endpoints.endpoint, &metrics))
+                    .map(|endpoint| collector(endpoint, settings, &endpoints, &metrics))
                     .transpose()?;
                 let mut opened = Opened::new(move || {
                     let queue = Queue::new(NdjsonOutput::new(destination, limits.held_bytes), kinds, limits.queue)?

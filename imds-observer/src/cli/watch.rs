@@ -79,7 +79,7 @@ impl WatchArgs {
         let kinds = settings.kinds.and(shown.into_iter().collect());
         #[cfg(live)]
         if self.from.is_empty() {
-            return live::observe(&self.observe, &self.endpoints.endpoint, &settings, interval, |_| {
+            return live::observe(&self.observe, &self.endpoints.addresses(), &settings, interval, |_| {
                 Ok(Opened::new(move || {
                     Ok(vec![Box::new(Queue::new(output, kinds, limits.queue)?) as Box<dyn Sink>])
                 }))
@@ -150,7 +150,7 @@ impl WatchArgs {
     }
 
     fn traces(&self, settings: &Settings, stop: &Stop, playback: Arc<Playback>) -> anyhow::Result<Paced<impl Source>> {
-        let traces = offline::open(&self.from, settings, &self.endpoints.endpoint, stop)?;
+        let traces = offline::open(&self.from, settings, &self.endpoints.addresses(), stop)?;
         Ok(Paced::new(traces, self.speed, playback))
     }
 
@@ -168,7 +168,7 @@ impl WatchArgs {
         sinks: Vec<Box<dyn Sink>>,
         stop: &Stop,
     ) -> anyhow::Result<()> {
-        let endpoints = &self.endpoints.endpoint;
+        let endpoints = &self.endpoints.addresses();
         let mut source = LiveSource::open(&self.observe.live_options(endpoints, &settings.config, INTERACTIVE_POLL))?;
         let name = settings.host(None)?;
         let endpoints = settings.endpoints(endpoints);

@@ -18,6 +18,9 @@
 //! Other 4xx statuses without a detector of their own (400, 405, 406, 411, 417 and so on, to requests other than token
 //! requests) make a finding of the client at the `other_statuses`-th within 10 min. Its `cause` is `status`.
 //!
+//! On other clouds a refusal has the causes of that cloud's service (`imds/dialect/`), such as a missing header, a missing
+//! permission or a disabled version. One finding for the client at the `other_statuses`-th within 10 min, with that cloud's remedy.
+//!
 //! ## Why it matters
 //!
 //! With the endpoint disabled, no workload on the host gets credentials from the instance's role. With a proxy in
@@ -68,13 +71,14 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::cloud_refusals::CloudRefusals;
 use super::knowledge::{is_probe, status, wrong_token_method};
 use super::remedy::{self, Sdk};
 use super::table::{bounded, entry};
 use super::window::Bins;
-use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
+use super::{Client, Context, Details, Detector, Limits, Observation, Scope, Sighting, Sightings};
 use crate::imds::is_dated_token_path;
-use crate::record::{Code, Exchange, ImdsVersion, Of, Remedy, SECOND, Severity, Subject, Time};
+use crate::record::{Code, Dialect, Exchange, ImdsVersion, Of, Remedy, SECOND, Severity, Subject, Time};
 
 /// Clients that are remembered, with the process that was seen last: up to 5 KiB each.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -122,6 +126,7 @@ struct Refused {
 
 pub(super) struct AccessForbidden {
     config: Config,
+    clouds: CloudRefusals,
     others: LruCache<u64, OtherStatus>,
     clients: LruCache<u64, Refused>,
     /// Newest answer other than 403, and the one before the current run of 403.
@@ -133,6 +138,7 @@ pub(super) struct AccessForbidden {
 pub(super) fn new(config: &Config, limits: &Limits) -> AccessForbidden {
     AccessForbidden {
         config: config.clone(),
+        clouds: CloudRefusals::new(config.other_statuses, limits),
         others: bounded(limits.clients(MAX_CLIENTS)),
         clients: bounded(limits.clients(MAX_CLIENTS)),
         answered: None,
@@ -153,6 +159,10 @@ impl Detector for AccessForbidden {
         Code::AccessForbidden
     }
 
+    fn scope(&self) -> Scope {
+        Scope::Clouds
+    }
+
     fn quiet_ns(&self) -> u64 {
         self.config.quiet_s.saturating_mul(SECOND)
     }
@@ -164,6 +174,10 @@ impl Detector for AccessForbidden {
         let (Some(status), time) = (status(exchange), exchange.time) else {
             return;
         };
+        if context.protocol.dialect != Dialect::Aws {
+            self.clouds.observe(status, exchange, context, client, sightings);
+            return;
+        }
         if is_other_refusal(status, exchange) {
             self.other_status(status, exchange, context, client, sightings);
         }
@@ -239,6 +253,12 @@ impl Detector for AccessForbidden {
         if self.pending == 0 {
             return;
         }
+        // It has turned out that this host is in another cloud.
+        if context.protocol.dialect != Dialect::Aws && context.protocol.dialect != Dialect::Unknown {
+            self.clients.clear();
+            self.pending = 0;
+            return;
+        }
         let hold_ns = self.config.hold_s.saturating_mul(SECOND);
         let recently = |refused: &Refused| context.now.since(refused.last) <= RECENT_NS;
         let first = self
@@ -291,7 +311,7 @@ impl Detector for AccessForbidden {
     }
 
     fn evicted(&self) -> u64 {
-        self.evicted
+        self.evicted + self.clouds.evicted()
     }
 }
 

@@ -58,7 +58,7 @@ use serde::{Deserialize, Serialize};
 
 use super::share::Share;
 use super::table::{bounded, entry};
-use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings};
 use crate::record::{Code, Exchange, Remedy, SECOND, Severity};
 
 /// Clients that are remembered.
@@ -112,6 +112,10 @@ pub(super) fn is_delayed(exchange: &Exchange) -> bool {
 impl Detector for ConnectDelayed {
     fn code(&self) -> Code {
         Code::ConnectDelayed
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn quiet_ns(&self) -> u64 {

@@ -61,7 +61,7 @@ use serde::{Deserialize, Serialize};
 
 use super::share::Share;
 use super::table::{bounded, entry};
-use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings};
 use crate::record::{Code, End, Exchange, ExchangeOutcome, Remedy, SECOND, Severity};
 
 /// Clients that are remembered.
@@ -128,6 +128,10 @@ fn crossed(exchange: &Exchange) -> bool {
 impl Detector for ConnectionAborted {
     fn code(&self) -> Code {
         Code::ConnectionAborted
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn quiet_ns(&self) -> u64 {

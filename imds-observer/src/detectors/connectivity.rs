@@ -11,7 +11,7 @@ use lru::LruCache;
 use super::knowledge::{answered, is_v6};
 use super::share::{Recent, Share};
 use super::table::bounded;
-use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings};
 use crate::host_facts::nat_target;
 use crate::record::{
     Code, Connect, ConnectOutcome, DropCause, Exchange, IcmpCode, Of, PacketDirection, PacketDrop, Remedy, SECOND,
@@ -660,6 +660,10 @@ fn note<T: PartialEq>(known: &mut Vec<T>, new: Option<T>) {
 impl<P> Detector for Verdict<P> {
     fn code(&self) -> Code {
         self.code
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn quiet_ns(&self) -> u64 {

@@ -12,11 +12,12 @@ use super::table::{bounded, entry};
 use super::{Context, Limits, Observation};
 use crate::event::InterfaceSample;
 use crate::host_facts::HostFacts;
-use crate::imds::{below_version, is_role_listing, is_token_path, normalise, role_of};
+use crate::imds::{below_version, cloud_of_server, is_aws_path, is_role_listing, is_token_path, normalise, role_of};
 use crate::record::ByCaller;
 use crate::record::workload::{self, Group};
 use crate::record::{
-    Container, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Of, Process, SECOND, Subject, Summary, Time,
+    Container, Dialect, Exchange, ExchangeOutcome, ImdsVersion, InterfaceSummary, Of, Process, SECOND, Subject,
+    Summary, Time,
 };
 
 /// Clients that are remembered; about 1.5 KiB each.
@@ -169,6 +170,57 @@ pub struct Knowledge {
     pub boot_crawl: Option<Time>,
     /// Newest sign that packets are dropped for the link-local quota.
     pub quota_exceeded: Option<Time>,
+    signs: CloudSigns,
+}
+
+/// What requests and their responses show of the cloud that this host is in.
+#[derive(Debug, Default)]
+struct CloudSigns {
+    /// An IMDSv2 token was granted, a server named itself as IMDS, or an agent of EKS or ECS answered.
+    aws: bool,
+    /// Anything of EC2's tree was read.
+    ec2_tree: bool,
+    /// First other cloud that was asked in its own tree, and the first that answered there.
+    asked: Option<Dialect>,
+    answered: Option<Dialect>,
+}
+
+impl CloudSigns {
+    fn learn(&mut self, exchange: &Exchange, imds_server: &str) {
+        let server = exchange
+            .response
+            .as_ref()
+            .and_then(|response| response.server.as_deref());
+        if let Some(server) = server {
+            self.aws |= !imds_server.is_empty() && server.contains(imds_server);
+            if self.answered.is_none() {
+                self.answered = cloud_of_server(server);
+            }
+        }
+        let status = exchange.response.as_ref().and_then(|response| response.status);
+        let succeeded = status.is_some_and(|status| (200..300).contains(&status));
+        let dialect = exchange.request.dialect;
+        match dialect {
+            Dialect::Aws => {
+                self.aws |= succeeded && exchange.request.imds_version == Some(ImdsVersion::Token);
+                self.ec2_tree |= succeeded;
+            }
+            Dialect::EksPodIdentity | Dialect::Ecs => self.aws |= succeeded,
+            Dialect::Unknown => {}
+            // What a client says with its headers alone, IMDS answers as well.
+            _ if exchange
+                .request
+                .path
+                .as_deref()
+                .is_none_or(|path| is_aws_path(&normalise(path))) => {}
+            _ => {
+                self.asked.get_or_insert(dialect);
+                if succeeded {
+                    self.answered.get_or_insert(dialect);
+                }
+            }
+        }
+    }
 }
 
 impl Knowledge {
@@ -189,6 +241,26 @@ impl Knowledge {
             drops: bounded(limits.connections(MAX_DROPS)),
             boot_crawl: None,
             quota_exceeded: None,
+            signs: CloudSigns::default(),
+        }
+    }
+
+    /// The cloud that this host is in: as its firmware names it, else as its requests show. `Unknown` if it isn't AWS, and nothing shows
+    /// which it is. Without any sign it is AWS.
+    pub(super) fn cloud(&self, host: &HostFacts) -> Dialect {
+        let CloudSigns {
+            aws,
+            ec2_tree,
+            asked,
+            answered,
+        } = self.signs;
+        match host.cloud {
+            Some(named) if named != Dialect::Unknown => named,
+            _ if aws => Dialect::Aws,
+            other => answered
+                .or(other)
+                .or(asked.filter(|_| !ec2_tree))
+                .unwrap_or(Dialect::Aws),
         }
     }
 
@@ -323,6 +395,7 @@ impl Knowledge {
         }
         if let Observation::Exchange(exchange) = observation {
             client.learn(exchange);
+            self.signs.learn(exchange, &self.imds_server);
             self.v1_read = self.v1_read.max(client.v1_read);
             if let Some((time, there)) = client.role_listing {
                 let newest = if there {
@@ -333,7 +406,7 @@ impl Knowledge {
                 *newest = (*newest).max(Some(time));
             }
             learn_role(&mut self.role_given, exchange);
-            if answered(exchange) {
+            if answered(exchange) && !exchange.endpoint().is_agent() {
                 let (of_client, of_host) = if is_v6(&exchange.connection.remote) {
                     (&mut client.v6_answered, &mut self.v6_answered)
                 } else {

@@ -90,6 +90,8 @@ pub(super) struct Ledger {
     /// Open findings of one code.
     max_open: usize,
     folded: u64,
+    /// Commands of AWS make sense on this host.
+    pub(super) is_aws: bool,
 }
 
 /// Where a detector reports.
@@ -187,6 +189,7 @@ impl Ledger {
             open: Code::ALL.iter().map(|_| FxHashMap::default()).collect(),
             open_codes: 0,
             folded: 0,
+            is_aws: true,
         }
     }
 
@@ -234,7 +237,7 @@ impl Ledger {
                 quiet_ns,
                 cleared: None,
             };
-            out.push(open.finding(code, FindingState::Open, now, &self.host));
+            out.push(open.finding(code, FindingState::Open, now, &self.host, self.is_aws));
             of_code.insert(key.into(), open);
             self.open_codes |= bit(code);
             return;
@@ -261,7 +264,7 @@ impl Ledger {
             if now.since(open.written_at) >= open.pause_ns {
                 open.pause_ns = (open.pause_ns * 2).min(MAX_UPDATE_NS);
             }
-            out.push(open.write(code, FindingState::Update, now, &self.host));
+            out.push(open.write(code, FindingState::Update, now, &self.host, self.is_aws));
         }
     }
 
@@ -278,7 +281,7 @@ impl Ledger {
             }
             done.sort_by(|(a, _), (b, _)| a.cmp(b));
             for (_, mut open) in done {
-                out.push(open.write(*code, FindingState::Resolved, now, &self.host));
+                out.push(open.write(*code, FindingState::Resolved, now, &self.host, self.is_aws));
             }
         }
     }
@@ -291,7 +294,7 @@ impl Ledger {
                     changed.push((
                         *code,
                         key.clone(),
-                        open.write(*code, FindingState::Update, now, &self.host),
+                        open.write(*code, FindingState::Update, now, &self.host, self.is_aws),
                     ));
                 }
             }
@@ -314,19 +317,22 @@ impl Open {
             || now.since(self.told_at) >= STALE_NS
     }
 
-    fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host) -> Record<Finding> {
+    fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host, is_aws: bool) -> Record<Finding> {
         self.written_at = now;
         self.written_count = self.count;
-        self.finding(code, state, now, host)
+        self.finding(code, state, now, host, is_aws)
     }
 
-    fn finding(&self, code: Code, state: FindingState, now: Time, host: &Host) -> Record<Finding> {
+    fn finding(&self, code: Code, state: FindingState, now: Time, host: &Host, is_aws: bool) -> Record<Finding> {
         let Details {
             mut subject,
             summary,
             evidence,
-            remedy,
+            mut remedy,
         } = self.told.details();
+        if !is_aws {
+            remedy.commands.retain(|command| !command.starts_with("aws "));
+        }
         if let Some(most) = self.others {
             OTHERS.clone_into(&mut subject.key);
             subject.name = format!("{most} subjects and more");

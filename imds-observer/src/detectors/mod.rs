@@ -19,10 +19,12 @@ macro_rules! evidence {
 mod access_forbidden;
 mod bad_token_request;
 mod blocked_by_firewall;
+mod cloud_refusals;
 mod connect_delayed;
 mod connection_aborted;
 mod connection_refused;
 mod connectivity;
+mod container_credentials_failed;
 mod credential_churn;
 mod credentials_unusable;
 mod denied_by_policy;
@@ -43,6 +45,7 @@ mod proxied_request;
 mod redirected_locally;
 mod remedy;
 mod response_dropped;
+mod scope;
 mod server_errors;
 mod share;
 mod slow_responses;
@@ -66,11 +69,14 @@ pub use limits::Limits;
 
 use crate::event::InterfaceSample;
 use crate::host_facts::HostFacts;
-use crate::record::{self, Body, Code, Finding, Of, Record, Time};
+use crate::imds::Protocol;
+use crate::record::{self, Body, Code, Dialect, Finding, Of, Record, Time};
 use knowledge::HOST;
 use ledger::Ledger;
 pub use path::Path;
 use path::Paths;
+use scope::Asks;
+pub use scope::Scope;
 pub use wants::Exchanges;
 
 /// What all detectors together may hold with the default [`Limits`], whatever a local process does.
@@ -121,6 +127,7 @@ registry! {
     connect_delayed => ConnectDelayed, "SYNs are lost and retransmitted: seconds of delay before the request";
     connection_aborted => ConnectionAborted, "connections are accepted, then closed or reset without a response";
     connection_refused => ConnectionRefused, "something other than IMDS refuses connections to its address";
+    container_credentials_failed => ContainerCredentialsFailed, "EKS Pod Identity or ECS gives a client no credentials";
     credential_churn => CredentialChurn, "credentials are fetched again and again long after start-up";
     credentials_unusable => CredentialsUnusable, "a role's credentials response is 200 but too short to hold credentials";
     denied_by_policy => DeniedByPolicy, "an eBPF program or traffic control denies the traffic";
@@ -266,6 +273,8 @@ pub struct Context<'a> {
     pub below_id: u64,
     /// Whether `path` leads to a role's name or its credentials.
     pub credentials: bool,
+    /// The protocol of the service that was asked; at a tick, that of this host's cloud.
+    pub protocol: &'static Protocol,
     /// Where a fault of the network would sit: in the caller's pod, else the host.
     place_key: &'a str,
     /// Stands for it in tables; salted.
@@ -281,6 +290,11 @@ pub trait Detector: Send {
     /// Time without sightings after which a finding is resolved.
     fn quiet_ns(&self) -> u64 {
         QUIET_NS
+    }
+
+    /// Which services it is about.
+    fn scope(&self) -> Scope {
+        Scope::Imds
     }
 
     /// Which exchanges tell it anything while it has no finding open; with one, it sees all.
@@ -306,6 +320,7 @@ struct Registered {
     code: Code,
     quiet_ns: u64,
     wants: Exchanges,
+    scope: Scope,
     detector: Box<dyn Detector>,
 }
 
@@ -316,6 +331,7 @@ fn registered(config: &DetectorConfig, limits: &Limits) -> Vec<Registered> {
             code: detector.code(),
             quiet_ns: detector.quiet_ns(),
             wants: detector.wants(),
+            scope: detector.scope(),
             detector,
         })
         .collect()
@@ -328,6 +344,8 @@ type Places = u64;
 struct Asked {
     /// By what an exchange is.
     wanting: Vec<Places>,
+    /// By what kind of service an observation is about.
+    about: [Places; Asks::ALL.len()],
     /// Those with findings open, and the ledger's codes when that was worked out.
     open: (Places, u64),
 }
@@ -339,11 +357,17 @@ impl Asked {
             wanting: Exchanges::each()
                 .map(|kinds| places(registered, |registered| registered.wants.meets(kinds)))
                 .collect(),
+            about: Asks::ALL.map(|asks| places(registered, |registered| registered.scope.covers(asks))),
             open: (0, 0),
         }
     }
 
-    fn about(&mut self, kinds: Exchanges, registered: &[Registered], ledger: &Ledger) -> Places {
+    /// Those that are about this kind of service.
+    fn within(&self, asks: Asks) -> Places {
+        self.about[asks as usize]
+    }
+
+    fn wanting(&mut self, kinds: Exchanges, registered: &[Registered], ledger: &Ledger) -> Places {
         let codes = ledger.open_codes();
         if self.open.1 != codes {
             self.open = (places(registered, |registered| ledger.any_open(registered.code)), codes);
@@ -407,6 +431,9 @@ impl Detectors {
             Observation::Exchange(exchange) => self.paths.get(exchange.request.path.as_deref().unwrap_or_default()),
             _ => self.paths.none(),
         };
+        let cloud = self.knowledge.cloud(&self.host);
+        self.ledger.is_aws = cloud == Dialect::Aws;
+        let (asks, protocol) = scope::asks(observation, cloud);
         let (caller, client) = known.map(|known| self.knowledge.known(known)).unzip();
         let context = Context {
             now: self.now,
@@ -418,6 +445,7 @@ impl Detectors {
             path_id: path.id,
             below_id: path.below_id,
             credentials: path.credentials,
+            protocol,
             place_key: caller.map_or(HOST, |caller| &caller.place_key),
             place_id: caller.map_or(0, |caller| caller.place_id),
             observation: Some(*observation),
@@ -426,10 +454,11 @@ impl Detectors {
         let mut asked = match observation {
             Observation::Exchange(exchange) => {
                 let kinds = Exchanges::of(exchange, context.credentials);
-                self.asked.about(kinds, &self.registered, &self.ledger)
+                self.asked.wanting(kinds, &self.registered, &self.ledger)
             }
             _ => Places::MAX,
         };
+        asked &= self.asked.within(asks);
         let mut sightings = Sightings::new(&mut self.ledger, self.now, out);
         while asked != 0 {
             let place = asked.trailing_zeros() as usize;
@@ -508,6 +537,8 @@ impl Detectors {
     }
 
     fn tick(&mut self, last: bool, out: &mut Vec<Record<Finding>>) {
+        let cloud = self.knowledge.cloud(&self.host);
+        self.ledger.is_aws = cloud == Dialect::Aws;
         let context = Context {
             now: self.now,
             host: &self.host,
@@ -518,6 +549,7 @@ impl Detectors {
             path_id: 0,
             below_id: 0,
             credentials: false,
+            protocol: cloud.protocol(),
             place_key: HOST,
             place_id: 0,
             observation: None,

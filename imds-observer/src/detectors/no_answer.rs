@@ -79,7 +79,7 @@ use super::remedy::describe_options;
 use super::share::Recent;
 use super::table::bounded;
 use super::window::Dated;
-use super::{Context, Detector, Exchanges, Limits, Observation, Sightings, TokenFate};
+use super::{Context, Detector, Exchanges, Limits, Observation, Scope, Sightings, TokenFate};
 use crate::record::{Code, Exchange, ExchangeOutcome, ImdsVersion, Of, Remedy, SECOND, Severity};
 
 /// Places with unanswered requests that are remembered.
@@ -186,6 +186,10 @@ fn tell((): (), failure: &Failure, subject: &str, context: &Context<'_>) -> (Str
 impl Detector for NoAnswer {
     fn code(&self) -> Code {
         Code::NoAnswer
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn quiet_ns(&self) -> u64 {

@@ -69,9 +69,9 @@ use super::knowledge::status;
 use super::remedy;
 use super::table::{bounded, entry};
 use super::window::Bins;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
-use crate::imds::{is_role_listing, may_be_absent};
-use crate::record::{Code, Remedy, SECOND, Severity, Time};
+use super::{Context, Details, Detector, Limits, Observation, Scope, Sighting, Sightings};
+use crate::imds::{is_role_listing, is_token_path, may_be_absent};
+use crate::record::{Code, Dialect, Remedy, SECOND, Severity, Time};
 
 /// Paths of clients that are followed, about 100 bytes each.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
@@ -158,6 +158,10 @@ impl Detector for NotFound {
         Code::NotFound
     }
 
+    fn scope(&self) -> Scope {
+        Scope::Clouds
+    }
+
     fn quiet_ns(&self) -> u64 {
         1200 * SECOND
     }
@@ -186,7 +190,14 @@ impl Detector for NotFound {
         }
         // What IMDS always has is not waited for at boot.
         let excused = context.booting(time) && !ALWAYS.contains(&below);
-        if self.own.contains(&(client.handle, id)) || excused || may_be_absent(below) {
+        let protocol = context.protocol;
+        let absent = if protocol.dialect == Dialect::Aws {
+            may_be_absent(below)
+        } else {
+            // A 404 with a meaning of its own is access-forbidden's.
+            protocol.may_be_absent(path) || is_token_path(path) || protocol.refusal(status, path, false).is_some()
+        };
+        if self.own.contains(&(client.handle, id)) || excused || absent {
             return;
         }
         let found = self.found.peek(&id).copied();
@@ -271,6 +282,11 @@ impl Detector for NotFound {
                     remedy::text(
                         "Find out what answers this client: a metadata proxy for pods (such as kube2iam or kiam) may not know its address or its role. IMDS itself answers all clients of an instance in the same way.",
                     )
+                } else if protocol.dialect != Dialect::Aws {
+                    remedy::text(format!(
+                        "Correct the path, or make the client stop after the first 404.{}",
+                        remedy::documented(protocol)
+                    ))
                 } else if below.starts_with("meta-data/tags") {
                     Remedy {
                         text: "Enable instance tags in IMDS.".to_owned(),

@@ -67,7 +67,7 @@ use serde::{Deserialize, Serialize};
 use super::connection_aborted::is_aborted;
 use super::knowledge::answered;
 use super::table::{bounded, entry};
-use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings};
 use crate::record::{Code, ConnectOutcome, Connection, Remedy, SECOND, Severity, Time};
 
 /// Places that are remembered.
@@ -119,6 +119,10 @@ enum Fate {
 impl Detector for RedirectedLocally {
     fn code(&self) -> Code {
         Code::RedirectedLocally
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn quiet_ns(&self) -> u64 {

@@ -3,6 +3,7 @@
 use super::Context;
 use super::connectivity::Failure;
 use crate::host_facts::HostFacts;
+use crate::imds::Protocol;
 use crate::record::{Container, Remedy};
 
 /// Stands in commands where the instance's id isn't known.
@@ -32,6 +33,14 @@ pub(super) fn text(text: impl Into<String>) -> Remedy {
     Remedy {
         text: text.into(),
         commands: Vec::new(),
+    }
+}
+
+/// Where the vendor describes the service, as the end of a text.
+pub(super) fn documented(protocol: &Protocol) -> String {
+    match protocol.documentation {
+        "" => String::new(),
+        page => format!(" See {page}."),
     }
 }
 

@@ -69,7 +69,9 @@ use super::connectivity::{Cause, is_spent, is_ttl_drop, of_connect, place_of};
 use super::knowledge::{hops, token_fate, ttl_too_small};
 use super::share::{Recent, Share};
 use super::table::{bounded, entry};
-use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, TokenFate};
+use super::{
+    Client, Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings, TokenFate,
+};
 use crate::record::{
     Code, Connect, Exchange, ExchangeOutcome, ImdsVersion, Of, PacketDirection, Remedy, SECOND, Severity, Time,
 };
@@ -138,6 +140,10 @@ pub(super) fn new(config: &Config, limits: &Limits) -> ResponseDropped {
 impl Detector for ResponseDropped {
     fn code(&self) -> Code {
         Code::ResponseDropped
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn quiet_ns(&self) -> u64 {

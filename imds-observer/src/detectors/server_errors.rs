@@ -55,8 +55,8 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::status;
 use super::remedy;
 use super::window::Bins;
-use super::{Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, SECOND, Severity, Time};
+use super::{Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings};
+use crate::record::{Code, Dialect, SECOND, Severity, Time};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -102,6 +102,10 @@ pub(super) fn new(config: &Config, _: &Limits) -> ServerErrors {
 impl Detector for ServerErrors {
     fn code(&self) -> Code {
         Code::ServerErrors
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn wants(&self) -> Exchanges {
@@ -152,12 +156,13 @@ impl Detector for ServerErrors {
         let throttled = self.by_status.contains_key("429") || self.by_status.contains_key("503");
         let most = self.most.as_ref().map(|(_, name)| name);
         let by_status = &self.by_status;
+        let service = context.protocol.service;
         sightings.since(self.from).report(sighting, || Details {
             subject: context.host_subject(),
             summary: if throttled {
-                format!("IMDS throttles this host: {errors} answers 429 or 5xx within {} s", self.config.window_s)
+                format!("{service} throttles this host: {errors} answers 429 or 5xx within {} s", self.config.window_s)
             } else {
-                format!("IMDS answers with server errors: {errors} within {} s", self.config.window_s)
+                format!("{service} answers with server errors: {errors} within {} s", self.config.window_s)
             },
             evidence: evidence! {
                 "errors_in_window": errors,
@@ -165,7 +170,9 @@ impl Detector for ServerErrors {
                 "most_met_by": most,
                 "last_path": exchange.request.path,
             },
-            remedy: remedy::text(if throttled {
+            remedy: remedy::text(if context.protocol.dialect != Dialect::Aws {
+                context.protocol.overload
+            } else if throttled {
                 "Reduce the request rate of the busiest client (see tight-polling, token-not-reused and packet-quota), and retry with exponential backoff and jitter."
             } else {
                 "Check whether a proxy answers instead of IMDS (proxied-request). If not, retry with exponential backoff and jitter, and check the instance's status checks."

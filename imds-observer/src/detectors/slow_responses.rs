@@ -59,9 +59,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::knowledge::answered;
+use super::remedy;
 use super::table::{bounded, entry};
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, Remedy, SECOND, Severity, Time};
+use super::{Context, Details, Detector, Limits, Observation, Scope, Sighting, Sightings};
+use crate::imds::service;
+use crate::record::{Code, Dialect, Remedy, SECOND, Severity, Subject, Time};
 
 /// Places that are remembered.
 const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
@@ -109,6 +111,10 @@ impl Detector for SlowResponses {
         Code::SlowResponses
     }
 
+    fn scope(&self) -> Scope {
+        Scope::All
+    }
+
     fn quiet_ns(&self) -> u64 {
         WINDOW_NS
     }
@@ -120,10 +126,28 @@ impl Detector for SlowResponses {
         let Some(latency_ns) = exchange.latency_ns.filter(|_| answered(exchange)) else {
             return;
         };
-        let slow_ns = self.config.slow_ms.saturating_mul(1_000_000);
-        let limit_ns = self.config.p95_ms.saturating_mul(1_000_000);
-        let key = context.place_key();
-        let answers = entry(&mut self.places, context.place_id, &mut self.evicted, VecDeque::new);
+        if exchange
+            .request
+            .path
+            .as_deref()
+            .is_some_and(|path| context.protocol.hangs(path))
+        {
+            return;
+        }
+        let endpoint = exchange.endpoint();
+        let norm = service(endpoint).and_then(|service| service.norm);
+        let slow_ms = norm.map_or(self.config.slow_ms, |norm| norm.slow_ms.max(self.config.slow_ms));
+        let limit_ms = norm.map_or(self.config.p95_ms, |norm| norm.p95_ms.max(self.config.p95_ms));
+        let (slow_ns, limit_ns) = (slow_ms.saturating_mul(1_000_000), limit_ms.saturating_mul(1_000_000));
+        // An agent is as slow as it is, whatever IMDS does.
+        let of_agent;
+        let (key, place) = if endpoint.is_agent() {
+            of_agent = format!("{}/{}", context.place_key(), endpoint.as_str());
+            (of_agent.as_str(), context.place_id.rotate_left(endpoint as u32))
+        } else {
+            (context.place_key(), context.place_id)
+        };
+        let answers = entry(&mut self.places, place, &mut self.evicted, VecDeque::new);
         answers.push_back((exchange.time, latency_ns));
         while answers.len() > MAX_ANSWERS
             || answers
@@ -166,12 +190,15 @@ impl Detector for SlowResponses {
         };
         let quota = context.knowledge.quota_at_limit(exchange.time);
         sightings.report(sighting, || {
-            let subject = context.place_subject();
+            let subject = Subject {
+                key: key.to_owned(),
+                ..context.place_subject()
+            };
             let ms = |ns: u64| (ns as f64 / 1e4).round() / 1e2;
             Details {
                 summary: format!(
-                    "IMDS answers {} slowly: 95th percentile {} ms, slowest {} ms",
-                    subject.name,
+                    "{} answers {} slowly: 95th percentile {} ms, slowest {} ms",
+                    context.protocol.service, subject.name,
                     ms(p95_ns),
                     ms(at(1.0)),
                 ),
@@ -183,7 +210,15 @@ impl Detector for SlowResponses {
                     "very_slow": very_slow,
                     "quota_exceeded": quota,
                 },
-                remedy: Remedy {
+                remedy: if endpoint.is_agent() {
+                    remedy::text(
+                        "Check the agent's log on this node, the latency of its calls to the EKS Auth or ECS API, and whether the host is short of CPU.",
+                    )
+                } else if context.protocol.dialect != Dialect::Aws {
+                    remedy::text(
+                        "Check whether a proxy answers instead of the metadata service, and whether the host or the pod is short of CPU. Longer timeouts of clients only hide the delay.",
+                    )
+                } else { Remedy {
                     text: if quota {
                         "The interface exceeds its packet quota, and packets are retransmitted: see packet-quota.".to_owned()
                     } else {
@@ -194,7 +229,7 @@ impl Detector for SlowResponses {
                         "ethtool -S {} | grep linklocal_allowance_exceeded",
                         context.host.uplink.as_deref().unwrap_or("INTERFACE")
                     )],
-                },
+                } },
                 subject,
             }
         });

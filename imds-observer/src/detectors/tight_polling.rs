@@ -68,7 +68,7 @@ use serde::{Deserialize, Serialize};
 use super::remedy::Sdk;
 use super::table::{bounded, entry};
 use super::window::{Bins, Recent, Run};
-use super::{Client, Context, Details, Detector, Limits, Observation, Path, Sighting, Sightings, Who};
+use super::{Client, Context, Details, Detector, Limits, Observation, Path, Scope, Sighting, Sightings, Who};
 use crate::record::workload::nearest_parent;
 use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
 
@@ -174,6 +174,10 @@ impl Breach {
 impl Detector for TightPolling {
     fn code(&self) -> Code {
         Code::TightPolling
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Clouds
     }
 
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {

@@ -61,7 +61,7 @@ use super::knowledge::{status, token_fate};
 use super::remedy::{self, Sdk};
 use super::table::bounded;
 use super::window::Bins;
-use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings, TokenFate};
+use super::{Context, Details, Detector, Limits, Observation, Scope, Sighting, Sightings, TokenFate};
 use crate::record::{Code, ImdsVersion, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -123,6 +123,10 @@ struct Habit {
 impl Detector for TokenNotReused {
     fn code(&self) -> Code {
         Code::TokenNotReused
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Tokens
     }
 
     /// As long as the window: one that slows down a little is no new finding.

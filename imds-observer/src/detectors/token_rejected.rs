@@ -65,8 +65,8 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::{is_probe, status};
 use super::remedy::{self, Sdk};
 use super::table::{bounded, entry};
-use super::{Client, Context, Details, Detector, Limits, Observation, Sighting, Sightings};
-use crate::record::{Code, ImdsVersion, Remedy, SECOND, Severity, Time};
+use super::{Client, Context, Details, Detector, Limits, Observation, Scope, Sighting, Sightings};
+use crate::record::{Code, Dialect, ImdsVersion, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -227,6 +227,10 @@ impl Detector for TokenRejected {
         Code::TokenRejected
     }
 
+    fn scope(&self) -> Scope {
+        Scope::Tokens
+    }
+
     fn observe(&mut self, observation: &Observation<'_>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
         let (Observation::Exchange(exchange), Some(client)) = (observation, context.client()) else {
             return;
@@ -305,7 +309,26 @@ fn details(cause: Cause, rejections: u64, tokens: u64, client: &Client, context:
     let name = &subject.name;
     let agent = client.user_agent.as_deref();
     let sdk = Sdk::of(agent);
+    let protocol = context.protocol;
+    let is_aws = protocol.dialect == Dialect::Aws;
     let (cause, summary, remedy) = match (cause, client.v1_cause) {
+        // Each cloud's tokens have a path and headers of their own.
+        (Cause::NoToken | Cause::ManyTokens | Cause::Unknown, _) if !is_aws => (
+            if cause == Cause::ManyTokens {
+                "many-tokens"
+            } else {
+                "no-token"
+            },
+            format!(
+                "{} refuses requests of {name} with 401: they have no valid token",
+                protocol.service
+            ),
+            remedy::text(format!(
+                "{}{}",
+                protocol.token.map_or("", |token| token.request),
+                remedy::documented(protocol)
+            )),
+        ),
         (Cause::SameToken, _) => (
             "same-token",
             format!("{name} keeps using a token that IMDS rejects"),

@@ -8,6 +8,9 @@
 //! `server-errors` reports it. `cause` is `refused`, or `wrong-method` for at least `wrong_method` requests on the token
 //! path with a method other than `PUT`.
 //!
+//! On a host in another cloud it is information: a client of AWS asks for what that cloud doesn't have. Where that cloud serves
+//! EC2's tree without tokens (OpenStack and its relatives), nothing is reported.
+//!
 //! ## Why it matters
 //!
 //! Without a token the client falls back to IMDSv1, or has no credentials if tokens are required. A server that answers
@@ -61,8 +64,8 @@ use serde::{Deserialize, Serialize};
 
 use super::knowledge::{V1Cause, status, wrong_token_method};
 use super::table::bounded;
-use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, Who};
-use crate::record::{Code, Exchange, ImdsVersion, Of, Remedy, SECOND, Severity, Time};
+use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings, Who};
+use crate::record::{Code, Dialect, Exchange, ImdsVersion, Of, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered, with the process that was seen last.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
@@ -104,6 +107,8 @@ struct Row {
     method: Box<str>,
     path: Box<str>,
     server: Option<Box<str>>,
+    /// What answers, if it is another cloud's service.
+    cloud: Option<&'static str>,
     who: Who,
     all: u64,
     /// Not reported yet, the oldest since `held`.
@@ -137,6 +142,10 @@ impl Detector for TokenRequestRefused {
         Code::TokenRequestRefused
     }
 
+    fn scope(&self) -> Scope {
+        Scope::Clouds
+    }
+
     fn quiet_ns(&self) -> u64 {
         2 * ROW_NS
     }
@@ -150,6 +159,11 @@ impl Detector for TokenRequestRefused {
             return;
         };
         let Some(answered) = status(exchange) else { return };
+        let other_cloud = context.protocol.dialect != Dialect::Aws;
+        // Where EC2's tree is served, a client of AWS goes on without a token and gets what it needs.
+        if other_cloud && (exchange.request.dialect != Dialect::Aws || context.protocol.ec2_tree) {
+            return;
+        }
         let (cause, status) = if exchange.request.imds_version == Some(ImdsVersion::Token) {
             match answered {
                 200 => return self.granted(client, exchange.time, sightings),
@@ -185,7 +199,11 @@ impl Detector for TokenRequestRefused {
             }
             let sighting = Sighting {
                 key: &client.key,
-                severity: Severity::Warning,
+                severity: if row.cloud.is_some() {
+                    Severity::Info
+                } else {
+                    Severity::Warning
+                },
                 time: row.last,
                 count: row.pending,
                 news: false,
@@ -235,6 +253,7 @@ impl TokenRequestRefused {
                 .as_ref()
                 .and_then(|response| response.server.as_deref())
                 .map(Into::into),
+            cloud: (context.protocol.dialect != Dialect::Aws).then_some(context.protocol.service),
             who: context.who(),
             all: 1,
             pending: 1,
@@ -319,6 +338,11 @@ impl Row {
     }
 
     fn advice(&self, by_imds: Option<bool>) -> String {
+        if let Some(service) = self.cloud {
+            return format!(
+                "This host is in another cloud: {service} has neither tokens nor roles of AWS. Give the client credentials of its own, or set AWS_EC2_METADATA_DISABLED=true for its SDK so that it doesn't ask."
+            );
+        }
         let advice = match (self.cause, self.status) {
             (Cause::WrongMethod, _) => "Request the token with PUT /latest/api/token.",
             (_, 411) => "Send Content-Length: 0 with the token request, and no Transfer-Encoding.",

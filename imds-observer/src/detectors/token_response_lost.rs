@@ -63,7 +63,9 @@ use serde::{Deserialize, Serialize};
 use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
 use super::remedy::{self, Sdk};
 use super::table::bounded;
-use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings, TokenFate};
+use super::{
+    Client, Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings, TokenFate,
+};
 use crate::record::{Code, Exchange, ImdsVersion, Of, PacketDirection, Remedy, SECOND, Severity, Time};
 
 /// Clients that are remembered.
@@ -127,6 +129,10 @@ pub(super) fn new(config: &Config, limits: &Limits) -> TokenResponseLost {
 impl Detector for TokenResponseLost {
     fn code(&self) -> Code {
         Code::TokenResponseLost
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Tokens
     }
 
     fn quiet_ns(&self) -> u64 {

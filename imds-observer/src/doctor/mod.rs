@@ -3,6 +3,7 @@
 //! One question a file. Each only reads: files, netlink, the state of BPF hooks. None sends a packet or changes anything, and
 //! one that can't be answered leaves the others alone.
 
+mod agents;
 mod cards;
 mod cgroups;
 mod check;
@@ -25,6 +26,7 @@ pub use check::{Check, State};
 
 use crate::bpf::cgroup2_mount;
 use crate::host::{Uplink, Uplinks};
+use crate::imds::beyond_this_host;
 
 /// What to look at.
 #[derive(Clone, Debug, Default)]
@@ -59,10 +61,12 @@ impl Report {
         let mut checks = Vec::new();
         let uplinks = uplinks(options, &mut checks);
         // First what clients meet, in the order in which they meet it; then what the observer needs.
+        let beyond = beyond_this_host(&options.endpoints);
         checks.extend(proxies::checks(&options.endpoints));
-        checks.extend(firewall::checks(&options.endpoints));
-        checks.extend(routes::checks(&options.endpoints));
-        checks.extend(neighbours::checks(&options.endpoints));
+        checks.extend(firewall::checks(&beyond));
+        checks.extend(routes::checks(&beyond));
+        checks.extend(neighbours::checks(&beyond));
+        checks.extend(agents::checks(&options.endpoints));
         checks.extend(hooks::checks(&uplinks, cgroup.as_deref()));
         checks.extend(cards::checks(&uplinks));
         checks.extend(kernel::checks(release.as_deref()));
@@ -98,7 +102,7 @@ fn uplinks(options: &DoctorOptions, checks: &mut Vec<Check>) -> Vec<Uplink> {
         }
         return found;
     }
-    match Uplinks::discover(&options.endpoints) {
+    match Uplinks::discover(&beyond_this_host(&options.endpoints)) {
         Ok(found) if found.is_empty() => {
             checks.push(
                 Check::new(name, State::Missing, "no interface has a route to the endpoints")

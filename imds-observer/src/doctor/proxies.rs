@@ -3,6 +3,7 @@
 //! Of a process's environment only the proxy variables are looked at, and of their values only scheme, host and port are ever
 //! shown: user and password stand there as well.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -11,7 +12,8 @@ use std::path::Path;
 
 use super::check::{Check, State};
 use crate::host::routes::covers;
-use crate::record::Code;
+use crate::imds::endpoint_at;
+use crate::record::{Code, Endpoint};
 
 const NAME: &str = "proxy";
 
@@ -165,16 +167,23 @@ impl Group {
                 }
             })
             .collect();
-        Check::new(NAME, state, found)
+        let of_agents = self.concerned.iter().all(|endpoint| endpoint_at(*endpoint).is_agent());
+        Check::new(NAME, if of_agents { State::Fault } else { state }, found)
             .about(&self.comm)
-            .meaning(
-                "requests for tokens and credentials go to the proxy, which returns its own credentials or none; IMDS answers a PUT with X-Forwarded-For with 403. SDKs that bypass proxies for IMDS are not affected",
-            )
+            .meaning(if of_agents {
+                "requests for the credentials of this pod or task go to the proxy, which can't reach the agent of this host. SDKs that bypass proxies for these addresses are not affected"
+            } else {
+                "requests for tokens and credentials go to the proxy, which returns its own credentials or none; IMDS answers a PUT with X-Forwarded-For with 403. SDKs that bypass proxies for IMDS are not affected"
+            })
             .remedied(
                 "Exclude the endpoints from the proxy in the environment of the process.",
                 [format!("export no_proxy=\"$no_proxy,{}\"", exceptions.join(","))],
             )
-            .told_as(Code::ProxiedRequest)
+            .told_as(if of_agents {
+                Code::ContainerCredentialsFailed
+            } else {
+                Code::ProxiedRequest
+            })
     }
 }
 
@@ -193,9 +202,20 @@ fn proxied(environment: &[u8], endpoints: &[IpAddr]) -> Option<(&'static str, St
     let concerned: Vec<IpAddr> = endpoints
         .iter()
         .copied()
-        .filter(|endpoint| !excepted(endpoint))
+        .filter(|endpoint| asks(*endpoint, &value) && !excepted(endpoint))
         .collect();
     (!concerned.is_empty()).then(|| (variable, shown(&proxy), concerned))
+}
+
+/// Whether a process with this environment asks the endpoint: an agent only if the environment names it.
+fn asks<'a>(endpoint: IpAddr, value: &impl Fn(&str) -> Option<Cow<'a, str>>) -> bool {
+    match endpoint_at(endpoint) {
+        Endpoint::EksPodIdentity => {
+            value("AWS_CONTAINER_CREDENTIALS_FULL_URI").is_some_and(|uri| uri.contains(&endpoint.to_string()))
+        }
+        Endpoint::Ecs => value("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI").is_some(),
+        Endpoint::Imds | Endpoint::Other => true,
+    }
 }
 
 /// Whether a list of exceptions holds this address: by itself, with brackets or port, within a network, or everything.
@@ -256,7 +276,7 @@ fn shown(proxy: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bpf::DEFAULT_ENDPOINTS;
+    use crate::imds::DEFAULT_ENDPOINTS;
     use proptest::prelude::*;
 
     #[test]
@@ -314,6 +334,13 @@ mod tests {
     #[test]
     fn the_environment_is_read_as_the_kernel_shows_it() {
         let found = |environment: &[u8]| proxied(environment, &DEFAULT_ENDPOINTS);
+        let pod = b"http_proxy=http://p:1\0no_proxy=169.254.169.254,fd00:ec2::254\0AWS_CONTAINER_CREDENTIALS_FULL_URI=http://169.254.170.23/v1/credentials\0";
+        assert_eq!(found(pod).unwrap().2, ["169.254.170.23".parse::<IpAddr>().unwrap()]);
+        assert_eq!(
+            found(&pod[..60]),
+            None,
+            "a process without the agent's address doesn't ask it"
+        );
         assert_eq!(found(b"PATH=/bin\0xhttp_proxy=http://p\0"), None);
         assert_eq!(found(b"http_proxy=\0"), None);
         assert_eq!(found(b"https_proxy=http://p:1\0"), None, "not for http");

@@ -20,7 +20,7 @@ use crate::event::{
     SocketState, Vantage,
 };
 use crate::flow::{FoundRequest, FoundResponse, Meta, Refused, RequestReader, ResponseReader, Seq};
-use crate::imds::{Hasher, below_version, no_request, normalise, read_request, role_of};
+use crate::imds::{Hasher, below_version, endpoint_at, no_request, normalise, read_request_to, role_of};
 use crate::record::{
     self, Body, Connection, DropCause, End, Exchange, ExchangeOutcome, LossCounts, PacketDirection, Request, SECOND,
     Time,
@@ -682,7 +682,10 @@ impl Flow {
                 time: packet.time,
                 last_sent: packet.time,
                 sender: None,
-                request: no_request(false),
+                request: Request {
+                    endpoint: Some(endpoint_at(self.remote.ip())),
+                    ..no_request(false)
+                },
                 wants_length: false,
                 answer: None,
             },
@@ -697,7 +700,7 @@ impl Flow {
         read: impl FnOnce(&mut RequestReader, &mut dyn FnMut(FoundRequest<'_>)) -> R,
     ) -> R {
         let mut fresh = std::mem::take(context.fresh);
-        let hasher = context.hasher;
+        let (hasher, remote) = (context.hasher, self.remote.ip());
         let mut doubtful = 0;
         let mut take = |found: FoundRequest<'_>| {
             if found.doubtful {
@@ -705,7 +708,7 @@ impl Flow {
                 return;
             }
             let Meta { time, ack, sender, .. } = found.meta;
-            let request = read_request(&found.head, hasher);
+            let request = read_request_to(&found.head, hasher, Some(remote));
             fresh.push(Fresh {
                 truncated: found.head.truncated,
                 pending: Pending {

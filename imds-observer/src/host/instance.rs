@@ -1,12 +1,13 @@
 //! What the detectors' remedies should know of this host, without asking IMDS.
 
 use std::fs;
+use std::path::Path;
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::routes::{Hop, Routing};
 use crate::host_facts::HostFacts;
-use crate::record::{Host, Time};
+use crate::record::{Dialect, Host, NetworkTool, Time};
 
 /// On Nitro instances, firmware provides the instance's ID here.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
@@ -25,6 +26,8 @@ pub fn facts(name: Host) -> HostFacts {
         netns: netns(),
         uplink: route.map(|(_, interface)| interface),
         nat_rules: None,
+        cloud: cloud(Path::new(FIRMWARE)),
+        network_tool: network_tool(Path::new("/")),
     }
 }
 
@@ -41,6 +44,72 @@ fn default_route() -> Option<(Hop, String)> {
 /// This instance's ID; `None` if the firmware provides none.
 pub fn instance_id() -> Option<String> {
     fs::read_to_string(ASSET_TAG).ok().and_then(|tag| instance_id_in(&tag))
+}
+
+/// What sets up the network, by what it leaves in the file system. Netplan comes first, because it writes the configuration of the others.
+fn network_tool(root: &Path) -> Option<NetworkTool> {
+    let holds = |directory: &str, matching: fn(&str) -> bool| {
+        fs::read_dir(root.join(directory)).is_ok_and(|entries| {
+            entries
+                .filter_map(Result::ok)
+                .any(|entry| entry.file_name().to_str().is_some_and(matching))
+        })
+    };
+    if holds("etc/netplan", |name| {
+        Path::new(name).extension().is_some_and(|extension| extension == "yaml")
+    }) {
+        Some(NetworkTool::Netplan)
+    } else if root.join("run/NetworkManager").is_dir() {
+        Some(NetworkTool::NetworkManager)
+    } else if holds("run/systemd/netif/links", |_| true) {
+        Some(NetworkTool::SystemdNetworkd)
+    } else if holds("etc/sysconfig/network-scripts", |name| {
+        name.starts_with("ifcfg-") && name != "ifcfg-lo"
+    }) {
+        Some(NetworkTool::Ifcfg)
+    } else if root.join("etc/network/interfaces").is_file() {
+        Some(NetworkTool::Ifupdown)
+    } else {
+        None
+    }
+}
+
+/// Where firmware names the machine's maker.
+const FIRMWARE: &str = "/sys/class/dmi/id";
+
+/// The cloud that the firmware names; `Unknown`: another maker. `None`: it names none, as in a microVM.
+///
+/// The names are those by which cloud-init's `ds-identify` recognizes a cloud.
+fn cloud(firmware: &Path) -> Option<Dialect> {
+    let field = |name: &str| fs::read_to_string(firmware.join(name)).unwrap_or_default();
+    let [vendor, product, chassis, bios, uuid] = [
+        "sys_vendor",
+        "product_name",
+        "chassis_asset_tag",
+        "bios_version",
+        "product_uuid",
+    ]
+    .map(field);
+    let [vendor, product, chassis] = [vendor.trim(), product.trim(), chassis.trim()];
+    if vendor.is_empty() && product.is_empty() {
+        return None;
+    }
+    Some(match (vendor, product, chassis) {
+        ("Amazon EC2", ..) => Dialect::Aws,
+        // Instances on Xen.
+        _ if bios.contains("amazon") || vendor == "Xen" && uuid.to_ascii_lowercase().starts_with("ec2") => Dialect::Aws,
+        (_, "Google Compute Engine", _) => Dialect::Gcp,
+        (.., "7783-7084-3265-9085-8269-3286-77") => Dialect::Azure,
+        (.., "OracleCloud.com") => Dialect::Oracle,
+        (.., "HUAWEICLOUD" | "OpenTelekomCloud") => Dialect::Huawei,
+        (_, "OpenStack Nova" | "OpenStack Compute", _)
+        | (.., "OpenStack Nova" | "OpenStack Compute" | "SAP CCloud VM") => Dialect::Openstack,
+        (_, "Alibaba Cloud ECS", _) => Dialect::Alibaba,
+        ("DigitalOcean" | "UpCloud", ..) => Dialect::Digitalocean,
+        ("Hetzner", ..) => Dialect::Hetzner,
+        ("Scaleway", ..) => Dialect::Scaleway,
+        _ => Dialect::Unknown,
+    })
 }
 
 /// Other makers write other things into the tag.
@@ -66,6 +135,87 @@ fn boot_time() -> Option<Time> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_tool_leaves_names_it() {
+        for (file, expected) in [
+            ("etc/netplan/50-cloud-init.yaml", Some(NetworkTool::Netplan)),
+            (
+                "run/NetworkManager/no-stub-resolv.conf",
+                Some(NetworkTool::NetworkManager),
+            ),
+            ("run/systemd/netif/links/2", Some(NetworkTool::SystemdNetworkd)),
+            ("etc/sysconfig/network-scripts/ifcfg-eth0", Some(NetworkTool::Ifcfg)),
+            ("etc/sysconfig/network-scripts/ifcfg-lo", None),
+            ("etc/network/interfaces", Some(NetworkTool::Ifupdown)),
+            ("etc/netplan/README", None),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+            assert_eq!(network_tool(root.path()), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn firmware_names_the_cloud() {
+        for (fields, expected) in [
+            (
+                &[("sys_vendor", "Amazon EC2"), ("product_name", "m5.large")][..],
+                Some(Dialect::Aws),
+            ),
+            (
+                &[("sys_vendor", "Xen"), ("product_uuid", "EC2E1916-9099")],
+                Some(Dialect::Aws),
+            ),
+            (
+                &[("sys_vendor", "Xen"), ("product_uuid", "00000000")],
+                Some(Dialect::Unknown),
+            ),
+            (
+                &[("sys_vendor", "Google"), ("product_name", "Google Compute Engine")],
+                Some(Dialect::Gcp),
+            ),
+            (
+                &[
+                    ("sys_vendor", "Microsoft Corporation"),
+                    ("chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77"),
+                ],
+                Some(Dialect::Azure),
+            ),
+            (&[("sys_vendor", "Microsoft Corporation")], Some(Dialect::Unknown)),
+            (
+                &[
+                    ("sys_vendor", "OpenStack Foundation"),
+                    ("product_name", "OpenStack Nova"),
+                ],
+                Some(Dialect::Openstack),
+            ),
+            (
+                &[
+                    ("sys_vendor", "OpenStack Foundation"),
+                    ("chassis_asset_tag", "HUAWEICLOUD"),
+                ],
+                Some(Dialect::Huawei),
+            ),
+            (
+                &[("sys_vendor", "QEMU"), ("chassis_asset_tag", "OracleCloud.com")],
+                Some(Dialect::Oracle),
+            ),
+            (
+                &[("sys_vendor", "QEMU"), ("product_name", "Standard PC")],
+                Some(Dialect::Unknown),
+            ),
+            (&[], None),
+        ] {
+            let firmware = tempfile::tempdir().unwrap();
+            for (name, value) in fields {
+                fs::write(firmware.path().join(name), format!("{value}\n")).unwrap();
+            }
+            assert_eq!(cloud(firmware.path()), expected, "{fields:?}");
+        }
+    }
 
     #[test]
     fn only_an_instance_id_is_one() {

@@ -1,7 +1,10 @@
 //! From a request head to the record of it.
 
+use std::net::IpAddr;
+
 use super::dialect::{Hints, dialect};
-use super::path::is_token_path;
+use super::endpoint::endpoint_at;
+use super::path::{is_token_path, normalise};
 use super::secret::{Hasher, Secret};
 use crate::http;
 use crate::record::{Dialect, ImdsVersion, Request};
@@ -32,35 +35,82 @@ pub fn no_request(known: bool) -> Request {
         ttl_on_wire: None,
         retransmits: 0,
         hops: None,
+        endpoint: None,
+    }
+}
+
+/// The first values of headers that hold tokens and their lifetimes.
+#[derive(Default)]
+struct Tokens {
+    hash: Option<String>,
+    lifetime_s: Option<u32>,
+    has_token: bool,
+    has_lifetime: bool,
+    /// `Authorization`, which is no token in every dialect.
+    authorization: Option<String>,
+}
+
+impl Tokens {
+    /// `false`: it is no such header.
+    fn note(&mut self, header: &http::Header<'_>, hasher: &Hasher) -> bool {
+        const HEADERS: [&str; 4] = [
+            TOKEN,
+            "x-metadata-token",
+            "metadata-token",
+            "x-aliyun-ecs-metadata-token",
+        ];
+        const LIFETIMES: [&str; 4] = [
+            TOKEN_TTL,
+            "x-metadata-token-ttl-seconds",
+            "metadata-token-expiry-seconds",
+            "x-aliyun-ecs-metadata-token-ttl-seconds",
+        ];
+        if HEADERS.iter().any(|name| header.is(name)) {
+            self.has_token = true;
+            if header.complete && self.hash.is_none() {
+                self.hash = hasher.hash(&Secret::new(&header.value));
+            }
+        } else if LIFETIMES.iter().any(|name| header.is(name)) {
+            self.has_lifetime = true;
+            if header.complete && self.lifetime_s.is_none() {
+                self.lifetime_s = std::str::from_utf8(&header.value)
+                    .ok()
+                    .and_then(|value| value.parse().ok());
+            }
+        } else if header.is("authorization") {
+            if header.complete && self.authorization.is_none() {
+                self.authorization = hasher.hash(&Secret::new(&header.value));
+            }
+        } else {
+            return false;
+        }
+        true
     }
 }
 
 /// A request from its head. The caller sets `ttl` and `retransmits`.
 pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
+    read_request_to(head, hasher, None)
+}
+
+/// The same, for a request to this address.
+pub fn read_request_to(head: &http::Request<'_>, hasher: &Hasher, address: Option<IpAddr>) -> Request {
     let (Some(method), Some(path)) = (head.method, head.path()) else {
         let mut request = no_request(!head.truncated);
         request.method = head.method.map(str::to_owned);
+        request.endpoint = address.map(endpoint_at);
         return request;
     };
     let (raw_path, path) = (path, request_path(path, PATH_BYTES));
     let mut forwarded = head.absolute();
     let mut user_agent = None;
-    let (mut has_token, mut has_ttl) = (false, false);
-    let (mut token, mut token_ttl_s) = (None, None);
+    let mut tokens = Tokens::default();
     let mut hints = Hints::default();
+    let mut aws_token = false;
     for header in head.headers() {
-        if header.is(TOKEN) {
-            has_token = true;
-            if header.complete && token.is_none() {
-                token = hasher.hash(&Secret::new(&header.value));
-            }
-        } else if header.is(TOKEN_TTL) {
-            has_ttl = true;
-            if header.complete && token_ttl_s.is_none() {
-                token_ttl_s = std::str::from_utf8(&header.value)
-                    .ok()
-                    .and_then(|value| value.parse().ok());
-            }
+        if tokens.note(&header, hasher) {
+            aws_token |= header.is(TOKEN) || header.is(TOKEN_TTL);
+            hints.note(&header);
         } else if header.is("user-agent") {
             user_agent.get_or_insert_with(|| printable(&header.value, USER_AGENT_BYTES));
         } else if header.is("x-forwarded-for") || header.is("forwarded") || header.is("via") {
@@ -69,17 +119,14 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
             hints.note(&header);
         }
     }
-    let dialect = dialect(&path, hints, has_token || has_ttl);
-    let imds_version = if dialect != Dialect::Aws {
-        // A header behind the cut may still make an unknown path one of AWS; a known dialect stays.
-        (dialect != Dialect::Unknown || !head.truncated).then_some(ImdsVersion::Other)
-    } else if method == "PUT" && is_token_path(&path) {
-        Some(ImdsVersion::Token)
-    } else if has_token || has_ttl {
-        Some(ImdsVersion::V2)
-    } else {
-        (!head.truncated).then_some(ImdsVersion::V1)
+    let dialect = dialect(&path, hints, aws_token, address);
+    let imds_version = version(dialect, method, &path, &tokens, head.truncated);
+    let token = match dialect {
+        Dialect::EksPodIdentity | Dialect::Ibm => tokens.authorization,
+        Dialect::Ecs => task_id(raw_path, hasher).or(tokens.authorization),
+        _ => tokens.hash,
     };
+    let token_ttl_s = tokens.lifetime_s;
     Request {
         method: Some(method.to_owned()),
         path: Some(match memchr::memrchr(b'@', raw_path).filter(|_| head.absolute()) {
@@ -97,7 +144,45 @@ pub fn read_request(head: &http::Request<'_>, hasher: &Hasher) -> Request {
         retransmits: 0,
         ttl_on_wire: None,
         hops: None,
+        endpoint: address.map(endpoint_at),
     }
+}
+
+/// `None`: the head is truncated before what decides it.
+fn version(dialect: Dialect, method: &str, path: &str, tokens: &Tokens, truncated: bool) -> Option<ImdsVersion> {
+    let with_token = match dialect {
+        Dialect::Ibm => tokens.authorization.is_some(),
+        _ => tokens.has_token || tokens.has_lifetime,
+    };
+    let is_token_request = || match dialect {
+        Dialect::Aws => is_token_path(path),
+        _ => dialect.protocol().is_token_path(&normalise(path)),
+    };
+    if dialect.protocol().token.is_none() {
+        // A header behind the cut may still make an unknown path one of AWS; a known dialect stays.
+        (dialect != Dialect::Unknown || !truncated).then_some(ImdsVersion::Other)
+    } else if method == "PUT" && is_token_request() {
+        Some(ImdsVersion::Token)
+    } else if with_token {
+        Some(ImdsVersion::V2)
+    } else {
+        (!truncated).then_some(ImdsVersion::V1)
+    }
+}
+
+/// The hash of the id in a path of the ECS agent: it is the task's credential.
+fn task_id(raw_path: &[u8], hasher: &Hasher) -> Option<String> {
+    let path = std::str::from_utf8(raw_path).ok()?;
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let of_query = || query.split('&').find_map(|pair| pair.strip_prefix("id="));
+    let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+    let id = match (segments.next()?, segments.next()?) {
+        ("v1", "credentials") => of_query()?,
+        ("v2", "credentials" | "splunk-token" | "container-env") => segments.next()?,
+        ("v3" | "v4" | "api", id) => id,
+        _ => return None,
+    };
+    hasher.hash(&Secret::new(id.as_bytes()))
 }
 
 /// `Server`, and whether a `Via` or `X-Cache` header reveals a proxy (`None` if the head is truncated before one).
@@ -119,6 +204,12 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::record::Endpoint;
+
+    fn read_to(address: &str, text: &str) -> Request {
+        let head = http::Request::parse(text.as_bytes(), false);
+        read_request_to(&head, &Hasher::with_salt(1, 2), Some(address.parse().unwrap()))
+    }
 
     fn read(text: &str) -> Request {
         read_request(&http::Request::parse(text.as_bytes(), false), &Hasher::with_salt(1, 2))
@@ -196,11 +287,104 @@ mod tests {
         "PUT /latest/api/token",
         "X-aliyun-ecs-metadata-token-ttl-seconds: 6\r\n",
         Dialect::Alibaba,
+        ImdsVersion::Token
+    )]
+    #[case(
+        "GET /latest/meta-data/",
+        "X-aliyun-ecs-metadata-token: a\r\n",
+        Dialect::Alibaba,
+        ImdsVersion::V2
+    )]
+    #[case(
+        "PUT /meta-data/latest/api/token",
+        "X-Metadata-Token-Ttl-Seconds: 21600\r\n",
+        Dialect::Huawei,
+        ImdsVersion::Token
+    )]
+    #[case(
+        "GET /openstack/latest/meta_data.json",
+        "X-Metadata-Token: a\r\n",
+        Dialect::Huawei,
+        ImdsVersion::V2
+    )]
+    #[case("GET /openstack/latest/securitykey", "", Dialect::Huawei, ImdsVersion::V1)]
+    #[case(
+        "PUT /latest/api/token",
+        "X-metadata-token-ttl-seconds: 60\r\n",
+        Dialect::Mmds,
+        ImdsVersion::Token
+    )]
+    #[case("GET /latest/meta-data/", "X-metadata-token: a\r\n", Dialect::Mmds, ImdsVersion::V2)]
+    #[case(
+        "PUT /v1/token",
+        "Metadata-Token-Expiry-Seconds: 60\r\n",
+        Dialect::Linode,
+        ImdsVersion::Token
+    )]
+    #[case("GET /v1/instance", "Metadata-Token: a\r\n", Dialect::Linode, ImdsVersion::V2)]
+    #[case(
+        "PUT /instance_identity/v1/token?version=2022-03-29",
+        "Metadata-Flavor: ibm\r\n",
+        Dialect::Ibm,
+        ImdsVersion::Token
+    )]
+    #[case(
+        "GET /metadata/v1/instance?version=2022-03-29",
+        "Authorization: Bearer a\r\n",
+        Dialect::Ibm,
+        ImdsVersion::V2
+    )]
+    #[case(
+        "GET /metadata/instance?api-version=2021-02-01",
+        "",
+        Dialect::Azure,
         ImdsVersion::Other
     )]
     fn versions(#[case] line: &str, #[case] headers: &str, #[case] dialect: Dialect, #[case] version: ImdsVersion) {
         let request = read(&format!("{line} HTTP/1.1\r\n{headers}\r\n"));
         assert_eq!((request.dialect, request.imds_version), (dialect, Some(version)));
+    }
+
+    #[rstest]
+    #[case(
+        "169.254.170.23",
+        "GET /v1/credentials",
+        Dialect::EksPodIdentity,
+        Endpoint::EksPodIdentity
+    )]
+    #[case("fd00:ec2::23", "GET /", Dialect::EksPodIdentity, Endpoint::EksPodIdentity)]
+    #[case("169.254.170.2", "GET /latest/meta-data/", Dialect::Ecs, Endpoint::Ecs)]
+    #[case("169.254.169.254", "GET /v1/credentials", Dialect::Unknown, Endpoint::Imds)]
+    #[case("100.100.100.200", "GET /latest/meta-data/", Dialect::Alibaba, Endpoint::Other)]
+    #[case("127.0.0.1", "GET /latest/meta-data/", Dialect::Aws, Endpoint::Other)]
+    fn an_endpoint_of_one_service_decides(
+        #[case] address: &str,
+        #[case] line: &str,
+        #[case] dialect: Dialect,
+        #[case] endpoint: Endpoint,
+    ) {
+        let request = read_to(address, &format!("{line} HTTP/1.1\r\n\r\n"));
+        assert_eq!((request.dialect, request.endpoint), (dialect, Some(endpoint)));
+    }
+
+    #[test]
+    fn secrets_of_agents_only_distinguish_their_owners() {
+        let pod = |jwt: &str| {
+            read_to(
+                "169.254.170.23",
+                &format!("GET /v1/credentials HTTP/1.1\r\nAuthorization: {jwt}\r\n\r\n"),
+            )
+        };
+        assert!(pod("S3CRET.a.b").token.is_some());
+        assert_eq!(pod("S3CRET.a.b").token, pod("S3CRET.a.b").token);
+        assert_ne!(pod("S3CRET.a.b").token, pod("S3CRET.a.c").token);
+        let task = |path: &str| read_to("169.254.170.2", &format!("GET {path} HTTP/1.1\r\n\r\n"));
+        let id = "S3CRET00-1111-4222-8333-444444444444";
+        let one = task(&format!("/v2/credentials/{id}"));
+        assert_eq!(one.token, task(&format!("/v1/credentials?id={id}")).token);
+        assert_eq!(one.token, task(&format!("/v4/{id}/task")).token);
+        assert!(one.token.is_some() && !format!("{one:?}").contains("S3CRET"), "{one:?}");
+        assert_eq!(task("/").token, None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::state::{BUCKETS_S, CONNECT_OUTCOMES, Interface, OTHER, OUTCOMES, State, VERSIONS};
+use crate::record::ImdsVersion;
 
 /// Label values belong to the state as far as they can.
 pub(super) type Labels<'a> = Vec<(&'static str, Cow<'a, str>)>;
@@ -118,16 +119,17 @@ fn workloads<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
     let mut failed = Vec::new();
     for (name, workload) in &sorted {
         let of = label("workload", name);
-        for (version, row) in VERSIONS.iter().zip(&workload.exchanges) {
-            for (outcome, count) in OUTCOMES.iter().zip(row).filter(|(_, count)| **count > 0) {
-                let version = version.map_or("unknown", |version| version.as_str());
-                let labels = vec![
-                    of.clone(),
-                    label("imds_version", version),
-                    label("outcome", outcome.as_str()),
-                ];
-                exchanges.push((labels, *count));
-            }
+        let mut kinds = workload.exchanges.clone();
+        kinds.sort_unstable_by_key(|(asked, _)| (asked.version, asked.outcome, asked.dialect as usize));
+        for (asked, count) in kinds {
+            let version = VERSIONS[asked.version].map_or("unknown", ImdsVersion::as_str);
+            let labels = vec![
+                of.clone(),
+                label("imds_version", version),
+                label("outcome", OUTCOMES[asked.outcome].as_str()),
+                label("dialect", asked.dialect.as_str()),
+            ];
+            exchanges.push((labels, count));
         }
         for (status, count) in &workload.statuses {
             let status = status.map_or(Cow::Borrowed(OTHER), |status| Cow::Owned(status.to_string()));

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::record::workload::workload;
 use crate::record::{
-    Body, Code, Connect, ConnectOutcome, Container, Exchange, ExchangeOutcome, Finding, FindingState, ImdsVersion,
-    LossCounts, PacketDirection, PacketDrop, Process, Record, Severity, Start, Summary, Time,
+    Body, Code, Connect, ConnectOutcome, Container, Dialect, Exchange, ExchangeOutcome, Finding, FindingState,
+    ImdsVersion, LossCounts, PacketDirection, PacketDrop, Process, Record, Severity, Start, Summary, Time,
 };
 
 use super::Limits;
@@ -75,7 +75,8 @@ pub(super) struct Begun {
 #[derive(Debug, Default)]
 pub(super) struct Workload {
     last: Time,
-    pub(super) exchanges: [[u64; OUTCOMES.len()]; VERSIONS.len()],
+    /// Few kinds each, so a search is short.
+    pub(super) exchanges: Vec<(Asked, u64)>,
     /// `None`: those beyond the bound.
     pub(super) statuses: BTreeMap<Option<u16>, u64>,
     /// By bucket, the last for what is longer.
@@ -83,6 +84,25 @@ pub(super) struct Workload {
     pub(super) latency_sum_s: f64,
     pub(super) lost_seconds: f64,
     pub(super) failed_connects: [u64; CONNECT_OUTCOMES.len()],
+}
+
+/// What exchanges are counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// Index into [`VERSIONS`].
+    pub(super) version: usize,
+    /// Index into [`OUTCOMES`].
+    pub(super) outcome: usize,
+    pub(super) dialect: Dialect,
+}
+
+impl Workload {
+    fn count(&mut self, asked: Asked) {
+        match self.exchanges.iter_mut().find(|(of, _)| *of == asked) {
+            Some((_, count)) => *count += 1,
+            None => self.exchanges.push((asked, 1)),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -148,7 +168,11 @@ impl State {
             .position(|version| *version == exchange.request.imds_version)
             .unwrap_or(VERSIONS.len() - 1);
         if let Some(outcome) = OUTCOMES.iter().position(|outcome| *outcome == exchange.outcome) {
-            workload.exchanges[version][outcome] += 1;
+            workload.count(Asked {
+                version,
+                outcome,
+                dialect: exchange.request.dialect,
+            });
         }
         if let Some(status) = exchange.response.as_ref().and_then(|response| response.status) {
             let full = workload.statuses.len() >= statuses && !workload.statuses.contains_key(&Some(status));
@@ -284,14 +308,14 @@ mod tests {
         let all = state
             .workloads
             .values()
-            .flat_map(|workload| workload.exchanges)
-            .flatten();
+            .flat_map(|workload| &workload.exchanges)
+            .map(|(_, count)| count);
         all.sum()
     }
 
     fn of(state: &State, workload: &str) -> u64 {
         let workload = state.workloads.get(workload);
-        workload.map_or(0, |workload| workload.exchanges.iter().flatten().sum())
+        workload.map_or(0, |workload| workload.exchanges.iter().map(|(_, count)| count).sum())
     }
 
     #[test]

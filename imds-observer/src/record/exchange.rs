@@ -74,18 +74,111 @@ impl ImdsVersion {
 
 /// Whose metadata protocol a request speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Dialect {
     Aws,
+    EksPodIdentity,
+    Ecs,
     Gcp,
     Azure,
     Oracle,
     Openstack,
+    Huawei,
     Alibaba,
+    Ibm,
+    Linode,
     Digitalocean,
     Hetzner,
+    Scaleway,
+    /// Firecracker's metadata service, asked with headers of its own.
+    Mmds,
     /// Not HTTP, or nothing that we know.
     Unknown,
+}
+
+impl Dialect {
+    pub const ALL: [Self; 16] = [
+        Self::Aws,
+        Self::EksPodIdentity,
+        Self::Ecs,
+        Self::Gcp,
+        Self::Azure,
+        Self::Oracle,
+        Self::Openstack,
+        Self::Huawei,
+        Self::Alibaba,
+        Self::Ibm,
+        Self::Linode,
+        Self::Digitalocean,
+        Self::Hetzner,
+        Self::Scaleway,
+        Self::Mmds,
+        Self::Unknown,
+    ];
+
+    /// The name in records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Aws => "aws",
+            Self::EksPodIdentity => "eks-pod-identity",
+            Self::Ecs => "ecs",
+            Self::Gcp => "gcp",
+            Self::Azure => "azure",
+            Self::Oracle => "oracle",
+            Self::Openstack => "openstack",
+            Self::Huawei => "huawei",
+            Self::Alibaba => "alibaba",
+            Self::Ibm => "ibm",
+            Self::Linode => "linode",
+            Self::Digitalocean => "digitalocean",
+            Self::Hetzner => "hetzner",
+            Self::Scaleway => "scaleway",
+            Self::Mmds => "mmds",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// By its name in records.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dialect| dialect.as_str() == name)
+    }
+}
+
+/// Which service an address belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Endpoint {
+    /// The instance's metadata service, on AWS and on the clouds that use its address.
+    Imds,
+    /// The EKS Pod Identity Agent of a node.
+    EksPodIdentity,
+    /// The ECS agent's endpoint for task credentials and task metadata.
+    Ecs,
+    /// An address that the user gave.
+    Other,
+}
+
+impl Endpoint {
+    pub const ALL: [Self; 4] = [Self::Imds, Self::EksPodIdentity, Self::Ecs, Self::Other];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Imds => "imds",
+            Self::EksPodIdentity => "eks-pod-identity",
+            Self::Ecs => "ecs",
+            Self::Other => "other",
+        }
+    }
+
+    /// By its name in records.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|endpoint| endpoint.as_str() == name)
+    }
+
+    /// An agent on the same host: packets to it never leave by an uplink, so neither hop limit nor packet quota apply.
+    pub fn is_agent(self) -> bool {
+        matches!(self, Self::EksPodIdentity | Self::Ecs)
+    }
 }
 
 /// A request head, without what is secret.
@@ -119,6 +212,9 @@ pub struct Request {
     /// Forwarding hops between the process and the uplink: the TTL at the socket less that on the wire. Null where one of them was not seen.
     #[serde(default)]
     pub hops: Option<u8>,
+    /// The service that the address belongs to. Null in records of earlier versions.
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
 }
 
 /// Traces of earlier versions hold ids that are credentials.

@@ -58,6 +58,7 @@ codes! {
     ResponseDropped => "response-dropped",
     RedirectedLocally => "redirected-locally",
     ConnectDelayed => "connect-delayed",
+    ContainerCredentialsFailed => "container-credentials-failed",
 }
 
 impl fmt::Display for Code {

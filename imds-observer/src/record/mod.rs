@@ -23,16 +23,16 @@ use serde::{Deserialize, Serialize};
 pub(crate) use by_caller::ByCaller;
 use envelope::Named;
 pub use exchange::{
-    Connect, ConnectOutcome, Connection, Dialect, DropCause, End, Exchange, ExchangeOutcome, IcmpCode, ImdsVersion,
-    PacketDirection, PacketDrop, Request, Response,
+    Connect, ConnectOutcome, Connection, Dialect, DropCause, End, Endpoint, Exchange, ExchangeOutcome, IcmpCode,
+    ImdsVersion, PacketDirection, PacketDrop, Request, Response,
 };
 pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};
 pub(crate) use process::ProcessMemo;
 pub use process::{Ancestor, Caller, Container, Pod, Process, Unredacted, arguments};
 pub use schema::schema;
 pub use summary::{
-    Attached, Confinement, InterfaceSummary, LossCounts, Missing, Mode, PathCount, ProcessSummary, Quantiles, Start,
-    Summary, VpcResolver,
+    Attached, Confinement, InterfaceSummary, LossCounts, Missing, Mode, NetworkTool, PathCount, ProcessSummary,
+    Quantiles, Start, Summary, VpcResolver,
 };
 pub use time::{SECOND, Time};
 

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::workload::Group;
-use super::{Container, Process, Time};
+use super::{Container, Dialect, Process, Time};
 
 /// Where records come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -52,6 +52,19 @@ pub struct Confinement {
     pub landlock: Option<String>,
 }
 
+/// What sets up the network of a host, and would set up its routes again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkTool {
+    NetworkManager,
+    SystemdNetworkd,
+    Netplan,
+    /// Network scripts of Red Hat (`ifcfg-*`).
+    Ifcfg,
+    /// Debian's `/etc/network/interfaces`.
+    Ifupdown,
+}
+
 /// The first line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -79,6 +92,12 @@ pub struct Start {
     /// NAT rules of this host that match requests for the endpoints, as they were at the start. Null offline, and where they can't be read.
     #[serde(default)]
     pub nat_rules: Option<Vec<String>>,
+    /// The cloud that this host's firmware names, `unknown` for another maker. Null offline, and where firmware names nothing.
+    #[serde(default)]
+    pub cloud: Option<Dialect>,
+    /// What sets up this host's network. Null offline, and where no sign of a known tool was found.
+    #[serde(default)]
+    pub network_tool: Option<NetworkTool>,
 }
 
 /// Nanoseconds; null if nothing was measured.

@@ -171,6 +171,7 @@ impl Actor {
                 retransmits: 0,
                 ttl_on_wire: Some(true),
                 hops: None,
+                endpoint: None,
             },
             response: Some(Response {
                 status: Some(200),

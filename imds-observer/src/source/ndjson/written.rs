@@ -14,8 +14,8 @@ use rustc_hash::FxHasher;
 
 use crate::memo::Memo;
 use crate::record::{
-    Body, Connection, Container, Dialect, End, Exchange, ExchangeOutcome, Host, IcmpCode, ImdsVersion, Process,
-    ProcessMemo, Record, Request, Response, SCHEMA, SECOND, Time,
+    Body, Connection, Container, Dialect, End, Endpoint, Exchange, ExchangeOutcome, Host, IcmpCode, ImdsVersion,
+    Process, ProcessMemo, Record, Request, Response, SCHEMA, SECOND, Time,
 };
 use crate::redact;
 
@@ -667,6 +667,7 @@ struct LineRequest<'a> {
     retransmits: u32,
     ttl_on_wire: Option<bool>,
     hops: Option<u8>,
+    endpoint: Option<Endpoint>,
 }
 
 struct LineResponse<'a> {
@@ -719,6 +720,7 @@ fn read_request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
         retransmits: b"\"retransmits\":" => rest.small(),
         ttl_on_wire: b"\"ttl_on_wire\":" => rest.nullable_boolean(),
         hops: b"\"hops\":" => rest.nullable_number(),
+        endpoint: b"\"endpoint\":" => nullable(rest.nullable_text()?, endpoint_of),
     });
     Some(LineRequest {
         method: method.flatten(),
@@ -736,6 +738,7 @@ fn read_request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
         retransmits: retransmits.unwrap_or_default(),
         ttl_on_wire: ttl_on_wire.flatten(),
         hops: hops.flatten(),
+        endpoint: endpoint.flatten(),
     })
 }
 
@@ -814,18 +817,17 @@ fn version_of(name: &str) -> Option<ImdsVersion> {
 }
 
 fn dialect_of(name: &str) -> Option<Dialect> {
-    Some(match name {
-        "aws" => Dialect::Aws,
-        "gcp" => Dialect::Gcp,
-        "azure" => Dialect::Azure,
-        "oracle" => Dialect::Oracle,
-        "openstack" => Dialect::Openstack,
-        "alibaba" => Dialect::Alibaba,
-        "digitalocean" => Dialect::Digitalocean,
-        "hetzner" => Dialect::Hetzner,
-        "unknown" => Dialect::Unknown,
-        _ => return None,
-    })
+    match name {
+        "aws" => Some(Dialect::Aws),
+        _ => Dialect::of_name(name),
+    }
+}
+
+fn endpoint_of(name: &str) -> Option<Endpoint> {
+    match name {
+        "imds" => Some(Endpoint::Imds),
+        _ => Endpoint::of_name(name),
+    }
 }
 
 impl Line<'_> {
@@ -921,6 +923,7 @@ impl LineRequest<'_> {
             retransmits,
             ttl_on_wire,
             hops,
+            endpoint,
         } = request;
         put_nullable(method, self.method);
         put_nullable(path, self.path);
@@ -934,6 +937,7 @@ impl LineRequest<'_> {
         *retransmits = self.retransmits;
         *ttl_on_wire = self.ttl_on_wire;
         *hops = self.hops;
+        *endpoint = self.endpoint;
     }
 }
 
@@ -1019,6 +1023,7 @@ fn blank(host: &Host) -> Record {
             retransmits: 0,
             ttl_on_wire: None,
             hops: None,
+            endpoint: None,
         },
         response: None,
         outcome: ExchangeOutcome::Open,
@@ -1169,7 +1174,7 @@ mod tests {
         let request = (
             nullable(text()),
             nullable(text()),
-            prop::sample::select(vec![Dialect::Aws, Dialect::Gcp, Dialect::Openstack, Dialect::Unknown]),
+            prop::sample::select(Dialect::ALL.to_vec()),
             nullable(prop::sample::select(ImdsVersion::ALL.to_vec())),
             nullable(text()),
             nullable(any::<u32>()),
@@ -1222,6 +1227,7 @@ mod tests {
                     exchange.request.forwarded,
                     exchange.request.ttl_on_wire,
                 ) = request;
+                exchange.request.endpoint = Endpoint::ALL.get(exchange.connection.exchange as usize % 5).copied();
                 exchange.response = response.map(|(status, ttl, delivered, server, retransmits, icmp)| Response {
                     status,
                     ttl,
