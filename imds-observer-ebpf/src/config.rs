@@ -45,19 +45,19 @@ pub(crate) use offset;
 /// A volatile load: the compiler must not bake in the defaults above.
 #[inline(always)]
 pub(crate) fn offsets_field(field: impl FnOnce(&KernelOffsets) -> &u32) -> u32 {
-    // SAFETY: a reference is valid.
+    // SAFETY: the reference is to a live, aligned `u32` of a static that nothing writes after loading.
     unsafe { core::ptr::read_volatile(field(&OFFSETS)) }
 }
 
 #[inline(always)]
 pub(crate) fn wake_at_bytes() -> u64 {
-    // SAFETY: a reference is valid.
+    // SAFETY: the pointer is to an aligned static that nothing writes after loading.
     u64::from(unsafe { core::ptr::read_volatile(&raw const WAKE_AT) })
 }
 
 #[inline(always)]
 pub(crate) fn connecting_slots() -> u32 {
-    // SAFETY: as above.
+    // SAFETY: the pointer is to an aligned static that nothing writes after loading.
     unsafe { core::ptr::read_volatile(&raw const CONNECTING_SLOTS) }
 }
 
@@ -80,24 +80,26 @@ pub(crate) fn reads_tasks_directly() -> bool {
 /// `address` as the bytes of the packet, read in native order.
 #[inline(always)]
 pub(crate) fn is_endpoint_v4(address: u32) -> bool {
-    is_first_v4(address, unsafe {
-        core::ptr::read_volatile(&raw const ENDPOINTS.v4_count)
-    })
+    // SAFETY: the pointer is to an aligned field of a static that nothing writes after loading.
+    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_count) };
+    is_first_v4(address, count)
 }
 
 /// Link-local, or an endpoint of the user's. Mostly there is none beyond, and the verifier takes the loop out.
 #[inline(always)]
 pub(crate) fn near_v4(address: u32) -> bool {
-    address & u32::from_ne_bytes([255, 255, 0, 0]) == u32::from_ne_bytes([169, 254, 0, 0])
-        || is_first_v4(address, unsafe {
-            core::ptr::read_volatile(&raw const ENDPOINTS.v4_far_count)
-        })
+    if address & u32::from_ne_bytes([255, 255, 0, 0]) == u32::from_ne_bytes([169, 254, 0, 0]) {
+        return true;
+    }
+    // SAFETY: the pointer is to an aligned field of a static that nothing writes after loading.
+    let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v4_far_count) };
+    is_first_v4(address, count)
 }
 
 /// Whether this is the VPC resolver beyond the link-local range. Where none is known, the verifier takes the comparison out.
 #[inline(always)]
 pub(crate) fn is_resolver(address: u32) -> bool {
-    // SAFETY: a reference is valid.
+    // SAFETY: the pointer is to an aligned static that nothing writes after loading.
     let resolver = unsafe { core::ptr::read_volatile(&raw const RESOLVER) };
     resolver != 0 && address == resolver
 }
@@ -118,11 +120,13 @@ fn is_first_v4(address: u32, count: u32) -> bool {
 
 #[inline(always)]
 pub(crate) fn is_endpoint_v6(address: [u32; 4]) -> bool {
+    // SAFETY: the pointer is to an aligned field of a static that nothing writes after loading.
     let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
     let mut index = 0;
     while index < MAX_ENDPOINTS && (index as u32) < count {
-        // SAFETY: as above; each endpoint is four words.
+        // SAFETY: index is below the length of the array, whose endpoints are four words each, of alignment 4.
         let words = unsafe { (&raw const ENDPOINTS.v6).cast::<u32>().add(index * 4) };
+        // SAFETY: `words` points to four words of the array, which nothing writes after loading.
         let equal = unsafe {
             address[3] == core::ptr::read_volatile(words.add(3))
                 && address[0] == core::ptr::read_volatile(words)
@@ -143,6 +147,7 @@ pub(crate) fn near_v6(first: u32) -> bool {
     if first == u32::from_ne_bytes([0xfd, 0, 0x0e, 0xc2]) {
         return true;
     }
+    // SAFETY: the pointer is to an aligned field of a static that nothing writes after loading.
     let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_far_count) };
     let mut index = 0;
     while index < MAX_ENDPOINTS && (index as u32) < count {
@@ -158,6 +163,7 @@ pub(crate) fn near_v6(first: u32) -> bool {
 /// Whether an endpoint's last word is this.
 #[inline(always)]
 pub(crate) fn is_endpoint_v6_suffix(last: u32) -> bool {
+    // SAFETY: the pointer is to an aligned field of a static that nothing writes after loading.
     let count = unsafe { core::ptr::read_volatile(&raw const ENDPOINTS.v6_count) };
     let mut index = 0;
     while index < MAX_ENDPOINTS && (index as u32) < count {

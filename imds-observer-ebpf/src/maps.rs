@@ -79,7 +79,7 @@ pub(crate) fn may_be_rewritten(last_word: u32) -> bool {
 
 #[inline(always)]
 pub(crate) fn note_rewritten_to(last_word: u32) {
-    // SAFETY: as above. Two processors that write at once may lose one of the bits; the next connection sets it again.
+    // SAFETY: a word of a map's memory. Two processors that write at once may lose one of the bits; the next connection sets it again.
     unsafe {
         let bits = &raw mut REWRITTEN_TO;
         bits.write_volatile(bits.read_volatile() | bit_of(last_word));

@@ -208,9 +208,9 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
     if unsafe { taken.read_volatile() } != 0 {
         return 0;
     }
-    // SAFETY: as above.
+    // SAFETY: a field of a live value.
     unsafe { taken.write_volatile(1) };
-    // SAFETY: as above; nobody else has it now.
+    // SAFETY: a per-CPU slot that `taken` reserves until it is 0 again.
     let event = unsafe { &mut (*scratch).event };
     event.key = key;
     event.reserved = 0;
@@ -223,7 +223,7 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
     if emit_bytes(scratch.cast(), size, || cgroup_id) && PROCESSES.insert(announced, 1, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
-    // SAFETY: as above.
+    // SAFETY: a field of a live value.
     unsafe { taken.write_volatile(0) };
     1
 }
@@ -373,7 +373,7 @@ extern "C" fn note_component(path: u32, used: u32, name: u64) -> u32 {
     let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
         return used;
     };
-    // SAFETY: as above.
+    // SAFETY: a live value of a per-CPU map; the caller has reserved it.
     let scratch = unsafe { &mut *scratch };
     let buffer = if path == EXECUTABLE {
         scratch.event.exe.as_mut_ptr()

@@ -34,7 +34,7 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
-    // SAFETY: as above. Word by word: the verifier allows no wider reads here.
+    // SAFETY: the context is valid for the program's run. Word by word: the verifier allows no wider reads here.
     let words = unsafe {
         [
             (*ctx.sock_addr).user_ip6[0],
@@ -58,7 +58,7 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
         return;
     }
     let remote_port = u16::from_be(port as u16);
-    // SAFETY: as above.
+    // SAFETY: the context is valid for the program's run.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.cast()) };
     let cgroups = current_cgroups();
     let (key, tid) = match current() {
@@ -301,7 +301,7 @@ fn note_rewritten(ctx: &SockOpsContext, tuple: Tuple) -> Option<()> {
             reserved: 0,
         }
     };
-    // SAFETY: as above.
+    // SAFETY: the context is valid for the program's run.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if REWRITTEN.insert(cookie, asked, 0).is_err() {
         count(|loss| &mut loss.map_full);

@@ -39,7 +39,7 @@ pub(crate) fn drop_btf(ctx: BtfTracePointContext) -> i32 {
     let (Some(head_offset), Some(network_offset)) = (offset!(skb_head), offset!(skb_network_header)) else {
         return 0;
     };
-    // SAFETY: as above; the head itself is only probed.
+    // SAFETY: the kernel passes a valid packet, and both offsets are of fields in it; the head itself is only probed.
     let (head, network) = unsafe {
         (
             skb.add(head_offset).cast::<u64>().read_volatile(),

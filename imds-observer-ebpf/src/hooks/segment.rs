@@ -272,7 +272,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         .seq
         .wrapping_add(payload_len)
         .wrapping_add(u32::from(tcp.flags & (SYN | FIN) != 0));
-    // SAFETY: as above.
+    // SAFETY: the context is valid for the program's run.
     let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
     // A socket whose remote address isn't an endpoint is sent to one by a packet filter: then the packet has the addresses. Or it asked for
     // one, and `connect()` was rewritten.
@@ -306,7 +306,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow
     } else {
         flow.process = ProcessKey::default();
-        // SAFETY: as above.
+        // SAFETY: the context is valid for the program's run.
         flow.cgroup_id = unsafe { bpf_skb_cgroup_id(skb) };
         flow.client = 0;
         flow.cgroup_mark = 0;
@@ -390,7 +390,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     event.tid = flow.tid;
     event.netns = flow.netns;
     event.ack = tcp.ack;
-    // SAFETY: as above.
+    // SAFETY: the context is valid for the program's run.
     event.ifindex = unsafe { (*skb).ifindex };
     event.direction = Direction::Request as u8;
     event.tcp_flags = tcp.flags;
