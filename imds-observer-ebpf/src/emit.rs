@@ -28,15 +28,8 @@ pub(crate) fn returned(result: bool) {
 
 /// Copies an event of a fixed size. `false`: the ring was full; counted.
 #[inline(always)]
-pub(crate) fn emit<T>(event: &T, client: impl FnOnce() -> u64) -> bool {
-    emit_bytes(core::ptr::from_ref(event).cast(), size_of::<T>() as u64, client)
-}
-
-/// Whose events those of a connection are; 0: not known.
-#[inline(always)]
-pub(crate) fn client_of(cookie: u64) -> u64 {
-    // SAFETY: copied at once.
-    unsafe { FLOWS.get(cookie) }.map_or(0, |flow| flow.client)
+pub(crate) fn emit<T>(event: &T) -> bool {
+    emit_bytes(core::ptr::from_ref(event).cast(), size_of::<T>() as u64)
 }
 
 /// Bytes in the ring, or all that was ever written to it.
@@ -47,10 +40,22 @@ fn ring(question: u32) -> u64 {
 }
 
 /// Whether a client has had its share of a ring that fills: of each half of the ring's length that is written, a quarter. So one that sends
-/// faster than the reader reads leaves at least a quarter of the ring to all others.
+/// faster than the reader reads leaves at least a quarter of the ring to all others. What is left out is counted.
+///
+/// `client` 0: that of the connection. A global function in the sense of the verifier: inlined, its branches multiply those of its callers.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn is_over_share(client: u64, len: u64) -> u32 {
+pub(crate) extern "C" fn is_over_share(client: u64, cookie: u64, len: u64) -> u32 {
     let half = wake_at_bytes() * 2;
+    if ring(BPF_RB_AVAIL_DATA) <= half {
+        return 0;
+    }
+    let client = if client != 0 {
+        client
+    } else {
+        // SAFETY: copied at once.
+        unsafe { FLOWS.get(cookie) }.map_or(0, |flow| flow.client)
+    };
     let lap = ring(BPF_RB_PROD_POS).checked_div(half).unwrap_or(0);
     let Some(share) = SHARES.get_ptr_mut(client) else {
         let _ = SHARES.insert(client, Share { lap, bytes: len }, 0);
@@ -63,6 +68,7 @@ fn is_over_share(client: u64, len: u64) -> u32 {
         share.bytes = 0;
     }
     if share.bytes + len > half / 4 {
+        count(|loss| &mut loss.ring_buffer);
         return 1;
     }
     share.bytes += len;
@@ -71,7 +77,7 @@ fn is_over_share(client: u64, len: u64) -> u32 {
 
 /// Whether to wake the reader: once if it sleeps, and when the ring fills while it waits for more to come along.
 #[inline(always)]
-fn wake(len: u64, waiting: u64) -> u64 {
+fn wake(len: u64) -> u64 {
     if let Some(sleeping) = SLEEPING.get_ptr_mut(0) {
         // SAFETY: one word; two CPUs may both wake, which does no harm.
         unsafe {
@@ -81,6 +87,7 @@ fn wake(len: u64, waiting: u64) -> u64 {
             }
         }
     }
+    let waiting = ring(BPF_RB_AVAIL_DATA);
     // Only who crosses the line, or two CPUs at once that are about to: each call costs an interrupt. Who is missed is seen at the
     // reader's next look, which comes anyway.
     let line = wake_at_bytes();
@@ -93,21 +100,16 @@ fn wake(len: u64, waiting: u64) -> u64 {
 /// Bytes: an event or two.
 const ABOUT: u64 = 256;
 
-/// `len` must be bounded for the verifier. `client` is asked only while the ring is more than half full.
+/// `len` must be bounded for the verifier.
 #[inline(always)]
-pub(crate) fn emit_bytes(event: *const u8, len: u64, client: impl FnOnce() -> u64) -> bool {
-    let waiting = ring(BPF_RB_AVAIL_DATA);
-    if waiting > wake_at_bytes() * 2 && is_over_share(client(), len) != 0 {
-        count(|loss| &mut loss.ring_buffer);
-        return false;
-    }
+pub(crate) fn emit_bytes(event: *const u8, len: u64) -> bool {
     // SAFETY: the caller's `event` is valid for `len` bytes; the verifier checks it.
     let result = unsafe {
         bpf_ringbuf_output(
             (&raw const EVENTS).cast_mut().cast(),
             event.cast_mut().cast(),
             len,
-            wake(len, waiting),
+            wake(len),
         )
     };
     if result != 0 {

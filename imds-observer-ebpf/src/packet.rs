@@ -126,7 +126,7 @@ pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<
 }
 
 /// Extension headers that are skipped. A TCP socket sends up to four: hop-by-hop options, two of destination options, routing.
-const MAX_EXTENSIONS: u32 = 8;
+const MAX_EXTENSIONS: u32 = 4;
 
 /// Goes on to what follows the extension headers of IPv6. Behind more of them than are skipped, the protocol is still an extension's.
 #[inline(always)]

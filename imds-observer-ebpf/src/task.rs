@@ -219,8 +219,7 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
     let v1 = u64::from(event.cgroup_v1_len) & (2 * CGROUP_BYTES as u64 - 1);
     let size = size_of::<ProcessEvent>() as u64 + if v1 > CGROUP_BYTES as u64 { 0 } else { v1 };
     event.header = header(EventKind::Process, size as usize);
-    let cgroup_id = event.cgroup_id;
-    if emit_bytes(scratch.cast(), size, || cgroup_id) && PROCESSES.insert(announced, 1, 0).is_err() {
+    if emit_bytes(scratch.cast(), size) && PROCESSES.insert(announced, 1, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
     // SAFETY: a field of a live value.

@@ -10,7 +10,7 @@ use aya_ebpf::programs::{FExitContext, RawTracePointContext, SockAddrContext, So
 use imds_observer_common::{ConnectEvent, Connecting, EventKind, Flow, ProcessKey, RedirectEvent, Tuple, mapped_v4};
 
 use crate::config::{bytes, connecting_slots, is_endpoint, is_endpoint_v4, words};
-use crate::emit::{client_of, count, emit, header};
+use crate::emit::{count, emit, header, is_over_share};
 use crate::maps::{Asked, CONNECTING, FLOWS, REWRITTEN, TUPLES, note_rewritten_to};
 use crate::task::{current, current_cgroups, current_netns, current_number};
 
@@ -103,21 +103,21 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
         remote,
         remote_port,
     );
-    emit(
-        &ConnectEvent {
-            header: header(EventKind::Connect, size_of::<ConnectEvent>()),
-            cookie,
-            process: key,
-            cgroup_id,
-            tid,
-            netns,
-            remote,
-            remote_port,
-            reserved: 0,
-            result: 0,
-        },
-        || cgroup_id,
-    );
+    if is_over_share(cgroup_id, cookie, size_of::<ConnectEvent>() as u64) != 0 {
+        return;
+    }
+    emit(&ConnectEvent {
+        header: header(EventKind::Connect, size_of::<ConnectEvent>()),
+        cookie,
+        process: key,
+        cgroup_id,
+        tid,
+        netns,
+        remote,
+        remote_port,
+        reserved: 0,
+        result: 0,
+    });
 }
 
 #[inline(always)]
@@ -206,21 +206,18 @@ fn returned(result: i64) {
         Some(flow) => (flow.process, flow.cgroup_id, flow.tid, flow.netns),
         None => (ProcessKey::default(), 0, 0, 0),
     };
-    emit(
-        &ConnectEvent {
-            header: header(EventKind::ConnectReturned, size_of::<ConnectEvent>()),
-            cookie,
-            process,
-            cgroup_id,
-            tid,
-            netns,
-            remote,
-            remote_port,
-            reserved: 0,
-            result: result as i32,
-        },
-        || client_of(cookie),
-    );
+    emit(&ConnectEvent {
+        header: header(EventKind::ConnectReturned, size_of::<ConnectEvent>()),
+        cookie,
+        process,
+        cgroup_id,
+        tid,
+        netns,
+        remote,
+        remote_port,
+        reserved: 0,
+        result: result as i32,
+    });
 }
 
 /// A firewall in OUTPUT drops the SYN before the cgroup hook sees it: only here are its addresses known by then.
@@ -307,20 +304,17 @@ fn note_rewritten(ctx: &SockOpsContext, tuple: Tuple) -> Option<()> {
         count(|loss| &mut loss.map_full);
     }
     note_rewritten_to(words(&tuple.remote)[3]);
-    emit(
-        &RedirectEvent {
-            header: header(EventKind::Redirect, size_of::<RedirectEvent>()),
-            cookie,
-            tuple: Tuple {
-                remote: asked.remote,
-                remote_port: asked.remote_port,
-                ..tuple
-            },
-            to: tuple.remote,
-            to_port: tuple.remote_port,
-            reserved: 0,
+    emit(&RedirectEvent {
+        header: header(EventKind::Redirect, size_of::<RedirectEvent>()),
+        cookie,
+        tuple: Tuple {
+            remote: asked.remote,
+            remote_port: asked.remote_port,
+            ..tuple
         },
-        || client_of(cookie),
-    );
+        to: tuple.remote,
+        to_port: tuple.remote_port,
+        reserved: 0,
+    });
     Some(())
 }

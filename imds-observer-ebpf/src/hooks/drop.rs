@@ -10,7 +10,7 @@ use imds_observer_common::{Direction, DropEvent, EventKind, ProcessKey, Tuple, m
 use network_types::tcp::TcpHdr;
 
 use crate::config::{bytes, drop_reasons, is_endpoint, is_endpoint_v4, offset};
-use crate::emit::{client_of, emit, header};
+use crate::emit::{emit, header};
 use crate::maps::{DROP_SCRATCH, FLOWS, TUPLES, with_slot};
 use crate::packet::{ETH_P_IP, ETH_P_IPV6, IPPROTO_TCP, SYN, Tcp, is_clients_port};
 use crate::task::netns;
@@ -194,7 +194,7 @@ fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Opt
                 .unwrap_or(0);
         }
         event.header = header(EventKind::Drop, size_of::<DropEvent>());
-        emit(event, || client_of(event.cookie));
+        emit(event);
     })
 }
 

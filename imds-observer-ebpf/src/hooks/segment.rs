@@ -16,7 +16,7 @@ use imds_observer_common::{
 };
 
 use crate::config::{bytes, is_endpoint, is_endpoint_v4, is_endpoint_v6, offset, reads_tasks_directly, words};
-use crate::emit::{client_of, count, each_head, emit, emit_bytes, header, returned};
+use crate::emit::{count, each_head, emit, emit_bytes, header, is_over_share, returned};
 use crate::log::debug;
 use crate::maps::{FLOWS, REWRITTEN, SEGMENT_SCRATCH, SEQUENCES, SegmentScratch, TUPLES, may_be_rewritten, with_slot};
 use crate::packet::{
@@ -361,7 +361,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
                 redirect.to_port = tcp.destination;
                 redirect.reserved = 0;
                 redirect.header = header(EventKind::Redirect, size_of::<RedirectEvent>());
-                emit(redirect, || flow.client);
+                emit(redirect);
             }
         }
         // An RST that answers a packet has that packet's number.
@@ -384,6 +384,10 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         return false;
     }
 
+    let len = size_of::<SegmentEvent>() as u64 + u64::from(payload_len & 0xfff);
+    if is_over_share(flow.client, cookie, len) != 0 {
+        return false;
+    }
     event.cookie = cookie;
     event.process = flow.process;
     event.cgroup_id = flow.cgroup_id;
@@ -405,9 +409,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
             event.flags = SegmentFlags::RETRANSMIT;
         }
         event.header = header(EventKind::Segment, size_of::<SegmentEvent>());
-        return emit_bytes((&raw const *event).cast(), size_of::<SegmentEvent>() as u64, || {
-            flow.client
-        });
+        return emit_bytes((&raw const *event).cast(), size_of::<SegmentEvent>() as u64);
     }
 
     each_head(skb, payload, payload_len, head, |done, left, len, cut| {
@@ -417,7 +419,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         event.flags = if cut { SegmentFlags::CUT } else { 0 };
         let size = size_of::<SegmentEvent>() as u64 + u64::from(len);
         event.header = header(EventKind::Segment, size as usize);
-        emit_bytes((&raw const *event).cast(), size, || flow.client)
+        emit_bytes((&raw const *event).cast(), size)
     })
 }
 
@@ -483,6 +485,9 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         return false;
     }
 
+    if is_over_share(0, cookie, size_of::<SegmentEvent>() as u64) != 0 {
+        return false;
+    }
     event.cookie = cookie;
     event.seq = tcp.seq;
     event.ack = tcp.ack;
@@ -497,7 +502,7 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     event.head_len = head_len as u16;
     let size = size_of::<SegmentEvent>() as u64 + u64::from(head_len & (2 * STATUS_LINE_BYTES as u32 - 1));
     event.header = header(EventKind::Segment, size as usize);
-    let told = emit_bytes((&raw const *event).cast(), size, || client_of(cookie));
+    let told = emit_bytes((&raw const *event).cast(), size);
     if told
         && payload_len > 0
         && let Some(flow) = flow

@@ -6,7 +6,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use imds_observer_common::{EventKind, SocketEvent, Tuple, mapped_v4};
 
 use crate::config::{is_endpoint, is_endpoint_v4, is_endpoint_v6_suffix, offset};
-use crate::emit::{client_of, emit, header};
+use crate::emit::{emit, header};
 use crate::maps::FLOWS;
 use crate::packet::is_clients_port;
 use crate::task::netns;
@@ -135,32 +135,29 @@ fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
     if is_endpoint(&local) && !is_clients_port(local_port, remote_port) && unsafe { FLOWS.get(cookie) }.is_none() {
         return None;
     }
-    emit(
-        &SocketEvent {
-            header: header(EventKind::Socket, size_of::<SocketEvent>()),
-            cookie,
-            tuple: Tuple {
-                local,
-                remote,
-                local_port,
-                remote_port,
-            },
-            error: offset!(sock_err).and_then(|field| read(socket, field)).unwrap_or(0),
-            old_state: old_state as u8,
-            new_state: new_state as u8,
-            shutdown: shutdown_of(socket),
-            reserved: 0,
-            netns: offset!(sock_net)
-                .and_then(|field| read(socket, field))
-                .and_then(netns)
-                .unwrap_or(0),
-            received: offset!(tcp_bytes_received)
-                .filter(|_| new_state == CLOSE)
-                .and_then(|field| read::<u64>(socket, field))
-                .unwrap_or(0) as u32,
-            reserved_end: 0,
+    emit(&SocketEvent {
+        header: header(EventKind::Socket, size_of::<SocketEvent>()),
+        cookie,
+        tuple: Tuple {
+            local,
+            remote,
+            local_port,
+            remote_port,
         },
-        || client_of(cookie),
-    );
+        error: offset!(sock_err).and_then(|field| read(socket, field)).unwrap_or(0),
+        old_state: old_state as u8,
+        new_state: new_state as u8,
+        shutdown: shutdown_of(socket),
+        reserved: 0,
+        netns: offset!(sock_net)
+            .and_then(|field| read(socket, field))
+            .and_then(netns)
+            .unwrap_or(0),
+        received: offset!(tcp_bytes_received)
+            .filter(|_| new_state == CLOSE)
+            .and_then(|field| read::<u64>(socket, field))
+            .unwrap_or(0) as u32,
+        reserved_end: 0,
+    });
     Some(())
 }

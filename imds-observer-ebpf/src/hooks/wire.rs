@@ -13,7 +13,7 @@ use imds_observer_common::{
 };
 
 use crate::config::{is_endpoint, is_resolver, near_v4, near_v6};
-use crate::emit::{client_of, count, each_head, emit, emit_bytes, header, returned};
+use crate::emit::{count, each_head, emit, emit_bytes, header, is_over_share, returned};
 use crate::log::debug;
 use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch, with_slot};
 use crate::packet::{
@@ -268,8 +268,16 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
     event.icmp_type = 0;
     event.icmp_code = 0;
     describe(event, skb, egress);
+    // Of a client without a socket here only the address is known.
+    let client = match event.cookie {
+        0 => u64::from(crate::config::words(&event.tuple.local)[3]) | 1 << 63,
+        _ => 0,
+    };
+    if is_over_share(client, event.cookie, u64::from(payload_len) & 0x3ff) != 0 {
+        return false;
+    }
     if !egress || payload_len == 0 || event.cookie != 0 {
-        return emit(event, || client_at(event));
+        return emit(event);
     }
     // No socket of this host has sent it: its head is to be read here or nowhere.
     each_head(skb, payload, payload_len, head, |done, left, len, cut| {
@@ -279,7 +287,7 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
         event.flags = if cut { SegmentFlags::CUT } else { 0 };
         let size = size_of::<WireEvent>() as u64 + u64::from(len);
         event.header = header(EventKind::Wire, size as usize);
-        emit_bytes((&raw const *event).cast(), size, || client_at(event))
+        emit_bytes((&raw const *event).cast(), size)
     })
 }
 
@@ -341,14 +349,5 @@ fn icmp_error(
     event.icmp_code = code;
     event.status_len = 0;
     describe(event, skb, egress);
-    emit(event, || client_at(event))
-}
-
-/// Whose share of the ring buffer it is: the socket's, or else that of the address.
-#[inline(always)]
-fn client_at(event: &WireEvent) -> u64 {
-    match event.cookie {
-        0 => u64::from(crate::config::words(&event.tuple.local)[3]) | 1 << 63,
-        cookie => client_of(cookie),
-    }
+    emit(event)
 }
