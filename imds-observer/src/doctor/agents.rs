@@ -29,7 +29,7 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
     let listeners = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
     let mut checks = Vec::new();
     let pod_identity = of(Endpoint::EksPodIdentity);
-    if !pod_identity.is_empty() && Path::new("/sys/class/net").join(POD_IDENTITY_LINK).exists() {
+    if !pod_identity.is_empty() && nix::net::if_::if_nametoindex(POD_IDENTITY_LINK).is_ok() {
         let address = pod_identity.iter().find(|address| address.is_ipv4());
         checks.push(self::pod_identity(
             address.is_none_or(|address| is_local(*address)),

@@ -102,7 +102,11 @@ fn uplinks(options: &DoctorOptions, checks: &mut Vec<Check>) -> Vec<Uplink> {
         }
         return found;
     }
-    match Uplinks::discover(&beyond_this_host(&options.endpoints)) {
+    let beyond = beyond_this_host(&options.endpoints);
+    if beyond.is_empty() {
+        return Vec::new();
+    }
+    match Uplinks::discover(&beyond) {
         Ok(found) if found.is_empty() => {
             checks.push(
                 Check::new(name, State::Missing, "no interface has a route to the endpoints")
