@@ -1,5 +1,6 @@
 //! Where records are written. In a live run each sink has a [`queue::Queue`], so that a slow sink never blocks the reader.
 
+mod backlog;
 pub mod collect;
 pub mod destination;
 mod history;

@@ -4,7 +4,6 @@
 //!
 //! Little that goes to a pipe with room is written without the writer: waking it costs more than writing.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::backlog::Backlog;
 use super::{Express, Item, Output, Sink};
 use crate::filter::Kinds;
-use crate::record::{Kind, Record};
+use crate::record::Record;
 
 /// How often an idle writer looks whether anybody still reads.
 const IDLE: Duration = Duration::from_millis(500);
@@ -33,8 +33,6 @@ pub struct Queue<I = Arc<Record>> {
     express: Option<Box<dyn Express<I>>>,
     thread: Option<JoinHandle<io::Result<()>>>,
     kinds: Kinds,
-    limit: usize,
-    limit_bytes: usize,
 }
 
 struct Shared<I> {
@@ -45,69 +43,11 @@ struct Shared<I> {
 }
 
 struct State<I> {
-    waiting: VecDeque<I>,
-    /// Of what waits.
-    bytes: usize,
-    /// How many of them are of each rank.
-    ranks: [usize; RANKS],
+    waiting: Backlog<I>,
     /// Taken out, not yet written.
     writing: usize,
     ending: bool,
     ended: bool,
-}
-
-/// How long a kind of record is held on to: 0 goes first.
-const RANKS: usize = 3;
-
-fn rank(kind: Kind) -> usize {
-    match kind {
-        Kind::Exchange => 0,
-        Kind::Connect | Kind::Drop | Kind::Summary => 1,
-        Kind::Finding | Kind::Loss | Kind::Start => 2,
-    }
-}
-
-impl<I: Item> State<I> {
-    fn new() -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            bytes: 0,
-            ranks: [0; RANKS],
-            writing: 0,
-            ending: false,
-            ended: false,
-        }
-    }
-
-    fn push(&mut self, item: I) {
-        self.ranks[rank(item.kind())] += 1;
-        self.bytes += item.bytes();
-        self.waiting.push_back(item);
-    }
-
-    /// Drops the oldest record of the lowest rank, if that is below `than`.
-    fn give_up_below(&mut self, than: usize) -> bool {
-        let Some(lowest) = self.ranks[..than].iter().position(|count| *count > 0) else {
-            return false;
-        };
-        let oldest = self.waiting.iter().position(|item| rank(item.kind()) == lowest);
-        let Some(gone) = oldest.and_then(|at| self.waiting.remove(at)) else {
-            return false;
-        };
-        self.ranks[lowest] -= 1;
-        self.bytes -= gone.bytes();
-        true
-    }
-
-    fn take(&mut self, batch: &mut Vec<I>) {
-        let count = self.waiting.len().min(BATCH);
-        for item in self.waiting.drain(..count) {
-            self.ranks[rank(item.kind())] -= 1;
-            self.bytes -= item.bytes();
-            batch.push(item);
-        }
-        self.writing = batch.len();
-    }
 }
 
 impl<I> Shared<I> {
@@ -122,7 +62,12 @@ impl<I: Item> Queue<I> {
     pub fn new(mut output: impl Output<Item = I> + 'static, kinds: Kinds, limit: usize) -> anyhow::Result<Self> {
         let express = output.express();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::new()),
+            state: Mutex::new(State {
+                waiting: Backlog::new(limit, usize::MAX),
+                writing: 0,
+                ending: false,
+                ended: false,
+            }),
             changed: Condvar::new(),
             shed: AtomicU64::new(0),
             closed: AtomicBool::new(false),
@@ -140,15 +85,13 @@ impl<I: Item> Queue<I> {
             express,
             thread: Some(thread),
             kinds,
-            limit,
-            limit_bytes: usize::MAX,
         })
     }
 
     /// At most so many bytes wait, too.
     #[must_use]
-    pub fn with_budget(mut self, bytes: usize) -> Self {
-        self.limit_bytes = bytes;
+    pub fn with_budget(self, bytes: usize) -> Self {
+        self.shared.lock().waiting.limit_bytes(bytes);
         self
     }
 }
@@ -188,15 +131,8 @@ impl<I: Item> Sink for Queue<I> {
             state = self.shared.lock();
         }
         for item in self.gathered.drain(..) {
-            // One record at a time, but of large ones several may have to go for one.
-            let mut fits = true;
-            while fits && (state.waiting.len() >= self.limit || state.bytes + item.bytes() > self.limit_bytes) {
-                self.shared.shed.fetch_add(1, Ordering::Relaxed);
-                fits = state.give_up_below(rank(item.kind()));
-            }
-            if fits {
-                state.push(item);
-            }
+            let dropped = state.waiting.push(item);
+            self.shared.shed.fetch_add(dropped, Ordering::Relaxed);
         }
         drop(state);
         if idle {
@@ -270,7 +206,8 @@ fn write_until_end<I: Item>(shared: &Shared<I>, output: &mut impl Output<Item = 
                 state = shared.lock();
             }
         }
-        state.take(&mut batch);
+        state.waiting.take(BATCH, &mut batch);
+        state.writing = batch.len();
         drop(state);
         if batch.is_empty() {
             return output.close();
@@ -286,7 +223,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::record::{Body, LossCounts, Time};
+    use crate::record::{Body, Kind, LossCounts, Time};
 
     /// Stuck until the test lets it go on.
     struct Gate {
@@ -424,16 +361,7 @@ mod tests {
 
     #[test]
     fn a_budget_of_bytes_holds_whatever_the_count() {
-        let mut state = State::<Arc<Record>>::new();
-        for _ in 0..3 {
-            state.push(example(Kind::Exchange));
-        }
         let one = example(Kind::Exchange).bytes();
-        assert_eq!(state.bytes, 3 * one);
-        assert!(state.give_up_below(1) && state.bytes == 2 * one);
-        let mut batch = Vec::new();
-        state.take(&mut batch);
-        assert_eq!((batch.len(), state.bytes), (2, 0));
         let mut queue = Queue::new(Stuck, Kinds::ALL, 1000).unwrap().with_budget(8 * one);
         for _ in 0..100 {
             queue.write(&example(Kind::Exchange));
