@@ -12,6 +12,7 @@ pub(crate) const ETH_P_IP: u16 = EtherType::Ipv4 as u16;
 pub(crate) const ETH_P_IPV6: u16 = EtherType::Ipv6 as u16;
 pub(crate) const ETH_P_8021Q: u16 = EtherType::Ieee8021q as u16;
 pub(crate) const ETH_P_8021AD: u16 = EtherType::Ieee8021ad as u16;
+pub(crate) const IPPROTO_GRE: u8 = IpProto::Gre as u8;
 pub(crate) const IPPROTO_ICMP: u8 = IpProto::Icmp as u8;
 pub(crate) const IPPROTO_TCP: u8 = IpProto::Tcp as u8;
 pub(crate) const IPPROTO_UDP: u8 = IpProto::Udp as u8;

@@ -17,8 +17,8 @@ use crate::emit::{count, each_head, emit, emit_bytes, header, is_over_share, ret
 use crate::log::debug;
 use crate::maps::{INTERFACES, SEQUENCES, TUPLES, WIRE_SCRATCH, WireScratch, with_slot};
 use crate::packet::{
-    self, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP,
-    Ip, RST, SYN, Tcp, load, may_be_unread_tcp, sequence_key, tuple,
+    self, ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPV6, FIN, IPPROTO_GRE, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP,
+    IPPROTO_UDP, Ip, RST, SYN, Tcp, load, may_be_unread_tcp, sequence_key, tuple,
 };
 
 const ETHERNET_HEADER: usize = 14;
@@ -136,8 +136,25 @@ fn network_header(skb: *mut __sk_buff) -> u32 {
         Some(kind) if kind == protocol => ETHERNET_HEADER as u32,
         Some(kind) if kind == ETH_P_8021Q || kind == ETH_P_8021AD => ETHERNET_HEADER as u32 + 4,
         // A device without link layer: tunnels, some virtual ones.
-        _ => 0,
+        _ => behind_gre(skb, protocol).unwrap_or(0),
     }
+}
+
+/// Before 5.15 what a GRE device receives still starts with the outer IPv4 header and GRE's.
+#[inline(always)]
+fn behind_gre(skb: *mut __sk_buff, protocol: u16) -> Option<u32> {
+    let outer = load::<u8>(skb, 0)?;
+    if outer >> 4 != 4 || load::<u8>(skb, 9)? != IPPROTO_GRE {
+        return None;
+    }
+    let gre = u32::from(outer & 0xf) * 4;
+    if load::<u16>(skb, gre + 2)? != protocol {
+        return None;
+    }
+    // Checksum, key and sequence number are optional.
+    let flags = load::<u8>(skb, gre)?;
+    let optional = u32::from(flags >> 7) + u32::from(flags >> 5 & 1) + u32::from(flags >> 4 & 1);
+    Some(gre + 4 + optional * 4)
 }
 
 /// Whom the quota's accounting takes the other end for.
