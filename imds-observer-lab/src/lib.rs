@@ -9,7 +9,7 @@ pub mod server;
 pub mod terminal;
 pub mod topology;
 
-/// For tests that build a lab: whether this process can. Says why not; in CI (`CI=true`) it panics instead, so that a
+/// For tests that build a lab: whether this process can. Prints why not; in CI (`CI=true`) it panics instead, so that a
 /// run without the live tests can't pass for one with them.
 pub fn can_run_live() -> bool {
     let why_not = if nix::unistd::geteuid().is_root() {

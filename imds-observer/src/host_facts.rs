@@ -3,7 +3,7 @@
 use crate::imds::endpoint_of;
 use crate::record::{Connect, Container, Dialect, Exchange, Host, NetworkTool, Process, Start, Time};
 
-/// What is known of the host that the records come from. Unknown offline, unless the user says.
+/// What is known of the host that the records come from. Unknown offline, unless the user states it.
 #[derive(Clone, Debug)]
 pub struct HostFacts {
     pub name: Host,

@@ -237,7 +237,7 @@ impl Pipeline {
         self.parts.summarizer.take_if(|_| sees_all)
     }
 
-    /// Whether nobody wants more: as many exchanges as were asked for, or every sink's reader gone.
+    /// Whether no more is wanted: as many exchanges as were asked for, or every sink's reader gone.
     pub fn is_done(&self) -> bool {
         self.is_full() || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
     }
@@ -247,7 +247,7 @@ impl Pipeline {
         self.parts.count.is_some_and(|count| self.exchanges >= count)
     }
 
-    /// What the traces tell of the runs that wrote them.
+    /// What the traces record of the runs that wrote them.
     pub fn recorded_hosts(&self) -> &RecordedHosts {
         &self.recorded
     }
@@ -336,7 +336,7 @@ impl Pipeline {
         self.recorded.sees(&record.host, record.time, observed);
         match &record.body {
             Body::Exchange(_) | Body::Connect(_) | Body::Drop(_) => self.observe(record, written),
-            // Findings are found anew, unless the trace lacks what they rest on.
+            // Findings are derived again, unless the trace lacks what they rest on.
             Body::Finding(finding) => {
                 let anew = self.recorded.has_exchanges(&record.host) || finding.code == Code::PacketQuota;
                 let subject = &finding.subject;
@@ -349,7 +349,7 @@ impl Pipeline {
                     self.write(written);
                 }
             }
-            // Processes are added up anew; packet counts are nowhere else.
+            // Processes are added up again; packet counts are nowhere else.
             Body::Summary(summary) if !summary.total => {
                 self.parts
                     .detectors
@@ -437,7 +437,7 @@ const MAX_LEAP_NS: u64 = 600 * SECOND;
 /// Longest wait for a live source.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// Reads the source to its end, or until `duration` has passed, the pipeline is done, or somebody stops it.
+/// Reads the source to its end, or until `duration` has passed, the pipeline is done, or it is stopped.
 pub fn run(
     source: &mut dyn Source,
     pipeline: &mut Pipeline,
@@ -465,7 +465,7 @@ pub fn run(
     run.batches(source, &mut |_| {})
 }
 
-/// The same batch by batch, with somebody who looks in each time round, live at least every 100 ms.
+/// The same batch by batch, with a callback after each iteration, live at least every 100 ms.
 pub fn run_supervised(
     source: &mut dyn Source,
     pipeline: &mut Pipeline,

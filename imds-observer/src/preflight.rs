@@ -1,6 +1,6 @@
 //! Whether a change of the instance's metadata options would break anybody, judged by what callers were seen to do.
 //!
-//! The verdict is *safe* only if every [`Condition`] is proven. One that is not proven makes it *cannot say*: what is unknown is not safe.
+//! The verdict is *safe* only if every [`Condition`] is proven. One that is not proven makes the verdict *unknown*: what is unknown is not safe.
 //! Workloads that would break are named in any case.
 
 use std::collections::BTreeMap;
@@ -139,7 +139,7 @@ pub struct Judgement {
     pub breaks: Vec<Break>,
 }
 
-/// A sink that judges; its other end is held by whoever asks for the verdict.
+/// A sink that judges; its other end is held by the caller that wants the verdict.
 #[derive(Clone, Debug)]
 pub struct Preflight {
     changes: Arc<[Change]>,
@@ -157,7 +157,7 @@ struct Broken {
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Workloads that are told apart; beyond, the verdict says that it can't.
+    /// Workloads that are distinguished; with more, the verdict is unknown.
     max_workloads: usize,
     breaks: BTreeMap<String, Broken>,
     exchanges: u64,

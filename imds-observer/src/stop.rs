@@ -1,6 +1,6 @@
 //! Ends a run on request: the first SIGINT or SIGTERM asks for an orderly end, the second ends the program at once.
 //!
-//! SIGHUP, the terminal's going, asks for an orderly end too, unless somebody has the program ignore it (`nohup`). It comes twice,
+//! SIGHUP, the terminal's going, asks for an orderly end too, unless the program is started to ignore it (`nohup`). It comes twice,
 //! from the kernel and from the shell, and so never ends anything at once.
 //!
 //! Other systems than Unix end the program themselves, at once: it only reads recordings there.

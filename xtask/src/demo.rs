@@ -37,7 +37,7 @@ pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Unoptimised: in an optimised build most of the time from a clone to the demo's end would be the compiler's, and the lab would
+/// Unoptimized: in an optimized build most of the time from a clone to the demo's end would be the compiler's, and the lab would
 /// compile the same crates a second time. Without OpenTelemetry, which the demo doesn't show.
 fn build() -> anyhow::Result<()> {
     let sh = shell()?;

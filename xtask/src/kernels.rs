@@ -104,7 +104,7 @@ fn usual_versions() -> anyhow::Result<(Arch, Vec<Version>)> {
 }
 
 /// Fetches the usual kernels, and the root file system with systemd, while something else goes on; what fails here is tried again,
-/// and told, when they are needed.
+/// and reported, when they are needed.
 pub(crate) fn fetch_usual() -> anyhow::Result<()> {
     let (arch, versions) = usual_versions()?;
     let sh = shell()?;

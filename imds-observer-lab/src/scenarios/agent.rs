@@ -65,7 +65,7 @@ impl Agent {
             }
             Serves::Imds | Serves::PodIdentity => {
                 let asked = POD_IDENTITY.to_string();
-                run(node, "ip", &["link", "add", POD_IDENTITY_LINK, "type", "dummy"])?;
+                run(node, "ip", &["link", "add", POD_IDENTITY_LINK, "type", "bridge"])?;
                 run(
                     node,
                     "ip",

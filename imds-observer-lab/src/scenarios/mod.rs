@@ -96,7 +96,7 @@ pub struct Scenario {
     #[serde(default = "one")]
     pub least: usize,
     /// Findings, each `code severity`, with the highest severity that it had; no others may be there. Two of the same kind
-    /// (for two subjects) stand twice.
+    /// (for two subjects) appear twice.
     pub expect: Vec<String>,
     /// The same for a packet capture at the node's uplink alone. Left out: the same.
     pub capture: Option<Vec<String>>,

@@ -2,7 +2,7 @@
 //!
 //! Nothing is searched for: what isn't known to be harmless is overwritten. Kept are addresses, TCP headers, the method and path of a
 //! request, the status of a response, and the values of the headers in [`HARMLESS`]. Tokens become numbers, so that it can still be
-//! told whether one was used again. Checksums stay as they were, and are wrong then.
+//! seen whether one was used again. Checksums stay as they were, and are wrong then.
 
 use std::collections::HashMap;
 

@@ -13,7 +13,7 @@ const MAX_DIRECTORIES: usize = 65_536;
 /// Levels below the root.
 const MAX_DEPTH: usize = 24;
 
-/// The path that says most, of `/proc/PID/cgroup`: one that names a container, else v2's, else that of systemd's hierarchy. `locate` gets
+/// The most specific path of `/proc/PID/cgroup`: one that names a container, else v2's, else that of systemd's hierarchy. `locate` gets
 /// a hierarchy's controllers (none for v2) and the path in it.
 ///
 /// On hybrid hosts runtimes put containers into the v1 hierarchies and may leave v2 at its root, or in the runtime's own service.

@@ -1,6 +1,6 @@
 //! Who called: joins what the kernel noted of a process with what the flow table found.
 //!
-//! Mostly this is a look at a table: the kernel side describes each process image before it mentions it. What only files can tell (what a
+//! Mostly this is one table lookup: the kernel side describes each process image before it mentions it. What only files show (what a
 //! container is called, a process whose description was lost, a socket that is older than the observer) a [`Worker`] finds out meanwhile.
 //! A fact waits for it a fifth of a second at most, and all facts keep their order. A fact that stays unknown is recorded as unknown.
 
@@ -193,7 +193,7 @@ impl Known {
     }
 }
 
-/// A process as it was told, and as the one of its threads that calls: what is worked out of a caller is remembered by its identity, so
+/// A process as it was described, and as the one of its threads that calls: what is derived from a caller is remembered by its identity, so
 /// one that calls from several threads must not be another one each time.
 #[derive(Debug)]
 struct Thread {
@@ -515,7 +515,7 @@ impl Attribution {
     fn named(&mut self, found: &Found) -> &mut Named {
         let (worker, now) = (self.worker.as_ref(), self.now);
         let id = &found.container.id;
-        // A path that names a pod says more than one of the same container that names none.
+        // A path that names a pod is more specific than one of the same container that names none.
         let pod = |container: &Container| container.pod.as_ref().and_then(|pod| pod.uid.clone());
         let uid = found.container.pod.as_ref().and_then(|pod| pod.uid.as_ref());
         if uid.is_some()
@@ -659,7 +659,7 @@ fn container_of(process: &Process, delegated: usize) -> Option<Found> {
     })
 }
 
-/// The process with the path that says most, of v2 and v1: on hybrid hosts v2 may show the runtime's own service, or its root.
+/// The process with the more specific path of v2 and v1: on hybrid hosts v2 may show the runtime's own service, or its root.
 fn settled(process: &Arc<Process>, delegated: usize, v1: Option<&CgroupPath>) -> (Arc<Process>, usize) {
     let Some(v1) = v1.filter(|_| container_of(process, delegated).is_none()) else {
         return (process.clone(), delegated);

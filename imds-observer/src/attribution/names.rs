@@ -267,7 +267,7 @@ fn from_storage(stored: Stored) -> Names {
         .and_then(|metadata| serde_json::from_str::<StoredMetadata>(&metadata).ok())
         .unwrap_or_default();
     let name = metadata.name.or_else(|| stored.names?.into_iter().next());
-    // cri-o's names are made of the pod's: `k8s_api_api-7c9d_payments_<uid>_0`. Its configuration tells them apart.
+    // cri-o's names are made of the pod's: `k8s_api_api-7c9d_payments_<uid>_0`. Its configuration distinguishes them.
     Names {
         name: name.filter(|name| !name.starts_with("k8s_")),
         image: metadata.image_name,

@@ -1,7 +1,7 @@
 //! A process from `/proc`, if the eBPF programs could not describe it in time.
 //!
 //! A PID is reused, so a process counts only if its start time is the one that was asked for. That `execve` has replaced the image
-//! since, `/proc` doesn't tell: the PID is right then, and executable and arguments are those of now.
+//! since, `/proc` doesn't show: the PID is right then, and executable and arguments are those of now.
 
 use imds_observer_common::{CMDLINE_BYTES, MAX_ANCESTORS, ProcessKey};
 

@@ -164,7 +164,7 @@ fn receive(socket: &Socket, endpoints: &[IpAddr], sockets: &mut HashMap<u32, u64
     Ok(true)
 }
 
-/// Looks for the sockets among all open descriptors. One that several processes hold is nobody's: which of them uses it isn't to
+/// Looks for the sockets among all open descriptors. One that several processes hold has no owner: which of them uses it isn't to
 /// be seen from here.
 fn holders(host: &HostRoot, pids: &[u32], sockets: &HashMap<u32, u64>, deadline: Instant) -> Vec<Held> {
     let mut found: HashMap<u64, Option<u32>> = HashMap::new();

@@ -486,13 +486,13 @@ fn what_the_kernel_side_lost_is_asked_for() {
     attribution.submit(fact(None, FlowId::Cookie(99), START), START);
     let (_, caller) = soon(&mut attribution, START);
     assert_eq!(caller.process.unwrap().pid, 50);
-    // A socket without process: its cgroup and namespace are told, and the container that the cgroup names.
+    // A socket without process: its cgroup and namespace are recorded, and the container that the cgroup names.
     let nobody = Sender {
         key: ProcessKey::default(),
         ..sender(0, 0)
     };
     attribution.submit(fact(Some(nobody), FlowId::Cookie(5), START), START);
-    // That cookie is nobody's, which only time tells.
+    // No process has that cookie, which only time shows.
     assert_eq!(attribution.next_resolved(START.plus_ns(100 * MS)), None);
     let (fact_, caller) = attribution.next_resolved(START.plus_ns(200 * MS)).unwrap();
     assert_eq!(caller.process, None);

@@ -74,7 +74,7 @@ pub struct Worker {
 
 impl Worker {
     /// At most `limit` questions wait, of which one costs 0.1 to 10 ms, and as many answers. `None`: no thread could be had; everything goes
-    /// on with what the kernel side tells.
+    /// on with what the kernel side reports.
     pub fn start(mut lookup: impl Lookup, limit: usize) -> Option<Self> {
         let (questions, asked) = sync_channel(limit);
         let (given, answers) = sync_channel(limit);

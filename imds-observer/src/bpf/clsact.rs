@@ -1,6 +1,6 @@
 //! Filters at an uplink where the kernel has no tcx (before 6.6), without leaving any behind.
 //!
-//! A filter belongs to the interface, not to us: it stays until somebody removes it over netlink in the interface's own
+//! A filter belongs to the interface, not to us: it stays until a program removes it over netlink in the interface's own
 //! network namespace. So each one has a thread that was started in that namespace, made the filter, and removes it. A
 //! process that was killed can't; its filters are found by the next one through their handles, of which each is guarded
 //! by a lock that dies with its holder.

@@ -126,7 +126,7 @@ fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     found
 }
 
-/// Up to 5.10 the kernel counts maps and programs as locked memory and says EPERM, as it does for a lack of rights.
+/// Up to 5.10 the kernel counts maps and programs as locked memory and returns EPERM, as it does for a lack of rights.
 pub(super) fn load_error(error: aya::EbpfError) -> KernelError {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
     if errno(&error) == Some(libc::EPERM)

@@ -219,7 +219,7 @@ impl Kernel {
         })
     }
 
-    /// For epoll(7), edge-triggered: it is readable whenever events wait, and only its edges tell of being woken.
+    /// For epoll(7), edge-triggered: it is readable whenever events wait, and only its edges mean a wake-up.
     pub fn ring_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor lives as long as the ring, which lives as long as self.
         unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }

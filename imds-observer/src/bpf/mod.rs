@@ -59,7 +59,7 @@ pub(crate) use links::Links;
 #[cfg(live)]
 pub use symbols::Symbols;
 
-/// Sizes of the kernel side's tables, which are made before anything is attached. How they were reckoned stands with the constants.
+/// Sizes of the kernel side's tables, which are made before anything is attached. The constants' comments derive them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {

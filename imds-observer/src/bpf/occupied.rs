@@ -58,7 +58,7 @@ const MAX_PROGRAMS: usize = 64;
 /// Cgroups that are looked at; a node with a thousand pods has some five thousand.
 const MAX_CGROUPS: usize = 16_384;
 
-/// `union bpf_attr` for `BPF_PROG_QUERY`, whole: asked for interfaces, the kernel writes its last field whatever size it is told.
+/// `union bpf_attr` for `BPF_PROG_QUERY`, whole: asked for interfaces, the kernel writes its last field whatever size is passed.
 /// Kernels that know only its beginning take the rest as zero.
 #[repr(C)]
 #[derive(Default)]

@@ -126,19 +126,19 @@ impl Cause {
     }
 }
 
-/// What a drop told about its connection, for the connect record that comes later.
+/// What a drop showed of its connection, for the connect record that comes later.
 #[derive(Clone, Copy, Debug)]
 pub struct DropNote {
-    /// `None`: this kernel dropped it, and nothing says why.
+    /// `None`: this kernel dropped it for an unknown reason.
     pub cause: Option<Cause>,
-    /// The drop told neither reason nor function (before 5.17, and for some reasons later, to an observer that may not read
+    /// The drop has neither reason nor function (before 5.17, and for some reasons later, to an observer that may not read
     /// addresses). What else the attempt met counts more than where its packet had come to.
     pub guessed: bool,
     pub time: Time,
 }
 
 impl DropNote {
-    /// What this drop has to say beside others of its connection; `None`: nothing.
+    /// What this drop adds to others of its connection; `None`: nothing.
     pub(super) fn of(drop: &Of<'_, PacketDrop>) -> Option<Self> {
         if let Some(cause) = of_drop(drop) {
             return Some(Self {
@@ -184,7 +184,7 @@ pub(super) fn is_ttl_drop(reason: Option<&str>, location: Option<&str>) -> bool 
     }
 }
 
-/// A response whose TTL is used up: as the kernel says, or in an eBPF datapath's program on the way to a pod. That is
+/// A response whose TTL is used up: by the kernel's reason, or in an eBPF datapath's program on the way to a pod. That is
 /// token-response-lost; a firewall rule drops for its own reason, whatever the TTL.
 pub(super) fn is_spent(drop: &Of<'_, PacketDrop>) -> bool {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
@@ -200,7 +200,7 @@ enum Met {
     Other(Cause),
 }
 
-/// What a drop's reason, or else the function that freed the packet, says.
+/// The cause that a drop's reason, or else the function that freed the packet, names.
 fn of_reason(reason: Option<&str>, location: Option<&str>) -> Option<Met> {
     Some(Met::Other(match reason {
         Some("NETFILTER_DROP") => return Some(Met::Firewall),
@@ -236,7 +236,7 @@ fn of_location(location: &str) -> Option<Met> {
     }))
 }
 
-/// What a drop record says about its connection.
+/// The cause that a drop record shows for its connection.
 pub(super) fn of_drop(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
     let request = drop.direction == PacketDirection::Request;
@@ -263,7 +263,7 @@ pub(super) fn of_drop(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     })
 }
 
-/// What a connect record says, together with what a drop of the same connection told before.
+/// The cause that a connect record shows, together with an earlier drop of the same connection.
 pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> Option<Cause> {
     let own_hook = if connect.syns == 0 {
         Hook::Output
@@ -355,7 +355,7 @@ pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> O
                 (Some(Cause::Policy(_)), 0) if connect.syns == 0 => Some(Cause::Firewall(Hook::Output)),
                 (cause, 0) => cause,
                 (Some(Cause::Policy(_)), _) => Some(Cause::Policy(Policy::TrafficControlEgress)),
-                // It has left: what was dropped was somebody else's copy.
+                // It has left: the dropped packet was a copy.
                 _ => Some(Cause::Silence),
             }
         }
@@ -363,7 +363,7 @@ pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> O
             Some(Cause::Redirected)
         }
         ConnectOutcome::Timeout if connect.wire_syns == 0 && connect.syns == 0 => Some(Cause::Firewall(Hook::Output)),
-        // Dropped here, and nothing says why: that is no silence.
+        // Dropped here for an unknown reason: that is no silence.
         ConnectOutcome::Timeout if connect.dropped.is_some() && connect.wire_syns == 0 => None,
         ConnectOutcome::Timeout => Some(Cause::Silence),
         ConnectOutcome::Error => None,
@@ -391,7 +391,7 @@ pub(super) struct Failure {
     local: Option<String>,
 }
 
-/// What an observation tells about a failed connection.
+/// The failed connection that an observation shows.
 pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> Option<Failure> {
     match observation {
         Observation::Connect(connect) => Some(Failure {
@@ -570,7 +570,7 @@ impl<P> Verdict<P> {
             note(&mut place.uids, process.uid);
             note(&mut place.cgroups, process.cgroup.clone());
         }
-        // The first connect record behind a drop tells what the drop couldn't: errno and time.
+        // The first connect record after a drop adds what the drop lacks: errno and time.
         let news = failure.syns.is_some() && !place.connect_told && !fresh;
         place.connect_told |= failure.syns.is_some();
         let sighting = Sighting {
@@ -713,7 +713,7 @@ impl<P> Detector for Verdict<P> {
         }
         let due = |held: &mut Held| last || context.now.since(held.since) >= HOLD_NS;
         for held in self.held.extract_if(.., due).collect::<Vec<_>>() {
-            // Where IPv4 works, ipv6-endpoint-silent tells it; a silent endpoint is its matter in any case.
+            // Where IPv4 works, ipv6-endpoint-silent reports it; a silent endpoint is always reported there.
             if held.failure.cause != Cause::Silence && !context.knowledge.v4_works(held.failure.time) {
                 self.report(&held.failure, held.client, &held.subject, context, sightings);
             }
@@ -726,7 +726,7 @@ impl<P> Detector for Verdict<P> {
 }
 
 impl Failure {
-    /// A request on a connection that stands, to which nothing came.
+    /// A request on an established connection, without a response.
     pub(super) fn unanswered(exchange: &Of<'_, Exchange>) -> Self {
         Self {
             cause: Cause::Silence,

@@ -100,7 +100,7 @@ impl Default for Config {
 struct Caller {
     requests: u64,
     first_path: String,
-    /// As of the newest request that was told.
+    /// As of the newest request that was reported.
     path: String,
     subject: Subject,
     first_time: Time,
@@ -240,7 +240,7 @@ impl Caller {
         self.other.as_deref().filter(|_| self.elsewhere == self.requests)
     }
 
-    /// `newest`: the request at hand is told from now on. It is looked at only when something is to be written.
+    /// `newest`: the current request is the one reported from now on. It is looked at only when something is to be written.
     fn report(
         &mut self,
         client: &Client,

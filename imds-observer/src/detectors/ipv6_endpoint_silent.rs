@@ -195,7 +195,7 @@ impl Detector for Ipv6EndpointSilent {
                     continue;
                 }
             } else if !v4_works && failures.cause != Cause::Silence {
-                // Not IPv6's fault alone: no-route or connection-refused tells it.
+                // Not IPv6's fault alone: no-route or connection-refused reports it.
                 failures.held = 0;
                 continue;
             }

@@ -24,7 +24,7 @@ use crate::record::{
 pub(super) const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(8192).unwrap();
 /// Connections whose drops are remembered until their connect record comes.
 const MAX_DROPS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-/// Process images of one client that are told apart: enough to say "a loop of short-lived processes".
+/// Process images of one client that are distinguished: enough to recognize "a loop of short-lived processes".
 const RECENT_PROCESSES: usize = 16;
 /// A fallback follows its token request within this time. The SDK for .NET waits longest: measured, about 15.75 s.
 pub(super) const FALLBACK_NS: u64 = 16 * SECOND;
@@ -152,10 +152,10 @@ pub struct Knowledge {
     /// One of whom neither process nor container is known.
     stranger: Option<Caller>,
     evicted: u64,
-    /// Newest answer over IPv4, whoever asked.
+    /// Newest answer over IPv4, to any client.
     pub v4_answered: Option<Time>,
     pub v6_answered: Option<Time>,
-    /// Newest answer 2xx to a request without a token, whoever asked.
+    /// Newest answer 2xx to a request without a token, of any client.
     pub v1_read: Option<Time>,
     /// Newest list of roles that any client received, and newest answer 404 to a request for it.
     pub role_listed: Option<Time>,
@@ -164,7 +164,7 @@ pub struct Knowledge {
     role_given: Option<(Box<str>, Time)>,
     /// The `Server` header of IMDS, as `[detectors.proxied-request]` has it.
     pub(super) imds_server: Box<str>,
-    /// What drops told, by connection id.
+    /// Causes that drops showed, by connection id.
     drops: LruCache<String, DropNote>,
     /// Newest request of cloud-init, whose crawl is a burst by design.
     pub boot_crawl: Option<Time>,
@@ -273,7 +273,7 @@ impl Knowledge {
         self.evicted
     }
 
-    /// What a drop of this connection told.
+    /// The cause that a drop of this connection showed.
     pub fn drop_note(&self, connection: &str) -> Option<DropNote> {
         self.drops.peek(connection).copied()
     }
@@ -311,7 +311,7 @@ impl Knowledge {
         (own_listing || newest.is_some() && !gone).then_some(OtherRole { name })
     }
 
-    /// Somebody had an answer over IPv4 at about this time.
+    /// A client had an answer over IPv4 at about this time.
     pub fn v4_works(&self, time: Time) -> bool {
         self.v4_answered
             .is_some_and(|answered| time.since(answered) <= V4_WORKS_NS)
@@ -332,7 +332,7 @@ impl Knowledge {
         }
         if let Observation::Drop(drop) = observation
             && let Some(note) = DropNote::of(drop)
-            // Of guesses the first one counts: a connection's first packet tells when its trouble began.
+            // Of guesses the first one counts: a connection's first packet shows when its trouble began.
             && !(note.guessed && self.drops.contains(&drop.connection.id))
             && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), note)
             && other != drop.connection.id
@@ -484,13 +484,13 @@ impl Who {
     }
 }
 
-/// What is worked out of a caller's description once, however often it asks.
+/// What is derived from a caller's description once, however often it asks.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) handle: u64,
     pub(super) place_key: Arc<str>,
     pub(super) place_id: u64,
-    /// Tells process images apart.
+    /// Distinguishes process images.
     image: u64,
     cloud_init: bool,
 }
@@ -536,7 +536,7 @@ impl Client {
                     && v1 >= time
                     && v1.since(time) <= fallback_ns(fate)
                 {
-                    // The token request ended, and so was told, after the fallback that followed it.
+                    // The token request ended, and so was recorded, after the fallback that followed it.
                     self.v1_cause = cause_of(fate).or(self.v1_cause);
                 }
             }
@@ -710,7 +710,7 @@ pub(super) fn status(exchange: &Exchange) -> Option<u16> {
 }
 
 pub(super) fn is_v6(address: &str) -> bool {
-    // Nearly always: an IPv4 address tells itself within its first four characters.
+    // Nearly always: an IPv4 address is recognized by its first four characters.
     if address.bytes().take(4).find(|byte| matches!(byte, b'.' | b':' | b'[')) == Some(b'.') {
         return false;
     }

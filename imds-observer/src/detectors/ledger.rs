@@ -22,12 +22,12 @@ const MAX_UPDATE_NS: u64 = 3600 * SECOND;
 /// After counter-evidence (the same client succeeds) a finding is resolved once it has been silent for this long.
 const SETTLE_NS: u64 = 30 * SECOND;
 /// Up to this count details that were [reported](Sightings::report) are kept fresh at every sighting. Above, they are never behind by more than
-/// this part of the count, nor by more than [`STALE_NS`] where sightings come: making them costs microseconds, and nobody reads them before they
+/// this part of the count, nor by more than [`STALE_NS`] where sightings come: making them costs microseconds, and no one reads them before they
 /// are written. Where that is not good enough, what they are made of can be [kept](Sightings::keep) instead.
 const ALWAYS_FRESH: u64 = 64;
 const STALE_PART: u64 = 16;
 const STALE_NS: u64 = 60 * SECOND;
-/// Key of the subject that stands for all those beyond the bound.
+/// Key of the subject that represents all those beyond the bound.
 const OTHERS: &str = "others";
 
 /// A detector has seen its pattern, once more.
@@ -37,13 +37,13 @@ pub struct Sighting<'a> {
     pub key: &'a str,
     pub severity: Severity,
     pub time: Time,
-    /// Occurrences that this sighting adds; 0 when it only tells more about the last one.
+    /// Occurrences that this sighting adds; 0 when it only adds to the last one.
     pub count: u64,
     /// Something was learned that a reader should know now.
     pub news: bool,
 }
 
-/// What a finding says.
+/// Text and evidence of a finding.
 #[derive(Clone, Debug)]
 pub struct Details {
     pub subject: Subject,
@@ -53,7 +53,7 @@ pub struct Details {
     pub remedy: Remedy,
 }
 
-/// What the latest sighting told, as a function that makes a finding's text of it.
+/// What the latest sighting showed, as a function that makes a finding's text of it.
 trait Told: Any + Send {
     fn details(&self) -> Details;
 }
@@ -65,7 +65,7 @@ impl<F: Fn() -> Details + Any + Send> Told for F {
 }
 
 struct Open {
-    /// It stands for all subjects beyond so many.
+    /// It represents all subjects beyond the bound.
     others: Option<usize>,
     severity: Severity,
     first_seen: Time,
@@ -125,7 +125,7 @@ impl<'a> Sightings<'a> {
     }
 
     /// The next sighting rests on evidence from `first` on, and its own time is that of the last one. A detector that waits for several
-    /// occurrences reports the first of them here, because `first_seen` is when the pattern began, not when it was recognised.
+    /// occurrences reports the first of them here, because `first_seen` is when the pattern began, not when it was recognized.
     pub fn since(&mut self, first: Time) -> &mut Self {
         self.since = Some(first);
         self

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use serde::{Deserialize, Serialize};
 
 /// Bounds of the detectors of one host. Each detector has tables of its own, because what they hold differs in size. Their constants
-/// tell the sizes at these defaults, and a table by clients grows and shrinks with `clients`, one by paths with `paths` and so on.
+/// give the sizes at these defaults, and a table by clients grows and shrinks with `clients`, one by paths with `paths` and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
@@ -21,7 +21,7 @@ pub struct Limits {
     pub connections: usize,
     /// Interfaces whose packets are compared with the quota.
     pub interfaces: usize,
-    /// Callers of whom is remembered what was worked out. One more, and all are worked out anew.
+    /// Callers whose derived values are remembered. One more, and all are derived again.
     pub callers: usize,
     /// Open findings of one code; what is found besides is one finding more.
     pub findings: usize,

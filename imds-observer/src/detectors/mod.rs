@@ -6,7 +6,7 @@
 //!
 //! Limits: every table is an LRU of fixed capacity ([`Limits`]) that counts its evictions ([`Detectors::evicted`]). With the default capacities all detectors together stay below [`MEMORY_LIMIT_BYTES`]; `tests/detector_memory.rs` checks it.
 
-/// Evidence as a JSON object. A value may be anything that serialises.
+/// Evidence as a JSON object. A value may be anything that serializes.
 macro_rules! evidence {
     ($($json:tt)*) => {
         match serde_json::json!({ $($json)* }) {
@@ -82,16 +82,16 @@ pub use wants::Exchanges;
 /// What all detectors together may hold with the default [`Limits`], whatever a local process does.
 pub const MEMORY_LIMIT_BYTES: usize = 80 << 20;
 
-/// How long the evidence must be missing before a finding is resolved, unless the detector says otherwise.
+/// How long the evidence must be missing before a finding is resolved, unless the detector sets another time.
 pub const QUIET_NS: u64 = 300 * record::SECOND;
 
 /// Nothing takes longer than an hour.
 const MAX_LASTED_NS: u64 = 3600 * record::SECOND;
 
-/// Registers a detector: `module => code, "a line for the list"`. The `mod` lines stand outside the macro so that rustfmt sees the files.
+/// Registers a detector: `module => code, "a line for the list"`. The `mod` lines are outside the macro so that rustfmt sees the files.
 macro_rules! registry {
     ($($file:ident => $code:ident, $line:literal;)*) => {
-        /// Thresholds, one table a detector: `[detectors.tight-polling]`. Each detector's page tells its options.
+        /// Thresholds, one table a detector: `[detectors.tight-polling]`. Each detector's page lists its options.
         #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
         pub struct DetectorConfig {
@@ -217,7 +217,7 @@ impl<'a> Observation<'a> {
         match self {
             Self::Exchange(exchange) => {
                 let lasted = exchange.waited_ns.or(exchange.latency_ns).unwrap_or(0);
-                // A trace that says otherwise must not move the clock for all others.
+                // A trace with other times must not move the clock for all others.
                 exchange.time.plus_ns(lasted.min(MAX_LASTED_NS))
             }
             Self::Connect(connect) => connect.time.plus_ns(connect.elapsed_ns.min(MAX_LASTED_NS)),
@@ -254,22 +254,22 @@ impl<'a> Observation<'a> {
     }
 }
 
-/// What a detector is told besides the observation.
+/// What a detector receives besides the observation.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// Latest time seen so far; never goes back.
     pub now: Time,
     pub host: &'a HostFacts,
     pub knowledge: &'a Knowledge,
-    /// Path of the observed request, normalised: no query, no doubled or trailing slash. Empty where there is no request.
+    /// Path of the observed request, normalized: no query, no doubled or trailing slash. Empty where there is no request.
     pub path: &'a str,
     /// What of `path` is below the version.
     pub below: &'a str,
     /// Both, to be kept.
     pub shared_path: &'a std::sync::Arc<Path>,
-    /// Stands for `path` in tables; salted, so that nobody can make two paths collide.
+    /// Represents `path` in tables; salted, so that no client can make two paths collide.
     pub path_id: u64,
-    /// Stands for `below`.
+    /// Represents `below`.
     pub below_id: u64,
     /// Whether `path` leads to a role's name or its credentials.
     pub credentials: bool,
@@ -277,7 +277,7 @@ pub struct Context<'a> {
     pub protocol: &'static Protocol,
     /// Where a fault of the network would sit: in the caller's pod, else the host.
     place_key: &'a str,
-    /// Stands for it in tables; salted.
+    /// Represents it in tables; salted.
     place_id: u64,
     observation: Option<Observation<'a>>,
     client: Option<&'a Client>,
@@ -297,7 +297,7 @@ pub trait Detector: Send {
         Scope::Imds
     }
 
-    /// Which exchanges tell it anything while it has no finding open; with one, it sees all.
+    /// Which exchanges matter to it while it has no finding open; with one, it sees all.
     fn wants(&self) -> Exchanges {
         Exchanges::ALL
     }
@@ -309,13 +309,13 @@ pub trait Detector: Send {
         let _ = (context, last, sightings);
     }
 
-    /// Entries that bounded tables gave up.
+    /// Entries that bounded tables evicted.
     fn evicted(&self) -> u64 {
         0
     }
 }
 
-/// A detector, and what it says of itself once and for all.
+/// A detector and its constant properties.
 struct Registered {
     code: Code,
     quiet_ns: u64,
@@ -340,13 +340,13 @@ fn registered(config: &DetectorConfig, limits: &Limits) -> Vec<Registered> {
 /// A bit for each detector, by its place.
 type Places = u64;
 
-/// Who is to be asked about an exchange, worked out before: going through all detectors takes longer than most of them.
+/// The detectors that an exchange concerns, computed before: going through all detectors takes longer than most of them.
 struct Asked {
     /// By what an exchange is.
     wanting: Vec<Places>,
     /// By what kind of service an observation is about.
     about: [Places; Asks::ALL.len()],
-    /// Those with findings open, and the ledger's codes when that was worked out.
+    /// Those with findings open, and the ledger's codes when that was computed.
     open: (Places, u64),
 }
 
@@ -479,7 +479,7 @@ impl Detectors {
     }
 
     /// Looks at the interfaces of a `summary` record: how packet counts reach the detectors offline. Totals over the
-    /// whole run (`total: true`) repeat what the intervals told and are passed over.
+    /// whole run (`total: true`) repeat the intervals and are skipped.
     pub fn observe_summary(&mut self, summary: Of<'_, record::Summary>, out: &mut Vec<Record<Finding>>) {
         if summary.total {
             return;
@@ -490,7 +490,7 @@ impl Detectors {
         }
     }
 
-    /// Tells the detectors that it is at least `now`: findings whose evidence has stopped are resolved.
+    /// Informs the detectors that it is at least `now`: findings whose evidence has stopped are resolved.
     pub fn advance(&mut self, now: Time, out: &mut Vec<Record<Finding>>) {
         self.now = self.now.max(now);
         self.tick_if_due(out);
@@ -519,7 +519,7 @@ impl Detectors {
         self.knowledge.imds_server = after.proxied_request.server.as_str().into();
     }
 
-    /// Entries that the detectors' bounded tables gave up.
+    /// Entries that the detectors' bounded tables evicted.
     pub fn evicted(&self) -> u64 {
         let detectors: u64 = self
             .registered

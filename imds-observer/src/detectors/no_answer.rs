@@ -87,7 +87,7 @@ const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 /// SYNs after which a lost packet is no explanation any more, and the wait that goes with them.
 const PATIENT_SYNS: u32 = 3;
 const PATIENT_NS: u64 = 3 * SECOND;
-/// A client that gives up sooner may have been too hasty.
+/// A client that stops waiting sooner may have been too hasty.
 const HASTY_NS: u64 = 900_000_000;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -83,7 +83,7 @@ use super::{Context, Details, Detector, Limits, Observation, Sighting, Sightings
 use crate::event::InterfaceSample;
 use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
-/// Clients whose share is told.
+/// Clients whose share is reported.
 const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 /// Interfaces that are followed.
 const MAX_INTERFACES: NonZeroUsize = NonZeroUsize::new(128).unwrap();

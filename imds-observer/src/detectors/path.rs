@@ -16,7 +16,7 @@ const MAX_REMEMBERED_BYTES: usize = 512;
 /// In the paths of a role's name and of its credentials.
 const CREDENTIALS: &str = "security-credentials";
 
-/// What is worked out of a path. The default is no path at all.
+/// What is derived from a path. The default is no path at all.
 #[derive(Debug, Default)]
 pub struct Path {
     asked: Box<str>,

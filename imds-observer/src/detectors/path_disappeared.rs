@@ -75,7 +75,7 @@ use crate::record::{Code, Remedy, SECOND, Severity, Time};
 
 /// Paths that gave 200 and are remembered, 48 bytes each for a client and 24 for all.
 const MAX_PATHS: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
-/// Longest part of a path that stands in a key.
+/// Longest part of a path in a key.
 const MAX_KEY: usize = 200;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -135,7 +135,7 @@ const ROLE: &str = "path/meta-data/iam";
 enum Cause {
     LiveMigration,
     RoleDetached,
-    /// A role's credentials, and nobody has asked for the list of roles since.
+    /// A role's credentials, and no client has asked for the list of roles since.
     Role,
     /// Others are answered.
     Client,

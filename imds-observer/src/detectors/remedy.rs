@@ -6,7 +6,7 @@ use crate::host_facts::HostFacts;
 use crate::imds::Protocol;
 use crate::record::{Container, Remedy};
 
-/// Stands in commands where the instance's id isn't known.
+/// Placeholder in commands where the instance's id isn't known.
 const PLACEHOLDER: &str = "INSTANCE_ID";
 
 pub(super) fn instance_id(host: &HostFacts) -> &str {
@@ -106,7 +106,7 @@ impl Sdk {
         }
     }
 
-    /// How this client is told never to ask without a token, or how it is made to ask with one.
+    /// How this client is configured never to ask without a token, or how it is made to ask with one.
     pub(super) fn without_v1(self) -> &'static str {
         match self {
             Self::Botocore | Self::Java | Self::JavaScript | Self::GoV2 | Self::Ruby | Self::DotNet => {

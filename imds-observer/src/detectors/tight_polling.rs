@@ -188,7 +188,7 @@ impl Detector for TightPolling {
             return;
         }
         let time = exchange.time;
-        // Which of the usual methods, next to a hash nobody can foresee.
+        // Which of the usual methods, next to a hash that can't be predicted.
         let method = match exchange.request.method.as_deref() {
             Some("GET") => 1,
             Some("PUT") => 2,
@@ -327,7 +327,7 @@ fn sustained(minute: &Minute, seconds: usize, first: Time, limit: f64, time: Tim
     (requests as f64 > limit * seconds as f64 && least as f64 >= even / 2.0).then_some((rate, requests))
 }
 
-/// What a finding tells of the latest sighting.
+/// What a finding shows of the latest sighting.
 struct Facts {
     breach: Breach,
     /// On that path.
@@ -392,7 +392,7 @@ impl Facts {
     }
 }
 
-/// Two digits: what stands in a record need not be finer.
+/// Two digits: a record need not be finer.
 fn round(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }

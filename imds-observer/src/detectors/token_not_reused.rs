@@ -69,7 +69,7 @@ const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const WINDOW_NS: u64 = 600 * SECOND;
 /// Token requests of one client that are remembered.
 const MAX_TOKENS: usize = 64;
-/// Lifetime of a token whose request doesn't tell: what most clients ask for.
+/// Lifetime of a token whose request doesn't state one: what most clients ask for.
 const USUAL_TTL_S: u32 = 21_600;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -190,7 +190,7 @@ impl TokenResponseLost {
             return;
         }
         if let (TokenFate::Unanswered, Some(drop)) = (fate, &dropped) {
-            // No uplink is seen, but the kernel said that it dropped the answer for its TTL.
+            // No uplink is seen, but the kernel reported that it dropped the answer for its TTL.
             fate = TokenFate::Lost {
                 request_ttl: exchange.request.wire_ttl(),
                 response_ttl: drop.ttl,

@@ -164,7 +164,7 @@ impl Run {
     }
 }
 
-/// The last `N` times, in milliseconds since a base that fits any run of 49 days; a later one starts it anew.
+/// The last `N` times, in milliseconds since a base that fits any run of 49 days; a later one moves the base.
 #[derive(Clone, Debug)]
 pub(super) struct Recent<const N: usize> {
     base: Time,
@@ -227,7 +227,7 @@ impl<const N: usize> Recent<N> {
         self.gaps_ms().filter(|gap| *gap < ms).count() > self.times.len().saturating_sub(1) / 2
     }
 
-    /// Between neighbours; 0 if there are fewer than two.
+    /// Between neighbors; 0 if there are fewer than two.
     pub(super) fn median_gap_ms(&self) -> u32 {
         let mut gaps: ArrayVec<u32, N> = self.gaps_ms().collect();
         if gaps.is_empty() {

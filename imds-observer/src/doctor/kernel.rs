@@ -51,7 +51,7 @@ fn since(name: &str, version: Option<(u32, u32)>, needed: (u32, u32), blinds: &s
     }
 }
 
-/// Not having it blinds nothing as long as nobody else is before us.
+/// Without it everything is visible, unless another tool's program runs first.
 fn tcx(version: Option<(u32, u32)>) -> Check {
     let check = since("tcx", version, (6, 6), "", "");
     if check.state != State::Missing {

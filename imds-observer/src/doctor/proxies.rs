@@ -1,7 +1,7 @@
 //! Which running processes would ask a proxy in the place of IMDS?
 //!
 //! Of a process's environment only the proxy variables are looked at, and of their values only scheme, host and port are ever
-//! shown: user and password stand there as well.
+//! shown: they hold user and password.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ const MAX_PROCESSES: usize = 32_768;
 const MAX_TOLD: usize = 32;
 /// Processes that are named of each group.
 const MAX_NAMED: usize = 8;
-/// Of one environment; the kernel's own limit for arguments and environment together is larger, but nobody's proxy stands there.
+/// Of one environment; the kernel's own limit for arguments and environment together is larger, but no proxy is configured beyond.
 const MAX_ENVIRONMENT: u64 = 1 << 20;
 
 pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {

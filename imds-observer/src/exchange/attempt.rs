@@ -114,7 +114,7 @@ impl Attempt {
         self.established.is_none() && (self.done || self.end.is_some())
     }
 
-    /// A SYN; `socket` and `wire` say what the vantage point counts as, `place` distinguishes the points. Whether it shows that a SYN-ACK
+    /// A SYN; `socket` and `wire` are what the vantage point counts as, `place` distinguishes the points. Whether it shows that a SYN-ACK
     /// before has connected nothing.
     pub(super) fn syn(&mut self, time: Time, socket: bool, wire: bool, place: usize) -> bool {
         self.watched = true;

@@ -606,7 +606,7 @@ impl Flow {
     fn request_payload(&mut self, packet: &Packet, context: &mut Context<'_>) {
         let seq = Seq(packet.seq);
         let captured = packet.vantage == Vantage::Capture;
-        // Where an uplink is all there is, it is like a capture: it tells by itself what is sent again.
+        // Where an uplink is all there is, it is like a capture: it shows by itself what is sent again.
         let only_wire = packet.vantage == Vantage::Uplink && self.socketless();
         let again = packet.retransmit || ((captured || only_wire) && self.is_old(packet));
         if again && (packet.vantage != Vantage::Uplink || only_wire) {
@@ -658,7 +658,7 @@ impl Flow {
         self.requests.has_gap() || self.responses.has_gap()
     }
 
-    /// Payload of a client without a socket here, of which the uplink shows no byte: all that can be told is that something was asked.
+    /// Payload of a client without a socket here, of which the uplink shows no byte: all that is known is that something was asked.
     fn unreadable_request(&mut self, packet: &Packet, context: &mut Context<'_>) {
         if let Some(pending) = self.pending.back_mut().filter(|pending| pending.answer.is_none()) {
             if pending.start.within(Seq(packet.seq), packet.payload_len) {
@@ -740,7 +740,7 @@ impl Flow {
 
     fn enqueue(&mut self, mut pending: Pending, context: &mut Context<'_>) {
         self.pair(pending.time, false, context);
-        // The client has received bytes since the request before, and their head was missed: what that request got can't be told.
+        // The client has received bytes since the request before, and their head was missed: the response to that request is unknown.
         let moved_on = self.early.is_empty()
             && self.pending.back().is_some_and(|before| {
                 before.answer.is_none() && !before.pipelined && pending.floor.from(before.floor) > 0
@@ -864,7 +864,7 @@ impl Flow {
             answer.describe(head);
             return;
         }
-        // 100 Continue and its like are no answer; 101 is the last that will be said in HTTP.
+        // 100 Continue and its like are no answer; 101 is the last HTTP response on the connection.
         if matches!(head.status, Some(100 | 102..=199))
             || self.last_response.is_some_and(|last| head.start.from(last) <= 0)
         {
@@ -1169,7 +1169,7 @@ impl Flow {
         Verdict::Wait(wait.min(now.plus_ns(FORGET_NS)))
     }
 
-    /// When no answer can come any more, if nothing else says so. A socket's end decides, however long its process waits; where it
+    /// When no answer can come any more, if nothing else shows it. A socket's end decides, however long its process waits; where it
     /// isn't seen, silence does.
     fn nothing_comes_after(&self, silent_since: Time, ends_are_seen: Option<Time>) -> Time {
         if self.socket_outlives(ends_are_seen) {
@@ -1186,7 +1186,7 @@ impl Flow {
         !self.socketless() && self.closed.is_none() && ends_are_seen.is_some_and(|lost| self.opened > lost)
     }
 
-    /// Bytes of an answer, head and body: as its head says, else up to the next request or the end of the stream.
+    /// Bytes of an answer, head and body: by its head, else up to the next request or the end of the stream.
     fn length(&self, pending: &Pending, answer: &Answer) -> Option<u64> {
         if pending.request.method.as_deref() == Some("HEAD") {
             // Content-Length is that of the body that is left out.
@@ -1289,7 +1289,7 @@ fn asks_for_credentials(request: &Request) -> bool {
     path.contains("/security-credentials/") && role_of(below_version(&normalise(path))).is_some()
 }
 
-/// As `Display` writes it, which takes as long as all else that is told of a connection.
+/// As `Display` writes it, which costs as much as the rest of a connection's record.
 fn text(address: SocketAddr) -> String {
     let SocketAddr::V4(address) = address else {
         return address.to_string();

@@ -47,7 +47,7 @@ impl Meta {
     }
 }
 
-/// The bytes of a packet. With `whole`, what is not in `data` will not come; without, only if the packet says that it is cut.
+/// The bytes of a packet. With `whole`, what is not in `data` will not come; without, only if the packet is marked as cut.
 pub(super) fn piece(packet: &Packet, whole: bool) -> Piece<Meta> {
     let seq = Seq(packet.seq).plus(u32::from(packet.tcp_flags & Packet::SYN != 0));
     let len = packet.payload_len.max(packet.data.len() as u32);

@@ -15,7 +15,7 @@ pub struct FoundRequest<'a> {
     /// Of the packet that brought its first byte.
     pub meta: Meta,
     pub head: Request<'a>,
-    /// A hidden request may stand right before it, so that its answer can't be told from that one's.
+    /// A hidden request may be right before it, so that its answer can't be distinguished from that one's.
     pub doubtful: bool,
 }
 

@@ -164,7 +164,7 @@ impl ResponseReader {
             hole,
             meta,
         } = piece;
-        // The answer to a HEAD gives a length and no body: the next head then stands where the body should.
+        // The answer to a HEAD gives a length and no body: the next head is then where the body should be.
         if self.state != State::Head && data.starts_with(b"HTTP/1.") {
             self.state = State::Head;
         }

@@ -31,7 +31,7 @@ const STRINGS_HEADER: usize = 12;
 
 /// Drivers count per queue; 32 queues make some hundreds.
 ///
-/// Also the size of the buffers, whatever the driver says it has: the kernel writes as many values as the driver has at that
+/// Also the size of the buffers, whatever number the driver reports: the kernel writes as many values as the driver has at that
 /// moment and doesn't ask how many were expected, and the number changes when queues are added.
 const MAX_STATISTICS: usize = 16_384;
 /// Interfaces whose first reading is remembered.

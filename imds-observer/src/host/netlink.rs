@@ -67,7 +67,7 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Lets the kernel filter dumps by what the request's header says (since 4.20). Without it more comes, which is no harm.
+    /// Lets the kernel filter dumps by the request's header (since 4.20). Without it more comes, which is no harm.
     pub fn strict(&self) {
         let _ = self.socket.set_netlink_get_strict_chk(true);
     }

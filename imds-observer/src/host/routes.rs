@@ -1,4 +1,4 @@
-//! How this host routes: the kernel's answer for one destination, rules, neighbours and interfaces.
+//! How this host routes: the kernel's answer for one destination, rules, neighbors and interfaces.
 
 use std::net::IpAddr;
 
@@ -99,7 +99,7 @@ impl Rule {
     }
 }
 
-/// What is known of a neighbour's link-layer address.
+/// What is known of a neighbor's link-layer address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     pub address: IpAddr,

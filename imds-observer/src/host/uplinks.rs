@@ -266,7 +266,7 @@ fn drain(events: &Socket, known: &[Uplink], deleted: &mut BTreeSet<u32>) -> Resu
     }
 }
 
-/// The interface that a notification says was deleted: `struct nlmsghdr` and `struct ifinfomsg` in `linux/netlink.h` and
+/// The interface that a notification reports as deleted: `struct nlmsghdr` and `struct ifinfomsg` in `linux/netlink.h` and
 /// `linux/rtnetlink.h`. The kernel sends one a datagram.
 fn deleted_in(message: &[u8]) -> Option<u32> {
     const HEADER: usize = 16;

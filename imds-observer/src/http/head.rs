@@ -116,7 +116,7 @@ impl<'a> Iterator for Headers<'a> {
             if name.is_empty() {
                 continue;
             }
-            // Behind the last line a continuation may have been cut off: whether it was, nobody can tell.
+            // Behind the last line a continuation may have been cut off: whether it was is unknown.
             let complete = !self.truncated || (ended && !self.rest.is_empty());
             return Some(Header { name, value, complete });
         }

@@ -13,7 +13,7 @@ const METHODS: [&str; 15] = [
 pub enum Body {
     /// This many bytes; 0: none.
     Length(u64),
-    /// Chunked, or a length that makes no sense: where the next head begins can't be told from the bytes.
+    /// Chunked, or a length that makes no sense: the bytes don't show where the next head begins.
     Unknown,
 }
 

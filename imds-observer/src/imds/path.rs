@@ -70,12 +70,12 @@ fn is_version(part: &str) -> bool {
     part == "latest" || part == "1.0" || dated
 }
 
-/// A normalised path in the EC2 tree, or its root.
+/// A normalized path in the EC2 tree, or its root.
 pub fn is_aws_path(path: &str) -> bool {
     path == "/" || path.split('/').nth(1).is_some_and(is_version)
 }
 
-/// The part of a normalised path behind the version: `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing,
+/// The part of a normalized path behind the version: `/latest/meta-data/x` and `/2021-03-23/meta-data/x` are one thing,
 /// `meta-data/x`. A path without a version stays whole.
 pub fn below_version(normal: &str) -> &str {
     let rest = normal.strip_prefix('/').unwrap_or(normal);

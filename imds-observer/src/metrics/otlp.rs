@@ -3,8 +3,8 @@
 //! The messages are the opentelemetry project's own types; its SDK is not between: it would keep a second copy of every number, and
 //! has no histogram that is read instead of written. So the collector gets what `/metrics` shows, from the same state.
 //!
-//! Behind a [`Queue`](crate::sinks::queue::Queue), on its thread. A collector that is slow, dead or refuses holds nobody up: findings wait
-//! here, bounded, the oldest are given up first, and all of that is counted and said. Nothing is ever sent to where IMDS is, nor to any
+//! Behind a [`Queue`](crate::sinks::queue::Queue), on its thread. A collector that is slow, dead or refuses delays nothing: findings wait
+//! here, bounded, the oldest are dropped first, and all of that is counted and reported. Nothing is ever sent to where IMDS is, nor to any
 //! other link-local address, whatever a name resolves to; proxies' variables are not read and redirections not followed.
 
 mod message;

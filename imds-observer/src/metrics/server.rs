@@ -99,7 +99,7 @@ async fn metrics(State(served): State<Arc<Served>>, headers: HeaderMap) -> Respo
     ([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
 }
 
-/// Whether the pipeline comes round.
+/// Whether the pipeline iterates.
 async fn healthz(State(served): State<Arc<Served>>) -> Response {
     let alive = Duration::from_millis(served.shared.alive_ms.load(Ordering::Relaxed));
     let silent = served.shared.begin.elapsed().saturating_sub(alive);

@@ -55,7 +55,7 @@ fn redacted(executable: Option<&str>, arguments: &[String]) -> Vec<String> {
         return Vec::new();
     };
     let strings = || rest.iter().map(String::as_str);
-    // The kernel's name for the executable counts; the first argument is what the caller said, and stands in for `busybox` or an unknown one.
+    // The kernel's name for the executable counts; the first argument is what the caller passed, and replaces `busybox` or an unknown one.
     let roles = executable
         .and_then(|executable| roles(executable, strings()))
         .or_else(|| roles(name, strings()));

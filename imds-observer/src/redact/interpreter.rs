@@ -27,7 +27,7 @@ struct Grammar {
     long_code: &'static [&'static str],
     /// Short options whose value is a module to run.
     module: &'static str,
-    /// Short options without a value that may stand in front of a module's: what follows another letter may be a value, and a module is shown.
+    /// Short options without a value that may precede a module's: what follows another letter may be a value, and a module is shown.
     flags: &'static str,
     /// Short options with another value.
     value: &'static str,

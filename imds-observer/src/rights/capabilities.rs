@@ -1,4 +1,4 @@
-//! Which capabilities stay, and giving up the others for good.
+//! Which capabilities stay, and dropping the others for good.
 
 use std::path::{Path, PathBuf};
 
@@ -59,7 +59,7 @@ fn without_any<T>(act: impl FnOnce() -> T) -> anyhow::Result<T> {
     Ok(result)
 }
 
-/// Gives up all others on this thread.
+/// Drops all others on this thread.
 pub(super) fn keep(wanted: &CapsHashSet) -> anyhow::Result<()> {
     let permitted = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
     let keep: CapsHashSet = permitted.intersection(wanted).copied().collect();
@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// Each on a thread of its own: what is given up is gone for good.
+    /// Each on a thread of its own: a dropped capability can't be regained.
     fn on_a_thread<T: Send>(act: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| scope.spawn(act).join().unwrap())
     }

@@ -2,11 +2,11 @@
 //!
 //! Capabilities that were for loading and attaching go for good, nothing can be gained by `execve`, system calls that it never
 //! makes are refused, and files are written in one directory only. None of it may end a healthy observer: a call that is refused
-//! fails with EPERM, which its caller tells, and what this kernel doesn't have is left out and told in `start.confinement`.
+//! fails with EPERM, which its caller reports, and what this kernel doesn't have is left out and named in `start.confinement`.
 //!
 //! Capabilities and Landlock belong to a thread and go over to those that it starts. So files and sockets are opened first, then
-//! rights are given up, and only then threads are started. Threads share their memory: what one of them keeps guards against
-//! mistakes, not against somebody who has taken over another one.
+//! privileges are dropped, and only then threads are started. Threads share their memory: what one of them keeps guards against
+//! mistakes, not against an attacker who controls another one.
 
 mod capabilities;
 mod files;
@@ -32,7 +32,7 @@ pub struct Needs {
     pub reads: Vec<PathBuf>,
 }
 
-/// Gives up all else: on this thread and those that it starts, and what concerns system calls in the whole process.
+/// Drops all else: on this thread and those that it starts, and what concerns system calls in the whole process.
 ///
 /// `elsewhere`: what other threads keep, for the record.
 pub fn confine(needs: &Needs, elsewhere: &[Capability]) -> Confinement {

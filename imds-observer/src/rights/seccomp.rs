@@ -40,7 +40,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_rt_sigsuspend,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sigaltstack,
-    // To give up more.
+    // To drop more.
     libc::SYS_capget,
     libc::SYS_capset,
     // Time.
@@ -96,7 +96,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_readv,
     libc::SYS_write,
     libc::SYS_writev,
-    // Files by name; which ones, Landlock says.
+    // Files by name; which ones, Landlock decides.
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_newfstatat,
@@ -175,7 +175,7 @@ const OPENING: [i32; 3] = [libc::PR_SET_DUMPABLE, libc::PR_SET_PTRACER, libc::PR
 /// Commands of `bpf`, from `linux/bpf.h`: reading maps, attaching a program that is loaded already, and asking what is attached.
 const BPF_COMMANDS: [(u64, &str); 9] = [
     (1, "BPF_MAP_LOOKUP_ELEM"),
-    // The reader says that it goes to sleep.
+    // The reader announces that it goes to sleep.
     (2, "BPF_MAP_UPDATE_ELEM"),
     (4, "BPF_MAP_GET_NEXT_KEY"),
     (8, "BPF_PROG_ATTACH"),
@@ -264,7 +264,7 @@ pub(super) fn filter_calls() -> anyhow::Result<()> {
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let calls = allowed().context("build the list of system calls")?;
     let list = compile(calls, refuse, SeccompAction::Allow).context("compile the list of system calls")?;
-    // Its flags lie in memory, where no filter can look: glibc then takes `clone`, but only if told that there is no such call.
+    // Its flags lie in memory, where no filter can look: glibc then takes `clone`, but only if the call fails with ENOSYS.
     let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let no_call = SeccompAction::Errno(libc::ENOSYS as u32);
     let absent = compile(absent, SeccompAction::Allow, no_call).context("compile the list of system calls")?;

@@ -1,4 +1,4 @@
-//! Which address is the VPC resolver? Its packets share the link-local quota, and no packet says so.
+//! Which address is the VPC resolver? Its packets share the link-local quota, and no packet shows it.
 
 use std::net::IpAddr;
 #[cfg(live)]

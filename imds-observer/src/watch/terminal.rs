@@ -43,7 +43,7 @@ const LEAVE: &[u8] = b"\x1b[?1049l\x1b[?25h";
 
 /// Raw mode and the alternate screen, until it is dropped.
 pub struct Screen {
-    /// Never dropped: ratatui would show the cursor once more, and panic where neither that nor saying so succeeds.
+    /// Never dropped: ratatui would show the cursor once more, and panic where neither that nor reporting it succeeds.
     pub terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
     /// Where keys come from; `None`: stdin.
     #[cfg(unix)]
@@ -204,7 +204,7 @@ fn at_once() {
     }
 }
 
-/// Whether there is no terminal any more, which is a normal end. Errors don't tell: a size that can't be had may mean anything.
+/// Whether there is no terminal any more, which is a normal end. Errors don't show it: an unknown size has many causes.
 #[cfg(unix)]
 pub fn is_gone() -> bool {
     looked_at().intersects(GONE)

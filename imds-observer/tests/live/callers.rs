@@ -348,7 +348,7 @@ fn of_5000_exchanges_a_second_none_is_lost_or_somebody_elses() {
         ..LabOptions::default()
     });
     // A machine that is busy otherwise may not give the rate, or may take the observer's processor away for longer than the ring
-    // holds: then it is tried again. If it never gives it, half of it has to be right, and what was reached is told; no observer
+    // holds: then it is tried again. If it never gives it, half of it has to be right, and what was reached is printed; no observer
     // can be blamed for what the clients did not send.
     let rounds: Vec<Round> = (0..5)
         .map(|_| steady(&lab))

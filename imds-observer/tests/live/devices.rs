@@ -215,6 +215,8 @@ fn each_kind_of_uplink_shows_the_wire_and_the_caller() {
                 uplink.observed
             );
         }
+        // docs/limitations.md: what an IPIP device receives there starts with the outer headers.
+        let sees_wire = kind != "ipip" || kernel() >= (5, 15);
         let bound: &[&str] = if kind == "vrf" { &["--interface", "blue"] } else { &[] };
         curl(lab.node(), &format!("meta-data/?{kind}-host"), bound);
         curl(lab.pod(0), &format!("meta-data/?{kind}-pod"), &[]);
@@ -226,15 +228,21 @@ fn each_kind_of_uplink_shows_the_wire_and_the_caller() {
             assert_eq!(record["outcome"], "answered", "{kind}: {record}");
             assert_eq!(record["request"]["ttl"], ttl, "{kind}: {record}");
             assert_eq!(record["request"]["ttl_on_wire"], true, "{kind}: {record}");
-            assert_eq!(record["response"]["ttl"], 255, "{kind}: {record}");
+            if sees_wire {
+                assert_eq!(record["response"]["ttl"], 255, "{kind}: {record}");
+            }
             assert_eq!(record["response"]["delivered"], true, "{kind}: {record}");
             assert_eq!(record["process"]["comm"], "curl", "{kind}: {record}");
             assert_eq!(record["process"]["cgroup"], cgroup_of(place), "{kind}: {record}");
         }
         let record = exchange(&mut observer, &format!("api/token?{kind}"));
-        assert_eq!(record["outcome"], "lost", "{kind}: {record}");
-        assert_eq!(record["response"]["ttl"], 1, "{kind}: {record}");
-        assert_eq!(record["response"]["delivered"], false, "{kind}: {record}");
+        if sees_wire {
+            assert_eq!(record["outcome"], "lost", "{kind}: {record}");
+            assert_eq!(record["response"]["ttl"], 1, "{kind}: {record}");
+            assert_eq!(record["response"]["delivered"], false, "{kind}: {record}");
+        } else {
+            assert_eq!(record["response"]["ttl"], Value::Null, "{kind}: {record}");
+        }
         assert_eq!(record["process"]["comm"], "curl", "{kind}: {record}");
         unmake(&lab, uplink);
         seen.push(kind);

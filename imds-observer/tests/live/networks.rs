@@ -562,7 +562,7 @@ fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing(
     }
 }
 
-/// The quota counts DNS wherever the resolver is: link-local, or at the base address of the VPC + 2 as the host's nameserver says.
+/// The quota counts DNS wherever the resolver is: link-local, or at the base address of the VPC + 2 as the host's nameserver entry has it.
 #[test]
 #[ignore = "live"]
 fn dns_to_the_vpc_resolver_counts_and_other_dns_does_not() {

@@ -280,7 +280,7 @@ pub(crate) fn in_netns(place: &Place, program: impl AsRef<OsStr>) -> Command {
         .expect("prepare a command in the lab's namespace")
 }
 
-/// The first line that a child writes: it has got as far as its script says.
+/// The first line that a child writes: its script has got that far.
 pub(crate) fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap())

@@ -121,7 +121,7 @@ pub(super) fn check(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Both packages have the same program, unit and configuration; rpm finds each file as the package's digests say.
+/// Both packages have the same program, unit and configuration; rpm finds each file by the package's digests.
 fn same_files(sh: &Shell, deb: &Path, rpm: &Path) -> anyhow::Result<()> {
     let directory = sh.create_temp_dir()?;
     let [from_deb, from_rpm] = ["deb", "rpm"].map(|kind| directory.path().join(kind));

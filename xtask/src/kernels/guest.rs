@@ -19,7 +19,7 @@ type Plan = &'static [(&'static str, &'static [&'static str])];
 /// Detectors forgive what happens in the first 120 s after a boot. What goes before takes about that long.
 const WAIT: (&str, &[&str]) = ("wait", &["121"]);
 
-/// What a kernel gives, and whether the program makes of it what it should, in minutes.
+/// What a kernel provides, and the program's main job on it, in minutes.
 const BRIEF: Plan = &[
     ("live_kernel", &[]),
     ("uplinks", &["stream_follows_the_uplinks_when_none_is_named"]),

@@ -128,7 +128,7 @@ const TRAFFIC: [Traffic; 8] = [
 /// Pure acknowledgements out, body segments in: read without an event.
 const BODY: &str = "IMDS packets without event";
 const EXCHANGES: &str = "IMDS exchanges, one upon the other";
-/// Events that an exchange on a connection of its own gives: SYN and request; SYN-ACK and answer, of which the uplink tells the answer
+/// Events that an exchange on a connection of its own gives: SYN and request; SYN-ACK and answer, of which the uplink reports the answer
 /// only.
 const EVENTS: [(&str, u64); 4] = [
     ("segment_egress", 2),

@@ -261,7 +261,7 @@ fn target<'a>(layout: &Layout, entry: &'a [u8]) -> (String, &'a [u8]) {
 
 fn standard(data: &[u8], next: usize, goto: bool, names: &HashMap<usize, (String, Option<Hook>)>) -> Verdict {
     match u32_at(data, 0).map(u32::cast_signed) {
-        // NF_DROP, NF_ACCEPT, NF_QUEUE, and NF_REPEAT, which stands for RETURN: each as -verdict - 1.
+        // NF_DROP, NF_ACCEPT, NF_QUEUE, and NF_REPEAT, which means RETURN: each as -verdict - 1.
         Some(-1) => Verdict::Drop,
         Some(-2) => Verdict::Accept,
         Some(-4) => Verdict::Queue,

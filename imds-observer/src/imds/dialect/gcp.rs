@@ -34,7 +34,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
             paths: TOKENS,
             cause: "permission",
             means: "for a service account's token are refused with 403",
-            remedy: "On GKE with Workload Identity Federation, grant the Kubernetes service account roles/iam.workloadIdentityUser on the IAM service account and check the annotation iam.gke.io/gcp-service-account. Elsewhere, check that the client sends Metadata-Flavor: Google. The response's body says which it is.",
+            remedy: "On GKE with Workload Identity Federation, grant the Kubernetes service account roles/iam.workloadIdentityUser on the IAM service account and check the annotation iam.gke.io/gcp-service-account. Elsewhere, check that the client sends Metadata-Flavor: Google. The response's body names the cause.",
             commands: &[
                 "gcloud iam service-accounts get-iam-policy SERVICE_ACCOUNT",
                 "curl -sS -H 'Metadata-Flavor: Google' http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/email",

@@ -149,7 +149,7 @@ pub fn cloud_of_server(server: &str) -> Option<Dialect> {
 }
 
 impl Protocol {
-    /// Whether tokens are requested at a normalised path.
+    /// Whether tokens are requested at a normalized path.
     pub fn is_token_path(&self, normal: &str) -> bool {
         self.token.is_some_and(|token| token.paths.contains(&normal))
     }

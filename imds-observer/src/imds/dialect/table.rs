@@ -4,7 +4,7 @@ use crate::record::Dialect;
 
 /// A metadata protocol, as detectors need to know it.
 ///
-/// Patterns are normalised paths. `*` is any one segment, `**` at the end is any number of them, also none.
+/// Patterns are normalized paths. `*` is any one segment, `**` at the end is any number of them, also none.
 #[derive(Debug)]
 pub struct Protocol {
     pub dialect: Dialect,
@@ -88,12 +88,12 @@ impl Protocol {
         documentation: "",
     };
 
-    /// Whether a normalised path leads to credentials.
+    /// Whether a normalized path leads to credentials.
     pub fn is_credentials(&self, path: &str) -> bool {
         any(self.credentials, path)
     }
 
-    /// Whether 404 is an answer like any other for a normalised path.
+    /// Whether 404 is an answer like any other for a normalized path.
     pub fn may_be_absent(&self, path: &str) -> bool {
         any(self.absent, path)
     }
@@ -110,7 +110,7 @@ impl Protocol {
             })
     }
 
-    /// What a refusal of a normalised path means.
+    /// What a refusal of a normalized path means.
     pub fn refusal(&self, status: u16, path: &str, forwarded: bool) -> Option<&'static Refusal> {
         self.refusals.iter().find(|refusal| {
             refusal.statuses.contains(&status)
@@ -124,7 +124,7 @@ fn any(patterns: &[&str], path: &str) -> bool {
     patterns.iter().any(|pattern| matches(pattern, path))
 }
 
-/// Whether a normalised path has this form.
+/// Whether a normalized path has this form.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
     let mut segments = path.split('/');
     for wanted in pattern.split('/') {

@@ -439,7 +439,7 @@ fn read_pod(rest: &mut Rest<'_>) -> Option<()> {
     Some(())
 }
 
-/// Where the first byte stands that ends a text, or that plain text doesn't have: quotes, backslashes, control characters, all but ASCII.
+/// Position of the first byte that ends a text, or that plain text doesn't have: quotes, backslashes, control characters, all but ASCII.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn first_special(block: &[u8; 16]) -> Option<usize> {
@@ -483,7 +483,7 @@ fn first_special(block: &[u8; 16]) -> Option<usize> {
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
-    /// Passes over what must stand here.
+    /// Skips what must be here.
     #[inline(always)]
     fn skip<const N: usize>(&mut self, expected: &[u8; N]) -> Option<()> {
         let (first, rest) = self.0.split_first_chunk::<N>()?;
@@ -557,7 +557,7 @@ impl<'a> Rest<'a> {
             if let Some(first) = first_special(block) {
                 let (text, rest) = self.0.split_at(at + first);
                 self.0 = rest.strip_prefix(b"\"")?;
-                // SAFETY: bytes above 0x7f are special, and no special byte stands before the end: the text is ASCII.
+                // SAFETY: bytes above 0x7f are special, and no special byte is before the end: the text is ASCII.
                 return Some(unsafe { std::str::from_utf8_unchecked(text) });
             }
             at += block.len();
@@ -630,7 +630,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// An exchange whose texts still stand in the line.
+/// An exchange whose texts still borrow from the line.
 struct Line<'a> {
     time: Time,
     connection: LineConnection<'a>,
@@ -1039,7 +1039,7 @@ fn blank(host: &Host) -> Record {
     }
 }
 
-/// Whether a record may be kept to be filled anew: it would not hold on to much memory.
+/// Whether a record may be kept and reused: it would not hold on to much memory.
 pub(super) fn is_spare(record: &Record) -> bool {
     let Body::Exchange(exchange) = &record.body else {
         return false;
@@ -1085,7 +1085,7 @@ mod tests {
             .collect()
     }
 
-    /// Never says anything else than serde; gives whether it said something.
+    /// Never gives another result than serde; returns whether it gave one.
     fn same(written: &mut Written, spares: &mut Vec<Arc<Record>>, line: &str) -> bool {
         let Some(fast) = written.exchange(line.as_bytes(), spares) else {
             return false;

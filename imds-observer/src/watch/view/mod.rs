@@ -1,6 +1,6 @@
 //! State and choices become a picture: pure functions, one file a pane.
 //!
-//! Whatever came from an observed process goes through [`safe`] on its way here. Backgrounds are left to the terminal, and colours are
+//! Whatever came from an observed process goes through [`safe`] on its way here. Backgrounds are left to the terminal, and colors are
 //! the sixteen that it names itself, so that a light theme stays one; bold, dim and reverse carry the meaning without them.
 
 mod detail;
@@ -128,7 +128,7 @@ fn row(area: Rect, y: u16) -> Rect {
     }
 }
 
-/// A title over a pane; told from others by a mark, not by colour alone.
+/// A title over a pane; distinguished by a mark, not by color alone.
 fn title(buffer: &mut Buffer, area: Rect, text: &str, focus: bool) {
     let line = format!("{} {text} ", if focus { "▌" } else { " " });
     let style = if focus { BOLD.patch(REVERSED) } else { BOLD };

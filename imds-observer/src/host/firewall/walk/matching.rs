@@ -186,7 +186,7 @@ impl Walker<'_> {
             Match::TcpFlags { mask, value, inverted } => {
                 invert(Truth::of(self.packet.tcp_flags() & mask == *value), *inverted)
             }
-            // A packet without a socket has no owner: the kernel says no, whichever way round it is asked.
+            // A packet without a socket has no owner: no match, whether the rule is inverted or not.
             Match::Uids { .. } | Match::Gids { .. } | Match::Cgroup { .. } if !self.packet.local => Truth::No,
             Match::Uids { range, inverted } => negated(Open::Uid, &numbers(*range), *inverted),
             Match::Gids { range, inverted } => negated(Open::Gid, &numbers(*range), *inverted),

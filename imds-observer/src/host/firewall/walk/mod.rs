@@ -30,9 +30,9 @@ const MAX_CONDITIONS: usize = 8;
 pub struct Condition {
     /// Reads after "for": `uid 1000`, `what comes in from veth0`.
     pub text: String,
-    /// Tells who is hit. Otherwise whether it holds can't be told from the rule.
+    /// Determines whose packets match. Otherwise the rule doesn't show whether it holds.
     pub told: bool,
-    /// The id of the cgroup in the text, for whoever can name it.
+    /// The id of the cgroup in the text, for a caller that can name it.
     pub cgroup: Option<u64>,
 }
 
