@@ -1,4 +1,4 @@
-//! What user space tells the kernel programs before they are loaded.
+//! Configuration that user space writes into the kernel programs before they are loaded.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -8,17 +8,17 @@ pub const MAX_ENDPOINTS: usize = 4;
 /// Marks a field that this kernel's BTF does not have.
 pub const NO_OFFSET: u32 = u32::MAX;
 
-/// Addresses of the metadata service. Unused slots repeat the first address, so that a comparison with all slots stays right. First stand
+/// Addresses of the metadata service. Unused slots repeat the first address, so that a comparison with all slots stays right. First are
 /// those beyond the address ranges that the programs look at anyway: 169.254.0.0/16 and fd00:ec2::/32.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Endpoints {
-    /// As the bytes stand in the packet.
+    /// In the packet's byte order.
     pub v4: [[u8; 4]; MAX_ENDPOINTS],
     pub v6: [[u8; 16]; MAX_ENDPOINTS],
     pub v4_count: u32,
     pub v6_count: u32,
-    /// How many stand beyond those ranges.
+    /// How many are beyond those ranges.
     pub v4_far_count: u32,
     pub v6_far_count: u32,
 }

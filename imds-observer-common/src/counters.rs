@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Everything that the kernel side could not tell, since it was loaded. One slot a CPU.
+/// Everything that the kernel side could not report, since it was loaded. One slot a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct LossCounters {

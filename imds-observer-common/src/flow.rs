@@ -32,7 +32,7 @@ pub struct Flow {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Connecting {
-    /// `pid_tgid`; 0: nobody's.
+    /// `pid_tgid`; 0: no process.
     pub task: u64,
     pub cookie: u64,
     pub remote: [u8; 16],

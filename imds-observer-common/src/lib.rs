@@ -1,4 +1,4 @@
-//! What the kernel programs and the user-space loader say to each other, and nothing else.
+//! The types that the kernel programs and the user-space loader exchange, and nothing else.
 //!
 //! Every event starts with an [`EventHeader`]; its `kind` names the struct that the bytes are. All structs are `repr(C)`
 //! without padding, so both sides read the same bytes on every architecture of one byte order. User space decodes with

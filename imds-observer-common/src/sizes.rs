@@ -1,4 +1,4 @@
-//! How large the kernel's tables are where nothing else is set, and how that was reckoned.
+//! How large the kernel's tables are where nothing else is set, and how that was derived.
 
 /// Of the ring buffer. An exchange gives 9 events of 80 to 300 bytes, 1.3 KB in all: 4 MiB hold some 3,200 exchanges, which at
 /// 5,000 exchanges/s is the time of 640 ms without a reader.
@@ -13,7 +13,7 @@ pub const SEQUENCES: u32 = 16_384;
 pub const CONNECTING: u32 = 8_192;
 /// Connections that a program behind ours in `connect()` has sent elsewhere. A proxy for IMDS has few clients at a time.
 pub const REWRITTEN: u32 = 1_024;
-/// Process images that user space has been told of.
+/// Process images whose description was sent to user space.
 pub const PROCESSES: u32 = 16_384;
 /// Nodes have up to some hundred interfaces, only uplinks count.
 pub const INTERFACES: u32 = 256;

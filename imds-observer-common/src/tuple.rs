@@ -1,4 +1,4 @@
-//! The addresses and ports of a flow, always told from the client's side.
+//! The addresses and ports of a flow, always from the client's side.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -3,7 +3,7 @@
 
 use imds_observer_common::{Endpoints, KernelOffsets, MAX_ENDPOINTS, NO_OFFSET, sizes};
 
-/// 169.254.169.254 and fd00:ec2::254 unless user space says otherwise.
+/// 169.254.169.254 and fd00:ec2::254 unless user space sets others.
 #[unsafe(no_mangle)]
 static ENDPOINTS: Endpoints = Endpoints {
     v4: [[169, 254, 169, 254]; MAX_ENDPOINTS],
@@ -61,7 +61,7 @@ pub(crate) fn connecting_slots() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const CONNECTING_SLOTS) }
 }
 
-/// Whether `kfree_skb` tells a reason, and the last one that is no drop.
+/// Whether `kfree_skb` has a reason, and the last one that is no drop.
 #[inline(always)]
 pub(crate) fn drop_reasons() -> Option<u32> {
     if offsets_field(|offsets| &offsets.kfree_skb_has_reason) == 1 {

@@ -1,7 +1,7 @@
 //! The kernel side: sees what passes between this host's sockets and the metadata service, and changes nothing.
 //!
 //! Each hook is a thin program with a `try_*` function behind it. All return "go on": a cgroup program 1, a TC program
-//! `TC_ACT_UNSPEC`. Everything that can't be told is counted in `LOSS`.
+//! `TC_ACT_UNSPEC`. Everything that can't be reported is counted in `LOSS`.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Every map. How large they are, and why, stands in `imds_observer_common::sizes`; user space may change it before loading.
+//! Every map. Their sizes, with reasons, are in `imds_observer_common::sizes`; user space may change it before loading.
 //!
 //! All tables are LRU hashes: a flood pushes out what is oldest, nothing grows.
 
@@ -48,7 +48,7 @@ pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries
 
 /// The `connect()` that a task is in, by the task's number modulo the number of slots: a table costs several times as much, to every
 /// `connect()` of the host. Numbers are given out in turn, so two tasks that connect at the same time rarely share a slot; then the newer
-/// one has it, and the older one's error isn't told. What `io_uring` leaves behind is overwritten like that too.
+/// one has it, and the older one's error isn't reported. What `io_uring` leaves behind is overwritten like that too.
 #[map]
 pub(crate) static CONNECTING: Array<Connecting> = Array::with_max_entries(sizes::CONNECTING, 0);
 
@@ -125,7 +125,7 @@ const SLOTS: u32 = 4;
 #[inline(always)]
 pub(crate) fn with_slot<T: Slot, R>(slots: &PerCpuArray<T>, fill: impl FnOnce(&mut T) -> R) -> Option<R> {
     let slot = free(slots)?;
-    // SAFETY: a live value of this CPU, which nobody else takes until it is given back.
+    // SAFETY: a live value of this CPU, which no other program takes until it is free again.
     unsafe {
         T::taken(slot).write_volatile(1);
         let result = fill(&mut *slot);
@@ -134,7 +134,7 @@ pub(crate) fn with_slot<T: Slot, R>(slots: &PerCpuArray<T>, fill: impl FnOnce(&m
     }
 }
 
-/// Whoever interrupts before it is taken has given it back by the time this goes on, unless it is another task, on kernels that switch
+/// A program that interrupts before it is taken has freed it by the time this goes on, unless it is another task, on kernels that switch
 /// tasks anywhere.
 #[inline(always)]
 fn free<T: Slot>(slots: &PerCpuArray<T>) -> Option<*mut T> {

@@ -35,7 +35,7 @@ pub(crate) struct Ip {
     pub(crate) later_fragment: bool,
     /// Offset of what follows.
     pub(crate) next: u32,
-    /// Offset of the packet's end, as the IP header says; 0: longer than 64 KiB.
+    /// Offset of the packet's end, by the IP header; 0: longer than 64 KiB.
     pub(crate) end: u32,
 }
 

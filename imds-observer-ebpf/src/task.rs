@@ -1,6 +1,6 @@
 //! Who runs: identity of the current task, and its description once a process image.
 //!
-//! Everything is read through offsets from this kernel's BTF: on 6.1 the helpers that would tell PID, comm and cgroup are
+//! Everything is read through offsets from this kernel's BTF: on 6.1 the helpers that would read PID, comm and cgroup are
 //! refused to cgroup_skb, sock_ops and TC programs.
 
 use aya_ebpf::helpers::{
@@ -182,7 +182,7 @@ fn cgroup_node_v1(task: u64) -> Option<u64> {
 // The functions below are global ones in the sense of the verifier (external symbols with scalar arguments): each is verified
 // once and on its own, and callers see an unknown scalar. As inlined code the walk over a path has 3^24 ways through it.
 
-/// Tells user space who the current process is, unless it has been told.
+/// Sends the description of the current process to user space, unless that was done before.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> u32 {
@@ -418,7 +418,7 @@ extern "C" fn note_executable(task: u64) -> u32 {
                 mount = over;
                 continue;
             }
-            // The top's own name is "/", which tells user space that the path is whole.
+            // The top's own name is "/", which shows user space that the path is whole.
             top = true;
         } else {
             above = parent;

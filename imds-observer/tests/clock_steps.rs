@@ -194,7 +194,7 @@ fn a_step_is_no_proof_and_no_gap_to_preflight() {
     }
 }
 
-/// Times of what `analyze` says are those of the records after the step.
+/// Times in `analyze`'s output are those of the records after the step.
 #[test]
 fn results_have_the_new_time() {
     let trace = hours(25);

@@ -168,7 +168,7 @@ fn take_connecting(task: u64) -> Option<(u64, [u8; 16], u16)> {
 /// Behind this function lie the cgroup's verdict, the route and the SYN, for system calls and `io_uring` alike.
 #[fexit(function = "inet_stream_connect")]
 pub(crate) fn connect_exit(ctx: FExitContext) -> i32 {
-    // The value returned follows the four arguments. The helper that tells it came with 5.17.
+    // The value returned follows the four arguments. The helper that reads it came with 5.17.
     returned(ctx.arg::<i64>(4) as i32 as i64);
     0
 }
@@ -196,7 +196,7 @@ fn returned(result: i64) {
     let Some((cookie, remote, remote_port)) = take_connecting(bpf_get_current_pid_tgid()) else {
         return;
     };
-    // The socket is connected or on its way, as its SYN and the answer tell; or io_uring_enter, with the number of calls that it took.
+    // The socket is connected or on its way, as its SYN and the answer show; or io_uring_enter, with the number of calls that it took.
     if result >= 0 || result == EINPROGRESS {
         return;
     }
@@ -284,7 +284,7 @@ fn try_connect_tuple(ctx: &SockOpsContext) {
 fn note_rewritten(ctx: &SockOpsContext, tuple: Tuple) -> Option<()> {
     let task = current_number()?;
     let slot = slot(task)?;
-    // SAFETY: a live value, and a valid context. The task is in `connect()`, so nobody else writes to the slot that it has.
+    // SAFETY: a live value, and a valid context. The task is in `connect()`, so no other task writes to its slot.
     let asked = unsafe {
         if (&raw const (*slot).task).read_volatile() != task
             || (&raw const (*slot).cookie).read_volatile() != bpf_get_socket_cookie(ctx.as_ptr())

@@ -1,6 +1,6 @@
 //! Packets of IMDS flows that this kernel frees: `kfree_skb`.
 //!
-//! `tp_btf` dereferences the packet directly (about 25 ns for everybody else's drops); `raw_tp` is the fallback where the
+//! `tp_btf` dereferences the packet directly (about 25 ns for drops of other traffic); `raw_tp` is the fallback where the
 //! kernel refuses tracing programs, and probes (about 105 ns).
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;

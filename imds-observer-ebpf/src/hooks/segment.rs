@@ -204,14 +204,14 @@ fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
     None
 }
 
-/// Nothing is asked that has no answer yet: how the connection ends tells nothing that the socket's last state doesn't.
+/// Nothing is asked that has no answer yet: how the connection ends shows nothing that the socket's last state doesn't.
 #[inline(always)]
 fn is_done(flow: &Flow) -> bool {
     flow.awaiting == 0 && flow.pipelined == 0 && offset!(sock_cookie).is_some()
 }
 
 /// Whether the task that runs has called the socket. What the kernel has kept back (Nagle's algorithm, `TCP_CORK`, a small window) leaves
-/// in an interrupt of whoever runs then, while nobody has the socket locked.
+/// in an interrupt of the task that runs then, while no task has locked the socket.
 #[inline(always)]
 fn is_senders_call(skb: *mut __sk_buff) -> bool {
     let Some(owned) = offset!(sock_owned).filter(|_| reads_tasks_directly()) else {
@@ -473,7 +473,7 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
             event.tid = (*flow).tid;
             event.netns = (*flow).netns;
             if payload_len > 0 {
-                // The body's further segments are nobody's business; the first one of an unknown form is.
+                // The body's further segments are ignored; the first one of an unknown form is.
                 if head_len == 0 && (*flow).awaiting == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
                     return false;
                 }
@@ -507,7 +507,7 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         && payload_len > 0
         && let Some(flow) = flow
     {
-        // SAFETY: one byte of a live value. What was lost leaves it as it is: the end of the connection, told then, shows what was received.
+        // SAFETY: one byte of a live value. What was lost leaves it as it is: the event for the connection's end shows what was received.
         unsafe { (*flow).awaiting = 0 };
     }
     told

@@ -77,7 +77,7 @@ fn is_wanted(new_state: u32) -> bool {
 }
 
 /// Whether the process closes its sending side alone (`shutdown()`), or, after that, the whole socket: the kernel then sets the state
-/// that the socket has. An ordinary `close()` is told by its FIN.
+/// that the socket has. An ordinary `close()` is reported by its FIN.
 #[inline(always)]
 fn is_half_close(old_state: u32, new_state: u32, shutdown: u8) -> bool {
     if old_state == new_state {

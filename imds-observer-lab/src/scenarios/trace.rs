@@ -175,21 +175,21 @@ impl Capture {
         let stderr = child.0.stderr.take().context("take tcpdump's messages")?;
         let (sender, ready) = channel();
         let stderr = thread::spawn(move || {
-            let mut said = String::new();
+            let mut printed = String::new();
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 if line.contains("listening on") {
                     let _ = sender.send(());
                 }
-                said.push_str(&line);
-                said.push('\n');
+                printed.push_str(&line);
+                printed.push('\n');
             }
-            said
+            printed
         });
         let capture = Self { child, file, stderr };
         if ready.recv_timeout(PATIENCE).is_err() {
             drop(capture.child);
-            let said = capture.stderr.join().unwrap_or_default();
-            bail!("tcpdump does not start: {said}");
+            let printed = capture.stderr.join().unwrap_or_default();
+            bail!("tcpdump does not start: {printed}");
         }
         Ok(capture)
     }
@@ -198,10 +198,10 @@ impl Capture {
     pub(super) fn finish(mut self) -> Result<Vec<u8>> {
         self.child.interrupt()?;
         self.child.0.wait().context("wait for tcpdump")?;
-        let said = self.stderr.join().unwrap_or_default();
+        let printed = self.stderr.join().unwrap_or_default();
         ensure!(
-            said.lines().any(|line| line.starts_with("0 packets dropped by kernel")),
-            "tcpdump missed packets: {said}"
+            printed.lines().any(|line| line.starts_with("0 packets dropped by kernel")),
+            "tcpdump missed packets: {printed}"
         );
         fs::read(&self.file).with_context(|| format!("read {}", self.file.display()))
     }

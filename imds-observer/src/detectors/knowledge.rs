@@ -207,7 +207,7 @@ impl CloudSigns {
             }
             Dialect::EksPodIdentity | Dialect::Ecs => self.aws |= succeeded,
             Dialect::Unknown => {}
-            // What a client says with its headers alone, IMDS answers as well.
+            // IMDS answers a client whose headers alone name another cloud, too.
             _ if exchange
                 .request
                 .path

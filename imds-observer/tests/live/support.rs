@@ -193,7 +193,7 @@ impl Observer {
                         "the observer ended"
                     };
                     panic!(
-                        "{why} waiting for a record; it wrote:\n{}\nand said:\n{stderr}",
+                        "{why} waiting for a record; it wrote:\n{}\nand on standard error:\n{stderr}",
                         self.output.join("\n")
                     );
                 }

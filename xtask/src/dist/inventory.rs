@@ -91,7 +91,7 @@ fn licences(sh: &Shell, release: &Release) -> anyhow::Result<String> {
     let mut out = format!(
         "What imds-observer {} is linked with, and on what terms.\n\n\
          The GNU C library (LGPL-2.1-or-later) and Rust's standard library (MIT OR Apache-2.0) are linked in too; imds-observer's\n\
-         sources and `cargo xtask dist` link it anew with another version of either.\n",
+         sources and `cargo xtask dist` link it again with another version of either.\n",
         release.version
     );
     for (titles, text) in groups {

@@ -93,15 +93,15 @@ fn full(sh: &Shell, suite: &str) -> anyhow::Result<()> {
             &format!("apt-get install --yes --no-install-recommends rustc-web rust-web-src && rustup toolchain link {LINKED} /usr"),
             true,
         )?;
-            let said = machine.read(sh, &format!("rustup run {LINKED} rustc --version"), false)?;
-            let minor: u32 = said
+            let listed = machine.read(sh, &format!("rustup run {LINKED} rustc --version"), false)?;
+            let minor: u32 = listed
                 .split('.')
                 .nth(1)
                 .and_then(|minor| minor.parse().ok())
-                .with_context(|| format!("read the version from `{said}`"))?;
+                .with_context(|| format!("read the version from `{listed}`"))?;
             ensure!(
                 minor < 87,
-                "this trial shows nothing any more: the old lists offer {said}"
+                "this trial shows nothing any more: the old lists offer {listed}"
             );
             Ok(())
         },

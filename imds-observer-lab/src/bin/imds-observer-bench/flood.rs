@@ -42,18 +42,18 @@ impl Step {
 
     /// A slow machine may lose events, but never in silence, and without a loss everything is there.
     fn ensure_told(&self, name: &str) -> Result<()> {
-        let (missing, strangers) = (self.missing(), self.strangers());
+        let (missing, foreign) = (self.missing(), self.foreign());
         let lost = self.written.lost("ring_buffer");
         ensure!(
-            missing <= lost && (strangers == 0 || lost > 0),
-            "{name}: of {} exchanges {missing} are missing, {strangers} are not of the load, and the loss record counts {lost} events",
+            missing <= lost && (foreign == 0 || lost > 0),
+            "{name}: of {} exchanges {missing} are missing, {foreign} are not of the load, and the loss record counts {lost} events",
             self.made.done,
         );
         Ok(())
     }
 
     /// Callers that aren't the load's own.
-    fn strangers(&self) -> usize {
+    fn foreign(&self) -> usize {
         let own: HashSet<u64> = self.made.pids.iter().copied().chain([self.load_pid]).collect();
         self.written
             .exchanges
@@ -130,18 +130,18 @@ pub(crate) fn run(program: &Path, short: bool, seconds: u64) -> Result<()> {
 }
 
 fn row(table: &mut Table, name: &str, step: &Step) {
-    let (seen, strangers, lost) = (
+    let (seen, foreign, lost) = (
         step.written.exchanges.len(),
-        step.strangers(),
+        step.foreign(),
         step.written.lost("ring_buffer"),
     );
-    let whole = step.missing() == 0 && strangers == 0 && lost == 0 && step.made.failed == 0;
+    let whole = step.missing() == 0 && foreign == 0 && lost == 0 && step.made.failed == 0;
     table.row(&[
         name.to_owned(),
         step.made.done.to_string(),
         format!("{:.0}", step.made.done as f64 / step.made.seconds),
         seen.to_string(),
-        strangers.to_string(),
+        foreign.to_string(),
         lost.to_string(),
         format!("{:.1}", step.cpu_percent),
         format!("{:.1}", step.cpu_us / step.made.done.max(1) as f64),

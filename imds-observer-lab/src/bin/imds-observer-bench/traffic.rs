@@ -260,16 +260,16 @@ fn tool(mut command: Command, ready: &str) -> Result<Ended> {
         .spawn()
         .map(Ended)
         .with_context(|| format!("start {name} (is it installed?)"))?;
-    let mut said = BufReader::new(child.0.stderr.take().context("take a tool's output")?);
+    let mut printed = BufReader::new(child.0.stderr.take().context("take a tool's output")?);
     let mut line = String::new();
     while !line.contains(ready) {
         line.clear();
-        ensure!(said.read_line(&mut line)? > 0, "{name} ended before it was ready");
+        ensure!(printed.read_line(&mut line)? > 0, "{name} ended before it was ready");
     }
     // Further output must not fill the pipe.
     thread::spawn(move || {
         let mut rest = Vec::new();
-        let _ = said.read_to_end(&mut rest);
+        let _ = printed.read_to_end(&mut rest);
     });
     Ok(child)
 }
@@ -313,10 +313,10 @@ fn connections(lab: &Lab) -> Result<f64> {
         .arg(format!("http://{SERVER}:{WEB_PORT}/"))
         .output()
         .context("run taskset")?;
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "wrk (is it installed?): {said}{complained}");
-    let rate = said.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+    ensure!(output.status.success(), "wrk (is it installed?): {printed}{complained}");
+    let rate = printed.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
     rate.and_then(|rate| rate.trim().parse().ok())
         .context("wrk reports no rate")
 }
