@@ -321,7 +321,7 @@ fn flow(limits: exchange::Limits, rows: &mut Vec<Row>) {
 /// Emits nothing while it is held.
 struct Silent(
     Receiver<()>,
-    #[expect(dead_code, reason = "tells how long it lives")] Arc<()>,
+    #[expect(dead_code, reason = "reports how long it lives")] Arc<()>,
 );
 
 impl Lookup for Silent {

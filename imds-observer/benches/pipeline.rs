@@ -452,11 +452,11 @@ fn table(rows: &[Row]) -> String {
     let mut text = String::from("| stage | for each | ns (95 % of the medians) | allocations |\n|---|---|---|---|\n");
     for (name, unit, count, allocations) in rows {
         let path = target.join(format!("criterion/pipeline/{name}/new/estimates.json"));
-        let told = std::fs::read_to_string(&path)
+        let reported = std::fs::read_to_string(&path)
             .ok()
             .and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok())
             .unwrap_or_default();
-        let median = &told["median"];
+        let median = &reported["median"];
         let each = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN) / *count as f64;
         let _ = writeln!(
             text,

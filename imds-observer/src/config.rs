@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn the_page_of_limits_has_every_key_with_its_default() {
         let page = include_str!("../../docs/limits.md");
-        let told: Vec<(String, String)> = page
+        let reported: Vec<(String, String)> = page
             .lines()
             .filter_map(|line| line.strip_prefix("| `"))
             .map(|row| {
@@ -223,7 +223,7 @@ mod tests {
             .into_iter()
             .map(|(key, value)| (key, value.to_string()))
             .collect();
-        let mut sorted = told.clone();
+        let mut sorted = reported.clone();
         sorted.sort();
         keys.sort();
         assert_eq!(sorted, keys);
@@ -270,8 +270,8 @@ mod tests {
             "{sum} MiB of limits and {IDLE_MIB} MiB, of {max} MiB"
         );
         // The page states the same sum.
-        let told = include_str!("../../docs/limits.md");
-        let together = told
+        let reported = include_str!("../../docs/limits.md");
+        let together = reported
             .lines()
             .find_map(|line| line.strip_prefix("| together | "))
             .unwrap();

@@ -69,7 +69,7 @@ pub struct LiveSource {
     detached: u64,
     /// From before every hook was attached, for the first batch.
     early: Vec<Event>,
-    told_loss: LossCounts,
+    reported_loss: LossCounts,
     /// The last look into the ring, and what it brought.
     drained: (Instant, usize),
     /// When a look has last brought something.
@@ -123,7 +123,7 @@ impl LiveSource {
             links: Links::default(),
             detached: 0,
             early: Vec::new(),
-            told_loss: LossCounts::default(),
+            reported_loss: LossCounts::default(),
             drained: (now, 0),
             came: now,
             asleep: false,
@@ -409,8 +409,8 @@ impl LiveSource {
             detached: self.detached,
             ..LossCounts::default()
         };
-        if loss != self.told_loss {
-            self.told_loss = loss;
+        if loss != self.reported_loss {
+            self.reported_loss = loss;
             out.push(Event::Loss(loss));
         }
     }

@@ -58,7 +58,7 @@ pub struct Pipeline {
     recorded: RecordedHosts,
     /// Of the wall clocks of a trace's hosts.
     steps: Steps,
-    loss_told: LossCounts,
+    loss_reported: LossCounts,
     next_loss: Time,
     next_interval: Option<Time>,
     facts: Vec<Fact>,
@@ -81,7 +81,7 @@ impl Pipeline {
             unattributed: 0,
             misdated: 0,
             source_loss: LossCounts::default(),
-            loss_told: LossCounts::default(),
+            loss_reported: LossCounts::default(),
             next_loss: Time::default(),
             next_interval: None,
             facts: Vec::new(),
@@ -123,7 +123,7 @@ impl Pipeline {
             cloud,
             network_tool,
         };
-        self.tell(time, Body::Start(start));
+        self.emit(time, Body::Start(start));
     }
 
     /// Takes events by reference, to avoid copying packets.
@@ -158,10 +158,10 @@ impl Pipeline {
         }
         self.parts.detectors.advance(now, &mut self.findings);
         self.write_findings();
-        self.tell_interval(now);
+        self.emit_interval(now);
         if now >= self.next_loss {
             self.next_loss = now.plus_ns(SECOND);
-            self.tell_loss(now, false);
+            self.emit_loss(now, false);
         }
     }
 
@@ -173,7 +173,7 @@ impl Pipeline {
             clock_step_ns: by_ns,
             ..self.loss()
         };
-        self.tell(time, Body::Loss(counts));
+        self.emit(time, Body::Loss(counts));
     }
 
     /// A record or packet of a trace bears a time that can't be right: it is left out.
@@ -221,9 +221,9 @@ impl Pipeline {
         self.write_findings();
         if let Some(summarizer) = &self.parts.summarizer {
             let total = summarizer.total(now);
-            self.tell(now, Body::Summary(total));
+            self.emit(now, Body::Summary(total));
         }
-        self.tell_loss(now, true);
+        self.emit_loss(now, true);
         self.parts
             .sinks
             .iter_mut()
@@ -385,7 +385,7 @@ impl Pipeline {
         self.findings = findings;
     }
 
-    fn tell_interval(&mut self, now: Time) {
+    fn emit_interval(&mut self, now: Time) {
         let (Some(interval), Some(summarizer)) = (self.parts.interval, &mut self.parts.summarizer) else {
             return;
         };
@@ -398,20 +398,20 @@ impl Pipeline {
         // Live, an idle interval is news too; in a trace it is a gap.
         if self.mode == Mode::Live || summarizer.is_busy() {
             let summary = summarizer.interval(now);
-            self.tell(now, Body::Summary(summary));
+            self.emit(now, Body::Summary(summary));
         }
     }
 
-    fn tell_loss(&mut self, now: Time, last: bool) {
+    fn emit_loss(&mut self, now: Time, last: bool) {
         let counts = self.loss();
-        if last || counts != self.loss_told {
-            self.loss_told = counts;
-            self.tell(now, Body::Loss(counts));
+        if last || counts != self.loss_reported {
+            self.loss_reported = counts;
+            self.emit(now, Body::Loss(counts));
         }
     }
 
     /// Writes a record of this run's own.
-    fn tell(&mut self, time: Time, body: Body) {
+    fn emit(&mut self, time: Time, body: Body) {
         if self.wanted.has(body.kind()) {
             let host = self.parts.host.clone();
             let mut record = Record { time, host, body };
@@ -726,17 +726,20 @@ mod tests {
             ..trace().start()
         };
         let begin = Time(1_767_225_600 * SECOND);
-        let told = || {
-            let told = kept.lock().unwrap();
-            told.iter().filter(|record| record.contains("\"total\":false")).count()
+        let reported = || {
+            let reported = kept.lock().unwrap();
+            reported
+                .iter()
+                .filter(|record| record.contains("\"total\":false"))
+                .count()
         };
         pipeline.start(facts, begin);
         pipeline.advance(begin.plus_ns(SECOND / 2));
-        assert_eq!(told(), 0);
+        assert_eq!(reported(), 0);
         pipeline.advance(begin.plus_ns(3 * SECOND));
-        assert_eq!(told(), 1);
+        assert_eq!(reported(), 1);
         pipeline.advance(begin.plus_ns(4 * SECOND));
-        assert_eq!(told(), 2);
+        assert_eq!(reported(), 2);
     }
 
     /// Also where the summary can't be added up aside.

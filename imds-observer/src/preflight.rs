@@ -225,12 +225,12 @@ impl Preflight {
             Verdict::NotSafe
         } else if doubts.is_empty() {
             let period = seen.summary.as_ref().map_or(0, |summary| summary.interval_ns);
-            let told = format!(
+            let reported = format!(
                 "none of {} in {} would have failed",
                 counted(seen.exchanges, "request"),
                 text::span(period)
             );
-            reasons.push(told);
+            reasons.push(reported);
             Verdict::Safe
         } else {
             Verdict::CannotSay

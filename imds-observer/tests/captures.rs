@@ -62,13 +62,13 @@ const NODE: [&str; 3] = [
 #[test]
 fn every_interface_at_once_shows_each_request_once_though_nat_stands_between() {
     assert_eq!(exchanges("any.pcap"), POD);
-    let told = records(&["--records", "exchange", &capture("any.pcap")]);
+    let reported = records(&["--records", "exchange", &capture("any.pcap")]);
     assert!(
-        told.iter().all(|record| record["connection"]["local"]
+        reported.iter().all(|record| record["connection"]["local"]
             .as_str()
             .unwrap()
             .starts_with("10.88.0.2:")),
-        "told from the client's side"
+        "reported from the client's side"
     );
 }
 
@@ -148,10 +148,10 @@ fn a_cut_off_capture_gives_what_came_before_and_status_1() {
     let path = path.to_str().unwrap();
     let output = run(&["analyze", "-o", "json", path, &capture("uplink-nano.pcap")]);
     assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8(output.stderr).unwrap();
+    let reported = String::from_utf8(output.stderr).unwrap();
     assert!(
-        told.contains(&format!("{path}:")) && told.contains("truncated"),
-        "{told}"
+        reported.contains(&format!("{path}:")) && reported.contains("truncated"),
+        "{reported}"
     );
     let object: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["input"]["skipped"], 1);

@@ -194,7 +194,7 @@ fn several_traces_are_merged_by_time() {
 }
 
 #[test]
-fn broken_lines_are_told_and_passed_over() {
+fn broken_lines_are_reported_and_passed_over() {
     let text = fs::read_to_string(trace(TRACES[0])).unwrap();
     let whole = run(&["analyze", "-o", "json", &trace(TRACES[0])]);
     let wanted: Value = serde_json::from_slice(&whole.stdout).unwrap();
@@ -206,9 +206,12 @@ fn broken_lines_are_told_and_passed_over() {
     let object: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(object["summary"], wanted["summary"]);
     assert_eq!(object["input"]["skipped"], 2);
-    let told = stderr(&output);
-    assert!(told.contains("-:0: line 1") && told.contains("-:25: line 2"), "{told}");
-    assert!(!told.contains(secret), "{told}");
+    let reported = stderr(&output);
+    assert!(
+        reported.contains("-:0: line 1") && reported.contains("-:25: line 2"),
+        "{reported}"
+    );
+    assert!(!reported.contains(secret), "{reported}");
 
     // A writer that was killed leaves half a line: reported, but not an error.
     let cut = &text.as_bytes()[..text.len() - 40];
@@ -284,7 +287,7 @@ fn half_a_gzip_file_gives_what_is_in_it() {
 }
 
 #[test]
-fn fail_on_tells_by_its_status() {
+fn fail_on_reports_by_its_status() {
     let code = |severity: &str, name: &str| run(&["analyze", "--fail-on", severity, &trace(name)]).status.code();
     assert_eq!(code("info", TRACES[0]), Some(0));
     assert_eq!(code("high", TRACES[1]), Some(3));
@@ -338,10 +341,10 @@ fn the_configuration_file_is_read_and_flags_win() {
     fs::write(&path, "colour = true\n").unwrap();
     let output = run(&["analyze", "--config", config, &trace(TRACES[0])]);
     assert_eq!(output.status.code(), Some(1));
-    let told = stderr(&output);
+    let reported = stderr(&output);
     assert!(
-        told.contains("config.toml") && told.contains("colour") && told.lines().count() == 1,
-        "{told}"
+        reported.contains("config.toml") && reported.contains("colour") && reported.lines().count() == 1,
+        "{reported}"
     );
 }
 
@@ -354,8 +357,11 @@ fn what_cannot_run_says_why_in_one_line() {
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        let told = stderr(&output);
-        assert!(told.contains("/does/not/exist") && told.lines().count() == 1, "{told}");
+        let reported = stderr(&output);
+        assert!(
+            reported.contains("/does/not/exist") && reported.lines().count() == 1,
+            "{reported}"
+        );
         assert!(output.stdout.is_empty());
     }
 }

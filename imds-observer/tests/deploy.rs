@@ -233,7 +233,7 @@ fn systemd_finds_no_fault_with_the_unit() {
             .lines()
             .last()
             .and_then(|line| line.split_once("imds-observer.service: "));
-        let words = words.unwrap_or_else(|| panic!("no exposure is told: {said}")).1;
+        let words = words.unwrap_or_else(|| panic!("no exposure is reported: {said}")).1;
         words.split(' ').next().unwrap().parse().unwrap()
     };
     let shipped = exposure(&text);

@@ -219,7 +219,7 @@ fn blank_bodies(path: &Path, capture: &[u8], text: &str) {
 }
 
 #[test]
-fn no_trace_tells_of_the_machine_that_it_was_made_on() {
+fn no_trace_reports_of_the_machine_that_it_was_made_on() {
     for scenario in &suite().scenarios {
         let path = recording(scenario, "ndjson");
         let text = String::from_utf8(bytes(&path)).unwrap();

@@ -115,7 +115,7 @@ fn pods_routed_by_source_or_interface_and_multipath_are_found() {
 }
 
 #[test]
-fn the_monitor_tells_what_comes_and_goes() {
+fn the_monitor_reports_what_comes_and_goes() {
     let Some(mut lab) = lab(RouteStyle::Endpoints) else {
         return;
     };

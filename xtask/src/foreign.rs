@@ -154,17 +154,17 @@ fn analyze(capture: &Path, seen: &mut Seen) -> anyhow::Result<()> {
         .arg(capture)
         .output()
         .with_context(|| format!("run analyze on {name}"))?;
-    let told = String::from_utf8_lossy(&output.stderr);
+    let reported = String::from_utf8_lossy(&output.stderr);
     let status = output.status.code();
-    if told.contains("panicked") || !matches!(status, Some(DONE | PARTIAL)) {
-        bail!("{name}: {}, {}", output.status, told.trim());
+    if reported.contains("panicked") || !matches!(status, Some(DONE | PARTIAL)) {
+        bail!("{name}: {}, {}", output.status, reported.trim());
     }
     let Ok(analysis) = serde_json::from_slice::<Value>(&output.stdout) else {
         // Not even its first bytes could be read: then one line reports it.
         ensure!(
-            status == Some(PARTIAL) && told.lines().count() == 1,
+            status == Some(PARTIAL) && reported.lines().count() == 1,
             "{name}: no analysis: {}",
-            told.trim()
+            reported.trim()
         );
         seen.files += 1;
         seen.partial += 1;

@@ -60,7 +60,7 @@ struct Row<'a> {
     scenario: &'a Scenario,
     found: Vec<String>,
     score: Score,
-    told: String,
+    printed: String,
     failure: Option<String>,
     seconds: f64,
 }
@@ -109,7 +109,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Ok(outcome) => Row {
                 scenario,
                 score: outcome.score,
-                told: counted(&outcome.told),
+                printed: counted(&outcome.reported),
                 failure: outcome.failure.clone(),
                 seconds: outcome.took.as_secs_f64(),
                 found: outcome.found.clone(),
@@ -118,7 +118,7 @@ fn run(cli: &Cli) -> Result<bool> {
             Err(error) => Row {
                 scenario,
                 score: score(&scenario.expect, &[]),
-                told: String::new(),
+                printed: String::new(),
                 failure: Some(format!("play it: {error:#}")),
                 seconds: begin.elapsed().as_secs_f64(),
                 found: Vec::new(),
@@ -129,7 +129,7 @@ fn run(cli: &Cli) -> Result<bool> {
             if row.is_right() { "ok  " } else { "FAIL" },
             scenario.name,
             row.seconds,
-            row.told
+            row.printed
         );
         if !row.is_right() {
             eprintln!(
@@ -157,10 +157,10 @@ fn run(cli: &Cli) -> Result<bool> {
         }
         rows.push(row);
     }
-    let told: Vec<Cells> = rows.iter().map(|row| cells(&stage.suite, row)).collect();
-    print!("{}", table(&told));
+    let printed: Vec<Cells> = rows.iter().map(|row| cells(&stage.suite, row)).collect();
+    print!("{}", table(&printed));
     if let Some(path) = &cli.write_table {
-        let right = rows.iter().zip(&told).filter(|(row, _)| row.is_right());
+        let right = rows.iter().zip(&printed).filter(|(row, _)| row.is_right());
         let right: Vec<Cells> = right.map(|(_, cells)| cells.clone()).collect();
         write_table(path, &stage.suite, &right)?;
     }
@@ -215,8 +215,8 @@ fn record(directory: &Path, scenario: &Scenario, outcome: &Outcome, tools: &Tool
 }
 
 /// Equal consecutive ones are listed once.
-fn counted(told: &[String]) -> String {
-    let parts: Vec<String> = told
+fn counted(printed: &[String]) -> String {
+    let parts: Vec<String> = printed
         .chunk_by(|a, b| a == b)
         .map(|equal| {
             if equal.len() == 1 {
@@ -228,7 +228,7 @@ fn counted(told: &[String]) -> String {
         .collect();
     if parts.len() > 8 {
         let mut kinds: Vec<(&String, usize)> = Vec::new();
-        for one in told {
+        for one in printed {
             match kinds.iter_mut().find(|(kind, _)| *kind == one) {
                 Some((_, count)) => *count += 1,
                 None => kinds.push((one, 1)),
@@ -276,7 +276,7 @@ fn cells(suite: &Suite, row: &Row<'_>) -> Cells {
     [
         row.scenario.name.clone(),
         clients.join(", "),
-        row.told.clone(),
+        row.printed.clone(),
         list(&row.scenario.expect),
         list(&row.found),
         if row.is_right() { "ok" } else { "**wrong**" }.to_owned(),
@@ -357,8 +357,8 @@ mod tests {
         )
         .unwrap();
         let page = fs::read_to_string(file.path()).unwrap();
-        let told: Vec<Cells> = page.lines().filter_map(row_of).collect();
-        assert_eq!(told.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), names);
+        let printed: Vec<Cells> = page.lines().filter_map(row_of).collect();
+        assert_eq!(printed.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(), names);
         assert!(
             page.contains("3 findings expected, 3 of them reported, 1 others. Precision 0.750, recall 1.000."),
             "{page}"

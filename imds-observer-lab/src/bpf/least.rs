@@ -142,9 +142,9 @@ impl Tables {
         let table = create(MAP_TYPE_LRU_HASH, 8, TABLE_VALUE, TABLE_ENTRIES)?;
         let positions = Positions::of(&ring)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let reported = Arc::clone(&stop);
         let reader = thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
+            while !reported.load(Ordering::Relaxed) {
                 positions.skip();
                 thread::sleep(DRAIN);
             }
@@ -158,13 +158,19 @@ impl Tables {
     }
 
     /// An event of so many bytes, with its time, for each run.
-    pub fn tells(&self, at: Hook, bytes: u32, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Measured> {
-        let tells = self.telling(bytes);
-        Measured::attach("imdslab_tells", at, &tells, cgroup, ifindex)
+    pub fn reports(&self, at: Hook, bytes: u32, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Measured> {
+        let reports = self.telling(bytes);
+        Measured::attach("imdslab_reports", at, &reports, cgroup, ifindex)
     }
 
     /// The same, and an entry under the socket's cookie in a table that forgets what is oldest.
-    pub fn notes_and_tells(&self, at: Hook, bytes: u32, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Measured> {
+    pub fn notes_and_reports(
+        &self,
+        at: Hook,
+        bytes: u32,
+        cgroup: BorrowedFd<'_>,
+        ifindex: u32,
+    ) -> io::Result<Measured> {
         let mut instructions = vec![
             // The context is r1.
             call(SOCKET_COOKIE),

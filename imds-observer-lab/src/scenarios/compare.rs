@@ -88,12 +88,12 @@ pub fn findings_of<'a>(records: impl IntoIterator<Item = &'a Value>) -> Vec<Stri
         };
         all[index].1 = all[index].1.max(severity);
     }
-    let mut told: Vec<String> = all
+    let mut reported: Vec<String> = all
         .into_iter()
         .map(|(code, severity)| format!("{code} {}", SEVERITIES[severity]))
         .collect();
-    told.sort();
-    told
+    reported.sort();
+    reported
 }
 
 #[cfg(test)]
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_is_told_once_with_its_highest_severity() {
+    fn a_finding_is_reported_once_with_its_highest_severity() {
         let finding = |code: &str, key: &str, severity: &str, state: &str| json!({"record": "finding", "code": code, "severity": severity, "state": state, "subject": {"key": key}});
         let records = [
             finding("x", "1", "warning", "open"),

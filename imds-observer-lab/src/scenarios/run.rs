@@ -53,7 +53,7 @@ pub struct Outcome {
     pub found: Vec<String>,
     pub score: Score,
     /// Exchanges and failed connections, in order, each in a few words.
-    pub told: Vec<String>,
+    pub reported: Vec<String>,
     /// What the observer wrote.
     pub trace: Vec<String>,
     /// What tcpdump wrote: with tokens and bodies.
@@ -159,13 +159,13 @@ impl<'a> Prepared<'a> {
             .iter()
             .map(|line| serde_json::from_str(line))
             .collect::<Result<_, _>>()?;
-        let told = told(&records);
+        let reported = reported(&records);
         let found = findings_of(&records);
         let failure = settled.err().map(|error| format!("{error:#}")).or_else(|| {
-            (told.len() < self.scenario.least).then(|| {
+            (reported.len() < self.scenario.least).then(|| {
                 format!(
                     "{} exchanges and failed connections, not {}; output of the clients: {}",
-                    told.len(),
+                    reported.len(),
                     self.scenario.least,
                     logs
                 )
@@ -177,7 +177,7 @@ impl<'a> Prepared<'a> {
         Ok(Outcome {
             score: score(&self.scenario.expect, &found),
             found,
-            told,
+            reported,
             trace,
             capture,
             scratch: self.scratch.path().to_owned(),
@@ -322,7 +322,7 @@ impl<'a> Prepared<'a> {
 }
 
 /// `PUT token 200`, `GET v1 200`, `connect refused`.
-fn told(records: &[Value]) -> Vec<String> {
+fn reported(records: &[Value]) -> Vec<String> {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),

@@ -200,7 +200,9 @@ impl Capture {
         self.child.0.wait().context("wait for tcpdump")?;
         let printed = self.stderr.join().unwrap_or_default();
         ensure!(
-            printed.lines().any(|line| line.starts_with("0 packets dropped by kernel")),
+            printed
+                .lines()
+                .any(|line| line.starts_with("0 packets dropped by kernel")),
             "tcpdump missed packets: {printed}"
         );
         fs::read(&self.file).with_context(|| format!("read {}", self.file.display()))

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_tells_most() {
+    fn the_line_that_reports_most() {
         let id = "0a".repeat(32);
         let hybrid =
             format!("12:cpu,cpuacct:/docker/{id}\n1:name=systemd:/docker/{id}\n0::/system.slice/containerd.service\n");

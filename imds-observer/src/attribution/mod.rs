@@ -129,7 +129,7 @@ pub struct Attribution {
 struct Known {
     process: Option<Arc<Process>>,
     /// Its container, if it was found for another process.
-    told: Option<Arc<Container>>,
+    reported: Option<Arc<Container>>,
     found: Option<Found>,
     /// The kernel side could not read everything: the worker is asked for the rest, once.
     gaps: Option<Asking>,
@@ -153,7 +153,7 @@ impl Known {
     fn new(process: Option<Arc<Process>>, now: Time) -> Self {
         Self {
             process,
-            told: None,
+            reported: None,
             found: None,
             gaps: None,
             used: now,
@@ -291,7 +291,7 @@ impl Attribution {
             Event::Caller { key, caller } => self.know(
                 *key,
                 Known {
-                    told: caller.container.clone(),
+                    reported: caller.container.clone(),
                     ..Known::new(caller.process.clone(), self.now)
                 },
             ),
@@ -452,7 +452,7 @@ impl Attribution {
             }
             thread.process.clone()
         });
-        resolved.caller.container.clone_from(&known.told);
+        resolved.caller.container.clone_from(&known.reported);
         if let Some(found) = found {
             resolved.caller.container = Some(self.named_for(&found, now, &mut resolved.pending));
         }

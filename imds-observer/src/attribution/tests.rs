@@ -350,7 +350,7 @@ fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
     let process = resolved.caller.process.unwrap();
     assert_eq!((process.pid, process.tid), (7, Some(9)));
     assert_eq!(resolved.caller.container.unwrap().id, ID);
-    assert!(!resolved.pending && resolved.netns.is_none(), "the process tells it");
+    assert!(!resolved.pending && resolved.netns.is_none(), "the process reports it");
     // A process that calls from several threads is one caller.
     let other = attribution.resolve(&whose(Some(sender(7, 10))), START);
     assert_eq!(other.caller.process.unwrap().tid, Some(10));

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_addresses_are_told_apart() {
+    fn hidden_addresses_are_distinguished() {
         assert!(shows_addresses(TABLE.as_bytes()));
         assert!(!shows_addresses(
             "0000000000000000 T ip_rcv\n0000000000000000 T ip_forward\n".as_bytes()

@@ -78,7 +78,7 @@ impl Default for Config {
 }
 
 pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<Hook> {
-    Verdict::new(limits, Code::BlockedByFirewall, config.quiet_s, accepts, tell)
+    Verdict::new(limits, Code::BlockedByFirewall, config.quiet_s, accepts, describe)
 }
 
 fn accepts(cause: Cause) -> Option<Hook> {
@@ -88,7 +88,7 @@ fn accepts(cause: Cause) -> Option<Hook> {
     }
 }
 
-fn tell(chain: Hook, failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
+fn describe(chain: Hook, failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
     let summary = format!("a firewall rule in {chain} blocks {subject} from IMDS ({endpoint})");
     let remedy = Remedy {

@@ -69,14 +69,14 @@ impl Default for Config {
 }
 
 pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
-    Verdict::new(limits, Code::ConnectionRefused, config.quiet_s, accepts, tell)
+    Verdict::new(limits, Code::ConnectionRefused, config.quiet_s, accepts, describe)
 }
 
 fn accepts(cause: Cause) -> Option<()> {
     (cause == Cause::Refused).then_some(())
 }
 
-fn tell((): (), failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
+fn describe((): (), failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let (endpoint, iptables) = (failure.endpoint(), failure.iptables());
     if let Some(target) = failure.redirected_to.as_deref().or(failure.nat_target()) {
         let summary = format!(

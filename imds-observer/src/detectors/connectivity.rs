@@ -147,8 +147,8 @@ impl DropNote {
                 time: drop.time,
             });
         }
-        let untold = matches!(drop.reason.as_deref(), None | Some("NOT_SPECIFIED")) && drop.location.is_none();
-        (untold && drop.direction == PacketDirection::Request).then(|| Self {
+        let unreported = matches!(drop.reason.as_deref(), None | Some("NOT_SPECIFIED")) && drop.location.is_none();
+        (unreported && drop.direction == PacketDirection::Request).then(|| Self {
             cause: guess(drop),
             guessed: true,
             time: drop.time,
@@ -244,8 +244,8 @@ pub(super) fn of_drop(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
         return Some(Cause::Route(RouteFault::Loop));
     }
     let Some(met) = of_reason(reason, location) else {
-        let told = reason.is_some_and(|reason| reason != "NOT_SPECIFIED");
-        return (told && !request && !is_ttl_drop(reason, location)).then_some(Cause::ResponseDropped);
+        let reported = reason.is_some_and(|reason| reason != "NOT_SPECIFIED");
+        return (reported && !request && !is_ttl_drop(reason, location)).then_some(Cause::ResponseDropped);
     };
     let own = drop.process.as_ref().and_then(|process| process.netns);
     let elsewhere = match (own, drop.netns) {
@@ -439,7 +439,7 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
 }
 
 /// What one detector reports of a failure: a sentence about the subject, and what to do. `P`: what it takes from the cause.
-pub(super) type Tell<P> = fn(P, &Failure, &str, &Context<'_>) -> (String, Remedy);
+pub(super) type Describe<P> = fn(P, &Failure, &str, &Context<'_>) -> (String, Remedy);
 
 /// How bad a failure is, given the newest ones of its place.
 pub(super) type SeverityOf = fn(&Failure, Recent) -> Severity;
@@ -462,7 +462,7 @@ struct Place {
     icmp: Option<IcmpCode>,
     errno: Option<i32>,
     syns: Option<(u32, u32)>,
-    connect_told: bool,
+    connect_reported: bool,
 }
 
 struct Held {
@@ -480,7 +480,7 @@ pub(super) struct Verdict<P = ()> {
     /// At boot the network comes up late: attempts before that are no fault.
     boot_is_excuse: bool,
     accepts: fn(Cause) -> Option<P>,
-    tell: Tell<P>,
+    describe: Describe<P>,
     places: LruCache<String, Place>,
     counted: LruCache<String, ()>,
     held: Vec<Held>,
@@ -494,7 +494,7 @@ impl<P> Verdict<P> {
         code: Code,
         quiet_s: u64,
         accepts: fn(Cause) -> Option<P>,
-        tell: Tell<P>,
+        describe: Describe<P>,
     ) -> Self {
         Self {
             code,
@@ -502,7 +502,7 @@ impl<P> Verdict<P> {
             quiet_ns: quiet_s.saturating_mul(SECOND),
             boot_is_excuse: false,
             accepts,
-            tell,
+            describe,
             places: bounded(limits.places(MAX_PLACES)),
             counted: bounded(limits.connections(MAX_COUNTED)),
             held: Vec::new(),
@@ -571,8 +571,8 @@ impl<P> Verdict<P> {
             note(&mut place.cgroups, process.cgroup.clone());
         }
         // The first connect record after a drop adds what the drop lacks: errno and time.
-        let news = failure.syns.is_some() && !place.connect_told && !fresh;
-        place.connect_told |= failure.syns.is_some();
+        let news = failure.syns.is_some() && !place.connect_reported && !fresh;
+        place.connect_reported |= failure.syns.is_some();
         let sighting = Sighting {
             key: &subject.key,
             severity: (self.severity)(failure, recent),
@@ -583,9 +583,9 @@ impl<P> Verdict<P> {
         if let Some((first, _)) = before {
             sightings.since(first);
         }
-        let tell = self.tell;
+        let describe = self.describe;
         sightings.report(sighting, || {
-            let (summary, remedy) = tell(of_cause, failure, &subject.name, context);
+            let (summary, remedy) = describe(of_cause, failure, &subject.name, context);
             Details {
                 subject: subject.clone(),
                 summary,

@@ -75,7 +75,7 @@ impl Default for Config {
 }
 
 pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<Policy> {
-    Verdict::new(limits, Code::DeniedByPolicy, config.quiet_s, accepts, tell)
+    Verdict::new(limits, Code::DeniedByPolicy, config.quiet_s, accepts, describe)
 }
 
 fn accepts(cause: Cause) -> Option<Policy> {
@@ -85,7 +85,7 @@ fn accepts(cause: Cause) -> Option<Policy> {
     }
 }
 
-fn tell(policy: Policy, failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
+fn describe(policy: Policy, failure: &Failure, subject: &str, _: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     let summary = format!("a policy ({policy}) denies {subject} access to IMDS ({endpoint})");
     let commands = if matches!(

@@ -783,8 +783,8 @@ fn group<'a>(observation: &Observation<'a>) -> Option<Group<'a>> {
 pub(super) fn sample_of(summary: &Summary, interface: &InterfaceSummary) -> InterfaceSample {
     let class = |name: &str| interface.peak_by_class.get(name).copied().unwrap_or(0);
     let mut egress = [class("imds"), class("dns"), class("ntp"), class("other")];
-    let told: u64 = egress.iter().sum();
-    egress[3] += interface.peak_packets_per_s.saturating_sub(told);
+    let reported: u64 = egress.iter().sum();
+    egress[3] += interface.peak_packets_per_s.saturating_sub(reported);
     InterfaceSample {
         time: summary.to,
         name: interface.name.as_str().into(),

@@ -54,11 +54,11 @@ pub struct Details {
 }
 
 /// What the latest sighting showed, as a function that makes a finding's text of it.
-trait Told: Any + Send {
+trait Reported: Any + Send {
     fn details(&self) -> Details;
 }
 
-impl<F: Fn() -> Details + Any + Send> Told for F {
+impl<F: Fn() -> Details + Any + Send> Reported for F {
     fn details(&self) -> Details {
         self()
     }
@@ -71,9 +71,9 @@ struct Open {
     first_seen: Time,
     last_seen: Time,
     count: u64,
-    told: Box<dyn Told>,
-    told_at: Time,
-    told_count: u64,
+    reported: Box<dyn Reported>,
+    reported_at: Time,
+    reported_count: u64,
     written_at: Time,
     written_count: u64,
     pause_ns: u64,
@@ -133,7 +133,7 @@ impl<'a> Sightings<'a> {
 
     /// The pattern was seen. `details` is called when it is about to be written, and now and then.
     pub fn report(&mut self, sighting: Sighting<'_>, details: impl FnOnce() -> Details) {
-        self.tell(sighting, false, || {
+        self.describe(sighting, false, || {
             let details = details();
             move || details.clone()
         });
@@ -141,10 +141,10 @@ impl<'a> Sightings<'a> {
 
     /// The pattern was seen, and is seen so often that it costs too much to make details each time: `facts` gathers what they are made of.
     pub fn keep<F: Fn() -> Details + Send + 'static>(&mut self, sighting: Sighting<'_>, facts: impl FnOnce() -> F) {
-        self.tell(sighting, true, facts);
+        self.describe(sighting, true, facts);
     }
 
-    fn tell<T: Told>(&mut self, sighting: Sighting<'_>, always: bool, told: impl FnOnce() -> T) {
+    fn describe<T: Reported>(&mut self, sighting: Sighting<'_>, always: bool, reported: impl FnOnce() -> T) {
         let Self {
             ledger,
             code,
@@ -154,7 +154,7 @@ impl<'a> Sightings<'a> {
             out,
         } = self;
         let since = since.take().unwrap_or(sighting.time).min(sighting.time);
-        ledger.report(*code, *quiet_ns, *now, since, sighting, always, told, out);
+        ledger.report(*code, *quiet_ns, *now, since, sighting, always, reported, out);
     }
 
     /// Counter-evidence: what the finding complains of works. If nothing more is seen it is resolved soon.
@@ -204,7 +204,7 @@ impl Ledger {
     }
 
     #[expect(clippy::too_many_arguments, reason = "what `Sightings` holds, each by itself")]
-    fn report<T: Told>(
+    fn report<T: Reported>(
         &mut self,
         code: Code,
         quiet_ns: u64,
@@ -212,7 +212,7 @@ impl Ledger {
         since: Time,
         sighting: Sighting<'_>,
         always: bool,
-        told: impl FnOnce() -> T,
+        reported: impl FnOnce() -> T,
         out: &mut Vec<Record<Finding>>,
     ) {
         let (of_code, max_open) = (&mut self.open[code as usize], self.max_open);
@@ -228,9 +228,9 @@ impl Ledger {
                 first_seen: since,
                 last_seen: sighting.time,
                 count: sighting.count.max(1),
-                told: Box::new(told()),
-                told_at: now,
-                told_count: sighting.count.max(1),
+                reported: Box::new(reported()),
+                reported_at: now,
+                reported_count: sighting.count.max(1),
                 written_at: now,
                 written_count: sighting.count.max(1),
                 pause_ns: UPDATE_NS,
@@ -252,13 +252,13 @@ impl Ledger {
             || (open.count > open.written_count && now.since(open.written_at) >= open.pause_ns);
         open.severity = open.severity.max(sighting.severity);
         if always || due || open.is_stale(now) {
-            let kept: &mut dyn Any = &mut *open.told;
+            let kept: &mut dyn Any = &mut *open.reported;
             match kept.downcast_mut::<T>() {
-                Some(kept) => *kept = told(),
-                None => open.told = Box::new(told()),
+                Some(kept) => *kept = reported(),
+                None => open.reported = Box::new(reported()),
             }
-            open.told_at = now;
-            open.told_count = open.count;
+            open.reported_at = now;
+            open.reported_count = open.count;
         }
         if due {
             if now.since(open.written_at) >= open.pause_ns {
@@ -313,8 +313,8 @@ impl Open {
     /// Whether details are to be renewed though nothing is written.
     fn is_stale(&self, now: Time) -> bool {
         self.count <= ALWAYS_FRESH
-            || self.count.saturating_sub(self.told_count) >= self.count / STALE_PART
-            || now.since(self.told_at) >= STALE_NS
+            || self.count.saturating_sub(self.reported_count) >= self.count / STALE_PART
+            || now.since(self.reported_at) >= STALE_NS
     }
 
     fn write(&mut self, code: Code, state: FindingState, now: Time, host: &Host, is_aws: bool) -> Record<Finding> {
@@ -329,7 +329,7 @@ impl Open {
             summary,
             evidence,
             mut remedy,
-        } = self.told.details();
+        } = self.reported.details();
         if !is_aws {
             remedy.commands.retain(|command| !command.starts_with("aws "));
         }

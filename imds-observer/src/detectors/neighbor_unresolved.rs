@@ -72,14 +72,14 @@ impl Default for Config {
 }
 
 pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
-    Verdict::new(limits, Code::NeighborUnresolved, config.quiet_s, accepts, tell).excused_at_boot()
+    Verdict::new(limits, Code::NeighborUnresolved, config.quiet_s, accepts, describe).excused_at_boot()
 }
 
 fn accepts(cause: Cause) -> Option<()> {
     (cause == Cause::Neighbor).then_some(())
 }
 
-fn tell((): (), failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
+fn describe((): (), failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     let family = if failure.v6 { "-6 " } else { "" };
     let summary = format!("ARP or neighbor discovery for IMDS ({endpoint}) is unanswered when {subject} connects");

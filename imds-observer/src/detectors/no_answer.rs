@@ -119,7 +119,7 @@ pub(super) struct NoAnswer {
 pub(super) fn new(config: &Config, limits: &Limits) -> NoAnswer {
     NoAnswer {
         config: config.clone(),
-        verdict: Verdict::new(limits, Code::NoAnswer, config.quiet_s, accepts, tell)
+        verdict: Verdict::new(limits, Code::NoAnswer, config.quiet_s, accepts, describe)
             .with_severity(severity)
             .excused_at_boot(),
         unanswered: bounded(limits.places(MAX_PLACES)),
@@ -146,7 +146,7 @@ fn severity(failure: &Failure, recent: Recent) -> Severity {
     }
 }
 
-fn tell((): (), failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
+fn describe((): (), failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     let nat = format!(
         "{}-save -t nat | grep -nE '169\\.254|MASQUERADE|SNAT|REDIRECT|DNAT'",

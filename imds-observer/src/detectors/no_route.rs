@@ -71,7 +71,7 @@ impl Default for Config {
 }
 
 pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<RouteFault> {
-    Verdict::new(limits, Code::NoRoute, config.quiet_s, accepts, tell).excused_at_boot()
+    Verdict::new(limits, Code::NoRoute, config.quiet_s, accepts, describe).excused_at_boot()
 }
 
 fn accepts(cause: Cause) -> Option<RouteFault> {
@@ -81,7 +81,7 @@ fn accepts(cause: Cause) -> Option<RouteFault> {
     }
 }
 
-fn tell(fault: RouteFault, failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
+fn describe(fault: RouteFault, failure: &Failure, subject: &str, context: &Context<'_>) -> (String, Remedy) {
     let endpoint = failure.endpoint();
     let family = if failure.v6 { "-6 " } else { "" };
     let summary = match fault {

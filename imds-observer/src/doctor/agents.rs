@@ -75,7 +75,7 @@ fn pod_identity(has_address: bool, listens: bool) -> Check {
                     format!("ip addr show dev {POD_IDENTITY_LINK}"),
                 ],
             )
-            .told_as(Code::ContainerCredentialsFailed)
+            .reported_as(Code::ContainerCredentialsFailed)
     };
     match (has_address, listens) {
         (false, _) => fault("the link exists, and 169.254.170.23 is not an address of this host".to_owned()),
@@ -101,7 +101,7 @@ fn ecs(rules: Option<Vec<String>>, listens: bool) -> Check {
                     "iptables-save -t nat | grep -n 169.254.170.2".to_owned(),
                 ],
             )
-            .told_as(Code::ContainerCredentialsFailed)
+            .reported_as(Code::ContainerCredentialsFailed)
     };
     match (to_agent, listens) {
         (true, true) => Check::ok(

@@ -39,7 +39,7 @@ fn of(driver: &str, exceeded: Option<u64>) -> Check {
             "Find the callers with the highest request rates, and reduce their rates.",
             ["imds-observer watch".to_owned()],
         )
-        .told_as(Code::PacketQuota),
+        .reported_as(Code::PacketQuota),
         None => Check::new(NAME, State::Unknown, format!("driver {driver} has no counter for it"))
             .blinding("drops over the packet quota; the packet rate itself is measured at the uplink"),
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_is_told_and_none_is_no_fault() {
+    fn a_count_is_reported_and_none_is_no_fault() {
         assert_eq!(of("ena", Some(0)).state, State::Ok);
         assert_eq!(of("ena", Some(412)).state, State::Note);
         assert_eq!(of("veth", None).state, State::Unknown);

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts_are_found_and_parts_told_apart() {
+    fn mounts_are_found_and_parts_distinguished() {
         let mounts =
             "tmpfs /run tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /c cgroup rw 0 0\n";
         let found = mounts_in(mounts);

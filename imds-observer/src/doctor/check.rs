@@ -94,7 +94,7 @@ impl Check {
         self
     }
 
-    pub(super) fn told_as(mut self, code: Code) -> Self {
+    pub(super) fn reported_as(mut self, code: Code) -> Self {
         self.code = Some(code);
         self
     }

@@ -264,15 +264,15 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
     if !stop.unless.is_empty() {
         found = format!("{found}, except for {}", texts(&stop.unless, " or ", cgroups));
     }
-    let told = stop
+    let reported = stop
         .conditions
         .iter()
         .chain(&stop.unless)
-        .all(|condition| condition.told);
+        .all(|condition| condition.reported);
     let state = match stop.outcome {
         Outcome::Queued => State::Unknown,
         Outcome::Redirected(_) => State::Note,
-        _ if !told => State::Unknown,
+        _ if !reported => State::Unknown,
         // A default of "nothing is forwarded" with exceptions: the usual setup of a container engine.
         _ if way.forwarded && !stop.unless.is_empty() => State::Note,
         _ => State::Fault,
@@ -285,7 +285,7 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
                 "No action is needed if a metadata proxy is intended (kiam, kube2iam); otherwise delete the rule.",
                 [show(stop)],
             )
-            .told_as(Code::RedirectedLocally);
+            .reported_as(Code::RedirectedLocally);
     }
     let means = match stop.outcome {
         Outcome::Rejected => "clients fail at once with \"connection refused\" or \"no route to host\"",
@@ -298,7 +298,7 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
             "Delete the rule, or accept packets to the endpoint in an earlier rule. No action is needed if the rule blocks IMDS on purpose.",
             [show(stop)],
         )
-        .told_as(Code::BlockedByFirewall)
+        .reported_as(Code::BlockedByFirewall)
 }
 
 /// The command that shows the rule.

@@ -14,7 +14,7 @@ use crate::host::filters::{Filter, filters};
 use crate::record::Code;
 
 /// Limit of reported programs.
-const MAX_TOLD: usize = 32;
+const MAX_REPORTED: usize = 32;
 /// Cgroups that are named of each.
 const MAX_NAMED: usize = 4;
 
@@ -53,7 +53,7 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
         }
     }
     let before = checks.len();
-    checks.extend(told(&found.programs));
+    checks.extend(reported(&found.programs));
     if checks.len() == before {
         let found = format!(
             "no other tool's program is attached to the observer's hooks ({} cgroups checked)",
@@ -67,7 +67,7 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
 }
 
 /// One check for each program and hook, wherever it is attached.
-fn told(programs: &[Occupant]) -> Vec<Check> {
+fn reported(programs: &[Occupant]) -> Vec<Check> {
     let mut groups: BTreeMap<(String, String), Vec<&Occupant>> = BTreeMap::new();
     for program in programs
         .iter()
@@ -81,7 +81,7 @@ fn told(programs: &[Occupant]) -> Vec<Check> {
     }
     groups
         .into_iter()
-        .take(MAX_TOLD)
+        .take(MAX_REPORTED)
         .map(|((hook, shown), programs)| {
             let mut at: Vec<&str> = programs.iter().map(|program| program.target.as_str()).collect();
             at.dedup();
@@ -102,7 +102,7 @@ fn told(programs: &[Occupant]) -> Vec<Check> {
                     "Inspect the program if the observer reports denied-by-policy.",
                     ["bpftool cgroup tree".to_owned()],
                 )
-                .told_as(Code::DeniedByPolicy)
+                .reported_as(Code::DeniedByPolicy)
         })
         .collect()
 }
@@ -128,7 +128,7 @@ fn at_interface(uplink: &Uplink) -> Vec<Check> {
                         format!("tc filter show dev {} ingress", uplink.name),
                     ],
                 )
-                .told_as(Code::DeniedByPolicy),
+                .reported_as(Code::DeniedByPolicy),
         );
     };
     let mut unread = None;
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_told_once_with_the_cgroups_it_is_at() {
+    fn a_program_is_reported_once_with_the_cgroups_it_is_at() {
         let program = |target: &str, name: &str| Occupant {
             hook: "connect4".into(),
             target: target.into(),
@@ -182,7 +182,7 @@ mod tests {
             program("/a", "deny"),
             program("/b", "deny"),
         ];
-        let checks = told(&programs);
+        let checks = reported(&programs);
         assert_eq!(checks.len(), 1);
         assert_eq!(checks[0].found, "program deny at connect4 of /, /a, /b");
     }

@@ -59,7 +59,7 @@ fn check(endpoint: IpAddr, hop: &Hop, device: &str, neighbours: &[Neighbour], ga
         )
         .meaning("connect() fails with \"no route to host\" after three seconds")
         .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway))
-        .told_as(Code::NeighborUnresolved),
+        .reported_as(Code::NeighborUnresolved),
         None if on_link => Check::new(NAME, State::Note, format!("{who}: not resolved yet"))
             .meaning("the first request shows whether it answers; on EC2 the gateway always forwards to IMDS")
             .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway)),
@@ -109,9 +109,9 @@ mod tests {
             source: None,
         };
         let failed = [neighbour(endpoint, NeighbourState::Failed)];
-        let told = check(endpoint, &on_link, "eth0", &failed, Some(gateway));
-        assert_eq!(told.state, State::Fault);
-        let commands = told.remedy.unwrap().commands;
+        let reported = check(endpoint, &on_link, "eth0", &failed, Some(gateway));
+        assert_eq!(reported.state, State::Fault);
+        let commands = reported.remedy.unwrap().commands;
         assert_eq!(commands[1], "ip route add 169.254.169.254/32 via 10.0.0.1 dev eth0");
         assert_eq!(check(endpoint, &on_link, "eth0", &[], None).state, State::Note);
         let stale = [neighbour(endpoint, NeighbourState::Stale)];

@@ -23,7 +23,7 @@ const EXCEPTIONS: [&str; 2] = ["no_proxy", "NO_PROXY"];
 /// Processes that are looked at.
 const MAX_PROCESSES: usize = 32_768;
 /// Limit of reported groups of similar processes.
-const MAX_TOLD: usize = 32;
+const MAX_REPORTED: usize = 32;
 /// Processes that are named of each group.
 const MAX_NAMED: usize = 8;
 /// Of one environment; the kernel's own limit for arguments and environment together is larger, but no proxy is configured beyond.
@@ -106,8 +106,8 @@ fn environment(process: &Path) -> io::Result<Vec<u8>> {
 impl Scan {
     fn checks(self) -> Vec<Check> {
         let mut checks = Vec::new();
-        let more = self.groups.len().saturating_sub(MAX_TOLD);
-        for (group, pids) in self.groups.iter().take(MAX_TOLD) {
+        let more = self.groups.len().saturating_sub(MAX_REPORTED);
+        for (group, pids) in self.groups.iter().take(MAX_REPORTED) {
             checks.push(group.check(pids));
         }
         if more > 0 {
@@ -179,7 +179,7 @@ impl Group {
                 "Exclude the endpoints from the proxy in the environment of the process.",
                 [format!("export no_proxy=\"$no_proxy,{}\"", exceptions.join(","))],
             )
-            .told_as(if of_agents {
+            .reported_as(if of_agents {
                 Code::ContainerCredentialsFailed
             } else {
                 Code::ProxiedRequest

@@ -130,7 +130,7 @@ fn through_tunnel(endpoint: IpAddr, hop: &Hop, links: &[Link], way_out: WayOut) 
             "Exclude the endpoint in the VPN's settings, or route it through the instance's own interface. If the VPN uses its own routing table, add a rule with a lower priority number than the VPN's.",
             commands,
         )
-        .told_as(Code::NoAnswer)
+        .reported_as(Code::NoAnswer)
 }
 
 fn route(endpoint: IpAddr, routed: &Routed) -> Check {
@@ -156,7 +156,7 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
                 // The IPv6 endpoint is off by default.
                 return Check::new("route", State::Note, found)
                     .meaning("clients that try IPv6 fail at once; IPv4 clients are not affected")
-                    .told_as(Code::NoRoute);
+                    .reported_as(Code::NoRoute);
             }
             let refused = match *errno {
                 libc::EHOSTUNREACH => "an `unreachable` route or rule rejects it",
@@ -173,7 +173,7 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
                         if endpoint.is_ipv6() { 128 } else { 32 }
                     )]),
                 )
-                .told_as(Code::NoRoute)
+                .reported_as(Code::NoRoute)
         }
     }
 }
@@ -214,7 +214,7 @@ fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<
                         "Delete the rule. No action is needed if it blocks IMDS on purpose.",
                         [format!("ip {}rule show priority {}", dash6(endpoint), rule.priority)],
                     )
-                    .told_as(Code::NoRoute),
+                    .reported_as(Code::NoRoute),
             );
             continue;
         }
@@ -243,7 +243,7 @@ fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<
                         rule.priority.saturating_sub(1).max(1)
                     )],
                 )
-                .told_as(Code::NoAnswer),
+                .reported_as(Code::NoAnswer),
             None => Check::ok("routing-rule", found),
         });
         if rule.unconditional_for(endpoint) {

@@ -978,7 +978,7 @@ impl Flow {
                     until,
                 } => {
                     if let Some(pending) = self.pending.remove(at) {
-                        self.tell(pending, outcome, delivered, until, context, out);
+                        self.report(pending, outcome, delivered, until, context, out);
                     }
                 }
             }
@@ -1210,7 +1210,7 @@ impl Flow {
         u64::try_from(end.from(answer.start)).ok().filter(|length| *length > 0)
     }
 
-    fn tell(
+    fn report(
         &mut self,
         pending: Pending,
         outcome: ExchangeOutcome,

@@ -421,7 +421,7 @@ fn lost_token_response_live() {
         .filter(|fact| matches!(&fact.body, Body::Drop(drop) if drop.ttl == Some(1) && drop.netns == Some(5)));
     assert_eq!(drops.count(), 3);
     world.at(1502).arrives(ACK, 0, len(PUT), OK, 1).wait(60_000).end();
-    assert_eq!(world.exchanges().len(), 1, "told once");
+    assert_eq!(world.exchanges().len(), 1, "reported once");
 }
 
 #[test]
@@ -441,7 +441,7 @@ fn lost_without_any_sign_of_the_client() {
 }
 
 #[test]
-fn delivery_told_before_the_wire() {
+fn delivery_reported_before_the_wire() {
     let mut world = World::live();
     world.handshake().at(1).client(ACK, 0, 0, PUT).at(2);
     let delivered = world.server_packet(ACK, 0, len(PUT), OK, 254);
@@ -452,7 +452,7 @@ fn delivery_told_before_the_wire() {
 }
 
 #[test]
-fn delivery_told_after_the_client_left() {
+fn delivery_reported_after_the_client_left() {
     let mut world = World::live();
     world
         .handshake()
@@ -1484,7 +1484,7 @@ fn denied_behind_the_socket() {
 }
 
 #[test]
-fn connect_without_any_other_hook_tells_nothing_by_silence() {
+fn connect_without_any_other_hook_reports_nothing_by_silence() {
     let mut world = World::live();
     world.connect().returned(errno::EINPROGRESS).wait(200_000).end();
     assert!(world.facts.is_empty());

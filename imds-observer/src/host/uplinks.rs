@@ -244,20 +244,20 @@ fn settle(known: &mut Vec<Uplink>, now: &[Uplink], links: &[Link], deleted: &BTr
 fn drain(events: &Socket, known: &[Uplink], deleted: &mut BTreeSet<u32>) -> Result<bool, NetlinkError> {
     // Truncated messages are fine for that.
     let mut buffer = [0_u8; 4096];
-    let mut told = false;
+    let mut reported = false;
     loop {
         match events.recv(&mut &mut buffer[..], 0) {
             Ok(len) => {
-                told = true;
+                reported = true;
                 deleted.extend(deleted_in(&buffer[..len.min(buffer.len())]));
             }
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => return Ok(told),
+                io::ErrorKind::WouldBlock => return Ok(reported),
                 io::ErrorKind::Interrupted => {}
                 // More changes than the socket holds: some notifications were lost, but their existence is known.
                 // Any of the interfaces may have been replaced.
                 _ if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    told = true;
+                    reported = true;
                     deleted.extend(known.iter().map(|uplink| uplink.ifindex));
                 }
                 _ => return Err(error.into()),

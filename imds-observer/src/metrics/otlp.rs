@@ -64,7 +64,7 @@ pub struct Collector {
     findings_trouble: Trouble,
     metrics_trouble: Trouble,
     /// Dropped and not yet reported to the queue.
-    untold: u64,
+    unreported: u64,
 }
 
 /// Of one kind of transfer: a collector may take logs and refuse metrics for good.
@@ -115,7 +115,7 @@ impl Collector {
             metrics_due: Instant::now() + interval,
             findings_trouble: Trouble::default(),
             metrics_trouble: Trouble::default(),
-            untold: 0,
+            unreported: 0,
         })
     }
 
@@ -164,7 +164,7 @@ impl Collector {
     }
 
     fn give_up(&mut self, count: u64) {
-        self.untold += count;
+        self.unreported += count;
         self.count(|transfers| transfers.findings_lost += count);
     }
 
@@ -183,7 +183,7 @@ impl Output for Collector {
         self.waiting.drain(..over);
         self.give_up(over as u64);
         self.transfer(PATIENCE);
-        Ok(std::mem::take(&mut self.untold))
+        Ok(std::mem::take(&mut self.unreported))
     }
 
     fn idle(&mut self) -> io::Result<()> {

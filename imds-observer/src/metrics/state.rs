@@ -251,7 +251,7 @@ impl State {
     fn of(&mut self, process: Option<&Process>, container: Option<&Container>, now: Time) -> &mut Workload {
         let name = workload(process, container).unwrap_or_else(|| UNKNOWN.to_owned());
         let is_full =
-            |state: &Self| state.told_apart() >= state.limits.workloads && !state.workloads.contains_key(&name);
+            |state: &Self| state.distinguished() >= state.limits.workloads && !state.workloads.contains_key(&name);
         if is_full(self) {
             self.forget_silent(now);
         }
@@ -265,7 +265,7 @@ impl State {
     }
 
     /// Without the one that all others share.
-    fn told_apart(&self) -> usize {
+    fn distinguished(&self) -> usize {
         self.workloads.len() - usize::from(self.workloads.contains_key(OTHER))
     }
 

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn hops_are_told_from_the_nearest_initial_ttl() {
+    fn hops_are_reported_from_the_nearest_initial_ttl() {
         assert_eq!([64, 63, 62, 128, 127, 255, 1].map(hops), [0, 1, 2, 0, 1, 0, 63]);
     }
 }

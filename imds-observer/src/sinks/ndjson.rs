@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_told() {
+    fn a_reader_that_is_gone_is_reported() {
         let (reader, _writer, mut express) = pipe();
         drop(reader);
         let error = express.write(&mut vec![loss("a")]).unwrap_err();

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn captures_are_told_by_their_magic() {
+    fn captures_are_reported_by_their_magic() {
         assert_eq!(
             Input::new("a".into(), Box::new(&[0xd4, 0xc3, 0xb2, 0xa1][..]))
                 .unwrap()

@@ -98,16 +98,16 @@ fn manuals_name_every_option_with_its_default() {
             } else {
                 value.to_string()
             };
-            let told = format!("- `{name}` ({value}): ");
+            let reported = format!("- `{name}` ({value}): ");
             assert!(
-                options.contains(&told),
-                "{}: the option {told:?} is missing",
+                options.contains(&reported),
+                "{}: the option {reported:?} is missing",
                 entry.code
             );
         }
-        let told = options.lines().filter(|line| line.starts_with("- `")).count();
+        let reported = options.lines().filter(|line| line.starts_with("- `")).count();
         assert_eq!(
-            told,
+            reported,
             config[entry.code.as_str()].as_object().unwrap().len(),
             "{}",
             entry.code

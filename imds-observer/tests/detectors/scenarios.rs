@@ -83,7 +83,7 @@ fn s03_two_token_requests_before_the_fallback() {
 }
 
 #[test]
-fn s03b_the_fallback_is_told_before_the_lost_token_request_ends() {
+fn s03b_the_fallback_is_reported_before_the_lost_token_request_ends() {
     let mut trace = Trace::default();
     let app = Actor::pod(4242, "/app", "payments", "api-7c9d8b6f5d-x2x4z");
     trace.add(app.lost_put(0.0, 2.5));
@@ -427,14 +427,14 @@ fn s16b_response_dropped_in_forward() {
 #[case::forwarded_prohibit(0.0, Some(4_026_531_840), 64, [1, 0], Some("3/13"), true, Some(("no-route", "prohibit")))]
 #[case::before_routing(0.0, Some(4_026_531_840), 64, [2, 0], None, true, None)]
 #[case::elsewhere(0.0, Some(4_026_539_999), 64, [2, 2], None, false, Some(("no-answer", "")))]
-fn s16d_drops_that_tell_nothing(
+fn s16d_drops_that_report_nothing(
     #[case] dropped_at: f64,
     #[case] netns: Option<u32>,
     #[case] ttl: u8,
     #[case] syns: [u32; 2],
     #[case] icmp: Option<&str>,
     #[case] pod: bool,
-    #[case] told: Option<(&str, &str)>,
+    #[case] reported: Option<(&str, &str)>,
 ) {
     let app = if pod {
         Actor::pod(4242, "/usr/bin/curl", "payments", "api-0")
@@ -462,9 +462,9 @@ fn s16d_drops_that_tell_nothing(
             trace.add(connect);
         }
         let findings = trace.findings();
-        let codes: Vec<String> = told.iter().map(|(code, _)| format!("{code} high")).collect();
+        let codes: Vec<String> = reported.iter().map(|(code, _)| format!("{code} high")).collect();
         assert_eq!(verdicts(&findings), codes, "{reason:?}");
-        if let (Some((_, at)), Some(last)) = (told, findings.last()) {
+        if let (Some((_, at)), Some(last)) = (reported, findings.last()) {
             assert_eq!(last.evidence["at"].as_str().unwrap_or_default(), at);
         }
     }

@@ -288,7 +288,7 @@ print(status[:12].decode())
 
 #[test]
 #[ignore = "live"]
-fn a_machine_behind_a_tap_is_told_by_interface_and_address() {
+fn a_machine_behind_a_tap_is_reported_by_interface_and_address() {
     let lab = lab(LabOptions::default());
     let octets = lab.pod(0).ipv4().octets();
     let own = format!("{}.{}.{}.{}", octets[0], octets[1], octets[2], octets[3] ^ 0x40);
@@ -414,7 +414,7 @@ fn steady(lab: &Lab) -> Round {
     if exchanges.len() != wanted {
         assert!(
             lost("ring_buffer") + lost("truncated") > 0,
-            "what is missing is told: {loss}"
+            "what is missing is reported: {loss}"
         );
     }
     for exchange in &exchanges {

@@ -134,7 +134,7 @@ fn stream_rotates_its_file_at_whole_lines_and_survives_kill_9() {
 
 #[test]
 #[ignore = "live"]
-fn watch_tells_people_who_asks() {
+fn watch_reports_people_who_asks() {
     let lab = lab(LabOptions::default());
     let (mut child, mut stdout, first) = start(&lab, "watch", &["--plain", "-c", "4"]);
     assert!(first.starts_with("imds-observer "), "{first}");

@@ -362,9 +362,9 @@ fn each_right_to_look_at_processes_is_for_what_the_table_says() {
             });
             thread.join().unwrap()
         });
-        let told = [0, 1, 2].map(|number: usize| found.iter().any(|held| held.pid == old[number].0.id()));
-        println!("without {withheld:?}: of root, of another user, in a pod: {told:?}");
-        assert_eq!(told, expected, "without {withheld:?}");
+        let reported = [0, 1, 2].map(|number: usize| found.iter().any(|held| held.pid == old[number].0.id()));
+        println!("without {withheld:?}: of root, of another user, in a pod: {reported:?}");
+        assert_eq!(reported, expected, "without {withheld:?}");
     }
 }
 

@@ -193,14 +193,14 @@ fn wanted(lab: &Lab, entry: &Entry) -> Option<Wanted> {
     }
 }
 
-fn tells_all(family: Family) {
+fn reports_all(family: Family) {
     let lab = lab(LabOptions::default());
     let endpoint: IpAddr = if family == Family::V6 {
         IMDS_V6.into()
     } else {
         IMDS_V4.into()
     };
-    let mut told = 0;
+    let mut reported = 0;
     for entry in registry(family) {
         let Some(wanted) = wanted(&lab, &entry) else { continue };
         let guard = lab.inject(&entry.fault).unwrap();
@@ -255,22 +255,22 @@ fn tells_all(family: Family) {
             entry.name
         );
         println!("{} ({family:?}): {}: {}", entry.name, found["state"], found["found"]);
-        told += 1;
+        reported += 1;
     }
-    assert!(told >= 20, "only {told} faults were tried");
+    assert!(reported >= 20, "only {reported} faults were tried");
     assert_healthy(&lab, lab.node(), "after all faults");
 }
 
 #[test]
 #[ignore = "live"]
-fn every_standing_fault_is_told_over_ipv4() {
-    tells_all(Family::V4);
+fn every_standing_fault_is_reported_over_ipv4() {
+    reports_all(Family::V4);
 }
 
 #[test]
 #[ignore = "live"]
-fn every_standing_fault_is_told_over_ipv6() {
-    tells_all(Family::V6);
+fn every_standing_fault_is_reported_over_ipv6() {
+    reports_all(Family::V6);
 }
 
 #[test]
@@ -283,13 +283,13 @@ fn an_exclusive_program_of_another_tool_is_named() {
     ] {
         let guard = occupy(&lab, hook).unwrap();
         let checks = checks(&lab, lab.node());
-        let told = checks
+        let reported = checks
             .iter()
             .find(|check| check["name"] == "exclusive-program")
             .unwrap();
-        assert_eq!(told["state"], "missing");
-        assert!(told["blinds"].as_str().unwrap().starts_with(blinds), "{told}");
-        assert!(told["found"].as_str().unwrap().contains(known_name()), "{told}");
+        assert_eq!(reported["state"], "missing");
+        assert!(reported["blinds"].as_str().unwrap().starts_with(blinds), "{reported}");
+        assert!(reported["found"].as_str().unwrap().contains(known_name()), "{reported}");
         guard.undo().unwrap();
     }
     assert_healthy(&lab, lab.node(), "after it has let go");
@@ -363,7 +363,7 @@ fn sleeper(place: &Place, environment: &[(&str, &str)]) -> Sleeper {
 
 #[test]
 #[ignore = "live"]
-fn a_proxy_without_exceptions_is_told_and_its_password_is_not() {
+fn a_proxy_without_exceptions_is_reported_and_its_password_is_not() {
     let lab = lab(LabOptions::default());
     let proxy = ("http_proxy", "http://user:hunter2@proxy.internal:3128/");
     let bad = sleeper(lab.pod(0), &[proxy, ("no_proxy", "localhost,10.0.0.0/8")]);
@@ -380,19 +380,19 @@ fn a_proxy_without_exceptions_is_told_and_its_password_is_not() {
                     .any(|number| number == pid.to_string())
         })
     };
-    let told = of(bad.0.id()).expect("the process without exceptions is told");
+    let reported = of(bad.0.id()).expect("the process without exceptions is reported");
     assert_eq!(
-        (&told["state"], &told["code"]),
+        (&reported["state"], &reported["code"]),
         (&"fault".into(), &"proxied-request".into())
     );
-    let found = told["found"].as_str().unwrap();
+    let found = reported["found"].as_str().unwrap();
     assert!(
         found
             .starts_with("http_proxy=http://proxy.internal:3128 without 169.254.169.254 and fd00:ec2::254 in no_proxy"),
         "{found}"
     );
-    let told = of(only_v4.0.id()).expect("the process without an exception for IPv6 is told");
-    assert_eq!(told["state"], "note");
+    let reported = of(only_v4.0.id()).expect("the process without an exception for IPv6 is reported");
+    assert_eq!(reported["state"], "note");
     assert!(of(good.0.id()).is_none(), "the process with exceptions is left alone");
     let text = doctor(&lab, lab.node(), &[]);
     for written in [&json, &text] {

@@ -102,7 +102,7 @@ fn token(place: &Place, host: &str, patience: &str) {
 
 /// Without reasons (before 5.17) and without the right to read the kernel's addresses, a packet that is dropped before its
 /// route was looked up, or behind the uplink's hook, shows only that.
-const UNTOLD: &[&str] = &[
+const UNREPORTED: &[&str] = &[
     "policy-tc-ingress-pod",
     "policy-tc-egress-pod",
     "no-route-forwarded",
@@ -113,7 +113,7 @@ const UNTOLD: &[&str] = &[
 /// The code that this kernel and these privileges allow.
 fn expected(entry: &Entry) -> Option<&'static str> {
     let blind = kernel() < (5, 17) && Rights::from_env().unwrap() == Rights::DaemonSet;
-    entry.code.filter(|_| !(blind && UNTOLD.contains(&entry.name)))
+    entry.code.filter(|_| !(blind && UNREPORTED.contains(&entry.name)))
 }
 
 /// Suffers one fault under an observer's eyes, and takes it back.
@@ -137,8 +137,8 @@ fn try_fault(lab: &Lab, entry: &Entry, family: Family, observer: &mut Observer) 
         });
         if let Some(finding) = finding {
             // The time of writing, not of reading it in this test.
-            let told: Time = serde_json::from_value(finding["time"].clone()).unwrap();
-            after = Duration::from_nanos(told.since(begin));
+            let reported: Time = serde_json::from_value(finding["time"].clone()).unwrap();
+            after = Duration::from_nanos(reported.since(begin));
         }
     } else {
         observer.wait_for(|record| record["record"] == "exchange" || record["record"] == "connect");
@@ -280,7 +280,7 @@ fn try_session(lab: &Lab, entries: &[Entry], family: Family) -> Vec<Row> {
 }
 
 impl Row {
-    fn told(&self) -> String {
+    fn reported(&self) -> String {
         if self.found.is_empty() {
             "none".to_owned()
         } else {
@@ -391,7 +391,7 @@ fn try_all(family: Family) {
     let entries: Vec<Entry> = registry(family)
         .into_iter()
         // The one takes 30 s of real time and is among the scenarios; what the other drops shows as this kernel's own drops, because
-        // the service's end of the wire is on this kernel too. `a_flood_is_told_by_its_packets` has the quota.
+        // the service's end of the wire is on this kernel too. `a_flood_is_reported_by_its_packets` has the quota.
         .filter(|entry| !matches!(entry.name, "live-migration" | "quota"))
         // `NAME` or, over one family only, `NAME:IPv4`.
         .filter(|entry| {
@@ -408,7 +408,7 @@ fn try_all(family: Family) {
     println!("{HEAD}{}", rows.iter().map(line).collect::<Vec<_>>().join("\n"));
     for row in &rows {
         // For the table of kernels.
-        println!("fact: fault {} over {} = {}", row.name, row.family, row.told());
+        println!("fact: fault {} over {} = {}", row.name, row.family, row.reported());
     }
     let wrong: Vec<String> = rows
         .iter()
@@ -425,7 +425,7 @@ fn try_all(family: Family) {
         .collect();
     assert!(
         wrong.is_empty(),
-        "{} of {} faults are not told right:\n{}",
+        "{} of {} faults are not reported right:\n{}",
         wrong.len(),
         rows.len(),
         wrong.join("\n")
@@ -437,7 +437,7 @@ fn try_all(family: Family) {
 
 #[test]
 #[ignore = "live"]
-fn a_flood_is_told_by_its_packets() {
+fn a_flood_is_reported_by_its_packets() {
     let lab = lab(LabOptions::default());
     let mut observer = Observer::stream(&lab, &[]);
     run_script(lab.node(), &client::flood(400));
@@ -561,8 +561,11 @@ fn an_on_link_route_is_remedied_with_the_host_s_own_gateway() {
     let (gave_up, gone) = (begin.elapsed(), Time::now());
     assert!(gave_up < Duration::from_millis(2_800), "the client stayed {gave_up:?}");
     let finding = observer.wait_for(|record| record["record"] == "finding" && record["code"] == "neighbor-unresolved");
-    let told: Time = serde_json::from_value(finding["time"].clone()).unwrap();
-    assert!(told > gone, "told at {told:?}, before the client had gone at {gone:?}");
+    let reported: Time = serde_json::from_value(finding["time"].clone()).unwrap();
+    assert!(
+        reported > gone,
+        "reported at {reported:?}, before the client had gone at {gone:?}"
+    );
     assert_eq!(finding["subject"]["process"]["comm"], "curl", "{finding}");
     assert_eq!(finding["subject"]["process"]["cgroup"], cgroup_of(lab.node()));
     let commands = finding["remedy"]["commands"].as_array().unwrap();

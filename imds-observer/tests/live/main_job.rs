@@ -82,8 +82,8 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
         commands.contains("modify-instance-metadata-options") && commands.contains("--http-put-response-hop-limit 2"),
         "{commands}"
     );
-    let told = last["evidence"].to_string();
-    assert!(told.contains("seconds"), "the cost in seconds: {told}");
+    let reported = last["evidence"].to_string();
+    assert!(reported.contains("seconds"), "the cost in seconds: {reported}");
     // The fallback is reported as a consequence: no second alarm of the same severity.
     for finding in finished.opened("imdsv1-request") {
         assert_eq!(finding["severity"], "info", "{finding}");

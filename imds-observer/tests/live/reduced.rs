@@ -157,8 +157,12 @@ fn without_ptrace_or_syslog_or_admin_processes_are_still_named() {
         let (mut observer, start) = reduced(&lab, withheld, NONE);
         let missing = missing(&start);
         println!("without {withheld:?}: {missing:?}");
-        let told = missing.iter().any(|(name, _)| *name == "CAP_SYS_PTRACE");
-        assert_eq!(told, withheld.contains(&"CAP_SYS_PTRACE"), "{withheld:?}: {missing:?}");
+        let reported = missing.iter().any(|(name, _)| *name == "CAP_SYS_PTRACE");
+        assert_eq!(
+            reported,
+            withheld.contains(&"CAP_SYS_PTRACE"),
+            "{withheld:?}: {missing:?}"
+        );
         let exchange = exchange(&lab, &mut observer);
         assert_rest_works(&exchange);
         assert_eq!(exchange["process"]["comm"], "curl", "{withheld:?}");

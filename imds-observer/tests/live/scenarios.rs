@@ -34,5 +34,5 @@ fn scenario(#[case] name: &str) {
         .unwrap();
     let outcome = stage.prepare(scenario).and_then(Prepared::play).unwrap();
     assert_eq!(outcome.failure, None);
-    assert_eq!(outcome.found, scenario.expect, "{:?}", outcome.told);
+    assert_eq!(outcome.found, scenario.expect, "{:?}", outcome.reported);
 }

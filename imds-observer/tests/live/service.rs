@@ -51,7 +51,7 @@ fn value(metrics: &str, series: &str) -> Option<f64> {
 
 #[test]
 #[ignore = "live"]
-fn metrics_tell_what_records_tell() {
+fn metrics_report_what_records_report() {
     let lab = lab(LabOptions::default());
     let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
     assert_eq!(get(&lab, "/readyz", &[]).0, "200 text/plain; charset=utf-8");
@@ -343,7 +343,7 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
         let counted = counted_by_nft(&lab);
         assert!(counted >= LOST as u64);
         // The kernel doesn't trace a drop that interrupts the tracing of another one, but counts it.
-        let untold = recursion_misses(&observer);
+        let unreported = recursion_misses(&observer);
         let wanted = [
             exact(&of("lost"), LOST as f64),
             exact(&of("answered"), 1.0),
@@ -361,12 +361,12 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
             .map(|(expression, wanted)| (prometheus.ask(&expression), expression, wanted))
             .filter(|(shown, _, wanted)| shown.len() != 1 || (shown[0] - wanted).abs() > 1e-6)
             .collect();
-        if wrong.is_empty() && drops <= counted && counted <= drops + untold {
+        if wrong.is_empty() && drops <= counted && counted <= drops + unreported {
             break;
         }
         assert!(
             Instant::now() < deadline,
-            "{counted} packets counted by nft, {drops} drop records, {untold} untold; shown, asked for, wanted: {wrong:#?}"
+            "{counted} packets counted by nft, {drops} drop records, {unreported} unreported; shown, asked for, wanted: {wrong:#?}"
         );
     }
     prometheus.stop();
@@ -398,7 +398,7 @@ fn described(observer: &Observer, kind: &str, field: &str) -> Vec<u64> {
 
 #[test]
 #[ignore = "live"]
-fn a_service_manager_is_told_and_a_bad_configuration_changes_nothing() {
+fn a_service_manager_is_reported_and_a_bad_configuration_changes_nothing() {
     let lab = lab(LabOptions::default());
     let directory = tempfile::tempdir().unwrap();
     let (config, socket) = (directory.path().join("config.toml"), directory.path().join("notify"));
@@ -491,7 +491,7 @@ fn collector() -> PathBuf {
 fn a_real_collector_gets_what_prometheus_is_shown() {
     let lab = lab(LabOptions::default());
     let directory = tempfile::tempdir().unwrap();
-    let told = directory.path().join("rotel.log");
+    let reported = directory.path().join("rotel.log");
     let mut rotel = in_netns(lab.node(), collector())
         .args([
             "start",
@@ -510,7 +510,7 @@ fn a_real_collector_gets_what_prometheus_is_shown() {
             "--otlp-grpc-endpoint",
             "127.0.0.1:4317",
         ])
-        .stdout(fs::File::create(&told).unwrap())
+        .stdout(fs::File::create(&reported).unwrap())
         .stderr(Stdio::null())
         .spawn()
         .expect("run rotel");
@@ -537,14 +537,14 @@ fn a_real_collector_gets_what_prometheus_is_shown() {
     let finding = observer.wait_for(|record| record["code"] == "imdsv1-request");
     let deadline = Instant::now() + patience();
     let received = loop {
-        let text = fs::read_to_string(&told).unwrap();
+        let text = fs::read_to_string(&reported).unwrap();
         let metrics = text
             .rfind("imds_exchanges")
             .is_some_and(|at| text[at..].contains("Value: 3"));
         if metrics && text.contains(finding["summary"].as_str().unwrap()) {
             break text;
         }
-        assert!(Instant::now() < deadline, "rotel did not tell of it:\n{text}");
+        assert!(Instant::now() < deadline, "rotel did not report of it:\n{text}");
         ask(&lab, "meta-data/instance-id?filler");
     };
     for wanted in [

@@ -100,7 +100,7 @@ impl Drop for Small {
 
 #[test]
 #[ignore = "live"]
-fn a_full_disk_costs_exchanges_and_is_told_and_writing_goes_on() {
+fn a_full_disk_costs_exchanges_and_is_reported_and_writing_goes_on() {
     let lab = lab(LabOptions::default());
     let directory = tempfile::tempdir().unwrap();
     let disk = Small::new(directory.path(), 256);

@@ -316,7 +316,7 @@ fn attempt(observer: &mut Observer, remote: SocketAddr) -> FlowId {
 }
 
 #[test]
-fn a_failed_connect_is_told_apart() {
+fn a_failed_connect_is_distinguished() {
     if !can_run_live() {
         return;
     }

@@ -111,7 +111,7 @@ impl Browser {
         bytes.push(0);
         self.requests
             .write_all(&bytes)
-            .unwrap_or_else(|error| panic!("{method}: {error}: {}", self.told()));
+            .unwrap_or_else(|error| panic!("{method}: {error}: {}", self.reported()));
         loop {
             let message = self.next(method);
             if message["id"] == self.number {
@@ -134,11 +134,11 @@ impl Browser {
         let begin = Instant::now();
         self.messages
             .recv_timeout(PATIENCE)
-            .unwrap_or_else(|error| panic!("{awaited}: {error} after {:?}: {}", begin.elapsed(), self.told()))
+            .unwrap_or_else(|error| panic!("{awaited}: {error} after {:?}: {}", begin.elapsed(), self.reported()))
     }
 
     /// What the browser wrote about itself.
-    fn told(&self) -> String {
+    fn reported(&self) -> String {
         fs::read_to_string(self.profile.path().join("stderr")).unwrap_or_default()
     }
 

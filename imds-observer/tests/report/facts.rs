@@ -133,10 +133,10 @@ pub(crate) fn compare(shown: &Value, analysis: &Value) {
     let quota = shown["quota"].as_array().unwrap();
     assert_eq!(quota.len(), interfaces.len());
     for interface in interfaces {
-        let told = quota.iter().find(|told| told[0] == interface["name"]).unwrap();
-        let numbers = numbers(text(&told[1]));
+        let reported = quota.iter().find(|reported| reported[0] == interface["name"]).unwrap();
+        let numbers = numbers(text(&reported[1]));
         for field in ["peak_packets_per_s", "egress_packets", "ingress_packets"] {
-            assert!(numbers.contains(&interface[field].as_u64().unwrap()), "{told}");
+            assert!(numbers.contains(&interface[field].as_u64().unwrap()), "{reported}");
         }
     }
 
@@ -147,18 +147,18 @@ fn compare_findings(shown: &[Value], findings: &[Value]) {
     assert_eq!(shown.len(), findings.len());
     assert!(!findings.is_empty());
     for finding in findings {
-        let told = shown
+        let reported = shown
             .iter()
-            .find(|told| told["code"] == finding["code"] && told["subject"] == finding["subject"]["name"])
+            .find(|reported| reported["code"] == finding["code"] && reported["subject"] == finding["subject"]["name"])
             .unwrap_or_else(|| panic!("{finding} is not shown"));
-        assert_eq!(told["severity"], finding["severity"]);
-        assert_eq!(told["summary"], finding["summary"]);
-        assert_eq!(numbers(text(&told["seen"]))[0], finding["count"].as_u64().unwrap());
+        assert_eq!(reported["severity"], finding["severity"]);
+        assert_eq!(reported["summary"], finding["summary"]);
+        assert_eq!(numbers(text(&reported["seen"]))[0], finding["count"].as_u64().unwrap());
         let evidence = finding["evidence"].as_object().unwrap();
         let known = evidence.iter().filter(|(_, value)| !value.is_null());
-        assert_eq!(told["evidence"].as_object().unwrap().len(), known.clone().count());
+        assert_eq!(reported["evidence"].as_object().unwrap().len(), known.clone().count());
         for (name, value) in known {
-            let shown = text(&told["evidence"][&name.replace('_', " ")]);
+            let shown = text(&reported["evidence"][&name.replace('_', " ")]);
             match value {
                 Value::String(wanted) => assert_eq!(shown, wanted),
                 Value::Number(wanted) => assert_eq!(shown, wanted.to_string()),
@@ -171,18 +171,21 @@ fn compare_findings(shown: &[Value], findings: &[Value]) {
 
 fn compare_groups(shown: &[Value], groups: &[Value]) {
     assert_eq!(shown.len(), groups.len());
-    for (told, group) in shown.iter().zip(groups) {
-        assert_eq!(told["code"], group["code"]);
-        assert_eq!(told["severity"], group["severity"]);
+    for (reported, group) in shown.iter().zip(groups) {
+        assert_eq!(reported["code"], group["code"]);
+        assert_eq!(reported["severity"], group["severity"]);
         let subjects = group["subjects"].as_array().unwrap();
         let names: Vec<&Value> = subjects.iter().map(|subject| &subject["name"]).collect();
-        assert_eq!(told["subjects"].as_array().unwrap().iter().collect::<Vec<_>>(), names);
-        assert_eq!(told["remedy"], group["remedy"]["text"]);
-        assert_eq!(told["commands"], group["remedy"]["commands"]);
+        assert_eq!(
+            reported["subjects"].as_array().unwrap().iter().collect::<Vec<_>>(),
+            names
+        );
+        assert_eq!(reported["remedy"], group["remedy"]["text"]);
+        assert_eq!(reported["commands"], group["remedy"]["commands"]);
         if subjects.len() > 1 {
-            assert_eq!(told["cause"], group["cause"]);
+            assert_eq!(reported["cause"], group["cause"]);
         } else {
-            assert!(told["cause"].is_null(), "{told}");
+            assert!(reported["cause"].is_null(), "{reported}");
         }
     }
 }

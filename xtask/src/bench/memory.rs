@@ -8,13 +8,13 @@ pub(crate) fn run(programs: &Programs, args: &lab::Args) -> anyhow::Result<()> {
     let own = pipeline::cargo_bench("memory", "dev", args)?;
     let kernel = programs.measure(Bench::Memory, args, &[])?;
     if !args.short && !args.no_write {
-        let told = format!(
+        let reported = format!(
             "`cargo xtask bench memory`, {}.\n\nOutside the kernel, filled to the limit by a client that does its worst:\n\n{}\n\nIn the kernel, taken at the start:\n\n{}",
             lab::machine()?,
             own.trim_end(),
             kernel.trim_end()
         );
-        lab::write("memory", &told)?;
+        lab::write("memory", &reported)?;
     }
     Ok(())
 }

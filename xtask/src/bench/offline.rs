@@ -312,16 +312,16 @@ fn measure(command: &Command) -> anyhow::Result<Measured> {
     let begin = Instant::now();
     let output = timed.stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
     let wall_s = begin.elapsed().as_secs_f64();
-    let told = String::from_utf8_lossy(&output.stderr);
+    let reported = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         bail!(
             "ended with {:?}, signal {:?}: {}",
             output.status.code(),
             output.status.signal(),
-            told.trim()
+            reported.trim()
         );
     }
-    let last = told.lines().last().unwrap_or_default();
+    let last = reported.lines().last().unwrap_or_default();
     let numbers: Vec<f64> = last.split(' ').filter_map(|number| number.parse().ok()).collect();
     let [user, system, peak] = numbers[..] else {
         bail!("unexpected output of time: {last:?}");

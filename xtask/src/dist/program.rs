@@ -51,7 +51,7 @@ pub(super) fn build(sh: &Shell, release: &Release, source: &Path, arch: Arch) ->
     sh.remove_path(&built)?;
     sh.copy_file(&to, &built)?;
     is_static(&to)?;
-    tells_no_paths(&to, source)
+    reports_no_paths(&to, source)
 }
 
 /// A compiler that doesn't write down where things lie here. A wrapper, since neither it nor what it adds goes into the hashes that
@@ -125,7 +125,7 @@ fn is_static(program: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tells_no_paths(program: &Path, source: &Path) -> anyhow::Result<()> {
+fn reports_no_paths(program: &Path, source: &Path) -> anyhow::Result<()> {
     let bytes = fs::read(program)?;
     let wanted = source.to_str().context("the sources' path is text")?;
     let found = bytes.windows(wanted.len()).position(|part| part == wanted.as_bytes());

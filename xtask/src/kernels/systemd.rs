@@ -108,11 +108,11 @@ struct Said<'a>(BTreeMap<&'a str, &'a str>);
 
 impl<'a> Said<'a> {
     fn read(console: &'a str) -> Self {
-        let told = console.lines().filter_map(|line| {
+        let reported = console.lines().filter_map(|line| {
             let (_, fact) = line.split_once("@@ ")?;
             Some(fact.trim_end().split_once(' ').unwrap_or((fact.trim_end(), "")))
         });
-        Self(told.collect())
+        Self(reported.collect())
     }
 
     fn get(&self, name: &str) -> anyhow::Result<&'a str> {
@@ -139,8 +139,8 @@ impl<'a> Said<'a> {
         ensure!(!self.0.contains_key("failed"), "{}", self.get("failed")?);
         self.get("end")?;
         for (name, wanted) in EXPECTED {
-            let told = self.get(name)?;
-            ensure!(told == *wanted, "{name} is `{told}` and not `{wanted}`");
+            let reported = self.get(name)?;
+            ensure!(reported == *wanted, "{name} is `{reported}` and not `{wanted}`");
         }
         let given = unit
             .lines()

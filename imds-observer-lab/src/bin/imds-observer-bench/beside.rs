@@ -126,9 +126,9 @@ pub(crate) fn tellers(lab: &Lab, tables: &Tables, cgroup: &Path, interface: &str
             return Ok(None);
         };
         let program = if *hook == Hook::Connect4 {
-            tables.notes_and_tells(*hook, *bytes, cgroup, index)
+            tables.notes_and_reports(*hook, *bytes, cgroup, index)
         } else {
-            tables.tells(*hook, *bytes, cgroup, index)
+            tables.reports(*hook, *bytes, cgroup, index)
         };
         program.map(|program| Some((*name, program)))
     })

@@ -41,7 +41,7 @@ impl Step {
     }
 
     /// A slow machine may lose events, but never in silence, and without a loss everything is there.
-    fn ensure_told(&self, name: &str) -> Result<()> {
+    fn ensure_reported(&self, name: &str) -> Result<()> {
         let (missing, foreign) = (self.missing(), self.foreign());
         let lost = self.written.lost("ring_buffer");
         ensure!(
@@ -114,7 +114,7 @@ pub(crate) fn run(program: &Path, short: bool, seconds: u64) -> Result<()> {
         let step = bench.step(load, &[])?;
         row(&mut table, name, &step);
         if short {
-            step.ensure_told(name)?;
+            step.ensure_reported(name)?;
         }
     }
     bench.lab.server().update(|behaviour| behaviour.keep_alive = true);
@@ -192,7 +192,7 @@ fn growth(bench: &Bench<'_>, short: bool) -> Result<()> {
         "us of CPU each",
         "memory at most, MiB",
     ]);
-    let mut tell = |what: &str, number: &str, step: &Step| {
+    let mut report = |what: &str, number: &str, step: &Step| {
         let exchanges = step.written.exchanges.len();
         table.row(&[
             what.to_owned(),
@@ -205,7 +205,7 @@ fn growth(bench: &Bench<'_>, short: bool) -> Result<()> {
     let home = bench.lab.node().cgroup().directory();
     for width in if short { vec![1, 10] } else { vec![1, 10, 100, 1000] } {
         let load = Load::new(Kind::Workers, span).rate(500).width(width).cgroup(home);
-        tell(
+        report(
             "workloads, a process and a cgroup each, 500 exchanges/s in all",
             &width.to_string(),
             &bench.step(&load, &[])?,
@@ -213,7 +213,7 @@ fn growth(bench: &Bench<'_>, short: bool) -> Result<()> {
     }
     for rate in if short { vec![100] } else { vec![10, 100, 500, 1000] } {
         let load = Load::new(Kind::Processes, span).rate(rate);
-        tell(
+        report(
             "new processes a second, an exchange each",
             &rate.to_string(),
             &bench.step(&load, &[])?,
@@ -221,12 +221,12 @@ fn growth(bench: &Bench<'_>, short: bool) -> Result<()> {
     }
     for size in if short { vec![100] } else { vec![100, 1000, 10_000] } {
         let load = Load::new(Kind::Crowd, Duration::ZERO).count(size);
-        tell("connections at once", &size.to_string(), &bench.step(&load, &[])?);
+        report("connections at once", &size.to_string(), &bench.step(&load, &[])?);
     }
     let load = Load::new(Kind::Exchanges, span).rate(if short { 100 } else { 1000 });
     let none = Configured::write(&format!("[detectors]\ndisabled = {:?}\n", detectors(bench.program)?))?;
-    tell("detectors", "all", &bench.step(&load, &[])?);
-    tell("detectors", "none", &bench.step(&load, &["--config", none.path()?])?);
+    report("detectors", "all", &bench.step(&load, &[])?);
+    report("detectors", "none", &bench.step(&load, &["--config", none.path()?])?);
     table.print();
     Ok(())
 }

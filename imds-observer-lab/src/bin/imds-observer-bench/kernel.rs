@@ -160,7 +160,7 @@ struct Bench {
     ours: Side,
     empty: Side,
     looks: Side,
-    tells: Side,
+    reports: Side,
 }
 
 pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
@@ -215,7 +215,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     let looks = side("looks", 2, &|cgroup, interface| {
         lookers(&lab, &types, cgroup, interface)
     })?;
-    let tells = side("tells", 3, &|cgroup, interface| {
+    let reports = side("reports", 3, &|cgroup, interface| {
         tellers(&lab, &tables, cgroup, interface)
     })?;
     let bench = Bench {
@@ -223,7 +223,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
         ours,
         empty,
         looks,
-        tells,
+        reports,
     };
     let _counting = bpf::count_runs().context("count runs (BPF_ENABLE_STATS)")?;
 
@@ -343,7 +343,7 @@ impl Bench {
     /// The observer's, the empty one, and the one with the least that this traffic takes.
     fn sides(&self, traffic: &Traffic) -> [(usize, &Side); 3] {
         let least = if traffic.imds && traffic.name != BODY {
-            &self.tells
+            &self.reports
         } else {
             &self.looks
         };

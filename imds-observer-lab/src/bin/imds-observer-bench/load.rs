@@ -466,7 +466,7 @@ fn reap(patient: bool) -> Option<bool> {
 fn processes(rate: u64, end: Instant) -> Result<Made> {
     let mut made = Made::default();
     let (begun, mut living) = (Instant::now(), 0_usize);
-    let tell = |made: &mut Made, well: bool| {
+    let report = |made: &mut Made, well: bool| {
         made.done += u64::from(well);
         made.failed += u64::from(!well);
     };
@@ -483,14 +483,14 @@ fn processes(rate: u64, end: Instant) -> Result<Made> {
             living += 1;
         }
         while let Some(well) = reap(false) {
-            tell(&mut made, well);
+            report(&mut made, well);
             living -= 1;
         }
         thread::sleep(Duration::from_micros(200));
     }
     while living > 0 {
         let Some(well) = reap(true) else { break };
-        tell(&mut made, well);
+        report(&mut made, well);
         living -= 1;
     }
     Ok(made)

@@ -109,7 +109,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
         let tcpdump = results[3][measure].over(nothing).median();
         for ((watcher, with), rounds) in WATCHERS.iter().zip(&results) {
             let ratio = rounds[measure].over(nothing);
-            let told = if *watcher == Watcher::Observer {
+            let reported = if *watcher == Watcher::Observer {
                 format!(
                     "{target}: {}; ahead of tcpdump: {}",
                     verdict(ratio.median() >= *target),
@@ -123,7 +123,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
                 (*with).to_owned(),
                 rounds[measure].show(2),
                 ratio.show(3),
-                told,
+                reported,
             ]);
         }
     }
@@ -291,15 +291,15 @@ fn iperf(lab: &Lab, more: &[&str]) -> Result<Value> {
 }
 
 fn tcp(lab: &Lab) -> Result<f64> {
-    let told = iperf(lab, &[])?;
-    let bits = told["end"]["sum_received"]["bits_per_second"].as_f64();
+    let reported = iperf(lab, &[])?;
+    let bits = reported["end"]["sum_received"]["bits_per_second"].as_f64();
     Ok(bits.context("iperf3 reports no throughput")? / 1e9)
 }
 
 /// Packets that arrived.
 fn udp(lab: &Lab) -> Result<f64> {
-    let told = iperf(lab, &["-u", "-b", "0", "-l", "64"])?;
-    let sum = &told["end"]["sum"];
+    let reported = iperf(lab, &["-u", "-b", "0", "-l", "64"])?;
+    let sum = &reported["end"]["sum"];
     let number = |name: &str| sum[name].as_f64().with_context(|| format!("iperf3 reports no {name}"));
     Ok((number("packets")? - number("lost_packets")?) / number("seconds")? / 1e3)
 }
@@ -316,7 +316,9 @@ fn connections(lab: &Lab) -> Result<f64> {
     let printed = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "wrk (is it installed?): {printed}{complained}");
-    let rate = printed.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+    let rate = printed
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Requests/sec:"));
     rate.and_then(|rate| rate.trim().parse().ok())
         .context("wrk reports no rate")
 }

@@ -161,11 +161,11 @@ mod tests {
         let pod = caller.container.as_ref().unwrap().pod.clone().unwrap();
         assert_eq!(pod.namespace.as_deref(), Some("payments"));
         let (again, news) = processes.sender(&comments);
-        assert!(again == sender && news.is_none(), "each process is told once");
+        assert!(again == sender && news.is_none(), "each process is reported once");
     }
 
     #[test]
-    fn other_comments_tell_nobody() {
+    fn other_comments_report_nobody() {
         for comment in [
             &b"retransmission?"[..],
             b"PID: x",

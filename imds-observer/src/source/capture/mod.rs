@@ -136,12 +136,12 @@ pub struct Capture {
     waiting: Vec<Event>,
     counted: u64,
     loss: LossCounts,
-    told_loss: LossCounts,
+    reported_loss: LossCounts,
     last: Time,
     /// Byte order of the section.
     big_endian: bool,
     /// [`Broken::Cut`] was reported.
-    cut_told: bool,
+    cut_reported: bool,
     ended: bool,
 }
 
@@ -191,10 +191,10 @@ impl Capture {
             waiting: Vec::new(),
             counted: 0,
             loss: LossCounts::default(),
-            told_loss: LossCounts::default(),
+            reported_loss: LossCounts::default(),
             last: Time::default(),
             big_endian: false,
-            cut_told: false,
+            cut_reported: false,
             ended: false,
         }
     }
@@ -266,14 +266,14 @@ impl Capture {
         self.ended = true;
         let waiting = &mut self.waiting;
         self.quota.finish(|sample| waiting.push(Event::Interface(sample)));
-        self.tell_loss();
+        self.report_loss();
     }
 
-    fn tell_loss(&mut self) {
+    fn report_loss(&mut self) {
         let mut loss = self.loss;
         loss.evicted += self.quota.evicted();
-        if loss != self.told_loss {
-            self.told_loss = loss;
+        if loss != self.reported_loss {
+            self.reported_loss = loss;
             self.waiting.push(Event::Loss(loss));
         }
     }
@@ -299,7 +299,7 @@ impl Capture {
                     loss: &mut self.loss,
                     last: &mut self.last,
                     big_endian: &mut self.big_endian,
-                    cut_told: &mut self.cut_told,
+                    cut_reported: &mut self.cut_reported,
                 };
                 if let Err(why) = work.block(block, nanoseconds) {
                     result = Err(why);
@@ -335,8 +335,8 @@ impl Capture {
             return Err(Broken::Block);
         }
         blocks.consume(used);
-        if self.loss != self.told_loss && self.counted.is_multiple_of(4096) {
-            self.tell_loss();
+        if self.loss != self.reported_loss && self.counted.is_multiple_of(4096) {
+            self.report_loss();
         }
         result
     }
@@ -419,7 +419,7 @@ struct Work<'a> {
     loss: &'a mut LossCounts,
     last: &'a mut Time,
     big_endian: &'a mut bool,
-    cut_told: &'a mut bool,
+    cut_reported: &'a mut bool,
 }
 
 impl Work<'_> {
@@ -567,7 +567,8 @@ impl Work<'_> {
         let (data, length) = data;
         let unparsed = self.loss.unparsed;
         self.captured(index, time, data, comments, way, data.len() < length as usize);
-        if self.loss.unparsed > unparsed && data.len() < length as usize && !std::mem::replace(self.cut_told, true) {
+        if self.loss.unparsed > unparsed && data.len() < length as usize && !std::mem::replace(self.cut_reported, true)
+        {
             return Err(Broken::Cut(data.len()));
         }
         Ok(())
@@ -621,12 +622,12 @@ impl Work<'_> {
                 });
         }
         if comments.iter().any(|comment| !comment.is_empty()) {
-            self.tell_sender(before, comments);
+            self.report_sender(before, comments);
         }
     }
 
     /// Sets the sender from comments on the waiting packets from `first` on, and emits the event that describes it before them.
-    fn tell_sender(&mut self, first: usize, comments: &[&[u8]]) {
+    fn report_sender(&mut self, first: usize, comments: &[&[u8]]) {
         let mut at = first;
         while at < self.waiting.len() {
             if let Some(Event::Packet(packet)) = self.waiting.get_mut(at)

@@ -44,14 +44,14 @@ impl Quota {
         self.evicted
     }
 
-    /// Counts a packet; a second that is over goes to `tell`.
+    /// Counts a packet; a second that is over goes to `report`.
     pub(super) fn count(
         &mut self,
         key: Key,
         time: Time,
         packet: Counted,
         name: impl FnOnce() -> Arc<str>,
-        tell: impl FnOnce(InterfaceSample),
+        report: impl FnOnce(InterfaceSample),
     ) {
         if !self.windows.contains_key(&key) {
             if self.windows.len() >= self.limit {
@@ -67,7 +67,7 @@ impl Quota {
         if time >= window.time {
             let name = window.name.clone();
             let over = std::mem::replace(window, empty(name, time));
-            tell(over);
+            report(over);
         }
         let Counted {
             egress,
@@ -90,10 +90,10 @@ impl Quota {
         side[class as usize] += 1;
     }
 
-    pub(super) fn finish(&mut self, tell: impl FnMut(InterfaceSample)) {
+    pub(super) fn finish(&mut self, report: impl FnMut(InterfaceSample)) {
         let mut left: Vec<_> = self.windows.drain().map(|(_, window)| window).collect();
         left.sort_by(|a, b| (a.time, &a.name).cmp(&(b.time, &b.name)));
-        left.into_iter().for_each(tell);
+        left.into_iter().for_each(report);
     }
 }
 

@@ -386,7 +386,7 @@ fn of_dns_to_private_addresses_only_that_to_the_vpc_resolver_counts() {
 }
 
 #[test]
-fn breaks_are_told_with_their_place() {
+fn breaks_are_reported_with_their_place() {
     let whole = pcap(false, false, 9999, &[tcp(POD, IMDS, REQUEST), tcp(POD, IMDS, REQUEST)]);
     let first = 24 + (whole.len() - 24) / 2;
     let (events, broken) = read(whole[..whole.len() - 3].to_vec());

@@ -8,7 +8,7 @@ use super::{MAX_LINE_BYTES, Skip, parse};
 use crate::record::Record;
 
 /// Skipped lines that are logged one by one, per file.
-const TOLD_PER_FILE: u64 = 5;
+const REPORTED_PER_FILE: u64 = 5;
 
 /// What a chunk's lines gave.
 #[derive(Default)]
@@ -52,7 +52,7 @@ impl Skips {
         for Skipped { skip, offset, line } in &batch.skipped {
             self.skipped += 1;
             self.broken += u64::from(*skip != Skip::CutOff);
-            if self.skipped <= TOLD_PER_FILE {
+            if self.skipped <= REPORTED_PER_FILE {
                 let line = self.lines + line + 1;
                 tracing::warn!("{}:{offset}: line {line}: {skip}", self.name);
             }
@@ -62,7 +62,7 @@ impl Skips {
 
     /// The file has ended.
     pub(super) fn end(&self) {
-        if let Some(more @ 1..) = self.skipped.checked_sub(TOLD_PER_FILE) {
+        if let Some(more @ 1..) = self.skipped.checked_sub(REPORTED_PER_FILE) {
             tracing::warn!("{}: skipped {more} more lines", self.name);
         }
     }

@@ -195,14 +195,14 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         .current_dir(directory.path())
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
+    let reported = String::from_utf8_lossy(&output.stdout);
     assert_eq!(
         output.status.code(),
         Some(0),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(told.contains("curl"), "{told}");
+    assert!(reported.contains("curl"), "{reported}");
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn ctrl_c_ends_it_with_a_summary() {
 /// For pipes and screen readers: no escape sequence, each finding with its remedy.
 #[test]
 #[ignore = "live"]
-fn plain_text_tells_the_same() {
+fn plain_text_reports_the_same() {
     let lab = lab(pod());
     let cgroup = lab.cgroup_directory();
     let directory = tempfile::tempdir().unwrap();

@@ -31,7 +31,7 @@ pub struct Condition {
     /// Reads after "for": `uid 1000`, `what comes in from veth0`.
     pub text: String,
     /// Determines whose packets match. Otherwise the rule doesn't show whether it holds.
-    pub told: bool,
+    pub reported: bool,
     /// The id of the cgroup in the text, for a caller that can name it.
     pub cgroup: Option<u64>,
 }
@@ -241,11 +241,11 @@ impl Walker<'_> {
     /// Those of whom this holds aren't concerned by what follows.
     fn exempt(&mut self, own: Vec<Condition>) {
         if !own.is_empty() && self.unless.len() < MAX_CONDITIONS {
-            let told = own.iter().all(|condition| condition.told);
+            let reported = own.iter().all(|condition| condition.reported);
             let text = own.into_iter().map(|condition| condition.text).collect::<Vec<_>>();
             self.unless.push(Condition {
                 text: text.join(" and "),
-                told,
+                reported,
                 cgroup: None,
             });
         }
@@ -448,7 +448,7 @@ mod tests {
         steps
     }
 
-    fn told(ruleset: &Ruleset) -> Vec<String> {
+    fn reported(ruleset: &Ruleset) -> Vec<String> {
         walk(ruleset, &[Hook::Output], &request())
             .stops
             .iter()
@@ -476,15 +476,15 @@ mod tests {
                 vec![("output", vec![rule(&[&destination(address)], Verdict::Drop)])],
             )
         };
-        assert_eq!(told(&drop(IMDS)), ["handle 0 Dropped for [] unless []"]);
-        assert_eq!(told(&drop([10, 0, 0, 1])), [""; 0]);
+        assert_eq!(reported(&drop(IMDS)), ["handle 0 Dropped for [] unless []"]);
+        assert_eq!(reported(&drop([10, 0, 0, 1])), [""; 0]);
     }
 
     #[test]
-    fn whom_a_rule_hits_is_told() {
+    fn whom_a_rule_hits_is_reported() {
         let only = rule(&[&destination(IMDS), &uid(Comparison::Equal, 1000)], Verdict::Reject);
         assert_eq!(
-            told(&ruleset(false, vec![("output", vec![only])])),
+            reported(&ruleset(false, vec![("output", vec![only])])),
             ["handle 0 Rejected for [uid 1000] unless []"]
         );
         let spared = vec![
@@ -492,7 +492,7 @@ mod tests {
             rule(&[&destination(IMDS)], Verdict::Drop),
         ];
         assert_eq!(
-            told(&ruleset(false, vec![("output", spared)])),
+            reported(&ruleset(false, vec![("output", spared)])),
             ["handle 1 Dropped for [] unless [uid 0]"]
         );
     }
@@ -506,15 +506,15 @@ mod tests {
         ];
         let chains = |verdict| vec![("output", vec![rule(&[], verdict)]), ("mine", mine.clone())];
         let jump = || Verdict::Jump("mine".into());
-        assert_eq!(told(&ruleset(false, chains(jump()))), [""; 0]);
+        assert_eq!(reported(&ruleset(false, chains(jump()))), [""; 0]);
         assert_eq!(
-            told(&ruleset(true, chains(jump()))),
+            reported(&ruleset(true, chains(jump()))),
             ["policy Dropped for [] unless []"]
         );
         let accepted = vec![rule(&[&destination(IMDS)], Verdict::Accept), rule(&[], Verdict::Drop)];
-        assert_eq!(told(&ruleset(true, vec![("output", accepted)])), [""; 0]);
+        assert_eq!(reported(&ruleset(true, vec![("output", accepted)])), [""; 0]);
         let endless = vec![("output", vec![rule(&[], Verdict::Goto("output".into()))])];
-        assert_eq!(told(&ruleset(false, endless)), [""; 0]);
+        assert_eq!(reported(&ruleset(false, endless)), [""; 0]);
     }
 
     #[test]
@@ -541,11 +541,15 @@ mod tests {
             ]
         };
         assert_eq!(
-            told(&ruleset(false, vec![("output", vec![state(1)])])),
+            reported(&ruleset(false, vec![("output", vec![state(1)])])),
             [""; 0],
             "invalid"
         );
-        assert_eq!(told(&ruleset(false, vec![("output", vec![state(8)])])).len(), 1, "new");
+        assert_eq!(
+            reported(&ruleset(false, vec![("output", vec![state(8)])])).len(),
+            1,
+            "new"
+        );
 
         let lookup = |inverted| {
             let [load, _] = destination(IMDS);
@@ -575,7 +579,7 @@ mod tests {
         let with_set = |inverted| {
             let mut ruleset = ruleset(false, vec![("output", vec![lookup(inverted)])]);
             ruleset.sets.insert((table(), "link-local".into()), set.clone());
-            told(&ruleset)
+            reported(&ruleset)
         };
         assert_eq!(with_set(false).len(), 1);
         assert_eq!(with_set(true), [""; 0]);
@@ -611,6 +615,6 @@ mod tests {
             Verdict::Drop,
         )];
         let walk = walk(&ruleset(false, vec![("output", limited)]), &[Hook::Output], &request());
-        assert!(!walk.stops[0].conditions[0].told);
+        assert!(!walk.stops[0].conditions[0].reported);
     }
 }

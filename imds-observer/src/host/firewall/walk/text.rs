@@ -10,7 +10,7 @@ use super::{Condition, Stop, Truth};
 pub(super) fn unread(name: &str) -> Condition {
     Condition {
         text: format!("match `{name}` (not evaluated)"),
-        told: false,
+        reported: false,
         cgroup: None,
     }
 }
@@ -21,7 +21,7 @@ pub(super) fn negated(open: Open, value: &str, inverted: bool) -> Truth {
 }
 
 pub(super) fn asked(open: Open, value: &str) -> Condition {
-    let (text, told) = match open {
+    let (text, reported) = match open {
         Open::Uid => (format!("uid {value}"), true),
         Open::Gid => (format!("gid {value}"), true),
         Open::Cgroup => (format!("cgroup {value}"), true),
@@ -34,7 +34,7 @@ pub(super) fn asked(open: Open, value: &str) -> Condition {
     };
     Condition {
         text,
-        told,
+        reported,
         cgroup: None,
     }
 }
