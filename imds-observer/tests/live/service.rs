@@ -72,7 +72,7 @@ fn metrics_report_what_records_report() {
 
     let (kind, metrics) = get(&lab, "/metrics", &[]);
     assert_eq!(kind, "200 text/plain; version=0.0.4; charset=utf-8");
-    let exchanges = r#"imds_exchanges_total{workload="curl",imds_version="v1",outcome="answered"}"#;
+    let exchanges = r#"imds_exchanges_total{workload="curl",imds_version="v1",outcome="answered",dialect="aws"}"#;
     assert_eq!(value(&metrics, exchanges), Some(3.0), "{metrics}");
     assert_eq!(
         value(&metrics, r#"imds_responses_total{workload="curl",status="404"}"#),

@@ -117,7 +117,7 @@ fn after_a_panic_in_any_thread() {
     }
     let directory = tempfile::tempdir().unwrap();
     let cue = directory.path().join("cue");
-    let name = "restore::after_a_panic_in_any_thread";
+    let name = "terminal::restore::after_a_panic_in_any_thread";
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture"]).env(PANICS, &cue);
     let mut pty = Pty::spawn(command, SIZE, Control::Controlling).unwrap();
