@@ -195,7 +195,7 @@ const MODULES: &[&str] = &[
 ];
 
 /// Longest that a guest may take; it watches its own tests more closely.
-const PATIENCE: Duration = Duration::from_secs(1_200);
+const PATIENCE: Duration = Duration::from_secs(2_400);
 const PATIENCE_WHOLE: Duration = Duration::from_secs(7_200);
 /// A boot and a program that ends by itself.
 pub(super) const PATIENCE_ONLY: Duration = Duration::from_secs(300);
