@@ -338,9 +338,9 @@ impl Pipeline {
             Body::Exchange(_) | Body::Connect(_) | Body::Drop(_) => self.observe(record, written),
             // Findings are derived again, unless the trace lacks what they rest on.
             Body::Finding(finding) => {
-                let anew = self.recorded.has_exchanges(&record.host) || finding.code == Code::PacketQuota;
+                let derived = self.recorded.has_exchanges(&record.host) || finding.code == Code::PacketQuota;
                 let subject = &finding.subject;
-                if !anew
+                if !derived
                     && self
                         .parts
                         .filter

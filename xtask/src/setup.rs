@@ -113,6 +113,7 @@ impl Group {
                 "bpftool",
                 "ethtool",
                 "ipvsadm",
+                "python3-venv",
                 "wireguard-tools",
             ],
             Self::Pristine => &["mmdebstrap", "git"],

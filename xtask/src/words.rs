@@ -228,7 +228,7 @@ fn configuration(_: &str, source: &str) -> Vec<Text> {
     }]
 }
 
-/// Leaves out what stands between backticks, links' targets included where they are code.
+/// Removes the text between backticks, links' targets included where they are code.
 fn without_code(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for (n, part) in text.split('`').enumerate() {

@@ -159,7 +159,7 @@ impl Tables {
 
     /// An event of so many bytes, with its time, for each run.
     pub fn reports(&self, at: Hook, bytes: u32, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Measured> {
-        let reports = self.telling(bytes);
+        let reports = self.reporting(bytes);
         Measured::attach("imdslab_reports", at, &reports, cgroup, ifindex)
     }
 
@@ -181,11 +181,11 @@ impl Tables {
         instructions.extend([copy(2, 10), add(2, -8), call(LOOKUP), op(0x15, 0, 0, 7, 0), copy(3, 0)]);
         instructions.extend(map(1, &self.table));
         instructions.extend([copy(2, 10), add(2, -16), set(4, 0), call(UPDATE)]);
-        instructions.extend(self.telling(bytes));
+        instructions.extend(self.reporting(bytes));
         Measured::attach("imdslab_notes", at, &instructions, cgroup, ifindex)
     }
 
-    fn telling(&self, bytes: u32) -> Vec<u64> {
+    fn reporting(&self, bytes: u32) -> Vec<u64> {
         // r6: the event, in a map's memory.
         let mut instructions = vec![op(0x62, 10, 0, -8, 0)];
         instructions.extend(map(1, &self.event));

@@ -467,17 +467,13 @@ impl AccessForbidden {
         if row.recent.total(exchange.time) < self.config.other_statuses.max(1) {
             return;
         }
-        let fresh = !sightings.is_open(&client.key);
         let sighting = Sighting {
             key: &client.key,
             severity: Severity::Warning,
             time: exchange.time,
-            count: if fresh { all } else { 1 },
+            count: sightings.counted(&client.key, all, first),
             news: false,
         };
-        if fresh {
-            sightings.since(first);
-        }
         sightings.report(sighting, || {
             let subject = context.client_subject();
             let (method, path) = (&exchange.request.method, &exchange.request.path);

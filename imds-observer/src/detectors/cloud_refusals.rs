@@ -80,10 +80,6 @@ impl CloudRefusals {
         if row.recent.total(time) < self.least {
             return;
         }
-        let fresh = !sightings.is_open(&client.key);
-        if fresh {
-            sightings.since(first);
-        }
         let sighting = Sighting {
             key: &client.key,
             severity: if cause == "updating" {
@@ -92,7 +88,7 @@ impl CloudRefusals {
                 Severity::Warning
             },
             time,
-            count: if fresh { all } else { 1 },
+            count: sightings.counted(&client.key, all, first),
             news: false,
         };
         sightings.report(sighting, || details(status, known, all, exchange, context, client));

@@ -250,10 +250,6 @@ impl ContainerCredentialsFailed {
         if row.recent.total(time) < least || starting {
             return;
         }
-        let fresh = !sightings.is_open(&client.key);
-        if fresh {
-            sightings.since(first);
-        }
         let sighting = Sighting {
             key: &client.key,
             severity: match failure.cause {
@@ -262,7 +258,7 @@ impl ContainerCredentialsFailed {
                 _ => Severity::High,
             },
             time,
-            count: if fresh { all } else { 1 },
+            count: sightings.counted(&client.key, all, first),
             news: false,
         };
         sightings.report(sighting, || {

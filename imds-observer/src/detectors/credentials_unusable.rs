@@ -177,7 +177,6 @@ impl Detector for CredentialsUnusable {
         if row.short < self.config.answers.max(1) || brief && !by_imds_for_long {
             return;
         }
-        let fresh = !sightings.is_open(&client.key);
         let sighting = Sighting {
             key: &client.key,
             severity: if !brief && (by_imds == Some(true) || row.good.is_some()) {
@@ -186,12 +185,9 @@ impl Detector for CredentialsUnusable {
                 Severity::Warning
             },
             time,
-            count: if fresh { row.short } else { 1 },
+            count: sightings.counted(&client.key, row.short, row.first),
             news: false,
         };
-        if fresh {
-            sightings.since(row.first);
-        }
         sightings.report(sighting, || {
             let subject = context.client_subject();
             Details {

@@ -131,6 +131,15 @@ impl<'a> Sightings<'a> {
         self
     }
 
+    /// The count of the next sighting, which is the last of `all` since `first`: all of them where it opens a finding, else itself.
+    pub fn counted(&mut self, key: &str, all: u64, first: Time) -> u64 {
+        if self.is_open(key) {
+            return 1;
+        }
+        self.since(first);
+        all
+    }
+
     /// The pattern was seen. `details` is called when it is about to be written, and now and then.
     pub fn report(&mut self, sighting: Sighting<'_>, details: impl FnOnce() -> Details) {
         self.describe(sighting, false, || {

@@ -159,12 +159,11 @@ impl Detector for NoInstanceRole {
         {
             return;
         }
-        let fresh = !sightings.is_open(HOST);
         let sighting = Sighting {
             key: HOST,
             severity: Severity::Info,
             time,
-            count: if fresh { looks.misses } else { 1 },
+            count: sightings.counted(HOST, looks.misses, looks.first),
             news: false,
         };
         let clients = self
@@ -172,9 +171,6 @@ impl Detector for NoInstanceRole {
             .iter()
             .filter(|(_, looks)| looks.misses > 0 && !looks.had)
             .count();
-        if fresh {
-            sightings.since(looks.first);
-        }
         sightings.report(sighting, || Details {
             subject: context.host_subject(),
             summary: format!(

@@ -245,7 +245,6 @@ impl Detector for NotFound {
         };
         let starts = client.short_lived();
         let optional = OPTIONAL.iter().any(|prefix| below.starts_with(prefix));
-        let fresh = !sightings.is_open(&client.key);
         let sighting = Sighting {
             key: &client.key,
             severity: if optional && !others && !starts {
@@ -254,12 +253,9 @@ impl Detector for NotFound {
                 Severity::Warning
             },
             time,
-            count: if fresh { all } else { 1 },
+            count: sightings.counted(&client.key, all, since),
             news: false,
         };
-        if fresh {
-            sightings.since(since);
-        }
         sightings.report(sighting, || {
             let subject = context.client_subject();
             Details {

@@ -101,8 +101,8 @@ struct Losses {
     handshakes: u64,
     waited_ns: u64,
     retransmits: u64,
-    /// `reason@function`, newest.
-    drop: Option<String>,
+    /// Newest.
+    drop: Option<Dropped>,
     request_ttl: Option<u8>,
     response_ttl: Option<u8>,
 }
@@ -111,10 +111,18 @@ struct Losses {
 const PATIENT_SYNS: u32 = 3;
 const PATIENT_NS: u64 = 3 * SECOND;
 
+/// Why a response was dropped.
+struct Dropped {
+    /// `reason@function`.
+    text: String,
+    /// Its TTL was used up in forwarding.
+    spent: bool,
+}
+
 /// A dropped packet of a response.
 struct DroppedPacket {
     time: Time,
-    text: String,
+    cause: Dropped,
     for_ttl: bool,
     /// The kernel names a reason or a function.
     named: bool,
@@ -161,7 +169,10 @@ impl Detector for ResponseDropped {
                 let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
                 let dropped = DroppedPacket {
                     time: drop.time,
-                    text: place_of(reason, location),
+                    cause: Dropped {
+                        text: place_of(reason, location),
+                        spent: is_ttl_drop(reason, location),
+                    },
                     for_ttl: is_spent(drop),
                     named: reason.is_some_and(|reason| reason != "NOT_SPECIFIED") || location.is_some(),
                 };
@@ -220,7 +231,7 @@ impl ResponseDropped {
             losses.retransmits += u64::from(response.retransmits);
         }
         losses.waited_ns = losses.waited_ns.saturating_add(exchange.waited_ns.unwrap_or(0));
-        losses.drop = dropped.map(|dropped| dropped.text).or(losses.drop.take());
+        losses.drop = dropped.map(|dropped| dropped.cause).or(losses.drop.take());
         let local = exchange.connection.local.as_deref();
         losses.report(exchange.time, local, false, client, context, sightings);
     }
@@ -244,8 +255,13 @@ impl ResponseDropped {
             || connect.syns.max(connect.wire_syns) >= PATIENT_SYNS
             || connect.elapsed_ns >= PATIENT_NS;
         losses.drop = dropped
-            .map(|dropped| dropped.text)
-            .or_else(|| connect.dropped.as_ref().map(ToString::to_string))
+            .map(|dropped| dropped.cause)
+            .or_else(|| {
+                connect.dropped.as_ref().map(|dropped| Dropped {
+                    text: dropped.to_string(),
+                    spent: is_ttl_drop(dropped.reason.as_deref(), dropped.location.as_deref()),
+                })
+            })
             .or(losses.drop.take());
         let local = connect.connection.local.as_deref();
         losses.report(connect.time, local, proven, client, context, sightings);
@@ -291,7 +307,7 @@ impl Losses {
         let only_tokens = self.token_responses == self.lost
             && self.request_ttl.is_some()
             && self.response_ttl.is_some_and(|ttl| ttl <= 64);
-        let reason = self.drop.as_deref();
+        let reason = self.drop.as_ref().map(|dropped| dropped.text.as_str());
         let handshakes = self.handshakes == self.lost;
         let (why, remedy) = remedy(reason, only_tokens, handshakes, self);
         let (name, lost) = (&subject.name, self.lost);
@@ -358,7 +374,7 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
             },
         );
     }
-    if handshakes && reason.is_some_and(|reason| is_ttl_drop(reason.split('@').next(), reason.split('@').nth(1))) {
+    if handshakes && losses.drop.as_ref().is_some_and(|dropped| dropped.spent) {
         return (
             format!("their TTL is used up in forwarding ({by})"),
             Remedy {

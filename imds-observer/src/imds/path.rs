@@ -220,13 +220,13 @@ mod tests {
         ] {
             assert!(is_natural_404(&format!("meta-data/{natural}")), "{natural}");
         }
-        for telling in [
+        for unusual in [
             "autoscaling/target-lifecycle-state",
             "spotted",
             "tags/instance/Name",
             "iam/info",
         ] {
-            assert!(!is_natural_404(&format!("meta-data/{telling}")), "{telling}");
+            assert!(!is_natural_404(&format!("meta-data/{unusual}")), "{unusual}");
         }
         let mac = "meta-data/network/interfaces/macs/0a:1b";
         for absent in ["ipv6s", "network-card", "ipv4-prefix", "ipv4-associations/1.2.3.4"] {

@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_somebody_took_away_is_made_anew() {
+    fn a_file_that_was_removed_is_created_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("trace");
         let mut file = RotatedFile::open(&path, Some(rotation(8, 3))).unwrap();

@@ -4,14 +4,14 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use imds_observer_lab::server::Behaviour;
 use imds_observer_lab::topology::{Lab, LabOptions, Place, PodOptions};
 
-use crate::support::{Observer, UPLINK, cgroup_of, first_line, in_netns, lab, observed_cgroup, program, run};
+use crate::support::{Finished, Observer, UPLINK, cgroup_of, first_line, in_netns, lab, observed_cgroup, program, run};
 
 const ADDRESS: &str = "127.0.0.1:9469";
 const URL: &str = "http://169.254.169.254/latest/meta-data/instance-id";
@@ -61,6 +61,21 @@ fn unprivileged(place: &Place) -> Command {
         "--",
     ]);
     command
+}
+
+/// What a script printed that an unprivileged user of a pod ran in namespaces of its own, and what was observed of it.
+fn sent_in_own_namespaces(script: &str) -> (Output, Finished) {
+    let lab = lab(LabOptions {
+        pods: vec![PodOptions::default(); 1],
+        ..LabOptions::default()
+    });
+    let observer = Observer::stream(&lab, &[]);
+    let sent = unprivileged(lab.pod(0))
+        .args(IN_OWN_NAMESPACES)
+        .args(["/usr/bin/python3", "-c", script])
+        .output()
+        .unwrap();
+    (sent, observer.finish())
 }
 
 /// The attack, as an unprivileged user in its own namespaces, in the pod's cgroup.
@@ -380,23 +395,13 @@ print(sent)
 #[test]
 #[ignore = "live"]
 fn datagrams_to_the_endpoints_are_no_unread_requests() {
-    let lab = lab(LabOptions {
-        pods: vec![PodOptions::default(); 1],
-        ..LabOptions::default()
-    });
-    let observer = Observer::stream(&lab, &[]);
-    let sent = unprivileged(lab.pod(0))
-        .args(IN_OWN_NAMESPACES)
-        .args(["/usr/bin/python3", "-c", DATAGRAMS])
-        .output()
-        .unwrap();
+    let (sent, finished) = sent_in_own_namespaces(DATAGRAMS);
     assert_eq!(
         String::from_utf8_lossy(&sent.stdout),
         "8\n",
         "{}",
         String::from_utf8_lossy(&sent.stderr)
     );
-    let finished = observer.finish();
     let loss = finished.kind("loss").pop().unwrap();
     assert_eq!(loss["unparsed"], 0, "{loss}");
 }
@@ -434,23 +439,13 @@ print(asked)
 #[test]
 #[ignore = "live"]
 fn extension_headers_hide_no_request() {
-    let lab = lab(LabOptions {
-        pods: vec![PodOptions::default(); 1],
-        ..LabOptions::default()
-    });
-    let observer = Observer::stream(&lab, &[]);
-    let sent = unprivileged(lab.pod(0))
-        .args(IN_OWN_NAMESPACES)
-        .args(["/usr/bin/python3", "-c", EXTENDED])
-        .output()
-        .unwrap();
+    let (sent, finished) = sent_in_own_namespaces(EXTENDED);
     assert_eq!(
         String::from_utf8_lossy(&sent.stdout),
         "8\n",
         "{}",
         String::from_utf8_lossy(&sent.stderr)
     );
-    let finished = observer.finish();
     let exchanges = finished.kind("exchange");
     assert_eq!(exchanges.len(), 8, "{}", finished.stdout);
     for exchange in exchanges {
@@ -581,19 +576,9 @@ for way in (fast_open, multipath, mapped, zero_copy, file, splice, bytewise, cor
 #[test]
 #[ignore = "live"]
 fn no_way_to_send_hides_a_request() {
-    let lab = lab(LabOptions {
-        pods: vec![PodOptions::default(); 1],
-        ..LabOptions::default()
-    });
-    let observer = Observer::stream(&lab, &[]);
-    let sent = unprivileged(lab.pod(0))
-        .args(IN_OWN_NAMESPACES)
-        .args(["/usr/bin/python3", "-c", WAYS])
-        .output()
-        .unwrap();
+    let (sent, finished) = sent_in_own_namespaces(WAYS);
     let ways = String::from_utf8_lossy(&sent.stdout).into_owned();
     assert_eq!(ways.lines().count(), 10, "{}", String::from_utf8_lossy(&sent.stderr));
-    let finished = observer.finish();
     for way in ways.lines() {
         let path = format!("/latest/meta-data/{way}");
         let of_way: Vec<_> = finished

@@ -636,6 +636,17 @@ fn pods_that_the_node_redirects_to_an_agent_are_reported_with_the_rule() {
     );
 }
 
+/// The `connect` record of a pod's attempt, and all that the observer wrote.
+fn failed_attempt(lab: &Lab, mut observer: Observer) -> (Value, Finished) {
+    run(
+        lab.pod(0),
+        "curl",
+        &["-s", "-m", "4", "http://169.254.169.254/latest/meta-data/"],
+    );
+    let connect = observer.wait_for(|record| record["record"] == "connect");
+    (connect, observer.finish())
+}
+
 /// SYN-ACKs that die on the node, between the uplink and a pod: what drops them, and never the request's way.
 #[test]
 #[ignore = "live"]
@@ -648,14 +659,7 @@ fn syn_acks_that_the_node_drops_are_named_by_their_cause() {
                nft add rule ip away out ip saddr 169.254.169.254 tcp flags '& (syn | ack) == (syn | ack)' ip ttl set 1";
     for (place, rule, word) in [(lab.node(), raw, "netfilter"), (lab.imds(), ttl, "TTL")] {
         shell(place, rule);
-        let mut observer = Observer::follow(&lab, &[]);
-        run(
-            lab.pod(0),
-            "curl",
-            &["-s", "-m", "4", "http://169.254.169.254/latest/meta-data/"],
-        );
-        let connect = observer.wait_for(|record| record["record"] == "connect");
-        let finished = observer.finish();
+        let (connect, finished) = failed_attempt(&lab, Observer::follow(&lab, &[]));
         shell(place, "nft delete table ip away");
         let found = finished.opened("response-dropped");
         assert_eq!(found.len(), 1, "{word}: {found:?} {connect}");
@@ -682,14 +686,7 @@ fn a_routing_loop_is_named() {
         "ip route replace 169.254.169.254/32 via 10.88.0.3 dev cni0; echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects",
     );
     shell(lab.pod(1), "echo 1 >/proc/sys/net/ipv4/ip_forward");
-    let mut observer = Observer::follow(&lab, &["--interface", "eth0"]);
-    run(
-        lab.pod(0),
-        "curl",
-        &["-s", "-m", "4", "http://169.254.169.254/latest/meta-data/"],
-    );
-    let connect = observer.wait_for(|record| record["record"] == "connect");
-    let finished = observer.finish();
+    let (connect, finished) = failed_attempt(&lab, Observer::follow(&lab, &["--interface", "eth0"]));
     let found = finished.opened("no-route");
     assert_eq!(found.len(), 1, "{connect} {:?}", finished.kind("drop"));
     assert!(found[0]["summary"].as_str().unwrap().contains("loop"), "{}", found[0]);

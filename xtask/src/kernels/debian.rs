@@ -279,8 +279,10 @@ const TOOLS: &[&str] = &[
     "curl",
     "dash",
     "ethtool",
+    "grep",
     "iproute2",
     "iptables",
+    "ipvsadm",
     "nftables",
     "util-linux",
     "wireguard-tools",
@@ -289,12 +291,16 @@ const TOOLS: &[&str] = &[
 /// Puts `programs` for another processor and their libraries into a guest's tree.
 pub(super) fn tools(sh: &Shell, arch: Arch, programs: &[&str], tree: &Path) -> anyhow::Result<()> {
     let files = directory(arch).join("tools");
-    if !sh.path_exists(files.join("usr/bin")) {
+    let stamp = files.join("packages");
+    // Those of an earlier list lack what was added to it.
+    if !sh.read_file(&stamp).is_ok_and(|have| have == TOOLS.join(" ")) {
+        sh.remove_path(&files)?;
         let suites = own_suites()?;
         let suites: Vec<&str> = suites.iter().map(String::as_str).collect();
         let apt = Apt::new(sh, arch, &suites)?;
         let packages = apt.with_libraries(TOOLS)?;
         apt.unpack_all(&packages, &files)?;
+        sh.write_file(&stamp, TOOLS.join(" "))?;
     }
     for program in programs {
         let found = ["usr/sbin", "usr/bin", "sbin", "bin"]

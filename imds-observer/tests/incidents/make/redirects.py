@@ -83,6 +83,12 @@ with Records("syn-acks-with-ttl-1.ndjson") as r:
     for n in range(4):
         r.connect(20 * n, POD, "timeout", 110, 10, syns=4, wire_syns=4, dropped="IP_INHDR@ip_forward")
 
+with Records("syn-acks-with-ttl-1-without-reason.ndjson") as r:
+    # Before 5.17 a drop has the kernel's function, and no reason.
+    for n in range(4):
+        r.drop(20 * n + 0.001, POD, "response", None, "ip_forward", ttl=1)
+        r.connect(20 * n, POD, "timeout", 110, 10, syns=4, wire_syns=4, dropped="unknown@ip_forward", again=True)
+
 with Records("syns-in-routing-loop.ndjson") as r:
     for n in range(4):
         r.drop(20 * n + 0.001, POD, "request", "IP_INHDR", "ip_forward", ttl=1)
