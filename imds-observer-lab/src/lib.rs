@@ -3,7 +3,7 @@
 pub mod bpf;
 pub mod client;
 pub mod faults;
-pub mod rights;
+pub mod privileges;
 pub mod scenarios;
 pub mod server;
 pub mod terminal;

@@ -32,7 +32,7 @@ pub struct Config {
     pub records: Option<Vec<Kind>>,
     /// How much of command lines records hold.
     pub cmdline: Option<Cmdline>,
-    /// Keep all rights after start, to look for faults.
+    /// Keep all privileges after start, to look for faults.
     pub unconfined: bool,
     pub filter: Filter,
     pub limits: Limits,

@@ -161,7 +161,7 @@ pub struct RecordedHosts {
     evicted: u64,
     hosts: Vec<(Host, Recorded)>,
     /// Index into `hosts`.
-    places: FxHashMap<Host, usize>,
+    indices: FxHashMap<Host, usize>,
     /// The one that was asked for last: records of one host come in a row.
     last: Option<(Host, usize)>,
     /// Of runs that have ended.
@@ -218,7 +218,7 @@ impl RecordedHosts {
             limit,
             evicted: 0,
             hosts: Vec::new(),
-            places: FxHashMap::default(),
+            indices: FxHashMap::default(),
             last: None,
             before: LossCounts::default(),
             restarts: 0,
@@ -277,9 +277,9 @@ impl RecordedHosts {
 
     /// Whether an exchange, connect or drop of this host has been read.
     pub fn has_exchanges(&self, host: &Host) -> bool {
-        self.places
+        self.indices
             .get(host)
-            .is_some_and(|place| self.hosts[*place].1.exchanges)
+            .is_some_and(|index| self.hosts[*index].1.exchanges)
     }
 
     pub fn loses(&mut self, loss: Of<'_, LossCounts>) {
@@ -343,25 +343,25 @@ impl RecordedHosts {
     }
 
     fn of(&mut self, host: &Host) -> Option<&mut Recorded> {
-        if let Some((last, place)) = &self.last
+        if let Some((last, index)) = &self.last
             && Host::ptr_eq(last, host)
         {
-            return Some(&mut self.hosts[*place].1);
+            return Some(&mut self.hosts[*index].1);
         }
-        let place = match self.places.get(host) {
-            Some(place) => *place,
+        let index = match self.indices.get(host) {
+            Some(index) => *index,
             None if self.hosts.len() >= self.limit => {
                 self.evicted += 1;
                 return None;
             }
             None => {
-                self.places.insert(host.clone(), self.hosts.len());
+                self.indices.insert(host.clone(), self.hosts.len());
                 self.hosts.push((host.clone(), Recorded::default()));
                 self.hosts.len() - 1
             }
         };
-        self.last = Some((host.clone(), place));
-        Some(&mut self.hosts[place].1)
+        self.last = Some((host.clone(), index));
+        Some(&mut self.hosts[index].1)
     }
 }
 

@@ -89,7 +89,7 @@ pub mod redact;
 pub mod report;
 #[cfg(live)]
 #[doc(hidden)]
-pub mod rights;
+pub mod sandbox;
 #[doc(hidden)]
 pub mod sinks;
 pub mod source;

@@ -199,7 +199,7 @@ fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<(bool, String)> {
     Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
-/// 0 is a service without any rights, 10 one that is not confined at all. A network service like this one, which runs as root, reads all
+/// 0 is a service without any privileges, 10 one that is not confined at all. A network service like this one, which runs as root, reads all
 /// processes and loads eBPF programs, keeps some of it.
 const MAX_EXPOSURE: f64 = 4.0;
 

@@ -24,7 +24,7 @@ const LAYERS: &[&str] = &[
     "imds",
     "host_facts",
     "host",
-    "rights",
+    "sandbox",
     // From events to findings.
     "event",
     "flow",

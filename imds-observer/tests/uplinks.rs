@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use imds_observer::bpf::DEFAULT_ENDPOINTS;
 use imds_observer::host::{UplinkChange, UplinkMonitor, Uplinks};
 use imds_observer_lab::can_run_live;
-use imds_observer_lab::rights::Rights;
+use imds_observer_lab::privileges::Privileges;
 use imds_observer_lab::topology::{Lab, LabOptions, Place, PodOptions, RouteStyle};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
@@ -207,7 +207,7 @@ fn stream_follows_the_uplinks_when_none_is_named() {
         return;
     };
     let mut command = lab.node().command_beside(env!("CARGO_BIN_EXE_imds-observer")).unwrap();
-    Rights::from_env().unwrap().reduce(&mut command);
+    Privileges::from_env().unwrap().reduce(&mut command);
     let mut child = command
         .args(["stream", "--cgroup", lab.cgroup_directory().to_str().unwrap()])
         .env("IMDS_OBSERVER_LOG", "info")

@@ -1,7 +1,7 @@
 //! `test --kernel VERSION`: the live suite on another kernel than this machine's, inside QEMU.
 //!
 //! Debian's own kernels, unpacked under `target/kernels` and never installed. The guest is an initramfs of static test
-//! programs, the tools that the lab calls, and a first process that runs the suite once per set of rights
+//! programs, the tools that the lab calls, and a first process that runs the suite once per set of privileges
 //! (`imds-observer-lab/src/bin/imds-observer-guest.rs`). The processor is emulated: a boot takes seconds, no
 //! virtualisation is asked of the host, and nothing of the guest reaches the host's network.
 

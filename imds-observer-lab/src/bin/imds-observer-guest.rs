@@ -1,4 +1,4 @@
-//! First process of a kernel under test: mounts, loads modules, runs each test program once per set of rights, powers off.
+//! First process of a kernel under test: mounts, loads modules, runs each test program once per set of privileges, powers off.
 //!
 //! `cargo xtask test --kernel VERSION` packs it as `/init`. What it prints on the console is read by that verb: lines
 //! that start with `@@`. It refuses to run as anything but process 1.
@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use imds_observer_lab::rights;
+use imds_observer_lab::privileges;
 use nix::{
     kmod::{ModuleInitFlags, finit_module},
     mount::{MsFlags, mount},
@@ -49,7 +49,7 @@ const MOUNTS: &[(&str, &str)] = &[
     ("tracefs", "/sys/kernel/tracing"),
 ];
 
-/// Name, value of `IMDS_OBSERVER_TEST_RIGHTS`, `perf_event_paranoid`. Debian's own default is 3.
+/// Name, value of `IMDS_OBSERVER_TEST_PRIVILEGES`, `perf_event_paranoid`. Debian's own default is 3.
 const ROUNDS: &[(&str, &str, &str)] = &[("full", "full", "1"), ("daemonset", "daemonset", "3")];
 
 fn main() -> ExitCode {
@@ -91,7 +91,7 @@ fn run() -> Result<()> {
             wait_until_up_for(filters.concat().parse()?)?;
             continue;
         }
-        for (round, rights, paranoid) in ROUNDS {
+        for (round, privileges, paranoid) in ROUNDS {
             fs::write("/proc/sys/kernel/perf_event_paranoid", paranoid)?;
             println!("@@ round {round}");
             let mut command = Command::new(PathBuf::from(TESTS).join(name));
@@ -101,7 +101,7 @@ fn run() -> Result<()> {
                 .args(skip.lines().flat_map(|name| ["--skip", name]))
                 .env_clear()
                 .envs(environment.lines().filter_map(|line| line.split_once('=')))
-                .env(rights::VARIABLE, rights);
+                .env(privileges::VARIABLE, privileges);
             run_test(name, &mut command)?;
         }
     }

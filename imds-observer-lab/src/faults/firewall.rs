@@ -15,7 +15,7 @@ use crate::topology::{Lab, Place, cgroup_mount_point};
 pub struct Firewall {
     pub tool: Tool,
     pub chain: Chain,
-    pub verdict: Verdict,
+    pub verdict: RuleAction,
     /// Whose OUTPUT; FORWARD is the node's.
     pub victim: Victim,
     pub scope: Scope,
@@ -38,7 +38,7 @@ pub enum Chain {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RuleAction {
     Drop,
     /// ICMP port unreachable: the client sees a refused connection.
     Reject,
@@ -88,10 +88,10 @@ impl Firewall {
             Scope::OwnCgroup => nft_cgroup(place)?,
         };
         let verdict = match self.verdict {
-            Verdict::Drop => "drop",
-            Verdict::Reject => "reject with icmpx type port-unreachable",
-            Verdict::RejectHost => "reject with icmpx type host-unreachable",
-            Verdict::RejectReset => "reject with tcp reset",
+            RuleAction::Drop => "drop",
+            RuleAction::Reject => "reject with icmpx type port-unreachable",
+            RuleAction::RejectHost => "reject with icmpx type host-unreachable",
+            RuleAction::RejectReset => "reject with tcp reset",
         };
         let rule = |endpoint: &IpAddr| {
             let family = if endpoint.is_ipv4() { "ip" } else { "ip6" };
@@ -156,10 +156,10 @@ impl Firewall {
             "icmp6-addr-unreachable"
         };
         let target: &[&str] = match self.verdict {
-            Verdict::Drop => &["-j", "DROP"],
-            Verdict::Reject => &["-j", "REJECT"],
-            Verdict::RejectHost => &["-j", "REJECT", "--reject-with", unreachable],
-            Verdict::RejectReset => &["-j", "REJECT", "--reject-with", "tcp-reset"],
+            RuleAction::Drop => &["-j", "DROP"],
+            RuleAction::Reject => &["-j", "REJECT"],
+            RuleAction::RejectHost => &["-j", "REJECT", "--reject-with", unreachable],
+            RuleAction::RejectReset => &["-j", "REJECT", "--reject-with", "tcp-reset"],
         };
         rule.extend(target.iter().map(|&word| word.to_owned()));
         rule

@@ -13,7 +13,7 @@ use std::{net::IpAddr, process::Command, sync::Arc};
 use anyhow::{Context as _, Result};
 use rtnetlink::packet_route::neighbour::NeighbourState;
 
-pub use firewall::{Chain, Firewall, Scope, Tool, Verdict};
+pub use firewall::{Chain, Firewall, RuleAction, Scope, Tool};
 pub use policy::{Hook, accompany, crowd_uplink, occupy, rewrite_connect};
 pub use registry::{Entry, disturbances, registry};
 pub use routes::RouteFault;

@@ -24,29 +24,29 @@ pub fn from_proc(text: &str, locate: &dyn Fn(&str, &str) -> CgroupPath) -> Optio
             Some((fields.next()?, fields.next()?, fields.next()?))
         })
     };
-    let place = |controllers, path: &str| {
+    let cgroup = |controllers, path: &str| {
         // A cgroup that was removed under its last process.
         locate(controllers, path.strip_suffix(" (deleted)").unwrap_or(path))
     };
-    let places = |v2: bool| {
+    let cgroups = |v2: bool| {
         lines()
             .filter(move |(id, ..)| (*id == "0") == v2)
-            .map(move |(_, controllers, path)| place(controllers, path))
+            .map(move |(_, controllers, path)| cgroup(controllers, path))
     };
-    let unified = places(true).next();
-    let is_container = |place: &CgroupPath| container::of(place).is_some();
+    let unified = cgroups(true).next();
+    let is_container = |cgroup: &CgroupPath| container::of(cgroup).is_some();
     unified
         .clone()
         .filter(is_container)
-        .or_else(|| places(false).find(is_container))
-        .or(unified.clone().filter(|place| place.path != "/"))
+        .or_else(|| cgroups(false).find(is_container))
+        .or(unified.clone().filter(|cgroup| cgroup.path != "/"))
         .or_else(|| {
             lines()
                 .find(|(_, controllers, _)| *controllers == "name=systemd")
-                .map(|(_, controllers, path)| place(controllers, path))
+                .map(|(_, controllers, path)| cgroup(controllers, path))
         })
         .or(unified)
-        .or_else(|| places(false).next())
+        .or_else(|| cgroups(false).next())
 }
 
 /// Where the host's cgroup hierarchies are mounted.
@@ -263,7 +263,7 @@ mod tests {
             path: without_parents(path),
             delegated: 0,
         };
-        from_proc(text, &roots).map(|place| place.path)
+        from_proc(text, &roots).map(|cgroup| cgroup.path)
     }
 
     #[test]

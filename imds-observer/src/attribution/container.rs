@@ -21,12 +21,12 @@ pub struct Found {
 ///
 /// Any user can give a directory in a delegated subtree a pod's name (`systemd-run --user`, `Delegate=yes`, a user namespace in a
 /// container), so such names identify nothing.
-pub fn of(place: &CgroupPath) -> Option<Found> {
-    if place.delegated == 0 {
-        return from_cgroup(&place.path);
+pub fn of(cgroup: &CgroupPath) -> Option<Found> {
+    if cgroup.delegated == 0 {
+        return from_cgroup(&cgroup.path);
     }
-    let mut rest = place.path.as_str();
-    for _ in 0..place.delegated {
+    let mut rest = cgroup.path.as_str();
+    for _ in 0..cgroup.delegated {
         rest = rest.trim_end_matches('/').rsplit_once('/')?.0;
     }
     from_cgroup(rest)
@@ -44,15 +44,15 @@ pub fn from_cgroup(path: &str) -> Option<Found> {
         .enumerate()
         .rev()
         .find_map(|(at, component)| named(component).map(|(id, runtime)| (at, id, runtime)))
-        .or_else(|| named_by_place(&components))?;
+        .or_else(|| named_by_position(&components))?;
     let above = &components[..at];
     let pod = components[..=at].iter().rev().find_map(|component| pod_uid(component));
-    let place = above.iter().rev().find_map(|component| manager(component));
+    let manager = above.iter().rev().find_map(|component| manager(component));
     if runtime.is_none() {
-        runtime = place.as_ref().and_then(|place| place.runtime);
+        runtime = manager.as_ref().and_then(|manager| manager.runtime);
     }
     // A bare id under a pod or a manager's directory, or one behind a runtime's own prefix.
-    let recognised = is_id(&id) && (runtime.is_some() || is_id(components[at]) && (pod.is_some() || place.is_some()));
+    let recognised = is_id(&id) && (runtime.is_some() || is_id(components[at]) && (pod.is_some() || manager.is_some()));
     Some(Found {
         container: Container {
             id,
@@ -87,7 +87,7 @@ fn named(component: &str) -> Option<(String, Option<&'static str>)> {
 }
 
 /// A container whose name is no id, known by where it is: `ctr run` takes any name, and whatever a pod holds is one.
-fn named_by_place<'a>(components: &[&'a str]) -> Option<(usize, String, Option<&'static str>)> {
+fn named_by_position<'a>(components: &[&'a str]) -> Option<(usize, String, Option<&'static str>)> {
     let at = components.iter().rposition(|component| is_pod(component))? + 1;
     let name: &'a str = components.get(at)?;
     // Overhead of a sandbox: the VM monitor's own threads.

@@ -11,11 +11,11 @@ pub fn fuzz_host_files(bytes: &[u8]) {
     let _ = process::namespace_inode(&text);
     #[cfg(live)]
     let _ = cgroup::whole_tree(&text);
-    let place = |_: &str, path: &str| CgroupPath {
+    let cgroup = |_: &str, path: &str| CgroupPath {
         path: path.to_owned(),
         delegated: 0,
     };
-    if let Some(found) = cgroup::from_proc(&text, &place) {
+    if let Some(found) = cgroup::from_proc(&text, &cgroup) {
         let _ = container::from_cgroup(&found.path);
     }
     let _ = container::from_cgroup(&text);

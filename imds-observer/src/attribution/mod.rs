@@ -110,10 +110,10 @@ pub struct Attribution {
     processes: LruCache<ProcessKey, Known>,
     threads: LruCache<(ProcessKey, u32), Thread>,
     /// Keys that came without a description.
-    strangers: LruCache<ProcessKey, Lookup<()>>,
+    undescribed: LruCache<ProcessKey, Lookup<()>>,
     containers: LruCache<String, Named>,
     /// By cgroup v2 id.
-    cgroups: LruCache<u64, Lookup<Option<Place>>>,
+    cgroups: LruCache<u64, Lookup<Option<CgroupName>>>,
     /// Sockets that are older than the observer, by cookie.
     sockets: LruCache<u64, ProcessKey>,
     search: Lookup<()>,
@@ -224,7 +224,7 @@ struct Named {
 }
 
 /// A cgroup, and the container that its path names.
-type Place = (Arc<str>, Option<Found>);
+type CgroupName = (Arc<str>, Option<Found>);
 
 /// A question and, once it is there, the answer.
 #[derive(Debug)]
@@ -255,7 +255,7 @@ impl Attribution {
             now: Time::default(),
             processes: LruCache::new(at_least_one(limits.processes)),
             threads: LruCache::new(at_least_one(THREADS)),
-            strangers: LruCache::new(lookups),
+            undescribed: LruCache::new(lookups),
             containers: LruCache::new(at_least_one(limits.containers)),
             cgroups: LruCache::new(lookups),
             sockets: LruCache::new(lookups),
@@ -414,7 +414,7 @@ impl Attribution {
         if resolved.caller.process.is_none() {
             resolved.netns = sender.map(|sender| sender.netns).filter(|netns| *netns != 0);
             if cgroup_id != 0 {
-                self.place(cgroup_id, now, &mut resolved);
+                self.resolve_cgroup(cgroup_id, now, &mut resolved);
             }
             if matches!(flow, FlowId::Addresses { .. }) && ifindex != 0 && self.worker.is_some() {
                 resolved.interface = self.interface(ifindex, now, &mut resolved.pending);
@@ -427,12 +427,10 @@ impl Attribution {
         let patience = self.limits.patience;
         let Some(known) = self.processes.get_mut(&key) else {
             // Lost on the way here, or forgotten: perhaps it still lives.
-            let stranger = self.strangers.get_or_insert_mut(key, Lookup::default);
-            if stranger.answer.is_none() {
-                ask_when_due(self.worker.as_ref(), &mut stranger.asking, now, || {
-                    Question::Process(key)
-                });
-                resolved.pending |= self.worker.is_some() && stranger.asking.is_worth_waiting(now, patience);
+            let lookup = self.undescribed.get_or_insert_mut(key, Lookup::default);
+            if lookup.answer.is_none() {
+                ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || Question::Process(key));
+                resolved.pending |= self.worker.is_some() && lookup.asking.is_worth_waiting(now, patience);
             }
             return;
         };
@@ -459,7 +457,7 @@ impl Attribution {
     }
 
     /// The cgroup of a socket whose process is unknown.
-    fn place(&mut self, id: u64, now: Time, resolved: &mut Resolved) {
+    fn resolve_cgroup(&mut self, id: u64, now: Time, resolved: &mut Resolved) {
         let lookup = self.cgroups.get_or_insert_mut(id, Lookup::default);
         let Some(answer) = &lookup.answer else {
             ask_when_due(self.worker.as_ref(), &mut lookup.asking, now, || Question::Cgroup(id));
@@ -567,11 +565,11 @@ impl Attribution {
         match answer {
             Answer::Process(key, process) => self.take_process(key, process),
             Answer::Container(container, names) => self.take_names(&container, *names),
-            Answer::Cgroup(id, place) => {
+            Answer::Cgroup(id, cgroup) => {
                 let lookup = self.cgroups.get_or_insert_mut(id, Lookup::default);
-                lookup.answer = Some(place.map(|place| {
-                    let found = container::of(&place);
-                    (Arc::from(place.path), found)
+                lookup.answer = Some(cgroup.map(|cgroup| {
+                    let found = container::of(&cgroup);
+                    (Arc::from(cgroup.path), found)
                 }));
             }
             Answer::Interface(index, name) => {
@@ -618,7 +616,7 @@ impl Attribution {
             return;
         }
         // Negative result; do not retry.
-        self.strangers.get_or_insert_mut(key, Lookup::default).answer = Some(());
+        self.undescribed.get_or_insert_mut(key, Lookup::default).answer = Some(());
         if let Some(found) = described {
             self.learn(key, Arc::new(found.process), 0, found.delegated);
         }

@@ -116,7 +116,7 @@ fn read_any(
     let last = stat_of(pid).filter(|last| last.start_ticks == first.start_ticks)?;
     let start_ns = u128::from(first.start_ticks) * 1_000_000_000 / u128::from(clock.ticks_per_s.max(1));
     Some(Described {
-        delegated: cgroup.as_ref().map_or(0, |place| place.delegated),
+        delegated: cgroup.as_ref().map_or(0, |cgroup| cgroup.delegated),
         process: Process::new(Unredacted {
             pid,
             tid: None,
@@ -127,7 +127,7 @@ fn read_any(
             uid,
             start_time: Some(Time((start_ns as u64).saturating_add(clock.boot_to_wall_ns))),
             ancestors,
-            cgroup: cgroup.map(|place| place.path),
+            cgroup: cgroup.map(|cgroup| cgroup.path),
             netns: netns.as_deref().and_then(namespace_inode),
         }),
         start_time_ns: start_ns as u64,

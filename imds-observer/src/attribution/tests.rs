@@ -130,11 +130,11 @@ fn a_process_of_a_frozen_node() {
     assert_eq!(read(reused), None);
     // Where the directories can't be looked at, their names identify nothing.
     let process = process::read(&host, &Hierarchies::default(), key, clock).unwrap();
-    let place = CgroupPath {
+    let cgroup = CgroupPath {
         path: process.process.cgroup.unwrap(),
         delegated: process.delegated,
     };
-    assert_eq!(container::of(&place), None);
+    assert_eq!(container::of(&cgroup), None);
 }
 
 /// A host whose v1 hierarchies have these directories, made by this test's user: root in CI.
@@ -198,7 +198,7 @@ fn described(pid: u32, cgroup: &str) -> Described {
     }
 }
 
-fn root_place(path: &str) -> CgroupPath {
+fn root_cgroup(path: &str) -> CgroupPath {
     CgroupPath {
         path: path.to_owned(),
         delegated: 0,
@@ -319,7 +319,7 @@ fn knows_all(question: &Question) -> Answer {
                 ..Names::default()
             }),
         ),
-        Question::Cgroup(id) => Answer::Cgroup(*id, Some(root_place(&format!("/machine.slice/libpod-{ID}.scope")))),
+        Question::Cgroup(id) => Answer::Cgroup(*id, Some(root_cgroup(&format!("/machine.slice/libpod-{ID}.scope")))),
         Question::Interface(index) => Answer::Interface(*index, Some("tap0".into())),
         Question::Sockets => Answer::Sockets(vec![(99, key(50), described(50, "/old.service"))]),
     }
@@ -338,7 +338,7 @@ fn soon(attribution: &mut Attribution, now: Time) -> (Fact, Caller) {
 }
 
 #[test]
-fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
+fn a_sender_gets_its_process_thread_and_container_and_an_unknown_sender_nothing() {
     let mut attribution = Attribution::new(Limits::default(), None);
     attribution.note(&noted(7, &pod_cgroup()));
     let whose = |sender| Whose {
@@ -356,9 +356,9 @@ fn a_sender_gets_its_process_thread_and_container_and_a_stranger_nothing() {
     assert_eq!(other.caller.process.unwrap().tid, Some(10));
     let again = attribution.resolve(&whose(Some(sender(7, 9))), START);
     assert!(Arc::ptr_eq(&again.caller.process.unwrap(), &process));
-    let stranger = attribution.resolve(&whose(Some(sender(8, 8))), START);
+    let unknown = attribution.resolve(&whose(Some(sender(8, 8))), START);
     assert_eq!(
-        stranger,
+        unknown,
         Resolved {
             netns: Some(5),
             ..Resolved::default()
@@ -627,10 +627,10 @@ fn a_full_queue_lets_the_oldest_go_and_not_get_lost() {
 #[test]
 fn a_process_that_is_moved_calls_from_where_it_is() {
     let mut attribution = Attribution::new(Limits::default(), None);
-    let place = |number: u64| format!("/docker/{number:064x}");
+    let cgroup = |number: u64| format!("/docker/{number:064x}");
     let announced = |number: u64| Event::Process {
         key: key(7),
-        process: Arc::new(a_process(7, &place(number))),
+        process: Arc::new(a_process(7, &cgroup(number))),
         cgroup_id: number,
         delegated: 0,
         v1: None,

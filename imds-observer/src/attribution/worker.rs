@@ -34,7 +34,7 @@ use crate::record::Container;
 #[cfg(live)]
 use crate::record::Time;
 #[cfg(live)]
-use crate::rights;
+use crate::sandbox;
 
 /// What can be asked.
 #[derive(Clone, Debug)]
@@ -199,7 +199,7 @@ impl Lookup for HostLookup {
                         .collect(),
                 );
                 if std::mem::take(&mut self.reduces) {
-                    rights::keep_only(&Self::capabilities());
+                    sandbox::keep_only(&Self::capabilities());
                 }
                 answer
             }

@@ -20,27 +20,27 @@ const PRIORITY: u16 = 1;
 /// Upper half of our handles; other tools count from 1 or let the kernel count.
 pub const HANDLES: u16 = 0x1bd5;
 /// Observers of one interface at a time.
-const PLACES: u16 = 8;
+const SLOTS: u16 = 8;
 
-/// A place among the handles of an interface. The lock is an abstract socket address: its scope is the network namespace,
+/// A slot among the handles of an interface. The lock is an abstract socket address: its scope is the network namespace,
 /// as that of the interface, and the kernel frees it when the holder is gone.
-pub(super) struct Place {
+pub(super) struct Slot {
     handle: TcHandle,
     _lock: UnixDatagram,
 }
 
 /// By index: an interface may be renamed while its filters are there.
-fn lock(interface: &str, place: u16) -> io::Result<UnixDatagram> {
+fn lock(interface: &str, slot: u16) -> io::Result<UnixDatagram> {
     let index = nix::net::if_::if_nametoindex(interface)?;
-    let name = format!("imds-observer/clsact/{index}/{place}");
+    let name = format!("imds-observer/clsact/{index}/{slot}");
     UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
-impl Place {
+impl Slot {
     /// Acquires a slot at `interface`, and removes the filters of slots without a live owner.
     pub(super) fn take(interface: &str) -> io::Result<Self> {
         let mut taken = None;
-        for number in 1..=PLACES {
+        for number in 1..=SLOTS {
             let Ok(lock) = lock(interface, number) else { continue };
             let handle = TcHandle::new(HANDLES, number);
             for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
@@ -53,7 +53,7 @@ impl Place {
             }
             taken.get_or_insert(Self { handle, _lock: lock });
         }
-        taken.ok_or_else(|| io::Error::other(format!("{PLACES} observers are already attached to {interface}")))
+        taken.ok_or_else(|| io::Error::other(format!("{SLOTS} observers are already attached to {interface}")))
     }
 }
 
@@ -62,21 +62,21 @@ pub(super) struct Filters {
     /// Closed to end the thread.
     end: Option<Sender<(SchedClassifierLink, &'static str)>>,
     thread: Option<JoinHandle<()>>,
-    place: TcHandle,
+    slot: TcHandle,
     interface: String,
 }
 
 impl Filters {
     /// Must be called in the interface's network namespace, as [`Self::attach`].
     pub(super) fn at(interface: &str) -> io::Result<Self> {
-        let place = Place::take(interface)?;
+        let slot = Slot::take(interface)?;
         // Exists: fine, it is shared.
         let _ = qdisc_add_clsact(interface);
         let (end, links) = channel::<(SchedClassifierLink, &'static str)>();
-        let handle = place.handle;
+        let handle = slot.handle;
         // It starts in the namespace of the calling thread and stays there.
         let thread = std::thread::Builder::new().name("clsact".into()).spawn(move || {
-            crate::rights::keep_only(&[caps::Capability::CAP_NET_ADMIN]);
+            crate::sandbox::keep_only(&[caps::Capability::CAP_NET_ADMIN]);
             let held: Vec<_> = links.iter().collect();
             for (link, hook) in held {
                 // An interface that is gone took its filters along.
@@ -84,12 +84,12 @@ impl Filters {
                     tracing::debug!("detach {hook}: {error}");
                 }
             }
-            drop(place);
+            drop(slot);
         })?;
         Ok(Self {
             end: Some(end),
             thread: Some(thread),
-            place: handle,
+            slot: handle,
             interface: interface.to_owned(),
         })
     }
@@ -102,7 +102,7 @@ impl Filters {
     ) -> Result<(), ProgramError> {
         let options = TcAttachOptions::Netlink(NlOptions {
             priority: PRIORITY,
-            handle: self.place,
+            handle: self.slot,
             ..NlOptions::default()
         });
         let id = program.attach_with_options(&self.interface, direction, options)?;

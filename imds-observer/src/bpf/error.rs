@@ -9,7 +9,7 @@ use imds_observer_common::MAX_ENDPOINTS;
 use thiserror::Error;
 
 use super::occupied::{CgroupHook, exclusive_holder};
-use crate::host::rights::{self, Held, Right};
+use crate::host::capabilities::{self, Held, Needed};
 
 /// Why the observer can't start.
 #[derive(Debug, Error)]
@@ -31,7 +31,7 @@ pub enum KernelError {
     )]
     LockedMemory { kib: u64 },
     #[error("load the eBPF object: this process lacks {0} (run as root, or add the capability)")]
-    Right(&'static str),
+    Needed(&'static str),
     #[error("map {name}: {source}")]
     Map {
         name: &'static str,
@@ -48,14 +48,14 @@ pub enum KernelError {
     },
 }
 
-/// Which of the rights that all of this needs may be lacking, for error lines.
+/// Which of the required capabilities may be missing, for error lines.
 fn rights_hint() -> &'static str {
-    let lacks = |right: &Right| right.held() == Some(Held::No);
-    if lacks(&rights::BPF) {
+    let lacks = |right: &Needed| right.held() == Some(Held::No);
+    if lacks(&capabilities::BPF) {
         "this process lacks CAP_BPF: run as root, or add the capability"
-    } else if lacks(&rights::PERFMON) {
+    } else if lacks(&capabilities::PERFMON) {
         "this process lacks CAP_PERFMON: run as root, or add the capability"
-    } else if lacks(&rights::NET_ADMIN) {
+    } else if lacks(&capabilities::NET_ADMIN) {
         "this process lacks CAP_NET_ADMIN: run as root, or add the capability"
     } else {
         "needs root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
@@ -71,7 +71,7 @@ pub(super) fn attach_error(hook: &'static str, target: &str, error: &ProgramErro
     }
 }
 
-/// Reason for a refusal at a cgroup: EPERM is a lack of rights, or another tool that keeps it to itself.
+/// Reason for a refusal at a cgroup: EPERM is a missing capability, or another tool that keeps it to itself.
 pub(super) fn cgroup_why(cgroup: &Path, hook: CgroupHook, error: &ProgramError) -> String {
     let why = explain(error);
     if errno(error) == Some(libc::EPERM)
@@ -126,7 +126,7 @@ fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     found
 }
 
-/// Up to 5.10 the kernel counts maps and programs as locked memory and returns EPERM, as it does for a lack of rights.
+/// Up to 5.10 the kernel counts maps and programs as locked memory and returns EPERM, as it does for a missing capability.
 pub(super) fn load_error(error: aya::EbpfError) -> KernelError {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
     if errno(&error) == Some(libc::EPERM)
@@ -136,8 +136,8 @@ pub(super) fn load_error(error: aya::EbpfError) -> KernelError {
     {
         return KernelError::LockedMemory { kib: soft >> 10 };
     }
-    if matches!(errno(&error), Some(libc::EPERM | libc::EACCES)) && rights::BPF.held() == Some(Held::No) {
-        return KernelError::Right("CAP_BPF");
+    if matches!(errno(&error), Some(libc::EPERM | libc::EACCES)) && capabilities::BPF.held() == Some(Held::No) {
+        return KernelError::Needed("CAP_BPF");
     }
     KernelError::Load(error)
 }

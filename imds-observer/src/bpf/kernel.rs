@@ -23,7 +23,7 @@ use super::load::{give_back_memory, load_ahead, raise_locked_memory};
 use super::occupied::Occupant;
 use super::offsets::{drop_reasons, kernel_offsets};
 use super::symbols::Symbols;
-use crate::host::rights::{self, Held, Right};
+use crate::host::capabilities::{self, Held, Needed};
 use crate::record::{Attached, Missing};
 
 /// The object that build.rs chose. Aligned: aya reads ELF structs in place.
@@ -58,8 +58,8 @@ impl Kernel {
             .as_ref()
             .map_err(ToString::to_string)
             .and_then(|bytes| Btf::parse(bytes).map_err(|error| error.to_string()));
-        let reads_memory = rights::PERFMON.held() != Some(Held::No);
-        for right in [rights::PERFMON, rights::SYS_PTRACE] {
+        let reads_memory = capabilities::PERFMON.held() != Some(Held::No);
+        for right in [capabilities::PERFMON, capabilities::SYS_PTRACE] {
             if right.held() == Some(Held::No) {
                 missing.push(Missing {
                     capability: right.capability.to_string(),
@@ -173,17 +173,17 @@ impl Kernel {
     /// What is needed from here on by the thread that has it, if uplinks that come are to be attached (`follows`), and what
     /// threads of its own keep.
     pub fn capabilities(&self, follows: bool) -> (Vec<Capability>, Vec<Capability>) {
-        let itself = |right: &Right| match right.held() {
+        let itself = |right: &Needed| match right.held() {
             Some(Held::ThroughAdmin) => Capability::CAP_SYS_ADMIN,
             _ => right.capability,
         };
         let mut own = Vec::new();
         if follows {
-            own.push(itself(&rights::NET_ADMIN));
+            own.push(itself(&capabilities::NET_ADMIN));
         }
         // Where BPF is switched off for users, older kernels refuse them to read maps as well.
         if KernelVersion::current().is_ok_and(|running| running < MAPS_FOR_ALL) {
-            own.push(itself(&rights::BPF));
+            own.push(itself(&capabilities::BPF));
         }
         let clsact = self.uplinks.values().any(|uplink| uplink.filters.is_some());
         let elsewhere = if clsact {

@@ -15,18 +15,18 @@ const MOST_AT_ONCE: usize = 4;
 /// Lets the verifier look at several programs at once: that is most of the time that starting takes. Each hook's first alternative is loaded;
 /// what the kernel refuses is tried again, and reported, where it would be attached.
 pub(super) fn load_ahead(ebpf: &mut Ebpf, types: Option<&aya::Btf>) {
-    let place = |name: &str| HOOKS.iter().position(|hook| hook.alternatives[0].program == name);
+    let index = |name: &str| HOOKS.iter().position(|hook| hook.alternatives[0].program == name);
     let mut programs: Vec<(usize, &mut Program)> = ebpf
         .programs_mut()
-        .filter_map(|(name, program)| Some((place(name)?, program)))
+        .filter_map(|(name, program)| Some((index(name)?, program)))
         .collect();
-    programs.sort_by_key(|(place, _)| *place);
+    programs.sort_by_key(|(index, _)| *index);
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let programs = Mutex::new(programs.into_iter());
     let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
-        while let Some((place, program)) = next() {
-            let name = HOOKS[place].alternatives[0].program;
+        while let Some((index, program)) = next() {
+            let name = HOOKS[index].alternatives[0].program;
             if let Err(error) = load(name, program, types) {
                 tracing::debug!("load {name} ahead: {}", explain(&error));
             }

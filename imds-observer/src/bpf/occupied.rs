@@ -1,7 +1,7 @@
 //! Which programs of other tools are at our hooks, and which of them keep ours away?
 //!
 //! A program that was attached without `BPF_F_ALLOW_MULTI` has its cgroup, and unless it may be overridden all below, to
-//! itself: attaching there gives EPERM, which looks like a lack of rights and is none.
+//! itself: attaching there gives EPERM, which looks like a missing capability.
 
 use std::collections::HashMap;
 use std::fmt;

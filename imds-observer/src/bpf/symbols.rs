@@ -11,7 +11,7 @@ use std::time::Duration;
 /// The kernel's symbol table, read when a name is wanted.
 ///
 /// It has some 200,000 entries (20 MB once parsed) and packets are dropped in a handful of places: a look-up reads it through,
-/// about 50 ms each, and callers keep the result. The file is opened once, because the kernel decides by the rights
+/// about 50 ms each, and callers keep the result. The file is opened once, because the kernel decides by the privileges
 /// at that moment whether it shows addresses.
 #[derive(Default)]
 pub struct Symbols {

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::help::{self, SCOPE};
 use super::{Status, print};
-use crate::doctor::{Check, DoctorOptions, Report, State};
+use crate::doctor::{Check, CheckState, DoctorOptions, Report};
 use crate::imds::{DEFAULT_ENDPOINTS, Selection};
 use crate::report::escape::Escaped;
 use crate::report::text::Colour;
@@ -77,21 +77,21 @@ fn text(report: &Report, colour: Colour) -> String {
     let _ = writeln!(
         out,
         "\n{} between this host and IMDS, {} missing for the observer, {} to note, {} unknown",
-        count(State::Fault),
-        count(State::Missing),
-        count(State::Note),
-        count(State::Unknown)
+        count(CheckState::Fault),
+        count(CheckState::Missing),
+        count(CheckState::Note),
+        count(CheckState::Unknown)
     );
     out
 }
 
 fn check_text(check: &Check, colour: Colour, out: &mut String) {
     let state = match check.state {
-        State::Ok => "ok     ".to_owned(),
-        State::Note => "note   ".to_owned(),
-        State::Unknown => "unknown".to_owned(),
-        State::Missing => colour.bold("MISSING"),
-        State::Fault => colour.bold("FAULT  "),
+        CheckState::Ok => "ok     ".to_owned(),
+        CheckState::Note => "note   ".to_owned(),
+        CheckState::Unknown => "unknown".to_owned(),
+        CheckState::Missing => colour.bold("MISSING"),
+        CheckState::Fault => colour.bold("FAULT  "),
     };
     let subject = check
         .subject

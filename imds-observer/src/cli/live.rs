@@ -15,7 +15,7 @@ use crate::imds::beyond_this_host;
 use crate::live::LiveSource;
 use crate::pipeline::{self, Pipeline};
 use crate::record::Host;
-use crate::rights::{self, Needs};
+use crate::sandbox::{self, Needs};
 use crate::sinks::Sink;
 use crate::stop::Stop;
 
@@ -123,14 +123,14 @@ pub(super) fn settle(
         elsewhere.extend(
             HostLookup::capabilities()
                 .into_iter()
-                .filter(|capability| rights::holds(*capability)),
+                .filter(|capability| sandbox::holds(*capability)),
         );
         let needs = Needs {
             capabilities,
             writes,
             reads,
         };
-        source.confined(rights::confine(&needs, &elsewhere));
+        source.confined(sandbox::confine(&needs, &elsewhere));
     }
     ThisHost { facts, scope, worker }
 }

@@ -12,7 +12,7 @@ use super::observe::{EndpointArgs, INTERVAL, ObserveArgs, Settings};
 use super::service::Service;
 use crate::metrics::MetricsSink;
 use crate::quantity::Size;
-use crate::rights;
+use crate::sandbox;
 use crate::sinks::Sink;
 use crate::sinks::destination::{DEFAULT_FILES, Destination, Rotation};
 use crate::sinks::ndjson::NdjsonOutput;
@@ -92,7 +92,7 @@ impl StreamArgs {
                     Ok(sinks)
                 });
                 if rotation.is_some() {
-                    opened.writes.extend(self.write.as_deref().map(rights::directory_of));
+                    opened.writes.extend(self.write.as_deref().map(sandbox::directory_of));
                 }
                 Ok(opened)
             },

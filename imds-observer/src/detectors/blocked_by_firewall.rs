@@ -60,7 +60,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, Hook, Verdict};
+use super::connectivity::{Cause, CauseDetector, Failure, Hook};
 use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
@@ -77,8 +77,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<Hook> {
-    Verdict::new(limits, Code::BlockedByFirewall, config.quiet_s, accepts, describe)
+pub(super) fn new(config: &Config, limits: &Limits) -> CauseDetector<Hook> {
+    CauseDetector::new(limits, Code::BlockedByFirewall, config.quiet_s, accepts, describe)
 }
 
 fn accepts(cause: Cause) -> Option<Hook> {

@@ -51,7 +51,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, Verdict};
+use super::connectivity::{Cause, CauseDetector, Failure};
 use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
@@ -68,8 +68,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
-    Verdict::new(limits, Code::ConnectionRefused, config.quiet_s, accepts, describe)
+pub(super) fn new(config: &Config, limits: &Limits) -> CauseDetector {
+    CauseDetector::new(limits, Code::ConnectionRefused, config.quiet_s, accepts, describe)
 }
 
 fn accepts(cause: Cause) -> Option<()> {

@@ -1,6 +1,6 @@
 //! Why a connection to IMDS didn't come to be, from what the kernel showed of the attempt. docs/faults.md has the measurements.
 //!
-//! The seven detectors of this kind differ in their [`Cause`] and their text; [`Verdict`] does the rest. A
+//! The seven detectors of this kind differ in their [`Cause`] and their text; [`CauseDetector`] does the rest. A
 //! drop record and the connect record of the same attempt are one occurrence: whichever comes first counts.
 
 use std::fmt;
@@ -78,7 +78,7 @@ named! {
     /// What is wrong with the route.
     RouteFault {
         Missing => "missing",
-        /// The kernel frees what has no route in the same place as what a route refuses.
+        /// The kernel frees what has no route in the same location as what a route refuses.
         MissingOrRefusing => "missing or refusing",
         ReversePathFilter => "reverse path filter",
         /// It sends a request around until no hop is left.
@@ -170,7 +170,7 @@ fn guess(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
 }
 
 /// `reason@location`, as far as both are known.
-pub(super) fn place_of(reason: Option<&str>, location: Option<&str>) -> String {
+pub(super) fn location_of(reason: Option<&str>, location: Option<&str>) -> String {
     format!("{}@{}", reason.unwrap_or("?"), location.unwrap_or("?"))
 }
 
@@ -424,7 +424,7 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
             v6: is_v6(&drop.connection.remote),
             connection: drop.connection.id.clone(),
             remote: drop.connection.remote.clone(),
-            dropped: Some(place_of(drop.reason.as_deref(), drop.location.as_deref())),
+            dropped: Some(location_of(drop.reason.as_deref(), drop.location.as_deref())),
             icmp: None,
             errno: None,
             syns: None,
@@ -441,12 +441,12 @@ pub(super) fn failure(observation: &Observation<'_>, context: &Context<'_>) -> O
 /// What one detector reports of a failure: a sentence about the subject, and what to do. `P`: what it takes from the cause.
 pub(super) type Describe<P> = fn(P, &Failure, &str, &Context<'_>) -> (String, Remedy);
 
-/// How bad a failure is, given the newest ones of its place.
+/// How bad a failure is, given the newest ones of its location.
 pub(super) type SeverityOf = fn(&Failure, Recent) -> Severity;
 
 /// Failures at the host or in one pod.
 #[derive(Debug, Default)]
-struct Place {
+struct LocationFailures {
     attempts: u64,
     /// Failures that were not reported one by one, and when the first of them was: the next report counts them too.
     before: Option<(Time, u64)>,
@@ -473,7 +473,7 @@ struct Held {
 }
 
 /// The common part of the connectivity detectors.
-pub(super) struct Verdict<P = ()> {
+pub(super) struct CauseDetector<P = ()> {
     code: Code,
     severity: SeverityOf,
     quiet_ns: u64,
@@ -481,14 +481,14 @@ pub(super) struct Verdict<P = ()> {
     boot_is_excuse: bool,
     accepts: fn(Cause) -> Option<P>,
     describe: Describe<P>,
-    places: LruCache<String, Place>,
+    locations: LruCache<String, LocationFailures>,
     counted: LruCache<String, ()>,
     held: Vec<Held>,
     max_held: usize,
     evicted: u64,
 }
 
-impl<P> Verdict<P> {
+impl<P> CauseDetector<P> {
     pub(super) fn new(
         limits: &Limits,
         code: Code,
@@ -503,7 +503,7 @@ impl<P> Verdict<P> {
             boot_is_excuse: false,
             accepts,
             describe,
-            places: bounded(limits.places(MAX_PLACES)),
+            locations: bounded(limits.places(MAX_PLACES)),
             counted: bounded(limits.connections(MAX_COUNTED)),
             held: Vec::new(),
             max_held: limits.connections(MAX_HELD).get(),
@@ -521,13 +521,17 @@ impl<P> Verdict<P> {
         self
     }
 
-    /// The next failure at this place is the last of `count` since `first`.
+    /// The next failure at this location is the last of `count` since `first`.
     pub(super) fn began(&mut self, key: &str, first: Time, count: u64) {
-        if !self.places.contains(key) {
-            self.evicted += u64::from(self.places.push(key.to_owned(), Place::default()).is_some());
+        if !self.locations.contains(key) {
+            self.evicted += u64::from(
+                self.locations
+                    .push(key.to_owned(), LocationFailures::default())
+                    .is_some(),
+            );
         }
-        if let Some(place) = self.places.get_mut(key) {
-            place.before = Some((first, count.saturating_sub(1)));
+        if let Some(location) = self.locations.get_mut(key) {
+            location.before = Some((first, count.saturating_sub(1)));
         }
     }
 
@@ -547,32 +551,36 @@ impl<P> Verdict<P> {
             // An old connection id: at worst its connect record counts once more.
             self.evicted += 1;
         }
-        if !self.places.contains(&subject.key) {
-            self.evicted += u64::from(self.places.push(subject.key.clone(), Place::default()).is_some());
+        if !self.locations.contains(&subject.key) {
+            self.evicted += u64::from(
+                self.locations
+                    .push(subject.key.clone(), LocationFailures::default())
+                    .is_some(),
+            );
         }
-        let Some(place) = self.places.get_mut(&subject.key) else {
+        let Some(location) = self.locations.get_mut(&subject.key) else {
             return;
         };
-        let before = place.before.take();
+        let before = location.before.take();
         let count = u64::from(fresh) + before.map_or(0, |(_, count)| count);
-        place.attempts += count;
+        location.attempts += count;
         // Attempts that failed are no requests.
-        let requests = context.client().map_or(0, |client| client.requests) + place.attempts;
-        let recent = place.share.add(failure.time, requests);
-        place.waited_ns = place.waited_ns.saturating_add(failure.elapsed_ns);
-        place.client = client.or(place.client);
-        place.dropped = failure.dropped.clone().or(place.dropped.take());
-        place.icmp = failure.icmp.or(place.icmp);
-        place.errno = failure.errno.or(place.errno);
-        place.syns = failure.syns.or(place.syns);
+        let requests = context.client().map_or(0, |client| client.requests) + location.attempts;
+        let recent = location.share.add(failure.time, requests);
+        location.waited_ns = location.waited_ns.saturating_add(failure.elapsed_ns);
+        location.client = client.or(location.client);
+        location.dropped = failure.dropped.clone().or(location.dropped.take());
+        location.icmp = failure.icmp.or(location.icmp);
+        location.errno = failure.errno.or(location.errno);
+        location.syns = failure.syns.or(location.syns);
         if let Some(process) = subject.process.as_deref() {
-            note(&mut place.named, Some(workload::program(process)));
-            note(&mut place.uids, process.uid);
-            note(&mut place.cgroups, process.cgroup.clone());
+            note(&mut location.named, Some(workload::program(process)));
+            note(&mut location.uids, process.uid);
+            note(&mut location.cgroups, process.cgroup.clone());
         }
         // The first connect record after a drop adds what the drop lacks: errno and time.
-        let news = failure.syns.is_some() && !place.connect_reported && !fresh;
-        place.connect_reported |= failure.syns.is_some();
+        let news = failure.syns.is_some() && !location.connect_reported && !fresh;
+        location.connect_reported |= failure.syns.is_some();
         let sighting = Sighting {
             key: &subject.key,
             severity: (self.severity)(failure, recent),
@@ -589,7 +597,7 @@ impl<P> Verdict<P> {
             Details {
                 subject: subject.clone(),
                 summary,
-                evidence: place.evidence(failure),
+                evidence: location.evidence(failure),
                 remedy,
             }
         });
@@ -600,16 +608,16 @@ impl<P> Verdict<P> {
         if !sightings.any_open() {
             return;
         }
-        let key = context.place_key();
-        if let Some(place) = self.places.get(key)
-            && place.client == context.client().map(|client| client.handle)
+        let key = context.location_key();
+        if let Some(location) = self.locations.get(key)
+            && location.client == context.client().map(|client| client.handle)
         {
             sightings.clear(key, time);
         }
     }
 }
 
-impl Place {
+impl LocationFailures {
     fn evidence(&self, failure: &Failure) -> serde_json::Map<String, serde_json::Value> {
         let (cause, at) = match failure.cause {
             Cause::Firewall(hook) => ("firewall", Some(hook.as_str())),
@@ -657,7 +665,7 @@ fn note<T: PartialEq>(known: &mut Vec<T>, new: Option<T>) {
     }
 }
 
-impl<P> Detector for Verdict<P> {
+impl<P> Detector for CauseDetector<P> {
     fn code(&self) -> Code {
         self.code
     }
@@ -690,7 +698,7 @@ impl<P> Detector for Verdict<P> {
             return;
         }
         let client = context.client().map(|client| client.handle);
-        let subject = context.place_subject();
+        let subject = context.location_subject();
         if failure.v6 && failure.cause.usual_without_ipv6() {
             if self.held.len() == self.max_held {
                 self.held.remove(0);

@@ -57,7 +57,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, Policy, Verdict};
+use super::connectivity::{Cause, CauseDetector, Failure, Policy};
 use super::{Context, Limits};
 
 use crate::record::{Code, Remedy};
@@ -74,8 +74,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<Policy> {
-    Verdict::new(limits, Code::DeniedByPolicy, config.quiet_s, accepts, describe)
+pub(super) fn new(config: &Config, limits: &Limits) -> CauseDetector<Policy> {
+    CauseDetector::new(limits, Code::DeniedByPolicy, config.quiet_s, accepts, describe)
 }
 
 fn accepts(cause: Cause) -> Option<Policy> {

@@ -149,8 +149,8 @@ pub struct Knowledge {
     hasher: RandomState,
     clients: LruCache<u64, Client>,
     callers: ByCaller<Caller>,
-    /// One of whom neither process nor container is known.
-    stranger: Option<Caller>,
+    /// Caller without a known process or container.
+    unattributed: Option<Caller>,
     evicted: u64,
     /// Newest answer over IPv4, to any client.
     pub v4_answered: Option<Time>,
@@ -229,7 +229,7 @@ impl Knowledge {
             hasher: RandomState::new(),
             clients: bounded(limits.clients(MAX_CLIENTS)),
             callers: ByCaller::new(limits.callers),
-            stranger: None,
+            unattributed: None,
             evicted: 0,
             v4_answered: None,
             v6_answered: None,
@@ -345,15 +345,15 @@ impl Knowledge {
         let Self {
             hasher,
             callers,
-            stranger,
+            unattributed,
             ..
         } = self;
-        let work_out = || Caller::of(observation, hasher, host);
+        let derive = || Caller::of(observation, hasher, host);
         let (known, caller) = if shared.is_some() || container.is_some() {
-            let place = callers.place(shared, container, work_out);
-            (Known(Some(place)), callers.at(place))
+            let slot = callers.slot(shared, container, derive);
+            (Known(Some(slot)), callers.at(slot))
         } else {
-            (Known(None), &*stranger.insert(work_out()))
+            (Known(None), &*unattributed.insert(derive()))
         };
         let handle = caller.handle;
         let time = observation.time();
@@ -420,10 +420,10 @@ impl Knowledge {
     }
 
     /// Who made the observation that was learnt last, and the client that they belong to.
-    pub(super) fn known(&self, Known(place): Known) -> (&Caller, &Client) {
-        let caller = match (place, &self.stranger) {
-            (Some(place), _) => self.callers.at(place),
-            (None, Some(stranger)) => stranger,
+    pub(super) fn known(&self, Known(slot): Known) -> (&Caller, &Client) {
+        let caller = match (slot, &self.unattributed) {
+            (Some(slot), _) => self.callers.at(slot),
+            (None, Some(unattributed)) => unattributed,
             (None, None) => unreachable!("it was learnt"),
         };
         let Some((_, client)) = self.clients.peek_mru() else {
@@ -488,7 +488,7 @@ impl Who {
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) handle: u64,
-    pub(super) place_key: Arc<str>,
+    pub(super) location_key: Arc<str>,
     pub(super) place_id: u64,
     /// Distinguishes process images.
     image: u64,
@@ -502,11 +502,11 @@ impl Caller {
             group.hash_into(&mut handle);
         }
         let process = observation.process();
-        let (place_key, _) = place(Some(observation), host);
+        let (location_key, _) = location(Some(observation), host);
         Self {
             handle: handle.finish(),
-            place_id: hasher.hash_one(&*place_key),
-            place_key: place_key.into(),
+            place_id: hasher.hash_one(&*location_key),
+            location_key: location_key.into(),
             image: process.map_or(0, |process| hasher.hash_one((process.pid, process.start_time))),
             cloud_init: process.is_some_and(|process| is_cloud_init(process)),
         }
@@ -745,7 +745,7 @@ fn is_cloud_init(process: &Process) -> bool {
 }
 
 /// Key and name of the place where a fault of the network sits.
-fn place(observation: Option<&Observation<'_>>, host: &HostFacts) -> (String, String) {
+fn location(observation: Option<&Observation<'_>>, host: &HostFacts) -> (String, String) {
     if let Some(container) = observation.and_then(Observation::container) {
         return if let Some(pod) = &container.pod {
             let name = workload::pod_name(pod);
@@ -837,14 +837,14 @@ impl<'a> Context<'a> {
     }
 
     /// Where a fault of the network sits: in the pod that was hit, else the host.
-    pub fn place_subject(&self) -> Subject {
-        let (key, name) = place(self.observation.as_ref(), self.host);
+    pub fn location_subject(&self) -> Subject {
+        let (key, name) = location(self.observation.as_ref(), self.host);
         self.subject(key, name)
     }
 
-    /// Key of [`Self::place_subject`].
-    pub fn place_key(&self) -> &'a str {
-        self.place_key
+    /// Key of [`Self::location_subject`].
+    pub fn location_key(&self) -> &'a str {
+        self.location_key
     }
 
     /// The host, and the process that showed it.

@@ -276,7 +276,7 @@ pub struct Context<'a> {
     /// The protocol of the service that was asked; at a tick, that of this host's cloud.
     pub protocol: &'static Protocol,
     /// Where a fault of the network would sit: in the caller's pod, else the host.
-    place_key: &'a str,
+    location_key: &'a str,
     /// Represents it in tables; salted.
     place_id: u64,
     observation: Option<Observation<'a>>,
@@ -338,50 +338,53 @@ fn registered(config: &DetectorConfig, limits: &Limits) -> Vec<Registered> {
 }
 
 /// A bit for each detector, by its place.
-type Places = u64;
+type DetectorSet = u64;
 
 /// The detectors that an exchange concerns, computed before: going through all detectors takes longer than most of them.
 struct Asked {
     /// By what an exchange is.
-    wanting: Vec<Places>,
+    wanting: Vec<DetectorSet>,
     /// By what kind of service an observation is about.
-    about: [Places; Asks::ALL.len()],
+    about: [DetectorSet; Asks::ALL.len()],
     /// Those with findings open, and the ledger's codes when that was computed.
-    open: (Places, u64),
+    open: (DetectorSet, u64),
 }
 
 impl Asked {
     fn new(registered: &[Registered]) -> Self {
-        const { assert!(CATALOGUE.len() <= Places::BITS as usize) };
+        const { assert!(CATALOGUE.len() <= DetectorSet::BITS as usize) };
         Self {
             wanting: Exchanges::each()
-                .map(|kinds| places(registered, |registered| registered.wants.meets(kinds)))
+                .map(|kinds| detector_set(registered, |registered| registered.wants.meets(kinds)))
                 .collect(),
-            about: Asks::ALL.map(|asks| places(registered, |registered| registered.scope.covers(asks))),
+            about: Asks::ALL.map(|asks| detector_set(registered, |registered| registered.scope.covers(asks))),
             open: (0, 0),
         }
     }
 
     /// Those that are about this kind of service.
-    fn within(&self, asks: Asks) -> Places {
+    fn within(&self, asks: Asks) -> DetectorSet {
         self.about[asks as usize]
     }
 
-    fn wanting(&mut self, kinds: Exchanges, registered: &[Registered], ledger: &Ledger) -> Places {
+    fn wanting(&mut self, kinds: Exchanges, registered: &[Registered], ledger: &Ledger) -> DetectorSet {
         let codes = ledger.open_codes();
         if self.open.1 != codes {
-            self.open = (places(registered, |registered| ledger.any_open(registered.code)), codes);
+            self.open = (
+                detector_set(registered, |registered| ledger.any_open(registered.code)),
+                codes,
+            );
         }
-        self.wanting.get(kinds.index()).copied().unwrap_or(Places::MAX) | self.open.0
+        self.wanting.get(kinds.index()).copied().unwrap_or(DetectorSet::MAX) | self.open.0
     }
 }
 
-fn places(registered: &[Registered], which: impl Fn(&Registered) -> bool) -> Places {
+fn detector_set(registered: &[Registered], which: impl Fn(&Registered) -> bool) -> DetectorSet {
     let bits = registered
         .iter()
         .enumerate()
         .filter(|(_, registered)| which(registered));
-    bits.fold(0, |places, (place, _)| places | 1 << place)
+    bits.fold(0, |set, (index, _)| set | 1 << index)
 }
 
 /// All detectors of one run.
@@ -446,7 +449,7 @@ impl Detectors {
             below_id: path.below_id,
             credentials: path.credentials,
             protocol,
-            place_key: caller.map_or(HOST, |caller| &caller.place_key),
+            location_key: caller.map_or(HOST, |caller| &caller.location_key),
             place_id: caller.map_or(0, |caller| caller.place_id),
             observation: Some(*observation),
             client,
@@ -456,19 +459,19 @@ impl Detectors {
                 let kinds = Exchanges::of(exchange, context.credentials);
                 self.asked.wanting(kinds, &self.registered, &self.ledger)
             }
-            _ => Places::MAX,
+            _ => DetectorSet::MAX,
         };
         asked &= self.asked.within(asks);
         let mut sightings = Sightings::new(&mut self.ledger, self.now, out);
         while asked != 0 {
-            let place = asked.trailing_zeros() as usize;
+            let index = asked.trailing_zeros() as usize;
             asked &= asked - 1;
             let Some(Registered {
                 code,
                 quiet_ns,
                 detector,
                 ..
-            }) = self.registered.get_mut(place)
+            }) = self.registered.get_mut(index)
             else {
                 break;
             };
@@ -550,7 +553,7 @@ impl Detectors {
             below_id: 0,
             credentials: false,
             protocol: cloud.protocol(),
-            place_key: HOST,
+            location_key: HOST,
             place_id: 0,
             observation: None,
             client: None,

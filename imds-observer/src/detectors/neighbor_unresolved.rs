@@ -54,7 +54,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, Verdict};
+use super::connectivity::{Cause, CauseDetector, Failure};
 use super::remedy::route_add;
 use super::{Context, Limits};
 use crate::record::{Code, NetworkTool, Remedy};
@@ -71,8 +71,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict {
-    Verdict::new(limits, Code::NeighborUnresolved, config.quiet_s, accepts, describe).excused_at_boot()
+pub(super) fn new(config: &Config, limits: &Limits) -> CauseDetector {
+    CauseDetector::new(limits, Code::NeighborUnresolved, config.quiet_s, accepts, describe).excused_at_boot()
 }
 
 fn accepts(cause: Cause) -> Option<()> {

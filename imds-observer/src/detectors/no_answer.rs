@@ -74,7 +74,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::connection_aborted::is_aborted;
-use super::connectivity::{Cause, Failure, Verdict};
+use super::connectivity::{Cause, CauseDetector, Failure};
 use super::remedy::describe_options;
 use super::share::Recent;
 use super::table::bounded;
@@ -110,7 +110,7 @@ impl Default for Config {
 
 pub(super) struct NoAnswer {
     config: Config,
-    verdict: Verdict,
+    verdict: CauseDetector,
     /// Unanswered requests a second.
     unanswered: LruCache<String, Dated<120, SECOND>>,
     evicted: u64,
@@ -119,7 +119,7 @@ pub(super) struct NoAnswer {
 pub(super) fn new(config: &Config, limits: &Limits) -> NoAnswer {
     NoAnswer {
         config: config.clone(),
-        verdict: Verdict::new(limits, Code::NoAnswer, config.quiet_s, accepts, describe)
+        verdict: CauseDetector::new(limits, Code::NoAnswer, config.quiet_s, accepts, describe)
             .with_severity(severity)
             .excused_at_boot(),
         unanswered: bounded(limits.places(MAX_PLACES)),
@@ -223,7 +223,7 @@ impl Detector for NoAnswer {
 
 impl NoAnswer {
     fn unanswered(&mut self, exchange: &Of<'_, Exchange>, context: &Context<'_>, sightings: &mut Sightings<'_>) {
-        let subject = context.place_subject();
+        let subject = context.location_subject();
         if !self.unanswered.contains(&subject.key) {
             self.evicted += u64::from(self.unanswered.push(subject.key.clone(), Dated::new()).is_some());
         }

@@ -53,7 +53,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, Failure, RouteFault, Verdict};
+use super::connectivity::{Cause, CauseDetector, Failure, RouteFault};
 use super::remedy::route_add;
 use super::{Context, Limits};
 use crate::record::{Code, Remedy};
@@ -70,8 +70,8 @@ impl Default for Config {
     }
 }
 
-pub(super) fn new(config: &Config, limits: &Limits) -> Verdict<RouteFault> {
-    Verdict::new(limits, Code::NoRoute, config.quiet_s, accepts, describe).excused_at_boot()
+pub(super) fn new(config: &Config, limits: &Limits) -> CauseDetector<RouteFault> {
+    CauseDetector::new(limits, Code::NoRoute, config.quiet_s, accepts, describe).excused_at_boot()
 }
 
 fn accepts(cause: Cause) -> Option<RouteFault> {

@@ -44,7 +44,7 @@ impl Path {
 pub(super) struct Paths {
     salt: RandomState,
     remembered: Vec<Option<Arc<Path>>>,
-    places: NonZeroUsize,
+    slots: NonZeroUsize,
     other: Option<Arc<Path>>,
     none: Arc<Path>,
 }
@@ -54,7 +54,7 @@ impl Paths {
         Self {
             salt: RandomState::new(),
             remembered: Vec::new(),
-            places: limits.paths(REMEMBERED),
+            slots: limits.paths(REMEMBERED),
             other: None,
             none: Arc::default(),
         }
@@ -70,9 +70,9 @@ impl Paths {
             &mut self.other
         } else {
             if self.remembered.is_empty() {
-                self.remembered.resize_with(self.places.get(), || None);
+                self.remembered.resize_with(self.slots.get(), || None);
             }
-            &mut self.remembered[FxBuildHasher.hash_one(asked) as usize % self.places]
+            &mut self.remembered[FxBuildHasher.hash_one(asked) as usize % self.slots]
         };
         let known = slot.take().filter(|path| *path.asked == *asked);
         slot.insert(known.unwrap_or_else(|| {

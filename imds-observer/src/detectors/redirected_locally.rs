@@ -96,14 +96,14 @@ struct Redirection {
 
 pub(super) struct RedirectedLocally {
     config: Config,
-    places: LruCache<String, Redirection>,
+    locations: LruCache<String, Redirection>,
     evicted: u64,
 }
 
 pub(super) fn new(config: &Config, limits: &Limits) -> RedirectedLocally {
     RedirectedLocally {
         config: config.clone(),
-        places: bounded(limits.places(MAX_PLACES)),
+        locations: bounded(limits.places(MAX_PLACES)),
         evicted: 0,
     }
 }
@@ -163,22 +163,27 @@ impl Detector for RedirectedLocally {
         let Some(target) = connection.redirected_to.as_deref().or(rule) else {
             return;
         };
-        let subject = context.place_subject();
+        let subject = context.location_subject();
         let key = subject.key.clone();
         // A target that was never there: connection-refused names it.
         if matches!(fate, Fate::Refused) && !sightings.is_open(&key) {
             return;
         }
-        let place = entry(&mut self.places, key.clone(), &mut self.evicted, Redirection::default);
+        let redirection = entry(
+            &mut self.locations,
+            key.clone(),
+            &mut self.evicted,
+            Redirection::default,
+        );
         match fate {
-            Fate::Answered => place.answered += 1,
-            Fate::Silent => place.silent += 1,
-            Fate::Aborted => place.aborted += 1,
-            Fate::Refused => place.refused += 1,
+            Fate::Answered => redirection.answered += 1,
+            Fate::Silent => redirection.silent += 1,
+            Fate::Aborted => redirection.aborted += 1,
+            Fate::Refused => redirection.refused += 1,
         }
         let works = matches!(fate, Fate::Answered);
         if !works {
-            place.waited_ns = place.waited_ns.saturating_add(waited_ns);
+            redirection.waited_ns = redirection.waited_ns.saturating_add(waited_ns);
         }
         let time: Time = observation.time();
         let sighting = Sighting {
@@ -188,8 +193,8 @@ impl Detector for RedirectedLocally {
             count: 1,
             news: false,
         };
-        let place = &*place;
-        sightings.report(sighting, || details(place, subject, target, connection, context));
+        let redirection = &*redirection;
+        sightings.report(sighting, || details(redirection, subject, target, connection, context));
     }
 
     fn evicted(&self) -> u64 {
@@ -198,13 +203,13 @@ impl Detector for RedirectedLocally {
 }
 
 fn details(
-    place: &Redirection,
+    redirection: &Redirection,
     subject: crate::record::Subject,
     target: &str,
     connection: &Connection,
     context: &Context<'_>,
 ) -> Details {
-    let failed = place.silent + place.aborted + place.refused;
+    let failed = redirection.silent + redirection.aborted + redirection.refused;
     let name = &subject.name;
     // Without the target itself, a rule that names it.
     let loopback = target.starts_with("127.") || target.starts_with("[::1]") || target.contains(" 127.");
@@ -212,9 +217,9 @@ fn details(
     let summary = if connection.redirected_to.is_none() {
         let end = if failed == 0 {
             "are answered"
-        } else if place.refused > 0 {
+        } else if redirection.refused > 0 {
             "are refused"
-        } else if place.aborted > 0 {
+        } else if redirection.aborted > 0 {
             "are closed without a response"
         } else {
             "get no response"
@@ -229,9 +234,9 @@ fn details(
                 ends.push(format!("{count} {what}"));
             }
         };
-        note(place.silent, "unanswered");
-        note(place.aborted, "closed without a response");
-        note(place.refused, "refused");
+        note(redirection.silent, "unanswered");
+        note(redirection.aborted, "closed without a response");
+        note(redirection.refused, "refused");
         format!(
             "this host redirects IMDS requests of {name} to {target}, and they fail: {}",
             ends.join(", ")
@@ -243,7 +248,7 @@ fn details(
     let place_name = led_to.map_or(target, |(to, _)| to);
     let text = if failed == 0 {
         "No action is needed if the redirection is intended. Otherwise delete the NAT rule.".to_owned()
-    } else if place.silent > 0 && to_loopback_from_elsewhere {
+    } else if redirection.silent > 0 && to_loopback_from_elsewhere {
         format!(
             "The kernel doesn't route packets from other network namespaces to 127.0.0.0/8. Redirect to an address of the interface that receives them, or set net.ipv4.conf.INTERFACE.route_localnet=1 on that interface. Also check that a program listens there ({place_name})."
         )
@@ -270,11 +275,11 @@ fn details(
         evidence: evidence! {
             "target": target,
             "endpoint": connection.remote,
-            "answered": place.answered,
-            "silent": place.silent,
-            "aborted": place.aborted,
-            "refused": place.refused,
-            "seconds_lost": (place.waited_ns as f64 / 1e6).round() / 1e3,
+            "answered": redirection.answered,
+            "silent": redirection.silent,
+            "aborted": redirection.aborted,
+            "refused": redirection.refused,
+            "seconds_lost": (redirection.waited_ns as f64 / 1e6).round() / 1e3,
             "rules": rules,
         },
         remedy: Remedy { text, commands },

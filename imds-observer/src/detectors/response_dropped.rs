@@ -65,7 +65,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, is_spent, is_ttl_drop, of_connect, place_of};
+use super::connectivity::{Cause, is_spent, is_ttl_drop, location_of, of_connect};
 use super::knowledge::{hops, token_fate, ttl_too_small};
 use super::share::{Recent, Share};
 use super::table::{bounded, entry};
@@ -170,7 +170,7 @@ impl Detector for ResponseDropped {
                 let dropped = DroppedPacket {
                     time: drop.time,
                     cause: Dropped {
-                        text: place_of(reason, location),
+                        text: location_of(reason, location),
                         spent: is_ttl_drop(reason, location),
                     },
                     for_ttl: is_spent(drop),

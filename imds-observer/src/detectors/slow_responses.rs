@@ -67,7 +67,7 @@ use crate::record::{Code, Dialect, Remedy, SECOND, Severity, Subject, Time};
 
 /// Places that are remembered.
 const MAX_PLACES: NonZeroUsize = NonZeroUsize::new(512).unwrap();
-/// Answers of one place that are remembered.
+/// Answers of one location that are remembered.
 const MAX_ANSWERS: usize = 128;
 const WINDOW_NS: u64 = 600 * SECOND;
 
@@ -94,14 +94,14 @@ impl Default for Config {
 pub(super) struct SlowResponses {
     config: Config,
     /// When an answer came and how long it took, oldest first.
-    places: LruCache<u64, VecDeque<(Time, u64)>>,
+    locations: LruCache<u64, VecDeque<(Time, u64)>>,
     evicted: u64,
 }
 
 pub(super) fn new(config: &Config, limits: &Limits) -> SlowResponses {
     SlowResponses {
         config: config.clone(),
-        places: bounded(limits.places(MAX_PLACES)),
+        locations: bounded(limits.places(MAX_PLACES)),
         evicted: 0,
     }
 }
@@ -141,13 +141,13 @@ impl Detector for SlowResponses {
         let (slow_ns, limit_ns) = (slow_ms.saturating_mul(1_000_000), limit_ms.saturating_mul(1_000_000));
         // An agent is as slow as it is, whatever IMDS does.
         let of_agent;
-        let (key, place) = if endpoint.is_agent() {
-            of_agent = format!("{}/{}", context.place_key(), endpoint.as_str());
+        let (key, location) = if endpoint.is_agent() {
+            of_agent = format!("{}/{}", context.location_key(), endpoint.as_str());
             (of_agent.as_str(), context.place_id.rotate_left(endpoint as u32))
         } else {
-            (context.place_key(), context.place_id)
+            (context.location_key(), context.place_id)
         };
-        let answers = entry(&mut self.places, place, &mut self.evicted, VecDeque::new);
+        let answers = entry(&mut self.locations, location, &mut self.evicted, VecDeque::new);
         answers.push_back((exchange.time, latency_ns));
         while answers.len() > MAX_ANSWERS
             || answers
@@ -192,7 +192,7 @@ impl Detector for SlowResponses {
         sightings.report(sighting, || {
             let subject = Subject {
                 key: key.to_owned(),
-                ..context.place_subject()
+                ..context.location_subject()
             };
             let ms = |ns: u64| (ns as f64 / 1e4).round() / 1e2;
             Details {

@@ -168,13 +168,13 @@ impl Detector for TokenNotReused {
         };
         track.ttl_s = exchange.request.token_ttl_s.unwrap_or(USUAL_TTL_S);
         // Nearly always at the end.
-        let place = if track.tokens.back().is_none_or(|(last, _)| *last <= exchange.time) {
+        let position = if track.tokens.back().is_none_or(|(last, _)| *last <= exchange.time) {
             track.tokens.len()
         } else {
             track.tokens.partition_point(|(time, _)| *time <= exchange.time)
         };
         track.tokens.insert(
-            place,
+            position,
             (
                 exchange.time,
                 exchange.process.as_ref().map_or(0, |process| process.pid),

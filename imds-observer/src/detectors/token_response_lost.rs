@@ -147,7 +147,7 @@ impl Detector for TokenResponseLost {
         let Some(client) = context.client() else { return };
         match observation {
             Observation::Drop(drop) if drop.direction == PacketDirection::Response => {
-                let text = super::connectivity::place_of(drop.reason.as_deref(), drop.location.as_deref());
+                let text = super::connectivity::location_of(drop.reason.as_deref(), drop.location.as_deref());
                 let for_ttl = super::connectivity::is_ttl_drop(drop.reason.as_deref(), drop.location.as_deref());
                 if let Some(losses) = self.clients.get_mut(&client.handle) {
                     losses.drop.get_or_insert_with(|| text.clone());

@@ -191,19 +191,19 @@ impl<const N: usize> Recent<N> {
                 offset_ms(self.base).unwrap_or(0)
             }
         };
-        let place = if self.times.last().is_none_or(|last| *last <= offset) {
+        let position = if self.times.last().is_none_or(|last| *last <= offset) {
             self.times.len()
         } else {
             self.times.partition_point(|earlier| *earlier <= offset)
         };
         if self.times.len() == N {
-            if place == 0 {
+            if position == 0 {
                 return;
             }
             self.times.remove(0);
-            self.times.insert(place - 1, offset);
+            self.times.insert(position - 1, offset);
         } else {
-            self.times.insert(place, offset);
+            self.times.insert(position, offset);
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use super::firewall;
 use crate::host::routes::{Routed, Routing};
 use crate::imds::endpoint_at;
@@ -14,7 +14,7 @@ use crate::record::{Code, Endpoint};
 const POD_IDENTITY_LINK: &str = "pod-id-link0";
 const POD_IDENTITY: &str = "pod-identity-agent";
 const ECS: &str = "ecs-agent";
-/// State and configuration of the ECS agent.
+/// CheckState and configuration of the ECS agent.
 const ECS_SIGNS: [&str; 2] = ["/var/lib/ecs", "/etc/ecs"];
 /// Port of the ECS agent to which its NAT rules lead.
 const ECS_PORT: u16 = 51679;
@@ -65,7 +65,7 @@ fn listens(table: &str, at: SocketAddrV4) -> bool {
 
 fn pod_identity(has_address: bool, listens: bool) -> Check {
     let fault = |found: String| {
-        Check::new(POD_IDENTITY, State::Fault, found)
+        Check::new(POD_IDENTITY, CheckState::Fault, found)
             .about(POD_IDENTITY_LINK)
             .meaning("pods with a Pod Identity association get no credentials on this node")
             .remedied(
@@ -92,7 +92,7 @@ fn ecs(rules: Option<Vec<String>>, listens: bool) -> Check {
     };
     let to_agent = rules.iter().any(|rule| rule.contains(&ECS_PORT.to_string()));
     let fault = |found: String| {
-        Check::new(ECS, State::Fault, found)
+        Check::new(ECS, CheckState::Fault, found)
             .meaning("tasks on this instance get no credentials and no task metadata")
             .remedied(
                 "Restart the ECS agent: ecs-init creates the rules when it starts it. A firewall manager that reloads its rules deletes them.",
@@ -136,17 +136,17 @@ mod tests {
 
     #[test]
     fn an_agent_needs_its_address_and_its_listener() {
-        assert_eq!(pod_identity(true, true).state, State::Ok);
-        assert_eq!(pod_identity(true, false).state, State::Fault);
-        assert_eq!(pod_identity(false, true).state, State::Fault);
+        assert_eq!(pod_identity(true, true).state, CheckState::Ok);
+        assert_eq!(pod_identity(true, false).state, CheckState::Fault);
+        assert_eq!(pod_identity(false, true).state, CheckState::Fault);
         let rule = || {
             Some(vec![
                 "ip nat OUTPUT redirects (redirect to 51679) requests of this host".to_owned(),
             ])
         };
-        assert_eq!(ecs(rule(), true).state, State::Ok);
-        assert_eq!(ecs(rule(), false).state, State::Fault);
-        assert_eq!(ecs(Some(Vec::new()), true).state, State::Fault);
-        assert_eq!(ecs(None, true).state, State::Unknown);
+        assert_eq!(ecs(rule(), true).state, CheckState::Ok);
+        assert_eq!(ecs(rule(), false).state, CheckState::Fault);
+        assert_eq!(ecs(Some(Vec::new()), true).state, CheckState::Fault);
+        assert_eq!(ecs(None, true).state, CheckState::Unknown);
     }
 }

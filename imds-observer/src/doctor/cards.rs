@@ -1,6 +1,6 @@
 //! What do the uplinks' drivers count of the link-local quota?
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use crate::host::Uplink;
 use crate::host::ethtool::Ethtool;
 use crate::record::Code;
@@ -31,7 +31,7 @@ fn of(driver: &str, exceeded: Option<u64>) -> Check {
         ),
         Some(count) => Check::new(
             NAME,
-            State::Note,
+            CheckState::Note,
             format!("driver {driver} reports {count} packets dropped over the quota since it was loaded"),
         )
         .meaning("requests to IMDS, DNS and NTP were dropped silently; live observation shows whether it still happens")
@@ -40,8 +40,12 @@ fn of(driver: &str, exceeded: Option<u64>) -> Check {
             ["imds-observer watch".to_owned()],
         )
         .reported_as(Code::PacketQuota),
-        None => Check::new(NAME, State::Unknown, format!("driver {driver} has no counter for it"))
-            .blinding("drops over the packet quota; the packet rate itself is measured at the uplink"),
+        None => Check::new(
+            NAME,
+            CheckState::Unknown,
+            format!("driver {driver} has no counter for it"),
+        )
+        .blinding("drops over the packet quota; the packet rate itself is measured at the uplink"),
     }
 }
 
@@ -51,8 +55,8 @@ mod tests {
 
     #[test]
     fn a_count_is_reported_and_none_is_no_fault() {
-        assert_eq!(of("ena", Some(0)).state, State::Ok);
-        assert_eq!(of("ena", Some(412)).state, State::Note);
-        assert_eq!(of("veth", None).state, State::Unknown);
+        assert_eq!(of("ena", Some(0)).state, CheckState::Ok);
+        assert_eq!(of("ena", Some(412)).state, CheckState::Note);
+        assert_eq!(of("veth", None).state, CheckState::Unknown);
     }
 }

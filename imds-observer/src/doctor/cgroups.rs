@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use crate::bpf::cgroup2_mount;
 
 const NAME: &str = "cgroup2";
@@ -18,7 +18,7 @@ pub(super) fn checks(wanted: Option<&Path>) -> Vec<Check> {
     let mut checks = vec![of(&found, usable)];
     if let Some(path) = wanted.filter(|path| !path.join("cgroup.procs").exists()) {
         checks.push(
-            Check::new(NAME, State::Missing, "not a cgroup2 directory")
+            Check::new(NAME, CheckState::Missing, "not a cgroup2 directory")
                 .about(&path.display())
                 .blinding("everything: eBPF programs can't be attached there")
                 .remedied("Name a directory below a cgroup2 mount with --cgroup.", []),
@@ -36,7 +36,7 @@ fn of(mounts: &[String], usable: bool) -> Check {
     };
     let blinds = "everything: requests can't be attributed to processes";
     if mounts.is_empty() {
-        return Check::new(NAME, State::Missing, found).blinding(blinds).remedied(
+        return Check::new(NAME, CheckState::Missing, found).blinding(blinds).remedied(
             "Mount it, and name the directory with --cgroup.",
             ["mount -t cgroup2 none /mnt/cgroup2".to_owned()],
         );
@@ -44,7 +44,7 @@ fn of(mounts: &[String], usable: bool) -> Check {
     if !usable {
         return Check::new(
             NAME,
-            State::Missing,
+            CheckState::Missing,
             format!("{found}, which shows only a part of the hierarchy"),
         )
         .blinding(blinds)
@@ -75,8 +75,8 @@ mod tests {
             "tmpfs /run tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\ncgroup /c cgroup rw 0 0\n";
         let found = mounts_in(mounts);
         assert_eq!(found, ["/sys/fs/cgroup/unified"]);
-        assert_eq!(of(&found, true).state, State::Ok);
-        assert_eq!(of(&found, false).state, State::Missing);
-        assert_eq!(of(&[], false).state, State::Missing);
+        assert_eq!(of(&found, true).state, CheckState::Ok);
+        assert_eq!(of(&found, false).state, CheckState::Missing);
+        assert_eq!(of(&[], false).state, CheckState::Missing);
     }
 }

@@ -7,7 +7,7 @@ use crate::record::{Code, Remedy};
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum CheckState {
     Ok,
     /// There is something that may matter; whether it does can't be judged from here.
     Note,
@@ -25,7 +25,7 @@ pub struct Check {
     pub name: String,
     /// Which of several: an endpoint, an interface, a process.
     pub subject: Option<String>,
-    pub state: State,
+    pub state: CheckState,
     /// What was seen.
     pub found: String,
     /// What it means for requests to IMDS.
@@ -38,7 +38,7 @@ pub struct Check {
 }
 
 impl Check {
-    pub(super) fn new(name: &str, state: State, found: impl Into<String>) -> Self {
+    pub(super) fn new(name: &str, state: CheckState, found: impl Into<String>) -> Self {
         Self {
             name: name.to_owned(),
             subject: None,
@@ -52,12 +52,12 @@ impl Check {
     }
 
     pub(super) fn ok(name: &str, found: impl Into<String>) -> Self {
-        Self::new(name, State::Ok, found)
+        Self::new(name, CheckState::Ok, found)
     }
 
     /// Something that couldn't be looked at, and why.
     pub(super) fn unread(name: &str, why: impl std::fmt::Display) -> Self {
-        Self::new(name, State::Unknown, format!("could not check: {why}"))
+        Self::new(name, CheckState::Unknown, format!("could not check: {why}"))
     }
 
     /// `Missing` unless `held`, with what that blinds and what would help.
@@ -65,7 +65,7 @@ impl Check {
         if held {
             Self::ok(name, found)
         } else {
-            Self::new(name, State::Missing, found)
+            Self::new(name, CheckState::Missing, found)
                 .blinding(blinds)
                 .remedied(remedy, [])
         }

@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use super::routes::interface;
 use crate::bpf::cgroup2_mount;
 use crate::bpf::occupied::{CgroupHook, cgroup_occupants};
@@ -104,7 +104,7 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
     }
     if ruleset.left_out > 0 {
         let found = format!("{} chains at bridges or devices were not evaluated", ruleset.left_out);
-        checks.push(Check::new(NAME, State::Unknown, found));
+        checks.push(Check::new(NAME, CheckState::Unknown, found));
     }
     checks
 }
@@ -270,12 +270,12 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
         .chain(&stop.unless)
         .all(|condition| condition.reported);
     let state = match stop.outcome {
-        Outcome::Queued => State::Unknown,
-        Outcome::Redirected(_) => State::Note,
-        _ if !reported => State::Unknown,
+        Outcome::Queued => CheckState::Unknown,
+        Outcome::Redirected(_) => CheckState::Note,
+        _ if !reported => CheckState::Unknown,
         // A default of "nothing is forwarded" with exceptions: the usual setup of a container engine.
-        _ if way.forwarded && !stop.unless.is_empty() => State::Note,
-        _ => State::Fault,
+        _ if way.forwarded && !stop.unless.is_empty() => CheckState::Note,
+        _ => CheckState::Fault,
     };
     let check = Check::new(NAME, state, found);
     if let Outcome::Redirected(_) = stop.outcome {

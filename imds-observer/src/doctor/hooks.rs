@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use crate::bpf::occupied::{CgroupHook, Occupant, cgroup_occupants, exclusive_holder, interface_occupants, is_ours};
 use crate::bpf::{CLSACT_HANDLES, cgroup2_mount, hidden_without};
 use crate::host::Uplink;
@@ -36,13 +36,13 @@ fn at_cgroups(root: &Path, checks: &mut Vec<Check>) {
         Ok(found) => found,
         Err(error) => {
             let check = Check::unread(name, format!("{}: {error}", root.display()));
-            return checks.push(rights(check, &error));
+            return checks.push(privileges(check, &error));
         }
     };
     for hook in CgroupHook::ALL {
         if let Some(holder) = exclusive_holder(root, hook) {
             checks.push(
-                Check::new("exclusive-program", State::Missing, format!("{holder}, at {hook}"))
+                Check::new("exclusive-program", CheckState::Missing, format!("{holder}, at {hook}"))
                     .about(&root.display())
                     .blinding(hidden_without(hook))
                     .remedied(
@@ -92,7 +92,7 @@ fn reported(programs: &[Occupant]) -> Vec<Check> {
             at.truncate(MAX_NAMED);
             let found = format!("program {shown} at {hook} of {}{more}", at.join(", "));
             let connects = [CgroupHook::Connect4, CgroupHook::Connect6];
-            Check::new("cgroup-program", State::Note, found)
+            Check::new("cgroup-program", CheckState::Note, found)
                 .meaning(if connects.iter().any(|connect| connect.to_string() == hook) {
                     "may deny connections of processes in that cgroup, or rewrite the address (socket load balancing); connections rewritten to an address other than an endpoint's are not recorded"
                 } else {
@@ -107,7 +107,7 @@ fn reported(programs: &[Occupant]) -> Vec<Check> {
         .collect()
 }
 
-fn rights(check: Check, error: &io::Error) -> Check {
+fn privileges(check: Check, error: &io::Error) -> Check {
     if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
         return check.remedied("Run with CAP_NET_ADMIN.", []);
     }
@@ -119,7 +119,7 @@ fn at_interface(uplink: &Uplink) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut occupied = |hook: &str, program: String| {
         checks.push(
-            Check::new(name, State::Note, format!("{program} at {hook}"))
+            Check::new(name, CheckState::Note, format!("{program} at {hook}"))
                 .meaning("may drop or redirect requests or responses; the observer's program runs first")
                 .remedied(
                     "Inspect the program if the observer reports denied-by-policy.",
@@ -142,7 +142,7 @@ fn at_interface(uplink: &Uplink) -> Vec<Check> {
                 occupied(&program.hook, format!("program {shown}"));
             }
         }
-        Err(error) => unread = Some(rights(Check::unread(name, format!("tcx: {error}")), &error)),
+        Err(error) => unread = Some(privileges(Check::unread(name, format!("tcx: {error}")), &error)),
     }
     match filters(uplink.ifindex) {
         Ok(filters) => {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -54,10 +54,10 @@ fn since(name: &str, version: Option<(u32, u32)>, needed: (u32, u32), blinds: &s
 /// Without it everything is visible, unless another tool's program runs first.
 fn tcx(version: Option<(u32, u32)>) -> Check {
     let check = since("tcx", version, (6, 6), "", "");
-    if check.state != State::Missing {
+    if check.state != CheckState::Missing {
         return check;
     }
-    Check::new("tcx", State::Note, check.found).meaning(
+    Check::new("tcx", CheckState::Note, check.found).meaning(
         "programs are attached to uplinks through clsact instead; another tool's filter with priority 1 may handle packets first",
     )
 }
@@ -79,7 +79,7 @@ fn tracefs() -> Check {
     let name = "tracefs";
     match mounted {
         Some(path) => Check::ok(name, path),
-        None => Check::new(name, State::Missing, "not mounted, or not readable")
+        None => Check::new(name, CheckState::Missing, "not mounted, or not readable")
             .blinding("the error that connect() returned, unless fexit or sys_exit tracing is available")
             .remedied(
                 "Mount tracefs. In a container, mount the host's.",
@@ -95,7 +95,7 @@ fn perf_events() -> Check {
         Err(error) => return Check::unread(name, format!("{path}: {error}")),
     };
     match value.parse::<i32>() {
-        Ok(level) if level > 2 => Check::new(name, State::Note, value)
+        Ok(level) if level > 2 => Check::new(name, CheckState::Note, value)
             .meaning(
                 "above 2, Debian's kernels require CAP_SYS_ADMIN for tracepoints; raw tracepoints are not affected",
             )
@@ -148,7 +148,7 @@ fn lockdown() -> Check {
 fn unprivileged_bpf() -> Check {
     let (name, path) = ("unprivileged-bpf", "/proc/sys/kernel/unprivileged_bpf_disabled");
     match fs::read_to_string(path).as_deref().map(str::trim) {
-        Ok("0") => Check::new(name, State::Note, "enabled")
+        Ok("0") => Check::new(name, CheckState::Note, "enabled")
             .meaning("any user may load eBPF socket filters; the observer doesn't need this"),
         Ok(value) => Check::ok(name, format!("disabled ({value})")),
         Err(error) => Check::unread(name, format!("{path}: {error}")),
@@ -169,11 +169,11 @@ mod tests {
     #[test]
     fn what_is_missing_says_what_it_blinds() {
         let old = since("drop-reasons", Some((5, 10)), (5, 17), "why", "newer");
-        assert_eq!((old.state, old.blinds.as_deref()), (State::Missing, Some("why")));
+        assert_eq!((old.state, old.blinds.as_deref()), (CheckState::Missing, Some("why")));
         let new = since("drop-reasons", Some((7, 0)), (5, 17), "why", "newer");
-        assert_eq!((new.state, new.blinds), (State::Ok, None));
-        assert_eq!(since("x", None, (6, 6), "", "").state, State::Unknown);
-        assert_eq!(tcx(Some((6, 1))).state, State::Note);
-        assert_eq!(btf(Path::new("/nonexistent")).state, State::Missing);
+        assert_eq!((new.state, new.blinds), (CheckState::Ok, None));
+        assert_eq!(since("x", None, (6, 6), "", "").state, CheckState::Unknown);
+        assert_eq!(tcx(Some((6, 1))).state, CheckState::Note);
+        assert_eq!(btf(Path::new("/nonexistent")).state, CheckState::Missing);
     }
 }

@@ -1,6 +1,6 @@
 //! What no observer on this kernel sees, and no record of a run can show? docs/limitations.md explains each.
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 
 /// What is not visible, and the first kernel that shows it; `None`: no kernel does.
 const LIMITS: &[(&str, Option<(u32, u32)>)] = &[
@@ -27,7 +27,7 @@ pub(super) fn checks(version: Option<(u32, u32)>) -> Vec<Check> {
         .map(|(what, _)| *what)
         .collect();
     let found = format!("{} things are never visible on this kernel", hidden.len());
-    vec![Check::new("limits", State::Note, found).blinding(hidden.join("; "))]
+    vec![Check::new("limits", CheckState::Note, found).blinding(hidden.join("; "))]
 }
 
 #[cfg(test)]

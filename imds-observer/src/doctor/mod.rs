@@ -4,6 +4,7 @@
 //! one that can't be answered leaves the others alone.
 
 mod agents;
+mod capabilities;
 mod cards;
 mod cgroups;
 mod check;
@@ -13,7 +14,6 @@ mod kernel;
 mod limits;
 mod neighbours;
 mod proxies;
-mod rights;
 mod routes;
 
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
-pub use check::{Check, State};
+pub use check::{Check, CheckState};
 
 use crate::bpf::cgroup2_mount;
 use crate::host::{Uplink, Uplinks};
@@ -72,7 +72,7 @@ impl Report {
         checks.extend(kernel::checks(release.as_deref()));
         checks.extend(limits::checks(release.as_deref().and_then(kernel::version)));
         checks.extend(cgroups::checks(options.cgroup.as_deref()));
-        checks.extend(rights::checks());
+        checks.extend(capabilities::checks());
         Self {
             version: env!("CARGO_PKG_VERSION"),
             kernel: release,
@@ -82,7 +82,7 @@ impl Report {
         }
     }
 
-    pub fn count(&self, state: State) -> usize {
+    pub fn count(&self, state: CheckState) -> usize {
         self.checks.iter().filter(|check| check.state == state).count()
     }
 }
@@ -109,7 +109,7 @@ fn uplinks(options: &DoctorOptions, checks: &mut Vec<Check>) -> Vec<Uplink> {
     match Uplinks::discover(&beyond) {
         Ok(found) if found.is_empty() => {
             checks.push(
-                Check::new(name, State::Missing, "no interface has a route to the endpoints")
+                Check::new(name, CheckState::Missing, "no interface has a route to the endpoints")
                     .blinding("TTLs on arrival, lost responses and the packet quota, until an uplink appears")
                     .remedied("See the check `route`, or name an interface with --interface.", []),
             );

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use netlink_packet_route::neighbour::NeighbourState;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use super::routes::{dash6, interface};
 use crate::host::routes::{Hop, Neighbour, Routed, Routing};
 use crate::record::Code;
@@ -54,13 +54,13 @@ fn check(endpoint: IpAddr, hop: &Hop, device: &str, neighbours: &[Neighbour], ga
     match state {
         Some(NeighbourState::Failed | NeighbourState::Incomplete) => Check::new(
             NAME,
-            State::Fault,
+            CheckState::Fault,
             format!("{who} doesn't answer ARP or neighbor discovery"),
         )
         .meaning("connect() fails with \"no route to host\" after three seconds")
         .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway))
         .reported_as(Code::NeighborUnresolved),
-        None if on_link => Check::new(NAME, State::Note, format!("{who}: not resolved yet"))
+        None if on_link => Check::new(NAME, CheckState::Note, format!("{who}: not resolved yet"))
             .meaning("the first request shows whether it answers; on EC2 the gateway always forwards to IMDS")
             .remedied(remedy_text(on_link), remedy(endpoint, on_link, device, gateway)),
         None => Check::ok(NAME, format!("{who}: not resolved yet")),
@@ -110,22 +110,22 @@ mod tests {
         };
         let failed = [neighbour(endpoint, NeighbourState::Failed)];
         let reported = check(endpoint, &on_link, "eth0", &failed, Some(gateway));
-        assert_eq!(reported.state, State::Fault);
+        assert_eq!(reported.state, CheckState::Fault);
         let commands = reported.remedy.unwrap().commands;
         assert_eq!(commands[1], "ip route add 169.254.169.254/32 via 10.0.0.1 dev eth0");
-        assert_eq!(check(endpoint, &on_link, "eth0", &[], None).state, State::Note);
+        assert_eq!(check(endpoint, &on_link, "eth0", &[], None).state, CheckState::Note);
         let stale = [neighbour(endpoint, NeighbourState::Stale)];
-        assert_eq!(check(endpoint, &on_link, "eth0", &stale, None).state, State::Ok);
+        assert_eq!(check(endpoint, &on_link, "eth0", &stale, None).state, CheckState::Ok);
         let routed = Hop {
             gateway: Some(gateway),
             ..on_link
         };
         assert_eq!(
             check(endpoint, &routed, "eth0", &failed, None).state,
-            State::Ok,
+            CheckState::Ok,
             "another one"
         );
         let down = [neighbour(gateway, NeighbourState::Incomplete)];
-        assert_eq!(check(endpoint, &routed, "eth0", &down, None).state, State::Fault);
+        assert_eq!(check(endpoint, &routed, "eth0", &down, None).state, CheckState::Fault);
     }
 }

@@ -10,7 +10,7 @@ use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use crate::host::routes::covers;
 use crate::imds::endpoint_at;
 use crate::record::{Code, Endpoint};
@@ -113,7 +113,7 @@ impl Scan {
         if more > 0 {
             checks.push(Check::new(
                 NAME,
-                State::Note,
+                CheckState::Note,
                 format!("{more} more groups of processes have such a proxy"),
             ));
         }
@@ -155,7 +155,7 @@ impl Group {
             named.join(", "),
         );
         // Few clients ask over IPv6.
-        let state = if v4 { State::Fault } else { State::Note };
+        let state = if v4 { CheckState::Fault } else { CheckState::Note };
         let exceptions: Vec<String> = self
             .concerned
             .iter()
@@ -168,7 +168,7 @@ impl Group {
             })
             .collect();
         let of_agents = self.concerned.iter().all(|endpoint| endpoint_at(*endpoint).is_agent());
-        Check::new(NAME, if of_agents { State::Fault } else { state }, found)
+        Check::new(NAME, if of_agents { CheckState::Fault } else { state }, found)
             .about(&self.comm)
             .meaning(if of_agents {
                 "requests for the credentials of this pod or task go to the proxy, which can't reach the agent of this host. SDKs that bypass proxies for these addresses are not affected"

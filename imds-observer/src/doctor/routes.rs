@@ -6,7 +6,7 @@ use netlink_packet_route::route::RouteType;
 use netlink_packet_route::rule::RuleAction;
 use nix::errno::Errno;
 
-use super::check::{Check, State};
+use super::check::{Check, CheckState};
 use crate::host::netlink::NetlinkError;
 use crate::host::routes::{Hop, LOCAL_TABLE, Link, MAIN_TABLE, Routed, Routing, Rule};
 use crate::host::uplinks::best;
@@ -124,7 +124,7 @@ fn through_tunnel(endpoint: IpAddr, hop: &Hop, links: &[Link], way_out: WayOut) 
             "ip {family}rule add to {endpoint} lookup main priority {priority}"
         ));
     }
-    Check::new("route", State::Fault, found)
+    Check::new("route", CheckState::Fault, found)
         .meaning("requests leave through the tunnel, which doesn't lead to IMDS: they get no answer, or the answer of another instance")
         .remedied(
             "Exclude the endpoint in the VPN's settings, or route it through the instance's own interface. If the VPN uses its own routing table, add a rule with a lower priority number than the VPN's.",
@@ -144,7 +144,7 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
             let source = hop.source.map(|source| format!(" from {source}")).unwrap_or_default();
             Check::ok("route", format!("{way} through {}{source}", interface(hop.ifindex)))
         }
-        Routed::Local => Check::new("route", State::Fault, "the address is assigned to this host")
+        Routed::Local => Check::new("route", CheckState::Fault, "the address is assigned to this host")
             .meaning("a program on this host answers instead of IMDS; without one, connections are refused")
             .remedied(
                 "Remove the address, unless a metadata proxy on this host is intended.",
@@ -154,7 +154,7 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
             let found = Errno::from_raw(*errno).desc();
             if endpoint.is_ipv6() && *errno == libc::ENETUNREACH {
                 // The IPv6 endpoint is off by default.
-                return Check::new("route", State::Note, found)
+                return Check::new("route", CheckState::Note, found)
                     .meaning("clients that try IPv6 fail at once; IPv4 clients are not affected")
                     .reported_as(Code::NoRoute);
             }
@@ -164,7 +164,7 @@ fn route(endpoint: IpAddr, routed: &Routed) -> Check {
                 libc::EINVAL => "a `blackhole` route or rule rejects it",
                 _ => "no route to the endpoint",
             };
-            Check::new("route", State::Fault, format!("{found}: {refused}"))
+            Check::new("route", CheckState::Fault, format!("{found}: {refused}"))
                 .meaning("connect() fails at once for every client of this host")
                 .remedied(
                     "Add a route through the gateway, or delete the route or rule that blocks it.",
@@ -208,7 +208,7 @@ fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<
         let found = format!("rule {} for {whom}", rule.priority);
         if let Some(refused) = refused {
             checks.push(
-                Check::new("routing-rule", State::Fault, format!("{found}: {refused}"))
+                Check::new("routing-rule", CheckState::Fault, format!("{found}: {refused}"))
                     .meaning(format!("requests of {whom} are not sent"))
                     .remedied(
                         "Delete the rule. No action is needed if it blocks IMDS on purpose.",
@@ -231,7 +231,7 @@ fn rules(routing: &mut Routing, endpoint: IpAddr, links: &[Link]) -> Result<Vec<
         );
         checks.push(match tunnel(links, hop) {
             // For this host's own processes, the check `route` above reports it.
-            Some(kind) => Check::new("routing-rule", State::Note, format!("{found}, a tunnel ({kind})"))
+            Some(kind) => Check::new("routing-rule", CheckState::Note, format!("{found}, a tunnel ({kind})"))
                 .meaning(format!(
                     "requests of {whom} leave through the tunnel, which doesn't lead to IMDS"
                 ))
@@ -328,7 +328,7 @@ mod tests {
                 before,
             };
             let check = through_tunnel(v4, &into, &links, way_out);
-            assert_eq!((check.state, check.code), (State::Fault, Some(Code::NoAnswer)));
+            assert_eq!((check.state, check.code), (CheckState::Fault, Some(Code::NoAnswer)));
             assert!(check.found.contains("wireguard"), "{}", check.found);
             let commands = check.remedy.unwrap().commands.join("\n");
             assert!(wanted.iter().all(|wanted| commands.contains(wanted)), "{commands}");
@@ -342,17 +342,20 @@ mod tests {
         let v6: IpAddr = "fd00:ec2::254".parse().unwrap();
         for errno in [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL] {
             let check = route(v4, &Routed::Refused(errno));
-            assert_eq!((check.state, check.code), (State::Fault, Some(Code::NoRoute)));
+            assert_eq!((check.state, check.code), (CheckState::Fault, Some(Code::NoRoute)));
         }
-        assert_eq!(route(v6, &Routed::Refused(libc::ENETUNREACH)).state, State::Note);
-        assert_eq!(route(v6, &Routed::Refused(libc::EACCES)).state, State::Fault);
-        assert_eq!(route(v4, &Routed::Local).state, State::Fault);
+        assert_eq!(route(v6, &Routed::Refused(libc::ENETUNREACH)).state, CheckState::Note);
+        assert_eq!(route(v6, &Routed::Refused(libc::EACCES)).state, CheckState::Fault);
+        assert_eq!(route(v4, &Routed::Local).state, CheckState::Fault);
         let hop = Hop {
             ifindex: u32::MAX,
             gateway: Some("10.0.0.1".parse().unwrap()),
             source: None,
         };
         let check = route(v4, &Routed::Through(hop));
-        assert_eq!((check.state, check.found.contains("via 10.0.0.1")), (State::Ok, true));
+        assert_eq!(
+            (check.state, check.found.contains("via 10.0.0.1")),
+            (CheckState::Ok, true)
+        );
     }
 }

@@ -114,12 +114,12 @@ impl Attempt {
         self.established.is_none() && (self.done || self.end.is_some())
     }
 
-    /// A SYN; `socket` and `wire` are what the vantage point counts as, `place` distinguishes the points. Whether it shows that a SYN-ACK
+    /// A SYN; `socket` and `wire` are what the vantage point counts as, `vantage` distinguishes the points. Whether it shows that a SYN-ACK
     /// before has connected nothing.
-    pub(super) fn syn(&mut self, time: Time, socket: bool, wire: bool, place: usize) -> bool {
+    pub(super) fn syn(&mut self, time: Time, socket: bool, wire: bool, vantage: usize) -> bool {
         self.watched = true;
         self.first_syn.get_or_insert(time);
-        let Some(last) = self.last_syn.get_mut(place) else {
+        let Some(last) = self.last_syn.get_mut(vantage) else {
             return false;
         };
         if last.is_some_and(|last| time.since(last) < COPY_NS) {

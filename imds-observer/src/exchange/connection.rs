@@ -151,7 +151,7 @@ pub(super) struct Flow {
     pub(super) share: Charge,
 }
 
-enum Verdict {
+enum Decision {
     Wait(Time),
     Done {
         outcome: ExchangeOutcome,
@@ -968,11 +968,11 @@ impl Flow {
         let mut at = 0;
         while let Some(pending) = self.pending.get(at) {
             match self.judge(pending, now, last, context.ends_are_seen) {
-                Verdict::Wait(time) => {
+                Decision::Wait(time) => {
                     sooner(Some(time));
                     at += 1;
                 }
-                Verdict::Done {
+                Decision::Done {
                     outcome,
                     delivered,
                     until,
@@ -1050,11 +1050,11 @@ impl Flow {
         attempt.due()
     }
 
-    fn judge(&self, pending: &Pending, now: Time, last: bool, ends_are_seen: Option<Time>) -> Verdict {
+    fn judge(&self, pending: &Pending, now: Time, last: bool, ends_are_seen: Option<Time>) -> Decision {
         // Seen at an uplink alone: a socket of this host may yet turn out to have sent it.
         let settled = pending.time.plus_ns(REORDER_NS);
         if self.uplink_seen && self.socketless() && now < settled && !last {
-            return Verdict::Wait(settled);
+            return Decision::Wait(settled);
         }
         let answer = pending.answer.as_ref();
         if let Some((answer, delivered)) = answer.and_then(|answer| Some((answer, answer.delivered()?))) {
@@ -1062,14 +1062,14 @@ impl Flow {
             let ends = delivered.plus_ns(LENGTH_NS);
             let over = last || self.closed.is_some() || self.server_rst.is_some();
             if pending.wants_length && now < ends && !over && self.length(pending, answer).is_none() {
-                return Verdict::Wait(ends);
+                return Decision::Wait(ends);
             }
             // The TTL on the wire may arrive slightly later.
             let settled = delivered.plus_ns(REORDER_NS);
             if self.uplink_seen && !answer.on_wire() && now < settled && !last {
-                return Verdict::Wait(settled);
+                return Decision::Wait(settled);
             }
-            return Verdict::Done {
+            return Decision::Done {
                 outcome: ExchangeOutcome::Answered,
                 delivered: Some(true),
                 until: answer.first_byte(),
@@ -1084,7 +1084,7 @@ impl Flow {
         } else {
             (ExchangeOutcome::Answered, None)
         };
-        let done = |(outcome, delivered), until| Verdict::Done {
+        let done = |(outcome, delivered), until| Decision::Done {
             outcome,
             delivered,
             until,
@@ -1166,7 +1166,7 @@ impl Flow {
             };
         }
         // What was lost meanwhile may change who decides.
-        Verdict::Wait(wait.min(now.plus_ns(FORGET_NS)))
+        Decision::Wait(wait.min(now.plus_ns(FORGET_NS)))
     }
 
     /// When no answer can come any more, if nothing else shows it. A socket's end decides, however long its process waits; where it

@@ -1952,11 +1952,11 @@ fn within_a_cgroup_the_hooks_of_the_whole_host_start_no_connection() {
     let scope = Scope::Cgroup { uplinks: false };
     let mut world = World::live();
     world.table = FlowTable::new(Limits::default(), Hasher::with_salt(1, 2)).within(scope);
-    let stranger = FlowId::Addresses {
+    let unmatched = FlowId::Addresses {
         local: world.local,
         remote: world.remote,
     };
-    for flow in [stranger, FlowId::Cookie(0x99)] {
+    for flow in [unmatched, FlowId::Cookie(0x99)] {
         let event = dropped(&world, flow);
         world.send(&event);
         let event = Event::Socket(SocketChange {

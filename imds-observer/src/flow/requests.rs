@@ -20,7 +20,7 @@ pub struct FoundRequest<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Position {
     /// At or in a head.
     Head,
     /// So many bytes of a body are left.
@@ -33,7 +33,7 @@ enum State {
 #[derive(Debug)]
 pub struct RequestReader {
     stream: Stream<Meta>,
-    state: State,
+    state: Position,
     /// The first bytes of a head whose end has not come.
     head: Vec<u8>,
     scanner: Scanner,
@@ -52,7 +52,7 @@ impl RequestReader {
     pub fn new(limits: StreamLimits) -> Self {
         Self {
             stream: Stream::new(limits.pieces),
-            state: State::Head,
+            state: Position::Head,
             head: Vec::new(),
             scanner: Scanner::default(),
             begun: None,
@@ -101,7 +101,7 @@ impl RequestReader {
     /// Takes a packet's payload in and gives every head that it completes.
     pub fn push(&mut self, packet: &Packet, mut found: impl FnMut(FoundRequest<'_>)) -> Result<(), Refused> {
         if self.stream.next_seq().is_none() && !may_begin_request(&packet.data) {
-            self.state = State::Lost;
+            self.state = Position::Lost;
         }
         if let Pushed::Next(piece) = self.stream.push(piece(packet, packet.vantage == Vantage::Capture))? {
             self.take(piece, &mut found);
@@ -115,7 +115,7 @@ impl RequestReader {
         self.stream.skip_gap();
         self.forget_head();
         self.ack_at_gap = self.last_ack;
-        self.state = State::Lost;
+        self.state = Position::Lost;
         self.turned = false;
         self.read(&mut found);
     }
@@ -127,7 +127,7 @@ impl RequestReader {
     }
 
     fn lose(&mut self) {
-        self.state = State::Lost;
+        self.state = Position::Lost;
         self.turned = false;
     }
 
@@ -171,8 +171,8 @@ impl RequestReader {
 
     fn complete(&mut self, body: Body) {
         match body {
-            Body::Length(0) => self.state = State::Head,
-            Body::Length(length) => self.state = State::Body(length),
+            Body::Length(0) => self.state = Position::Head,
+            Body::Length(length) => self.state = Position::Body(length),
             Body::Unknown => self.lose(),
         }
     }
@@ -188,18 +188,18 @@ impl RequestReader {
         self.last_ack = Some(meta.ack);
         while !data.is_empty() {
             match self.state {
-                State::Body(left) => {
+                Position::Body(left) => {
                     let skipped = left.min(data.len() as u64);
                     data.advance(skipped as usize);
                     self.state = if left == skipped {
-                        State::Head
+                        Position::Head
                     } else {
-                        State::Body(left - skipped)
+                        Position::Body(left - skipped)
                     };
                 }
-                State::Lost if self.turned || starts_with_method(&data) => self.state = State::Head,
-                State::Lost => data.clear(),
-                State::Head => {
+                Position::Lost if self.turned || starts_with_method(&data) => self.state = Position::Head,
+                Position::Lost => data.clear(),
+                Position::Head => {
                     let at = Seq(end.0.wrapping_sub(data.len() as u32));
                     self.take_head(at, &mut data, meta, found);
                 }
@@ -209,9 +209,9 @@ impl RequestReader {
             return;
         }
         match self.state {
-            State::Body(left) if left > u64::from(hole) => self.state = State::Body(left - u64::from(hole)),
-            State::Body(left) if left == u64::from(hole) => self.state = State::Head,
-            State::Head if self.begun.is_some() => self.flush(found),
+            Position::Body(left) if left > u64::from(hole) => self.state = Position::Body(left - u64::from(hole)),
+            Position::Body(left) if left == u64::from(hole) => self.state = Position::Head,
+            Position::Head if self.begun.is_some() => self.flush(found),
             _ => self.lose(),
         }
     }

@@ -40,7 +40,7 @@ impl FoundResponse {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum Position {
     Head,
     Body(u64),
     /// In a body without a length, or behind a gap: a piece that begins as HTTP begins the next head.
@@ -51,7 +51,7 @@ enum State {
 #[derive(Debug)]
 pub struct ResponseReader {
     stream: Stream<Meta>,
-    state: State,
+    state: Position,
     head: Vec<u8>,
     scanner: Scanner,
     begun: Option<(Seq, Meta)>,
@@ -68,7 +68,7 @@ impl ResponseReader {
     pub fn new(limits: StreamLimits) -> Self {
         Self {
             stream: Stream::new(limits.pieces),
-            state: State::Lost,
+            state: Position::Lost,
             head: Vec::new(),
             scanner: Scanner::default(),
             begun: None,
@@ -80,7 +80,7 @@ impl ResponseReader {
     pub fn start(&mut self, seq: Seq) {
         if self.stream.next_seq().is_none() {
             self.stream.start(seq);
-            self.state = State::Head;
+            self.state = Position::Head;
         }
     }
 
@@ -106,7 +106,7 @@ impl ResponseReader {
     pub fn skip_gap(&mut self, mut found: impl FnMut(FoundResponse)) {
         self.stream.skip_gap();
         self.flush(&mut found);
-        self.state = State::Lost;
+        self.state = Position::Lost;
         self.read(&mut found);
     }
 
@@ -120,7 +120,7 @@ impl ResponseReader {
     pub fn flush(&mut self, mut found: impl FnMut(FoundResponse)) {
         if !self.head.is_empty() {
             self.give(true, &mut found);
-            self.state = State::Lost;
+            self.state = Position::Lost;
         }
     }
 
@@ -150,10 +150,10 @@ impl ResponseReader {
             body_bytes,
         });
         self.state = match body_bytes {
-            _ if response.status.is_none() || cut => State::Lost,
-            Some(0) => State::Head,
-            Some(length) => State::Body(length),
-            None => State::Lost,
+            _ if response.status.is_none() || cut => Position::Lost,
+            Some(0) => Position::Head,
+            Some(length) => Position::Body(length),
+            None => Position::Lost,
         };
     }
 
@@ -165,23 +165,23 @@ impl ResponseReader {
             meta,
         } = piece;
         // The answer to a HEAD gives a length and no body: the next head is then where the body should be.
-        if self.state != State::Head && data.starts_with(b"HTTP/1.") {
-            self.state = State::Head;
+        if self.state != Position::Head && data.starts_with(b"HTTP/1.") {
+            self.state = Position::Head;
         }
         let end = seq.plus(data.len() as u32);
         while !data.is_empty() {
             match self.state {
-                State::Body(left) => {
+                Position::Body(left) => {
                     let skipped = left.min(data.len() as u64);
                     data.advance(skipped as usize);
                     self.state = if left == skipped {
-                        State::Head
+                        Position::Head
                     } else {
-                        State::Body(left - skipped)
+                        Position::Body(left - skipped)
                     };
                 }
-                State::Lost => data.clear(),
-                State::Head => {
+                Position::Lost => data.clear(),
+                Position::Head => {
                     let at = Seq(end.0.wrapping_sub(data.len() as u32));
                     self.begun.get_or_insert((at, meta));
                     let known = self.head.len();
@@ -218,15 +218,15 @@ impl ResponseReader {
             return;
         }
         match self.state {
-            State::Body(left) if left > u64::from(hole) => self.state = State::Body(left - u64::from(hole)),
-            State::Body(left) if left == u64::from(hole) => self.state = State::Head,
-            State::Head if !self.head.is_empty() => self.give(true, found),
-            State::Head => {
+            Position::Body(left) if left > u64::from(hole) => self.state = Position::Body(left - u64::from(hole)),
+            Position::Body(left) if left == u64::from(hole) => self.state = Position::Head,
+            Position::Head if !self.head.is_empty() => self.give(true, found),
+            Position::Head => {
                 // Bytes that were not captured, where a head should begin.
                 self.begun = Some((end, meta));
                 self.give(true, found);
             }
-            _ => self.state = State::Lost,
+            _ => self.state = Position::Lost,
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Facts about this host that IMDS depends on. Read only: asks the kernel, sends no packet, changes nothing.
 
+pub mod capabilities;
 pub mod ethtool;
 pub mod filters;
 pub mod firewall;
 mod fuzz;
 pub mod instance;
 pub mod netlink;
-pub mod rights;
 pub mod routes;
 pub mod uplinks;
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::state::{BUCKETS_S, CONNECT_OUTCOMES, Interface, OTHER, OUTCOMES, State, VERSIONS};
+use super::state::{BUCKETS_S, CONNECT_OUTCOMES, Interface, OTHER, OUTCOMES, Totals, VERSIONS};
 use crate::record::ImdsVersion;
 
 /// Label values belong to the state as far as they can.
@@ -54,7 +54,7 @@ pub(crate) struct Transfers {
 }
 
 /// Everything there is, sorted as it is shown. Families without a series are left out.
-pub(super) fn families(state: &State, transfers: Option<Transfers>) -> Vec<Family<'_>> {
+pub(super) fn families(state: &Totals, transfers: Option<Transfers>) -> Vec<Family<'_>> {
     let mut families = Vec::with_capacity(24);
     workloads(&mut families, state);
     host(&mut families, state);
@@ -111,7 +111,7 @@ fn label<'a>(name: &'static str, value: &'a str) -> (&'static str, Cow<'a, str>)
     (name, Cow::Borrowed(value))
 }
 
-fn workloads<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
+fn workloads<'a>(families: &mut Vec<Family<'a>>, state: &'a Totals) {
     let mut sorted: Vec<_> = state.workloads.iter().collect();
     sorted.sort_unstable_by_key(|(name, _)| *name);
     let mut exchanges = Vec::new();
@@ -181,7 +181,7 @@ fn workloads<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
     ]);
 }
 
-fn host<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
+fn host<'a>(families: &mut Vec<Family<'a>>, state: &'a Totals) {
     let dropped = state
         .dropped
         .iter()
@@ -248,7 +248,7 @@ fn host<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
 }
 
 /// The observer itself.
-fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a State) {
+fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a Totals) {
     let loss = state.loss;
     let lost = [
         ("ring_buffer", loss.ring_buffer),

@@ -64,7 +64,7 @@ pub(super) fn start(listener: TcpListener, shared: &Arc<Shared>) -> anyhow::Resu
             let result = runtime.block_on(async {
                 let listener = Bounded {
                     inner: tokio::net::TcpListener::from_std(listener)?,
-                    places: Places::new(connections),
+                    slots: Slots::new(connections),
                 };
                 axum::serve(listener, router).await
             });
@@ -119,21 +119,21 @@ async fn readyz(State(served): State<Arc<Served>>) -> Response {
     }
 }
 
-/// A listener that holds only so many connections, of all peers and of each. A new one is always taken: it takes the place of the oldest of the
+/// A listener that holds only so many connections, of all peers and of each. A new one is always taken: it takes the slot of the oldest of the
 /// peer that holds the most, so that idle connections can't keep a probe out.
 struct Bounded {
     inner: tokio::net::TcpListener,
-    places: Places,
+    slots: Slots,
 }
 
 impl Listener for Bounded {
-    type Io = Placed;
+    type Io = HeldConnection;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Placed, SocketAddr) {
+    async fn accept(&mut self) -> (HeldConnection, SocketAddr) {
         let (stream, address) = Listener::accept(&mut self.inner).await;
-        let (place, closed) = self.places.take(address.ip());
-        (Placed::new(stream, place, closed), address)
+        let (slot, closed) = self.slots.take(address.ip());
+        (HeldConnection::new(stream, slot, closed), address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -141,7 +141,7 @@ impl Listener for Bounded {
     }
 }
 
-mod places {
+mod slots {
     //! Who is connected.
 
     use std::net::IpAddr;
@@ -158,13 +158,13 @@ mod places {
     }
 
     #[derive(Debug, Default)]
-    struct State {
+    struct Occupancy {
         /// The oldest first.
         taken: Vec<Taken>,
         next: u64,
     }
 
-    impl State {
+    impl Occupancy {
         /// Closes the oldest connection of the peer with the most.
         fn close_one(&mut self) {
             let count = |peer: IpAddr| self.taken.iter().filter(|taken| taken.peer == peer).count();
@@ -178,12 +178,12 @@ mod places {
 
     /// See [`super::Bounded`].
     #[derive(Clone, Debug)]
-    pub(super) struct Places {
-        state: Arc<Mutex<State>>,
+    pub(super) struct Slots {
+        state: Arc<Mutex<Occupancy>>,
         limit: usize,
     }
 
-    impl Places {
+    impl Slots {
         pub(super) fn new(limit: usize) -> Self {
             Self {
                 state: Arc::default(),
@@ -191,12 +191,12 @@ mod places {
             }
         }
 
-        fn lock(&self) -> MutexGuard<'_, State> {
+        fn lock(&self) -> MutexGuard<'_, Occupancy> {
             self.state.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        /// A place, and what ends when it has to be left.
-        pub(super) fn take(&self, peer: IpAddr) -> (Place, oneshot::Receiver<()>) {
+        /// A slot, and what ends when it has to be left.
+        pub(super) fn take(&self, peer: IpAddr) -> (Slot, oneshot::Receiver<()>) {
             // Half of them, so that one peer never closes what another holds.
             let of_one = self.limit.div_ceil(2);
             let (close, closed) = oneshot::channel();
@@ -215,11 +215,11 @@ mod places {
                 peer,
                 _close: close,
             });
-            let place = Place {
-                places: self.clone(),
+            let slot = Slot {
+                slots: self.clone(),
                 number,
             };
-            (place, closed)
+            (slot, closed)
         }
 
         #[cfg(test)]
@@ -230,14 +230,14 @@ mod places {
 
     /// Free again when it is dropped.
     #[derive(Debug)]
-    pub(super) struct Place {
-        places: Places,
+    pub(super) struct Slot {
+        slots: Slots,
         number: u64,
     }
 
-    impl Drop for Place {
+    impl Drop for Slot {
         fn drop(&mut self) {
-            self.places.lock().taken.retain(|taken| taken.number != self.number);
+            self.slots.lock().taken.retain(|taken| taken.number != self.number);
         }
     }
 
@@ -247,12 +247,12 @@ mod places {
 
         #[test]
         fn a_crowd_of_one_peer_closes_its_own_connections_only() {
-            let places = Places::new(8);
+            let slots = Slots::new(8);
             let (probe, crowd): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-            let (_held, mut probed) = places.take(probe);
-            let mut others: Vec<_> = (0..40).map(|_| places.take(crowd)).collect();
+            let (_held, mut probed) = slots.take(probe);
+            let mut others: Vec<_> = (0..40).map(|_| slots.take(crowd)).collect();
             assert!(probed.try_recv() == Err(oneshot::error::TryRecvError::Empty));
-            assert_eq!(places.peers().iter().filter(|peer| **peer == crowd).count(), 4);
+            assert_eq!(slots.peers().iter().filter(|peer| **peer == crowd).count(), 4);
             let open =
                 |closed: &mut oneshot::Receiver<()>| closed.try_recv() == Err(oneshot::error::TryRecvError::Empty);
             assert_eq!(
@@ -263,23 +263,23 @@ mod places {
                 4
             );
             drop(others);
-            assert_eq!(places.peers(), [probe]);
+            assert_eq!(slots.peers(), [probe]);
         }
 
         #[test]
         fn a_crowd_of_many_peers_leaves_a_place_for_the_next() {
-            let places = Places::new(4);
-            let held: Vec<_> = (0..40_u8).map(|peer| places.take([10, 0, 1, peer].into())).collect();
-            assert_eq!(places.peers().len(), 4);
-            assert_eq!(places.peers().last(), Some(&IpAddr::from([10, 0, 1, 39])));
+            let slots = Slots::new(4);
+            let held: Vec<_> = (0..40_u8).map(|peer| slots.take([10, 0, 1, peer].into())).collect();
+            assert_eq!(slots.peers().len(), 4);
+            assert_eq!(slots.peers().last(), Some(&IpAddr::from([10, 0, 1, 39])));
             drop(held);
-            assert!(places.peers().is_empty());
+            assert!(slots.peers().is_empty());
         }
     }
 }
 
-mod placed {
-    //! A connection that holds its place until it ends, its time is up, or another one needs the place.
+mod held {
+    //! A connection that holds its slot until it ends, its time is up, or another one needs the slot.
 
     use std::future::Future;
     use std::io;
@@ -290,26 +290,26 @@ mod placed {
     use tokio::sync::oneshot;
     use tokio::time::{Instant, Sleep, sleep};
 
-    use super::places::Place;
+    use super::slots::Slot;
     use super::{MAX_CONNECTION, MAX_SILENCE, TcpStream};
 
-    pub(super) struct Placed {
+    pub(super) struct HeldConnection {
         stream: TcpStream,
         end: Pin<Box<Sleep>>,
         /// The next answer must have begun by then.
         answer: Pin<Box<Sleep>>,
         closed: oneshot::Receiver<()>,
-        _place: Place,
+        _place: Slot,
     }
 
-    impl Placed {
-        pub(super) fn new(stream: TcpStream, place: Place, closed: oneshot::Receiver<()>) -> Self {
+    impl HeldConnection {
+        pub(super) fn new(stream: TcpStream, slot: Slot, closed: oneshot::Receiver<()>) -> Self {
             Self {
                 stream,
                 end: Box::pin(sleep(MAX_CONNECTION)),
                 answer: Box::pin(sleep(MAX_SILENCE)),
                 closed,
-                _place: place,
+                _place: slot,
             }
         }
 
@@ -327,14 +327,14 @@ mod placed {
         }
     }
 
-    impl AsyncRead for Placed {
+    impl AsyncRead for HeldConnection {
         fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
             self.check(cx)?;
             Pin::new(&mut self.stream).poll_read(cx, buf)
         }
     }
 
-    impl AsyncWrite for Placed {
+    impl AsyncWrite for HeldConnection {
         fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
             self.check(cx)?;
             let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
@@ -354,5 +354,5 @@ mod placed {
     }
 }
 
-use placed::Placed;
-use places::Places;
+use held::HeldConnection;
+use slots::Slots;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::series::Transfers;
-use super::state::State;
+use super::state::Totals;
 use super::{Limits, server};
 use crate::filter::Kinds;
 use crate::record::{Body, Record};
@@ -15,7 +15,7 @@ use crate::sinks::Sink;
 /// What the pipeline writes and the server reads.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) state: std::sync::Mutex<State>,
+    pub(super) state: std::sync::Mutex<Totals>,
     /// Of scrapers at a time.
     pub(super) connections: usize,
     /// Hooks are attached.
@@ -45,7 +45,7 @@ impl MetricsSink {
         Self {
             shared: Arc::new(Shared {
                 connections: limits.connections,
-                state: std::sync::Mutex::new(State::new(limits, silence)),
+                state: std::sync::Mutex::new(Totals::new(limits, silence)),
                 ready: AtomicBool::new(false),
                 begin: Instant::now(),
                 alive_ms: AtomicU64::new(0),

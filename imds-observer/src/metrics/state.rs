@@ -46,7 +46,7 @@ pub(super) const CONNECT_OUTCOMES: [ConnectOutcome; 6] = [
 ];
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct Totals {
     limits: Limits,
     /// After which a silent workload makes room for another one.
     silence_ns: u64,
@@ -116,7 +116,7 @@ pub(super) struct Interface {
     pub(super) allowance_exceeded: Option<u64>,
 }
 
-impl State {
+impl Totals {
     pub(super) fn new(limits: Limits, silence: Duration) -> Self {
         Self {
             limits,
@@ -300,11 +300,11 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    fn state() -> State {
-        State::new(Limits::default(), HOUR)
+    fn state() -> Totals {
+        Totals::new(Limits::default(), HOUR)
     }
 
-    fn sum(state: &State) -> u64 {
+    fn sum(state: &Totals) -> u64 {
         let all = state
             .workloads
             .values()
@@ -313,7 +313,7 @@ mod tests {
         all.sum()
     }
 
-    fn of(state: &State, workload: &str) -> u64 {
+    fn of(state: &Totals, workload: &str) -> u64 {
         let workload = state.workloads.get(workload);
         workload.map_or(0, |workload| workload.exchanges.iter().map(|(_, count)| count).sum())
     }

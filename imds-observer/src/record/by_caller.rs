@@ -10,7 +10,7 @@ use crate::record::{Container, Process};
 #[derive(Debug)]
 pub(crate) struct ByCaller<T> {
     /// Index into `known`, by addresses.
-    places: FxHashMap<(usize, usize), usize>,
+    slots: FxHashMap<(usize, usize), usize>,
     known: Vec<Known<T>>,
     limit: usize,
 }
@@ -26,7 +26,7 @@ impl<T> ByCaller<T> {
     /// `limit`: capacity. One caller more clears the cache, and the data is derived again.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            places: FxHashMap::default(),
+            slots: FxHashMap::default(),
             known: Vec::new(),
             limit,
         }
@@ -38,23 +38,23 @@ impl<T> ByCaller<T> {
         container: Option<&Arc<Container>>,
         work_out: impl FnOnce() -> T,
     ) -> &T {
-        let place = self.place(process, container, work_out);
-        self.at(place)
+        let slot = self.slot(process, container, work_out);
+        self.at(slot)
     }
 
     /// Index of a caller; see [`Self::at`].
-    pub(crate) fn place(
+    pub(crate) fn slot(
         &mut self,
         process: Option<&Arc<Process>>,
         container: Option<&Arc<Container>>,
         work_out: impl FnOnce() -> T,
     ) -> usize {
         let key = (address(process), address(container));
-        if let Some(place) = self.places.get(&key) {
-            return *place;
+        if let Some(slot) = self.slots.get(&key) {
+            return *slot;
         }
         if self.known.len() >= self.limit {
-            self.places.clear();
+            self.slots.clear();
             self.known.clear();
         }
         self.known.push(Known {
@@ -62,13 +62,13 @@ impl<T> ByCaller<T> {
             _container: container.cloned(),
             value: work_out(),
         });
-        self.places.insert(key, self.known.len() - 1);
+        self.slots.insert(key, self.known.len() - 1);
         self.known.len() - 1
     }
 
     /// Entry at an index. Indexes are valid until the next lookup.
-    pub(crate) fn at(&self, place: usize) -> &T {
-        &self.known[place].value
+    pub(crate) fn at(&self, slot: usize) -> &T {
+        &self.known[slot].value
     }
 }
 

@@ -1,7 +1,7 @@
 //! Command lines, by an allow-list: what is not known is replaced.
 
 use super::interpreter::{Role, roles};
-use super::task_ids::Place;
+use super::task_ids::PathContext;
 use super::{Cmdline, MARK, is_mark, mark_of, mode, shape, text};
 
 /// Short options that many programs use for a password or a key, so that the argument behind them is replaced.
@@ -82,7 +82,7 @@ fn title(name: &str) -> String {
         })
         .collect();
     let known = |word: &String| shape::is_plain(word) || word == MARK;
-    if text::without_task_ids(name, Place::Text).is_some() {
+    if text::without_task_ids(name, PathContext::Text).is_some() {
         return mark_of(name);
     }
     // Only the first word is a name.

@@ -172,7 +172,7 @@ pub fn roles<'a>(executable: &str, arguments: impl Iterator<Item = &'a str>) -> 
     if stem == "busybox" && arguments.next_if(|applet| !applet.starts_with('-')).is_some() {
         roles.push(Role::Option);
     }
-    let mut state = State {
+    let mut state = Scan {
         grammar,
         next: None,
         code_awaited: false,
@@ -183,7 +183,7 @@ pub fn roles<'a>(executable: &str, arguments: impl Iterator<Item = &'a str>) -> 
     Some(roles)
 }
 
-struct State {
+struct Scan {
     grammar: &'static Grammar,
     /// What the next argument is, whatever it looks like.
     next: Option<Role>,
@@ -194,7 +194,7 @@ struct State {
     found: bool,
 }
 
-impl State {
+impl Scan {
     fn role(&mut self, argument: &str) -> Role {
         if let Some(next) = self.next.take() {
             return next;

@@ -28,7 +28,7 @@ pub use text::{is_secret_name, printable, request_path};
 
 /// The path of a record that was read, with a mark for each id of a task: earlier versions wrote them. `None`: it holds none.
 pub fn recorded_path(path: &str) -> Option<String> {
-    text::without_task_ids(path, task_ids::Place::Request)
+    text::without_task_ids(path, task_ids::PathContext::Request)
 }
 
 /// Replaces what is not shown.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::task_ids::{self, Place};
+use super::task_ids::{self, PathContext};
 use super::words::is_known;
 use super::{MARK, is_mark, text};
 
@@ -148,7 +148,7 @@ pub(super) fn is_path(value: &str) -> bool {
     (rooted || known_ending)
         && value.len() <= MAX_VALUE_BYTES
         && value.split('/').all(is_wordy)
-        && text::without_task_ids(value, Place::Text).is_none()
+        && text::without_task_ids(value, PathContext::Text).is_none()
 }
 
 fn is_number(value: &str) -> bool {
@@ -265,7 +265,7 @@ pub(super) fn is_plain(value: &str) -> bool {
 
 /// The value, a URL without its secrets, or nothing.
 pub(super) fn shown(value: &str) -> Option<String> {
-    let without_ids = text::without_task_ids(value, Place::Text);
+    let without_ids = text::without_task_ids(value, PathContext::Text);
     let value = without_ids.as_deref().unwrap_or(value);
     if is_plain(value) {
         return Some(value.to_owned());

@@ -13,7 +13,7 @@ const APIS: &[&str] = &["task-protection", "fault"];
 
 /// Where a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum PathContext {
     /// The whole text is the path of a request to a metadata endpoint.
     Request,
     /// Somewhere in a text: an argument, a user agent.
@@ -21,13 +21,13 @@ pub(super) enum Place {
 }
 
 /// Adds the spans of ids in `plain`, whose percent-encoding is undone. Marks are no ids.
-pub(super) fn find(plain: &[u8], place: Place, spans: &mut Vec<(usize, usize)>) {
+pub(super) fn find(plain: &[u8], context: PathContext, spans: &mut Vec<(usize, usize)>) {
     if !may_hold(plain) {
         return;
     }
-    match place {
-        Place::Request => in_path(plain, 0, Host::Agent, spans),
-        Place::Text => {
+    match context {
+        PathContext::Request => in_path(plain, 0, Host::Agent, spans),
+        PathContext::Text => {
             let mut from = 0;
             while from < plain.len() {
                 let end = plain[from..]

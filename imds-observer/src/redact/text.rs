@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::task_ids::{self, Place};
+use super::task_ids::{self, PathContext};
 use super::{MARK, shape};
 
 /// How often percent-encoding is undone to find an encoded name: encoders of encoders exist.
@@ -175,12 +175,12 @@ fn begins(start: &[u8]) -> bool {
 }
 
 /// Spans of plain bytes that are replaced; they may overlap.
-fn secrets(plain: &[u8], place: Place) -> Vec<(usize, usize)> {
+fn secrets(plain: &[u8], context: PathContext) -> Vec<(usize, usize)> {
     let mut spans = Vec::new();
     named(plain, &mut spans);
     unnamed(plain, &mut spans);
     userinfo(plain, &mut spans);
-    task_ids::find(plain, place, &mut spans);
+    task_ids::find(plain, context, &mut spans);
     spans
 }
 
@@ -271,23 +271,23 @@ fn userinfo(plain: &[u8], spans: &mut Vec<(usize, usize)>) {
 }
 
 /// The bytes with a mark for each secret.
-fn cleaned(bytes: &[u8], place: Place) -> Option<Vec<u8>> {
+fn cleaned(bytes: &[u8], context: PathContext) -> Option<Vec<u8>> {
     if !is_suspicious(bytes) {
         return None;
     }
     let plain = Plain::of(bytes);
-    let spans = secrets(&plain.bytes, place);
+    let spans = secrets(&plain.bytes, context);
     (!spans.is_empty()).then(|| replaced(bytes, &plain, spans))
 }
 
 /// The text with a mark for each id of a task that it holds; `None`: it holds none.
-pub(super) fn without_task_ids(text: &str, place: Place) -> Option<String> {
+pub(super) fn without_task_ids(text: &str, context: PathContext) -> Option<String> {
     if !task_ids::may_hold(text.as_bytes()) && memchr::memchr(b'%', text.as_bytes()).is_none() {
         return None;
     }
     let plain = Plain::of(text.as_bytes());
     let mut spans = Vec::new();
-    task_ids::find(&plain.bytes, place, &mut spans);
+    task_ids::find(&plain.bytes, context, &mut spans);
     (!spans.is_empty()).then(|| lossy(&replaced(text.as_bytes(), &plain, spans), usize::MAX))
 }
 
@@ -333,7 +333,7 @@ fn looked_at(bytes: &[u8], limit: usize) -> &[u8] {
 /// Text of `bytes`, at most `limit` bytes long, with a mark for each secret.
 pub fn printable(bytes: &[u8], limit: usize) -> String {
     let bytes = looked_at(bytes, limit);
-    lossy(cleaned(bytes, Place::Text).as_deref().unwrap_or(bytes), limit)
+    lossy(cleaned(bytes, PathContext::Text).as_deref().unwrap_or(bytes), limit)
 }
 
 /// As [`printable`], for the target of a request: of its query, values are shown by the allow-list.
@@ -345,10 +345,10 @@ pub fn request_path(bytes: &[u8], limit: usize) -> String {
         Some(plain.span(at, at + 1))
     });
     let Some((end, start)) = query_at else {
-        return lossy(cleaned(bytes, Place::Request).as_deref().unwrap_or(bytes), limit);
+        return lossy(cleaned(bytes, PathContext::Request).as_deref().unwrap_or(bytes), limit);
     };
     let (path, mark, rest) = (&bytes[..end], &bytes[end..start], &bytes[start..]);
-    let mut text = cleaned(path, Place::Request).unwrap_or_else(|| path.to_vec());
+    let mut text = cleaned(path, PathContext::Request).unwrap_or_else(|| path.to_vec());
     text.extend_from_slice(mark);
     let is_name = if task_ids::is_agents(&Plain::of(path).bytes) {
         |_: &[u8]| false

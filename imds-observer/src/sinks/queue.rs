@@ -36,13 +36,13 @@ pub struct Queue<I = Arc<Record>> {
 }
 
 struct Shared<I> {
-    state: Mutex<State<I>>,
+    state: Mutex<Progress<I>>,
     changed: Condvar,
     shed: AtomicU64,
     closed: AtomicBool,
 }
 
-struct State<I> {
+struct Progress<I> {
     waiting: Backlog<I>,
     /// Taken out, not yet written.
     writing: usize,
@@ -51,7 +51,7 @@ struct State<I> {
 }
 
 impl<I> Shared<I> {
-    fn lock(&self) -> MutexGuard<'_, State<I>> {
+    fn lock(&self) -> MutexGuard<'_, Progress<I>> {
         // A panic while the lock is held can't happen between two consistent states here.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,7 +62,7 @@ impl<I: Item> Queue<I> {
     pub fn new(mut output: impl Output<Item = I> + 'static, kinds: Kinds, limit: usize) -> anyhow::Result<Self> {
         let express = output.express();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
+            state: Mutex::new(Progress {
                 waiting: Backlog::new(limit, usize::MAX),
                 writing: 0,
                 ending: false,

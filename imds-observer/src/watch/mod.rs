@@ -24,7 +24,7 @@ use ratatui::crossterm::event::Event;
 
 use crate::record::{SECOND, Time};
 #[cfg(live)]
-use crate::rights::{self, Needs};
+use crate::sandbox::{self, Needs};
 use crate::source::paced::Playback;
 use crate::stop::Stop;
 use feed::{Records, Trace};
@@ -73,7 +73,7 @@ pub fn start(parts: Parts) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
             let stop = parts.stop.try_clone();
             #[cfg(live)]
             if parts.confined {
-                rights::enter(&Needs {
+                sandbox::enter(&Needs {
                     writes: vec![parts.directory.clone()],
                     ..Needs::default()
                 });

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use caps::{CapSet, Capability};
 use imds_observer::attribution::host::HostRoot;
-use imds_observer_lab::rights::withhold;
+use imds_observer_lab::privileges::withhold;
 use imds_observer_lab::topology::{Lab, LabOptions, Place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -104,7 +104,7 @@ fn only_what_is_needed_is_kept_and_the_work_goes_on() {
     let lab = lab(LabOptions::default());
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("trace");
-    // A small file in a directory of its own: rotation needs rights to that directory and no other.
+    // A small file in a directory of its own: rotation needs write access to that directory only.
     let arguments = [
         "-w",
         file.to_str().unwrap(),
@@ -325,7 +325,7 @@ impl Drop for Connected {
     }
 }
 
-/// The rows in docs/rights.md about connections that are older than the observer.
+/// The rows in docs/privileges.md about connections that are older than the observer.
 #[test]
 #[ignore = "live"]
 fn each_right_to_look_at_processes_is_for_what_the_table_says() {

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Child, Stdio};
 
 use imds_observer_lab::faults::{Entry, Family, Fault, Hook, RouteFault, Victim, occupy, registry};
-use imds_observer_lab::rights::{Rights, withhold};
+use imds_observer_lab::privileges::{Privileges, withhold};
 use imds_observer_lab::topology::{IMDS_V4, IMDS_V6, Lab, LabOptions, Place};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 use serde_json::Value;
@@ -16,7 +16,9 @@ use crate::support::{UPLINK, cgroup_of, in_netns, lab, output, run};
 /// What `doctor` writes about a place of the lab.
 fn doctor(lab: &Lab, place: &Place, arguments: &[&str]) -> String {
     let mut command = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"));
-    Rights::from_env().expect("read the rights").reduce(&mut command);
+    Privileges::from_env()
+        .expect("read the privileges")
+        .reduce(&mut command);
     let output = command
         .args(["doctor", "--cgroup", lab.cgroup_directory().to_str().unwrap()])
         .args(arguments)
@@ -93,9 +95,9 @@ fn a_healthy_host_has_no_fault() {
 
 /// How the lab's policy program is called: its name needs CAP_SYS_ADMIN; others see its ID.
 fn known_name() -> &'static str {
-    match Rights::from_env().unwrap() {
-        Rights::Full => "imdslab_policy",
-        Rights::DaemonSet => "id ",
+    match Privileges::from_env().unwrap() {
+        Privileges::Full => "imdslab_policy",
+        Privileges::DaemonSet => "id ",
     }
 }
 
@@ -177,9 +179,9 @@ fn wanted(lab: &Lab, entry: &Entry) -> Option<Wanted> {
                 // At the pod's cable, which is no uplink.
                 Hook::TcIngress => return None,
             };
-            let mut found = vec![match Rights::from_env().unwrap() {
-                Rights::Full => format!("program imdslab_policy at {hook}"),
-                Rights::DaemonSet => format!("at {hook}"),
+            let mut found = vec![match Privileges::from_env().unwrap() {
+                Privileges::Full => format!("program imdslab_policy at {hook}"),
+                Privileges::DaemonSet => format!("at {hook}"),
             }];
             if name == "cgroup-program" {
                 found.push(cgroup_of(match victim {

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use imds_observer::record::Time;
 use imds_observer_lab::client::{self, Script};
 use imds_observer_lab::faults::{
-    Chain, Entry, Family, Fault, Firewall, Hook, RouteFault, Scope, Tool, Verdict, Victim, registry,
+    Chain, Entry, Family, Fault, Firewall, Hook, RouteFault, RuleAction, Scope, Tool, Victim, registry,
 };
-use imds_observer_lab::rights::Rights;
+use imds_observer_lab::privileges::Privileges;
 use imds_observer_lab::topology::{IMDS_V4, Lab, LabOptions, Place, PodCgroup, PodOptions, RouteStyle};
 use serde_json::Value;
 
@@ -112,7 +112,7 @@ const UNREPORTED: &[&str] = &[
 
 /// The code that this kernel and these privileges allow.
 fn expected(entry: &Entry) -> Option<&'static str> {
-    let blind = kernel() < (5, 17) && Rights::from_env().unwrap() == Rights::DaemonSet;
+    let blind = kernel() < (5, 17) && Privileges::from_env().unwrap() == Privileges::DaemonSet;
     entry.code.filter(|_| !(blind && UNREPORTED.contains(&entry.name)))
 }
 
@@ -599,7 +599,7 @@ fn a_fault_belongs_to_the_pod_or_to_the_host_that_has_it() {
         let fault = Fault::Firewall(Firewall {
             tool: Tool::Nft,
             chain: Chain::Output,
-            verdict: Verdict::Drop,
+            verdict: RuleAction::Drop,
             victim: if of_pod { Victim::Pod(0) } else { Victim::Node },
             scope: Scope::All,
             family: Family::V4,

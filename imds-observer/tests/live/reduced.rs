@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use imds_observer_lab::faults::{Hook, crowd_uplink, occupy};
-use imds_observer_lab::rights::withhold;
+use imds_observer_lab::privileges::withhold;
 use imds_observer_lab::topology::{Lab, LabOptions, PodOptions};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};

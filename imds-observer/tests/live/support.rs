@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use imds_observer_lab::rights::Rights;
+use imds_observer_lab::privileges::Privileges;
 use imds_observer_lab::topology::{Lab, LabOptions, Place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -114,7 +114,9 @@ impl Observer {
     fn spawn(place: &Place, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut command = in_netns(place, program());
         // Its own, not the tests': those make and enter namespaces.
-        Rights::from_env().expect("read the rights").reduce(&mut command);
+        Privileges::from_env()
+            .expect("read the privileges")
+            .reduce(&mut command);
         Self::start(command.args(arguments).envs(environment.iter().copied()))
     }
 

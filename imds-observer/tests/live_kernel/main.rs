@@ -1,4 +1,4 @@
-//! What does this kernel let the observer see, with the rights it has?
+//! What does this kernel let the observer see, with the privileges it has?
 //!
 //! Runs on the machine itself and, through `cargo xtask test --kernel VERSION`, on the kernels that EC2 hosts run. Lines
 //! that start with `fact:` become the table in `docs/kernel-support.md`.
@@ -17,7 +17,7 @@ use imds_observer::event::{Direction, Event, FlowId, Packet, PacketDrop, SocketS
 use imds_observer::record::{LossCounts, Process};
 use imds_observer::source::Source as _;
 use imds_observer_lab::can_run_live;
-use imds_observer_lab::rights::Rights;
+use imds_observer_lab::privileges::Privileges;
 use imds_observer_lab::server::Behaviour;
 use imds_observer_lab::topology::{Lab, LabOptions, Place};
 
@@ -43,7 +43,7 @@ fn kernel() -> (u32, u32) {
 /// Whether the kernel refuses this run's observer a tracepoint.
 fn tracepoints_are_refused() -> bool {
     let paranoid = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
-    Rights::from_env().unwrap() == Rights::DaemonSet && paranoid.trim().parse::<i32>().unwrap() >= 3
+    Privileges::from_env().unwrap() == Privileges::DaemonSet && paranoid.trim().parse::<i32>().unwrap() >= 3
 }
 
 fn lab(hop_limit: u8) -> Lab {
@@ -381,8 +381,8 @@ fn a_low_limit_of_locked_memory_is_named() {
     let _ = child.kill();
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    // Up to 5.10 maps are charged against the limit. User 0 with all rights raises it.
-    if kernel() < (5, 11) && Rights::from_env().unwrap() == Rights::DaemonSet {
+    // Up to 5.10 maps are charged against the limit. User 0 with all privileges raises it.
+    if kernel() < (5, 11) && Privileges::from_env().unwrap() == Privileges::DaemonSet {
         assert!(!said, "it must not start");
         assert!(
             errors.contains("RLIMIT_MEMLOCK") && errors.contains("CAP_SYS_RESOURCE"),

@@ -1,4 +1,4 @@
-//! An observer under test: on a thread of its own, in the lab's node, with the rights of this run.
+//! An observer under test: on a thread of its own, in the lab's node, with the privileges of this run.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use imds_observer::event::Event;
 use imds_observer::live::LiveSource;
 use imds_observer::record::{Attached, LossCounts, Missing};
 use imds_observer::source::Source as _;
-use imds_observer_lab::rights::Rights;
+use imds_observer_lab::privileges::Privileges;
 use imds_observer_lab::topology::Lab;
 
 /// Generous: a guest without hardware virtualisation runs ten times slower.
@@ -43,10 +43,10 @@ fn log() {
         .try_init();
 }
 
-/// Opens with this run's rights on the calling thread, which keeps them.
+/// Opens with this run's privileges on the calling thread, which keeps them.
 pub(crate) fn open_here(interface: &str, cgroup: &Path) -> anyhow::Result<LiveSource> {
     log();
-    Rights::from_env()?.reduce_thread()?;
+    Privileges::from_env()?.reduce_thread()?;
     LiveSource::open(&LiveOptions {
         interfaces: vec![interface.to_owned()],
         cgroup: Some(PathBuf::from(cgroup)),
@@ -64,8 +64,8 @@ impl Observer {
         // A thread starts in the network namespace of the thread that starts it.
         let thread = lab.node().netns().run(|| {
             std::thread::spawn(move || {
-                let source = Rights::from_env()
-                    .and_then(Rights::reduce_thread)
+                let source = Privileges::from_env()
+                    .and_then(Privileges::reduce_thread)
                     .and_then(|()| LiveSource::open(&options));
                 let mut source = match source {
                     Ok(source) => source,

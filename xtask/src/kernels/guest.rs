@@ -60,7 +60,7 @@ impl Scope {
     }
 }
 
-/// Faults whose signs differ between kernels or rights; `whole` has all of them.
+/// Faults whose signs differ between kernels or privileges; `whole` has all of them.
 const BRIEF_FAULTS: &[&str] = &[
     "output-reject",
     "output-drop-legacy:IPv4",

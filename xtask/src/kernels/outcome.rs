@@ -1,4 +1,4 @@
-//! A guest's console: which tests passed with which rights, and what the kernel gives.
+//! A guest's console: which tests passed with which privileges, and what the kernel gives.
 
 use std::fmt;
 
@@ -6,10 +6,10 @@ use anyhow::ensure;
 
 use crate::test::Totals;
 
-/// All test programs with one set of rights.
+/// All test programs with one set of privileges.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Round {
-    pub(super) rights: String,
+    pub(super) privileges: String,
     /// Feature and result, in the order printed.
     pub(super) facts: Vec<(String, String)>,
     failures: Vec<String>,
@@ -25,7 +25,7 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Whether these rights, or the guest as a whole, failed.
+    /// Whether these privileges, or the guest as a whole, failed.
     pub(super) fn failed_in(&self, round: &Round) -> bool {
         !self.errors.is_empty() || !round.failures.is_empty()
     }
@@ -42,7 +42,7 @@ impl fmt::Display for Outcome {
         }
         for round in &self.rounds {
             for failure in &round.failures {
-                writeln!(f, "{} with {} rights: {failure}", self.kernel, round.rights)?;
+                writeln!(f, "{} with {} privileges: {failure}", self.kernel, round.privileges)?;
             }
         }
         write!(f, "{}: {}", self.kernel, self.totals)
@@ -63,10 +63,10 @@ pub(super) fn read(console: &str) -> anyhow::Result<Outcome> {
                 "kernel" => rest.clone_into(&mut outcome.kernel),
                 // Each comes up once per test program.
                 "round" => {
-                    let known = outcome.rounds.iter().position(|round| round.rights == rest);
+                    let known = outcome.rounds.iter().position(|round| round.privileges == rest);
                     current = Some(known.unwrap_or_else(|| {
                         outcome.rounds.push(Round {
-                            rights: rest.to_owned(),
+                            privileges: rest.to_owned(),
                             ..Round::default()
                         });
                         outcome.rounds.len() - 1

@@ -29,7 +29,7 @@ pub(super) fn keep(arch: Arch, version: &Version, outcome: &Outcome) -> anyhow::
             "{}\t{}\t{}\tsuite\t{state}",
             arch.name(),
             outcome.kernel,
-            round.rights
+            round.privileges
         )?;
         for (name, value) in &round.facts {
             writeln!(
@@ -37,7 +37,7 @@ pub(super) fn keep(arch: Arch, version: &Version, outcome: &Outcome) -> anyhow::
                 "{}\t{}\t{}\t{name}\t{value}",
                 arch.name(),
                 outcome.kernel,
-                round.rights
+                round.privileges
             )?;
         }
     }
@@ -62,7 +62,7 @@ pub(super) fn write(page: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A run of one kernel with one set of rights: version's numbers, machine, rank of the rights, version.
+/// A run of one kernel with one set of privileges: version's numbers, machine, rank of the privileges, version.
 type Column<'a> = (Vec<u64>, &'a str, &'a str, &'a str);
 
 /// Results of runs: one column per run, facts in the order in which they came up.
@@ -77,15 +77,15 @@ impl<'a> Facts<'a> {
         let mut facts = Self::default();
         for line in text.lines() {
             let fields: Vec<&str> = line.split('\t').collect();
-            let [arch, kernel, rights, name, value] = fields[..] else {
+            let [arch, kernel, privileges, name, value] = fields[..] else {
                 continue;
             };
             let order = kernel
                 .split(['.', '-', '+'])
                 .filter_map(|number| number.parse().ok())
                 .collect();
-            // All rights before fewer.
-            let rank = if rights == "full" { "0" } else { "1" };
+            // All privileges before fewer.
+            let rank = if privileges == "full" { "0" } else { "1" };
             let column = facts.columns.entry((order, arch, rank, kernel)).or_default();
             column.insert(name, value);
             if !facts.names.contains(&name) {
@@ -99,8 +99,8 @@ impl<'a> Facts<'a> {
     fn table(&self, wanted: impl Fn(&'a str) -> Option<&'a str>) -> String {
         let mut out = String::from("| |");
         for (_, arch, rank, kernel) in self.columns.keys() {
-            let rights = if *rank == "0" { "root" } else { "DaemonSet" };
-            let _ = write!(out, " {kernel} {arch}, {rights} |");
+            let privileges = if *rank == "0" { "root" } else { "DaemonSet" };
+            let _ = write!(out, " {kernel} {arch}, {privileges} |");
         }
         out.push_str("\n|---|");
         out.push_str(&"---|".repeat(self.columns.len()));

@@ -102,7 +102,7 @@ fn read_table(family: Family, name: &str, ruleset: &mut Ruleset) -> io::Result<(
     } else {
         (AddressFamily::Inet, libc::IPPROTO_IP)
     };
-    // Of any kind: rights are checked when it asks. Nothing is ever sent through it.
+    // Of any kind: privileges are checked when it asks. Nothing is ever sent through it.
     let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut info = vec![0; INFO_BYTES];
     put_name(&mut info, name)?;

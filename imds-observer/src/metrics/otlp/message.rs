@@ -17,7 +17,7 @@ use prost::Message as _;
 use serde_json::Value;
 
 use crate::metrics::series::{Family, Labels, Number, Points, Transfers, families};
-use crate::metrics::state::State;
+use crate::metrics::state::Totals;
 use crate::record::{Body, Finding, Host, Of, Record, Severity};
 
 /// Attributes of a finding bear the names of the record's fields behind this.
@@ -82,7 +82,7 @@ fn log(finding: Of<'_, Finding>, now_ns: u64) -> LogRecord {
 }
 
 pub(super) fn metrics(
-    state: &State,
+    state: &Totals,
     transfers: Option<Transfers>,
     host: &Host,
     now_ns: u64,

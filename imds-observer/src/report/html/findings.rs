@@ -16,12 +16,12 @@ pub(super) struct Cause {
     pub(super) title: String,
     /// Empty if there is only one finding, which contains it.
     pub(super) cause: String,
-    pub(super) findings: Vec<Verdict>,
+    pub(super) findings: Vec<Row>,
     pub(super) remedy: String,
     pub(super) commands: Vec<String>,
 }
 
-pub(super) struct Verdict {
+pub(super) struct Row {
     pub(super) severity: &'static str,
     pub(super) subject: String,
     pub(super) state: &'static str,
@@ -55,8 +55,8 @@ pub(super) fn cause(group: &CauseGroup<'_>) -> Cause {
     }
 }
 
-pub(super) fn shown(finding: &Finding) -> Verdict {
-    Verdict {
+pub(super) fn shown(finding: &Finding) -> Row {
+    Row {
         severity: finding.severity.as_str(),
         subject: clean(&finding.subject.name),
         state: match finding.state {

@@ -23,7 +23,7 @@ pub(super) enum Way {
 
 /// The IP packet in a frame.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Placed<'a> {
+pub(super) struct LinkPayload<'a> {
     pub(super) ip: &'a [u8],
     pub(super) way: Option<Way>,
     pub(super) ifindex: Option<u32>,
@@ -62,7 +62,7 @@ impl Link {
     }
 
     /// `None`: not IP, or too short.
-    pub(super) fn place(self, frame: &[u8]) -> Option<Placed<'_>> {
+    pub(super) fn place(self, frame: &[u8]) -> Option<LinkPayload<'_>> {
         let (ethertype, rest, kind, ifindex) = match self {
             Self::Raw => return plain(frame),
             Self::Loopback => return plain(frame.get(4..)?),
@@ -76,7 +76,7 @@ impl Link {
             ),
         };
         let ip = behind_tags(ethertype, rest)?;
-        Some(Placed {
+        Some(LinkPayload {
             ip,
             // Linux' packet types: 4 is outgoing, all others came in.
             way: kind.map(|kind| if kind == 4 { Way::Out } else { Way::In }),
@@ -85,8 +85,8 @@ impl Link {
     }
 }
 
-fn plain(ip: &[u8]) -> Option<Placed<'_>> {
-    matches!(ip.first()? >> 4, 4 | 6).then_some(Placed {
+fn plain(ip: &[u8]) -> Option<LinkPayload<'_>> {
+    matches!(ip.first()? >> 4, 4 | 6).then_some(LinkPayload {
         ip,
         way: None,
         ifindex: None,
@@ -129,7 +129,7 @@ mod tests {
             (0, vec![2, 0, 0, 0], None, None),
         ] {
             let frame = behind(&header);
-            let wanted = Placed { ip: &ip, way, ifindex };
+            let wanted = LinkPayload { ip: &ip, way, ifindex };
             assert_eq!(Link::of(number).unwrap().place(&frame), Some(wanted), "{number}");
             for len in 0..header.len() {
                 assert_eq!(Link::of(number).unwrap().place(&frame[..len]), None);

@@ -18,7 +18,7 @@ use pcap_parser::{Block, LegacyPcapReader, OptionCode, PcapBlockOwned, PcapError
 
 use self::comment::Processes;
 use self::copies::Copies;
-use self::link::{Link, Placed, Way};
+use self::link::{Link, LinkPayload, Way};
 use self::packet::{Frame, Reader as PacketReader};
 use self::quota::Quota;
 use super::input::{Buffered, Format, Input};
@@ -583,7 +583,7 @@ impl Work<'_> {
             return;
         };
         let Some(link) = interface.link else { return };
-        let Some(Placed { ip, way: seen, ifindex }) = link.place(data) else {
+        let Some(LinkPayload { ip, way: seen, ifindex }) = link.place(data) else {
             // Whether it was one to IMDS is behind the cut.
             self.loss.unparsed += u64::from(cut && data.len() < link.header_bytes());
             return;

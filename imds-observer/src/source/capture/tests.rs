@@ -350,7 +350,7 @@ fn icmp_errors_bring_what_they_quote() {
 }
 
 #[test]
-fn dns_and_ntp_count_and_strangers_do_not() {
+fn dns_and_ntp_count_and_other_protocols_do_not() {
     let frames = [
         udp([169, 254, 169, 253], 53),
         udp([169, 254, 169, 123], 123),

@@ -1,7 +1,7 @@
 //! Which capabilities does this process hold?
 
-use super::check::{Check, State};
-use crate::host::rights::{ALL, Held, NET_ADMIN, Right};
+use super::check::{Check, CheckState};
+use crate::host::capabilities::{ALL, Held, NET_ADMIN, Needed};
 
 const NAME: &str = "capability";
 
@@ -9,12 +9,12 @@ pub(super) fn checks() -> Vec<Check> {
     ALL.iter().map(|right| check(right, right.held())).collect()
 }
 
-fn check(right: &Right, held: Option<Held>) -> Check {
+fn check(right: &Needed, held: Option<Held>) -> Check {
     if *right == NET_ADMIN && held == Some(Held::ThroughAdmin) {
         // That does for BPF, and for nothing else.
         return Check::new(
             NAME,
-            State::Note,
+            CheckState::Note,
             "not held; CAP_SYS_ADMIN suffices for attaching programs",
         )
         .about(&right.capability)
@@ -39,8 +39,8 @@ mod tests {
         let state = |held| check(&ALL[0], held).state;
         assert_eq!(
             [Some(Held::Itself), Some(Held::ThroughAdmin), Some(Held::No), None].map(state),
-            [State::Ok, State::Ok, State::Missing, State::Unknown]
+            [CheckState::Ok, CheckState::Ok, CheckState::Missing, CheckState::Unknown]
         );
-        assert_eq!(check(&NET_ADMIN, Some(Held::ThroughAdmin)).state, State::Note);
+        assert_eq!(check(&NET_ADMIN, Some(Held::ThroughAdmin)).state, CheckState::Note);
     }
 }

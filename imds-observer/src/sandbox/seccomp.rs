@@ -408,7 +408,7 @@ mod tests {
             return inside();
         }
         let own = std::env::current_exe().unwrap();
-        let name = "rights::seccomp::tests::what_an_observer_never_does_is_refused_and_the_rest_goes_on";
+        let name = "sandbox::seccomp::tests::what_an_observer_never_does_is_refused_and_the_rest_goes_on";
         let output = Command::new(own)
             .args(["--exact", name, "--nocapture"])
             .env(INSIDE, "1")

@@ -59,7 +59,7 @@ pub(super) fn confine(needs: &Needs) -> Result<Option<&'static str>, RulesetErro
     let mut allow = |path: &Path, access| -> Result<(), RulesetError> {
         match PathFd::new(path) {
             Ok(opened) => {
-                // Rights to directories mean nothing for a file, and are refused.
+                // Privileges to directories mean nothing for a file, and are refused.
                 let access = if path.is_dir() {
                     access
                 } else {

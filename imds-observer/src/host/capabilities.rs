@@ -4,7 +4,7 @@ use caps::{CapSet, Capability};
 
 /// A capability that the observer has a use for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Right {
+pub struct Needed {
     pub capability: Capability,
     /// What isn't seen without it.
     pub blinds: &'static str,
@@ -12,30 +12,30 @@ pub struct Right {
     within_admin: bool,
 }
 
-pub const BPF: Right = Right {
+pub const BPF: Needed = Needed {
     capability: Capability::CAP_BPF,
     blinds: "everything: eBPF programs can't be loaded",
     within_admin: true,
 };
-pub const PERFMON: Right = Right {
+pub const PERFMON: Needed = Needed {
     capability: Capability::CAP_PERFMON,
     blinds: "executable, command line, ancestors and cgroup of short-lived processes; dropped packets; socket outcomes: eBPF programs can't read kernel memory",
     within_admin: true,
 };
-pub const NET_ADMIN: Right = Right {
+pub const NET_ADMIN: Needed = Needed {
     capability: Capability::CAP_NET_ADMIN,
     blinds: "everything: eBPF programs can't be attached to cgroups and uplinks; firewall rules can't be read",
     within_admin: true,
 };
-pub const SYS_PTRACE: Right = Right {
+pub const SYS_PTRACE: Needed = Needed {
     capability: Capability::CAP_SYS_PTRACE,
     blinds: "the process of a connection that is older than the observer; executables and environments of other users' processes",
     within_admin: false,
 };
 
-pub const ALL: [Right; 4] = [BPF, PERFMON, NET_ADMIN, SYS_PTRACE];
+pub const ALL: [Needed; 4] = [BPF, PERFMON, NET_ADMIN, SYS_PTRACE];
 
-/// How a right is held.
+/// How a capability is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Held {
     Itself,
@@ -43,7 +43,7 @@ pub enum Held {
     No,
 }
 
-impl Right {
+impl Needed {
     /// By the calling thread. `None`: the kernel doesn't report it.
     pub fn held(&self) -> Option<Held> {
         let has = |capability| caps::has_cap(None, CapSet::Effective, capability).ok();

@@ -1,6 +1,6 @@
-//! With which rights does the observer under test run?
+//! With which privileges does the observer under test run?
 //!
-//! The lab itself always needs all of them. Tests that start an observer reduce the rights of that thread or process
+//! The lab itself always needs all of them. Tests that start an observer reduce the privileges of that thread or process
 //! alone, so one suite serves both for root on a host and for a DaemonSet.
 
 use std::{os::unix::process::CommandExt as _, process::Command};
@@ -9,13 +9,13 @@ use anyhow::{Context as _, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 
 /// `full` (or unset), or `daemonset`.
-pub const VARIABLE: &str = "IMDS_OBSERVER_TEST_RIGHTS";
+pub const VARIABLE: &str = "IMDS_OBSERVER_TEST_PRIVILEGES";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rights {
+pub enum Privileges {
     /// Whatever the tests have.
     Full,
-    /// User 0 with the four capabilities that are enough (docs/rights.md), and no others: two fewer than the shipped DaemonSet has.
+    /// User 0 with the four capabilities that are enough (docs/privileges.md), and no others: two fewer than the shipped DaemonSet has.
     DaemonSet,
 }
 
@@ -27,7 +27,7 @@ const DAEMONSET: [Capability; 4] = [
     Capability::CAP_SYS_PTRACE,
 ];
 
-impl Rights {
+impl Privileges {
     /// Value of [`VARIABLE`].
     pub fn from_env() -> Result<Self> {
         match std::env::var(VARIABLE).as_deref() {
@@ -46,7 +46,7 @@ impl Rights {
         keep_only(&DAEMONSET.into_iter().collect())
     }
 
-    /// Lets `command` run with these rights.
+    /// Lets `command` run with these privileges.
     pub fn reduce(self, command: &mut Command) -> &mut Command {
         // SAFETY: between fork and exec. The capability crate allocates, which is safe here because tests that use this
         // run one at a time and glibc's allocator is usable after fork in any case.
