@@ -18,7 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::time::TimeSpec;
 use nix::sys::utsname::uname;
 
-use crate::bpf::{Decoder, Kernel, Links, LiveOptions};
+use crate::bpf::{Decoder, Kernel, Links, LiveOptions, Preempting};
 use crate::event::{ClockStep, Event, InterfaceSample};
 use crate::host::ethtool::AllowanceMeter;
 use crate::host::{UplinkChange, UplinkMonitor};
@@ -67,6 +67,9 @@ pub struct LiveSource {
     links: Links,
     /// Programs that another tool has detached.
     detached: u64,
+    preempting: Option<Preempting>,
+    /// Programs of other tools that began to run before ours.
+    preempted: u64,
     /// From before every hook was attached, for the first batch.
     early: Vec<Event>,
     reported_loss: LossCounts,
@@ -122,6 +125,8 @@ impl LiveSource {
             undecoded: 0,
             links: Links::default(),
             detached: 0,
+            preempting: None,
+            preempted: 0,
             early: Vec::new(),
             reported_loss: LossCounts::default(),
             drained: (now, 0),
@@ -265,6 +270,12 @@ impl LiveSource {
             self.changes = follow(monitor);
         }
         self.follow_uplinks();
+        if let Some(watch) = self.kernel.take_preempting() {
+            self.preempting = watch
+                .start()
+                .inspect_err(|error| tracing::warn!("look for programs that rewrite addresses: {error}"))
+                .ok();
+        }
         if self.linked.elapsed() >= LINKS {
             self.linked = Instant::now();
             self.look_at_links();
@@ -273,6 +284,7 @@ impl LiveSource {
         self.kernel.flush_log();
         if self.sampled.elapsed() >= SAMPLE {
             self.look_at_clock(out);
+            self.look_at_preempting();
             self.sample(out);
         }
         Ok(out.len() > before)
@@ -353,6 +365,16 @@ impl LiveSource {
         }
     }
 
+    fn look_at_preempting(&mut self) {
+        if let Some((count, programs)) = self.preempting.as_ref().and_then(Preempting::take) {
+            self.preempted += count;
+            tracing::error!(
+                "{programs} was attached during the run and may rewrite a connection's address before the observer sees it: \
+                 clients that it sends to another address are not visible"
+            );
+        }
+    }
+
     /// Reads the counters: packets by interface since the last time, and what was lost.
     fn sample(&mut self, out: &mut Vec<Event>) {
         let interval_ns = self.sampled.elapsed().as_nanos() as u64;
@@ -407,6 +429,7 @@ impl LiveSource {
             truncated,
             evicted: map_full,
             detached: self.detached,
+            preempted: self.preempted,
             ..LossCounts::default()
         };
         if loss != self.reported_loss {

@@ -22,6 +22,7 @@ use super::hooks::wire::AttachedUplink;
 use super::load::{give_back_memory, load_ahead, raise_locked_memory};
 use super::occupied::Occupant;
 use super::offsets::{drop_reasons, kernel_offsets};
+use super::preempting::PreemptingWatch;
 use super::symbols::Symbols;
 use crate::host::capabilities::{self, Held, Needed};
 use crate::record::{Attached, Missing};
@@ -44,6 +45,8 @@ pub struct Kernel {
     pub(super) uplinks: HashMap<u32, AttachedUplink>,
     /// Of programs that run before those of other tools.
     pub(super) first: Vec<OwnedFd>,
+    /// Until the thread that looks is started. `None`: our programs run first.
+    pub(super) preempting: Option<PreemptingWatch>,
     #[cfg(feature = "kernel-log")]
     log: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
@@ -144,6 +147,7 @@ impl Kernel {
             missing,
             uplinks: HashMap::new(),
             first: Vec::new(),
+            preempting: None,
             #[cfg(feature = "kernel-log")]
             log,
         };
@@ -160,6 +164,11 @@ impl Kernel {
         drop(vmlinux);
         give_back_memory();
         Ok((kernel, Decoder::new(reasons, symbols)))
+    }
+
+    /// To be started once privileges are dropped.
+    pub(crate) fn take_preempting(&mut self) -> Option<PreemptingWatch> {
+        self.preempting.take()
     }
 
     pub fn attached(&self) -> &[Attached] {

@@ -26,6 +26,7 @@ mod load;
 pub mod occupied;
 #[cfg(live)]
 mod offsets;
+mod preempting;
 #[cfg(live)]
 mod symbols;
 
@@ -56,6 +57,7 @@ pub(crate) use hooks::hidden_without;
 pub use kernel::Kernel;
 #[cfg(live)]
 pub(crate) use links::Links;
+pub(crate) use preempting::Preempting;
 #[cfg(live)]
 pub use symbols::Symbols;
 

@@ -259,6 +259,7 @@ fn own<'a>(families: &mut Vec<Family<'a>>, state: &'a Totals) {
         ("shed", loss.shed),
         ("unknown_containers", loss.unknown_containers),
         ("detached", loss.detached),
+        ("preempted", loss.preempted),
     ];
     let records = state.records.iter();
     families.extend([

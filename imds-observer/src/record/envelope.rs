@@ -122,7 +122,7 @@ mod tests {
     use super::*;
     use crate::record::{Body, LossCounts};
 
-    const LINE: &str = r#"{"record":"loss","schema":1,"time":"2026-01-01T00:00:01.000000000Z","host":"a","ring_buffer":1,"unparsed":0,"truncated":0,"evicted":0,"unattributed":0,"shed":0,"unknown_containers":0,"detached":0,"clock_step_ns":0}"#;
+    const LINE: &str = r#"{"record":"loss","schema":1,"time":"2026-01-01T00:00:01.000000000Z","host":"a","ring_buffer":1,"unparsed":0,"truncated":0,"evicted":0,"unattributed":0,"shed":0,"unknown_containers":0,"detached":0,"preempted":0,"clock_step_ns":0}"#;
 
     fn read(line: &str) -> serde_json::Result<Record<LossCounts>> {
         serde_json::from_str(line)

@@ -236,6 +236,10 @@ pub struct LossCounts {
     /// Programs of the observer that another tool detached while it ran: what they would have seen since then is unknown.
     #[serde(default)]
     pub detached: u64,
+    /// Programs of other tools that were attached while the observer ran, and that may rewrite the address of a connection before the
+    /// observer sees it: clients that they send elsewhere are not visible.
+    #[serde(default)]
+    pub preempted: u64,
     /// Not a count: nanoseconds by which this host's wall clock was stepped since the record before. This record and later ones have the new
     /// time. 0: it was not.
     #[serde(default)]
@@ -261,6 +265,7 @@ impl LossCounts {
             && self.shed <= other.shed
             && self.unknown_containers <= other.unknown_containers
             && self.detached <= other.detached
+            && self.preempted <= other.preempted
     }
 
     /// The sum; counts from a file may be anything, so it saturates.
@@ -275,6 +280,7 @@ impl LossCounts {
             shed: self.shed.saturating_add(more.shed),
             unknown_containers: self.unknown_containers.saturating_add(more.unknown_containers),
             detached: self.detached.saturating_add(more.detached),
+            preempted: self.preempted.saturating_add(more.preempted),
             // Of one record.
             clock_step_ns: 0,
         }

@@ -286,6 +286,7 @@ pub fn loss(counts: &LossCounts) -> String {
         shed,
         unknown_containers,
         detached,
+        preempted,
         clock_step_ns: _,
     } = *counts;
     let named = [
@@ -312,6 +313,14 @@ pub fn loss(counts: &LossCounts) -> String {
                 "hook detached by another tool"
             } else {
                 "hooks detached by another tool"
+            },
+        ),
+        (
+            preempted,
+            if preempted == 1 {
+                "program of another tool that may rewrite addresses first"
+            } else {
+                "programs of other tools that may rewrite addresses first"
             },
         ),
     ];

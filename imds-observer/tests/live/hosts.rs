@@ -402,7 +402,7 @@ fn pods_that_come_and_go_hold_nothing_up() {
         .unwrap()
         .args([
             "-c",
-            &format!("{PRELUDE}end = time.monotonic() + {}\nwhile time.monotonic() < end:\n    ask('churn')\n    time.sleep(.005)", 120 * slowness()),
+            &format!("{PRELUDE}end = time.monotonic() + {}\nwhile time.monotonic() < end:\n    ask('churn')\n    time.sleep({})", 120 * slowness(), 0.005 * f64::from(slowness())),
         ])
         .spawn()
         .unwrap();

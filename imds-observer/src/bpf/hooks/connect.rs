@@ -11,6 +11,7 @@ use super::super::error::cgroup_why;
 use super::super::first::attach_first;
 use super::super::kernel::Kernel;
 use super::super::occupied::{CgroupHook, Occupant, listed, others_at_connect};
+use super::super::preempting::PreemptingWatch;
 use super::{Alternative, HookSpec, Method};
 
 const ATTEMPTS: &str = "connection attempts that fail before a packet is sent, and their processes";
@@ -79,6 +80,7 @@ impl Kernel {
             .into_iter()
             .map(|other| (other, false))
             .collect();
+        let mut behind = Vec::new();
         for (hook, kind) in [(&CONNECT4, CgroupHook::Connect4), (&CONNECT6, CgroupHook::Connect6)] {
             let program = hook.alternatives[0].program;
             let first = self
@@ -91,11 +93,19 @@ impl Kernel {
                 }
                 Ok(())
             } else {
+                behind.push(program);
                 self.loaded::<CgroupSockAddr>(program, None)
                     .and_then(|program| program.attach(cgroup, CgroupAttachMode::Single))
                     .map(drop)
             };
             self.settle(hook, path, kind, result);
+        }
+        if !behind.is_empty() {
+            self.preempting = Some(PreemptingWatch {
+                cgroup: path.to_path_buf(),
+                hooks: behind,
+                known: others.iter().map(|(other, _)| other.clone()).collect(),
+            });
         }
         let result = self
             .loaded::<SockOps>(TUPLE.alternatives[0].program, None)
