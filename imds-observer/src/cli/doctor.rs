@@ -73,14 +73,17 @@ fn text(report: &Report, colour: Colour) -> String {
     for check in &report.checks {
         check_text(check, colour, &mut out);
     }
-    let count = |state| report.count(state);
+    let count = |state, one: &str, more: &str| match report.count(state) {
+        1 => format!("1 {one}"),
+        count => format!("{count} {more}"),
+    };
     let _ = writeln!(
         out,
-        "\n{} between this host and IMDS, {} missing for the observer, {} to note, {} unknown",
-        count(CheckState::Fault),
-        count(CheckState::Missing),
-        count(CheckState::Note),
-        count(CheckState::Unknown)
+        "\n{} between this host and IMDS, {} missing for the observer, {}, {} unknown",
+        count(CheckState::Fault, "fault", "faults"),
+        count(CheckState::Missing, "feature", "features"),
+        count(CheckState::Note, "note", "notes"),
+        count(CheckState::Unknown, "check", "checks")
     );
     out
 }

@@ -42,7 +42,7 @@ pub(super) struct PreflightArgs {
     /// Check this change: set the hop limit of token responses
     #[arg(long, help_heading = CHANGE, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     hop_limit: Option<u8>,
-    /// Check this change: disable IMDS; or, with an address, observe IMDS at that address (repeatable)
+    /// `disabled`: check this change, IMDS disabled. An address: observe IMDS at that address (repeatable)
     #[arg(long, help_heading = CHANGE, value_name = "disabled|ADDR", value_delimiter = ',')]
     endpoint: Vec<Endpoint>,
     /// Report `safe` only after observing at least this long

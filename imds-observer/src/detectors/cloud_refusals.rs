@@ -141,7 +141,7 @@ fn details(
             remedy::text(format!("{}{}", protocol_of_token.request, remedy::documented(protocol)))
         }
         _ => remedy::text(format!(
-            "Compare the request with the vendor's description: a header or a parameter is missing, or the client may not read this path.{}",
+            "Compare the request with the vendor's description: a header or a parameter is missing, or the client isn't allowed to read this path.{}",
             remedy::documented(protocol)
         )),
     };

@@ -386,7 +386,7 @@ fn of_connection(connect: &Connect, cause: Option<Cause>) -> Option<Failure> {
         Cause::Route(kind) => network(kind.as_str(), "have no usable route"),
         Cause::Neighbor => network(
             "neighbor",
-            "leave this host, and the address is not resolved on the link",
+            "are not sent: ARP or neighbor discovery for the address is unanswered",
         ),
         Cause::Silence => network("silence", "get no response: their SYNs are dropped"),
         Cause::ResponseDropped => network("response", "are answered, and the response is dropped on this host"),

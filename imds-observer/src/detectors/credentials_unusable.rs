@@ -35,7 +35,7 @@
 //!   "count": 6,
 //!   "summary": "the credentials response for role app-role to python3.11 app.py (app.service, pid 4242) has status 200 but only 498 bytes, too few for credentials: EC2 can't assume the role",
 //!   "evidence": {"answered_by_imds":null,"answers":6,"had_credentials":null,"length":498,"role":"app-role","server":null,"shortest_for_credentials":700,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
-//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. If either was changed within the last minute, wait until the change has propagated. No change of the client helps."}
+//!   "remedy": {"commands":["aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument","TOKEN=$(curl -sX PUT http://169.254.169.254/latest/api/token -H 'X-aws-ec2-metadata-token-ttl-seconds: 60'); curl -s -H \"X-aws-ec2-metadata-token: $TOKEN\" http://169.254.169.254/latest/meta-data/iam/security-credentials/ROLE | grep '\"Code\"'"],"text":"Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. If either was changed within the last minute, wait until the change has propagated. Changing the client doesn't help."}
 //! }
 //! ```
 //!
@@ -206,7 +206,7 @@ impl Detector for CredentialsUnusable {
                     "user_agent": client.user_agent,
                 },
                 remedy: Remedy {
-                    text: "Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. If either was changed within the last minute, wait until the change has propagated. No change of the client helps."
+                    text: "Read the Code field in the response. If it is AssumeRoleUnauthorizedAccess, allow sts:AssumeRole for ec2.amazonaws.com in the role's trust policy. If the policy already allows it, the role was deleted and re-created: remove it from the instance profile and add it again. If either was changed within the last minute, wait until the change has propagated. Changing the client doesn't help."
                         .to_owned(),
                     commands: vec![
                         "aws iam get-role --role-name ROLE --query Role.AssumeRolePolicyDocument".to_owned(),

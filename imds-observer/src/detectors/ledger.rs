@@ -344,7 +344,7 @@ impl Open {
         }
         if let Some(most) = self.others {
             OTHERS.clone_into(&mut subject.key);
-            subject.name = format!("{most} subjects and more");
+            subject.name = format!("more than {most} subjects");
         }
         let body = Finding {
             code,

@@ -31,7 +31,7 @@
 //!   "count": 2,
 //!   "summary": "ARP or neighbor discovery for IMDS (169.254.169.254) is unanswered when host connects",
 //!   "evidence": {"at":null,"attempts":2,"cause":"neighbor","cgroups":["/system.slice/app.service"],"client":"10.0.1.5:33832","drop":"NEIGH_FAILED@neigh_invalidate","endpoint":"169.254.169.254:80","errno":113,"icmp":"3/1","programs":["python3.11 app.py"],"redirected_to":null,"seconds_lost":3.05,"syns":1,"uids":[1000],"wire_syns":0},
-//!   "remedy": {"commands":["ip route get 169.254.169.254","ip neigh show 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"An on-link route covers the endpoint. Delete that route, or add a more specific host route through the gateway. To make it permanent, add it to the configuration of whatever sets up this host's network. The usual sources of an on-link route for 169.254.0.0/16 are zeroconf in Red Hat's network scripts (set NOZEROCONF=yes in /etc/sysconfig/network) and avahi-autoipd (remove the package)."}
+//!   "remedy": {"commands":["ip route get 169.254.169.254","ip neigh show 169.254.169.254","ip route add 169.254.169.254/32 via GATEWAY dev INTERFACE"],"text":"An on-link route covers the endpoint. Delete that route, or add a more specific host route through the gateway. To make it permanent, add the route to this host's network configuration. The usual sources of an on-link route for 169.254.0.0/16 are zeroconf in Red Hat's network scripts (set NOZEROCONF=yes in /etc/sysconfig/network) and avahi-autoipd (remove the package)."}
 //! }
 //! ```
 //!
@@ -139,7 +139,7 @@ fn permanent(failure: &Failure, context: &Context<'_>) -> (String, Option<String
             None,
         ),
         None => (
-            "To make it permanent, add it to the configuration of whatever sets up this host's network.".to_owned(),
+            "To make it permanent, add the route to this host's network configuration.".to_owned(),
             None,
         ),
     }

@@ -116,7 +116,7 @@ fn describe(fault: RouteFault, failure: &Failure, subject: &str, context: &Conte
             commands: vec![look, "sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'".to_owned()],
         },
         RouteFault::Loop => Remedy {
-            text: "Look up the route in each network namespace on the way: two that send the packets to each other form a loop. If there is none, the client sends with a small TTL (IP_TTL, or net.ipv4.ip_default_ttl in its namespace)."
+            text: "Look up the route in each network namespace on the path. If two namespaces route the packets to each other, that is the loop. If there is no loop, the client sends with a small TTL (IP_TTL, or net.ipv4.ip_default_ttl in its namespace)."
                 .to_owned(),
             commands: vec![
                 look,

@@ -34,7 +34,7 @@
 //!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:15:46.000000000Z",
 //!   "count": 30,
-//!   "summary": "python3.11 app.py (app.service, pid 4242) requests /latest/meta-data/tags/instance/Environment again and again, which does not exist",
+//!   "summary": "python3.11 app.py (app.service, pid 4242) repeatedly requests /latest/meta-data/tags/instance/Environment, which does not exist",
 //!   "evidence": {"known_category":true,"misses":30,"others_are_answered":false,"path":"/latest/meta-data/tags/instance/Environment","processes":1,"since":"2023-11-14T22:13:21.000000000Z","status":404,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2"},
 //!   "remedy": {"commands":["aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --instance-metadata-tags enabled"],"text":"Enable instance tags in IMDS."}
 //! }
@@ -260,9 +260,9 @@ impl Detector for NotFound {
             let subject = context.client_subject();
             Details {
                 summary: if others {
-                    format!("{} gets {status} for {path}, while other clients get it", subject.name)
+                    format!("{} gets {status} for {path}, which exists for other clients", subject.name)
                 } else {
-                    format!("{} requests {path} again and again, which does not exist", subject.name)
+                    format!("{} repeatedly requests {path}, which does not exist", subject.name)
                 },
                 evidence: evidence! {
                     "path": path,
@@ -276,7 +276,7 @@ impl Detector for NotFound {
                 },
                 remedy: if others {
                     remedy::text(
-                        "Find out what answers this client: a metadata proxy for pods (such as kube2iam or kiam) may not know its address or its role. IMDS itself answers all clients of an instance in the same way.",
+                        "Find out which server answers this client: a metadata proxy for pods (such as kube2iam or kiam) may not know its address or its role. IMDS itself answers all clients of an instance in the same way.",
                     )
                 } else if protocol.dialect != Dialect::Aws {
                     remedy::text(format!(
@@ -294,8 +294,8 @@ impl Detector for NotFound {
                     )
                 } else if ALWAYS.contains(&below) {
                     remedy::text(
-                        "IMDS has this path on every instance: what answers is something else, or a private cloud's service that is not \
-                         set up. See its log.",
+                        "Find out which server answers, and read its log. IMDS has this path on every instance, so it may be a \
+                         proxy, or a private cloud's metadata service that isn't configured.",
                     )
                 } else {
                     remedy::text("Correct the path, or make the client stop after the first 404.")

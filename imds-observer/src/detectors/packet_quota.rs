@@ -40,7 +40,7 @@
 //!   "first_seen": "2023-11-14T22:13:29.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 2,
-//!   "summary": "ens5 dropped 412 packets over the link-local quota; 100 % of the packets are IMDS",
+//!   "summary": "interface ens5 dropped 412 packets over the link-local quota; 100 % of the packets are IMDS",
 //!   "evidence": {"allowance_exceeded":412,"clients":[],"egress_per_s":{"dns":0,"imds":1024,"ntp":0,"other":0},"ingress_per_s":{"dns":0,"imds":0,"ntp":0,"other":0},"larger_class":"imds","packets_per_s":1024,"peak_packets_per_s":1024,"quota_share":1.0,"throttled":false,"vpc_resolver":null},
 //!   "remedy": {"commands":["ethtool -S ens5 | grep linklocal_allowance_exceeded"],"text":"Reduce the request rate of the IMDS clients named in the evidence (see token-not-reused, tight-polling and credential-churn). The quota can't be raised; each network interface has its own."}
 //! }
@@ -303,7 +303,11 @@ impl PacketQuota {
                             Some(dropped @ 1..) => format!("dropped {dropped} packets over the link-local quota"),
                             _ => format!("uses {:.0} % of the link-local packet quota", peak / quota * 100.0),
                         };
-                        format!("{} {used}; {}{busiest}", sample.name, larger.sentence(packets, recent))
+                        format!(
+                            "interface {} {used}; {}{busiest}",
+                            sample.name,
+                            larger.sentence(packets, recent)
+                        )
                     },
                     evidence: evidence! {
                         "packets_per_s": rate.round() as u64,

@@ -158,9 +158,9 @@ impl fmt::Display for OtherServer<'_> {
         match self {
             Self::Named(server) => {
                 let shown: String = server.chars().take(MAX_SHOWN).collect();
-                write!(f, "a program with the Server header {shown:?}")
+                write!(f, "a server with the Server header {shown:?}")
             }
-            Self::Unnamed => f.write_str("a program without IMDS's Server header"),
+            Self::Unnamed => f.write_str("a server that doesn't send IMDS's Server header"),
             Self::At(target) => write!(f, "a program at {target}"),
         }
     }

@@ -37,7 +37,7 @@
 //!   "first_seen": "2023-11-14T22:13:20.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:40.000000000Z",
 //!   "count": 2,
-//!   "summary": "this host redirects IMDS requests of pod payments/api-7c9d8b6f5d-x2x4z to 127.0.0.1:1338, and they fail: 2 unanswered",
+//!   "summary": "this host redirects IMDS requests of pod payments/api-7c9d8b6f5d-x2x4z to 127.0.0.1:1338, where they fail: 2 unanswered",
 //!   "evidence": {"aborted":0,"answered":0,"endpoint":"169.254.169.254:80","refused":0,"rules":null,"seconds_lost":6.0,"silent":2,"target":"127.0.0.1:1338"},
 //!   "remedy": {"commands":["iptables-save -t nat -c | grep -nE '169\\.254|fd00:ec2|REDIRECT|DNAT'","nft list ruleset","ss -tlnp","sysctl -a --pattern 'net.ipv4.conf.*.route_localnet'"],"text":"The kernel doesn't route packets from other network namespaces to 127.0.0.0/8. Redirect to an address of the interface that receives them, or set net.ipv4.conf.INTERFACE.route_localnet=1 on that interface. Also check that a program listens there (127.0.0.1:1338)."}
 //! }
@@ -224,7 +224,7 @@ fn details(
         } else {
             "get no response"
         };
-        format!("a NAT rule of this host redirects IMDS requests of {name}, and they {end}: {target}")
+        format!("a NAT rule of this host redirects IMDS requests of {name}, which {end} (rule: {target})")
     } else if failed == 0 {
         format!("this host redirects IMDS requests of {name} to {target}, which answers")
     } else {
@@ -238,7 +238,7 @@ fn details(
         note(redirection.aborted, "closed without a response");
         note(redirection.refused, "refused");
         format!(
-            "this host redirects IMDS requests of {name} to {target}, and they fail: {}",
+            "this host redirects IMDS requests of {name} to {target}, where they fail: {}",
             ends.join(", ")
         )
     };

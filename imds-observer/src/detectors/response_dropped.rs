@@ -39,7 +39,7 @@
 //!   "count": 3,
 //!   "summary": "3 responses for pod payments/api-7c9d8b6f5d-x2x4z reached this host and were dropped: location and reason unknown (3 of its last 3 requests)",
 //!   "evidence": {"client":"10.0.1.5:40011","handshakes":0,"hops":1,"lost":3,"of_requests":3,"only_token_responses":false,"reason":null,"recent":3,"request_ttl":63,"response_retransmits":6,"response_ttl":255,"seconds_lost":3.0,"token_responses":0},
-//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"The reason is unknown, but the TTL is not the reason. Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after."}
+//!   "remedy": {"commands":["imds-observer stream --records drop,exchange --duration 60s","nstat -az TcpExtIPReversePathFilter","conntrack -S","sysctl -a --pattern 'net.ipv4.conf.*.rp_filter'"],"text":"Record drops on the host: `imds-observer stream` reports the kernel's drop reason and function. Also capture on the client's own interface: if the responses appear there, the client's network drops them; otherwise the host does. Compare the counters of the reverse path filter and of conntrack before and after. The cause is unknown. It is not the TTL, which is large enough."}
 //! }
 //! ```
 //!
@@ -378,7 +378,7 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
         return (
             format!("their TTL is used up in forwarding ({by})"),
             Remedy {
-                text: "The TTL is too small for the hops between this host's uplink and the client. IMDS limits the TTL of token responses alone, not of SYN-ACKs: find what else sets it, a proxy or a stand-in for IMDS, or a rule that changes TTLs."
+                text: "The TTL is too small for the hops between this host's uplink and the client. IMDS limits the TTL of token responses only, not of SYN-ACKs: find what reduces it (a proxy, another server in place of IMDS, or a rule that changes TTLs)."
                     .to_owned(),
                 commands: look(&[
                     "iptables-save -t mangle | grep -n TTL",
@@ -459,25 +459,25 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
         );
         return (
             format!(
-                "their TTL{ttl} suffices for the path of the requests ({there}), so the return path is longer, or they are dropped on it"
+                "their TTL{ttl} is large enough for the path of the requests ({there}): either the return path has more hops, or a rule on it drops them"
             ),
             Remedy {
                 text: format!(
-                    "The reason is unknown. Only token responses are lost, and only they have a small TTL: an asymmetric path with more hops on the return path would explain it. {decide} A TTL of 1 on the client side of this host would prove the longer return path."
+                    "{decide} The cause is unknown. Only token responses are lost, and only they have a small TTL, so a return path with more hops would explain it: a TTL of 1 on the client side of this host would prove it."
                 ),
                 commands,
             },
         );
     }
     let known = if losses.token_responses > 0 && (losses.request_ttl.is_none() || losses.response_ttl.is_none()) {
-        "The reason is unknown. The TTLs that would decide it were not seen: the hop limit may be too small for the token responses."
+        "The cause is unknown, because the TTLs were not observed: the hop limit may be too small for the token responses."
     } else {
-        "The reason is unknown, but the TTL is not the reason."
+        "The cause is unknown. It is not the TTL, which is large enough."
     };
     (
         "location and reason unknown".to_owned(),
         Remedy {
-            text: format!("{known} {decide}"),
+            text: format!("{decide} {known}"),
             commands,
         },
     )

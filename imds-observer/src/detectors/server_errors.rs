@@ -25,7 +25,7 @@
 //!   "first_seen": "2023-11-14T22:13:21.000000000Z",
 //!   "last_seen": "2023-11-14T22:13:37.000000000Z",
 //!   "count": 5,
-//!   "summary": "IMDS throttles this host: 5 answers 429 or 5xx within 60 s",
+//!   "summary": "IMDS throttles this host: 5 responses with status 429 or 5xx within 60 s",
 //!   "evidence": {"by_status":{"503":5},"errors_in_window":5,"last_path":"/latest/meta-data/instance-id","most_met_by":"python3.11 app.py (app.service, pid 4242)"},
 //!   "remedy": {"commands":[],"text":"Reduce the request rate of the busiest client (see tight-polling, token-not-reused and packet-quota), and retry with exponential backoff and jitter."}
 //! }
@@ -160,9 +160,9 @@ impl Detector for ServerErrors {
         sightings.since(self.from).report(sighting, || Details {
             subject: context.host_subject(),
             summary: if throttled {
-                format!("{service} throttles this host: {errors} answers 429 or 5xx within {} s", self.config.window_s)
+                format!("{service} throttles this host: {errors} responses with status 429 or 5xx within {} s", self.config.window_s)
             } else {
-                format!("{service} answers with server errors: {errors} within {} s", self.config.window_s)
+                format!("{service} returned {errors} server errors within {} s", self.config.window_s)
             },
             evidence: evidence! {
                 "errors_in_window": errors,

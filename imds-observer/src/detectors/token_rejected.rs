@@ -354,7 +354,7 @@ fn details(cause: Cause, rejections: u64, tokens: u64, client: &Client, context:
         (Cause::Unknown, _) => (
             "unknown",
             format!(
-                "{name} is answered 401 again and again; whether it sends a token is not known, since its requests are cut"
+                "{name} repeatedly gets 401; its requests are truncated in the capture, so it is unknown whether they have a token"
             ),
             remedy::text(
                 "Capture whole packets (tcpdump -s 0). If the requests have a token, the client must ask for a new one after a 401; if \

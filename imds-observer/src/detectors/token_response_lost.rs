@@ -270,7 +270,7 @@ impl Losses {
         let then = if self.fallbacks > 0 {
             "; it falls back to IMDSv1"
         } else if sdk == Sdk::Rust {
-            "; this client never falls back and fails"
+            "; this client doesn't fall back to IMDSv1, and fails"
         } else {
             ""
         };

@@ -95,7 +95,7 @@ fn ecs(rules: Option<Vec<String>>, listens: bool) -> Check {
         Check::new(ECS, CheckState::Fault, found)
             .meaning("tasks on this instance get no credentials and no task metadata")
             .remedied(
-                "Restart the ECS agent: ecs-init creates the rules when it starts it. A firewall manager that reloads its rules deletes them.",
+                "Restart the ECS agent: ecs-init creates the rules when it starts the agent. A firewall manager that reloads its rules deletes them.",
                 [
                     "systemctl restart ecs".to_owned(),
                     "iptables-save -t nat | grep -n 169.254.170.2".to_owned(),
@@ -106,13 +106,13 @@ fn ecs(rules: Option<Vec<String>>, listens: bool) -> Check {
     match (to_agent, listens) {
         (true, true) => Check::ok(
             ECS,
-            format!("NAT leads 169.254.170.2 to port {ECS_PORT}, and the agent listens there"),
+            format!("a NAT rule redirects 169.254.170.2 to port {ECS_PORT}, where the agent listens"),
         ),
         (true, false) => fault(format!(
-            "NAT leads 169.254.170.2 to port {ECS_PORT}, and nothing listens there"
+            "a NAT rule redirects 169.254.170.2 to port {ECS_PORT}, where no program listens"
         )),
         (false, _) => fault(format!(
-            "no NAT rule leads 169.254.170.2 to port {ECS_PORT}; the agent {agent} there"
+            "no NAT rule redirects 169.254.170.2 to port {ECS_PORT}; the agent {agent} there"
         )),
     }
 }

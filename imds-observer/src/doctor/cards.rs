@@ -43,7 +43,7 @@ fn of(driver: &str, exceeded: Option<u64>) -> Check {
         None => Check::new(
             NAME,
             CheckState::Unknown,
-            format!("driver {driver} has no counter for it"),
+            format!("driver {driver} doesn't count packets dropped over the quota"),
         )
         .blinding("drops over the packet quota; the packet rate itself is measured at the uplink"),
     }

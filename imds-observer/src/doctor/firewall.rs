@@ -244,7 +244,7 @@ fn check(stop: &Stop, way: &Way, cgroups: &mut Cgroups) -> Check {
         conditions
             .iter()
             .map(|condition| match condition.cgroup.and_then(|id| cgroups.path(id)) {
-                Some(path) if condition.text.contains("not ") => format!("cgroup not {path}"),
+                Some(path) if condition.text.contains("not ") => format!("all cgroups except {path}"),
                 Some(path) => format!("cgroup {path}"),
                 None => condition.text.clone(),
             })

@@ -97,9 +97,8 @@ fn perf_events() -> Check {
     match value.parse::<i32>() {
         Ok(level) if level > 2 => Check::new(name, CheckState::Note, value)
             .meaning(
-                "above 2, Debian's kernels require CAP_SYS_ADMIN for tracepoints; raw tracepoints are not affected",
-            )
-            .blinding("nothing: the error that connect() returned is then read through fexit or sys_exit"),
+                "above 2, Debian's kernels require CAP_SYS_ADMIN for tracepoints; errors of connect() are read through fexit or sys_exit instead",
+            ),
         Ok(_) => Check::ok(name, value),
         Err(_) => Check::unread(name, format!("{path} holds {value:?}")),
     }

@@ -11,7 +11,7 @@ const LIMITS: &[(&str, Option<(u32, u32)>)] = &[
         None,
     ),
     (
-        "that both sides of a proxy that rewrites TCP sequence numbers are one connection",
+        "the relation between the two connections of a proxy that rewrites TCP sequence numbers",
         None,
     ),
     (
@@ -26,7 +26,7 @@ pub(super) fn checks(version: Option<(u32, u32)>) -> Vec<Check> {
         .filter(|(_, since)| since.is_none_or(|since| version.is_none_or(|version| version < since)))
         .map(|(what, _)| *what)
         .collect();
-    let found = format!("{} things are never visible on this kernel", hidden.len());
+    let found = format!("{} kinds of events are never visible on this kernel", hidden.len());
     vec![Check::new("limits", CheckState::Note, found).blinding(hidden.join("; "))]
 }
 

@@ -44,7 +44,7 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
     if summary.processes.is_empty() && unread > 0 {
         let _ = writeln!(
             text,
-            "requests to IMDS are unknown: {} could not be read",
+            "no requests could be evaluated: {} could not be read",
             counted(unread, "packet")
         );
     } else if summary.processes.is_empty() {
@@ -60,7 +60,7 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
             if let Some(handshakes) = handshakes(row) {
                 let _ = writeln!(
                     text,
-                    "{}: {handshakes}, before these latencies begin",
+                    "{}: {handshakes}, not included in the latencies above",
                     cell(&row.caller())
                 );
             }
@@ -68,13 +68,13 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
         let hidden = summary.processes.len().saturating_sub(MAX_ROWS);
         if hidden > 0 {
             let requests: u64 = summary.processes[MAX_ROWS..].iter().map(|row| row.requests).sum();
-            let _ = writeln!(text, "and {hidden} more with {}", counted(requests, "request"));
+            let _ = writeln!(text, "and {hidden} more callers with {}", counted(requests, "request"));
         }
     }
     if summary.other_requests > 0 {
         let _ = writeln!(
             text,
-            "and {} from processes over the table's limit",
+            "and {} of callers beyond the table's limit",
             counted(summary.other_requests, "request")
         );
     }
@@ -105,9 +105,9 @@ const SLOW_HANDSHAKE_NS: u64 = 100_000_000;
 pub fn handshakes(row: &ProcessSummary) -> Option<String> {
     let longest = row.longest_connect_ns.filter(|longest| *longest >= SLOW_HANDSHAKE_NS)?;
     Some(format!(
-        "handshakes took up to {} and {} in all",
-        span(longest),
-        span(row.total_connect_ns)
+        "TCP handshakes took {} in total (longest {})",
+        span(row.total_connect_ns),
+        span(longest)
     ))
 }
 

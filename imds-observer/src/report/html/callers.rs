@@ -154,7 +154,7 @@ pub(super) fn handshakes(rows: &[ProcessSummary]) -> Vec<String> {
     let rows = rows.iter();
     rows.filter_map(|row| {
         Some(format!(
-            "{}: {}, before these latencies begin.",
+            "{}: {}, not included in the latencies.",
             clean(&row.caller()),
             text::handshakes(row)?
         ))
