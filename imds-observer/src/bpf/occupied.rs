@@ -120,11 +120,20 @@ pub struct CgroupOccupants {
     pub incomplete: bool,
 }
 
-/// Programs at these hooks of `root` and of all cgroups below, with paths as from `mount`. Needs CAP_NET_ADMIN.
-pub fn cgroup_occupants(root: &Path, mount: Option<&Path>, hooks: &[CgroupHook]) -> io::Result<CgroupOccupants> {
+/// `path` below `root` as `/proc/PID/cgroup` shows it.
+fn shown(root: &Path, mount: Option<&Path>, path: &Path) -> String {
     let prefix = mount
         .and_then(|mount| root.strip_prefix(mount).ok())
         .unwrap_or(Path::new(""));
+    let shown = format!("/{}", prefix.join(path).display());
+    match shown.trim_end_matches('/') {
+        "" => "/".to_owned(),
+        trimmed => trimmed.to_owned(),
+    }
+}
+
+/// Programs at these hooks of `root` and of all cgroups below, with paths as from `mount`. Needs CAP_NET_ADMIN.
+pub fn cgroup_occupants(root: &Path, mount: Option<&Path>, hooks: &[CgroupHook]) -> io::Result<CgroupOccupants> {
     // The first question shows whether we may ask at all.
     attached(&File::open(root)?, CgroupHook::Egress)?;
     let mut found = CgroupOccupants::default();
@@ -138,12 +147,7 @@ pub fn cgroup_occupants(root: &Path, mount: Option<&Path>, hooks: &[CgroupHook])
         let Ok(directory) = File::open(root.join(&path)) else {
             continue;
         };
-        let shown = format!("/{}", prefix.join(&path).display());
-        let shown = if shown.len() > 1 {
-            shown.trim_end_matches('/').to_owned()
-        } else {
-            shown
-        };
+        let shown = shown(root, mount, &path);
         if let Ok(metadata) = directory.metadata() {
             found.paths.insert(metadata.ino(), shown.clone());
         }
@@ -216,6 +220,17 @@ impl Names {
 /// Whether a program of this name is an observer's: the kernel keeps 15 bytes of it.
 pub fn is_ours(name: &str) -> bool {
     hooks::at_objects().any(|program| program == name)
+}
+
+/// Programs at `connect4` and `connect6` of the cgroups below `cgroup`. They run before those of `cgroup` itself, unless these have
+/// `BPF_F_PREORDER`.
+pub fn below_at_connect(cgroup: &Path, mount: Option<&Path>) -> Vec<Occupant> {
+    let own = shown(cgroup, mount, Path::new(""));
+    let mut found = cgroup_occupants(cgroup, mount, &[CgroupHook::Connect4, CgroupHook::Connect6])
+        .map(|found| found.programs)
+        .unwrap_or_default();
+    found.retain(|occupant| occupant.target != own);
+    found
 }
 
 /// Programs of other tools at `connect4` and `connect6` that run for a socket of `cgroup` or below: there, and in those above. Empty where

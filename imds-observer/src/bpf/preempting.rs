@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::attach::cgroup2_mount;
-use super::occupied::{Occupant, listed, others_at_connect};
+use super::occupied::{Occupant, below_at_connect, is_ours, listed};
 
 /// How often the tree is read: about 75 ms of one CPU for 5,000 cgroups.
 const INTERVAL: Duration = Duration::from_secs(20);
@@ -43,8 +43,11 @@ impl PreemptingWatch {
             let Self { cgroup, hooks, known } = self;
             let mut seen: HashSet<_> = known.iter().map(key).collect();
             while ended.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                let mut others = others_at_connect(&cgroup, cgroup2_mount().as_deref());
-                others.retain(|other| hooks.contains(&other.hook.as_str()));
+                let mut others = below_at_connect(&cgroup, cgroup2_mount().as_deref());
+                // Another observer of a cgroup below rewrites nothing; without CAP_SYS_ADMIN it has no name.
+                others.retain(|other| {
+                    hooks.contains(&other.hook.as_str()) && !other.name.as_deref().is_some_and(is_ours)
+                });
                 if seen.len() > MAX_KNOWN {
                     seen.clear();
                 }

@@ -240,7 +240,9 @@ fn of_location(location: &str) -> Option<Met> {
 pub(super) fn of_drop(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     let (reason, location) = (drop.reason.as_deref(), drop.location.as_deref());
     let request = drop.direction == PacketDirection::Request;
-    if request && is_ttl_drop(reason, location) {
+    // Without a reason and a function, no hop left is the only trace of a loop: no path has so many.
+    let is_exhausted = reason.is_none() && location.is_none() && drop.ttl.is_some_and(|ttl| ttl <= 1);
+    if request && (is_ttl_drop(reason, location) || is_exhausted) {
         return Some(Cause::Route(RouteFault::Loop));
     }
     let Some(met) = of_reason(reason, location) else {
