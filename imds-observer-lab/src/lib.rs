@@ -5,9 +5,10 @@ pub mod client;
 pub mod faults;
 pub mod privileges;
 pub mod scenarios;
-pub mod server;
 pub mod terminal;
 pub mod topology;
+
+pub use imds_observer_standin::server;
 
 /// For tests that build a lab: whether this process can. Prints why not; in CI (`CI=true`) it panics instead, so that a
 /// run without the live tests can't pass for one with them.

@@ -13,7 +13,6 @@ mod cgroup;
 mod claim;
 mod netns;
 mod place;
-pub(crate) mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -36,6 +35,7 @@ pub use place::Place;
 
 use crate::server::{Behaviour, Server, ServerOptions};
 use claim::Claim;
+pub(crate) use imds_observer_standin::wire;
 use wire::Route;
 
 pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);

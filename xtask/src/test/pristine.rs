@@ -168,12 +168,12 @@ fn package(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
     // The other package isn't in the registry yet. Dependencies are those that the demo was built with.
     const BUILD: &str = "\
         cd /clone
-        cargo package --locked --no-verify --quiet --package imds-observer-common --package imds-observer
+        cargo package --locked --no-verify --quiet --package imds-observer-common --package imds-observer-standin --package imds-observer
         mkdir /empty
         cd /empty
         for crate in /clone/target/package/*.crate; do tar -xf $crate; done
         cd imds-observer-[0-9]*
-        CARGO_PROFILE_DEV_DEBUG=line-tables-only cargo build --target-dir /clone/target --config \"patch.crates-io.imds-observer-common.path='$(echo /empty/imds-observer-common-*)'\"
+        CARGO_PROFILE_DEV_DEBUG=line-tables-only cargo build --target-dir /clone/target --config \"patch.crates-io.imds-observer-common.path='$(echo /empty/imds-observer-common-*)'\" --config \"patch.crates-io.imds-observer-standin.path='$(echo /empty/imds-observer-standin-*)'\"
         /clone/target/debug/imds-observer analyze /installed.ndjson";
     step("the packaged crates in an empty directory", || {
         let found = machine.read(sh, BUILD, true)?;

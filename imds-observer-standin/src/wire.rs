@@ -1,5 +1,5 @@
 //! Interfaces, addresses and routes, over netlink. Every function works in the namespace of its handle, whose thread
-//! it has to run on (`Netns::netlink` sees to that).
+//! it has to run on.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -20,18 +20,18 @@ use rtnetlink::{
 
 /// A route, and all that is needed to take it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Route {
-    pub(crate) destination: IpAddr,
-    pub(crate) prefix: u8,
-    pub(crate) hop: Hop,
+pub struct Route {
+    pub destination: IpAddr,
+    pub prefix: u8,
+    pub hop: Hop,
     /// Routing table; `MAIN` unless a rule leads elsewhere.
-    pub(crate) table: u32,
+    pub table: u32,
 }
 
-pub(crate) const MAIN: u32 = 254;
+pub const MAIN: u32 = 254;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Hop {
+pub enum Hop {
     Via {
         gateway: IpAddr,
         interface: String,
@@ -44,7 +44,7 @@ pub(crate) enum Hop {
 }
 
 impl Route {
-    pub(crate) fn new(destination: IpAddr, prefix: u8, hop: Hop) -> Self {
+    pub fn new(destination: IpAddr, prefix: u8, hop: Hop) -> Self {
         Self {
             destination,
             prefix,
@@ -53,7 +53,7 @@ impl Route {
         }
     }
 
-    pub(crate) fn via(destination: IpAddr, prefix: u8, gateway: IpAddr, interface: &str) -> Self {
+    pub fn via(destination: IpAddr, prefix: u8, gateway: IpAddr, interface: &str) -> Self {
         Self::new(
             destination,
             prefix,
@@ -65,7 +65,7 @@ impl Route {
     }
 
     /// The default route of the gateway's family.
-    pub(crate) fn default_via(gateway: IpAddr, interface: &str) -> Self {
+    pub fn default_via(gateway: IpAddr, interface: &str) -> Self {
         Self::via(unspecified(gateway), 0, gateway, interface)
     }
 
@@ -105,7 +105,7 @@ impl Route {
         Ok(message)
     }
 
-    pub(crate) async fn add(&self, handle: &Handle) -> Result<()> {
+    pub async fn add(&self, handle: &Handle) -> Result<()> {
         handle
             .route()
             .add(self.message()?)
@@ -114,7 +114,7 @@ impl Route {
             .with_context(|| format!("add {self:?}"))
     }
 
-    pub(crate) async fn delete(&self, handle: &Handle) -> Result<()> {
+    pub async fn delete(&self, handle: &Handle) -> Result<()> {
         handle
             .route()
             .del(self.message()?)
@@ -137,12 +137,12 @@ fn unspecified(like: IpAddr) -> IpAddr {
 }
 
 /// The index of an interface in the calling thread's namespace.
-pub(crate) fn index(interface: &str) -> Result<u32> {
+pub fn index(interface: &str) -> Result<u32> {
     if_nametoindex(interface).with_context(|| format!("find interface {interface}"))
 }
 
 /// Makes a veth pair, one end here, the other at once in `netns`: none of them is ever anywhere else.
-pub(super) async fn veth(handle: &Handle, name: &str, peer: &str, netns: &OwnedFd) -> Result<()> {
+pub async fn veth(handle: &Handle, name: &str, peer: &str, netns: &OwnedFd) -> Result<()> {
     let peer_message = LinkMessageBuilder::<LinkUnspec>::new()
         .name(peer)
         .setns_by_fd(netns.as_raw_fd())
@@ -160,7 +160,7 @@ pub(super) async fn veth(handle: &Handle, name: &str, peer: &str, netns: &OwnedF
 }
 
 /// With an address of its own: else a bridge takes that of a port, and neighbors lose it with the port.
-pub(super) async fn bridge(handle: &Handle, name: &str) -> Result<()> {
+pub async fn bridge(handle: &Handle, name: &str) -> Result<()> {
     let message = LinkBridge::new(name)
         .address(vec![0x0a, 0x58, 10, 88, 0, 1])
         .up()
@@ -173,7 +173,7 @@ pub(super) async fn bridge(handle: &Handle, name: &str) -> Result<()> {
         .with_context(|| format!("make bridge {name}"))
 }
 
-pub(super) async fn plug_into(handle: &Handle, interface: &str, bridge: &str) -> Result<()> {
+pub async fn plug_into(handle: &Handle, interface: &str, bridge: &str) -> Result<()> {
     let message = LinkUnspec::new_with_index(index(interface)?)
         .controller(index(bridge)?)
         .build();
@@ -185,7 +185,7 @@ pub(super) async fn plug_into(handle: &Handle, interface: &str, bridge: &str) ->
         .with_context(|| format!("plug {interface} into {bridge}"))
 }
 
-pub(super) async fn up(handle: &Handle, interface: &str) -> Result<()> {
+pub async fn up(handle: &Handle, interface: &str) -> Result<()> {
     let message = LinkUnspec::new_with_index(index(interface)?).up().build();
     handle
         .link()
@@ -195,7 +195,7 @@ pub(super) async fn up(handle: &Handle, interface: &str) -> Result<()> {
         .with_context(|| format!("bring {interface} up"))
 }
 
-pub(super) async fn delete(handle: &Handle, interface: &str) -> Result<()> {
+pub async fn delete(handle: &Handle, interface: &str) -> Result<()> {
     handle
         .link()
         .del(index(interface)?)
@@ -204,7 +204,7 @@ pub(super) async fn delete(handle: &Handle, interface: &str) -> Result<()> {
         .with_context(|| format!("delete {interface}"))
 }
 
-pub(crate) async fn add_address(handle: &Handle, interface: &str, address: IpAddr, prefix: u8) -> Result<()> {
+pub async fn add_address(handle: &Handle, interface: &str, address: IpAddr, prefix: u8) -> Result<()> {
     let mut request = handle.address().add(index(interface)?, address, prefix);
     // Without it an IPv6 address can't be bound to before a kernel thread has run, even where duplicate address detection is off.
     if address.is_ipv6() {
@@ -217,7 +217,7 @@ pub(crate) async fn add_address(handle: &Handle, interface: &str, address: IpAdd
 }
 
 /// The interfaces that could carry a packet away: up, and no loopback.
-pub(super) async fn active_interfaces(handle: &Handle) -> Result<Vec<String>> {
+pub async fn active_interfaces(handle: &Handle) -> Result<Vec<String>> {
     let mut links = handle.link().get().execute();
     let mut names = Vec::new();
     while let Some(link) = links.try_next().await? {
@@ -233,7 +233,7 @@ pub(super) async fn active_interfaces(handle: &Handle) -> Result<Vec<String>> {
 }
 
 /// How many default routes there are that lead somewhere, both families.
-pub(super) async fn default_routes(handle: &Handle) -> Result<usize> {
+pub async fn default_routes(handle: &Handle) -> Result<usize> {
     let mut count = 0;
     for query in [
         RouteMessageBuilder::<Ipv4Addr>::new().build(),

@@ -7,8 +7,8 @@ use super::answer::{Answer, Request};
 use super::behaviour::{Behaviour, Serves};
 
 const POD_IDENTITY_HOSTS: [&str; 2] = ["169.254.170.23", "[fd00:ec2::23]"];
-/// The id of the lab's only task.
-const TASK: &str = "0f0f0f0f-1111-4222-8333-444455556666";
+/// The ID of the only task, and of its credentials.
+pub const TASK: &str = "0f0f0f0f-1111-4222-8333-444455556666";
 
 pub(super) fn decide(request: &Request, behaviour: &Behaviour, now: Timestamp) -> Answer {
     match behaviour.serves {

@@ -215,6 +215,9 @@ fn put(request: &Request, behaviour: &Behaviour, mint: &Mint, now_ms: u64) -> An
 }
 
 fn get(request: &Request, behaviour: &Behaviour, mint: &Mint, now_ms: u64, now: Timestamp) -> Answer {
+    if let Some(status) = behaviour.get_status {
+        return Answer::error(status);
+    }
     if let Some(status) = behaviour.redirect {
         return Answer {
             headers: vec![("Location", "https://login.example/".to_owned())],

@@ -139,8 +139,8 @@ pub struct ControlClient {
 
 impl ControlClient {
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path)
-            .with_context(|| format!("connect to the lab's control socket {}", path.display()))?;
+        let stream =
+            UnixStream::connect(path).with_context(|| format!("connect to the control socket {}", path.display()))?;
         Ok(Self {
             stream: BufReader::new(stream),
         })
@@ -181,14 +181,14 @@ impl ControlClient {
         self.stream
             .get_mut()
             .write_all(&line)
-            .context("write to the lab's control socket")?;
+            .context("write to the control socket")?;
         let mut reply = String::new();
         self.stream
             .read_line(&mut reply)
-            .context("read from the lab's control socket")?;
-        match serde_json::from_str(&reply).context("the lab's control socket closed or answered nonsense")? {
+            .context("read from the control socket")?;
+        match serde_json::from_str(&reply).context("the control socket closed or answered nonsense")? {
             Reply::Ok(value) => Ok(serde_json::from_value(value)?),
-            Reply::Error(error) => bail!("the lab refused: {error}"),
+            Reply::Error(error) => bail!("the stand-in refused: {error}"),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The stand-in for the metadata service: EC2's protocol with made-up values, and faults on demand.
 //!
-//! Written from the provider's documentation and from measurements; it shares no code with the observer, so that a
-//! misunderstanding shows as a difference between what one served and the other saw.
+//! Written from the provider's documentation and from measurements.
 
 mod agents;
 mod answer;
@@ -11,6 +10,9 @@ mod control;
 mod log;
 mod paths;
 mod token;
+
+/// Of the only task that the stand-in for the ECS agent knows.
+pub use agents::TASK;
 
 use std::{
     net::SocketAddr,
@@ -311,7 +313,7 @@ async fn follow(shared: Arc<Shared>, mut listeners: Vec<TcpListener>, addresses:
         }
         match addresses.iter().copied().map(open).collect::<Result<Vec<_>>>() {
             Ok(opened) => listeners = opened,
-            Err(error) => eprintln!("imds-observer-lab: cannot listen again: {error:#}"),
+            Err(error) => eprintln!("metadata stand-in: cannot listen again: {error:#}"),
         }
         shared.note_listening(Some(true));
     }

@@ -37,6 +37,8 @@ pub struct Behaviour {
     pub forbid_put: bool,
     /// The token PUT is answered with this status and an empty body, as by what knows no IMDSv2.
     pub put_status: Option<u16>,
+    /// Every GET and HEAD is answered with this status.
+    pub get_status: Option<u16>,
     /// Other requests are answered with this status and a `Location`, as by a gateway.
     pub redirect: Option<u16>,
     /// Name of the instance's role.
@@ -76,6 +78,7 @@ impl Default for Behaviour {
             reject_tokens: false,
             forbid_put: false,
             put_status: None,
+            get_status: None,
             redirect: None,
             role: ROLE.to_owned(),
             role_unassumable: false,
