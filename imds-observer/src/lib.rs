@@ -56,6 +56,9 @@ pub mod doctor;
 pub mod event;
 #[doc(hidden)]
 pub mod exchange;
+#[cfg(live)]
+#[doc(hidden)]
+pub mod exec;
 #[doc(hidden)]
 pub mod filter;
 #[doc(hidden)]
@@ -95,6 +98,8 @@ pub mod sinks;
 pub mod source;
 #[doc(hidden)]
 pub mod stop;
+#[doc(hidden)]
+pub mod story;
 #[doc(hidden)]
 pub mod summary;
 #[doc(hidden)]

@@ -43,7 +43,9 @@ const LAYERS: &[&str] = &[
     "metrics",
     "watch",
     "preflight",
+    "story",
     "doctor",
+    "exec",
     // What joins them.
     "config",
     "pipeline",

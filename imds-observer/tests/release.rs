@@ -72,6 +72,41 @@ fn workflows_fit_githubs_schema() {
     assert!(!check(&[broken]).unwrap().status.success());
 }
 
+/// The action and the job with which other repositories run `exec`.
+#[test]
+fn the_files_for_ci_fit_their_schemas() {
+    for (schema, file) in [
+        ("vendor.github-actions", "deploy/exec/action.yml"),
+        ("vendor.gitlab-ci", "deploy/exec/gitlab-ci.yml"),
+    ] {
+        let check = |path: &Path| {
+            let mut command = tool("check-jsonschema")?;
+            command.args(["--builtin-schema", schema]).arg(path);
+            Some(command.output().unwrap())
+        };
+        let Some(output) = check(&root().join(file)) else {
+            return;
+        };
+        assert!(output.status.success(), "{}", said(&output));
+        // It notices what is wrong.
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let broken = directory.path().join("broken.yml");
+        fs::write(&broken, text.replace("runs:", "run:").replace("script:", "scripts:")).unwrap();
+        assert!(!check(&broken).unwrap().status.success(), "{file}");
+    }
+    // Every input of the action reaches the script.
+    let action = fs::read_to_string(root().join("deploy/exec/action.yml")).unwrap();
+    let script = fs::read_to_string(root().join("deploy/exec/run.sh")).unwrap();
+    for name in ["COMMAND", "AGAINST", "MATRIX", "ASSERT", "FAIL_ON", "REPORT"] {
+        let name = format!("EXEC_{name}");
+        assert!(
+            action.contains(&format!("{name}: ")) && script.contains(&format!("{name}:")),
+            "{name}"
+        );
+    }
+}
+
 /// What a workflow calls must be there.
 #[test]
 fn workflows_call_what_exists() {
@@ -113,7 +148,7 @@ fn shell_scripts_are_clean() {
         return;
     };
     let output = shellcheck
-        .args(["deploy/release.sh", "deploy/krew/kubectl-imds"])
+        .args(["deploy/release.sh", "deploy/krew/kubectl-imds", "deploy/exec/run.sh"])
         .args(["postinst", "prerm", "postrm"].map(|name| format!("deploy/debian/{name}")))
         .current_dir(root())
         .output()

@@ -26,6 +26,7 @@ mod load;
 pub mod occupied;
 #[cfg(live)]
 mod offsets;
+#[cfg(live)]
 mod preempting;
 #[cfg(live)]
 mod symbols;
@@ -57,6 +58,7 @@ pub(crate) use hooks::hidden_without;
 pub use kernel::Kernel;
 #[cfg(live)]
 pub(crate) use links::Links;
+#[cfg(live)]
 pub(crate) use preempting::Preempting;
 #[cfg(live)]
 pub use symbols::Symbols;

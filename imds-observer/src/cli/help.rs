@@ -22,8 +22,9 @@ Exit status:
   0  success
   1  could not run, or part of the input could not be read
   2  invalid command line
-  3  analyze --fail-on: a finding has that severity; preflight: not safe
+  3  analyze, exec --fail-on: a finding has that severity; exec --assert: an assertion failed; preflight: not safe
   4  preflight: inconclusive
+  exec: the status of its command; 125 exec failed, 126 the command can't be run, 127 it was not found
 
 Log lines go to stderr. Set IMDS_OBSERVER_LOG=info or =debug for more of them.";
 
@@ -63,6 +64,25 @@ Examples:
     imds-observer preflight --http-tokens required traces/*.ndjson
   Check a hop limit of 1, as JSON:
     imds-observer preflight --hop-limit 1 -o json trace.ndjson";
+
+#[cfg(live)]
+pub(super) const EXEC: &str = "\
+Examples:
+  Does this program work in a container, with tokens required and a hop limit of 1?
+    sudo imds-observer exec --against tokens=required,hop-limit=1,hops=1 -- aws sts get-caller-identity
+  Try it with all usual settings:
+    sudo imds-observer exec --matrix -- ./app --check
+  Fail a CI job if it uses IMDSv1 or waits:
+    imds-observer exec --against tokens=optional --assert 'no v1, credentials obtained, waited < 1s' -- ./app
+  Observe it with this host's own IMDS:
+    sudo imds-observer exec -- ./app
+
+Exit status:
+  That of the command, 128 + N if signal N ended it
+  3    --fail-on: a finding has that severity; --assert: an assertion failed
+  125  exec itself failed
+  126  the command can't be run
+  127  the command was not found";
 
 #[cfg(live)]
 pub(super) const DOCTOR: &str = "\

@@ -5,6 +5,8 @@ mod completions;
 mod detectors;
 #[cfg(live)]
 mod doctor;
+#[cfg(live)]
+mod exec;
 mod help;
 #[cfg(live)]
 mod live;
@@ -39,8 +41,9 @@ use tracing_subscriber::EnvFilter;
     0  success\n  \
     1  could not run, or part of the input could not be read\n  \
     2  invalid command line\n  \
-    3  analyze --fail-on: a finding has that severity; preflight: not safe\n  \
+    3  analyze, exec --fail-on: a finding has that severity; exec --assert: an assertion failed; preflight: not safe\n  \
     4  preflight: inconclusive\n\n\
+    exec: the status of its command; 125 exec failed, 126 the command can't be run, 127 it was not found\n\n\
     Log lines go to stderr. Set IMDS_OBSERVER_LOG=info or =debug for more of them.",
     after_long_help = help::PROGRAM
 )]
@@ -64,6 +67,11 @@ enum Command {
     /// Not available in this build (it needs the feature `live`)
     #[cfg(not(live))]
     Doctor(not_live::NotLiveArgs),
+    #[cfg(live)]
+    Exec(Box<exec::ExecArgs>),
+    /// Not available in this build (it needs the feature `live`)
+    #[cfg(not(live))]
+    Exec(not_live::NotLiveArgs),
     Detectors(detectors::DetectorsArgs),
     Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
@@ -81,6 +89,8 @@ pub enum Status {
     Found,
     /// `preflight` is inconclusive.
     CannotSay,
+    /// That of `exec`'s command, or one of `exec` itself.
+    Command(u8),
 }
 
 impl From<Status> for ExitCode {
@@ -90,15 +100,12 @@ impl From<Status> for ExitCode {
             Status::Partial => 1,
             Status::Found => 3,
             Status::CannotSay => 4,
+            Status::Command(status) => status,
         })
     }
 }
 
 /// Parses the command line and runs it. Bad usage ends the program with status 2.
-#[cfg_attr(
-    not(live),
-    expect(clippy::match_same_arms, reason = "missing commands share one error")
-)]
 pub fn run() -> anyhow::Result<Status> {
     let cli = Cli::parse();
     log_to_stderr();
@@ -108,6 +115,10 @@ pub fn run() -> anyhow::Result<Status> {
         Command::Analyze(args) => args.run(),
         Command::Preflight(args) => args.run(),
         Command::Doctor(args) => args.run(),
+        #[cfg(live)]
+        Command::Exec(args) => Ok(args.run()),
+        #[cfg(not(live))]
+        Command::Exec(args) => args.run(),
         Command::Detectors(args) => args.run(),
         Command::Schema(args) => args.run(),
         Command::Completions(args) => args.run(),

@@ -13,6 +13,7 @@ mod containers;
 mod detached;
 mod devices;
 mod doctor;
+mod exec;
 mod faults;
 mod harmless;
 mod hostile;

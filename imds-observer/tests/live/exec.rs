@@ -1,0 +1,491 @@
+//! `exec`: is the command's story right, does the command notice nothing, and is nothing left of it?
+//!
+//! Every run begins in a lab's node, so that a packet that left the stand-in's world would reach the lab's service and be counted.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use imds_observer_lab::bpf;
+use imds_observer_lab::topology::{Lab, LabOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::{first_line, in_netns, lab, lives, patience, program, python};
+
+const PUT: &str = "curl -s -m 1 -o /dev/null -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' \
+    http://169.254.169.254/latest/api/token";
+const GET: &str = "curl -s -m 1 -o /dev/null http://169.254.169.254/latest/meta-data/instance-id";
+/// An unprivileged user.
+const NOBODY: &str = "65534";
+
+fn exec(lab: &Lab, arguments: &[&str]) -> Command {
+    let mut command = in_netns(lab.node(), program());
+    command.arg("exec").args(arguments);
+    command
+}
+
+/// As an unprivileged user.
+fn exec_as_nobody(lab: &Lab, arguments: &[&str]) -> Command {
+    let mut command = in_netns(lab.node(), "setpriv");
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
+    command.arg(program()).arg("exec").args(arguments);
+    command
+}
+
+/// Runs to the end; the JSON object is the last thing on standard output.
+fn story(lab: &Lab, arguments: &[&str]) -> (Option<i32>, Value, Output) {
+    let mut all = vec!["-o", "json"];
+    all.extend(arguments);
+    let output = exec(lab, &all).output().expect("run exec");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let at = text
+        .find("{\n")
+        .unwrap_or_else(|| panic!("no object: {text}{}", String::from_utf8_lossy(&output.stderr)));
+    let object = serde_json::from_str(&text[at..]).unwrap_or_else(|error| panic!("{error}: {text}"));
+    (output.status.code(), object, output)
+}
+
+fn codes(story: &Value) -> Vec<&str> {
+    let findings = story["findings"].as_array().expect("findings");
+    findings.iter().filter_map(|finding| finding["code"].as_str()).collect()
+}
+
+fn requests<'a>(story: &'a Value, kind: &str) -> Vec<&'a Value> {
+    let requests = story["requests"].as_array().expect("requests");
+    requests.iter().filter(|request| request["record"] == kind).collect()
+}
+
+/// Cgroups and supervisors of `exec`, network namespaces with a process, and eBPF programs.
+#[derive(Debug, PartialEq, Eq)]
+struct Left {
+    cgroups: BTreeSet<String>,
+    supervisors: BTreeSet<u32>,
+    namespaces: BTreeSet<u64>,
+}
+
+fn left() -> Left {
+    let mut found = Left {
+        cgroups: BTreeSet::new(),
+        supervisors: BTreeSet::new(),
+        namespaces: BTreeSet::new(),
+    };
+    cgroups(Path::new("/sys/fs/cgroup"), &mut found.cgroups);
+    for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == "imds-exec") {
+            found.supervisors.insert(pid);
+        }
+        if let Ok(namespace) = fs::metadata(entry.path().join("ns/net")) {
+            found.namespaces.insert(namespace.ino());
+        }
+    }
+    found
+}
+
+fn cgroups(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("imds-observer-exec-") {
+                found.insert(name);
+            }
+            cgroups(&entry.path(), found);
+        }
+    }
+}
+
+/// Waits until nothing is there that was not there before.
+fn nothing_more_than(before: &Left, programs: u32) {
+    let deadline = Instant::now() + patience();
+    loop {
+        let now = left();
+        let more = now.cgroups.difference(&before.cgroups).count()
+            + now.supervisors.difference(&before.supervisors).count()
+            + now.namespaces.difference(&before.namespaces).count();
+        let loaded = bpf::last_program().expect("list programs") > programs;
+        if more == 0 && !loaded {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "left: {now:#?}, before: {before:#?}, programs: {loaded}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn spawn(lab: &Lab, arguments: &[&str]) -> Child {
+    exec(lab, arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start exec")
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).expect("send a signal");
+}
+
+fn rest(mut child: Child) -> (Option<i32>, String) {
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    (child.wait().unwrap().code(), text)
+}
+
+#[test]
+#[ignore = "live"]
+fn a_hop_limit_of_one_is_too_small_for_a_container() {
+    let lab = lab(LabOptions::default());
+    for (against, lost) in [
+        ("tokens=optional,hop-limit=1,hops=0", false),
+        ("tokens=optional,hop-limit=1,hops=1", true),
+        ("tokens=optional,hop-limit=2,hops=1", false),
+        ("tokens=optional,hop-limit=2,hops=2", true),
+        ("tokens=optional,hop-limit=3,hops=2", false),
+    ] {
+        let (status, story, _) = story(&lab, &["--against", against, "--", "sh", "-c", PUT]);
+        let exchanges = requests(&story, "exchange");
+        assert_eq!(exchanges.len(), 1, "{against}: {story:#}");
+        assert_eq!(
+            exchanges[0]["outcome"],
+            if lost { "lost" } else { "answered" },
+            "{against}"
+        );
+        assert_eq!(exchanges[0]["process"]["comm"], "curl", "{against}");
+        assert_eq!(
+            codes(&story),
+            if lost { vec!["token-response-lost"] } else { vec![] },
+            "{against}"
+        );
+        assert_eq!(status, Some(if lost { 28 } else { 0 }), "{against}: curl's own status");
+        let waited = story["waited_ns"].as_u64().unwrap();
+        assert_eq!(waited > 900_000_000, lost, "{against}: {waited}");
+    }
+    // Nothing has reached the service of the namespace in which all that was started.
+    assert_eq!(lab.server().log().total, 0);
+}
+
+#[test]
+#[ignore = "live"]
+fn statuses_are_the_commands_own() {
+    let lab = lab(LabOptions::default());
+    let status = |arguments: &[&str]| exec(&lab, arguments).output().expect("run exec").status.code();
+    let against = ["--against", "tokens=required", "--"];
+    let with = |command: &[&str]| status(&[&against[..], command].concat());
+    assert_eq!(with(&["true"]), Some(0));
+    assert_eq!(with(&["sh", "-c", "exit 7"]), Some(7));
+    assert_eq!(with(&["sh", "-c", "kill -9 $$"]), Some(137));
+    assert_eq!(with(&["/nonexistent/program"]), Some(127));
+    assert_eq!(with(&["/etc/passwd"]), Some(126));
+    let asserted = |assertion: &str, command: &str| {
+        status(&[
+            "--against",
+            "hop-limit=1",
+            "--assert",
+            assertion,
+            "--",
+            "sh",
+            "-c",
+            command,
+        ])
+    };
+    assert_eq!(asserted("no v1", GET), Some(3));
+    assert_eq!(asserted("v1 = 1, no findings-high", GET), Some(0));
+    assert_eq!(asserted("some v1", "exit 7"), Some(3));
+    assert_eq!(status(&["--assert", "no v3", "--", "true"]), Some(2));
+    assert_eq!(status(&["--against", "hop-limit=65", "--", "true"]), Some(2));
+    assert_eq!(
+        status(&["--against", "hops=1", "--fail-on", "high", "--", "sh", "-c", PUT]),
+        Some(3)
+    );
+}
+
+#[test]
+#[ignore = "live"]
+fn output_is_passed_through_and_the_report_can_go_to_a_file() {
+    let lab = lab(LabOptions::default());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let script = "cat; echo to-stderr >&2";
+    let mut child = exec(&lab, &["--against", "hops=1", "-w", path, "--", "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"from-stdin").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "from-stdin");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "to-stderr\n");
+    assert!(
+        fs::read_to_string(path)
+            .unwrap()
+            .contains("no requests to IMDS observed")
+    );
+
+    let page = exec(&lab, &["--against", "hops=1", "-o", "html", "--", "sh", "-c", PUT])
+        .output()
+        .unwrap();
+    let page = String::from_utf8_lossy(&page.stdout).into_owned();
+    assert!(page.contains("<html") && page.contains("token-response-lost"), "{page}");
+}
+
+#[test]
+#[ignore = "live"]
+fn signals_reach_the_command() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let script = "trap 'echo got TERM; exit 5' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut child = spawn(&lab, &["--against", "hops=1", "--", "sh", "-c", script]);
+    assert_eq!(first_line(&mut child), "ready\n");
+    signal(&child, Signal::SIGTERM);
+    let (status, text) = rest(child);
+    assert_eq!(status, Some(5));
+    assert!(
+        text.starts_with("got TERM\n") && text.contains("exited with status 5"),
+        "{text}"
+    );
+    nothing_more_than(&before, programs);
+}
+
+#[test]
+#[ignore = "live"]
+fn the_second_signal_ends_a_command_that_ignores_both() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let script = "trap '' INT TERM; (trap '' INT TERM; exec sleep 600) & echo ready; while :; do sleep 0.05; done";
+    let mut child = spawn(&lab, &["--against", "hops=1", "--", "sh", "-c", script]);
+    assert_eq!(first_line(&mut child), "ready\n");
+    signal(&child, Signal::SIGINT);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(
+        child.try_wait().unwrap(),
+        None,
+        "the first signal is the command's to ignore"
+    );
+    signal(&child, Signal::SIGTERM);
+    let (status, text) = rest(child);
+    assert_eq!(status, Some(137));
+    assert!(text.contains("was ended by signal 9"), "{text}");
+    nothing_more_than(&before, programs);
+}
+
+#[test]
+#[ignore = "live"]
+fn what_the_command_leaves_ends_with_it() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let script = "setsid sleep 600 >/dev/null 2>&1 & echo $!";
+    let (status, text) = rest(spawn(&lab, &["--against", "hops=2", "--", "sh", "-c", script]));
+    assert_eq!(status, Some(0));
+    let pid: u32 = text.lines().next().unwrap().parse().unwrap();
+    assert!(!lives(pid));
+    nothing_more_than(&before, programs);
+}
+
+#[test]
+#[ignore = "live"]
+fn nothing_is_left_after_kill_9() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let script = "trap '' INT TERM HUP; setsid sleep 600 & echo $!; while :; do sleep 0.05; done";
+    let mut child = spawn(&lab, &["--against", "hops=2", "--", "sh", "-c", script]);
+    let pid: u32 = first_line(&mut child).trim().parse().unwrap();
+    assert!(lives(pid));
+    let during = left();
+    assert!(during.cgroups.len() > before.cgroups.len() && during.supervisors.len() > before.supervisors.len());
+    assert!(bpf::last_program().unwrap() > programs, "programs are loaded");
+    signal(&child, Signal::SIGKILL);
+    child.wait().unwrap();
+    nothing_more_than(&before, programs);
+    assert!(!lives(pid));
+}
+
+#[test]
+#[ignore = "live"]
+fn no_packet_leaves_the_stand_ins_world() {
+    let lab = lab(LabOptions::default());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let mut tcpdump = in_netns(lab.node(), "tcpdump")
+        .args(["-i", "any", "-U", "-w", path, "--immediate-mode"])
+        .args(["net 169.254.0.0/16 or host fd00:ec2::254 or host 100.100.100.200"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start tcpdump");
+    let mut ready = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(tcpdump.stderr.as_mut().unwrap()),
+        &mut ready,
+    )
+    .unwrap();
+    let everywhere = "for a in 169.254.169.254 169.254.170.2 169.254.170.23 100.100.100.200 '[fd00:ec2::254]' 8.8.8.8; do \
+        curl -gs -m 1 -o /dev/null http://$a/latest/; done; true";
+    for against in [
+        "hops=0",
+        "hops=2,ipv6,pod-identity,ecs",
+        "fail=PUT:403",
+        "endpoint=disabled",
+    ] {
+        let (status, ..) = story(&lab, &["--against", against, "--", "sh", "-c", everywhere]);
+        assert_eq!(status, Some(0), "{against}");
+    }
+    let user = exec_as_nobody(&lab, &["--against", "hops=1", "--", "sh", "-c", everywhere])
+        .output()
+        .unwrap();
+    assert_eq!(user.status.code(), Some(0), "{}", String::from_utf8_lossy(&user.stderr));
+    let size = || fs::metadata(path).unwrap().len();
+    let empty = size();
+    assert_eq!(empty, 24, "a capture without a packet");
+    assert_eq!(lab.server().log().total, 0);
+    // The capture sees what does leave.
+    let deadline = Instant::now() + patience();
+    while size() == empty {
+        assert!(Instant::now() < deadline, "the capture sees nothing at all");
+        crate::support::run(lab.node(), "sh", &["-c", GET]);
+    }
+    tcpdump.kill().unwrap();
+    tcpdump.wait().unwrap();
+}
+
+#[test]
+#[ignore = "live"]
+fn without_root_the_stand_ins_uplink_shows_what_it_can() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let output = exec_as_nobody(
+        &lab,
+        &[
+            "-o",
+            "json",
+            "--against",
+            "tokens=required,hops=1",
+            "--",
+            "sh",
+            "-c",
+            PUT,
+        ],
+    )
+    .output()
+    .unwrap();
+    let story: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(output.status.code(), Some(28));
+    assert_eq!(codes(&story), ["token-response-lost"]);
+    let exchanges = requests(&story, "exchange");
+    assert_eq!((exchanges.len(), &exchanges[0]["process"]), (1, &Value::Null));
+    let missing = story["missing"].to_string();
+    assert!(
+        missing.contains("which process") && missing.contains("not root"),
+        "{missing}"
+    );
+    nothing_more_than(&before, programs);
+
+    let plain = exec_as_nobody(&lab, &["--", "true"]).output().unwrap();
+    assert_eq!(plain.status.code(), Some(125));
+    assert!(String::from_utf8_lossy(&plain.stderr).contains("--against"));
+}
+
+#[test]
+#[ignore = "live"]
+fn without_a_stand_in_only_the_command_is_observed() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let script = format!("echo ready; read line; {GET}");
+    let mut child = exec(&lab, &["-o", "json", "--", "sh", "-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
+    assert_eq!(first_line(&mut child), "ready\n");
+    // Beside it, another program.
+    let other = crate::support::run(lab.node(), "sh", &["-c", PUT]);
+    assert!(other.status.success());
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    let (status, text) = rest(child);
+    assert_eq!(status, Some(0));
+    let story: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let exchanges = requests(&story, "exchange");
+    assert_eq!(exchanges.len(), 1, "{story:#}");
+    assert_eq!(exchanges[0]["request"]["imds_version"], "v1");
+    assert_eq!(exchanges[0]["response"]["status"], 200);
+    assert_eq!(story["against"], Value::Null);
+    assert_eq!(codes(&story), ["imdsv1-request"]);
+    nothing_more_than(&before, programs);
+}
+
+/// By botocore's source (utils.py, IMDSFetcher: 1 s, 1 attempt): with a lost token response it waits 1 s, then falls back
+/// to v1, which works only where tokens are optional.
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_botocore_is_as_its_source_has_it() {
+    let lab = lab(LabOptions::default());
+    let script = "
+import sys, botocore.session
+credentials = botocore.session.get_session().get_credentials()
+sys.exit(0 if credentials and credentials.access_key else 1)
+";
+    let python = python();
+    let output = exec(
+        &lab,
+        &["--matrix", "-o", "json", "--", python.to_str().unwrap(), "-c", script],
+    )
+    .env("AWS_CONFIG_FILE", "/nonexistent")
+    .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    .output()
+    .unwrap();
+    let matrix: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(output.status.code(), Some(0));
+    let cells = matrix["cells"].as_array().unwrap();
+    let found: Vec<(&str, u64, &str, &str)> = cells
+        .iter()
+        .map(|cell| {
+            let text = |name: &str| cell[name].as_str().unwrap();
+            (
+                text("place"),
+                cell["hop_limit"].as_u64().unwrap(),
+                text("tokens"),
+                text("result"),
+            )
+        })
+        .collect();
+    let expected = [
+        ("host", 1, "optional", "works"),
+        ("host", 1, "required", "works"),
+        ("host", 2, "optional", "works"),
+        ("host", 2, "required", "works"),
+        ("container", 1, "optional", "waits"),
+        ("container", 1, "required", "fails"),
+        ("container", 2, "optional", "works"),
+        ("container", 2, "required", "works"),
+        ("nested", 1, "optional", "waits"),
+        ("nested", 1, "required", "fails"),
+        ("nested", 2, "optional", "waits"),
+        ("nested", 2, "required", "fails"),
+    ];
+    assert_eq!(found, expected, "{matrix:#}");
+    for cell in cells.iter().filter(|cell| cell["result"] == "waits") {
+        let waited = cell["waited_ns"].as_u64().unwrap();
+        assert!((1_000_000_000..1_500_000_000).contains(&waited), "{cell:#}");
+        assert_eq!(cell["credentials_obtained"], true, "{cell:#}");
+        assert!(
+            cell["versions"].as_array().unwrap().contains(&Value::from("v1")),
+            "{cell:#}"
+        );
+    }
+    for cell in cells.iter().filter(|cell| cell["result"] == "fails") {
+        assert!(cell["reason"].as_str().unwrap().contains("hop limit"), "{cell:#}");
+    }
+}
