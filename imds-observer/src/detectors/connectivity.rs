@@ -169,6 +169,9 @@ fn guess(drop: &Of<'_, PacketDrop>) -> Option<Cause> {
     }
 }
 
+/// [`location_of`] a drop without a reason (before 5.17) and without a function (no symbols).
+pub(super) const UNNAMED: &str = "?@?";
+
 /// `reason@location`, as far as both are known.
 pub(super) fn location_of(reason: Option<&str>, location: Option<&str>) -> String {
     format!("{}@{}", reason.unwrap_or("?"), location.unwrap_or("?"))

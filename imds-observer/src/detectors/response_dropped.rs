@@ -65,7 +65,7 @@ use lru::LruCache;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::connectivity::{Cause, is_spent, is_ttl_drop, location_of, of_connect};
+use super::connectivity::{Cause, UNNAMED, is_spent, is_ttl_drop, location_of, of_connect};
 use super::knowledge::{hops, token_fate, ttl_too_small};
 use super::share::{Recent, Share};
 use super::table::{bounded, entry};
@@ -412,7 +412,7 @@ fn remedy(reason: Option<&str>, only_tokens: bool, handshakes: bool, losses: &Lo
             },
         );
     }
-    if let Some(reason) = reason {
+    if let Some(reason) = reason.filter(|reason| *reason != UNNAMED) {
         return (
             format!("the kernel's reason is {reason}"),
             Remedy {
