@@ -63,7 +63,7 @@ impl Agent {
                     Ipv4Addr::LOCALHOST.to_string(),
                 )
             }
-            Serves::Imds | Serves::PodIdentity => {
+            _ => {
                 let asked = POD_IDENTITY.to_string();
                 run(node, "ip", &["link", "add", POD_IDENTITY_LINK, "type", "bridge"])?;
                 run(

@@ -13,7 +13,7 @@ pub const TASK: &str = "0f0f0f0f-1111-4222-8333-444455556666";
 pub(super) fn decide(request: &Request, behaviour: &Behaviour, now: Timestamp) -> Answer {
     match behaviour.serves {
         Serves::Ecs => ecs(request, behaviour, now),
-        Serves::Imds | Serves::PodIdentity => pod_identity(request, behaviour, now),
+        _ => pod_identity(request, behaviour, now),
     }
 }
 

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{
     agents,
     behaviour::{Behaviour, Endpoint, Serves, Tokens},
-    paths,
+    clouds, paths,
     token::Mint,
 };
 
@@ -29,6 +29,11 @@ pub(super) struct Request {
     token_ttl: Option<String>,
     pub(super) authorization: Option<String>,
     pub(super) host: Option<String>,
+    pub(super) query: Option<String>,
+    /// `Metadata-Flavor`, of GCP and IBM.
+    pub(super) flavor: Option<String>,
+    /// `Metadata`, of Azure.
+    pub(super) metadata: Option<String>,
 }
 
 pub(super) enum Parsed {
@@ -75,6 +80,9 @@ impl Request {
             token_ttl: value(TTL_HEADER),
             authorization: value("authorization"),
             host: value("host"),
+            query: target.split_once('?').map(|(_, query)| query.to_owned()),
+            flavor: value("metadata-flavor"),
+            metadata: value("metadata"),
         };
         Parsed::Complete { head_length, request }
     }
@@ -163,8 +171,10 @@ pub(super) fn decide(request: &Request, behaviour: &Behaviour, mint: &Mint, now:
     if behaviour.endpoint == Endpoint::Disabled {
         return Answer::error(403);
     }
-    if behaviour.serves != Serves::Imds {
-        return agents::decide(request, behaviour, now);
+    match behaviour.serves {
+        Serves::Imds => {}
+        Serves::PodIdentity | Serves::Ecs => return agents::decide(request, behaviour, now),
+        _ => return clouds::decide(request, behaviour),
     }
     let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
     match request.method.as_str() {

@@ -15,6 +15,10 @@ pub struct Behaviour {
     pub serves: Serves,
     /// Pod Identity: the pod's service account has an association.
     pub association: bool,
+    /// Other clouds: the machine has an identity (a service account, a managed identity, a trusted profile).
+    pub identity: bool,
+    /// Oracle: version 1 is enabled.
+    pub legacy: bool,
     /// `required`: a request without a token is answered 401.
     pub tokens: Tokens,
     /// `disabled`: everything is answered 403, as with `--http-endpoint disabled`.
@@ -67,6 +71,8 @@ impl Default for Behaviour {
             listening: true,
             serves: Serves::Imds,
             association: true,
+            identity: true,
+            legacy: false,
             tokens: Tokens::Optional,
             endpoint: Endpoint::Enabled,
             hop_limit: 1,
@@ -102,6 +108,11 @@ pub enum Serves {
     PodIdentity,
     /// The ECS agent.
     Ecs,
+    Gcp,
+    Azure,
+    Ibm,
+    Oracle,
+    OpenStack,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

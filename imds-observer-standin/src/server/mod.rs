@@ -5,6 +5,7 @@
 mod agents;
 mod answer;
 mod behaviour;
+mod clouds;
 mod connection;
 mod control;
 mod log;

@@ -17,6 +17,8 @@ const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 /// One client's refusals for one cause.
 struct Row {
     cause: &'static str,
+    /// Path of the last refused request, without its query.
+    path: String,
     recent: Bins<10, { 60 * SECOND }>,
     all: u64,
     first: Time,
@@ -52,7 +54,10 @@ impl CloudRefusals {
     ) {
         let time = exchange.time;
         if (200..300).contains(&status) {
-            if let Some(row) = self.clients.get_mut(&client.handle) {
+            // An SDK reads other documents with success between the requests that are refused.
+            if let Some(row) = self.clients.get_mut(&client.handle)
+                && row.path == context.path
+            {
                 row.recent = Bins::new();
                 sightings.clear(&client.key, time);
             }
@@ -66,6 +71,7 @@ impl CloudRefusals {
         let cause = known.map_or("status", |refusal| refusal.cause);
         let new = || Row {
             cause,
+            path: String::new(),
             recent: Bins::new(),
             all: 0,
             first: time,
@@ -74,6 +80,7 @@ impl CloudRefusals {
         if row.cause != cause || row.recent.total(time) == 0 {
             *row = new();
         }
+        context.path.clone_into(&mut row.path);
         row.recent.add(time, 1);
         row.all += 1;
         let (all, first) = (row.all, row.first);
