@@ -37,7 +37,7 @@ pub(super) struct Request {
 }
 
 pub(super) enum Parsed {
-    Complete { head_length: usize, request: Request },
+    Complete { head_length: usize, request: Box<Request> },
     Partial,
     Malformed,
 }
@@ -64,7 +64,7 @@ impl Request {
         let Ok(body_length) = value("content-length").map_or(Ok(0), |length| length.parse()) else {
             return Parsed::Malformed;
         };
-        let request = Self {
+        let request = Box::new(Self {
             method: method.to_owned(),
             path: path_of(target).to_owned(),
             http_1_1: minor == 1,
@@ -83,7 +83,7 @@ impl Request {
             query: target.split_once('?').map(|(_, query)| query.to_owned()),
             flavor: value("metadata-flavor"),
             metadata: value("metadata"),
-        };
+        });
         Parsed::Complete { head_length, request }
     }
 
