@@ -425,67 +425,172 @@ fn without_a_stand_in_only_the_command_is_observed() {
     nothing_more_than(&before, programs);
 }
 
-/// By botocore's source (utils.py, IMDSFetcher: 1 s, 1 attempt): with a lost token response it waits 1 s, then falls back
-/// to v1, which works only where tokens are optional.
-#[test]
-#[ignore = "live"]
-fn the_matrix_of_botocore_is_as_its_source_has_it() {
+/// A setting, and what a client does there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Does {
+    Works,
+    /// Works after so many seconds.
+    Waits(u64),
+    /// Gets no credentials, after so many seconds.
+    Fails(u64),
+}
+use Does::{Fails, Waits, Works};
+
+/// What a client does with its token response, and without it where IMDSv1 is allowed and where it isn't.
+struct Client {
+    with_token: [Does; 2],
+    without_token: [Does; 2],
+}
+
+/// Hop limits that suffice: from 2 in a container; nested, 3 would.
+const SETTINGS: [(&str, u64, bool); 6] = [
+    ("host", 1, true),
+    ("host", 2, true),
+    ("container", 1, false),
+    ("container", 2, true),
+    ("nested", 1, false),
+    ("nested", 2, false),
+];
+
+/// Runs a shell command, which succeeds if the client has credentials, in all settings.
+fn matrix_of(script: &str, client: &Client) {
     let lab = lab(LabOptions::default());
-    let script = "
-import sys, botocore.session
-credentials = botocore.session.get_session().get_credentials()
-sys.exit(0 if credentials and credentials.access_key else 1)
-";
-    let python = python();
-    let output = exec(
-        &lab,
-        &["--matrix", "-o", "json", "--", python.to_str().unwrap(), "-c", script],
-    )
-    .env("AWS_CONFIG_FILE", "/nonexistent")
-    .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    .output()
-    .unwrap();
+    let before = left();
+    let home = tempfile::tempdir().unwrap();
+    let output = exec(&lab, &["--matrix", "-o", "json", "--", "sh", "-c", script])
+        .env("HOME", home.path())
+        .env("AWS_CONFIG_FILE", "/nonexistent")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        .env("NODE_PATH", clients().join("node/node_modules"))
+        .output()
+        .unwrap();
     let matrix: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     assert_eq!(output.status.code(), Some(0));
     let cells = matrix["cells"].as_array().unwrap();
-    let found: Vec<(&str, u64, &str, &str)> = cells
-        .iter()
-        .map(|cell| {
-            let text = |name: &str| cell[name].as_str().unwrap();
-            (
-                text("place"),
-                cell["hop_limit"].as_u64().unwrap(),
-                text("tokens"),
-                text("result"),
-            )
-        })
-        .collect();
-    let expected = [
-        ("host", 1, "optional", "works"),
-        ("host", 1, "required", "works"),
-        ("host", 2, "optional", "works"),
-        ("host", 2, "required", "works"),
-        ("container", 1, "optional", "waits"),
-        ("container", 1, "required", "fails"),
-        ("container", 2, "optional", "works"),
-        ("container", 2, "required", "works"),
-        ("nested", 1, "optional", "waits"),
-        ("nested", 1, "required", "fails"),
-        ("nested", 2, "optional", "waits"),
-        ("nested", 2, "required", "fails"),
-    ];
-    assert_eq!(found, expected, "{matrix:#}");
-    for cell in cells.iter().filter(|cell| cell["result"] == "waits") {
-        let waited = cell["waited_ns"].as_u64().unwrap();
-        assert!((1_000_000_000..1_500_000_000).contains(&waited), "{cell:#}");
-        assert_eq!(cell["credentials_obtained"], true, "{cell:#}");
-        assert!(
-            cell["versions"].as_array().unwrap().contains(&Value::from("v1")),
-            "{cell:#}"
-        );
+    assert_eq!(cells.len(), 2 * SETTINGS.len());
+    let mut cells = cells.iter();
+    for (place, hop_limit, suffices) in SETTINGS {
+        for (tokens, index) in [("optional", 0), ("required", 1)] {
+            let cell = cells.next().unwrap();
+            let setting = (
+                cell["place"].as_str(),
+                cell["hop_limit"].as_u64(),
+                cell["tokens"].as_str(),
+            );
+            assert_eq!(setting, (Some(place), Some(hop_limit), Some(tokens)));
+            let expected = if suffices {
+                client.with_token
+            } else {
+                client.without_token
+            }[index];
+            let waited = Duration::from_nanos(cell["waited_ns"].as_u64().unwrap());
+            let (result, seconds) = match expected {
+                Works => ("works", 0),
+                Waits(seconds) => ("waits", seconds),
+                Fails(seconds) => ("fails", seconds),
+            };
+            assert_eq!(cell["result"], result, "{cell:#}");
+            // A client that waits for `n` timeouts of a second.
+            let range = Duration::from_secs(seconds)..Duration::from_millis(seconds * 1000 + 700);
+            assert!(range.contains(&waited), "{expected:?}: {cell:#}");
+            assert_eq!(cell["credentials_obtained"], result != "fails", "{cell:#}");
+            let used_v1 = cell["versions"].as_array().unwrap().contains(&Value::from("v1"));
+            assert!(used_v1 || !matches!(expected, Waits(_)), "{cell:#}");
+            if !suffices && seconds > 0 {
+                assert!(cell["reason"].as_str().unwrap().contains("hop limit"), "{cell:#}");
+            }
+        }
     }
-    for cell in cells.iter().filter(|cell| cell["result"] == "fails") {
-        assert!(cell["reason"].as_str().unwrap().contains("hop limit"), "{cell:#}");
-    }
+    let after = left();
+    assert_eq!((after.cgroups, after.supervisors), (before.cgroups, before.supervisors));
+}
+
+/// What `cargo xtask setup --for scenarios` made.
+fn clients() -> std::path::PathBuf {
+    crate::support::tool_directory().join("clients")
+}
+
+/// A client of the scenarios, which prints whether it has credentials.
+fn scenario_client(program: &str, file: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../imds-observer-lab/clients")
+        .join(file);
+    assert!(file.exists(), "{}", file.display());
+    format!("{program} {} </dev/null | grep -q '^has credentials'", file.display())
+}
+
+/// Its source (`utils.py`, `IMDSFetcher`): one attempt of 1 s for the token, then IMDSv1.
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_botocore_is_as_its_source_has_it() {
+    matrix_of(
+        &scenario_client(python().to_str().unwrap(), "botocore_load.py"),
+        &Client {
+            with_token: [Works, Works],
+            without_token: [Waits(1), Fails(1)],
+        },
+    );
+}
+
+/// Its source (`fromInstanceMetadata.js`): 1 s and no retry for the token, then IMDSv1.
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_the_sdk_for_javascript_v3_is_as_its_source_has_it() {
+    matrix_of(
+        &scenario_client("node", "js_v3.js"),
+        &Client {
+            with_token: [Works, Works],
+            without_token: [Waits(1), Fails(1)],
+        },
+    );
+}
+
+/// Version 2.560.0 has no IMDSv2: the hop limit doesn't matter to it.
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_an_old_sdk_for_javascript_is_as_its_source_has_it() {
+    matrix_of(
+        &scenario_client("node", "js_v2.js"),
+        &Client {
+            with_token: [Works, Fails(0)],
+            without_token: [Works, Fails(0)],
+        },
+    );
+}
+
+/// Its source (`aws-config`, `imds/client/token.rs`): an error after 1 s, and never IMDSv1.
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_the_sdk_for_rust_is_as_its_source_has_it() {
+    let program = clients().join("rust-sdk/release/rust-sdk");
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo xtask setup --for scenarios`",
+        program.display()
+    );
+    let script = format!("{} </dev/null | grep -q '^has credentials'", program.display());
+    matrix_of(
+        &script,
+        &Client {
+            with_token: [Works, Works],
+            without_token: [Fails(1), Fails(1)],
+        },
+    );
+}
+
+/// Its source (`instance_profile_credentials.rb`), with `retries` as the default chain sets it: Net::HTTP sends an idempotent PUT twice,
+/// each with 1 s, then IMDSv1. Where that fails too, `initialize` and the two calls of `credentials` in `set?` each refresh: 6 s.
+/// (The provider used by itself has `retries` 1, which doubles the 2 s.)
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_the_sdk_for_ruby_is_as_its_source_has_it() {
+    let program = "require 'aws-sdk-core'; exit(Aws::InstanceProfileCredentials.new(retries: 0).set? ? 0 : 1)";
+    matrix_of(
+        &format!("exec ruby -e \"{program}\""),
+        &Client {
+            with_token: [Works, Works],
+            without_token: [Waits(2), Fails(6)],
+        },
+    );
 }
