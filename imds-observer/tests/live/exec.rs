@@ -9,9 +9,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use imds_observer_lab::bpf;
+use imds_observer_lab::terminal::{Control, Pty};
 use imds_observer_lab::topology::{Lab, LabOptions};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -278,6 +279,73 @@ fn the_second_signal_ends_a_command_that_ignores_both() {
     assert_eq!(status, Some(137));
     assert!(text.contains("was ended by signal 9"), "{text}");
     nothing_more_than(&before, programs);
+}
+
+/// The terminal sends the signal to all processes in the foreground: the command must not get it twice.
+#[test]
+#[ignore = "live"]
+fn ctrl_c_reaches_the_command_once() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let script = "n=0; trap 'n=$((n+1)); echo got INT' INT; echo ready; \
+        while [ $n -eq 0 ]; do sleep 0.05; done; sleep 0.5; echo counted $n; exit 6";
+    let command = exec(&lab, &["--against", "hops=1", "--", "sh", "-c", script]);
+    let mut pty = Pty::spawn(command, (160, 50), Control::Controlling).unwrap();
+    pty.wait_for("ready").unwrap();
+    pty.press("\x03").unwrap();
+    pty.wait_for("counted 1").unwrap();
+    let status = pty.wait().unwrap();
+    assert_eq!(status.code(), Some(6), "{}", pty.text());
+    assert!(pty.text().contains("exited with status 6"), "{}", pty.text());
+
+    // A command that ignores it ends with the second.
+    let script = "trap '' INT; echo ready; while :; do sleep 0.05; done";
+    let command = exec(&lab, &["--against", "hops=1", "--", "sh", "-c", script]);
+    let mut pty = Pty::spawn(command, (160, 50), Control::Controlling).unwrap();
+    pty.wait_for("ready").unwrap();
+    pty.press("\x03").unwrap();
+    thread::sleep(Duration::from_millis(200));
+    pty.press("\x03").unwrap();
+    assert_eq!(pty.wait().unwrap().code(), Some(137), "{}", pty.text());
+    nothing_more_than(&before, programs);
+}
+
+/// From the start of `exec` to the command's first request, less what the command takes by itself. 300 ms are the target of an
+/// optimized program; the tests' own build needs longer to read the kernel's types.
+#[test]
+#[ignore = "live"]
+fn the_command_starts_soon() {
+    let lab = lab(LabOptions::default());
+    let now_ns = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let median = |mut times: Vec<u64>| {
+        times.sort_unstable();
+        Duration::from_nanos(times[times.len() / 2])
+    };
+    let alone = median(
+        (0..7)
+            .map(|_| {
+                let start = now_ns();
+                assert!(crate::support::run(lab.node(), "sh", &["-c", GET]).status.success());
+                lab.server().take_log().requests[0].time_unix_ns - start
+            })
+            .collect(),
+    );
+    let within = median(
+        (0..7)
+            .map(|_| {
+                let start = now_ns();
+                let (status, story, _) = story(&lab, &["--against", "hops=1", "--", "sh", "-c", GET]);
+                assert_eq!(status, Some(0));
+                let time = requests(&story, "exchange")[0]["time"].as_str().unwrap();
+                time.parse::<jiff::Timestamp>().unwrap().as_nanosecond() as u64 - start
+            })
+            .collect(),
+    );
+    let added = within.saturating_sub(alone);
+    println!("first request after {within:?}, by itself after {alone:?}: {added:?} added");
+    let optimized = std::env::var_os("IMDS_OBSERVER_TEST_PROGRAM").is_some();
+    let target = Duration::from_millis(if optimized { 300 } else { 1000 });
+    assert!(added < target * crate::support::slowness(), "{added:?} added");
 }
 
 #[test]
