@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use imds_observer_standin::server::{Behaviour, Endpoint, Tokens};
+use imds_observer_standin::server::{Behaviour, Endpoint, Serves, Tokens};
 use imds_observer_standin::world::{MAX_HOPS, WorldOptions};
 
 use crate::quantity::Span;
+use crate::record::Dialect;
 
 /// The options, and how they were written.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +17,17 @@ pub struct Against {
 }
 
 const HELP: &str = "tokens=optional|required, hop-limit=1..64, hops=0..8|host|container|nested, ipv6, role=NAME|none, \
-    latency=SPAN, fail=PUT:STATUS|GET:STATUS, endpoint=enabled|disabled, pod-identity, ecs";
+    latency=SPAN, fail=PUT:STATUS|GET:STATUS, endpoint=enabled|disabled, cloud=NAME, pod-identity, ecs";
+
+/// Clouds whose metadata service the stand-in speaks.
+const CLOUDS: [(Dialect, Serves); 6] = [
+    (Dialect::Aws, Serves::Imds),
+    (Dialect::Gcp, Serves::Gcp),
+    (Dialect::Azure, Serves::Azure),
+    (Dialect::Ibm, Serves::Ibm),
+    (Dialect::Oracle, Serves::Oracle),
+    (Dialect::Openstack, Serves::OpenStack),
+];
 
 impl Default for Against {
     fn default() -> Self {
@@ -76,6 +87,12 @@ impl Against {
         other
     }
 
+    /// The cloud that the stand-in is a part of.
+    pub fn cloud(&self) -> Dialect {
+        let found = CLOUDS.iter().find(|(_, serves)| *serves == self.options.imds.serves);
+        found.map_or(Dialect::Aws, |(dialect, _)| *dialect)
+    }
+
     fn set(&mut self, name: &str, value: Option<&str>) -> Result<(), String> {
         let options = &mut self.options;
         let imds = &mut options.imds;
@@ -107,6 +124,14 @@ impl Against {
                 Some(("GET", status)) => imds.get_status = Some(error_status(status)?),
                 _ => return Err("expected PUT:STATUS or GET:STATUS".to_owned()),
             },
+            ("cloud", Some(value)) => {
+                let found = CLOUDS.iter().find(|(dialect, _)| dialect.as_str() == value);
+                let Some((_, serves)) = found else {
+                    let names: Vec<&str> = CLOUDS.iter().map(|(dialect, _)| dialect.as_str()).collect();
+                    return Err(format!("expected one of {}", names.join(", ")));
+                };
+                imds.serves = *serves;
+            }
             ("ipv6" | "pod-identity" | "ecs", Some(_)) => return Err("takes no value".to_owned()),
             _ => return Err(format!("expected one of {HELP}")),
         }
@@ -130,6 +155,9 @@ impl Against {
             format!("hop-limit={}", imds.hop_limit),
             format!("hops={hops}"),
         ];
+        if self.cloud() != Dialect::Aws {
+            parts.push(format!("cloud={}", self.cloud().as_str()));
+        }
         if imds.endpoint == Endpoint::Disabled {
             parts.push("endpoint=disabled".to_owned());
         }
@@ -209,8 +237,19 @@ mod tests {
             "tokens=required,tokens=optional",
             "tokens=required,",
             "unknown=1",
+            "cloud=ecs",
+            "cloud=",
         ] {
             assert!(text.parse::<Against>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_cloud_is_read_as_it_is_described() {
+        for (dialect, serves) in CLOUDS {
+            let against: Against = format!("cloud={}", dialect.as_str()).parse().unwrap();
+            assert_eq!((against.cloud(), against.options.imds.serves), (dialect, serves));
+            assert_eq!(against.to_string().parse::<Against>().unwrap(), against);
         }
     }
 

@@ -574,6 +574,114 @@ fn matrix_of(script: &str, client: &Client) {
     assert_eq!((after.cgroups, after.supervisors), (before.cgroups, before.supervisors));
 }
 
+/// A file system with curl and what it is linked with.
+fn image(root: &Path) {
+    let copy = |file: &str| {
+        let target = root.join(file.trim_start_matches('/'));
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(file, target).unwrap_or_else(|error| panic!("copy {file}: {error}"));
+    };
+    let linked = crate::support::output("ldd", &["/usr/bin/curl"]);
+    linked
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .for_each(copy);
+    copy("/usr/bin/curl");
+    for directory in ["proc", "dev", "sys", "etc", "tmp"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "live"]
+fn a_container_of_podman_is_in_the_stand_ins_world() {
+    let lab = lab(LabOptions::default());
+    let directory = tempfile::tempdir().unwrap();
+    let [root, data, run] = ["root", "data", "run"].map(|name| directory.path().join(name));
+    image(&root);
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    for (hop_limit, status, codes_expected) in [(1, 28, &["token-response-lost"][..]), (2, 0, &[])] {
+        let against = format!("tokens=required,hop-limit={hop_limit},hops=1");
+        let (found, story, output) = story(
+            &lab,
+            &[
+                &[
+                    "--against",
+                    &against,
+                    "--",
+                    "podman",
+                    "--storage-driver",
+                    "vfs",
+                    "--cgroup-manager",
+                    "cgroupfs",
+                ][..],
+                &[
+                    "--root",
+                    &path(&data),
+                    "--runroot",
+                    &path(&run),
+                    "run",
+                    "--rm",
+                    "--network",
+                    "host",
+                ],
+                &[
+                    "--ulimit",
+                    "nofile=1024:1024",
+                    "--ulimit",
+                    "nproc=1024:1024",
+                    "--rootfs",
+                    &path(&root),
+                ],
+                &["/usr/bin/curl", "-s", "-m", "1", "-o", "/dev/null", "-X", "PUT"],
+                &[
+                    "-HX-aws-ec2-metadata-token-ttl-seconds: 60",
+                    "http://169.254.169.254/latest/api/token",
+                ],
+            ]
+            .concat(),
+        );
+        assert_eq!(found, Some(status), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(requests(&story, "exchange").len(), 1, "{story:#}");
+        assert_eq!(codes(&story), codes_expected, "{story:#}");
+    }
+    assert_eq!(lab.server().log().total, 0);
+}
+
+/// The script of the GitHub Action.
+#[test]
+#[ignore = "live"]
+fn the_script_for_ci_passes_its_settings_on() {
+    let lab = lab(LabOptions::default());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/exec/run.sh");
+    let run = |settings: &[(&str, &str)]| {
+        let output = in_netns(lab.node(), &script)
+            .env("EXEC_PROGRAM", program())
+            .env("EXEC_REPORT", file.path())
+            .envs(settings.iter().copied())
+            .output()
+            .unwrap();
+        (output.status.code(), fs::read_to_string(file.path()).unwrap())
+    };
+    let (status, report) = run(&[("EXEC_COMMAND", GET), ("EXEC_ASSERT", "no v1, waited < 1s")]);
+    assert_eq!(status, Some(3), "{report}");
+    assert!(
+        report.contains("tokens=required,hop-limit=1,hops=1") && report.contains("FAILED no v1"),
+        "{report}"
+    );
+    let (status, report) = run(&[
+        ("EXEC_COMMAND", PUT),
+        ("EXEC_AGAINST", "hops=1"),
+        ("EXEC_FAIL_ON", "high"),
+    ]);
+    assert_eq!(status, Some(3), "{report}");
+    let (status, report) = run(&[("EXEC_COMMAND", "exit 7"), ("EXEC_AGAINST", "hops=1")]);
+    assert_eq!(status, Some(7), "{report}");
+    let (status, _) = run(&[]);
+    assert_eq!(status, Some(2), "without a command");
+}
+
 /// What `cargo xtask setup --for scenarios` made.
 fn clients() -> std::path::PathBuf {
     crate::support::tool_directory().join("clients")

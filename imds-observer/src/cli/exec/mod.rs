@@ -29,7 +29,7 @@ use crate::exec::supervisor::{Launch, Report, Supervisor};
 use crate::host;
 use crate::live::LiveSource;
 use crate::pipeline;
-use crate::record::{Missing, Severity, Time};
+use crate::record::{Dialect, Missing, Severity, Time};
 use crate::redact;
 use crate::report::history::History;
 use crate::report::html;
@@ -63,7 +63,7 @@ pub(super) struct ExecArgs {
     /// Run the command beside a stand-in for IMDS with these options
     ///
     /// tokens=optional|required, hop-limit=1..64, hops=0..8 (or host, container, nested), ipv6, role=NAME|none, latency=SPAN,
-    /// fail=PUT:STATUS, fail=GET:STATUS, endpoint=disabled, pod-identity, ecs. Default: tokens=optional,hop-limit=1,hops=0.
+    /// fail=PUT:STATUS, fail=GET:STATUS, endpoint=disabled, cloud=gcp|azure|ibm|oracle|openstack, pod-identity, ecs. Default: tokens=optional,hop-limit=1,hops=0.
     #[arg(long, value_name = "OPTION,...")]
     against: Option<Against>,
     /// Run the command once for each usual setting: tokens optional or required, hop limit 1 or 2, on the host, in a container, nested
@@ -267,9 +267,10 @@ impl ExecArgs {
         match observation {
             Observation::Kernel(mut source) => {
                 let mut facts = host::facts(host.clone());
-                if self.against.is_some() {
-                    // The stand-in is EC2's, wherever this machine is.
-                    (facts.cloud, facts.instance_id, facts.nat_rules) = (None, None, None);
+                if let Some(against) = &self.against {
+                    // The stand-in's, wherever this machine is.
+                    let cloud = Some(against.cloud()).filter(|cloud| *cloud != Dialect::Aws);
+                    (facts.cloud, facts.instance_id, facts.nat_rules) = (cloud, None, None);
                 }
                 let lookup = HostLookup::new(std::path::Path::new("/"), options.endpoints.clone());
                 let live = ThisHost {
