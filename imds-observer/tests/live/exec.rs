@@ -735,7 +735,7 @@ fn the_matrix_of_an_old_sdk_for_javascript_is_as_its_source_has_it() {
     );
 }
 
-/// Its source (`aws-config`, `imds/client/token.rs`): an error after 1 s, and never IMDSv1.
+/// Its source (the token middleware of `aws-config`): an error after 1 s, and never IMDSv1.
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_the_sdk_for_rust_is_as_its_source_has_it() {
