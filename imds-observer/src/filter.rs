@@ -175,6 +175,7 @@ mod tests {
                 namespace: Some("payments".into()),
                 name: Some("api-1".into()),
                 uid: None,
+                identity: None,
             }),
         };
         let by_container = |name: &str| Filter {

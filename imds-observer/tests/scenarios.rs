@@ -103,8 +103,11 @@ fn every_code_is_expected_by_a_scenario() {
         .flat_map(|scenario| &scenario.expect)
         .map(|finding| finding.split(' ').next().unwrap())
         .collect();
+    // It needs a pod that a container runtime has configured: tests/live/containers.rs makes one.
+    let elsewhere = [Code::NodeRoleUsed];
     let without: Vec<&str> = Code::ALL
         .iter()
+        .filter(|code| !elsewhere.contains(code))
         .map(|code| code.as_str())
         .filter(|code| !expected.contains(code))
         .collect();

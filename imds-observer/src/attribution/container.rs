@@ -63,6 +63,7 @@ pub fn from_cgroup(path: &str) -> Option<Found> {
                 namespace: None,
                 name: None,
                 uid: Some(uid),
+                identity: None,
             }),
         },
         recognised,

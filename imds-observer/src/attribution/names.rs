@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 
 use super::host::HostRoot;
-use crate::record::{Container, Pod};
+use crate::record::{Container, Pod, PodIdentity};
 
 /// Directories that hold containerd's `io.containerd.runtime.*`.
 const CONTAINERD: &[&str] = &[
@@ -36,6 +36,14 @@ const DOCKER: &[&str] = &[
 const MAX_CONFIG: u64 = 1 << 20;
 /// One list of all containers.
 const MAX_LIST: u64 = 8 << 20;
+/// Where a container finds the token for a role of its pod's own, as EKS's admission webhook mounts it.
+const IDENTITIES: &[(&str, PodIdentity)] = &[
+    (
+        "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount",
+        PodIdentity::EksPodIdentity,
+    ),
+    ("/var/run/secrets/eks.amazonaws.com/serviceaccount", PodIdentity::Irsa),
+];
 /// Bytes of a name: Kubernetes allows 253.
 const MAX_NAME: usize = 256;
 const MAX_IMAGE: usize = 512;
@@ -52,6 +60,7 @@ pub struct Names {
     pub pod_namespace: Option<String>,
     pub pod_name: Option<String>,
     pub pod_uid: Option<String>,
+    pub identity: Option<PodIdentity>,
     /// A pod's own sandbox: it has no container name.
     pub sandbox: bool,
 }
@@ -108,6 +117,7 @@ impl Names {
             namespace: self.pod_namespace,
             name: self.pod_name,
             uid: self.pod_uid,
+            identity: self.identity,
         });
         Container {
             id: container.id.clone(),
@@ -132,6 +142,7 @@ impl Names {
             self.pod_namespace = found.pod_namespace;
             self.pod_name = found.pod_name;
         }
+        self.identity = self.identity.or(found.identity);
         self.sandbox |= found.sandbox;
     }
 
@@ -168,6 +179,26 @@ fn clip(text: &mut Option<String>, max: usize) {
 struct OciConfig {
     #[serde(default)]
     annotations: Option<HashMap<String, serde_json::Value>>,
+    #[serde(default)]
+    mounts: Option<Vec<Mount>>,
+}
+
+#[derive(Deserialize)]
+struct Mount {
+    #[serde(default, alias = "Destination")]
+    destination: Option<String>,
+}
+
+/// The identity that the destinations of mounts show.
+fn identity(destinations: &[&str]) -> Option<PodIdentity> {
+    IDENTITIES
+        .iter()
+        .find(|(path, _)| {
+            destinations
+                .clone()
+                .any(|destination| destination.trim_end_matches('/') == *path)
+        })
+        .map(|(_, identity)| *identity)
 }
 
 fn containerd(host: &HostRoot, id: &str) -> Option<Names> {
@@ -188,10 +219,10 @@ fn containerd(host: &HostRoot, id: &str) -> Option<Names> {
 
 /// Names in the annotations of an OCI configuration: CRI's by containerd and cri-o, and nerdctl's.
 fn oci(config: &[u8]) -> Names {
-    let annotations = serde_json::from_slice::<OciConfig>(config)
-        .ok()
-        .and_then(|config| config.annotations)
+    let (annotations, mounts) = serde_json::from_slice::<OciConfig>(config)
+        .map(|config| (config.annotations, config.mounts))
         .unwrap_or_default();
+    let (annotations, mounts) = (annotations.unwrap_or_default(), mounts.unwrap_or_default());
     let get = |keys: &[&str]| {
         keys.iter()
             .find_map(|key| annotations.get(*key)?.as_str())
@@ -213,6 +244,12 @@ fn oci(config: &[u8]) -> Names {
         pod_namespace: get(&["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"]),
         pod_name: get(&["io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"]),
         pod_uid: get(&["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"]),
+        identity: identity(
+            &mounts
+                .iter()
+                .filter_map(|mount| mount.destination.as_deref())
+                .collect::<Vec<_>>(),
+        ),
         sandbox,
     }
 }
@@ -283,6 +320,9 @@ struct DockerContainer {
     name: Option<String>,
     #[serde(default)]
     config: Option<DockerConfig>,
+    /// By destination.
+    #[serde(default)]
+    mount_points: Option<HashMap<String, serde_json::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -304,7 +344,11 @@ fn docker(host: &HostRoot, id: &str) -> Option<Names> {
     let config = DOCKER
         .iter()
         .find_map(|root| host.read(&format!("{root}/{id}/config.v2.json"), MAX_CONFIG))?;
-    let DockerContainer { name, config } = serde_json::from_slice(&config).ok()?;
+    let DockerContainer {
+        name,
+        config,
+        mount_points,
+    } = serde_json::from_slice(&config).ok()?;
     let (image, labels) = config.map_or((None, None), |config| (config.image, config.labels));
     let labels = labels.unwrap_or_default();
     let label = |key: &str| labels.get(key).cloned();
@@ -319,6 +363,7 @@ fn docker(host: &HostRoot, id: &str) -> Option<Names> {
         pod_namespace: label("io.kubernetes.pod.namespace"),
         pod_name: label("io.kubernetes.pod.name"),
         pod_uid: label("io.kubernetes.pod.uid"),
+        identity: mount_points.and_then(|mounts| identity(&mounts.keys().map(String::as_str).collect::<Vec<_>>())),
         sandbox,
     })
 }
@@ -362,4 +407,37 @@ fn logs_by_uid(host: &HostRoot, uid: &str, names: &mut Names) {
         pod_name: Some(pod),
         ..Names::default()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mounted_token_shows_that_a_pod_has_a_role_of_its_own() {
+        let identity = |config: &str| oci(config.as_bytes()).identity;
+        let mounted = |destination: &str| {
+            format!(r#"{{"mounts":[{{"destination":"/proc","type":"proc"}},{{"destination":"{destination}"}}]}}"#)
+        };
+        for (destination, expected) in [
+            (
+                "/var/run/secrets/eks.amazonaws.com/serviceaccount",
+                Some(PodIdentity::Irsa),
+            ),
+            (
+                "/var/run/secrets/eks.amazonaws.com/serviceaccount/",
+                Some(PodIdentity::Irsa),
+            ),
+            (
+                "/var/run/secrets/pods.eks.amazonaws.com/serviceaccount",
+                Some(PodIdentity::EksPodIdentity),
+            ),
+            ("/var/run/secrets/kubernetes.io/serviceaccount", None),
+            ("/srv/var/run/secrets/eks.amazonaws.com/serviceaccount", None),
+        ] {
+            assert_eq!(identity(&mounted(destination)), expected, "{destination}");
+        }
+        assert_eq!(identity(r#"{"mounts":null}"#), None);
+        assert_eq!(identity(r#"{"mounts":[{}]}"#), None);
+    }
 }

@@ -74,6 +74,7 @@ fn every_runtimes_state() {
                 namespace: None,
                 name: None,
                 uid: Some(uid),
+                identity: None,
             }),
         };
         let names = names::find(&HostRoot::new(&fixtures().join("roots").join(&root)), &container);
@@ -87,6 +88,7 @@ fn every_runtimes_state() {
             namespace: None,
             name: None,
             uid: None,
+            identity: None,
         });
         assert_eq!((pod.namespace, pod.name, pod.uid), (namespace, pod_name, uid), "{at}");
     }

@@ -37,6 +37,7 @@ mod neighbor_unresolved;
 mod no_answer;
 mod no_instance_role;
 mod no_route;
+mod node_role_used;
 mod not_found;
 mod packet_quota;
 mod path;
@@ -137,6 +138,7 @@ registry! {
     no_answer => NoAnswer, "IMDS does not respond";
     no_instance_role => NoInstanceRole, "a client looks for an instance role repeatedly, and there is none";
     no_route => NoRoute, "no usable route to IMDS";
+    node_role_used => NodeRoleUsed, "a pod with a role of its own used the node's role";
     not_found => NotFound, "a path that never existed is requested again and again";
     packet_quota => PacketQuota, "an interface approaches or exceeds 1024 link-local packets per second";
     path_disappeared => PathDisappeared, "a path that used to exist is gone: live migration, role detached";

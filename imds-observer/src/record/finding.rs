@@ -58,6 +58,7 @@ codes! {
     ResponseDropped => "response-dropped",
     RedirectedLocally => "redirected-locally",
     ConnectDelayed => "connect-delayed",
+    NodeRoleUsed => "node-role-used",
     ContainerCredentialsFailed => "container-credentials-failed",
 }
 

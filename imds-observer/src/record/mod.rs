@@ -28,7 +28,7 @@ pub use exchange::{
 };
 pub use finding::{Code, Finding, FindingState, Remedy, Severity, Subject};
 pub(crate) use process::ProcessMemo;
-pub use process::{Ancestor, Caller, Container, Pod, Process, Unredacted, arguments};
+pub use process::{Ancestor, Caller, Container, Pod, PodIdentity, Process, Unredacted, arguments};
 pub use schema::schema;
 pub use summary::{
     Attached, Confinement, InterfaceSummary, LossCounts, Missing, Mode, NetworkTool, PathCount, ProcessSummary,

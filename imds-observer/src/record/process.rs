@@ -207,6 +207,18 @@ pub struct Pod {
     pub namespace: Option<String>,
     pub name: Option<String>,
     pub uid: Option<String>,
+    /// How the pod gets credentials of a role of its own; null if it has none, or if the runtime's configuration can't be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PodIdentity>,
+}
+
+/// A role of a pod's own, as the mounts of its containers show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodIdentity {
+    /// IAM roles for service accounts.
+    Irsa,
+    EksPodIdentity,
 }
 
 /// What is known of the caller. Shared by all records of one process image.

@@ -329,6 +329,7 @@ mod tests {
                 namespace: Some("payments".to_owned()),
                 name: Some(name.to_owned()),
                 uid: None,
+                identity: None,
             }),
         }
     }

@@ -78,7 +78,7 @@ pub fn groups<'a>(findings: impl IntoIterator<Item = &'a Record<Finding>>) -> Ve
 fn order(finding: &Finding) -> (Reverse<Severity>, bool, Time, Code) {
     let works = matches!(
         finding.code,
-        Code::Imdsv1Request | Code::TokenNotReused | Code::CredentialChurn
+        Code::Imdsv1Request | Code::TokenNotReused | Code::CredentialChurn | Code::NodeRoleUsed
     );
     (Reverse(finding.severity), works, finding.first_seen, finding.code)
 }

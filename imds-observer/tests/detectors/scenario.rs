@@ -99,6 +99,7 @@ impl Actor {
                 namespace: Some(namespace.to_owned()),
                 name: Some(name.to_owned()),
                 uid: Some(format!("00000000-0000-4000-8000-{pid:012}")),
+                identity: None,
             }),
         }));
         actor.ttl = 63;

@@ -20,6 +20,8 @@ use crate::support::{Observer, in_netns, lab, output, patience};
 const IMAGE: &str = "localhost/imds-client:1";
 const ENDPOINT: &str = "169.254.169.254:80";
 const UID: &str = "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33";
+const OWN_ROLE: &str = "5e6f0000000000000000000000000000000000000000000000000000000000ab";
+const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/lab-role";
 const ANNOTATED: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 const LOGGED: &str = "7b2d9e4f1a6c3b8d5e0f2a7c9b4d1e6f3a8c5b0d7e2f9a4c1b6d3e8f5a0c7b2d";
 /// What containerd's CRI plugin writes into a container's configuration.
@@ -198,13 +200,27 @@ impl Containerd {
     }
 
     /// A container of a pod that asks for `path`.
-    fn client(&self, lab: &Lab, cni: &CniNetwork, id: &str, path: &str, annotations: &[(&str, &str)]) -> Command {
+    fn client(
+        &self,
+        lab: &Lab,
+        cni: &CniNetwork,
+        id: &str,
+        path: &str,
+        annotations: &[(&str, &str)],
+        token: Option<&Path>,
+    ) -> Command {
         let cgroup = format!("/imdslab-{}/kubepods/besteffort/pod{UID}/{id}", lab.id());
         let mut ctr = self.ctr();
         ctr.args(["run", "--rm", "--snapshotter", "native", "--cgroup", &cgroup]);
         ctr.arg("--with-ns").arg(format!("network:{}", cni.path().display()));
         for (key, value) in annotations {
             ctr.arg("--annotation").arg(format!("{key}={value}"));
+        }
+        if let Some(directory) = token {
+            ctr.arg("--mount").arg(format!(
+                "type=bind,src={},dst=/var/run/secrets/eks.amazonaws.com/serviceaccount,options=rbind:ro",
+                directory.display()
+            ));
         }
         ctr.args([IMAGE, id, "/client", ENDPOINT, path]);
         ctr
@@ -335,12 +351,16 @@ fn containers_of_podman_and_containerd_are_named() {
             .arg(&cidfile)
             .args([IMAGE, ENDPOINT, "/latest/meta-data/instance-id?podman"]),
     );
-    let run = |id: &str, path: &str, annotations: &[(&str, &str)]| {
-        succeed(&mut containerd.client(&lab, &cni, id, path, annotations));
+    let run = |id: &str, path: &str, annotations: &[(&str, &str)], token: Option<&Path>| {
+        succeed(&mut containerd.client(&lab, &cni, id, path, annotations, token));
     };
-    run(ANNOTATED, "/latest/meta-data/instance-id?annotated", ANNOTATIONS);
-    run(LOGGED, "/latest/meta-data/instance-id?logged", &[]);
-    observer.wait_for(|record| record["request"]["path"] == "/latest/meta-data/instance-id?logged");
+    run(ANNOTATED, "/latest/meta-data/instance-id?annotated", ANNOTATIONS, None);
+    run(LOGGED, &format!("{CREDENTIALS}?logged"), &[], None);
+    // As EKS's webhook mounts the token of a service account's role.
+    let token = node.path("token");
+    fs::create_dir_all(&token).unwrap();
+    run(OWN_ROLE, &format!("{CREDENTIALS}?own"), ANNOTATIONS, Some(&token));
+    observer.wait_for(|record| record["request"]["path"] == format!("{CREDENTIALS}?own"));
     let finished = observer.finish();
     let exchanges = finished.kind("exchange");
 
@@ -360,7 +380,7 @@ fn containers_of_podman_and_containerd_are_named() {
             "pod": {"namespace": "payments", "name": "api-7c9d8b6f5d-x2x4z", "uid": UID},
         })
     );
-    let logged = exchange_of(&exchanges, "/latest/meta-data/instance-id?logged");
+    let logged = exchange_of(&exchanges, &format!("{CREDENTIALS}?logged"));
     assert_eq!(
         logged["container"],
         serde_json::json!({
@@ -368,7 +388,13 @@ fn containers_of_podman_and_containerd_are_named() {
             "pod": {"namespace": "batch", "name": "import-28391040-k7v9p", "uid": UID},
         })
     );
-    for exchange in [podman, annotated, logged] {
+    let own = exchange_of(&exchanges, &format!("{CREDENTIALS}?own"));
+    assert_eq!(own["container"]["pod"]["identity"], "irsa", "{own}");
+    // The pod without a role of its own reads the same.
+    let used = finished.opened("node-role-used");
+    assert_eq!(used.len(), 1, "{used:?}");
+    assert_eq!(used[0]["subject"]["container"]["id"], OWN_ROLE, "{}", used[0]);
+    for exchange in [podman, annotated, logged, own] {
         let process = &exchange["process"];
         assert_eq!(process["comm"], "client", "{exchange}");
         assert_eq!(process["namespace_pid"], 1, "the first in its PID namespace: {process}");

@@ -115,6 +115,7 @@ fn read(text: &str) -> Option<(u32, Caller)> {
         namespace: owned("PodNamespace"),
         name: Some(name.to_owned()),
         uid: owned("PodUID"),
+        identity: None,
     });
     let container = value("ContainerId").map(|id| {
         Arc::new(Container {

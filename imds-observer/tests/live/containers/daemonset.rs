@@ -381,7 +381,7 @@ fn the_daemonset_names_a_pod_that_loses_its_token() {
 
     // Its client fails, as it must: the answer never comes.
     let lost = containerd
-        .client(&lab, &cni, ANNOTATED, "/latest/api/token", ANNOTATIONS)
+        .client(&lab, &cni, ANNOTATED, "/latest/api/token", ANNOTATIONS, None)
         .output()
         .unwrap();
     assert!(!lost.status.success(), "the token came: {lost:?}");
