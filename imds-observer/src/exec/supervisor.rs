@@ -21,7 +21,7 @@ use anyhow::{Context as _, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::{set_child_subreaper, set_name};
+use nix::sys::prctl::{set_child_subreaper, set_name, set_pdeathsig};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -246,6 +246,8 @@ fn spawn(launch: &Launch<'_>) -> Result<Pid, Failure> {
             let written = unsafe { libc::write(entrance.as_raw_fd(), c"0".as_ptr().cast(), 1) };
             Errno::result(written).map_err(setup_failed)?;
         }
+        // Should the supervisor be killed, the command must not go on without the world around it.
+        set_pdeathsig(Signal::SIGKILL).map_err(setup_failed)?;
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).map_err(setup_failed)?;
         Ok(())
     };

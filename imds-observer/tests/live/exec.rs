@@ -40,6 +40,12 @@ fn exec_as_nobody(lab: &Lab, arguments: &[&str]) -> Command {
     command
 }
 
+/// A zombie, which init has yet to collect, doesn't.
+fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
 /// Runs to the end; the JSON object is the last thing on standard output.
 fn story(lab: &Lab, arguments: &[&str]) -> (Option<i32>, Value, Output) {
     let mut all = vec!["-o", "json"];
@@ -377,6 +383,69 @@ fn nothing_is_left_after_kill_9() {
     child.wait().unwrap();
     nothing_more_than(&before, programs);
     assert!(!lives(pid));
+}
+
+#[test]
+#[ignore = "live"]
+fn nothing_is_left_of_a_matrix_after_kill_9() {
+    let lab = lab(LabOptions::default());
+    let (before, programs) = (left(), bpf::last_program().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("pid");
+    let script = format!(
+        "trap '' INT TERM HUP; echo $$ > {}; while :; do sleep 0.05; done",
+        file.display()
+    );
+    let mut child = spawn(&lab, &["--matrix", "--", "sh", "-c", &script]);
+    let deadline = Instant::now() + patience();
+    let pid: u32 = loop {
+        if let Ok(pid) = fs::read_to_string(&file).unwrap_or_default().trim().parse() {
+            break pid;
+        }
+        assert!(Instant::now() < deadline, "no setting has started");
+        thread::sleep(Duration::from_millis(20));
+    };
+    assert!(lives(pid) && left().supervisors.len() > before.supervisors.len());
+    signal(&child, Signal::SIGKILL);
+    child.wait().unwrap();
+    nothing_more_than(&before, programs);
+    assert!(!lives(pid));
+}
+
+#[test]
+#[ignore = "live"]
+fn a_killed_supervisor_is_reported_and_leaves_nothing() {
+    let lab = lab(LabOptions::default());
+    for as_root in [true, false] {
+        let (before, programs) = (left(), bpf::last_program().unwrap());
+        let arguments = [
+            "--against",
+            "hops=1",
+            "--",
+            "sh",
+            "-c",
+            "echo $$; while :; do sleep 0.05; done",
+        ];
+        let mut command = if as_root {
+            exec(&lab, &arguments)
+        } else {
+            exec_as_nobody(&lab, &arguments)
+        };
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid: u32 = first_line(&mut child).trim().parse().unwrap();
+        let during = left();
+        let supervisor = during
+            .supervisors
+            .difference(&before.supervisors)
+            .next()
+            .expect("a supervisor");
+        kill(Pid::from_raw(*supervisor as i32), Signal::SIGKILL).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "root: {as_root}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("supervisor was killed"));
+        nothing_more_than(&before, programs);
+        assert!(!runs(pid), "root: {as_root}");
+    }
 }
 
 #[test]

@@ -2,10 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 use imds_observer_standin::server::Tokens;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -98,6 +101,9 @@ impl ExecArgs {
         for assertion in self.assertions() {
             command.args(["--assert", &assertion.to_string()]);
         }
+        let ends_with_us = || set_pdeathsig(Signal::SIGKILL).map_err(Into::into);
+        // SAFETY: one system call between fork and exec.
+        unsafe { command.pre_exec(ends_with_us) };
         let output = command
             .arg("--")
             .args(&self.command)
