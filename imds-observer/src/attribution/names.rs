@@ -195,7 +195,7 @@ fn identity(destinations: &[&str]) -> Option<PodIdentity> {
         .iter()
         .find(|(path, _)| {
             destinations
-                .clone()
+                .iter()
                 .any(|destination| destination.trim_end_matches('/') == *path)
         })
         .map(|(_, identity)| *identity)
