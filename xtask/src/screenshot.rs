@@ -1,4 +1,5 @@
-//! `screenshot`: puts the live view of an incident in the lab, as a terminal shows it, into `docs/watch.svg`.
+//! `screenshot`: puts the live view of an incident in the lab, as a terminal shows it, into `docs/watch.svg`, and a report of `exec` into
+//! `docs/exec.svg`.
 
 use anyhow::bail;
 use clap::Args as ClapArgs;
@@ -7,8 +8,9 @@ use xshell::cmd;
 use crate::build;
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
+use crate::toolchain;
 
-/// Regenerate docs/watch.svg from a session in the lab (needs root).
+/// Regenerate docs/watch.svg and docs/exec.svg from sessions in the lab (needs root).
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Show this program instead of building one
@@ -35,6 +37,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let screen = root().join("target/debug/imds-observer-screen");
     let svg = cmd!(sh, "{screen} --observer {program} picture").quiet().read()?;
     sh.write_file("docs/watch.svg", format!("{svg}\n"))?;
-    eprintln!("screenshot: docs/watch.svg");
+    let python = toolchain::tools().join("venv/bin/python3");
+    let svg = cmd!(sh, "{screen} --observer {program} exec --python {python}")
+        .quiet()
+        .read()?;
+    sh.write_file("docs/exec.svg", format!("{svg}\n"))?;
+    eprintln!("screenshot: docs/watch.svg, docs/exec.svg");
     Ok(())
 }

@@ -46,6 +46,12 @@ enum Verb {
     },
     /// Prints the view of an incident as SVG
     Picture,
+    /// Prints the report of `exec` on a client behind a hop limit that is too small, as SVG
+    Exec {
+        /// Python with botocore
+        #[arg(long)]
+        python: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -53,6 +59,7 @@ fn main() -> ExitCode {
     let result = match cli.verb {
         Verb::Measure { rate, seconds } => measure(&cli.observer, rate, Duration::from_secs(seconds)),
         Verb::Picture => picture(&cli.observer),
+        Verb::Exec { python } => exec(&cli.observer, &python),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -326,8 +333,46 @@ fn picture(program: &Path) -> Result<()> {
     tmux.wait_for("tight-polling")?;
     // Both sparklines are to have something to show.
     tmux.wait_until("20 seconds of it", |text| text.contains("live, 2"))?;
-    let svg = svg(&tmux.painted_screen()?)?;
+    let svg = svg("imds-observer watch: an incident", &tmux.painted_screen()?, PICTURE)?;
     tmux.press("q")?;
+    io::stdout().write_all(svg.as_bytes()).context("print the picture")
+}
+
+/// The size of a terminal in which no line of the report is cut.
+const EXEC: (u16, u16) = (144, 30);
+/// What the picture shows as typed, and what runs.
+const TYPED: &str = "imds-observer exec --against hop-limit=1,hops=1 --assert 'no v1, waited < 1s' -- python3 app.py";
+const APP: &str = "\
+import sys
+import botocore.session
+credentials = botocore.session.get_session().get_credentials()
+sys.exit(0 if credentials and credentials.access_key else 1)
+";
+
+fn exec(program: &Path, python: &Path) -> Result<()> {
+    // Only for its node's namespace, from which nothing leads out either.
+    let lab = Lab::new(LabOptions::default())?;
+    let directory = tempfile::tempdir()?;
+    fs::write(directory.path().join("app.py"), APP)?;
+    symlink(program, directory.path().join("imds-observer"))?;
+    let binaries = python.parent().context("--python is a path")?;
+    let script = format!(
+        "#!/bin/sh\ncd {directory}\nexport PATH={directory}:{}:$PATH AWS_CONFIG_FILE=/nonexistent \
+         AWS_SHARED_CREDENTIALS_FILE=/nonexistent\ncat <<'END'\n$ sudo {TYPED}\nEND\n{TYPED}\nread line\n",
+        binaries.display(),
+        directory = directory.path().display(),
+    );
+    let file = directory.path().join("session");
+    fs::write(&file, script)?;
+    let netns = lab.node().netns().path().display();
+    let command = format!("nsenter --net={netns} sh {}", file.display());
+    let tmux = Tmux::start("exec", EXEC, &command)?;
+    tmux.wait_for("FAILED waited")?;
+    let svg = svg(
+        "imds-observer exec: a lost token response",
+        &tmux.painted_screen()?,
+        EXEC,
+    )?;
     io::stdout().write_all(svg.as_bytes()).context("print the picture")
 }
 
@@ -395,14 +440,14 @@ impl Style {
 }
 
 /// A screen with its escape sequences as a picture: one `text` for each run of one style.
-fn svg(screen: &str) -> Result<String> {
-    let (width, height) = (PICTURE.0 * CELL.0 + 2 * MARGIN, PICTURE.1 * CELL.1 + 2 * MARGIN);
+fn svg(title: &str, screen: &str, (columns, rows): (u16, u16)) -> Result<String> {
+    let (width, height) = (columns * CELL.0 + 2 * MARGIN, rows * CELL.1 + 2 * MARGIN);
     let mut out = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="ui-monospace, 'DejaVu Sans Mono', monospace" font-size="15"><title>imds-observer watch: an incident</title><rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" font-family="ui-monospace, 'DejaVu Sans Mono', monospace" font-size="15"><title>{title}</title><rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>
 "#
     );
     let mut style = Style::default();
-    for (y, line) in (0..PICTURE.1).zip(screen.lines()) {
+    for (y, line) in (0..rows).zip(screen.lines()) {
         let (mut x, mut text) = (0, String::new());
         let mut rest = line.chars();
         while let Some(character) = rest.next() {
