@@ -406,9 +406,9 @@ fn page() -> String {
     writeln!(
         page,
         "# Public incidents\n\n\
-         What imds-observer reports about trouble that other people met and described in public: {} inputs from {} public reports. Each input was made \
-         from the report, with addresses, tokens and names that are made up. The right verdict was written down and committed before \
-         the detector that reaches it, and a test compares all of them with the program's output.\n\n\
+         This page shows what imds-observer reports for {} inputs, made from {} public bug reports. Addresses, tokens and names are made up. \
+         For each input, the expected finding was committed before the detector was changed. A test compares the expected findings with \
+         the program's output.\n\n\
          The inputs, their verdicts and the scripts that write them are in `imds-observer/tests/incidents`. Run any of them:\n\n\
          ```\nimds-observer analyze imds-observer/tests/incidents/groups-forty-pods-one-hop-limit.ndjson.gz\n```\n\n\
          `cargo xtask docs` writes this page from the program's output.",

@@ -2,8 +2,9 @@
 //!
 //! ## Detects
 //!
-//! Failures of one client at the agent's address (169.254.170.23 and fd00:ec2::23, or 169.254.170.2), `failures` of them within
-//! 10 min without a success in between: refused requests for credentials, requests without a response, and connections that fail.
+//! One client's requests to the agent's address (169.254.170.23 and fd00:ec2::23, or 169.254.170.2) fail several times (`failures`)
+//! within 10 min without a success in between. Refused requests for credentials, requests without a response and failed
+//! connections count.
 //! `evidence.cause` is
 //!
 //! - `no-association`: 404 of the Pod Identity Agent. EKS Auth knows no association of the pod's service account.
@@ -11,13 +12,13 @@
 //!   id in the path is unknown.
 //! - `wrong-host`: 403. Pod Identity: the `Host` header isn't one of the agent's addresses.
 //! - `throttled`: 429.
-//! - `not-ready`: 503 of the ECS agent, which knows the id and waits for the credentials. It needs `not_ready_s` of them.
+//! - `not-ready`: 503 of the ECS agent, which knows the id and waits for the credentials. A finding needs such responses over at least `not_ready_s` seconds.
 //! - `agent`: no agent listens (the connection is refused), the agent accepts and doesn't answer, or it answers with a server error.
 //! - `network`: the connection doesn't reach the agent. `evidence.at` is where it ends.
 //! - `proxy`: the failed request was forwarded by a proxy.
 //!
-//! Other paths are not judged: the Pod Identity Agent's own probe requests `/` and expects 404. How long the agent takes is
-//! slow-responses' matter, with limits of its own: a miss of its cache takes some hundred ms.
+//! Other paths are not judged: the Pod Identity Agent's own probe requests `/` and expects 404. `slow-responses` reports
+//! slow agents, with separate limits: a cache miss of the agent takes some hundred ms.
 //!
 //! A client that sends its requests to a proxy (HTTP_PROXY set, the agent's address not in NO_PROXY) never connects to the agent's
 //! address, so nothing of it is visible here until the proxy forwards the request. `imds-observer doctor` lists such processes.

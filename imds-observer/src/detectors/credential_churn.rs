@@ -1,4 +1,4 @@
-//! A client fetches the role's credentials again and again, long after start-up.
+//! A client repeatedly fetches the role's credentials, long after start-up.
 //!
 //! ## Detects
 //!

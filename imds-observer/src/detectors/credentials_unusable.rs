@@ -2,16 +2,16 @@
 //!
 //! ## Detects
 //!
-//! Per client: `answers` responses in a row, over at least `spread_s`, with status 200 to `iam/security-credentials/ROLE`
-//! and fewer than `max_bytes` bytes (head and body together). Real credentials take about 1,500 bytes: the session token
+//! A client gets several responses in a row (`answers`), over at least `spread_s` seconds, to requests for
+//! `iam/security-credentials/ROLE` that have status 200 and fewer than `max_bytes` bytes (head and body together). Real credentials take about 1,500 bytes: the session token
 //! alone is several hundred. A shorter response is a JSON error whose `Code` is not `Success`. The length comes from the
 //! TCP stream or from the response head; no byte of the body is read. A single short response is not reported, because it
 //! may be truncated.
 //!
 //! Severity: `high` if IMDS itself answers (captures show the `Server` header) or the client had real credentials for the
-//! role before, else `warning`. If IMDS itself answers, `imds_spread_s` suffices for a `warning`: its short response is an
-//! error of EC2, and no mock's made-up credentials. A shorter loop is not reported: a change of IAM takes seconds to
-//! propagate.
+//! role before, else `warning`. If IMDS itself answers, responses over `imds_spread_s` seconds are enough for a `warning`: a
+//! short response of IMDS is an error of EC2, not the made-up credentials of a mock. Shorter sequences are not reported,
+//! because a change in IAM takes seconds to propagate.
 //!
 //! ## Why it matters
 //!

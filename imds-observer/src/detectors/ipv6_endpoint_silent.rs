@@ -4,7 +4,7 @@
 //!
 //! Connections to the IPv6 endpoint (`fd00:ec2::254`) that are unanswered, refused or have no route, while IPv4 works or
 //! is not tried. A client without an answer over IPv4 is reported at its first failure. A client that also uses IPv4
-//! (many try both at once) is reported after `attempts` failures over at least `spread_s`. Severity: `info` if IPv4 works
+//! (many try both at once) is reported after several failures (`attempts`) over at least `spread_s` seconds. Severity: `info` if IPv4 works
 //! on this host, else `warning`. One finding per client. `blocked-by-firewall` and `denied-by-policy` report attempts
 //! that a firewall or a policy blocks.
 //!

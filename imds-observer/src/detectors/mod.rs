@@ -129,7 +129,7 @@ registry! {
     connection_aborted => ConnectionAborted, "connections are accepted, then closed or reset without a response";
     connection_refused => ConnectionRefused, "something other than IMDS refuses connections to its address";
     container_credentials_failed => ContainerCredentialsFailed, "EKS Pod Identity or ECS gives a client no credentials";
-    credential_churn => CredentialChurn, "credentials are fetched again and again long after start-up";
+    credential_churn => CredentialChurn, "credentials are fetched repeatedly, long after start-up";
     credentials_unusable => CredentialsUnusable, "a role's credentials response is 200 but too short to hold credentials";
     denied_by_policy => DeniedByPolicy, "an eBPF program or traffic control denies the traffic";
     imdsv1_request => Imdsv1Request, "a request without a token succeeds: it fails once tokens are required";
@@ -139,13 +139,13 @@ registry! {
     no_instance_role => NoInstanceRole, "a client looks for an instance role repeatedly, and there is none";
     no_route => NoRoute, "no usable route to IMDS";
     node_role_used => NodeRoleUsed, "a pod with a role of its own used the node's role";
-    not_found => NotFound, "a path that never existed is requested again and again";
+    not_found => NotFound, "a path that never existed is requested repeatedly";
     packet_quota => PacketQuota, "an interface approaches or exceeds 1024 link-local packets per second";
     path_disappeared => PathDisappeared, "a path that used to exist is gone: live migration, role detached";
     proxied_request => ProxiedRequest, "requests pass through a proxy, or something else answers for IMDS";
     redirected_locally => RedirectedLocally, "this host redirects IMDS requests to another address";
-    response_dropped => ResponseDropped, "responses reach the host and are dropped for a reason other than TTL";
-    server_errors => ServerErrors, "IMDS answers 429 or 5xx: throttling or server errors";
+    response_dropped => ResponseDropped, "responses reach the host and are dropped there, not because of a small hop limit";
+    server_errors => ServerErrors, "IMDS answers with 429 or 5xx: throttling or server errors";
     slow_responses => SlowResponses, "IMDS responds slowly";
     stale_role_name => StaleRoleName, "a client requests a role that was replaced by another one";
     tight_polling => TightPolling, "one path is requested at a rate that no legitimate use needs";

@@ -3,7 +3,8 @@
 //! ## Detects
 //!
 //! A connection attempt that timed out although its SYNs left (through the uplink, if that is visible), without a drop on
-//! this host, an ICMP error or a RST. Or `unanswered` requests within `window_s` on established connections. One finding
+//! this host, an ICMP error or a RST. Or several requests on established
+//! connections (`unanswered`) without a response within `window_s` seconds. One finding
 //! per pod, one for the host's own processes, and in captures one per client address. Severity: `warning` for a single
 //! attempt with one or two SYNs, and for few failures among many requests of the client; else `high`.
 //!

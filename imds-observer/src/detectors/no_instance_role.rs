@@ -2,8 +2,8 @@
 //!
 //! ## Detects
 //!
-//! `misses` answers 404 to requests for the listing `iam/security-credentials/` by a client that never got it, over at
-//! least `spread_s`, while no client on the host gets it. One finding for the host (`info`), regardless of the number of
+//! A client gets 404 for the listing `iam/security-credentials/` several times (`misses`), over at least `spread_s` seconds,
+//! never got the listing before, and no other client on the host gets it. One finding for the host (`info`), regardless of the number of
 //! clients. If other clients get the listing, `not-found` reports the 404. If this client got it before,
 //! `path-disappeared` does.
 //!

@@ -1,10 +1,10 @@
-//! A client requests a path again and again that never existed.
+//! A client repeatedly requests a path that never existed.
 //!
 //! ## Detects
 //!
-//! Per client and path: `misses` answers 404 or 410 within 10 min, spread over at least `spread_s`. For slow clients, and
-//! clients that are started again and again: `slow_misses` answers less than an hour apart, spread over at least
-//! `slow_spread_s`. The client never got a 200 for the path. If other clients did, a proxy answers clients differently,
+//! A client gets 404 or 410 for one path several times (`misses`) within 10 min, spread over at least `spread_s` seconds.
+//! Slow clients, and clients that are restarted repeatedly, get it at least `slow_misses` times, less than an hour apart
+//! and spread over at least `slow_spread_s` seconds. The client never got a 200 for the path. If other clients did, a proxy answers clients differently,
 //! and the finding states it.
 //!
 //! Ignored: paths for which 404 is a normal answer (`spot/`, rebalance recommendations, IPv6 addresses of an interface

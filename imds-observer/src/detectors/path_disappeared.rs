@@ -2,8 +2,8 @@
 //!
 //! ## Detects
 //!
-//! A path that returned 200 to a client, then `misses` answers 404 to that client and no 200 over at least `spread_s`,
-//! while another path was answered. (`target-lifecycle-state` needs no other path, because some clients poll only that
+//! A path returned 200 to a client, and then only 404: at least `misses` times, over at least `spread_s` seconds, while
+//! another path was answered. (`target-lifecycle-state` needs no other path, because some clients poll only that
 //! one.) One finding per path. If the path still works for another client, the finding belongs to the client that gets
 //! 404: a proxy answers clients differently.
 //!

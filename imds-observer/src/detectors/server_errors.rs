@@ -2,8 +2,8 @@
 //!
 //! ## Detects
 //!
-//! At least `errors` answers 429 or 5xx within `window_s` from all clients together (`warning`), or at least
-//! `high_errors` (`high`). One finding for the host, which names the client with most of the recent errors.
+//! Within `window_s` seconds, IMDS answers all clients together with 429 or 5xx at least `errors` times (`warning`), or at
+//! least `high_errors` times (`high`). One finding for the host, which names the client with most of the recent errors.
 //!
 //! ## Why it matters
 //!

@@ -2,14 +2,14 @@
 //!
 //! ## Detects
 //!
-//! Per client: `misses` answers 404 in a row to `iam/security-credentials/ROLE`, while the listing
-//! `iam/security-credentials/` or the credentials of another role are answered with 200. Credentials of another role count
-//! since the client's last 200: the role may have been replaced hours before the client needs new credentials. A listing
-//! from before the first 404 counts only if it is close to it (a tenth of the time since the last 200), because an earlier
-//! one may have named the old role.
+//! A client gets 404 for `iam/security-credentials/ROLE` several times in a row (`misses`), while the listing
+//! `iam/security-credentials/` or the credentials of another role return 200. A 200 for another role counts if it is later
+//! than the client's last 200, because the role may have been replaced hours before the client needs new credentials. A
+//! listing that precedes the first 404 counts only if it is recent: at most a tenth of the time between the last 200 and
+//! the first 404. An older listing may contain the old role.
 //!
-//! A client that never had credentials for the name is included if it gets the listing itself: its role name was wrong from
-//! the start. If nothing is listed, `path-disappeared` or `no-instance-role` reports it.
+//! A client that never got credentials for this name is reported only if the same client also reads the listing: its role
+//! name was wrong from the start. If no role is listed, `path-disappeared` or `no-instance-role` reports it.
 //!
 //! ## Why it matters
 //!

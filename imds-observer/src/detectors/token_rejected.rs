@@ -2,13 +2,13 @@
 //!
 //! ## Detects
 //!
-//! Per client, with `cause`:
+//! A client gets 401 several times (`rejections`). `cause` is
 //!
-//! - `same-token`, `no-token`: `rejections` answers 401 within `window_s` to requests with the same token, or without a
-//!   token; or as many in a row over any time, if the client requests no new token.
-//! - `fresh-token`, `many-tokens`: as many different tokens rejected, and none accepted in between. `fresh-token`: most
-//!   of them were just issued. `many-tokens`: they come from elsewhere.
-//! - `unknown`: as for `no-token`, if a capture truncated the requests before the header with the token.
+//! - `same-token`, `no-token`: the requests have the same token, or none. They are within `window_s` seconds, or follow
+//!   each other over any time without a request for a new token.
+//! - `fresh-token`, `many-tokens`: that many different tokens are rejected, and none is accepted in between. With
+//!   `fresh-token` most of them were just issued; with `many-tokens` they come from elsewhere.
+//! - `unknown`: the capture truncates the requests before the header that holds the token.
 //!
 //! A client that sends no token because its token request failed is reported as `info`, with that failure as the cause. A
 //! single 401 followed by a new token is how clients renew tokens, and is not reported. `HEAD` and `OPTIONS` are not

@@ -4,8 +4,8 @@
 //!
 //! A token request (`PUT /latest/api/token`) whose response arrived at this host's uplink with an IP TTL too small to be
 //! forwarded to the client, and was not delivered. IMDS sends token responses with the instance's hop limit as TTL
-//! (default 1), so a response is lost exactly if `response.ttl <= 64 - request.ttl`. The verdict needs this formula and
-//! the missing delivery. The kernel's drop reason is evidence but no condition, because an eBPF datapath drops packets
+//! (default 1), so a response is lost exactly if `response.ttl <= 64 - request.ttl`. Both conditions must hold: the
+//! formula, and a response that was not delivered. The kernel's drop reason is evidence but no condition, because an eBPF datapath drops packets
 //! elsewhere. If one of the TTLs is unknown, the outcome `lost` or a drop for the TTL (`IP_INHDR`) is used instead.
 //!
 //! One finding per client. It is updated if the client falls back to IMDSv1.

@@ -1,9 +1,9 @@
-//! IMDS, or something that answers instead, redirects a request (3xx), and the client doesn't follow.
+//! IMDS, or another server that answers instead, redirects a request (3xx), and the client doesn't follow.
 //!
 //! ## Detects
 //!
-//! Per client: `redirects` answers 3xx (other than 304) to metadata requests, none followed within `hold_s` by an answer
-//! 2xx for the same path. IMDS redirects a directory path without a trailing slash to the path with one; clients that
+//! A client's metadata requests are answered with 3xx (other than 304) several times (`redirects`), and no 2xx for the same
+//! path follows within `hold_s` seconds. IMDS redirects a directory path without a trailing slash to the path with one; clients that
 //! follow are not reported. `token-request-refused` reports a redirected token request.
 //!
 //! ## Why it matters
