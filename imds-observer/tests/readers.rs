@@ -62,6 +62,14 @@ const OTHERS: &[(&str, &str)] = &[
         "host/uplinks.rs",
         "routes and rules that the kernel reports, read by the netlink crates",
     ),
+    (
+        "exec/supervisor.rs",
+        "five bytes of the other half of this program over a socket pair, and PIDs of /proc",
+    ),
+    (
+        "cli/exec/matrix.rs",
+        "the report of this program for one setting; another form is an error",
+    ),
     ("redact/fuzz.rs", "a fuzz target"),
     (
         "doctor/agents.rs",

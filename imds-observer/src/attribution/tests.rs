@@ -248,6 +248,7 @@ fn fact(sender: Option<Sender>, flow: FlowId, time: Time) -> Fact {
             ttl_on_wire: Some(true),
             hops: None,
             endpoint: None,
+            trace_id: None,
         },
         response: None,
         outcome: ExchangeOutcome::Answered,

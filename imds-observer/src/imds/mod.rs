@@ -6,6 +6,7 @@ mod fuzz;
 mod path;
 mod request;
 mod secret;
+mod trace_context;
 
 pub use dialect::{Protocol, Refusal, TokenProtocol, cloud_of_server};
 pub use endpoint::{

@@ -6,6 +6,7 @@ use super::dialect::{Hints, dialect};
 use super::endpoint::endpoint_at;
 use super::path::{is_token_path, normalise};
 use super::secret::{Hasher, Secret};
+use super::trace_context::TraceContext;
 use crate::http;
 use crate::record::{Dialect, ImdsVersion, Request};
 use crate::redact::{MARK, printable, request_path};
@@ -36,6 +37,7 @@ pub fn no_request(known: bool) -> Request {
         retransmits: 0,
         hops: None,
         endpoint: None,
+        trace_id: None,
     }
 }
 
@@ -104,6 +106,7 @@ pub fn read_request_to(head: &http::Request<'_>, hasher: &Hasher, address: Optio
     let (raw_path, path) = (path, request_path(path, PATH_BYTES));
     let mut forwarded = head.absolute();
     let mut user_agent = None;
+    let mut trace = TraceContext::default();
     let mut tokens = Tokens::default();
     let mut hints = Hints::default();
     let mut aws_token = false;
@@ -115,7 +118,7 @@ pub fn read_request_to(head: &http::Request<'_>, hasher: &Hasher, address: Optio
             user_agent.get_or_insert_with(|| printable(&header.value, USER_AGENT_BYTES));
         } else if header.is("x-forwarded-for") || header.is("forwarded") || header.is("via") {
             forwarded = true;
-        } else {
+        } else if !trace.note(&header) {
             hints.note(&header);
         }
     }
@@ -145,6 +148,7 @@ pub fn read_request_to(head: &http::Request<'_>, hasher: &Hasher, address: Optio
         ttl_on_wire: None,
         hops: None,
         endpoint: address.map(endpoint_at),
+        trace_id: trace.id(),
     }
 }
 
@@ -213,6 +217,19 @@ mod tests {
 
     fn read(text: &str) -> Request {
         read_request(&http::Request::parse(text.as_bytes(), false), &Hasher::with_salt(1, 2))
+    }
+
+    #[test]
+    fn a_request_carries_the_id_of_its_trace_and_no_other_text() {
+        let of = |headers: &str| read(&format!("GET /latest/meta-data/ HTTP/1.1\r\n{headers}\r\n")).trace_id;
+        let w3c = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
+        assert_eq!(of(w3c).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        assert_eq!(of("X-Datadog-Trace-Id: 77\r\n").as_deref(), Some("77"));
+        assert_eq!(
+            of(&format!("x-datadog-trace-id: 77\r\n{w3c}")).as_deref(),
+            Some("4bf92f3577b34da6a3ce929d0e0e4736")
+        );
+        assert_eq!(of("traceparent: AQAEAmadeuptoken==\r\nsentry-trace: secret\r\n"), None);
     }
 
     #[rstest]

@@ -215,6 +215,10 @@ pub struct Request {
     /// The service that the address belongs to. Null in records of earlier versions.
     #[serde(default)]
     pub endpoint: Option<Endpoint>,
+    /// The trace of the application that the request carries: 32 hexadecimal digits (`traceparent`, `sentry-trace`), or Datadog's decimal
+    /// number (`x-datadog-trace-id`). Absent where it carries none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
 }
 
 /// Traces of earlier versions hold ids that are credentials.

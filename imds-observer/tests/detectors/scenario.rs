@@ -173,6 +173,7 @@ impl Actor {
                 ttl_on_wire: Some(true),
                 hops: None,
                 endpoint: None,
+                trace_id: None,
             },
             response: Some(Response {
                 status: Some(200),

@@ -683,7 +683,7 @@ fn syn_acks_that_the_node_drops_are_named_by_their_cause() {
         let summary = found[0]["summary"].as_str().unwrap();
         // Before 5.17 only the kernel's symbols name what drops, and the DaemonSet may not read them.
         let unnamed = finished.kind("start")[0]["missing"].to_string().contains("kallsyms") && kernel() < (5, 17);
-        let right = if unnamed { "location and reason unknown" } else { word };
+        let right = if unnamed { "unknown" } else { word };
         assert!(summary.contains(right), "{word}: {summary}");
         for other in ["blocked-by-firewall", "no-answer", "no-route"] {
             assert_eq!(finished.opened(other).len(), 0, "{word}: {other}");

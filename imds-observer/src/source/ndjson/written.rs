@@ -668,6 +668,7 @@ struct LineRequest<'a> {
     ttl_on_wire: Option<bool>,
     hops: Option<u8>,
     endpoint: Option<Endpoint>,
+    trace_id: Option<&'a str>,
 }
 
 struct LineResponse<'a> {
@@ -721,6 +722,7 @@ fn read_request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
         ttl_on_wire: b"\"ttl_on_wire\":" => rest.nullable_boolean(),
         hops: b"\"hops\":" => rest.nullable_number(),
         endpoint: b"\"endpoint\":" => nullable(rest.nullable_text()?, endpoint_of),
+        trace_id: b"\"trace_id\":" => rest.nullable_text(),
     });
     Some(LineRequest {
         method: method.flatten(),
@@ -739,6 +741,7 @@ fn read_request<'a>(rest: &mut Rest<'a>) -> Option<LineRequest<'a>> {
         ttl_on_wire: ttl_on_wire.flatten(),
         hops: hops.flatten(),
         endpoint: endpoint.flatten(),
+        trace_id: trace_id.flatten(),
     })
 }
 
@@ -924,6 +927,7 @@ impl LineRequest<'_> {
             ttl_on_wire,
             hops,
             endpoint,
+            trace_id,
         } = request;
         put_nullable(method, self.method);
         put_nullable(path, self.path);
@@ -938,6 +942,7 @@ impl LineRequest<'_> {
         *ttl_on_wire = self.ttl_on_wire;
         *hops = self.hops;
         *endpoint = self.endpoint;
+        put_nullable(trace_id, self.trace_id);
     }
 }
 
@@ -1024,6 +1029,7 @@ fn blank(host: &Host) -> Record {
             ttl_on_wire: None,
             hops: None,
             endpoint: None,
+            trace_id: None,
         },
         response: None,
         outcome: ExchangeOutcome::Open,
@@ -1060,6 +1066,7 @@ pub(super) fn is_spare(record: &Record) -> bool {
         optional(&request.path),
         optional(&request.token),
         optional(&request.user_agent),
+        optional(&request.trace_id),
         response.map_or(0, |response| optional(&response.server)),
     ]
     .iter()
