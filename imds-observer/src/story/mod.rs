@@ -22,6 +22,9 @@ use assertion::{Assertion, Checked};
 /// Records of one command that are kept; more are counted.
 pub const MAX_RECORDS: usize = 10_000;
 
+/// A longer time without a request is no pause between two attempts: the SDK for Go pauses for 1 s.
+const MAX_PAUSE_NS: u64 = 2_000_000_000;
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -118,9 +121,15 @@ impl Story {
         })
     }
 
-    /// Time that the command spent waiting for responses and connections. What overlaps counts once.
+    /// Time that the command spent waiting for responses and connections, and before it tried again what had failed without a response.
+    /// What overlaps counts once.
     pub fn waited_ns(&self) -> u64 {
-        let mut spans: Vec<(u64, u64)> = self.records.iter().filter_map(|record| self.span(record)).collect();
+        let mut spans = Vec::new();
+        for (index, record) in self.records.iter().enumerate() {
+            let Some((from, to)) = self.span(record) else { continue };
+            let retried = has_no_response(record).then(|| self.next_attempt(&self.records[index + 1..], record, to));
+            spans.push((from, retried.flatten().unwrap_or(to)));
+        }
         spans.sort_unstable();
         let mut total = 0;
         let mut until = 0;
@@ -129,6 +138,13 @@ impl Story {
             until = until.max(to);
         }
         total
+    }
+
+    /// When the process that waited until `to` sent its next request, if it paused for no longer than SDKs do between attempts.
+    fn next_attempt(&self, later: &[Arc<Record>], failed: &Record, to: u64) -> Option<u64> {
+        let mut attempts = later.iter().filter(|record| pid(record) == pid(failed));
+        let next = attempts.find_map(|record| self.span(record).filter(|(from, _)| *from >= to))?;
+        (next.0 - to <= MAX_PAUSE_NS).then_some(next.0)
     }
 
     /// From when to when the command waited for this request or connection.
@@ -217,6 +233,24 @@ impl Story {
         };
         Ok(escape::json(serde_json::to_string_pretty(&object)?) + "\n")
     }
+}
+
+/// The request may have been answered, but the command got nothing.
+fn has_no_response(record: &Record) -> bool {
+    match &record.body {
+        Body::Exchange(exchange) => !is_delivered(exchange),
+        Body::Connect(_) => true,
+        _ => false,
+    }
+}
+
+fn pid(record: &Record) -> Option<u32> {
+    let process = match &record.body {
+        Body::Exchange(exchange) => exchange.process.as_ref(),
+        Body::Connect(connect) => connect.process.as_ref(),
+        _ => None,
+    };
+    process.map(|process| process.pid)
 }
 
 fn is_success(exchange: &Exchange) -> bool {
@@ -325,12 +359,35 @@ mod tests {
 
     #[test]
     fn waiting_that_overlaps_counts_once() {
-        assert_eq!(botocore().waited_ns(), 1_002_000_000);
+        // With the millisecond between the lost response and the next request.
+        assert_eq!(botocore().waited_ns(), 1_003_000_000);
         let both = story(vec![
             exchange(0, 1000, "token", "/latest/api/token", None),
             exchange(500, 1000, "token", "/latest/api/token", None),
         ]);
         assert_eq!(both.waited_ns(), 1_500_000_000);
+    }
+
+    /// The SDK for Go: 0.5 s for each of three attempts, and 1 s between them.
+    #[test]
+    fn a_pause_before_the_next_attempt_is_a_wait() {
+        let token = |at_ms, response| exchange(at_ms, 500, "token", "/latest/api/token", response);
+        let lost = Some((200, 1, false));
+        let listing = |at_ms| exchange(at_ms, 1, "v1", "/latest/meta-data/", Some((200, 255, true)));
+        let go = story(vec![
+            token(0, lost),
+            token(1500, lost),
+            token(3000, lost),
+            listing(3500),
+        ]);
+        assert_eq!(go.waited_ns(), 3_501_000_000);
+        // After a response, or a minute later, the command was busy with something else.
+        let busy = story(vec![
+            token(0, Some((403, 255, true))),
+            token(1500, lost),
+            listing(60_000),
+        ]);
+        assert_eq!(busy.waited_ns(), 1_001_000_000);
     }
 
     #[test]
@@ -353,7 +410,7 @@ mod tests {
         assert_eq!(object["signal"], Value::Null);
         assert_eq!(object["requests"].as_array().map(Vec::len), Some(3));
         assert_eq!(object["credentials_obtained"], true);
-        assert_eq!(object["waited_ns"], 1_002_000_000);
+        assert_eq!(object["waited_ns"], 1_003_000_000);
     }
 
     #[test]
