@@ -591,6 +591,15 @@ const SETTINGS: [(&str, u64, bool); 6] = [
 
 /// Runs a shell command, which succeeds if the client has credentials, in all settings.
 fn matrix_of(script: &str, client: &Client) {
+    judge(script, client, true);
+}
+
+/// The same of a command that goes on to a service that isn't there: its status shows nothing about credentials.
+fn matrix_by_credentials_of(script: &str, client: &Client) {
+    judge(&format!("{script}; true"), client, false);
+}
+
+fn judge(script: &str, client: &Client, by_status: bool) {
     let lab = lab(LabOptions::default());
     let before = left();
     let home = tempfile::tempdir().unwrap();
@@ -627,7 +636,12 @@ fn matrix_of(script: &str, client: &Client) {
                 Waits(seconds) => ("waits", seconds),
                 Fails(seconds) => ("fails", seconds),
             };
-            assert_eq!(cell["result"], result, "{cell:#}");
+            let by_itself = match (by_status, seconds) {
+                (true, _) => result,
+                (false, 0) => "works",
+                (false, _) => "waits",
+            };
+            assert_eq!(cell["result"], by_itself, "{cell:#}");
             // A client that waits for `n` timeouts of a second.
             let range = Duration::from_secs(seconds)..Duration::from_millis(seconds * 1000 + 700);
             assert!(range.contains(&waited), "{expected:?}: {cell:#}");
@@ -774,6 +788,36 @@ fn the_matrix_of_botocore_is_as_its_source_has_it() {
         &Client {
             with_token: [Works, Works],
             without_token: [Waits(1), Fails(1)],
+        },
+    );
+}
+
+/// It is botocore with another user interface.
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_the_aws_cli_is_that_of_botocore() {
+    matrix_by_credentials_of(
+        "AWS_MAX_ATTEMPTS=1 /usr/bin/aws sts get-caller-identity --region us-east-1 --endpoint-url http://127.0.0.1:9 \
+         --cli-connect-timeout 1",
+        &Client {
+            with_token: [Works, Works],
+            without_token: [Waits(1), Fails(1)],
+        },
+    );
+}
+
+/// docker's credential helper for ECR. Its source (the middleware of `feature/ec2/imds`): three attempts, each
+/// with 0.5 s for the response's head, and 1 s between them; then IMDSv1, until that is answered with 401. It would retry all of
+/// that a second later, and the service, which isn't there, again and again: it is stopped before.
+#[test]
+#[ignore = "live"]
+fn the_matrix_of_the_sdk_for_go_v2_is_as_its_source_has_it() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../imds-observer-lab/clients/ecr_login.sh");
+    matrix_by_credentials_of(
+        &format!("timeout 4.2 {}", file.display()),
+        &Client {
+            with_token: [Works, Works],
+            without_token: [Waits(3), Fails(3)],
         },
     );
 }
