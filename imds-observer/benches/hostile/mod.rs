@@ -79,6 +79,7 @@ pub(crate) fn exchange(n: u64, process: &Arc<Process>, host: &Host) -> Record<Ex
             ttl_on_wire: Some(true),
             hops: None,
             endpoint: None,
+            trace_id: None,
         },
         response: (!n.is_multiple_of(13)).then(|| Response {
             status: Some(status),
