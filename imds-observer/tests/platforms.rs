@@ -103,6 +103,7 @@ fn live_commands_say_why_they_are_not_there() {
         &["stream"],
         &["stream", "-w", "trace.ndjson", "--metrics", "127.0.0.1:9469"],
         &["doctor", "-o", "json"],
+        &["exec", "--against", "hops=1", "--", "true"],
         &["watch"],
         &["watch", "--plain"],
         &["preflight", "--hop-limit", "1"],
