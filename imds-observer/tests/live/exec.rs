@@ -211,6 +211,12 @@ fn statuses_are_the_commands_own() {
     assert_eq!(asserted("some v1", "exit 7"), Some(3));
     assert_eq!(status(&["--assert", "no v3", "--", "true"]), Some(2));
     assert_eq!(status(&["--against", "hop-limit=65", "--", "true"]), Some(2));
+    // An image needs a stand-in; a matrix may have options for it, but no page.
+    assert_eq!(status(&["--image", "client"]), Some(2));
+    assert_eq!(
+        status(&["--matrix", "--against", "role=web", "-o", "html", "--", "true"]),
+        Some(125)
+    );
     assert_eq!(
         status(&["--against", "hops=1", "--fail-on", "high", "--", "sh", "-c", PUT]),
         Some(3)
@@ -729,6 +735,80 @@ fn a_container_of_podman_is_in_the_stand_ins_world() {
         assert_eq!(codes(&story), codes_expected, "{story:#}");
     }
     assert_eq!(lab.server().log().total, 0);
+}
+
+#[test]
+#[ignore = "live"]
+fn an_image_is_run_with_its_own_command() {
+    let lab = lab(LabOptions::default());
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    image(Path::new(&path("root")));
+    // Storage of its own, and limits that a container without privileges allows too.
+    fs::write(
+        path("containers.conf"),
+        "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\ncgroup_manager = \"cgroupfs\"\n",
+    )
+    .unwrap();
+    let storage = format!(
+        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n",
+        path("data"),
+        path("run")
+    );
+    fs::write(path("storage.conf"), storage).unwrap();
+    let environment = [
+        ("CONTAINERS_CONF", path("containers.conf")),
+        ("CONTAINERS_STORAGE_CONF", path("storage.conf")),
+    ];
+    let made = Command::new("tar")
+        .args(["-C", &path("root"), "-cf", &path("root.tar"), "."])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let request =
+        r#"["/usr/bin/curl","-s","-m","1","-o","/dev/null","http://169.254.169.254/latest/meta-data/instance-id"]"#;
+    let imported = in_netns(lab.node(), "podman")
+        .envs(environment.clone())
+        .args([
+            "import",
+            "--quiet",
+            "--change",
+            &format!("CMD={request}"),
+            &path("root.tar"),
+            "client:latest",
+        ])
+        .output()
+        .unwrap();
+    assert!(
+        imported.status.success(),
+        "{}",
+        String::from_utf8_lossy(&imported.stderr)
+    );
+    let output = exec(
+        &lab,
+        &[
+            "-o",
+            "json",
+            "--against",
+            "hops=1",
+            "--assert",
+            "v1 = 1",
+            "--image",
+            "client:latest",
+        ],
+    )
+    .envs(environment)
+    .output()
+    .unwrap();
+    let story: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{story:#}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(requests(&story, "exchange").len(), 1, "{story:#}");
 }
 
 /// The script of the GitHub Action.

@@ -106,7 +106,7 @@ impl ExecArgs {
         unsafe { command.pre_exec(ends_with_us) };
         let output = command
             .arg("--")
-            .args(&self.command)
+            .args(self.arguments())
             .stderr(Stdio::inherit())
             .output()
             .context("run a setting")?;

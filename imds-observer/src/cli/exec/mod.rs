@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use caps::Capability;
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use imds_observer_standin::world::{UPLINK, World};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -58,16 +58,16 @@ const HISTORY_STEP: Duration = Duration::from_secs(1);
 /// With --against or --matrix the command runs in network namespaces beside a stand-in for IMDS with made-up credentials. No packet
 /// leaves them, and no request reaches the real service. This works without root where the kernel allows user namespaces.
 #[derive(Debug, Args)]
-#[command(after_long_help = help::EXEC)]
+#[command(after_long_help = help::EXEC, group(ArgGroup::new("stand_in").multiple(true)))]
 pub(super) struct ExecArgs {
     /// Run the command beside a stand-in for IMDS with these options
     ///
     /// tokens=optional|required, hop-limit=1..64, hops=0..8 (or host, container, nested), ipv6, role=NAME|none, latency=SPAN,
     /// fail=PUT:STATUS, fail=GET:STATUS, endpoint=disabled, cloud=gcp|azure|ibm|oracle|openstack, pod-identity, ecs. Default: tokens=optional,hop-limit=1,hops=0.
-    #[arg(long, value_name = "OPTION,...")]
+    #[arg(long, value_name = "OPTION,...", group = "stand_in")]
     against: Option<Against>,
     /// Run the command once for each usual setting: tokens optional or required, hop limit 1 or 2, on the host, in a container, nested
-    #[arg(long)]
+    #[arg(long, group = "stand_in")]
     matrix: bool,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
@@ -86,10 +86,18 @@ pub(super) struct ExecArgs {
     /// Discard what the command writes to stdout and stderr
     #[arg(long)]
     quiet: bool,
+    /// Run this container image with podman; CMD, if any, replaces the image's command
+    ///
+    /// As `podman run --rm --network host IMAGE CMD...`. The image must be there already: nothing is pulled through the stand-in's network.
+    #[arg(long, value_name = "IMAGE", requires = "stand_in")]
+    image: Option<OsString>,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    #[arg(required_unless_present = "image", trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
+
+/// What starts a container in the network namespace of its caller.
+const PODMAN: [&str; 5] = ["podman", "run", "--rm", "--network", "host"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum OutputFormat {
@@ -137,8 +145,8 @@ impl ExecArgs {
         let observed = match self.attempt()? {
             Attempt::Ran(observed) => observed,
             Attempt::NotStarted(status, error) => {
-                let program = self.command.first().map(|program| program.to_string_lossy());
-                tracing::error!("run {}: {}", program.unwrap_or_default(), error.desc());
+                let program = self.arguments().into_iter().next().unwrap_or_default();
+                tracing::error!("run {}: {}", program.display(), error.desc());
                 return Ok(status);
             }
         };
@@ -148,6 +156,15 @@ impl ExecArgs {
             verdicts.iter().any(|verdict| !verdict.holds) || self.fail_on.is_some_and(|least| story.has_finding(least));
         self.report(&story, &verdicts, page, !failed)?;
         Ok(if failed { 3 } else { story.end.code() })
+    }
+
+    /// What is executed.
+    fn arguments(&self) -> Vec<OsString> {
+        let container = self.image.iter().flat_map(|image| {
+            let podman = PODMAN.iter().map(OsString::from);
+            podman.chain([image.clone()])
+        });
+        container.chain(self.command.iter().cloned()).collect()
     }
 
     fn assertions(&self) -> Vec<Assertion> {
@@ -198,9 +215,10 @@ impl ExecArgs {
             Err(_) => None,
         };
         let mask = block_signals()?;
+        let command = self.arguments();
         let environment = world.as_ref().map(World::environment).unwrap_or_default();
         let supervisor = Supervisor::fork(&Launch {
-            command: &self.command,
+            command: &command,
             environment: &environment,
             netns: world.as_ref().map(World::innermost),
             cgroup: cgroup.as_ref(),
@@ -353,7 +371,7 @@ impl ExecArgs {
     /// The command line without secrets.
     fn shown_command(&self) -> Vec<String> {
         let arguments: Vec<String> = self
-            .command
+            .arguments()
             .iter()
             .map(|argument| argument.to_string_lossy().into_owned())
             .collect();
