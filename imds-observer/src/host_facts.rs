@@ -1,7 +1,7 @@
 //! Facts about a host that detectors and remedies use.
 
 use crate::imds::endpoint_of;
-use crate::record::{Connect, Container, Dialect, Exchange, Host, NetworkTool, Process, Start, Time};
+use crate::record::{Connect, Container, Dialect, Exchange, Host, NetworkTool, NodeOwner, Process, Start, Time};
 
 /// What is known of the host that the records come from. Unknown offline, unless the user states it.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct HostFacts {
     pub cloud: Option<Dialect>,
     /// What sets up the network of this host.
     pub network_tool: Option<NetworkTool>,
+    /// What creates instances like this one.
+    pub node_owner: Option<NodeOwner>,
 }
 
 impl Default for HostFacts {
@@ -36,6 +38,7 @@ impl Default for HostFacts {
             nat_rules: None,
             cloud: None,
             network_tool: None,
+            node_owner: None,
         }
     }
 }
@@ -89,5 +92,6 @@ impl HostFacts {
         self.nat_rules = start.nat_rules.clone().or(self.nat_rules.take());
         self.cloud = start.cloud.or(self.cloud);
         self.network_tool = start.network_tool.or(self.network_tool);
+        self.node_owner = start.node_owner.clone().or(self.node_owner.take());
     }
 }

@@ -407,6 +407,7 @@ mod tests {
             nat_rules: None,
             cloud: None,
             network_tool: None,
+            node_owner: None,
         };
         hosts.starts(of("a", start.clone()).by_ref());
         assert_eq!(hosts.restarts_seen(), 0);

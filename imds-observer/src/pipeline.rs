@@ -106,6 +106,7 @@ impl Pipeline {
         let nat_rules = own.and_then(|own| own.nat_rules.clone());
         let cloud = own.and_then(|own| own.cloud);
         let network_tool = own.and_then(|own| own.network_tool);
+        let node_owner = own.and_then(|own| own.node_owner.clone());
         let time = facts.time.unwrap_or(now);
         let start = Start {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -122,6 +123,7 @@ impl Pipeline {
             nat_rules,
             cloud,
             network_tool,
+            node_owner,
         };
         self.emit(time, Body::Start(start));
     }

@@ -183,6 +183,32 @@ fn every_code_raises_an_alert_that_explains_it() {
     );
 }
 
+/// Each alert leads to a page of the documentation; a page by code exists for all codes.
+#[test]
+fn every_alert_has_a_runbook_that_exists() {
+    const BASE: &str = "https://github.com/imds-observer/imds-observer/blob/main/";
+    let rules = fs::read_to_string(deploy().join("prometheus/alerts.yml")).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let alerts = rules.matches("- alert:").count();
+    let pages: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| {
+            line.trim()
+                .strip_prefix("runbook_url: ")?
+                .trim_matches('"')
+                .strip_prefix(BASE)
+        })
+        .collect();
+    assert_eq!(pages.len(), alerts);
+    for page in pages {
+        let page = page.split('#').next().unwrap();
+        for code in Code::ALL {
+            let page = page.replace("{{ $labels.code }}", code.as_str());
+            assert!(root.join(&page).is_file(), "{page}");
+        }
+    }
+}
+
 /// Whether it succeeded, and its output; `None`: not installed. Colors, links and the state of this machine are left out.
 fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<(bool, String)> {
     let output = Command::new("systemd-analyze")

@@ -108,7 +108,7 @@ pub(super) fn settle(
     writes: Vec<PathBuf>,
     reads: Vec<PathBuf>,
 ) -> ThisHost {
-    let mut facts = host::facts(name.clone());
+    let mut facts = host::facts(name.clone(), &args.host_root(&settings.config));
     facts.nat_rules = doctor::redirections(&beyond_this_host(&endpoints));
     let scope = args.scope(&settings.config);
     let confines = args.confines(&settings.config);

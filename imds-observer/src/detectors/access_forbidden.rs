@@ -43,7 +43,7 @@
 //!   "count": 12,
 //!   "summary": "IMDS answers every request with 403: the endpoint is disabled for this instance",
 //!   "evidence": {"cause":"endpoint-disabled","clients":2,"last_client":"amazon-ssm-agent (amazon-ssm-agent.service, pid 900)","last_path":"/latest/api/token"},
-//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-endpoint enabled"],"text":"Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop trying."}
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-endpoint enabled"],"text":"Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop trying. If an Auto Scaling group, Karpenter or another tool creates this host's instances (unknown here), change its launch template too: the next instance has the old value otherwise."}
 //! }
 //! ```
 //!
@@ -73,7 +73,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cloud_refusals::CloudRefusals;
 use super::knowledge::{is_probe, status, wrong_token_method};
-use super::remedy::{self, Sdk};
+use super::remedy::{self, MetadataOption, Sdk};
 use super::table::{bounded, entry};
 use super::window::Bins;
 use super::{Client, Context, Details, Detector, Limits, Observation, Scope, Sighting, Sightings};
@@ -316,6 +316,7 @@ impl Detector for AccessForbidden {
 }
 
 fn of_host(refused: &Refused, clients: usize, context: &Context<'_>) -> Details {
+    let (lasting, change) = remedy::change_option(context.host, MetadataOption::EndpointEnabled);
     Details {
         subject: Subject {
             key: HOST.to_owned(),
@@ -330,13 +331,14 @@ fn of_host(refused: &Refused, clients: usize, context: &Context<'_>) -> Details 
             "last_path": refused.path,
         },
         remedy: Remedy {
-            text:
-                "Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop trying."
-                    .to_owned(),
-            commands: vec![
-                remedy::describe_options(context.host),
-                remedy::modify_options(context.host, "--http-endpoint enabled"),
-            ],
+            text: format!(
+                "Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop \
+                 trying.{lasting}"
+            ),
+            commands: [remedy::describe_options(context.host)]
+                .into_iter()
+                .chain(change)
+                .collect(),
         },
     }
 }

@@ -71,7 +71,7 @@ use serde::{Deserialize, Serialize};
 
 use super::knowledge::{V1Cause, is_probe, status, sufficient_hop_limit};
 use super::proxied_request::{OtherServer, other_server};
-use super::remedy::{self, Sdk};
+use super::remedy::{self, MetadataOption, Sdk};
 use super::table::bounded;
 use super::{Client, Context, Details, Detector, Exchanges, Limits, Observation, Sighting, Sightings};
 use crate::host_facts::nat_target;
@@ -287,9 +287,7 @@ impl Caller {
             Some(V1Cause::HopLimit { request_ttl }) => {
                 let limit = request_ttl.map(sufficient_hop_limit);
                 let suffices = limit.map_or_else(|| "that suffices".to_owned(), |limit| format!("of {limit}"));
-                let modify = limit.map(|limit| {
-                    remedy::modify_options(context.host, &format!("--http-put-response-hop-limit {limit}"))
-                });
+                let change = limit.map(|limit| remedy::change_option(context.host, MetadataOption::HopLimit(limit)));
                 (
                     "token-response-lost",
                     format!("{name} falls back to IMDSv1 because the hop limit is too small for its token responses"),
@@ -298,7 +296,7 @@ impl Caller {
                             "Fix the hop limit: see token-response-lost. With a hop limit {suffices} the client gets a token and \
                              uses IMDSv2."
                         ),
-                        commands: modify.into_iter().collect(),
+                        commands: change.map(|(_, commands)| commands).unwrap_or_default(),
                     },
                 )
             }

@@ -4,7 +4,7 @@ use super::Context;
 use super::connectivity::Failure;
 use crate::host_facts::HostFacts;
 use crate::imds::Protocol;
-use crate::record::{Container, Remedy};
+use crate::record::{Container, NodeOwnerKind, Remedy};
 
 /// Placeholder in commands where the instance's id isn't known.
 const PLACEHOLDER: &str = "INSTANCE_ID";
@@ -19,6 +19,110 @@ pub(super) fn modify_options(host: &HostFacts, options: &str) -> String {
         "aws ec2 modify-instance-metadata-options --instance-id {} {options}",
         instance_id(host)
     )
+}
+
+/// An option of instance metadata, with its new value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MetadataOption {
+    HopLimit(u8),
+    EndpointEnabled,
+}
+
+impl MetadataOption {
+    /// For `aws ec2 modify-instance-metadata-options`.
+    fn argument(self) -> String {
+        match self {
+            Self::HopLimit(limit) => format!("--http-put-response-hop-limit {limit}"),
+            Self::EndpointEnabled => "--http-endpoint enabled".to_owned(),
+        }
+    }
+
+    /// In `MetadataOptions` of a launch template.
+    fn of_template(self) -> String {
+        match self {
+            Self::HopLimit(limit) => format!(r#""HttpPutResponseHopLimit":{limit}"#),
+            Self::EndpointEnabled => r#""HttpEndpoint":"enabled""#.to_owned(),
+        }
+    }
+
+    /// In `metadataOptions` of Karpenter's EC2NodeClass.
+    fn of_node_class(self) -> String {
+        match self {
+            Self::HopLimit(limit) => format!(r#""httpPutResponseHopLimit":{limit}"#),
+            Self::EndpointEnabled => r#""httpEndpoint":"enabled""#.to_owned(),
+        }
+    }
+}
+
+/// How to change an option so that it lasts: what creates the next instance decides its options. The text is the end of a remedy's, or
+/// empty; the commands are the lasting ones first, then the one for this instance.
+pub(super) fn change_option(host: &HostFacts, option: MetadataOption) -> (String, Vec<String>) {
+    const UNTIL_NEXT: &str = "  # this instance only, until the next node";
+    let quick = modify_options(host, &option.argument());
+    let Some(owner) = &host.node_owner else {
+        let text = " If an Auto Scaling group, Karpenter or another tool creates this host's instances (unknown here), change its launch \
+                    template too: the next instance has the old value otherwise.";
+        return (text.to_owned(), vec![quick]);
+    };
+    let template = || {
+        format!(
+            "aws ec2 create-launch-template-version --launch-template-id LAUNCH_TEMPLATE --source-version '$Latest' \
+             --launch-template-data '{{\"MetadataOptions\":{{{}}}}}'",
+            option.of_template()
+        )
+    };
+    let quick_after = |mut lasting: Vec<String>| {
+        lasting.push(format!("{quick}{UNTIL_NEXT}"));
+        lasting
+    };
+    let name = |placeholder: &'static str| owner.name.as_deref().unwrap_or(placeholder).to_owned();
+    match owner.kind {
+        NodeOwnerKind::Karpenter => (
+            " Karpenter creates this host's nodes: change its EC2NodeClass, and drift replaces the nodes.".to_owned(),
+            quick_after(vec![format!(
+                "kubectl patch ec2nodeclass {} --type merge -p '{{\"spec\":{{\"metadataOptions\":{{{}}}}}}}'",
+                name("EC2NODECLASS"),
+                option.of_node_class()
+            )]),
+        ),
+        NodeOwnerKind::EksManagedNodeGroup => (
+            " A managed node group of EKS creates this host's nodes: change its launch template, and update the group.".to_owned(),
+            quick_after(vec![
+                template(),
+                format!(
+                    "aws eks update-nodegroup-version --cluster-name CLUSTER --nodegroup-name {} --launch-template \
+                     id=LAUNCH_TEMPLATE,version=VERSION",
+                    name("NODEGROUP")
+                ),
+            ]),
+        ),
+        NodeOwnerKind::EksAutoMode => (
+            " EKS Auto Mode creates this host's nodes, and their metadata options can't be changed. Give the pod a role by EKS Pod \
+             Identity, run it with hostNetwork, or set AWS_EC2_METADATA_DISABLED=true for it."
+                .to_owned(),
+            Vec::new(),
+        ),
+        NodeOwnerKind::Eksctl => (
+            " eksctl created this host's node group: give the group a launch template with the option, and replace its nodes.".to_owned(),
+            quick_after(vec![template()]),
+        ),
+        NodeOwnerKind::Ecs => (
+            " This host is an instance of an ECS cluster: change the launch template of its capacity provider's Auto Scaling group, and \
+             start an instance refresh."
+                .to_owned(),
+            quick_after(vec![
+                template(),
+                "aws autoscaling start-instance-refresh --auto-scaling-group-name GROUP".to_owned(),
+            ]),
+        ),
+    }
+}
+
+/// Whether the options of this host's instance can't be changed at all.
+pub(super) fn options_are_fixed(host: &HostFacts) -> bool {
+    host.node_owner
+        .as_ref()
+        .is_some_and(|owner| owner.kind == NodeOwnerKind::EksAutoMode)
 }
 
 /// Shows what the instance's metadata options are now.
@@ -191,4 +295,60 @@ pub(super) fn route_add(failure: &Failure, context: &Context<'_>) -> String {
     }
     let gateway = host.gateway.as_deref().unwrap_or("GATEWAY");
     format!("ip route add {}/32 via {gateway} dev {interface}", failure.endpoint())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::record::NodeOwner;
+
+    fn of(owner: Option<(NodeOwnerKind, &str)>) -> (String, Vec<String>) {
+        let host = HostFacts {
+            instance_id: Some("i-0123456789abcdef0".to_owned()),
+            node_owner: owner.map(|(kind, name)| NodeOwner {
+                kind,
+                name: Some(name.to_owned()),
+            }),
+            ..HostFacts::default()
+        };
+        change_option(&host, MetadataOption::HopLimit(2))
+    }
+
+    const QUICK: &str =
+        "aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2";
+
+    #[rstest]
+    #[case(
+        NodeOwnerKind::Karpenter,
+        "kubectl patch ec2nodeclass web --type merge -p '{\"spec\":{\"metadataOptions\":{\"httpPutResponseHopLimit\":2}}}'"
+    )]
+    #[case(
+        NodeOwnerKind::EksManagedNodeGroup,
+        "--nodegroup-name web --launch-template id=LAUNCH_TEMPLATE,version=VERSION"
+    )]
+    #[case(NodeOwnerKind::Eksctl, "'{\"MetadataOptions\":{\"HttpPutResponseHopLimit\":2}}'")]
+    #[case(NodeOwnerKind::Ecs, "aws autoscaling start-instance-refresh")]
+    fn the_owner_of_a_node_has_the_lasting_command(#[case] kind: NodeOwnerKind, #[case] lasting: &str) {
+        let (text, commands) = of(Some((kind, "web")));
+        assert!(!text.is_empty());
+        let (quick, before) = commands.split_last().unwrap();
+        assert!(before.iter().any(|command| command.contains(lasting)), "{before:?}");
+        assert_eq!(quick, &format!("{QUICK}  # this instance only, until the next node"));
+    }
+
+    #[test]
+    fn an_unknown_owner_has_the_plain_command_and_the_text_says_so() {
+        let (text, commands) = of(None);
+        assert!(text.contains("unknown here"), "{text}");
+        assert_eq!(commands, [QUICK]);
+    }
+
+    #[test]
+    fn auto_mode_has_no_command() {
+        let (text, commands) = of(Some((NodeOwnerKind::EksAutoMode, "default")));
+        assert!(text.contains("can't be changed"), "{text}");
+        assert_eq!(commands, [""; 0]);
+    }
 }

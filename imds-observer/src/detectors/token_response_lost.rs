@@ -32,7 +32,7 @@
 //!   "count": 2,
 //!   "summary": "the hop limit dropped 2 token responses to pod payments/api-7c9d8b6f5d-x2x4z, costing 2.0 s",
 //!   "evidence": {"drop":"IP_INHDR@ip_forward","hops":1,"request_retransmits":0,"request_ttl":63,"response_retransmits":4,"response_ttl":1,"seconds_lost":2.0,"smallest_sufficient_hop_limit":2,"times_lost":2,"user_agent":"Boto3/1.34.0 md/Botocore#1.34.0 ua/2.0 os/linux#6.12 md/arch#x86_64 lang/python#3.11.2","v1_fallback":false,"v1_fallback_requests":0},
-//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2"],"text":"Set the hop limit to 2, the minimum that works. Trade-off: any workload one hop from the host, including every pod, can then obtain tokens and the instance role's credentials, unless a network policy forbids it. For pods that need AWS credentials, prefer IRSA or EKS Pod Identity, which give the pod its own role. hostNetwork: true avoids the hop, but exposes the host's whole network to the pod. botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and again in every process; a longer timeout only lengthens the wait. If it has other credentials, set AWS_EC2_METADATA_DISABLED=true."}
+//!   "remedy": {"commands":["aws ec2 describe-instances --instance-ids i-0123456789abcdef0 --query 'Reservations[].Instances[].MetadataOptions'","aws ec2 modify-instance-metadata-options --instance-id i-0123456789abcdef0 --http-put-response-hop-limit 2"],"text":"Set the hop limit to 2, the minimum that works. If an Auto Scaling group, Karpenter or another tool creates this host's instances (unknown here), change its launch template too: the next instance has the old value otherwise. Trade-off: any workload one hop from the host, including every pod, can then obtain tokens and the instance role's credentials, unless a network policy forbids it. For pods that need AWS credentials, prefer IRSA or EKS Pod Identity, which give the pod its own role. hostNetwork: true avoids the hop, but exposes the host's whole network to the pod. botocore waits 1 s (AWS_METADATA_SERVICE_TIMEOUT) each time credentials are loaded, and again in every process; a longer timeout only lengthens the wait. If it has other credentials, set AWS_EC2_METADATA_DISABLED=true."}
 //! }
 //! ```
 //!
@@ -61,7 +61,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::knowledge::{FALLBACK_NS, hops, sufficient_hop_limit, token_fate};
-use super::remedy::{self, Sdk};
+use super::remedy::{self, MetadataOption, Sdk};
 use super::table::bounded;
 use super::{
     Client, Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings, TokenFate,
@@ -288,8 +288,11 @@ impl Losses {
             },
             |limit| format!("Set the hop limit to {limit}, the minimum that works."),
         );
+        let (lasting, change) = limit.map_or_else(Default::default, |limit| {
+            remedy::change_option(context.host, MetadataOption::HopLimit(limit))
+        });
         let text = format!(
-            "{enough} Trade-off: any workload {} from the host, including every pod, can then obtain tokens and the instance role's \
+            "{enough}{lasting} Trade-off: any workload {} from the host, including every pod, can then obtain tokens and the instance role's \
              credentials, unless a network policy forbids it.{}{}",
             match limit {
                 None => "that many hops".to_owned(),
@@ -299,10 +302,13 @@ impl Losses {
             remedy::pods_better_way(subject.container.as_deref()),
             sdk.without_token(),
         );
+        let text = if remedy::options_are_fixed(context.host) {
+            format!("{}{}", lasting.trim_start(), sdk.without_token())
+        } else {
+            text
+        };
         let mut commands = vec![remedy::describe_options(context.host)];
-        commands.extend(
-            limit.map(|limit| remedy::modify_options(context.host, &format!("--http-put-response-hop-limit {limit}"))),
-        );
+        commands.extend(change);
         Details {
             summary,
             evidence: evidence! {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use nix::time::{ClockId, clock_gettime};
 
+use super::owner::owner;
 use super::routes::{Hop, Routing};
 use crate::host_facts::HostFacts;
 use crate::record::{Dialect, Host, NetworkTool, Time};
@@ -12,8 +13,8 @@ use crate::record::{Dialect, Host, NetworkTool, Time};
 /// On Nitro instances, firmware provides the instance's ID here.
 const ASSET_TAG: &str = "/sys/devices/virtual/dmi/id/board_asset_tag";
 
-/// Reads facts of this host; missing facts stay unknown.
-pub fn facts(name: Host) -> HostFacts {
+/// Reads facts of this host; missing facts stay unknown. `root`: where its root directory is, as in a container.
+pub fn facts(name: Host, root: &Path) -> HostFacts {
     let route = default_route();
     HostFacts {
         name,
@@ -27,7 +28,8 @@ pub fn facts(name: Host) -> HostFacts {
         uplink: route.map(|(_, interface)| interface),
         nat_rules: None,
         cloud: cloud(Path::new(FIRMWARE)),
-        network_tool: network_tool(Path::new("/")),
+        network_tool: network_tool(root),
+        node_owner: owner(Path::new("/proc"), root),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod firewall;
 mod fuzz;
 pub mod instance;
 pub mod netlink;
+mod owner;
 pub mod routes;
 pub mod uplinks;
 

@@ -17,8 +17,8 @@ pub(super) const OTHER: &str = "other";
 const UNKNOWN: &str = "unknown";
 
 /// Upper bounds of the latency buckets, seconds. IMDS answers within 1 ms; clients wait for 1 s, the most patient for 5 s.
-pub(super) const BUCKETS_S: [f64; 12] = [
-    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0,
+pub(super) const BUCKETS_S: [f64; 14] = [
+    0.000_2, 0.000_3, 0.000_4, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0,
 ];
 
 pub(super) const VERSIONS: [Option<ImdsVersion>; 5] = [

@@ -31,8 +31,8 @@ pub(crate) use process::ProcessMemo;
 pub use process::{Ancestor, Caller, Container, Pod, PodIdentity, Process, Unredacted, arguments};
 pub use schema::schema;
 pub use summary::{
-    Attached, Confinement, InterfaceSummary, LossCounts, Missing, Mode, NetworkTool, PathCount, ProcessSummary,
-    Quantiles, Start, Summary, VpcResolver,
+    Attached, Confinement, InterfaceSummary, LossCounts, Missing, Mode, NetworkTool, NodeOwner, NodeOwnerKind,
+    PathCount, ProcessSummary, Quantiles, Start, Summary, VpcResolver,
 };
 pub use time::{SECOND, Time};
 

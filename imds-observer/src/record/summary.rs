@@ -98,6 +98,29 @@ pub struct Start {
     /// What sets up this host's network. Null offline, and where no sign of a known tool was found.
     #[serde(default)]
     pub network_tool: Option<NetworkTool>,
+    /// What creates instances like this one: its configuration decides the metadata options of the next one. Null offline, and where no
+    /// sign of a known owner was found.
+    #[serde(default)]
+    pub node_owner: Option<NodeOwner>,
+}
+
+/// What creates and replaces an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeOwner {
+    pub kind: NodeOwnerKind,
+    /// Of the EC2NodeClass, the node group or the ECS cluster; null if it isn't known.
+    pub name: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeOwnerKind {
+    Karpenter,
+    EksManagedNodeGroup,
+    EksAutoMode,
+    Eksctl,
+    Ecs,
 }
 
 /// Nanoseconds; null if nothing was measured.

@@ -284,7 +284,7 @@ impl ExecArgs {
         let mut pipeline;
         match observation {
             Observation::Kernel(mut source) => {
-                let mut facts = host::facts(host.clone());
+                let mut facts = host::facts(host.clone(), std::path::Path::new("/"));
                 if let Some(against) = &self.against {
                     // The stand-in's, wherever this machine is.
                     let cloud = Some(against.cloud()).filter(|cloud| *cloud != Dialect::Aws);
