@@ -68,7 +68,11 @@ fn a_healthy_host_has_no_fault() {
         ("neighbour", "169.254.169.254", "10.77.0.1 on eth0: "),
         ("firewall", "169.254.169.254", "no rule blocks requests or responses"),
         ("firewall", "fd00:ec2::254", "no rule blocks requests or responses"),
-        ("link-local-allowance", "eth0", "driver veth has no counter for it"),
+        (
+            "link-local-allowance",
+            "eth0",
+            "driver veth doesn't count packets dropped over the quota",
+        ),
     ] {
         assert!(
             checks.iter().any(|check| check["name"] == name
