@@ -52,7 +52,7 @@ const HOST: [IpAddr; 2] = [
     IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 5)),
 ];
 
-/// What a world is like.
+/// Properties of a world.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorldOptions {
     pub imds: Behaviour,

@@ -93,7 +93,7 @@ impl Default for Limits {
     }
 }
 
-/// What is more is a slip of the finger: no table of this program is worth the memory.
+/// Limit on all entry counts. A larger value is a typing error: no table of this program is worth the memory.
 const MAX_ENTRIES: i64 = 1 << 24;
 const MAX_BYTES: i64 = 1 << 30;
 
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(sorted, keys);
     }
 
-    /// Of the idle program, resident, in MiB.
+    /// Resident memory of the idle program, MiB.
     const IDLE_MIB: f64 = 20.0;
 
     #[test]

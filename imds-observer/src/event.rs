@@ -211,7 +211,7 @@ pub enum Event {
         key: ProcessKey,
         process: Arc<Process>,
         cgroup_id: u64,
-        /// Of [`Process::cgroup`]: see [`CgroupPath::delegated`].
+        /// Number of delegated components of [`Process::cgroup`]: see [`CgroupPath::delegated`].
         delegated: usize,
         /// Where the process is in a v1 hierarchy as well.
         v1: Option<CgroupPath>,

@@ -3,7 +3,7 @@
 use crate::imds::endpoint_of;
 use crate::record::{Connect, Container, Dialect, Exchange, Host, NetworkTool, NodeOwner, Process, Start, Time};
 
-/// What is known of the host that the records come from. Unknown offline, unless the user states it.
+/// Facts about the host that the records come from. Offline they are unknown, unless the user states them.
 #[derive(Clone, Debug)]
 pub struct HostFacts {
     pub name: Host,
@@ -20,9 +20,9 @@ pub struct HostFacts {
     pub nat_rules: Option<Vec<String>>,
     /// Cloud that the firmware names, `Unknown` for another maker. `None`: not read.
     pub cloud: Option<Dialect>,
-    /// What sets up the network of this host.
+    /// The tool that configures this host's network.
     pub network_tool: Option<NetworkTool>,
-    /// What creates instances like this one.
+    /// The tool that creates instances like this one.
     pub node_owner: Option<NodeOwner>,
 }
 

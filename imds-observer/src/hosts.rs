@@ -18,7 +18,7 @@ pub const MAX_GAP_NS: u64 = 3600 * SECOND;
 pub struct HostDetectors {
     config: DetectorConfig,
     limits: detectors::Limits,
-    /// Of the host that this program runs on; `None` offline.
+    /// Facts about the host that this program runs on; `None` offline.
     own: Option<HostFacts>,
     /// Whose detectors were asked for last: records of one host come in a row, and need no look-up.
     current: Option<OfHost>,
@@ -164,13 +164,13 @@ pub struct RecordedHosts {
     indices: FxHashMap<Host, usize>,
     /// The one that was asked for last: records of one host come in a row.
     last: Option<(Host, usize)>,
-    /// Of runs that have ended.
+    /// Loss of runs that have ended.
     before: LossCounts,
     /// Runs beyond the first of each host.
     restarts: u64,
-    /// What any run could not see.
+    /// Coverage gaps of any run.
     missing: BTreeSet<String>,
-    /// What any run left out.
+    /// Filters of any run.
     filters: BTreeSet<String>,
     /// Runs whose last record of loss is not there.
     unended: u64,
@@ -262,7 +262,7 @@ impl RecordedHosts {
         self.unended + open.count() as u64
     }
 
-    /// What any run left out, as the start records name it.
+    /// Filters of any run, as the start records name them.
     pub fn filters(&self) -> impl Iterator<Item = &str> {
         self.filters.iter().map(String::as_str)
     }
@@ -327,7 +327,7 @@ impl RecordedHosts {
         self.restarts
     }
 
-    /// What any run could not see.
+    /// Coverage gaps of any run.
     pub fn missing(&self) -> impl Iterator<Item = &str> {
         self.missing.iter().map(String::as_str)
     }

@@ -29,7 +29,7 @@ use crate::wipe;
 
 /// Events that one call hands over, so that timers get their turn in a flood.
 const BATCH: usize = 8_192;
-/// So many events in that time, and the next look comes at once: the ring holds a few times as many.
+/// Number of events in one poll after which the next poll comes at once. The ring holds a few times as many.
 const MANY: usize = 1_000;
 /// Empty polls before the reader sleeps until a wakeup.
 const LOOKS: u32 = 3;
@@ -53,7 +53,7 @@ pub struct LiveSource {
     woken: Epoll,
     /// Unless the user has named the interfaces; until the first look at the ring.
     monitor: Option<UplinkMonitor>,
-    /// What the thread that follows the uplinks has found.
+    /// Changes that the thread that follows the uplinks has found.
     changes: Option<Receiver<Vec<UplinkChange>>>,
     allowance: AllowanceMeter,
     endpoints: Vec<IpAddr>,
@@ -202,7 +202,7 @@ impl LiveSource {
         self.confinement = Some(confinement);
     }
 
-    /// Those that are attached now, by name.
+    /// Names of the uplinks that are attached now.
     pub fn interfaces(&self) -> Vec<String> {
         let mut names: Vec<_> = self.kernel.uplinks().map(|(_, name)| name.to_string()).collect();
         names.sort_unstable();

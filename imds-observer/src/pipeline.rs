@@ -21,14 +21,14 @@ use crate::source::{Source, SourceFacts, SourceState};
 use crate::stop::Stop;
 use crate::summary::Summarizer;
 
-/// What a pipeline is put together from.
+/// Parts of a pipeline.
 pub struct Parts {
     /// Name that this run's own records bear.
     pub host: Host,
     pub flow: FlowTable,
     pub attribution: Attribution,
     pub filter: Filter,
-    /// What is not observed or not written, as the `start` record names it.
+    /// Filters that restrict what is observed or written, as the `start` record names them.
     pub filters: Vec<String>,
     pub detectors: HostDetectors,
     /// `None`: see [`Pipeline::detach_summarizer`].
@@ -45,7 +45,7 @@ pub struct Parts {
 /// Turns events into records.
 pub struct Pipeline {
     parts: Parts,
-    /// What any sink wants.
+    /// Record kinds that at least one sink accepts.
     wanted: Kinds,
     /// Whether the filter lets anything out.
     filters: bool,
@@ -56,7 +56,7 @@ pub struct Pipeline {
     misdated: u64,
     source_loss: LossCounts,
     recorded: RecordedHosts,
-    /// Of the wall clocks of a trace's hosts.
+    /// Steps of the wall clocks of a trace's hosts.
     steps: Steps,
     loss_reported: LossCounts,
     next_loss: Time,
@@ -244,12 +244,12 @@ impl Pipeline {
         self.is_full() || !self.parts.sinks.is_empty() && self.parts.sinks.iter().all(|sink| sink.is_closed())
     }
 
-    /// As many exchanges as were asked for.
+    /// Whether the requested number of exchanges is reached.
     fn is_full(&self) -> bool {
         self.parts.count.is_some_and(|count| self.exchanges >= count)
     }
 
-    /// What the traces record of the runs that wrote them.
+    /// Facts that the traces record about the runs that wrote them.
     pub fn recorded_hosts(&self) -> &RecordedHosts {
         &self.recorded
     }
@@ -434,7 +434,8 @@ impl Pipeline {
 
 /// Event time between two calls of [`Pipeline::advance`], at most.
 const STEP_NS: u64 = SECOND / 10;
-/// What is so far ahead of what comes before and after it in a trace bears a wrong time: to follow it would end all that is under way.
+/// A record that is further ahead of its neighbors in a trace has a wrong time. Advancing to it would end all open connections and
+/// findings.
 const MAX_LEAP_NS: u64 = 600 * SECOND;
 /// Longest wait for a live source.
 const WAIT: Duration = Duration::from_millis(100);

@@ -22,7 +22,7 @@ use crate::sinks::Sink;
 /// Capabilities that a verdict names one by one.
 const MAX_MISSING: usize = 32;
 
-/// What is going to be changed.
+/// A planned change of the metadata options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// `--http-tokens required`
@@ -61,7 +61,7 @@ pub struct Break {
     pub why: String,
 }
 
-/// What must be proven before a change is safe.
+/// Condition that must be proven before a change is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Condition {
@@ -91,7 +91,7 @@ pub enum Condition {
     WorkloadsBounded,
     /// Each request was read well enough to know whether it has a token.
     RequestsRead,
-    /// Of each request that would fail, it is known whether it works today.
+    /// For each request that would fail, it is known whether it works today.
     AnswersRead,
     /// The distance of each client that asks for a token is known.
     DistancesKnown,
@@ -117,10 +117,10 @@ impl Condition {
     ];
 }
 
-/// What is known besides the records.
+/// Facts besides the records.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances<'a> {
-    /// What the traces report of their runs; `None` live.
+    /// Facts that the traces report about their runs; `None` live.
     pub recorded: Option<&'a RecordedHosts>,
     /// Shorter observation, in nanoseconds, is too short.
     pub at_least_ns: u64,
@@ -312,7 +312,7 @@ impl Seen {
             Condition::InputRead => if_any(unread, "line", "of the input could not be read"),
             Condition::NothingFiltered => {
                 let recorded = recorded.into_iter().flat_map(RecordedHosts::filters);
-                // What this run writes is no limit to what it judges.
+                // The filter of this run's output doesn't restrict what it evaluates.
                 let own = self
                     .filters
                     .iter()
@@ -371,7 +371,7 @@ impl Seen {
         let foreign = !matches!(request.dialect, Dialect::Aws | Dialect::Unknown)
             || request.imds_version == Some(ImdsVersion::Other);
         if foreign {
-            // What is no request to IMDS by its head has an answer of IMDS only if IMDS understands more than we do.
+            // A request that isn't one to IMDS by its head gets a response of IMDS only if IMDS understands more forms than this program.
             let answered = matches!(works, Works::Yes | Works::Unknown) && !is_other_cloud(request);
             let status = exchange.response.as_ref().and_then(|response| response.status);
             self.unread_requests += u64::from(answered && status != Some(404));
@@ -384,7 +384,7 @@ impl Seen {
             self.unread_requests += 1;
             return;
         };
-        // What failed before can't be broken by the change.
+        // A request that failed before can't be broken by the change.
         if works == Works::No {
             return;
         }

@@ -1,4 +1,4 @@
-//! Terminals to run a program in: one of our own, for its raw bytes and their times, and tmux, for what a person would see.
+//! Terminals for tests: a pseudo-terminal, which records the program's raw output with timestamps, and tmux, which renders the screen.
 
 mod pty;
 mod tmux;
@@ -8,5 +8,5 @@ pub use tmux::Tmux;
 
 use std::time::Duration;
 
-/// Longer than anything that is waited for takes.
+/// Timeout of all waits.
 const PATIENCE: Duration = Duration::from_secs(30);

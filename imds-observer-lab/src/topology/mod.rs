@@ -7,7 +7,7 @@
 //!      10.77.0.1                         masquerades pods       (nested: one router more)
 //! ```
 //!
-//! Nothing in it has a way out: veth pairs are made with both ends inside, and `Lab::new` checks the result.
+//! No packet can leave it: veth pairs are made with both ends inside, and `Lab::new` checks the result.
 
 mod cgroup;
 mod claim;
@@ -47,28 +47,29 @@ pub const BRIDGE: &str = "cni0";
 const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
 const POD_PREFIX_V4: u8 = 16;
 const POD_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 1);
-/// The router before a nested pod, as the pod sees it.
+/// Gateway addresses of a nested pod (IPv4, IPv6).
 const NEST_GATEWAYS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 99, 255, 254)),
     IpAddr::V6(Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1)),
 ];
-/// Both families of a pod are numbered from 2 up to this.
+/// Number of pods. The host part of a pod's IPv4 and IPv6 addresses counts from 2.
 const MAX_PODS: usize = 60_000;
 /// How long the lab may take to answer its first connection.
 const READY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub struct LabOptions {
-    /// The server's switches; the default is a healthy instance with hop limit 1.
+    /// The server's initial behavior; the default is a healthy instance with hop limit 1.
     pub behaviour: Behaviour,
     pub pods: Vec<PodOptions>,
     pub route: RouteStyle,
     pub masquerade: bool,
-    /// Left out also where the kernel has none.
+    /// Disabled automatically if the kernel has no IPv6.
     pub ipv6: bool,
-    /// Wait until no other lab of this machine holds the turn. Two exclusive labs on one thread wait for ever.
+    /// Wait for the machine-wide lock of exclusive labs. Two exclusive labs on one thread wait for ever.
     pub exclusive: bool,
-    /// Connect once from each place before returning. Without it the first packets may find no neighbor entry.
+    /// Connect to the service once from the node and from each pod before returning. Without it the first packets may find no
+    /// neighbor entry.
     pub probe: bool,
 }
 
@@ -131,7 +132,7 @@ struct Pod {
     place: Place,
     /// The router of a nested pod.
     outer: Option<Arc<Netns>>,
-    /// The node's end of its cable.
+    /// Name of the pod's veth interface on the node.
     cable: String,
     default_routes: Vec<Route>,
 }
@@ -153,7 +154,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Makes a lab and returns when every place in it reaches the service. Needs root.
+    /// Creates a lab and returns when the node and all pods reach the service. Needs root.
     pub fn new(options: LabOptions) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "making network namespaces needs root");
         let turn = options.exclusive.then(take_turn).transpose()?;
@@ -203,7 +204,7 @@ impl Lab {
             }
             Ok(())
         })?;
-        // Room for a flood: both are counted per namespace.
+        // Raised for flood tests; both sysctls are per network namespace.
         self.imds
             .netns
             .sysctls(&[("core/somaxconn", "65535"), ("ipv4/tcp_max_syn_backlog", "65535")])?;
@@ -255,7 +256,7 @@ impl Lab {
         self.server.as_ref().expect("a lab has a server until it is dropped")
     }
 
-    /// Where another process can switch the server, see `server::ControlClient`.
+    /// Path of the socket through which another process changes the server's behavior (`server::ControlClient`).
     pub fn control_socket(&self) -> PathBuf {
         self.claim.control_socket()
     }
@@ -269,7 +270,7 @@ impl Lab {
         self.server().addresses().to_vec()
     }
 
-    /// The cgroup that all places are below.
+    /// The cgroup that contains those of the node and all pods.
     pub fn cgroup_directory(&self) -> &Path {
         &self.cgroups
     }
@@ -278,12 +279,12 @@ impl Lab {
         &self.node
     }
 
-    /// Where the service itself is: to capture there, or to break it.
+    /// The service's namespace, for captures and faults.
     pub fn imds(&self) -> &Place {
         &self.imds
     }
 
-    /// The pod with this number. Panics if there is none: a slip of the caller.
+    /// The pod with this number. Panics if there is none, which is a bug in the test.
     pub fn pod(&self, number: usize) -> &Place {
         match self.pods.get(&number) {
             Some(pod) => &pod.place,
@@ -300,10 +301,10 @@ impl Lab {
         hops
     }
 
-    /// The node's end of a pod's cable.
+    /// Name of a pod's veth interface on the node.
     pub(crate) fn cable_of(&self, victim: crate::faults::Victim) -> Result<String> {
         let crate::faults::Victim::Pod(number) = victim else {
-            anyhow::bail!("only pods have a cable of their own");
+            anyhow::bail!("only pods have a veth pair");
         };
         let pod = self
             .pods
@@ -333,7 +334,7 @@ impl Lab {
             .remove(&number)
             .ok_or_else(|| anyhow!("this lab has no pod {number}"))?;
         cgroup::remove_tree(pod.place.cgroup.directory())?;
-        // The namespace goes some time after its last user; the cable at once.
+        // The kernel removes a namespace some time after its last user has ended. Delete the veth pair now.
         self.node
             .netns
             .netlink(async |handle| wire::delete(&handle, &pod.cable).await)
@@ -391,7 +392,7 @@ impl Lab {
         self.replace_routes(wanted)
     }
 
-    /// Puts other routes in the place of the node's routes to the endpoints.
+    /// Replaces the node's routes to the endpoints.
     fn replace_routes(&self, wanted: Vec<Route>) -> Result<()> {
         replace_routes(&self.node.netns, &self.routes, wanted)
     }
@@ -405,7 +406,7 @@ impl Lab {
         self.options.route
     }
 
-    /// What a pod was given as its way out.
+    /// The pod's default routes, as created.
     pub(crate) fn default_routes_of(&self, pod: usize) -> &[Route] {
         self.pods.get(&pod).map_or(&[], |pod| &pod.default_routes)
     }
@@ -505,8 +506,8 @@ impl Lab {
         })
     }
 
-    /// Nothing in the lab may lead out of it: the service has no default route, and no namespace an interface that is
-    /// up and not made here.
+    /// Checks that the lab has no route to the outside: the service has no default route, and every active interface was
+    /// created by the lab.
     fn check_enclosed(&self) -> Result<()> {
         let ways_out = self
             .imds
@@ -535,7 +536,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits until a place reaches every endpoint.
+    /// Waits until a namespace reaches every endpoint.
     fn probe(&self, place: &Place) -> Result<()> {
         place.run_in_thread(|| {
             for endpoint in self.endpoints() {
@@ -543,7 +544,7 @@ impl Lab {
                 loop {
                     match TcpStream::connect_timeout(&endpoint, Duration::from_millis(500)) {
                         Ok(_) => break,
-                        // The server is down because the caller wants it so; the way there works.
+                        // A refused connection proves that the path works: the test has stopped the server.
                         Err(error) if error.kind() == ErrorKind::ConnectionRefused => break,
                         Err(error) if Instant::now() > deadline => {
                             bail!("{} does not reach {endpoint}: {error}", place.netns.name());
@@ -563,7 +564,7 @@ impl Drop for Lab {
         if let Err(error) = cgroup::remove_tree(&self.cgroups) {
             eprintln!("imds-observer-lab: {error:#}");
         }
-        // A guard of a fault may still hold a namespace; its name goes now.
+        // The guard of a fault may keep a namespace alive. Remove the namespace's name now.
         let pods = self
             .pods
             .values()
@@ -593,7 +594,7 @@ pub(crate) fn replace_routes(node: &Netns, current: &Mutex<Vec<Route>>, wanted: 
 /// Settings of every namespace, made before it has an interface.
 fn prepare(netns: &Netns, ipv6: bool) -> Result<()> {
     netns.sysctls(&[
-        // Replies may arrive on another interface than that of the return route.
+        // Replies may arrive on an interface other than that of the return route.
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
         ("ipv4/ip_local_port_range", "1024 65535"),
@@ -620,7 +621,7 @@ fn forward(netns: &Netns, ipv6: bool) -> Result<()> {
     Ok(())
 }
 
-/// Puts a router before a pod, as a container in a pod has one.
+/// Adds a router namespace between the bridge and the pod, as for a container nested in a pod.
 fn nest(outer: &Netns, inner: &Netns, host: u16, ipv6: bool) -> Result<(Ipv4Addr, Ipv6Addr)> {
     let [high, low] = host.to_be_bytes();
     let [gateway, gateway_v6] = NEST_GATEWAYS;

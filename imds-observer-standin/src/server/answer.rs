@@ -1,4 +1,4 @@
-//! What a request deserves: IMDS's rules, without any I/O.
+//! Chooses the response to a request by IMDS's rules, without any I/O.
 
 use jiff::Timestamp;
 
@@ -15,7 +15,7 @@ const TTL_RANGE: std::ops::RangeInclusive<u32> = 1..=21_600;
 /// More headers than any client sends; beyond it the request is answered 400.
 const MAX_HEADERS: usize = 128;
 
-/// What the rules need of a request. No `Debug`: it holds a token.
+/// The parts of a request that the rules need. No `Debug`: it holds a token.
 pub(super) struct Request {
     pub(super) method: String,
     /// As written, only the scheme and authority of an absolute form and the query are cut off.

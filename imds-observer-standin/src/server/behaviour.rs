@@ -49,7 +49,7 @@ pub struct Behaviour {
     pub role: String,
     /// The role can't be assumed: its credentials are answered 200 with a short error.
     pub role_unassumable: bool,
-    /// What becomes of a request that was read.
+    /// How a request that was read is answered.
     pub answer: AnswerMode,
     /// Read requests that come over IPv6 and never answer them.
     pub silent_v6: bool,
@@ -135,7 +135,7 @@ pub enum Endpoint {
 pub struct ErrorRate {
     /// 429 or 503 on EC2; any status is taken.
     pub status: u16,
-    /// Of a thousand requests, this many fail.
+    /// Number of requests out of a thousand that fail.
     pub per_mille: u16,
 }
 

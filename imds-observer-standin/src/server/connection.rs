@@ -49,7 +49,7 @@ pub(super) async fn serve(mut stream: TcpStream, peer: SocketAddr, shared: Arc<S
 struct Connection {
     local: SocketAddr,
     peer: SocketAddr,
-    /// What was last set on the socket; `None` is what it inherited from the listener.
+    /// TTL that was last set on the socket. `None`: inherited from the listener.
     ttl: Option<u8>,
     exchange: u32,
 }

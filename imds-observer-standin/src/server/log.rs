@@ -1,4 +1,4 @@
-//! What the server saw: the truth that an observer's records are compared with.
+//! Log of the requests that the server received: the reference with which an observer's records are compared.
 
 use std::{collections::VecDeque, net::SocketAddr};
 

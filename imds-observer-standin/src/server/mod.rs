@@ -12,7 +12,7 @@ mod log;
 mod paths;
 mod token;
 
-/// Of the only task that the stand-in for the ECS agent knows.
+/// ID of the only task that the stand-in for the ECS agent knows.
 pub use agents::TASK;
 
 use std::{
@@ -190,7 +190,7 @@ impl Switchboard {
     }
 }
 
-/// What the connections, the listeners and the control socket have in common.
+/// State that connections, listeners and the control socket share.
 struct Shared {
     behaviour: watch::Sender<Arc<Behaviour>>,
     mint: token::Mint,

@@ -56,7 +56,7 @@ pub struct Hierarchies {
     pub unified: Option<PathBuf>,
     /// Our own cgroup in it, where we have a cgroup namespace: paths in `/proc` are relative to it.
     own: Option<String>,
-    /// Of v1, by their controllers.
+    /// Roots of v1 hierarchies, with their controllers.
     v1: Vec<(Vec<String>, PathBuf)>,
 }
 

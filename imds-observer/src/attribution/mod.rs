@@ -576,7 +576,7 @@ impl Attribution {
                 let now = self.now;
                 let lookup = self.interfaces.get_or_insert_mut(index, Lookup::default);
                 lookup.asking.found_nothing(now);
-                // Of one that is gone the last name is kept for what comes late.
+                // The last name of an interface that is gone is kept for late events.
                 if name.is_some() || lookup.answer.is_none() {
                     lookup.answer = Some(name.map(Arc::from));
                 }

@@ -51,7 +51,7 @@ const MAX_IMAGE: usize = 512;
 /// Looks for a container by its id in one runtime's state.
 type Source = fn(&HostRoot, &str) -> Option<Names>;
 
-/// What was found of one container.
+/// Names that were found for one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names {
     pub runtime: Option<&'static str>,

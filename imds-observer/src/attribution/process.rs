@@ -12,7 +12,7 @@ use crate::record::{self, Ancestor, Process, Time, Unredacted};
 /// `stat` has one line, `status` some 1,500 bytes, `cgroup` a line a hierarchy.
 const MAX_FILE: u64 = 16 << 10;
 
-/// What turns `/proc`'s numbers into times.
+/// Constants that convert the numbers in `/proc` to times.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     /// Clock ticks a second, as `/proc/PID/stat` counts (`sysconf(_SC_CLK_TCK)`).
@@ -139,7 +139,7 @@ pub fn namespace_inode(link: &str) -> Option<u32> {
     link.split_once('[')?.1.strip_suffix(']')?.parse().ok()
 }
 
-/// What `known` lacks, from `found`: the same process, read a moment later. `None`: nothing to add, or another image by now.
+/// Fills the gaps of `known` from `found`, the same process read a moment later. `None`: nothing to add, or another image meanwhile.
 pub fn complete(known: &Process, found: &Process) -> Option<Process> {
     let whole = known.exe.as_ref().filter(|exe| !exe.starts_with("..."));
     let same = known.comm == found.comm && (whole.is_none() || whole == found.exe.as_ref());

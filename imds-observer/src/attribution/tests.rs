@@ -626,7 +626,7 @@ fn a_full_queue_lets_the_oldest_go_and_not_get_lost() {
     assert_eq!(out, 90);
 }
 
-/// What came from a process before and after it was moved belongs to the cgroup that it was in then.
+/// A record names the cgroup in which the process was at that time.
 #[test]
 fn a_process_that_is_moved_calls_from_where_it_is() {
     let mut attribution = Attribution::new(Limits::default(), None);

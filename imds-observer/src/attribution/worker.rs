@@ -36,7 +36,7 @@ use crate::record::Time;
 #[cfg(live)]
 use crate::sandbox;
 
-/// What can be asked.
+/// A lookup that the worker thread performs.
 #[derive(Clone, Debug)]
 pub enum Question {
     Process(ProcessKey),
@@ -49,7 +49,7 @@ pub enum Question {
     Sockets,
 }
 
-/// What comes back.
+/// The result of a lookup.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Process(ProcessKey, Option<Box<Described>>),
@@ -144,7 +144,7 @@ impl HostLookup {
         self
     }
 
-    /// What its thread keeps: a look at other users' processes, and at their containers if it isn't root.
+    /// Capabilities that the thread keeps: to read other users' processes, and their containers' state if it isn't root.
     pub fn capabilities() -> Vec<Capability> {
         let mut keep = vec![Capability::CAP_SYS_PTRACE];
         if !nix::unistd::geteuid().is_root() {

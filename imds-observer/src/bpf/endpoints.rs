@@ -26,7 +26,7 @@ pub(super) fn endpoints(addresses: &[IpAddr]) -> Result<Endpoints, KernelError> 
     })
 }
 
-/// Those beyond the range with this prefix first, how many there are, and how many of them are beyond.
+/// Returns the addresses with those outside this prefix first, their number, and the number of those outside.
 fn slots<T: AsRef<[u8]> + Copy + Default>(
     mut addresses: Vec<T>,
     near: &[u8],

@@ -48,7 +48,7 @@ pub enum KernelError {
     },
 }
 
-/// Which of the required capabilities may be missing, for error lines.
+/// Names the required capability that may be missing, for error messages.
 fn rights_hint() -> &'static str {
     let lacks = |right: &Needed| right.held() == Some(Held::No);
     if lacks(&capabilities::BPF) {

@@ -43,7 +43,7 @@ pub struct Kernel {
     pub(super) attached: Vec<Attached>,
     pub(super) missing: Vec<Missing>,
     pub(super) uplinks: HashMap<u32, AttachedUplink>,
-    /// Of programs that run before those of other tools.
+    /// Links of programs that run before those of other tools.
     pub(super) first: Vec<OwnedFd>,
     /// Until the thread that looks is started. `None`: our programs run first.
     pub(super) preempting: Option<PreemptingWatch>,

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
-/// What is open of this process, as text.
+/// Directory that describes the open files of this process.
 const OPEN: &str = "/proc/self/fdinfo";
 /// A link's object; 0 once it is detached.
 const OBJECTS: [(&str, &str); 2] = [("cgroup", "cgroup_id"), ("tcx", "ifindex")];
@@ -16,7 +16,7 @@ const OBJECTS: [(&str, &str); 2] = [("cgroup", "cgroup_id"), ("tcx", "ifindex")]
 /// Links of this process that were detached by others.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
-    /// What they were attached to, by the link's id.
+    /// The object to which each link was attached, by the link's ID.
     objects: HashMap<u64, u64>,
     /// Reported already.
     detached: HashSet<u64>,
@@ -31,7 +31,7 @@ struct Link {
 }
 
 impl Links {
-    /// Those that were detached since the last look, as `cgroup link 17`. An interface that is gone has taken its links with it: they are none.
+    /// Returns links that were detached since the last call, such as `cgroup link 17`. Links of a removed interface don't count.
     pub(crate) fn look(&mut self) -> Vec<String> {
         self.look_at(Path::new(OPEN), |index| {
             u32::try_from(index).is_ok_and(|index| nix::net::if_::if_indextoname(index).is_ok())
@@ -44,7 +44,7 @@ impl Links {
         };
         let texts = open.flatten().filter_map(|file| fs::read_to_string(file.path()).ok());
         let links: Vec<_> = texts.filter_map(|text| link(&text)).collect();
-        // Those that we have closed are forgotten.
+        // Forgets links that this process has closed.
         self.objects
             .retain(|id, _| links.iter().any(|(_, link)| link.id == *id));
         self.detached.retain(|id| links.iter().any(|(_, link)| link.id == *id));

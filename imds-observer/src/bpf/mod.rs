@@ -112,7 +112,7 @@ impl Limits {
     }
 }
 
-/// What to observe.
+/// Options of a live run.
 #[derive(Clone, Debug)]
 pub struct LiveOptions {
     /// Uplinks; empty: those that route to the endpoints.

@@ -110,7 +110,7 @@ pub struct Occupant {
     pub name: Option<String>,
 }
 
-/// What was found in a tree of cgroups.
+/// Programs and paths that were found in a tree of cgroups.
 #[derive(Debug, Default)]
 pub struct CgroupOccupants {
     pub programs: Vec<Occupant>,

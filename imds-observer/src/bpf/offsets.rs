@@ -1,4 +1,4 @@
-//! What the kernel programs must know of this kernel's structs.
+//! Offsets in this kernel's structs that the eBPF programs need.
 
 use aya::util::KernelVersion;
 use imds_observer_common::{KernelOffsets, NO_OFFSET};

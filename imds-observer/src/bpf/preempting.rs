@@ -18,13 +18,13 @@ const INTERVAL: Duration = Duration::from_secs(20);
 /// Programs that are remembered. A tool that attaches more is counted again.
 const MAX_KNOWN: usize = 65_536;
 
-/// What to look for.
+/// Parameters of the search.
 #[derive(Debug)]
 pub(crate) struct PreemptingWatch {
     pub(super) cgroup: PathBuf,
     /// Hooks where our program is not the first: `connect4`.
     pub(super) hooks: Vec<&'static str>,
-    /// Those that `start.missing` names already.
+    /// Programs that `start.missing` names already.
     pub(super) known: Vec<Occupant>,
 }
 
@@ -62,7 +62,7 @@ impl PreemptingWatch {
 }
 
 impl Preempting {
-    /// Those found since the last call: how many, and a description.
+    /// Number and description of the programs found since the last call.
     pub(crate) fn take(&self) -> Option<(u64, String)> {
         let found: Vec<Occupant> = self.found.try_iter().flatten().collect();
         (!found.is_empty()).then(|| (found.len() as u64, listed(&found.iter().collect::<Vec<_>>())))

@@ -165,7 +165,7 @@ impl PreflightArgs {
         })
     }
 
-    /// Of IMDS alone: a change of the metadata options concerns no agent.
+    /// Addresses of IMDS only, because the metadata options don't affect agents.
     fn addresses(&self, settings: &Settings) -> Vec<IpAddr> {
         let given: Vec<Selection> = self
             .endpoint

@@ -119,7 +119,7 @@ struct Refused {
     /// It had another answer after its first 403.
     answered_since: bool,
     subject: Subject,
-    /// Of the newest, as it was asked for.
+    /// Path of the newest refused request, as it was sent.
     path: String,
     server: Option<String>,
 }

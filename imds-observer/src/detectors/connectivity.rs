@@ -75,7 +75,7 @@ named! {
 }
 
 named! {
-    /// What is wrong with the route.
+    /// Fault of a route.
     RouteFault {
         Missing => "missing",
         /// The kernel frees what has no route in the same location as what a route refuses.
@@ -90,7 +90,7 @@ named! {
 }
 
 named! {
-    /// What denies: a BPF program or traffic control.
+    /// Policy that denies traffic: a BPF program or traffic control.
     Policy {
         CgroupConnect => "cgroup connect program",
         CgroupEgress => "cgroup_skb egress program",
@@ -103,7 +103,7 @@ named! {
     }
 }
 
-/// What keeps a connection from being.
+/// Cause of a failed connection attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     Firewall(Hook),
@@ -126,7 +126,7 @@ impl Cause {
     }
 }
 
-/// What a drop showed of its connection, for the connect record that comes later.
+/// Facts that a drop shows about its connection, kept for the later connect record.
 #[derive(Clone, Copy, Debug)]
 pub struct DropNote {
     /// `None`: this kernel dropped it for an unknown reason.
@@ -138,7 +138,7 @@ pub struct DropNote {
 }
 
 impl DropNote {
-    /// What this drop adds to others of its connection; `None`: nothing.
+    /// The note of this drop. `None`: the drop adds nothing to the other drops of its connection.
     pub(super) fn of(drop: &Of<'_, PacketDrop>) -> Option<Self> {
         if let Some(cause) = of_drop(drop) {
             return Some(Self {
@@ -195,7 +195,7 @@ pub(super) fn is_spent(drop: &Of<'_, PacketDrop>) -> bool {
         || drop.ttl.is_some_and(|ttl| ttl <= 1) && of_reason(reason, location) != Some(Met::Firewall)
 }
 
-/// What dropped a packet.
+/// The part of the kernel that dropped a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Met {
     /// netfilter, at a hook that the drop doesn't show.
@@ -228,7 +228,7 @@ fn of_location(location: &str) -> Option<Met> {
         "nft_do_chain" | "nf_hook_slow" | "ipt_do_table" | "ip6t_do_table" => return Some(Met::Firewall),
         "neigh_invalidate" | "__neigh_event_send" | "arp_error_report" | "ndisc_error_report" => Cause::Neighbor,
         "ip_error" | "ip6_pkt_drop" => Cause::Route(RouteFault::MissingOrRefusing),
-        // What a blackhole route does with what it is to forward.
+        // A blackhole route discards packets here.
         "dst_discard" | "dst_discard_out" => Cause::Route(RouteFault::Blackhole),
         "tcf_action_exec" | "sch_handle_egress" | "tcx_run" => Cause::Policy(Policy::TrafficControl),
         // Before 5.17 there is no reason, and what these call is part of them.
@@ -279,7 +279,7 @@ pub(super) fn of_connect(connect: &Of<'_, Connect>, note: Option<DropNote>) -> O
     };
     let over = connect.time.plus_ns(connect.elapsed_ns);
     match note.filter(|note| !note.guessed) {
-        // What comes when the client has gone finds no socket, and explains nothing.
+        // A response after the client has closed its socket is dropped too, and explains nothing.
         Some(note) if note.cause == Some(Cause::ResponseDropped) && note.time > over => {}
         Some(note) => return note.cause,
         None => {}

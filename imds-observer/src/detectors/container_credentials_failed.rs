@@ -115,7 +115,7 @@ struct Failure {
     cause: &'static str,
     /// Where a connection ends.
     at: Option<&'static str>,
-    /// What happens, after "requests of CLIENT to SERVICE".
+    /// End of the sentence "requests of CLIENT to SERVICE ...".
     means: String,
     remedy: String,
     commands: Vec<String>,
@@ -171,7 +171,7 @@ impl Detector for ContainerCredentialsFailed {
     }
 }
 
-/// What is shown of an attempt.
+/// Facts about an attempt that the finding shows.
 struct Seen<'a> {
     time: Time,
     connection: &'a Connection,

@@ -86,7 +86,7 @@ impl Default for Config {
     }
 }
 
-/// Of the last 10 min.
+/// A client's requests of the last 10 min.
 struct Asked {
     fetches: Dated<20, { 30 * SECOND }>,
     /// Tokens, the role's name and the credentials: what fetching them takes.
@@ -145,7 +145,7 @@ impl Detector for CredentialChurn {
         }
         let asked = entry(&mut self.clients, client.handle, &mut self.evicted, Asked::new);
         asked.requests.add(exchange.time, 1);
-        // What holds no credentials is fetched again for that reason: see credentials-unusable.
+        // A response without credentials is the reason for fetching again: credentials-unusable reports it.
         if role_of(context.below).is_none() || client.has_unusable_credentials() {
             return;
         }

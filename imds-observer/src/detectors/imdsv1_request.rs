@@ -107,7 +107,7 @@ struct Caller {
     last_time: Time,
     /// Not reported yet: held back since then.
     held: Option<Time>,
-    /// Of `requests`, those that a program other than IMDS answered, and which.
+    /// Number of `requests` that another program than IMDS answered, and that program.
     elsewhere: u64,
     other: Option<Box<str>>,
 }

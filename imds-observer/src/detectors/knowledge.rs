@@ -35,7 +35,8 @@ const MAX_USER_AGENT: usize = 96;
 /// Fewer bytes, head and body, hold no credentials: their session token alone has several hundred. The errors that come in their place have
 /// some 300 in all.
 pub(super) const CREDENTIALS_BYTES: u64 = 700;
-/// So many of them in a row, over so long, are no accident and no start: a stand-in's short credentials are read once by each process.
+/// Number of consecutive short responses, and their time span, that exclude a truncated response and a starting client. Each process
+/// reads the short credentials of a mock once.
 pub(super) const SHORT_ANSWERS: u64 = 3;
 pub(super) const SHORT_SPREAD_S: u64 = 45;
 /// Short answers further apart than this are no row.
@@ -43,7 +44,7 @@ pub(super) const SHORT_ROW_NS: u64 = 3600 * SECOND;
 /// Key and name of the host itself among places.
 pub(super) const HOST: &str = "host";
 
-/// What became of a token request.
+/// Result of a token request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenFate {
     Granted,
@@ -173,7 +174,7 @@ pub struct Knowledge {
     signs: CloudSigns,
 }
 
-/// What requests and their responses show of the cloud that this host is in.
+/// Evidence of this host's cloud from requests and responses.
 #[derive(Debug, Default)]
 struct CloudSigns {
     /// An IMDSv2 token was granted, a server named itself as IMDS, or an agent of EKS or ECS answered.
@@ -332,7 +333,7 @@ impl Knowledge {
         }
         if let Observation::Drop(drop) = observation
             && let Some(note) = DropNote::of(drop)
-            // Of guesses the first one counts: a connection's first packet shows when its trouble began.
+            // Among guesses the first one is kept, because a connection's first packet shows when its trouble began.
             && !(note.guessed && self.drops.contains(&drop.connection.id))
             && let Some((other, _)) = self.drops.push(drop.connection.id.clone(), note)
             && other != drop.connection.id
@@ -484,7 +485,7 @@ impl Who {
     }
 }
 
-/// What is derived from a caller's description once, however often it asks.
+/// Facts that are derived once from a caller's description.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
     pub(super) handle: u64,
@@ -601,7 +602,7 @@ impl Client {
         };
     }
 
-    /// What it is given as credentials holds none: it fetches again for that reason.
+    /// Whether the responses to its credentials requests hold no credentials, which is why it fetches again.
     pub(super) fn has_unusable_credentials(&self) -> bool {
         self.short
             .is_some_and(|(first, last, count)| count >= SHORT_ANSWERS && last.since(first) >= SHORT_SPREAD_S * SECOND)
@@ -651,7 +652,7 @@ pub(super) fn wrong_token_method(exchange: &Exchange) -> Option<u16> {
     (!is_probe(exchange) && !method.is_empty() && is_token_path(path)).then_some(refused)
 }
 
-/// What became of this token request.
+/// Result of this token request.
 pub(super) fn token_fate(exchange: &Exchange) -> TokenFate {
     let Some(response) = &exchange.response else {
         return TokenFate::Unanswered;

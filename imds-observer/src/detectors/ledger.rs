@@ -53,7 +53,7 @@ pub struct Details {
     pub remedy: Remedy,
 }
 
-/// What the latest sighting showed, as a function that makes a finding's text of it.
+/// The latest sighting, as a function that builds the finding's text.
 trait Reported: Any + Send {
     fn details(&self) -> Details;
 }
@@ -100,13 +100,13 @@ pub struct Sightings<'a> {
     code: Code,
     quiet_ns: u64,
     now: Time,
-    /// Of the next sighting: see [`Self::since`].
+    /// Start of the next sighting: see [`Self::since`].
     since: Option<Time>,
     out: &'a mut Vec<Record<Finding>>,
 }
 
 impl<'a> Sightings<'a> {
-    /// Of no detector yet: see [`Self::turn_to`].
+    /// Belongs to no detector yet: see [`Self::turn_to`].
     pub(super) fn new(ledger: &'a mut Ledger, now: Time, out: &'a mut Vec<Record<Finding>>) -> Self {
         Self {
             ledger,

@@ -80,7 +80,7 @@ use scope::Asks;
 pub use scope::Scope;
 pub use wants::Exchanges;
 
-/// What all detectors together may hold with the default [`Limits`], whatever a local process does.
+/// Limit on the memory of all detectors with the default [`Limits`], whatever a local process does.
 pub const MEMORY_LIMIT_BYTES: usize = 80 << 20;
 
 /// How long the evidence must be missing before a finding is resolved, unless the detector sets another time.
@@ -160,7 +160,7 @@ registry! {
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub code: Code,
-    /// What it finds, in one line.
+    /// One-line description of the pattern.
     pub line: &'static str,
     source: &'static str,
 }
@@ -183,7 +183,7 @@ pub fn manual_of(code: Code, source: &str) -> String {
     page
 }
 
-/// What detectors look at.
+/// Input of the detectors.
 #[derive(Clone, Copy, Debug)]
 pub enum Observation<'a> {
     Exchange(Of<'a, record::Exchange>),
@@ -256,7 +256,7 @@ impl<'a> Observation<'a> {
     }
 }
 
-/// What a detector receives besides the observation.
+/// Facts that a detector receives with an observation.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// Latest time seen so far; never goes back.
@@ -265,7 +265,7 @@ pub struct Context<'a> {
     pub knowledge: &'a Knowledge,
     /// Path of the observed request, normalized: no query, no doubled or trailing slash. Empty where there is no request.
     pub path: &'a str,
-    /// What of `path` is below the version.
+    /// The part of `path` below the version.
     pub below: &'a str,
     /// Both, to be kept.
     pub shared_path: &'a std::sync::Arc<Path>,
@@ -348,7 +348,7 @@ struct Asked {
     wanting: Vec<DetectorSet>,
     /// By what kind of service an observation is about.
     about: [DetectorSet; Asks::ALL.len()],
-    /// Those with findings open, and the ledger's codes when that was computed.
+    /// Detectors with open findings, and the ledger's codes for which that was computed.
     open: (DetectorSet, u64),
 }
 
@@ -364,7 +364,7 @@ impl Asked {
         }
     }
 
-    /// Those that are about this kind of service.
+    /// Detectors that concern this kind of service.
     fn within(&self, asks: Asks) -> DetectorSet {
         self.about[asks as usize]
     }

@@ -81,7 +81,7 @@ impl Default for Config {
     }
 }
 
-/// What one client did.
+/// Requests of one client.
 struct Row {
     reads: u64,
     first: Time,

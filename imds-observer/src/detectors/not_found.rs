@@ -90,7 +90,7 @@ const OPTIONAL: &[&str] = &[
     "meta-data/network/interfaces/macs",
     "user-data",
 ];
-/// What every instance has from its start.
+/// Paths that every instance has from its start.
 const ALWAYS: &[&str] = &[
     "meta-data",
     "meta-data/ami-id",
@@ -188,7 +188,7 @@ impl Detector for NotFound {
             }
             return;
         }
-        // What IMDS always has is not waited for at boot.
+        // Paths that IMDS always has are not excused at boot.
         let excused = context.booting(time) && !ALWAYS.contains(&below);
         let protocol = context.protocol;
         let absent = if protocol.dialect == Dialect::Aws {

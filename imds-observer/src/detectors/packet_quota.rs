@@ -140,7 +140,7 @@ const CLASSES: [(&str, &str); 4] = [
 /// How long a busy second explains dropped packets.
 const EXPLAINS_NS: u64 = 10 * SECOND;
 
-/// What uses the quota up.
+/// The class of packets that uses up the quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Larger {
     /// Index into [`CLASSES`].
@@ -329,7 +329,7 @@ impl PacketQuota {
 
 impl Larger {
     fn of(packets: &[u64; 4]) -> Self {
-        // Of equals the first one.
+        // On a tie, the first class.
         let class = (0..4).rev().max_by_key(|class| packets[*class]).unwrap_or(0);
         Self::Class(class)
     }

@@ -16,7 +16,7 @@ const MAX_REMEMBERED_BYTES: usize = 512;
 /// In the paths of a role's name and of its credentials.
 const CREDENTIALS: &str = "security-credentials";
 
-/// What is derived from a path. The default is no path at all.
+/// Facts derived from a path. The default is the absence of a path.
 #[derive(Debug, Default)]
 pub struct Path {
     asked: Box<str>,
@@ -60,7 +60,7 @@ impl Paths {
         }
     }
 
-    /// Of what asks for no path.
+    /// The path of observations without a request.
     pub(super) fn none(&self) -> &Arc<Path> {
         &self.none
     }

@@ -130,7 +130,7 @@ pub(super) fn new(config: &Config, limits: &Limits) -> PathDisappeared {
 /// Key of the finding about a detached role.
 const ROLE: &str = "path/meta-data/iam";
 
-/// What a missing path means.
+/// Meaning of a missing path.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cause {
     LiveMigration,
@@ -265,7 +265,7 @@ impl PathDisappeared {
             Cause::Role => self.config.role_spread_s,
             _ => self.config.spread_s,
         };
-        // Of the list of roles and of the lifecycle state, which some clients ask for alone, no other answer is needed.
+        // For the list of roles and the lifecycle state no other path must be answered, because some clients request only these.
         let others = others || matches!(cause, Cause::RoleDetached | Cause::Client | Cause::LiveMigration);
         if known.misses < self.config.misses.max(1) || time.since(first) < spread_s.saturating_mul(SECOND) || !others {
             return;

@@ -108,7 +108,7 @@ pub(super) fn new(config: &Config, limits: &Limits) -> RedirectedLocally {
     }
 }
 
-/// What became of a redirected connection.
+/// Result of a redirected connection.
 enum Fate {
     Answered,
     Silent,
@@ -243,7 +243,7 @@ fn details(
         )
     };
     let rules = &context.host.nat_rules;
-    // Of a rule's description, the address.
+    // The address in a rule's description.
     let led_to = target.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
     let place_name = led_to.map_or(target, |(to, _)| to);
     let text = if failed == 0 {
@@ -333,7 +333,7 @@ mod tests {
         );
     }
 
-    /// What NAT sends to an address without a route leaves no socket.
+    /// Packets that NAT sends to an address without a route belong to no socket.
     #[test]
     fn a_rule_of_the_host_explains_its_own_connections_without_a_syn() {
         let of_the_host = RULE.replace("requests that this host forwards (from pods)", "requests of this host");

@@ -233,7 +233,7 @@ impl Sdk {
         }
     }
 
-    /// What a lost token response does to this client, and what can be set in it until the hop limit is right.
+    /// Effect of a lost token response on this client, and a setting of the client that helps until the hop limit is right.
     pub(super) fn without_token(self) -> &'static str {
         match self {
             Self::Botocore => {

@@ -4,7 +4,7 @@ use super::Observation;
 use crate::imds::{Protocol, endpoint_of};
 use crate::record::Dialect;
 
-/// What kind of service is asked.
+/// Kind of the requested service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asks {
     /// IMDS of AWS, or something that speaks like it.
@@ -47,7 +47,7 @@ impl Scope {
     }
 }
 
-/// What an observation asks, on a host of this cloud, and the protocol that counts.
+/// The kind of service that an observation is about on a host of this cloud, and its protocol.
 ///
 /// EC2's tree is served by other clouds too, without tokens and roles of EC2: there their own protocol counts.
 pub(super) fn asks(observation: &Observation<'_>, cloud: Dialect) -> (Asks, &'static Protocol) {

@@ -179,7 +179,7 @@ impl Detector for StaleRoleName {
             if missing.pending == 0 {
                 continue;
             }
-            // What is not decided yet is looked at again.
+            // Undecided cases are checked again.
             self.pending = true;
             let role = role_of(missing.path.below()).unwrap_or_default();
             let Some(other) = context.knowledge.other_role(client, role, *last_200, missing.first) else {

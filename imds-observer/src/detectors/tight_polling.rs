@@ -188,7 +188,7 @@ impl Detector for TightPolling {
             return;
         }
         let time = exchange.time;
-        // Which of the usual methods, next to a hash that can't be predicted.
+        // Number of a usual method, or an unpredictable hash of another one.
         let method = match exchange.request.method.as_deref() {
             Some("GET") => 1,
             Some("PUT") => 2,
@@ -327,7 +327,7 @@ fn sustained(minute: &Minute, seconds: usize, first: Time, limit: f64, time: Tim
     (requests as f64 > limit * seconds as f64 && least as f64 >= even / 2.0).then_some((rate, requests))
 }
 
-/// What a finding shows of the latest sighting.
+/// Facts of the latest sighting that a finding shows.
 struct Facts {
     breach: Breach,
     /// On that path.

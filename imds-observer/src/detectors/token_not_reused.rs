@@ -94,7 +94,7 @@ struct Track {
     /// When tokens were granted, and to which process; oldest first.
     tokens: VecDeque<(Time, u32)>,
     uses: Bins<10, { 60 * SECOND }>,
-    /// Of the uses, those that gave nothing.
+    /// Uses that returned nothing.
     failed: Bins<10, { 60 * SECOND }>,
     ttl_s: u32,
     wasted: u64,
@@ -129,7 +129,7 @@ impl Detector for TokenNotReused {
         Scope::Tokens
     }
 
-    /// As long as the window: one that slows down a little is no new finding.
+    /// As long as the window, so that a client that slows down a little causes no new finding.
     fn quiet_ns(&self) -> u64 {
         2 * WINDOW_NS
     }
@@ -258,7 +258,7 @@ impl Track {
         if uses as f64 > config.max_reuse * tokens as f64 {
             return None;
         }
-        // What gets nothing begins again from the start: why it gets nothing is another finding's.
+        // A client that gets nothing starts again with a token. Another finding reports why it gets nothing.
         self.failed.total(time);
         let (failed, _) = self.failed.newest(minutes, usize::MAX);
         if failed * 2 >= uses && failed > 0 {

@@ -91,7 +91,7 @@ impl Default for Config {
 
 /// Rejections of one client.
 struct Row {
-    /// Of the newest one.
+    /// Token of the newest rejected request.
     token: Option<String>,
     /// Whether that one could be seen at all.
     cut: bool,
@@ -187,7 +187,7 @@ impl Row {
         }
     }
 
-    /// What the newest rejection alone shows.
+    /// Cause that the newest rejection alone shows.
     fn newest(&self) -> Cause {
         if self.token.is_some() {
             Cause::SameToken

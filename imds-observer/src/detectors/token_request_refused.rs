@@ -107,7 +107,7 @@ struct Row {
     method: Box<str>,
     path: Box<str>,
     server: Option<Box<str>>,
-    /// What answers, if it is another cloud's service.
+    /// The service that answers, if it is another cloud's.
     cloud: Option<&'static str>,
     who: Who,
     all: u64,

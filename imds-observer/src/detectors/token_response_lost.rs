@@ -89,7 +89,7 @@ impl Default for Config {
     }
 }
 
-/// What the losses of one client have come to.
+/// Sum of one client's losses.
 #[derive(Default)]
 struct Losses {
     lost: u64,

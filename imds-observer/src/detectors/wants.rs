@@ -27,7 +27,7 @@ impl Exchanges {
     pub const DELAYED: Self = Self(32);
     /// The bits of those above are below it.
     const KINDS: u8 = 64;
-    /// What each is.
+    /// Set for every exchange.
     const ANY: Self = Self(128);
 
     /// All that this one is.

@@ -10,7 +10,7 @@ pub(super) struct Bins<const N: usize, const WIDTH_NS: u64> {
     /// Number of the newest bin since the epoch.
     newest: u64,
     counts: [u32; N],
-    /// Of all counts.
+    /// Sum of all counts.
     sum: u64,
 }
 
@@ -81,7 +81,7 @@ impl<const N: usize, const WIDTH_NS: u64> Bins<N, WIDTH_NS> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dated<const N: usize, const WIDTH_NS: u64> {
     bins: Bins<N, WIDTH_NS>,
-    /// Of each bin that is not empty.
+    /// Time of the first count in each non-empty bin.
     firsts: [Time; N],
 }
 
@@ -146,7 +146,7 @@ impl Run {
             };
             return;
         }
-        // What comes late belongs to it unless it is much older.
+        // A late observation belongs to the window unless it is much older.
         if self.first.since(time) <= pause_ns {
             self.first = self.first.min(time);
             self.last = self.last.max(time);

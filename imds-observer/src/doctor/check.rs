@@ -1,39 +1,39 @@
-//! One thing that was looked at, and what came of it.
+//! One check and its result.
 
 use serde::Serialize;
 
 use crate::record::{Code, Remedy};
 
-/// How a check came out.
+/// Result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckState {
     Ok,
-    /// There is something that may matter; whether it does can't be judged from here.
+    /// A fact that may matter. Whether it does can't be decided here.
     Note,
-    /// Could not be checked.
+    /// The check could not be made.
     Unknown,
-    /// The observer lacks it.
+    /// The observer needs the feature, and this host lacks it.
     Missing,
-    /// It blocks this host, or a part of it, from IMDS.
+    /// A fault blocks this host, or a part of it, from IMDS.
     Fault,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
     pub name: String,
-    /// Which of several: an endpoint, an interface, a process.
+    /// What the check is about, if there are several: an endpoint, an interface or a process.
     pub subject: Option<String>,
     pub state: CheckState,
-    /// What was seen.
+    /// Fact that was found.
     pub found: String,
-    /// What it means for requests to IMDS.
+    /// Effect on requests to IMDS.
     pub means: Option<String>,
-    /// What the observer doesn't see for it.
+    /// What is not visible to the observer because of this.
     pub blinds: Option<String>,
     pub remedy: Option<Remedy>,
-    /// The finding that the observer would report of it.
+    /// The finding that the observer would report.
     pub code: Option<Code>,
 }
 
@@ -55,12 +55,12 @@ impl Check {
         Self::new(name, CheckState::Ok, found)
     }
 
-    /// Something that couldn't be looked at, and why.
+    /// A check that could not be made, with the reason.
     pub(super) fn unread(name: &str, why: impl std::fmt::Display) -> Self {
         Self::new(name, CheckState::Unknown, format!("could not check: {why}"))
     }
 
-    /// `Missing` unless `held`, with what that blinds and what would help.
+    /// `Ok` if `held`, else `Missing` with the coverage gap and the remedy.
     pub(super) fn needed(name: &str, held: bool, found: impl Into<String>, blinds: &str, remedy: &str) -> Self {
         if held {
             Self::ok(name, found)

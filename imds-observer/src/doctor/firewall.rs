@@ -24,7 +24,7 @@ const MAX_REDIRECTIONS: usize = 8;
 struct Way {
     what: &'static str,
     hooks: &'static [Hook],
-    /// Of pods and whatever else this host forwards for.
+    /// Whether these are packets that this host forwards, for example for pods.
     forwarded: bool,
     response: bool,
 }

@@ -1,8 +1,8 @@
-//! What no observer on this kernel sees, and no record of a run can show? docs/limitations.md explains each.
+//! Facts that no observer on this kernel can record. docs/limitations.md explains each.
 
 use super::check::{Check, CheckState};
 
-/// What is not visible, and the first kernel that shows it; `None`: no kernel does.
+/// Facts that are not visible, and the first kernel that shows them. `None`: no kernel does.
 const LIMITS: &[(&str, Option<(u32, u32)>)] = &[
     ("response headers", None),
     ("drops that interrupt the tracing of another drop on the same CPU", None),

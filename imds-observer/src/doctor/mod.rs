@@ -28,7 +28,7 @@ use crate::bpf::cgroup2_mount;
 use crate::host::{Uplink, Uplinks};
 use crate::imds::beyond_this_host;
 
-/// What to look at.
+/// Options of the checks.
 #[derive(Clone, Debug, Default)]
 pub struct DoctorOptions {
     pub endpoints: Vec<IpAddr>,

@@ -17,7 +17,7 @@ use crate::record::{Code, Endpoint};
 
 const NAME: &str = "proxy";
 
-/// Those that HTTP clients obey for `http://` addresses, the narrower first.
+/// Variables that HTTP clients read for `http://` addresses, the more specific first.
 const PROXIES: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
 const EXCEPTIONS: [&str; 2] = ["no_proxy", "NO_PROXY"];
 /// Processes that are looked at.

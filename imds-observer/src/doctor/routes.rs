@@ -23,7 +23,7 @@ pub(super) fn checks(endpoints: &[IpAddr]) -> Vec<Check> {
         Err(error) => return vec![Check::unread("route", error)],
     };
     let mut checks = Vec::new();
-    // What can't be read is taken for an ordinary device.
+    // An unreadable device is treated as an ordinary one.
     let links = routing.links().unwrap_or_default();
     for endpoint in endpoints {
         let routed = routing.route_to(*endpoint);

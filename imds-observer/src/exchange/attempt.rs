@@ -126,7 +126,7 @@ impl Attempt {
             return false;
         }
         *last = Some(time);
-        // What is connected sends no SYN.
+        // A connected socket sends no SYN.
         let refused = socket && self.revoke();
         self.syns = self.syns.saturating_add(u32::from(socket));
         self.wire_syns = self.wire_syns.saturating_add(u32::from(wire));
@@ -192,7 +192,7 @@ impl Attempt {
         taken
     }
 
-    /// What the handshake took, once it is over.
+    /// Duration of the handshake, once it is over.
     pub(super) fn handshake_ns(&self) -> Option<u64> {
         let established = self.established?;
         // Without a SYN in sight the attempt began before we looked, or the hook is missing.

@@ -50,7 +50,7 @@ const NEVER_NS: u64 = 100 * 365 * 24 * 3_600 * SECOND;
 /// A connection without any packet is forgotten after this; a later request on it starts a new entry.
 const FORGET_NS: u64 = 900 * SECOND;
 
-/// What a flow needs of the table around it.
+/// The parts of the table that a flow needs.
 pub(super) struct Context<'a> {
     pub(super) limits: &'a Limits,
     pub(super) hasher: &'a Hasher,
@@ -75,7 +75,7 @@ pub(super) struct Fresh {
 enum LocalFrom {
     /// A packet on its way, perhaps behind NAT.
     Elsewhere,
-    /// What the socket sends. A host's own packets have passed the firewall's NAT there already.
+    /// Packets that the socket sends. A host's own packets have passed the firewall's NAT there already.
     Sent,
     /// The socket itself, or what is delivered to it.
     Socket,
@@ -88,7 +88,7 @@ enum Leave {
     Gone,
 }
 
-/// What is known of the numbers of the bytes that the server sends.
+/// Known sequence numbers of the server's bytes.
 #[derive(Clone, Copy, Debug)]
 enum ServerBytes {
     Unknown,
@@ -147,7 +147,7 @@ pub(super) struct Flow {
     troubled: bool,
     /// When the table's timer will look at this flow.
     pub(super) scheduled: Option<Time>,
-    /// What is counted of it.
+    /// The flow's part of the budget.
     pub(super) share: Charge,
 }
 
@@ -549,7 +549,7 @@ impl Flow {
         match packet.vantage {
             Vantage::Socket => {}
             Vantage::Uplink => self.wire_ttl = Some(packet.ttl),
-            // Of copies at several interfaces the one with the smallest TTL is the one that left.
+            // Among copies at several interfaces, the one with the smallest TTL is the one that left the host.
             Vantage::Capture => self.wire_ttl = Some(self.wire_ttl.map_or(packet.ttl, |ttl| ttl.min(packet.ttl))),
         }
         self.sightings.see(packet);
@@ -618,7 +618,7 @@ impl Flow {
                 pending.sent_again(packet.time);
             }
         }
-        // Of a socket's bytes its own hook brings all.
+        // The hook at the socket reports all bytes of that socket.
         if packet.vantage == Vantage::Uplink && !self.socketless() {
             return;
         }
@@ -1090,7 +1090,7 @@ impl Flow {
             until,
         };
         let silent_since = pending.time.max(arrived.unwrap_or_default());
-        // What has arrived and isn't delivered will hardly be.
+        // A response that has arrived and isn't delivered is unlikely to be delivered later.
         let idle = if arrived.is_some() {
             silent_since.plus_ns(IDLE_NS)
         } else {
@@ -1165,7 +1165,7 @@ impl Flow {
                 None => done((ExchangeOutcome::Open, None), None),
             };
         }
-        // What was lost meanwhile may change who decides.
+        // Lost events may change which side decides.
         Decision::Wait(wait.min(now.plus_ns(FORGET_NS)))
     }
 

@@ -1,4 +1,4 @@
-//! What the pairing of requests and responses yields, before the process is known.
+//! Results of pairing requests and responses, before the process is known.
 
 use crate::event::{FlowId, Sender};
 use crate::record::{Body, Caller, Host, Record, Time};

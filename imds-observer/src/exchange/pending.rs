@@ -165,7 +165,7 @@ impl Pending {
         }
     }
 
-    /// Of its texts at most: method, path, user agent, and the token's hash.
+    /// Limit on the bytes of its texts: method, path, user agent, and the token's hash.
     pub(super) const TEXT_BYTES: usize = PATH_BYTES + USER_AGENT_BYTES + 32;
 
     /// A packet with bytes of this request was seen again.

@@ -27,7 +27,7 @@ impl Owner {
     }
 }
 
-/// What is counted of a connection.
+/// A connection's part of the budget.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Charge {
     owner: Owner,

@@ -35,7 +35,7 @@ impl Sightings {
         }
         let (seq, ttl) = (packet.seq as u16, NonZeroU8::new(packet.ttl));
         match packet.vantage {
-            // What a retransmission repeats may be on its way, with another TTL.
+            // A retransmitted segment may still be on its way with another TTL.
             Vantage::Socket => (self.sent, self.socket_ttl) = (seq, ttl.filter(|_| !packet.retransmit)),
             Vantage::Uplink => (self.left, self.uplink_ttl) = (seq, ttl),
             Vantage::Capture => return,
@@ -51,7 +51,7 @@ impl Sightings {
         }
     }
 
-    /// Of the newest segment, as it left the socket.
+    /// TTL of the newest segment at the socket.
     pub(super) fn socket_ttl(self) -> Option<u8> {
         self.socket_ttl.map(NonZeroU8::get)
     }

@@ -52,10 +52,10 @@ impl Default for Limits {
 /// Whose connections are followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
-    /// Those of the whole host, and what its uplinks and drops show beside them.
+    /// Sockets of the whole host, and connections that only uplinks and drops show.
     #[default]
     Host,
-    /// Those that the programs at one cgroup have shown. Hooks that see the whole host (drops, socket states) only add to them.
+    /// Sockets that the programs at one cgroup have reported. Hooks that see the whole host (drops, socket states) only add to them.
     Cgroup {
         /// The user has named the uplinks: what they show of clients without a socket here is followed too.
         uplinks: bool,
@@ -88,7 +88,7 @@ const SPARE: usize = 64;
 /// Sequence number, acknowledgement and endpoint of a segment that a client sends: NAT leaves them alone.
 type Numbers = (u32, u32, SocketAddr);
 
-/// Of a request's segment with SYN or payload. A SYN acknowledges nothing.
+/// Sequence numbers of a request's segment with SYN or payload. A SYN acknowledges nothing.
 fn numbers(packet: &Packet) -> Option<Numbers> {
     if packet.icmp.is_some() || packet.direction != Direction::Request || packet.tcp_flags & Packet::RST != 0 {
         return None;
@@ -167,7 +167,7 @@ impl FlowTable {
         self
     }
 
-    /// What could not be read or kept, since the start: `unparsed`, `truncated`, `evicted`.
+    /// Counts of input that could not be read or kept since the start: `unparsed`, `truncated`, `evicted`.
     pub fn loss(&self) -> LossCounts {
         self.loss
     }
@@ -212,7 +212,7 @@ impl FlowTable {
             }
             Event::Socket(event) => {
                 self.sees_sockets = true;
-                // What ends without anything having been seen of it leaves nothing to be reported.
+                // A connection that ends before anything else was observed causes no record.
                 if matches!(event.state, SocketState::ErrorReport | SocketState::Closed)
                     && !self.flows.contains(&event.flow)
                 {

@@ -712,7 +712,7 @@ fn an_idle_connection_is_no_failure() {
     assert_eq!(world.failure().outcome, ConnectOutcome::Timeout);
 }
 
-/// What was lost may have been the end of a socket: then silence decides, after long.
+/// A lost event may have been the end of a socket. Then a long silence decides.
 #[test]
 fn a_socket_whose_end_may_have_been_lost_is_given_up_by_time() {
     let mut world = World::live();
@@ -1847,7 +1847,7 @@ proptest! {
 
         let (mut mixed, _) = conversation(Vantage::Capture, &requests, &bodies);
         mixed.handshake();
-        // What is on its way at one time is reordered; what a packet causes stays behind it.
+        // Packets that are in flight at the same time are reordered. A packet stays behind the one that causes it.
         let mut at = 0;
         for (packet, cuts) in packets.iter().zip(&cuts) {
             let all: Vec<usize> = (0..packet.data.len()).collect();

@@ -19,7 +19,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::record::Time;
 
-/// Of the packets that have not been read yet.
+/// Size of the buffer for packets that have not been read yet.
 const BUFFER_BYTES: usize = 8 * 1024 * 1024;
 const SNAPLEN: usize = 65_536;
 /// Nanoseconds, in this machine's byte order.

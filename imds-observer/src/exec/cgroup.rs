@@ -35,7 +35,7 @@ impl Cgroup {
         let directory = parent.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&directory)
             .or_else(|error| match error.kind() {
-                // Of an earlier process with this PID.
+                // The directory is left over from an earlier process with this PID.
                 io::ErrorKind::AlreadyExists => Ok(()),
                 _ => Err(error),
             })

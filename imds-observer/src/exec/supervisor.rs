@@ -30,7 +30,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use super::cgroup::Cgroup;
 use crate::story::Exit;
 
-/// What to run, and where.
+/// The command and its surroundings.
 pub struct Launch<'a> {
     pub command: &'a [OsString],
     pub environment: &'a [(&'static str, String)],
@@ -50,7 +50,7 @@ pub struct Supervisor {
     pid: Pid,
 }
 
-/// What a supervisor reports.
+/// Report of a supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
     Started,
@@ -66,7 +66,7 @@ pub enum Report {
 /// Requests are one byte: to start, to kill, else the number of a signal for the command.
 const START: u8 = 0;
 const KILL: u8 = 255;
-/// What was to be done before `exec` failed. None of the system calls there returns this error.
+/// A preparation before `exec` failed. No system call there returns this error itself.
 const SETUP_FAILED: i32 = libc::ENOTRECOVERABLE;
 /// How long processes may take to end after SIGKILL.
 const ROUNDS: u32 = 2_000;

@@ -1,4 +1,4 @@
-//! What both directions' readers share.
+//! Code that the readers of both directions share.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,11 +7,11 @@ use crate::record::Time;
 
 use super::{Piece, Seq};
 
-/// What is known of the packet that brought a piece.
+/// Facts about the packet that carried a piece.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
     pub time: Time,
-    /// Of the other direction: what the sender had received by then.
+    /// Acknowledgement number: bytes of the other direction that the sender had received by then.
     pub ack: Seq,
     pub ttl: u8,
     pub sender: Option<Sender>,

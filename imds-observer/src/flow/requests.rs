@@ -12,7 +12,7 @@ pub struct FoundRequest<'a> {
     pub start: Seq,
     /// Behind the last byte of the head.
     pub end: Seq,
-    /// Of the packet that brought its first byte.
+    /// Metadata of the packet that carried the first byte.
     pub meta: Meta,
     pub head: Request<'a>,
     /// A hidden request may be right before it, so that its answer can't be distinguished from that one's.
@@ -23,7 +23,7 @@ pub struct FoundRequest<'a> {
 enum Position {
     /// At or in a head.
     Head,
-    /// So many bytes of a body are left.
+    /// Within a body, with the number of bytes left.
     Body(u64),
     /// Where the next head begins is not known.
     Lost,
@@ -43,7 +43,7 @@ pub struct RequestReader {
     /// The server has spoken since the state was lost: what the client sends next is a new request.
     turned: bool,
     last_ack: Option<Seq>,
-    /// What the client had received when bytes went missing.
+    /// Acknowledgement number of the client when bytes went missing.
     ack_at_gap: Option<Seq>,
     max_head_bytes: u32,
 }

@@ -12,7 +12,7 @@ use crate::imds::response_headers;
 #[derive(Clone, Debug)]
 pub struct FoundResponse {
     pub start: Seq,
-    /// Of the packet that brought its first byte.
+    /// Metadata of the packet that carried the first byte.
     pub meta: Meta,
     /// `None`: what came doesn't begin as HTTP.
     pub status: Option<u16>,

@@ -1,7 +1,8 @@
 //! One direction of a connection: pieces in any order go in, pieces in order come out, each byte once. Nearly all come in order and go
 //! through without being stored.
 //!
-//! Of a byte that comes twice the first copy counts. Bytes that a source never captures are holes: of known length, so the stream goes on behind them.
+//! If a byte arrives twice, the first copy is used. Bytes that a source never captures are holes. Their length is known, so the stream
+//! continues behind them.
 
 use std::collections::VecDeque;
 
@@ -31,30 +32,30 @@ impl<M> Piece<M> {
     }
 }
 
-/// What becomes of a piece.
+/// Result of pushing a piece.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pushed<P> {
-    /// It comes next: take it, and then what [`Stream::pop`] gives.
+    /// The piece is next in order. Use it, then drain [`Stream::pop`].
     Next(P),
-    /// Waits for an earlier one.
+    /// The piece waits for an earlier one.
     Waits,
-    /// Every byte of it was known.
+    /// All of its bytes were already received.
     Old,
 }
 
-/// Why a piece was not taken in.
+/// Why a piece was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// It doesn't fit: skip the gap before the waiting pieces.
     Full,
-    /// So far from the stream that it can't belong to it.
+    /// The piece is so far from the stream that it can't belong to it.
     Far,
 }
 
 /// Further ahead than any window that a client and IMDS negotiate.
 const WINDOW: i32 = 1 << 24;
 
-/// See the module's text. Holds at most `max` pieces that wait for an earlier one.
+/// One direction of a connection. Holds at most `max` pieces that wait for an earlier one.
 #[derive(Debug)]
 pub struct Stream<M> {
     next: Option<Seq>,
@@ -178,7 +179,7 @@ mod tests {
         bytes.extend(std::iter::repeat_n(b'.', piece.hole as usize));
     }
 
-    /// What comes out when a piece goes in.
+    /// Returns the bytes that become available when a piece is pushed.
     fn pass(stream: &mut Stream<()>, piece: Piece<()>) -> Vec<u8> {
         let mut bytes = Vec::new();
         if let Ok(Pushed::Next(piece)) = stream.push(piece) {

@@ -6,7 +6,7 @@ use caps::{CapSet, Capability};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needed {
     pub capability: Capability,
-    /// What isn't seen without it.
+    /// Facts that are not visible without it.
     pub blinds: &'static str,
     /// Included in CAP_SYS_ADMIN, as far as BPF goes.
     within_admin: bool,

@@ -170,7 +170,7 @@ fn string(bytes: &[u8]) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// Which of the names in a `struct ethtool_gstrings` is this one.
+/// Index of a name in a `struct ethtool_gstrings`.
 fn position(strings: &[u8], wanted: &str) -> Option<usize> {
     let count = u32::from_ne_bytes(*strings.get(8..)?.first_chunk()?) as usize;
     strings

@@ -24,7 +24,7 @@ pub struct Filter {
     pub hook: &'static str,
     /// `bpf`, `flower`, `u32`.
     pub kind: String,
-    /// Of a BPF filter.
+    /// Name of a BPF filter.
     pub name: Option<String>,
     pub handle: u32,
 }

@@ -1,4 +1,4 @@
-//! What the detectors' remedies should know of this host, without asking IMDS.
+//! Facts about this host for the detectors' remedies, read without asking IMDS.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +48,7 @@ pub fn instance_id() -> Option<String> {
     fs::read_to_string(ASSET_TAG).ok().and_then(|tag| instance_id_in(&tag))
 }
 
-/// What sets up the network, by what it leaves in the file system. Netplan comes first, because it writes the configuration of the others.
+/// The tool that configures the network, recognized by its files. Netplan comes first, because it writes the configuration of the others.
 fn network_tool(root: &Path) -> Option<NetworkTool> {
     let holds = |directory: &str, matching: fn(&str) -> bool| {
         fs::read_dir(root.join(directory)).is_ok_and(|entries| {

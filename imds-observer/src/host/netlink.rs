@@ -1,6 +1,6 @@
-//! Questions to the kernel over netlink, answered at once.
+//! Synchronous netlink requests.
 //!
-//! Blocking on purpose: the kernel answers within the call that asks, so a runtime would only add a thread.
+//! Requests block on purpose: the kernel replies within `sendmsg()`, so an async runtime would only add a thread.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -12,19 +12,19 @@ use thiserror::Error;
 
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
-/// A larger table dump is abandoned: a full Internet routing table needs about half.
+/// Limit on a table dump, bytes. A full Internet routing table needs about half of it.
 const MAX_REPLY_BYTES: usize = 128 << 20;
-/// Restarts of a dump that changed while it was read.
+/// Limit on restarts of a dump whose table changed while it was read.
 const DUMP_TRIES: usize = 4;
-/// The kernel answers within the call; this only bounds a bug.
+/// The kernel replies within `sendmsg()`. The timeout matters only if a bug loses the reply.
 const PATIENCE_MS: u16 = 5_000;
 
-/// Why a question has no answer.
+/// Why a netlink request failed.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
     #[error("netlink: {0}")]
     Io(#[from] io::Error),
-    /// The kernel's own answer.
+    /// Errno that the kernel returned in `NLMSG_ERROR`.
     #[error("netlink: {}", io::Error::from_raw_os_error(*.0))]
     Refused(i32),
     #[error("netlink: response truncated at byte {0}")]
@@ -46,14 +46,14 @@ impl NetlinkError {
     }
 }
 
-/// One message of an answer.
+/// One message of a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     pub kind: u16,
     pub payload: Vec<u8>,
 }
 
-/// A netlink socket of the network namespace that the thread was in when it opened it.
+/// A netlink socket in the network namespace of the thread that opened it.
 pub struct Netlink {
     socket: Socket,
     sequence: u32,
@@ -67,18 +67,19 @@ impl Netlink {
         Ok(Self { socket, sequence: 0 })
     }
 
-    /// Lets the kernel filter dumps by the request's header (since 4.20). Without it more comes, which is no harm.
+    /// Lets the kernel filter dumps by the request's header (since 4.20). On older kernels the dump has additional entries, which
+    /// callers ignore.
     pub fn strict(&self) {
         let _ = self.socket.set_netlink_get_strict_chk(true);
     }
 
-    /// Asks one question.
+    /// Sends one request and returns its reply.
     pub fn get(&mut self, kind: u16, payload: &[u8]) -> Result<Vec<Reply>, NetlinkError> {
-        // With an acknowledgement: some answers come without any message of their own.
+        // Requests an acknowledgement, because some requests have no reply message.
         self.request(kind, NLM_F_REQUEST | NLM_F_ACK, payload)
     }
 
-    /// Asks for a whole table.
+    /// Dumps a whole table.
     pub fn dump(&mut self, kind: u16, payload: &[u8]) -> Result<Vec<Reply>, NetlinkError> {
         for _ in 0..DUMP_TRIES {
             match self.request(kind, NLM_F_REQUEST | NLM_F_DUMP, payload) {
@@ -106,7 +107,7 @@ impl Netlink {
             }
             let (buffer, _) = self.socket.recv_from_full()?;
             bytes += buffer.len();
-            // Left over from an abandoned request: skipped by its sequence number.
+            // Messages of an abandoned request are skipped by their sequence number.
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
                 let (header, body, next) = split(rest).ok_or(NetlinkError::Truncated(buffer.len() - rest.len()))?;
@@ -129,7 +130,7 @@ impl Netlink {
                         kind,
                         payload: body.to_vec(),
                     }),
-                    // Still reads to the end, so that the next question finds the socket empty.
+                    // Reads to the end all the same, so that the socket is empty for the next request.
                     _ => replies.clear(),
                 }
             }
@@ -159,7 +160,7 @@ fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     Some((header, body, next))
 }
 
-/// Any bytes as messages: for the fuzz targets.
+/// Reads any bytes as messages, for the fuzz targets.
 pub(super) fn read_any(bytes: &[u8]) {
     let mut rest = bytes;
     while let Some((_, _, next)) = split(rest) {

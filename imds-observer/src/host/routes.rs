@@ -99,7 +99,7 @@ impl Rule {
     }
 }
 
-/// What is known of a neighbor's link-layer address.
+/// State of a neighbor's link-layer address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     pub address: IpAddr,
@@ -129,14 +129,14 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// Of the network namespace that the calling thread is in.
+    /// Opens the tables of the calling thread's network namespace.
     pub fn open() -> Result<Self, NetlinkError> {
         let netlink = Netlink::open(NETLINK_ROUTE)?;
         netlink.strict();
         Ok(Self { netlink })
     }
 
-    /// What would become of a packet of this host to `destination`.
+    /// How the kernel would route a packet of this host to `destination`.
     pub fn route_to(&mut self, destination: IpAddr) -> Result<Routed, NetlinkError> {
         match self.ask(destination, RouteFlags::empty())? {
             Err(errno) => Ok(Routed::Refused(errno)),

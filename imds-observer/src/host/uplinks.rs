@@ -41,7 +41,8 @@ pub struct Uplink {
 pub struct Uplinks;
 
 impl Uplinks {
-    /// Of the network namespace that the calling thread is in. Empty where no route leads out: a finding, not an error.
+    /// Finds the uplinks of the calling thread's network namespace. The list is empty if no route leads out, which is a finding, not an
+    /// error.
     pub fn discover(endpoints: &[IpAddr]) -> Result<Vec<Uplink>, NetlinkError> {
         let mut found = discover(&mut Routing::open()?, endpoints)?;
         found.truncate(MAX_UPLINKS);
@@ -122,7 +123,7 @@ fn uplinks(found: &BTreeSet<u32>, links: &[Link]) -> Vec<Uplink> {
         .collect()
 }
 
-/// What became of an uplink.
+/// Change of an uplink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UplinkChange {
     Appeared(Uplink),

@@ -186,7 +186,7 @@ mod tests {
             let _ = (request.path(), request.body(), request.headers().count());
         }
 
-        /// What httparse accepts reads the same here.
+        /// Heads that httparse accepts are read the same here.
         #[test]
         fn agrees_with_httparse(
             path in "/[a-z0-9/?=&.-]{0,40}",

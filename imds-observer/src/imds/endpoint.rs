@@ -20,7 +20,7 @@ const SCALEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0
 /// Addresses of IMDS alone.
 pub const IMDS: [IpAddr; 2] = [IMDS_V4, IMDS_V6];
 
-/// What is observed where nothing else is configured.
+/// Endpoints that are observed by default.
 pub const DEFAULT_ENDPOINTS: [IpAddr; 5] = [IMDS_V4, IMDS_V6, POD_IDENTITY_V4, POD_IDENTITY_V6, ECS_V4];
 
 /// How fast an endpoint answers when all is well, milliseconds.
@@ -40,7 +40,7 @@ pub struct Service {
     pub name: &'static str,
     pub addresses: &'static [IpAddr],
     pub port: u16,
-    /// What it speaks whatever the request looks like. `None`: the request decides.
+    /// Dialect of the service. `None`: the request decides.
     pub dialect: Option<Dialect>,
     /// The quota of packets to link-local addresses counts its packets.
     pub quota: bool,
@@ -173,7 +173,7 @@ pub fn is_own_request(record: &Record) -> bool {
 const AGENT: &str = "eks-pod-identity-agent";
 const COMM_BYTES: usize = 15;
 
-/// Those of the addresses that an uplink leads to: packets to an agent of this host don't leave it.
+/// The addresses behind an uplink. Packets to an agent of this host don't leave the host.
 pub fn beyond_this_host(addresses: &[IpAddr]) -> Vec<IpAddr> {
     let outside = |address: &&IpAddr| !endpoint_at(**address).is_agent();
     addresses.iter().filter(outside).copied().collect()

@@ -1,4 +1,4 @@
-//! What a request means to the metadata service: version, dialect, path. Secrets stop here: tokens become salted hashes.
+//! Meaning of a request for the metadata service: version, dialect, path. Secrets stop here: tokens become salted hashes.
 
 mod dialect;
 mod endpoint;

@@ -1,4 +1,4 @@
-//! What a path is: the same as another, a role's credentials, or one whose 404 means nothing.
+//! Classifies paths: equal to another one, a role's credentials, or one whose 404 is normal.
 //!
 //! Paths: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-categories.html>.
 
@@ -130,7 +130,7 @@ const NATURAL_404: &[&str] = &[
     "placement/partition-number",
 ];
 
-/// Of an interface, what is always there while the interface is [D]. Its addresses of one family, prefixes and associations are not.
+/// Paths of an interface that always exist while the interface does [D]. Addresses of one family, prefixes and associations may be absent.
 const INTERFACE: &[&str] = &[
     "device-number",
     "interface-id",

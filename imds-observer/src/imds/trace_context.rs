@@ -9,7 +9,7 @@ const DATADOG: &str = "x-datadog-trace-id";
 
 /// Hexadecimal digits of a W3C or Sentry trace id.
 const TRACE_DIGITS: usize = 32;
-/// Those of a span id.
+/// Hexadecimal digits of a span ID.
 const SPAN_DIGITS: usize = 16;
 
 /// The ids that a request carries.

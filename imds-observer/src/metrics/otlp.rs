@@ -37,7 +37,7 @@ const BATCH: usize = 128;
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What [`Collector::new`] needs.
+/// Parameters of [`Collector::new`].
 #[derive(Debug)]
 pub struct Options<'a> {
     /// `http://HOST:PORT`, to which `/v1/logs` and `/v1/metrics` are added.
@@ -67,7 +67,7 @@ pub struct Collector {
     unreported: u64,
 }
 
-/// Of one kind of transfer: a collector may take logs and refuse metrics for good.
+/// State of one kind of transfer: a collector may accept logs and reject metrics permanently.
 #[derive(Debug, Default)]
 struct Trouble {
     /// After a failure: not before, and how long the pause was.
@@ -119,7 +119,7 @@ impl Collector {
         })
     }
 
-    /// What may be sent now.
+    /// Sends the records and metrics that are due.
     fn transfer(&mut self, patience: Duration) {
         while !self.waiting.is_empty() && self.findings_trouble.is_over() {
             self.send_findings(patience);

@@ -12,18 +12,18 @@ use crate::filter::Kinds;
 use crate::record::{Body, Record};
 use crate::sinks::Sink;
 
-/// What the pipeline writes and the server reads.
+/// State that the pipeline writes and the server reads.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) state: std::sync::Mutex<Totals>,
-    /// Of scrapers at a time.
+    /// Limit on simultaneous connections of scrapers.
     pub(super) connections: usize,
     /// Hooks are attached.
     pub(super) ready: AtomicBool,
     pub(super) begin: Instant,
     /// Last iteration of the pipeline loop, in milliseconds since `begin`.
     pub(super) alive_ms: AtomicU64,
-    /// What became of transfers, if there is a collector.
+    /// Results of transfers, if there is a collector.
     pub(super) transfers: std::sync::Mutex<Option<Transfers>>,
 }
 

@@ -86,7 +86,7 @@ pub(super) struct Workload {
     pub(super) failed_connects: [u64; CONNECT_OUTCOMES.len()],
 }
 
-/// What exchanges are counted by.
+/// Key by which exchanges are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// Index into [`VERSIONS`].
@@ -109,7 +109,7 @@ impl Workload {
 pub(super) struct Interface {
     pub(super) egress: u64,
     pub(super) ingress: u64,
-    /// Of the last interval.
+    /// Peak of the last interval, packets per second.
     pub(super) peak_per_s: u64,
     pub(super) quota_share: f64,
     /// The driver's own count since the start, if it has one.

@@ -1,4 +1,4 @@
-//! What was asked and what came of it: `exchange`, `connect`, `drop`.
+//! Records of requests and their results: `exchange`, `connect`, `drop`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -337,7 +337,7 @@ macro_rules! as_text {
 
 as_text!(IcmpCode, DropCause);
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ExchangeOutcome {

@@ -114,7 +114,7 @@ pub struct Subject {
     pub workload: Option<String>,
 }
 
-/// What to do about a finding.
+/// Remedy of a finding.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Remedy {

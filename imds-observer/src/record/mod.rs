@@ -47,7 +47,7 @@ pub type Host = Arc<str>;
 /// `Record<B>` is a record of a kind that is known, which derefs to its body.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Record<B = Body, H = Host> {
-    /// Of an exchange: when the first byte of the request left the process.
+    /// Time of the event. For an exchange, the time at which the first byte of the request left the process.
     pub time: Time,
     pub host: H,
     pub body: B,
@@ -98,7 +98,7 @@ macro_rules! kinds {
             }
         }
 
-        /// What a record is about. Large kinds are boxed by those who store many.
+        /// Content of a record. Code that stores many records boxes the large kinds.
         #[derive(Clone, Debug, PartialEq, Serialize)]
         #[serde(untagged)]
         pub enum Body {

@@ -221,7 +221,7 @@ pub enum PodIdentity {
     EksPodIdentity,
 }
 
-/// What is known of the caller. Shared by all records of one process image.
+/// Identity of the caller. Shared by all records of one process image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
     pub process: Option<Arc<Process>>,

@@ -19,7 +19,7 @@ static OFFSET: AtomicU64 = AtomicU64::new(0);
 /// All steps together: written time minus continuous time.
 static STEPPED: AtomicI64 = AtomicI64::new(0);
 
-/// What a look at the wall clock shows.
+/// Result of comparing the clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Look {
     /// Continuous time minus boot-time clock, from now on.

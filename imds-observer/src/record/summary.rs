@@ -35,7 +35,7 @@ pub struct Attached {
 pub struct Missing {
     pub capability: String,
     pub why: String,
-    /// What the observer can't see without it.
+    /// Facts that are not visible without it.
     pub blinds: String,
 }
 
@@ -43,7 +43,7 @@ pub struct Missing {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Confinement {
-    /// Those that are kept, such as `CAP_NET_ADMIN`.
+    /// Capabilities that are kept, such as `CAP_NET_ADMIN`.
     pub capabilities: Vec<String>,
     pub no_new_privs: bool,
     /// System calls that it never makes are refused.
@@ -52,7 +52,7 @@ pub struct Confinement {
     pub landlock: Option<String>,
 }
 
-/// What sets up the network of a host, and would set up its routes again.
+/// The tool that configures a host's network, and re-creates its routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkTool {
@@ -77,7 +77,7 @@ pub struct Start {
     pub interfaces: Vec<String>,
     pub attached: Vec<Attached>,
     pub missing: Vec<Missing>,
-    /// What narrows this record of events: `comm=curl`, `cgroup=/kubepods`, `records=finding`. Empty: everything is recorded.
+    /// Filters that restrict the records: `comm=curl`, `cgroup=/kubepods`, `records=finding`. Empty: everything is recorded.
     #[serde(default)]
     pub filters: Vec<String>,
     /// Null offline, and with `--unconfined`.
@@ -95,7 +95,7 @@ pub struct Start {
     /// The cloud that this host's firmware names, `unknown` for another maker. Null offline, and where firmware names nothing.
     #[serde(default)]
     pub cloud: Option<Dialect>,
-    /// What sets up this host's network. Null offline, and where no sign of a known tool was found.
+    /// The tool that configures this host's network. Null offline, and where no sign of a known tool was found.
     #[serde(default)]
     pub network_tool: Option<NetworkTool>,
     /// What creates instances like this one: its configuration decides the metadata options of the next one. Null offline, and where no
@@ -104,12 +104,12 @@ pub struct Start {
     pub node_owner: Option<NodeOwner>,
 }
 
-/// What creates and replaces an instance.
+/// The tool that creates and replaces an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeOwner {
     pub kind: NodeOwnerKind,
-    /// Of the EC2NodeClass, the node group or the ECS cluster; null if it isn't known.
+    /// Name of the EC2NodeClass, the node group or the ECS cluster; null if it isn't known.
     pub name: Option<String>,
 }
 
@@ -212,7 +212,7 @@ pub struct InterfaceSummary {
     pub quota_share: f64,
     /// Growth of the driver's `linklocal_allowance_exceeded`; null if the driver has none.
     pub allowance_exceeded: Option<u64>,
-    /// Of the peak window, by `imds`, `dns`, `ntp`, `other`.
+    /// Packets of the peak window, by `imds`, `dns`, `ntp`, `other`.
     #[serde(default)]
     pub peak_by_class: BTreeMap<String, u64>,
     /// Null where DNS is counted at link-local addresses only.
@@ -236,7 +236,7 @@ pub struct Summary {
     pub other_requests: u64,
 }
 
-/// What could not be seen: counts since the start. A record of them is written when anything was lost, and at the end.
+/// Counts of lost input since the start. A record of them is written when anything was lost, and at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Loss")]
 pub struct LossCounts {
@@ -304,7 +304,7 @@ impl LossCounts {
             unknown_containers: self.unknown_containers.saturating_add(more.unknown_containers),
             detached: self.detached.saturating_add(more.detached),
             preempted: self.preempted.saturating_add(more.preempted),
-            // Of one record.
+            // A step belongs to one record.
             clock_step_ns: 0,
         }
     }

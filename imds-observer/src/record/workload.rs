@@ -53,7 +53,7 @@ pub fn systemd_unit(cgroup: &str) -> Option<&str> {
         .find(|part| part.ends_with(".service") && !part.starts_with("user@"))
 }
 
-/// What a person calls the program: its executable's name, for an interpreter with the script it runs.
+/// Display name of the program: its executable's name, for an interpreter with the script it runs.
 pub fn program(process: &Process) -> String {
     let executable = base_name(process.exe.as_deref().unwrap_or(&process.comm));
     let mut name = clip(executable).to_owned();
@@ -242,7 +242,7 @@ pub fn nearest_parent(process: &Process) -> Option<&Ancestor> {
         .or_else(|| process.ancestors.first())
 }
 
-/// What an interpreter runs.
+/// The program that an interpreter runs.
 #[derive(Clone, Copy, Hash)]
 enum Script<'a> {
     File(&'a str),

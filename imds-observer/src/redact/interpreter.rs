@@ -3,7 +3,7 @@
 /// Longest name of an interpreter's executable, its version included.
 const MAX_NAME_BYTES: usize = 24;
 
-/// What an argument is to the interpreter.
+/// Role of an argument of an interpreter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Option,
@@ -15,7 +15,7 @@ pub enum Role {
     Module(usize),
     /// The script, or the class that is run.
     Script,
-    /// What the script gets.
+    /// An argument of the script.
     Argument,
 }
 
@@ -162,7 +162,7 @@ fn stem(executable: &str) -> Option<&str> {
         .then(|| name.trim_end_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-')))
 }
 
-/// What each argument behind the program's name is to `executable`; `None` if that is no interpreter.
+/// Roles of the arguments after the program's name for `executable`; `None` if it is no interpreter.
 pub fn roles<'a>(executable: &str, arguments: impl Iterator<Item = &'a str>) -> Option<Vec<Role>> {
     let stem = stem(executable)?;
     let grammar = grammar(stem)?;
@@ -185,7 +185,7 @@ pub fn roles<'a>(executable: &str, arguments: impl Iterator<Item = &'a str>) -> 
 
 struct Scan {
     grammar: &'static Grammar,
-    /// What the next argument is, whatever it looks like.
+    /// Role of the next argument, whatever it looks like.
     next: Option<Role>,
     /// A shell's `-c` has come, its code hasn't.
     code_awaited: bool,

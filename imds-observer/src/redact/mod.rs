@@ -1,4 +1,4 @@
-//! What of an untrusted text may be shown: everything that a record holds as text passes here first.
+//! Decides which parts of an untrusted text may be shown. All texts in records pass through this module.
 //!
 //! Two rules. Command lines go by an allow-list ([`arguments`]): known flags and shapes are kept, everything else is replaced. Other texts
 //! (paths, user agents, names) are shown except for what is named like a secret or looks like one ([`text`]). Queries of request paths are

@@ -115,7 +115,7 @@ fn is_wordy_part(part: &str) -> bool {
     }
 }
 
-/// Of wordy parts, and not so many that they are one random text that was split.
+/// Whether the name consists of words, and of so few that it isn't one random text that was split.
 pub(super) fn is_wordy(name: &str) -> bool {
     if is_mark(name) {
         return true;
@@ -132,7 +132,7 @@ pub fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 128 && !is_mark(name) && is_wordy(name)
 }
 
-/// What an interpreter runs: a file by its path or its ending, or a class.
+/// Whether the argument names a program for an interpreter: a file, by its path or its ending, or a class.
 pub fn is_script(argument: &str) -> bool {
     let is_class = || argument.contains('.') && !argument.contains([':', '@', ',', '/']) && is_file_name(argument);
     !is_mark(argument) && !argument.contains("://") && (is_path(argument) || is_class())

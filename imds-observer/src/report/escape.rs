@@ -37,7 +37,7 @@ pub fn json(text: String) -> String {
     escaped
 }
 
-/// What writers of JSON leave as it is although terminals obey it.
+/// Whether JSON writers leave the character as it is, although terminals obey it.
 fn is_raw(character: char) -> bool {
     !character.is_ascii() && (character.is_control() || is_format(character))
 }

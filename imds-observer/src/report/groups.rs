@@ -42,7 +42,7 @@ struct SubjectObject<'a> {
     summary: &'a str,
 }
 
-/// What findings with one cause have in common.
+/// Properties that findings with one cause share.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key<'a> {
     code: Code,
@@ -107,7 +107,7 @@ fn key(finding: &Finding) -> Key<'_> {
     }
 }
 
-/// Of a hop limit, the largest that any of them needs; else the remedy that most of them have.
+/// For a hop limit, the finding that needs the largest one; else one with the most frequent remedy.
 fn remedy_of<'a>(findings: &[&'a Record<Finding>]) -> &'a Record<Finding> {
     let limit = |finding: &Finding| {
         let limit = finding.evidence.get("smallest_sufficient_hop_limit");
@@ -143,7 +143,7 @@ impl<'a> Group<'a> {
         self.first().severity
     }
 
-    /// What is wrong, for all subjects.
+    /// The cause, for all subjects.
     pub fn cause(&self) -> String {
         let first = self.first();
         let line = CATALOGUE

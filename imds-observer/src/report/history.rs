@@ -1,4 +1,5 @@
-//! What a report shows over time: requests by workload, latencies, TTLs, the quota. As a sink (`sinks/history.rs`), it sees what every other sink sees.
+//! Data that a report shows over time: requests by workload, latencies, TTLs, the quota. It gets the same records as every other sink
+//! (`sinks/history.rs`).
 //!
 //! Memory doesn't grow with the trace: time is cut into at most [`BUCKETS`] pieces, which are joined by twos when the trace outgrows them.
 
@@ -42,7 +43,7 @@ impl Bucket {
     }
 }
 
-/// What is known of a workload.
+/// Data of one workload.
 #[derive(Clone, Debug, Default)]
 pub struct Line {
     pub buckets: Vec<Bucket>,
@@ -65,7 +66,7 @@ pub struct Picture {
     pub width_ns: u64,
     pub lines: BTreeMap<String, Line>,
     pub latencies: [u64; LATENCIES],
-    /// Of all workloads together.
+    /// Latencies of all workloads together.
     pub latency: Histogram<u64>,
     pub versions: BTreeMap<String, u64>,
     pub statuses: BTreeMap<String, u64>,
@@ -219,7 +220,7 @@ impl Picture {
     }
 }
 
-/// Which of [`LATENCIES`] pieces a latency falls into.
+/// Index of the piece of [`LATENCIES`] to which a latency belongs.
 fn latency_place(ns: u64) -> usize {
     if ns < 1_000 {
         return 0;

@@ -1,4 +1,4 @@
-//! What people read: tables and findings as text.
+//! Output for people: tables and findings as text.
 
 pub mod escape;
 pub mod groups;

@@ -101,7 +101,7 @@ pub fn summary(summary: &Summary, unread: u64, colour: Colour) -> String {
 /// A handshake without a lost packet takes microseconds, and the first retry of a SYN a second; between networks some 10 ms.
 const SLOW_HANDSHAKE_NS: u64 = 100_000_000;
 
-/// What handshakes cost, where that is worth a word.
+/// Cost of handshakes, if they were slow.
 pub fn handshakes(row: &ProcessSummary) -> Option<String> {
     let longest = row.longest_connect_ns.filter(|longest| *longest >= SLOW_HANDSHAKE_NS)?;
     Some(format!(

@@ -16,7 +16,7 @@ pub(super) fn held() -> Vec<Capability> {
         .collect()
 }
 
-/// Of `needs`, and what its files take besides: root without any capability is refused what belongs to others.
+/// Capabilities in `needs`, and those that its files require: without any capability, root can't access other users' files.
 pub(super) fn needed(needs: &Needs) -> CapsHashSet {
     let mut keep: CapsHashSet = needs.capabilities.iter().copied().collect();
     let refused = without_any(|| {
@@ -50,7 +50,7 @@ fn may(path: &Path, mode: AccessFlags) -> bool {
     faccessat(AT_FDCWD, path, mode, AtFlags::AT_EACCESS).is_ok()
 }
 
-/// What `act` finds if this thread's capabilities are switched off for a moment.
+/// Runs `act` while this thread's capabilities are switched off.
 fn without_any<T>(act: impl FnOnce() -> T) -> anyhow::Result<T> {
     let before = caps::read(None, CapSet::Effective).context("read the effective capabilities")?;
     caps::clear(None, CapSet::Effective).context("clear the effective capabilities")?;

@@ -15,7 +15,7 @@ use super::capabilities::directory_of;
 /// The newest rules that were tried with this program; older kernels take what they know of them.
 const KNOWN: ABI = ABI::V5;
 
-/// What the process reads of the system while it runs: the kernel's files, and what the C library wants for names and zones.
+/// Files that the process reads while it runs: the kernel's, and those that the C library needs for names and time zones.
 const READ: &[&str] = &[
     "/proc",
     "/sys",

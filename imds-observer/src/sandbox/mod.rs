@@ -21,10 +21,10 @@ pub use capabilities::directory_of;
 
 use crate::record::Confinement;
 
-/// What a thread, and those that it starts, go on needing.
+/// Privileges that a thread, and the threads that it starts, still need.
 #[derive(Clone, Debug, Default)]
 pub struct Needs {
-    /// Those that it holds are kept.
+    /// Capabilities to keep, if they are held.
     pub capabilities: Vec<Capability>,
     /// Directories where files are made, renamed and removed.
     pub writes: Vec<PathBuf>,

@@ -314,7 +314,7 @@ mod tests {
         }
     }
 
-    /// What a filtered process finds.
+    /// Body of the test in the filtered process.
     fn inside() {
         let earlier = std::thread::spawn(|| {
             std::thread::park();

@@ -18,7 +18,7 @@ fn rank(kind: Kind) -> usize {
 
 pub(super) struct Backlog<I> {
     waiting: VecDeque<I>,
-    /// Of what waits.
+    /// Bytes of the waiting items.
     bytes: usize,
     /// How many of them are of each rank.
     ranks: [usize; RANKS],
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use crate::record::Record;
 
-    /// Of a kind, and so many bytes.
+    /// An item of a kind, with its size in bytes.
     #[derive(Debug, PartialEq)]
     struct Sized(Kind, usize);
 

@@ -8,7 +8,7 @@ use super::Sink;
 use crate::filter::Kinds;
 use crate::record::{Body, Code, Finding, FindingState, Kind, LossCounts, Record, Summary, Time};
 
-/// What came out of a run.
+/// Results of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Collected {
     /// In the order in which they opened, each in its last state.
@@ -18,7 +18,7 @@ pub struct Collected {
     /// Findings beyond the bound.
     pub shed: u64,
     index: FxHashMap<(Arc<str>, Code, String), usize>,
-    /// Of findings that were resolved and opened again: the first evidence and the count before.
+    /// For findings that were resolved and opened again, the time of the first evidence and the count before.
     before: FxHashMap<usize, (Time, u64)>,
     limit: usize,
 }

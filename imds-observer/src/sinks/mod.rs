@@ -45,7 +45,8 @@ pub trait Sink: Send {
     }
 }
 
-/// What an output takes: a record, or what is made of it on the pipeline's thread, where it is still warm.
+/// Item that an output accepts: a record, or its serialized form, which is produced on the pipeline thread while the record is in its
+/// cache.
 pub trait Item: Send + 'static {
     fn of(record: &Arc<Record>) -> Self;
 

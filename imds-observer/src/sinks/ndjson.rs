@@ -23,7 +23,7 @@ pub struct Line {
     text: Vec<u8>,
 }
 
-/// What a line begins with; many take less.
+/// Initial capacity of a line buffer; many lines are shorter.
 const LINE_BYTES: usize = 1024;
 
 /// Rooms of lines that a thread keeps for the next ones: for that size the allocator tidies up all of its memory.
@@ -107,7 +107,7 @@ impl NdjsonOutput {
     /// Returns the number of dropped lines.
     fn hand_over(&mut self) -> io::Result<u64> {
         let mut written = 0;
-        // What was held back is older.
+        // The lines that were held back are older.
         if self.write_held()? && !self.lines.is_empty() {
             written = self.destination.write_lines(&self.lines)?;
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-/// Of new files: records hold names, paths and arguments of all users.
+/// Mode of new files: records hold names, paths and arguments of all users.
 const MODE: u32 = 0o640;
 
 fn refuse(why: String) -> io::Error {
@@ -100,7 +100,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// What became of a path while its file was open.
+/// Change of a path while its file was open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     Same,

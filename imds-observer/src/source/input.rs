@@ -21,7 +21,7 @@ use crate::stop::Stop;
 /// Bytes of a file that are held in memory at once.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// What a file holds.
+/// Content type of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Ndjson,
@@ -39,7 +39,7 @@ pub struct Input {
     pub reader: Box<dyn Buffered + Send>,
 }
 
-/// What is available without waiting.
+/// A reader that knows how many bytes are available without waiting.
 pub trait Buffered: BufRead {
     fn buffered(&self) -> &[u8];
 }
@@ -72,7 +72,7 @@ impl Input {
         Ok(Self { waits, ..input })
     }
 
-    /// Of bytes that are there.
+    /// Creates an input from a reader whose bytes are available without waiting.
     pub fn new(name: Arc<str>, raw: Box<dyn Read + Send>) -> io::Result<Self> {
         let mut raw = BufReader::with_capacity(BUFFER_BYTES, Peeked::new(raw)?);
         let magic = raw.get_ref().magic();

@@ -21,7 +21,7 @@ pub use resolver::configured_resolver;
 use crate::event::Event;
 use crate::record::{Attached, Confinement, Host, Missing, Mode, Record, Time};
 
-/// What a source knows of itself once it is open: the `start` record's facts.
+/// Facts about an open source, for the `start` record.
 #[derive(Clone, Debug)]
 pub struct SourceFacts {
     pub mode: Mode,
@@ -34,9 +34,9 @@ pub struct SourceFacts {
     pub interfaces: Vec<String>,
     pub attached: Vec<Attached>,
     pub missing: Vec<Missing>,
-    /// What the source leaves out, as `start` names it.
+    /// Filters of the source, as `start` names them.
     pub filters: Vec<String>,
-    /// What a live run still may do.
+    /// Remaining privileges of a live run.
     pub confinement: Option<Confinement>,
 }
 

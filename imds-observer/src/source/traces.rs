@@ -17,7 +17,7 @@ use crate::record::{Host, Missing, Mode, Record, Time};
 /// Host of a capture, which doesn't contain it; set by `--host`.
 const UNKNOWN_HOST: &str = "unknown";
 
-/// What was read so far.
+/// Counts of what was read so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InputCounts {
     pub files: u64,
@@ -25,7 +25,7 @@ pub struct InputCounts {
     pub records: u64,
     /// Lines that gave no record, and places where a capture broke off.
     pub skipped: u64,
-    /// What was skipped without last lines that were merely cut off.
+    /// Skipped lines, without last lines that were merely truncated.
     pub broken: u64,
 }
 
@@ -81,7 +81,7 @@ impl Traces {
         }
     }
 
-    /// So many more files were named, and could not be read from their first byte on: counted as skipped.
+    /// Counts this number of further files as skipped, because they could not be read at all.
     #[must_use]
     pub fn beside_unreadable(mut self, files: u64) -> Self {
         self.unreadable = files;

@@ -14,7 +14,7 @@ use super::Stop;
 
 static LAST_ACT: OnceLock<fn()> = OnceLock::new();
 
-/// What is still done when a second signal ends the program. One for the program's life, called in the signal's handler.
+/// Sets the action for a second signal, which ends the program. It can be set once, and is called in the signal handler.
 ///
 /// # Safety
 ///

@@ -56,12 +56,12 @@ enum Comparison {
     AtLeast,
 }
 
-/// What an assertion gave.
+/// Result of an assertion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Checked {
     pub assertion: String,
     pub holds: bool,
-    /// What it was compared with.
+    /// The actual value.
     pub actual: String,
 }
 

@@ -58,7 +58,7 @@ pub struct Story {
     /// Records beyond [`MAX_RECORDS`].
     pub omitted: u64,
     pub collected: Collected,
-    /// What was not visible, and why.
+    /// Facts that were not visible, and the reasons.
     pub missing: Vec<String>,
 }
 
@@ -157,7 +157,7 @@ impl Story {
         Some((from, from.saturating_add(ns)))
     }
 
-    /// What a request cost, with its handshake.
+    /// Time that a request cost, including its handshake.
     fn cost(&self, record: &Record) -> Option<u64> {
         match &record.body {
             Body::Exchange(exchange) => {

@@ -141,7 +141,7 @@ mod tests {
         let total: u64 = counters.iter_mut().map(|counter| fill(counter, 5_000)).sum();
         assert_eq!(total as usize, 100 * OWN + SHARED * 1_000);
         assert!(counters.iter().all(|counter| counter.count() >= OWN as u64));
-        // What is cleared and dropped is free for others.
+        // Cleared and dropped entries are available to others.
         counters[0].clear();
         counters.remove(1);
         let last = counters.last_mut().unwrap();

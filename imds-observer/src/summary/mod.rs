@@ -84,7 +84,7 @@ struct Row {
     /// Newest member.
     process: Option<Arc<Process>>,
     container: Option<Arc<Container>>,
-    /// Of a client of whom nothing else is known.
+    /// Address of a client without other known properties.
     address: Option<String>,
     workload: Option<String>,
     last: Time,

@@ -63,7 +63,7 @@ impl Tally {
 
     pub(crate) fn exchange(&mut self, exchange: &Exchange) {
         let request = &exchange.request;
-        // Of a response that never reached the process the outcome counts: the process has no status.
+        // A response that never reached the process counts by its outcome, because the process has no status.
         let status = exchange
             .response
             .as_ref()

@@ -90,7 +90,7 @@ pub struct Trace {
 struct Shared {
     queue: Mutex<Option<Queue<Line>>>,
     start: Mutex<Option<Arc<Record>>>,
-    /// Of traces that are closed.
+    /// Dropped records of traces that are closed.
     shed: AtomicU64,
     files: Mutex<Vec<String>>,
 }

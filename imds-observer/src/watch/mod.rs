@@ -40,7 +40,7 @@ const BATCH: usize = 20_000;
 /// A batch of this size means that the sender is waiting to send more.
 const MANY: usize = 1_000;
 
-/// What the view's thread works with.
+/// Parts of the view's thread.
 pub struct Parts {
     pub records: Records,
     pub trace: Trace,
@@ -91,7 +91,7 @@ struct View {
     parts: Parts,
     screen: Screen,
     state: State,
-    /// What is shown while a live view is paused.
+    /// State that is shown while a live view is paused.
     frozen: Option<Box<State>>,
     ui: Ui,
     last_scroll: usize,

@@ -1,4 +1,4 @@
-//! What the live view shows, built from records alone and in their time.
+//! State of the live view, built from records only, in their time.
 //!
 //! Knows nothing of terminals, keys or the wall clock. Every part is bounded; what a bound pushed out is counted in [`State::evicted`].
 
@@ -72,7 +72,7 @@ pub struct State {
     pub hop_limit: Option<(u8, u8)>,
     /// Packets per second of the busiest interface, interval by interval, newest last.
     pub packets: VecDeque<u64>,
-    /// Of the latest interval.
+    /// Interfaces of the latest interval.
     pub interfaces: Vec<InterfaceSummary>,
     /// Packets that the provider dropped for the quota, as the driver counts them.
     pub allowance_exceeded: u64,
@@ -120,12 +120,12 @@ pub struct Numbers {
     /// 4xx but for 404, 5xx, no answer, no connection. A lost answer counts as lost only.
     pub errors: u64,
     pub lost: u64,
-    /// Of a workload: its worst row's.
+    /// 99th percentile of the latency; for a workload, that of its worst row.
     pub p99_ns: Option<u64>,
     pub v1: u64,
 }
 
-/// What rows are sorted by, most first.
+/// Key by which rows are sorted, in descending order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sort {
     #[default]

@@ -1,4 +1,4 @@
-//! What the person at the keyboard has chosen: where they are, what is selected, sorted, filtered.
+//! Choices of the user: the current view, selection, sort order and filter.
 
 use super::input::Action;
 use super::state::{Sort, State};
@@ -58,7 +58,7 @@ pub struct Ui {
     pub message: String,
 }
 
-/// What the surroundings have to do after a key.
+/// Action for the caller after a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     None,
@@ -141,7 +141,7 @@ impl Ui {
         (at < groups.len()).then(|| groups.swap_remove(at))
     }
 
-    /// Which of these groups is selected.
+    /// Index of the selected group.
     pub fn selected_of(&self, groups: &[Group<'_>]) -> usize {
         let chosen = |id| groups.iter().position(|group| has(group, id));
         self.finding.as_ref().and_then(chosen).unwrap_or(0)

@@ -1,11 +1,11 @@
-//! What is out of scope is out: with `--cgroup`, another lab on the same machine leaves no record and no finding.
+//! With `--cgroup`, traffic of another lab on the same machine causes no record and no finding.
 
 use imds_observer_lab::faults::{Family, Victim, registry};
 use imds_observer_lab::topology::LabOptions;
 
 use crate::support::{Observer, lab, run};
 
-/// One fault each whose drops and failed connects the hooks of the whole host see.
+/// Codes of faults whose drops and failed connects are visible to host-wide hooks. The test injects one fault per code.
 const CODES: [&str; 4] = [
     "blocked-by-firewall",
     "connection-refused",
@@ -46,7 +46,7 @@ fn another_lab_on_the_machine_leaves_no_record() {
         run(other.pod(0), "curl", &TOKEN);
         guard.undo().unwrap();
     }
-    // Its own client is seen, and behind all that the other's have left.
+    // The observer records its own client. This exchange is written after all records that the other lab could cause.
     let answered = run(own.node(), "curl", &TOKEN);
     assert!(answered.status.success());
     observer.wait_for(|record| record["record"] == "exchange");

@@ -1,7 +1,7 @@
 //! Does the systemd unit, as it is shipped, work under a real systemd?
 //!
-//! In a guest whose root file system is Debian's own, made by mmdebstrap, with systemd as the first process. There it is installed as
-//! `docs/install.md` describes, started, reloaded, stopped and left stuck (`systemd/trial.sh`); its console output is checked here.
+//! The test boots a guest whose root file system is a Debian system made by mmdebstrap, with systemd as PID 1. `systemd/trial.sh` installs
+//! the unit as `docs/install.md` describes, and starts, reloads, stops and hangs the service. This module checks the guest's console output.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use super::{Arch, debian, directory, guest};
 use crate::run::root;
 use crate::toolchain::tools;
 
-/// Besides what is essential to Debian.
+/// Packages in addition to Debian's essential set.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,kmod,curl";
 const LEFT_OUT: [&str; 4] = ["doc", "i18n", "locale", "man"];
 
@@ -26,8 +26,9 @@ const LEFT_OUT: [&str; 4] = ["doc", "i18n", "locale", "man"];
 const COMMAND_LINE: &str = "rdinit=/lib/systemd/systemd systemd.unit=multi-user.target systemd.show_status=no systemd.getty_auto=no \
     systemd.mask=getty.target systemd.mask=timers.target mitigations=off rcupdate.rcu_expedited=1 no_timer_check";
 
-/// The root file system as an archive, of this machine's own release, whose libraries the programs are linked with. Made once: delete
-/// the directory `guests` among the tools for newer packages.
+/// Returns the root file system as a cpio archive. It has the Debian release of the build machine, because the programs are linked with
+/// that release's libraries. The archive is built once and reused. To get newer packages, delete the directory `guests` in the tools
+/// directory.
 pub(super) fn system(sh: &Shell, arch: Arch) -> anyhow::Result<PathBuf> {
     let suite = debian::own_suites()?.swap_remove(0);
     let directory = tools().join("guests");
@@ -55,13 +56,14 @@ pub(super) fn system(sh: &Shell, arch: Arch) -> anyhow::Result<PathBuf> {
     .and_then(|()| guest::pack(&tree, &new));
     sh.remove_path(&tree)?;
     made.context("make a root file system with systemd (cargo xtask setup --for kernels installs mmdebstrap)")?;
-    // Whole or not at all: other runs look for it too.
+    // Renamed atomically, because concurrent runs look for the archive.
     fs::rename(&new, &archive).with_context(|| format!("rename {}", new.display()))?;
     sh.write_file(&list, PACKAGES)?;
     Ok(archive)
 }
 
-/// Boots it, and fails if anything differs from the unit and the documentation. With a package: what it installs instead.
+/// Boots the guest, and fails if the service differs from the unit file or the documentation. With `deb`, tests the installation from
+/// that package.
 pub(super) fn trial(sh: &Shell, arch: Arch, deb: Option<&Path>) -> anyhow::Result<()> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let system = system(sh, arch)?;
@@ -98,7 +100,7 @@ pub(super) fn trial(sh: &Shell, arch: Arch, deb: Option<&Path>) -> anyhow::Resul
         .with_context(|| format!("the unit in a guest with systemd: see {}", console.display()))?;
     let installed = said.get("installed")?;
     let wanted = if deb.is_some() { "package" } else { "by hand" };
-    ensure!(installed == wanted, "it was installed {installed} and not {wanted}");
+    ensure!(installed == wanted, "installation: {installed}, expected: {wanted}");
     eprintln!("{}: {}", said.get("version")?, said.get("exposure")?);
     Ok(())
 }
@@ -145,9 +147,10 @@ impl<'a> Said<'a> {
         let given = unit
             .lines()
             .find_map(|line| line.strip_prefix("CapabilityBoundingSet="))
-            .context("the unit states CapabilityBoundingSet")?;
+            .context("the unit has no CapabilityBoundingSet=")?;
         let given = names(|capability| given.split(' ').any(|name| name == capability.to_string()));
-        // It can't drop from this set, which takes a capability that it wasn't given: so this is what systemd gave.
+        // The observer can't change its bounding set, because that requires CAP_SETPCAP, which the unit doesn't grant. The set is
+        // therefore the one that systemd configured.
         let bounding = self.capabilities("CapBnd")?;
         ensure!(
             bounding == given,
@@ -156,7 +159,7 @@ impl<'a> Said<'a> {
         let (permitted, effective) = (self.capabilities("CapPrm")?, self.capabilities("CapEff")?);
         ensure!(
             permitted == ["CAP_NET_ADMIN"] && effective == permitted,
-            "it kept {permitted:?}, {effective:?}"
+            "capabilities after start-up: permitted {permitted:?}, effective {effective:?}, expected only CAP_NET_ADMIN"
         );
 
         let start = self.record("start")?;
@@ -210,7 +213,7 @@ const EXPECTED: &[(&str, &str)] = &[
     ("process.CapInh", "0000000000000000"),
     ("process.CapAmb", "0000000000000000"),
     ("process.NoNewPrivs", "1"),
-    // A filter, systemd's and its own.
+    // 2: a seccomp filter is active (systemd's and the observer's).
     ("process.Seccomp", "2"),
     ("ready", "200"),
     ("reload.status", "0"),

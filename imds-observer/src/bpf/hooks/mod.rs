@@ -65,7 +65,7 @@ pub(super) struct HookSpec {
     hides: &'static str,
 }
 
-/// Those that the verifier takes longest for are first: they are loaded in this order, several at once.
+/// Programs that take the verifier longest come first: they are loaded in this order, in parallel.
 pub(super) static HOOKS: [HookSpec; 11] = [
     connect::CONNECT6,
     connect::CONNECT4,
@@ -196,7 +196,7 @@ impl Kernel {
 }
 
 impl HookSpec {
-    /// Of the last resort, whose absence leaves the hook without a program.
+    /// Name of the last alternative, without which the hook has no program.
     fn name(&self) -> &'static str {
         self.alternatives[self.alternatives.len() - 1].name
     }

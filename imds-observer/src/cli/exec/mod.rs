@@ -96,7 +96,7 @@ pub(super) struct ExecArgs {
     command: Vec<OsString>,
 }
 
-/// What starts a container in the network namespace of its caller.
+/// Command that starts a container in the network namespace of its caller.
 const PODMAN: [&str; 5] = ["podman", "run", "--rm", "--network", "host"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -109,14 +109,14 @@ enum OutputFormat {
     Html,
 }
 
-/// What sees the command's requests.
+/// How the command's requests are observed.
 enum Observation {
     Kernel(Box<LiveSource>),
-    /// Of the stand-in's world, where no program can be attached; and why not.
+    /// A capture in the stand-in's world, where no eBPF program can be attached, and the reason.
     Capture(Capture, String),
 }
 
-/// What came of an attempt to run the command.
+/// Result of an attempt to run the command.
 enum Attempt {
     Ran(Box<Observed>),
     /// With its exit status.
@@ -158,7 +158,7 @@ impl ExecArgs {
         Ok(if failed { 3 } else { story.end.code() })
     }
 
-    /// What is executed.
+    /// Arguments of the executed command.
     fn arguments(&self) -> Vec<OsString> {
         let container = self.image.iter().flat_map(|image| {
             let podman = PODMAN.iter().map(OsString::from);
@@ -380,7 +380,7 @@ impl ExecArgs {
     }
 }
 
-/// Those that the observer passes to the command.
+/// Signals that the observer passes to the command.
 fn passed_on() -> SigSet {
     [
         Signal::SIGINT,
@@ -458,7 +458,7 @@ fn gaps(missing: &[Missing]) -> Vec<String> {
         .collect()
 }
 
-/// What a capture beside the stand-in doesn't show.
+/// Facts that a capture beside the stand-in doesn't show.
 fn without_kernel(why: &str) -> Vec<String> {
     [
         "which process sent a request; its command line, user and container",

@@ -32,7 +32,7 @@ const PART_NAME: std::ops::Range<usize> = 2..31;
 /// Where the fields of `struct ipt_entry` or `ip6t_entry` are.
 struct Layout {
     address_bytes: usize,
-    /// Of the incoming interface's name; the outgoing one's and their masks follow.
+    /// Offset of the incoming interface's name. The outgoing one's name and the masks of both follow.
     interfaces: usize,
     protocol: usize,
     flags: usize,
@@ -102,7 +102,7 @@ fn read_table(family: Family, name: &str, ruleset: &mut Ruleset) -> io::Result<(
     } else {
         (AddressFamily::Inet, libc::IPPROTO_IP)
     };
-    // Of any kind: privileges are checked when it asks. Nothing is ever sent through it.
+    // A socket of any kind works: privileges are checked by `getsockopt()`. Nothing is ever sent through it.
     let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut info = vec![0; INFO_BYTES];
     put_name(&mut info, name)?;
@@ -276,7 +276,7 @@ fn standard(data: &[u8], next: usize, goto: bool, names: &HashMap<usize, (String
     }
 }
 
-/// What an entry's head and matches ask.
+/// Conditions in an entry's head and matches.
 fn conditions(layout: &Layout, entry: &[u8]) -> Vec<Step> {
     let width = layout.address_bytes;
     let inverted = entry.get(layout.inverted).copied().unwrap_or(0);

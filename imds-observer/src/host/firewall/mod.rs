@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::netlink::NetlinkError;
 
-/// Which of the kernel's two rule engines holds a rule. `iptables-nft` makes rules of the first.
+/// The one of the kernel's two rule engines that holds a rule. `iptables-nft` creates rules of the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Engine {
     Nft,
@@ -102,13 +102,13 @@ pub struct ChainId {
     pub name: String,
 }
 
-/// What makes a chain one that packets come through by themselves.
+/// Hook, type and priority of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Base {
     pub hook: Hook,
     /// Lower comes first.
     pub priority: i32,
-    /// What no rule has decided is dropped.
+    /// Whether the chain's policy is to drop.
     pub drops: bool,
 }
 
@@ -128,7 +128,7 @@ pub struct Rule {
 /// One of the 16 words in which nftables keeps values between expressions.
 pub type Word = usize;
 
-/// What a rule does, in turn, as long as everything before held.
+/// A step of a rule. Steps run in order until a condition doesn't hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Load {
@@ -189,7 +189,7 @@ pub enum Step {
     Unread(String),
 }
 
-/// What nftables loads from a packet or from what is known of it.
+/// A value that nftables loads from a packet or from its metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loaded {
     Network {
@@ -200,7 +200,7 @@ pub enum Loaded {
     },
     Uid,
     Gid,
-    /// Of the socket, at this depth from the root.
+    /// The socket's cgroup, at this depth below the root.
     Cgroup,
     InName,
     OutName,
@@ -230,7 +230,7 @@ pub enum Comparison {
     GreaterOrEqual,
 }
 
-/// What an iptables rule asks.
+/// A condition of an iptables rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
     Always,
@@ -333,11 +333,11 @@ pub struct Set {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Element {
     pub key: Vec<u8>,
-    /// Of an interval with both its ends, inclusive.
+    /// End of an interval, inclusive.
     pub key_end: Option<Vec<u8>>,
     /// An interval that began before ends here, exclusively.
     pub ends: bool,
-    /// What no other element matches.
+    /// Whether the element matches all values that no other element matches.
     pub catch_all: bool,
     pub data: Vec<u8>,
     pub verdict: Option<Verdict>,

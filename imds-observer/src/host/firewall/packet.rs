@@ -1,4 +1,4 @@
-//! What is known of an imagined packet between a client and an endpoint, and what is open.
+//! A simulated packet between a client and an endpoint: its known and its unknown properties.
 
 use std::net::IpAddr;
 
@@ -58,7 +58,7 @@ impl Packet {
             .ok_or(open)
     }
 
-    /// Of a port: `None` is the client's.
+    /// Port of one end. `None`: the client's, which is unknown.
     pub(super) fn port(&self, source: bool) -> Option<u16> {
         (source == self.response).then_some(PORT)
     }

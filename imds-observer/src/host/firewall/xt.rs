@@ -11,7 +11,7 @@ const CONNTRACK_STATE_ALIAS: u16 = 1 << 13;
 const ADDRTYPE_INVERT_DESTINATION: u32 = 2;
 const ADDRTYPE_LIMITS: u32 = 4 | 8;
 
-/// What a match of this name asks. What isn't read here may or may not hold.
+/// Conditions of a match with this name. A condition that isn't read here may or may not hold.
 pub(super) fn conditions(name: &str, revision: u32, info: &[u8]) -> Vec<Step> {
     let read = match name {
         "comment" => Some(Vec::new()),
@@ -38,7 +38,7 @@ pub(super) fn conditions(name: &str, revision: u32, info: &[u8]) -> Vec<Step> {
     }
 }
 
-/// What a target of this name does.
+/// Steps of a target with this name.
 pub(super) fn target(name: &str, info: &[u8]) -> Vec<Step> {
     let verdict = match name {
         "REJECT" => Verdict::Reject,

@@ -25,7 +25,7 @@ use crate::http::Header;
 use crate::record::Dialect;
 
 impl Dialect {
-    /// What is known of the protocol.
+    /// Description of the protocol.
     pub fn protocol(self) -> &'static Protocol {
         match self {
             Self::Aws => &aws::PROTOCOL,

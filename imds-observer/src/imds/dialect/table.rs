@@ -1,4 +1,4 @@
-//! What a metadata protocol's table holds, and how paths are matched with its patterns.
+//! The table that describes a metadata protocol, and the matching of paths with its patterns.
 
 use crate::record::Dialect;
 
@@ -12,7 +12,7 @@ pub struct Protocol {
     pub service: &'static str,
     /// Serves EC2's tree as well, without EC2's tokens.
     pub ec2_tree: bool,
-    /// What its `Server` header begins with, where no other service's does.
+    /// Prefixes of the `Server` header that only this service has.
     pub servers: &'static [&'static str],
     /// Paths whose responses hold credentials.
     pub credentials: &'static [&'static str],
@@ -21,9 +21,9 @@ pub struct Protocol {
     pub absent: &'static [&'static str],
     /// Keys of queries whose response waits for a change.
     pub hanging: &'static [&'static str],
-    /// What a refusal means, the most specific first.
+    /// Meanings of refusals, the most specific first.
     pub refusals: &'static [Refusal],
-    /// What to do about 429 and 5xx.
+    /// Remedy for 429 and 5xx.
     pub overload: &'static str,
     /// Where the vendor describes the service.
     pub documentation: &'static str,
@@ -37,13 +37,13 @@ pub struct TokenProtocol {
     pub header: &'static str,
     /// Header with the lifetime that is requested, lower case. `None`: it is in the body.
     pub lifetime: Option<&'static str>,
-    /// What the client has to send.
+    /// Description of the request that the client must send.
     pub request: &'static str,
     /// How to raise the hop limit of token responses. `None`: it has none, or none is documented.
     pub hop_limit: Option<&'static str>,
 }
 
-/// What a status means on some paths.
+/// Meaning of a status on some paths.
 #[derive(Debug)]
 pub struct Refusal {
     pub statuses: &'static [u16],
@@ -110,7 +110,7 @@ impl Protocol {
             })
     }
 
-    /// What a refusal of a normalized path means.
+    /// Meaning of a refusal of a normalized path.
     pub fn refusal(&self, status: u16, path: &str, forwarded: bool) -> Option<&'static Refusal> {
         self.refusals.iter().find(|refusal| {
             refusal.statuses.contains(&status)

@@ -1,4 +1,4 @@
-//! What is sent: opentelemetry-proto's messages, from findings and from the metrics' state.
+//! Builds the OTLP requests: log records from findings, and metrics from the totals.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::metrics::series::{Family, Labels, Number, Points, Transfers, families
 use crate::metrics::state::Totals;
 use crate::record::{Body, Finding, Host, Of, Record, Severity};
 
-/// Attributes of a finding bear the names of the record's fields behind this.
+/// Prefix of a finding's attribute names; the rest is the name of the record's field.
 const PREFIX: &str = "imds.";
 
 pub(super) fn logs(findings: &[Arc<Record>], host: &Host, now_ns: u64) -> ExportLogsServiceRequest {
@@ -44,7 +44,7 @@ pub(super) fn logs(findings: &[Arc<Record>], host: &Host, now_ns: u64) -> Export
     }
 }
 
-/// How many of the last request's records the collector did not take.
+/// Number of records of the last request that the collector rejected.
 pub(super) fn rejected_logs(response: &[u8]) -> u64 {
     ExportLogsServiceResponse::decode(response)
         .ok()
@@ -53,7 +53,7 @@ pub(super) fn rejected_logs(response: &[u8]) -> u64 {
 }
 
 fn log(finding: Of<'_, Finding>, now_ns: u64) -> LogRecord {
-    // As OpenTelemetry maps syslog's levels: critical is ERROR2; FATAL would be the end of a program.
+    // OpenTelemetry's mapping of syslog levels: critical is ERROR2. FATAL would mean that the program ended.
     let severity = match finding.severity {
         Severity::Info => SeverityNumber::Info,
         Severity::Warning => SeverityNumber::Warn,
@@ -63,7 +63,7 @@ fn log(finding: Of<'_, Finding>, now_ns: u64) -> LogRecord {
     let mut attributes = Vec::new();
     if let Ok(Value::Object(fields)) = serde_json::to_value(finding.body) {
         for (name, value) in fields {
-            // These have places of their own.
+            // These are stored in fields of `LogRecord`, not in attributes.
             if !["severity", "summary"].contains(&name.as_str()) {
                 attributes.push(attribute(format!("{PREFIX}{name}"), any(value)));
             }
@@ -162,7 +162,7 @@ fn metric_of(family: &Family<'_>, start_ns: u64, now_ns: u64) -> Metric {
     }
 }
 
-/// Made of what is known already: detectors of resources would ask IMDS.
+/// Uses only facts that are already known. OpenTelemetry's resource detection would send requests to IMDS.
 fn resource(host: &Host) -> Resource {
     let attributes = [
         ("service.name", "imds-observer"),
@@ -208,7 +208,7 @@ fn text(text: &str) -> AnyValue {
     }
 }
 
-/// JSON as OTLP has it; null is a value that isn't set.
+/// Converts JSON to an OTLP value; null is an unset value.
 fn any(value: Value) -> AnyValue {
     let value = match value {
         Value::Null => None,

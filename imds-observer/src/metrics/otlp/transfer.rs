@@ -136,7 +136,7 @@ impl Endpoint {
                 return Err(refused(status));
             }
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            // What was taken was taken, whatever is wrong with the answer's body.
+            // The collector has accepted the request, even if the response's body is broken.
             Ok(body.map(http_body_util::Collected::to_bytes).unwrap_or_default())
         };
         tokio::pin!(answer);

@@ -1,10 +1,10 @@
-//! What the pictures share: sizes, bars, and numbers as text.
+//! Parts that the figures share: sizes, bars, and numbers as text.
 
 use super::super::escape::Escaped;
 use super::super::text;
 use crate::record::{SECOND, Time};
 
-/// Of the pictures, in their own units.
+/// Width of the figures, in their own units.
 pub(super) const WIDTH: f64 = 720.0;
 
 pub(super) const TALL: f64 = 140.0;

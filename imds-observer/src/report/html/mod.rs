@@ -28,7 +28,7 @@ use timeline::{HEIGHT, Strip, ticks, timeline};
 /// Findings that are shown; the page must stay one that a browser likes to open.
 const MAX_FINDINGS: usize = 250;
 
-/// What the report is made of.
+/// Input of the report.
 pub struct Input<'a> {
     pub host: &'a Host,
     pub files: u64,
@@ -65,7 +65,7 @@ struct Page {
     latency_axis: Vec<String>,
     latency_marks: Vec<Mark>,
     latency_caption: String,
-    /// What handshakes cost, which no latency holds.
+    /// Cost of handshakes, which no latency includes.
     handshakes: Vec<String>,
     latency_label: String,
     versions: Vec<Share>,

@@ -145,7 +145,7 @@ pub struct Capture {
     ended: bool,
 }
 
-/// What a capture yields next.
+/// Next item of a capture.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart at once and never stored")]
 pub enum Next {
     Event(Event),
@@ -157,7 +157,7 @@ pub enum Next {
     End,
 }
 
-/// What reading on has led to.
+/// Result of a read.
 pub enum Read {
     /// Some wait.
     Events,

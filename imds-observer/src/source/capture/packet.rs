@@ -55,7 +55,7 @@ struct Ip<'a> {
     whole: bool,
 }
 
-/// What an IP packet carries, of that what is looked at.
+/// Payload of an IP packet, as far as it is read.
 enum Transport<'a> {
     Tcp(TcpSlice<'a>),
     Udp(UdpSlice<'a>),

@@ -236,7 +236,7 @@ fn fragments_of_requests_are_counted_and_those_of_datagrams_are_not() {
     }
 }
 
-/// What was lost, at the end.
+/// Loss at the end.
 fn loss(events: &[Event]) -> LossCounts {
     let counts = events.iter().filter_map(|event| match event {
         Event::Loss(loss) => Some(*loss),
@@ -256,7 +256,7 @@ fn packets_cut_within_their_headers_are_counted_and_reported_once() {
     }
     let (events, broken) = read(pcap(false, false, 54, &frames));
     assert!(broken.is_empty() && packets(&events)[0].cut, "the headers are whole");
-    // What is known to be no IP, or to go elsewhere, is none of ours.
+    // Packets that are not IP, or that go elsewhere, don't count.
     let mut arp = tcp(POD, IMDS, REQUEST);
     arp[12..14].copy_from_slice(&[8, 6]);
     let elsewhere = tcp(POD, [10, 0, 0, 9], REQUEST);

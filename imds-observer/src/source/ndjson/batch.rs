@@ -1,4 +1,4 @@
-//! What a chunk's lines hold: records, and why lines gave none.
+//! Results of a chunk's lines: records, and reasons for skipped lines.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::record::Record;
 /// Skipped lines that are logged one by one, per file.
 const REPORTED_PER_FILE: u64 = 5;
 
-/// What a chunk's lines gave.
+/// Results of a chunk's lines.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) records: Vec<Arc<Record>>,

@@ -35,7 +35,7 @@ pub(super) struct Chunks {
     /// Begins with the part of a line that came with the chunk before.
     buffer: Vec<u8>,
     filled: usize,
-    /// Of `buffer`'s first byte in the input.
+    /// Offset of `buffer`'s first byte in the input.
     offset: u64,
     ended: bool,
     spare: Vec<Vec<u8>>,
@@ -54,9 +54,9 @@ impl Chunks {
         }
     }
 
-    /// What is there up to a line's end: of a pipe that may be little. `None`: the input has ended.
+    /// Returns the available bytes up to the end of a line; from a pipe they may be few. `None`: the input has ended.
     pub(super) fn next_chunk(&mut self) -> Option<Chunk> {
-        // Of a line that is too long: bytes that were left out.
+        // Bytes that were left out of a line that is too long.
         let mut left_out = None;
         while !self.ended {
             if self.buffer.len() < self.chunk_bytes.max(self.filled + self.chunk_bytes / 2) {

@@ -17,7 +17,7 @@ const LEAST_CHUNK_BYTES: usize = 16 * 1024;
 /// Size of a reader's free list of records.
 const SPARE_RECORDS: usize = 2048;
 
-/// What one thread reads with.
+/// The reader of one thread.
 pub(in crate::source) struct Reader {
     written: Written,
     /// Records that were handled.
@@ -112,7 +112,7 @@ impl File {
 pub(super) struct Files {
     files: Vec<File>,
     order: Order,
-    /// Those of which nothing is read that isn't taken.
+    /// Files whose read records are all taken.
     behind: Vec<usize>,
 }
 

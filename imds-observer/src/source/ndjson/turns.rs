@@ -140,7 +140,7 @@ impl Stages<'_> {
     }
 }
 
-/// What they have in turn, and whose turn it is.
+/// The shared value, and the number of the batch that may use it.
 struct Turn<T> {
     held: Mutex<(u64, T)>,
     passed: Condvar,

@@ -188,7 +188,7 @@ struct Times {
 }
 
 impl Written {
-    /// Those that it shares with others.
+    /// Callers that this reader shares with others.
     pub(super) fn callers(&self) -> Callers {
         Callers {
             processes: self.processes.known.clone(),
@@ -479,7 +479,7 @@ fn first_special(block: &[u8; 16]) -> Option<usize> {
     })
 }
 
-/// What is left of a line.
+/// The rest of a line.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {

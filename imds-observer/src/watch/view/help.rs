@@ -1,4 +1,4 @@
-//! What the keys do and the columns mean, and what this host doesn't let us see.
+//! Help on keys and columns, and the coverage gaps of this host.
 
 use ratatui::text::{Line, Span};
 
@@ -26,7 +26,7 @@ const COLUMNS: [(&str, &str); 6] = [
     ("REQ", "total requests"),
 ];
 
-/// What is missing comes first: it isn't the same everywhere.
+/// Coverage gaps come first, because they differ between hosts.
 pub(super) fn lines(missing: &[Missing], theme: Theme, width: u16) -> Vec<Line<'static>> {
     let columns = usize::from(width);
     let mut lines = Vec::new();

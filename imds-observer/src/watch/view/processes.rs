@@ -185,7 +185,7 @@ pub(super) fn draw(
     }
 }
 
-/// As many as fit; the one that is sorted by is always among them.
+/// The columns that fit. The sort column is always included.
 fn columns(width: u16, sort: Sort) -> Vec<Column> {
     let fit = usize::from(width.saturating_sub(LEAST_NAME) / WIDTH).min(COLUMNS.len());
     let mut columns = COLUMNS[..fit].to_vec();

@@ -141,7 +141,7 @@ fn exchange_lines(
     }
 }
 
-/// What is worth a line of its own: an answer that came and was not delivered, and packets sent again.
+/// Remarks on an exchange: a response that arrived and was not delivered, and retransmissions.
 fn remarks(exchange: &Exchange) -> Vec<String> {
     let mut remarks = Vec::new();
     let times = |count: u32| {

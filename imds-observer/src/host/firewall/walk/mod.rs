@@ -36,7 +36,7 @@ pub struct Condition {
     pub cgroup: Option<u64>,
 }
 
-/// What becomes of the packet.
+/// Result for the packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Dropped,
@@ -56,7 +56,7 @@ pub struct Stop {
     pub outcome: Outcome,
     /// All must hold; empty: every such packet.
     pub conditions: Vec<Condition>,
-    /// Those of which one holds go on.
+    /// Packets for which one of these conditions holds continue.
     pub unless: Vec<Condition>,
 }
 
@@ -238,7 +238,7 @@ impl Walker<'_> {
         }
     }
 
-    /// Those of whom this holds aren't concerned by what follows.
+    /// Packets that match these conditions skip later rules.
     fn exempt(&mut self, own: Vec<Condition>) {
         if !own.is_empty() && self.unless.len() < MAX_CONDITIONS {
             let reported = own.iter().all(|condition| condition.reported);

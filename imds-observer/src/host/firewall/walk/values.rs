@@ -1,4 +1,4 @@
-//! What is known of a packet's bytes in the registers of a rule.
+//! Known bytes of a packet in the registers of a rule.
 
 use super::super::nft::WORDS;
 use super::super::packet::{Byte, Open, Packet};
