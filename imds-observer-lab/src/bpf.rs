@@ -144,9 +144,9 @@ pub enum Hook {
     TcxIngress,
     TcxEgress,
     RawTracepoint(&'static str),
-    /// Of the kernel's BTF type of this number.
+    /// Tracepoint of the kernel's BTF type with this number.
     BtfTracepoint(u32),
-    /// Of the kernel's BTF function of this number.
+    /// Exit of the kernel's BTF function with this number.
     FunctionExit(u32),
 }
 
@@ -354,7 +354,7 @@ fn next_id(id: u32) -> io::Result<Option<u32>> {
     }
 }
 
-/// Of a program that [`programs`] found.
+/// Run count and time of a program that [`programs`] found.
 pub fn runs_of(program: &OwnedFd) -> io::Result<Runs> {
     info(program).map(|info| info.runs())
 }

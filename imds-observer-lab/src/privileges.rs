@@ -19,7 +19,7 @@ pub enum Privileges {
     DaemonSet,
 }
 
-/// Of those in the DaemonSet's manifest. `CAP_SYSLOG` and `CAP_DAC_READ_SEARCH` only add details.
+/// Capabilities from the DaemonSet's manifest. `CAP_SYSLOG` and `CAP_DAC_READ_SEARCH` only add details.
 const DAEMONSET: [Capability; 4] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
@@ -68,7 +68,7 @@ pub fn withhold<'a>(command: &'a mut Command, names: &[&str]) -> Result<&'a mut 
     Ok(command)
 }
 
-/// Of the calling thread, for good.
+/// Drops all other capabilities of the calling thread permanently.
 fn keep_only(keep: &CapsHashSet) -> Result<()> {
     // The bounding set first, which needs a capability that goes next: without it user 0 gets all back at execve.
     for capability in caps::runtime::thread_all_supported().difference(keep) {

@@ -15,7 +15,7 @@ use imds_observer_lab::{
     topology::{Lab, LabOptions, Place},
 };
 
-/// What a request meets.
+/// Result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Status(u16),
@@ -80,7 +80,7 @@ fn place(lab: &Lab, victim: Victim) -> &Place {
     }
 }
 
-/// What each fault of the registry does to which request.
+/// Expected result of each fault of the registry, and the request that shows it.
 fn expectation(name: &str, family: Family) -> (Step, Fate) {
     let patient = |step: Step| Step {
         connect_timeout_ms: 5000,

@@ -108,7 +108,7 @@ fn main() {
     }
 }
 
-/// Of the tables that take long to fill.
+/// Smaller limits for tables that take long to fill.
 fn small() -> Limits {
     let mut limits = Limits {
         queue: 512,
@@ -186,7 +186,7 @@ fn findings() -> Vec<Arc<Record>> {
 
 /// Tokens, and processes, that a row distinguishes whatever other rows do.
 const OWN_DISTINCT: usize = 128;
-/// What all rows may distinguish beyond, in limits of one row.
+/// Shared limit of distinct values for all rows, as a multiple of one row's limit.
 const SHARED_DISTINCT: usize = 32;
 
 const BEGIN: Time = Time(1_700_000_000 * SECOND);
@@ -216,7 +216,7 @@ fn key(n: u64) -> ProcessKey {
     }
 }
 
-/// Of connection `n`, from byte `seq` of its request on.
+/// A packet of connection `n`, from byte `seq` of its request on.
 fn packet(n: u64, seq: u32, data: Bytes) -> Event {
     Event::Packet(Packet {
         time: BEGIN,
@@ -541,7 +541,7 @@ fn summary(limits: summary::Limits, rows: &mut Vec<Row>) {
             summarizer
         })
     };
-    // Of tokens and processes, of the interval and in total.
+    // Tokens and processes, for the interval and in total.
     let more = (limits.distinct - OWN_DISTINCT) * few.groups;
     let shared = SHARED_DISTINCT * limits.distinct;
     rows.push((

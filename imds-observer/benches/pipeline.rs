@@ -39,7 +39,7 @@ const ANSWER_BYTES: u32 = 900;
 /// Exchanges in one measured batch, one every millisecond.
 const EXCHANGES: u64 = 1000;
 const GAP_NS: u64 = 1_000_000;
-/// Of the packets of one exchange.
+/// Time between the packets of one exchange.
 const STEP_NS: u64 = 20_000;
 const PROCESSES: u64 = 20;
 

@@ -19,7 +19,7 @@ pub(crate) enum Compiler {
     Nightly,
 }
 
-/// What aya-ebpf needs.
+/// Oldest compiler that aya-ebpf supports.
 const OLDEST: (u32, u32) = (1, 87);
 
 impl Compiler {

@@ -47,7 +47,7 @@ fn exchanges(name: &str) -> Vec<String> {
         .collect()
 }
 
-/// What becomes of a pod's SDK at hop limit 1: the token is lost, and it goes on without one.
+/// Requests of a pod's SDK at hop limit 1: the token is lost, and the SDK continues without one.
 const POD: [&str; 3] = [
     "PUT token ttl 63 -> 200 ttl 1 lost",
     "GET v1 ttl 63 -> 200 ttl 255 answered",

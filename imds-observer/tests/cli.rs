@@ -120,7 +120,7 @@ fn analyze_writes_the_records_and_every_one_fits_the_schema() {
         assert_eq!(kinds[0], "start");
         assert_eq!(kinds[kinds.len() - 2..], ["summary", "loss"]);
         assert_eq!(records[records.len() - 2]["total"], true);
-        // What it wrote it can read, to the same end.
+        // Its output can be read again, with the same result.
         let again = analyze_stdin(&output.stdout, &["-o", "ndjson", "-"]);
         assert_eq!(stdout(&again), stdout(&output));
         assert_eq!(again.status.code(), Some(0));

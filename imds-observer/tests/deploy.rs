@@ -26,7 +26,7 @@ fn skip(missing: &str) {
     eprintln!("skipped: {missing}");
 }
 
-/// What the check prints; `None`: it can't run here.
+/// Output of the check; `None`: it can't run here.
 fn checked() -> Option<Value> {
     let tools = std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
         || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),

@@ -1,4 +1,4 @@
-//! What the detectors hold in memory when a local process does its worst: the bound that they state is measured, not computed.
+//! Memory of the detectors when a local process does its worst. The limit that they state is measured, not computed.
 
 #[path = "../benches/allocator/mod.rs"]
 mod allocator;

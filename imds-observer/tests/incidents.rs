@@ -74,7 +74,7 @@ fn incidents() -> Vec<Incident> {
         .collect()
 }
 
-/// What `analyze -o json` writes.
+/// Output of `analyze -o json`.
 fn report(file: &str) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
         .args(["analyze", "-o", "json"])
@@ -103,7 +103,7 @@ fn is(finding: &Value, wanted: &str) -> bool {
     text(finding, "code") == code && (severity.is_empty() || text(finding, "severity") == severity)
 }
 
-/// What is wrong with these findings; empty: nothing.
+/// Deviations of these findings from the expected ones.
 fn faults(incident: &Incident, report: &Value) -> Vec<String> {
     let findings = report["findings"].as_array().unwrap();
     let mut faults = Vec::new();
@@ -239,7 +239,7 @@ fn every_input_has_a_row_and_every_row_a_source() {
     }
 }
 
-/// What a reader looks for, and the codes that answer it.
+/// Sections by symptom, with their codes.
 const SECTIONS: [(&str, &[&str]); 6] = [
     (
         "The hop limit, and responses that arrive and are lost",
@@ -298,7 +298,7 @@ const SECTIONS: [(&str, &[&str]); 6] = [
 ];
 const QUIET: &str = "No fault, and no alarm";
 
-/// Of the first code that must be found.
+/// Section of the first code that must be reported.
 fn section(incident: &Incident) -> &'static str {
     let code = incident.must.first().map_or("", |wanted| {
         let first = wanted.split('|').next().unwrap_or_default();
@@ -359,7 +359,7 @@ fn first_sentence(text: &str) -> &str {
     ends.map_or(text, |(at, _)| &text[..=at])
 }
 
-/// What the program reports, by cause, and the first thing to do about the first.
+/// Reported findings by cause, and the first sentence of the first remedy.
 fn reported(groups: &[Value]) -> (String, String) {
     const MOST: usize = 3;
     let mut says: Vec<String> = groups
@@ -437,7 +437,7 @@ fn page() -> String {
         for incident in rows {
             let report = report(&incident.file);
             let mut groups = report["groups"].as_array().unwrap().clone();
-            // What the report is about comes first, whatever else the input shows.
+            // The expected findings come first, whatever else the input shows.
             let wanted = |group: &Value| {
                 incident
                     .must

@@ -17,10 +17,10 @@ const LAYERS: &[&str] = &[
     "wipe",
     "http",
     "redact",
-    // What leaves the program.
+    // Data that leaves the program.
     "record",
     "filter",
-    // What is known of requests and of this host.
+    // Facts about requests and about this host.
     "imds",
     "host_facts",
     "host",
@@ -46,7 +46,7 @@ const LAYERS: &[&str] = &[
     "story",
     "doctor",
     "exec",
-    // What joins them.
+    // The parts that connect all others.
     "config",
     "pipeline",
     "cli",

@@ -71,10 +71,10 @@ fn nothing_of_linux_is_needed_elsewhere() {
         }
         assert_eq!(found(&tree(WINDOWS, features), UNIX_ONLY), [""; 0], "{features:?}");
     }
-    // What is looked for is there where it belongs.
+    // The crates in question are dependencies of the live build.
     let live = tree(LINUX, &[]);
     assert!(found(&live, LINUX_ONLY).len() >= 10 && live.contains("nix"), "{live:?}");
-    // What only the observer's own service uses isn't in a reader of recordings.
+    // Crates that only the live service uses are no dependencies of the offline build.
     let offline = tree(LINUX, &["--no-default-features"]);
     assert_eq!(
         found(

@@ -89,7 +89,7 @@ fn a_healthy_trace_is_safe() {
     assert!(answer.unproven.is_empty());
 }
 
-/// What is done to a healthy trace, and the only condition that is not proven then.
+/// A change of a healthy trace, and the only condition that is not proven then.
 type Attack = (&'static str, &'static str, fn(&mut Vec<Value>));
 
 const ATTACKS: &[Attack] = &[

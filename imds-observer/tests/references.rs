@@ -159,7 +159,7 @@ fn is_reference(name: &str) -> bool {
         && !name.split('/').any(placeholder)
 }
 
-/// What is between backquotes, code blocks apart.
+/// Texts between backquotes, without code blocks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     let prose = text.split("```").step_by(2);
     prose.flat_map(|part| part.split('`').skip(1).step_by(2))

@@ -1,4 +1,4 @@
-//! What a release is made with: workflows, scripts, the kubectl plugin and the manual pages, each checked by a tool of others.
+//! Checks the parts of a release (workflows, scripts, the kubectl plugin, the manual pages), each with an independent tool.
 //!
 //! Without those tools a test fails where `CI=true`, as `cargo xtask test` has it, and is left out elsewhere: `cargo xtask setup --for
 //! test` installs them. Packages are checked by `cargo xtask dist --check`.
@@ -107,7 +107,7 @@ fn the_files_for_ci_fit_their_schemas() {
     }
 }
 
-/// What a workflow calls must be there.
+/// Files and commands that a workflow uses exist.
 #[test]
 fn workflows_call_what_exists() {
     let help = fs::read_to_string(root().join("xtask/src/dist.rs")).unwrap();

@@ -64,7 +64,7 @@ fn write(job: &str) -> ! {
     }
 }
 
-/// What a kill left behind.
+/// Files that a kill left behind.
 #[derive(Debug, Default)]
 struct Left {
     /// The number of the last whole line.

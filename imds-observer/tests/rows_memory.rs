@@ -1,4 +1,4 @@
-//! What rows of summaries and of the live view hold in memory when local processes do their worst.
+//! Memory of the rows of summaries and of the live view when local processes do their worst.
 
 #[path = "../benches/allocator/mod.rs"]
 mod allocator;
@@ -15,14 +15,14 @@ use allocator::held;
 
 /// Groups of processes: as many as reach what all rows share.
 const GROUPS: u64 = 32;
-/// Of a row, with all its paths and latencies, without what all rows share.
+/// Limit on a row with all its paths and latencies, without the shared part, bytes.
 const ROW_BYTES: usize = 84 << 10;
-/// Of the live view's, which has the last exchanges too.
+/// Limit on a row of the live view, which also has the last exchanges, bytes.
 const WATCH_ROW_BYTES: usize = 140 << 10;
-/// What all rows share.
+/// Limit on the part that all rows share, bytes.
 const SHARED_BYTES: usize = 4 << 20;
 
-/// Of one group, by another process with another token each time.
+/// An exchange of one group, by another process with another token each time.
 fn exchange(group: u64, turn: u64) -> Record<Exchange> {
     let member = Process {
         exe: Some(format!("/opt/{group}")),
@@ -52,7 +52,7 @@ fn rows_together_hold_less_than_each_may_hold_alone() {
     let bytes = held() - before;
     println!("{GROUPS} rows of a summary: {} KiB", bytes >> 10);
     assert!(bytes < GROUPS as usize * ROW_BYTES + SHARED_BYTES, "{bytes} bytes");
-    // What an interval has counted is given back at its end, and can be used by the next.
+    // The budget that an interval has used is released at its end.
     summarizer.interval(Time(2_000_000_000_000_000_000));
     let ended = held() - before;
     assert!(ended < bytes, "{ended} bytes after the interval, {bytes} before");

@@ -174,7 +174,7 @@ fn no_recording_holds_a_token_a_credential_or_a_body() {
     }
 }
 
-/// What IMDS's port sent is a head and blanks; after the name of a token there is only its number.
+/// Checks that packets from IMDS's port hold a head and blanks, and that a token is only a number.
 fn blank_bodies(path: &Path, capture: &[u8], text: &str) {
     let mut at = 24;
     while let Some(header) = capture.get(at..at + 16) {

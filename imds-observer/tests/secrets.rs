@@ -220,7 +220,7 @@ proptest! {
         line.extend(after.iter().map(ToString::to_string));
         let process = process(exe, line);
         assert_hidden(&shown(&process), &secret.0);
-        // What was written and is read again is not shown more of.
+        // A record that is written and read again shows no more than before.
         let again: Process = serde_json::from_str(&serde_json::to_string(&process).unwrap()).unwrap();
         prop_assert_eq!(again, process);
     }

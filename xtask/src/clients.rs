@@ -19,7 +19,7 @@ pub(crate) const INSTALLED: &[&str] = &[
     "rclone",
     "restic",
     "amazon-ecr-credential-helper",
-    // Of cloud-init, which is unpacked.
+    // Dependencies of cloud-init, which is unpacked.
     "python3-configobj",
     "python3-jinja2",
     "python3-jsonpatch",
@@ -27,11 +27,11 @@ pub(crate) const INSTALLED: &[&str] = &[
     "python3-oauthlib",
     "python3-requests",
     "python3-yaml",
-    // Of s3fs.
+    // Dependencies of s3fs.
     "libfuse2",
     "libcurl3-gnutls",
     "libxml2",
-    // Of the scripts of EC2: logger.
+    // Dependencies of EC2's scripts: logger.
     "bsdutils",
 ];
 

@@ -45,7 +45,7 @@ pub(crate) struct Args {
     untried: bool,
 }
 
-/// What a run is about.
+/// Properties of a release.
 struct Release {
     version: String,
     /// Seconds since 1970 of everything.
@@ -189,7 +189,7 @@ fn checksums(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is given away, sorted.
+/// Release artifacts, sorted.
 fn outputs(sh: &Shell, directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = sh
         .read_dir(directory)?

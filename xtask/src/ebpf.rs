@@ -43,7 +43,7 @@ pub(crate) struct Built {
     record: Record,
 }
 
-/// What the bytes of the object depend on besides the sources.
+/// Inputs besides the sources on which the bytes of the object depend.
 #[derive(Debug, PartialEq, Eq)]
 struct Record {
     compiler: String,

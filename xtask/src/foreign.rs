@@ -67,7 +67,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What was unpacked before is taken as it is.
+/// Downloads and unpacks the captures. Files that were unpacked before are used as they are.
 fn download(sh: &Shell, home: &Path) -> anyhow::Result<()> {
     let list = home.join("sources.list");
     sh.create_dir(home.join("lists/partial"))?;

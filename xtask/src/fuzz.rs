@@ -26,7 +26,7 @@ pub(crate) struct Args {
 const SMOKE_RUNS: u32 = 20_000;
 const SMOKE_SECONDS: u32 = 20;
 
-/// What cargo-fuzz passes, less the sanitizer.
+/// Flags of cargo-fuzz, without the sanitizer.
 const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 -Cdebug-assertions";
@@ -106,7 +106,7 @@ fn follow_lock(sh: &Shell) -> anyhow::Result<()> {
 fn fuzz(sh: &Shell, profile: &str, target: &str, limits: &[String]) -> anyhow::Result<()> {
     let host = host(sh)?;
     let program = root().join("target/fuzz").join(host).join(profile).join(target);
-    // What libFuzzer finds stays out of the tree; seeds, where a target has some, are in it.
+    // Inputs that libFuzzer finds stay out of the tree. Seeds, if a target has some, are in it.
     let corpus = root().join("target/fuzz/corpus").join(target);
     let found = format!("-artifact_prefix={}/", root().join("target/fuzz").display());
     sh.create_dir(&corpus)?;

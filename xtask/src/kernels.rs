@@ -26,7 +26,7 @@ use crate::test::Totals;
 
 pub(crate) use debian::{Version, mirror, own_suite};
 
-/// What the guest's processor is.
+/// Processor of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arch {
     #[value(name = "x86_64")]
@@ -72,7 +72,7 @@ fn directory(arch: Arch) -> PathBuf {
 /// Guests that run at a time. Their tests mostly wait for clients to time out.
 const AT_A_TIME: usize = 3;
 
-/// What to run where.
+/// A run of tests in guests.
 pub(crate) struct Request<'a> {
     pub(crate) versions: &'a [Version],
     pub(crate) arch: Arch,
@@ -84,7 +84,7 @@ pub(crate) struct Request<'a> {
 /// Which tests run in a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Scope {
-    /// What a kernel provides, and the main job.
+    /// The features of a kernel, and the basic observation test.
     #[default]
     Brief,
     /// Networks and hosts that are set up in another way than the lab's.

@@ -38,19 +38,19 @@ pub(crate) enum Group {
     Ebpf,
     /// All that `cargo xtask test` runs.
     Test,
-    /// What `cargo xtask dist` makes bills of materials with, and what tries the image.
+    /// Tools of `cargo xtask dist` for bills of materials, and for trying the image.
     Dist,
-    /// What `cargo xtask dist --packages` and `--check` make packages and look at them with.
+    /// Tools of `cargo xtask dist --packages` and `--check`, which build and check packages.
     Packages,
     /// Guests that `cargo xtask test --kernel` boots.
     Kernels,
-    /// What `cargo xtask bench offline` measures against.
+    /// Programs with which `cargo xtask bench offline` compares.
     Bench,
-    /// What makes other people's traffic for `cargo xtask bench`, and watches it.
+    /// Programs that create other traffic for `cargo xtask bench`, and observe it.
     Traffic,
     /// Root file systems of `cargo xtask test --pristine`.
     Pristine,
-    /// What unpacks the captures of `cargo xtask test --foreign-captures`.
+    /// Programs that unpack the captures of `cargo xtask test --foreign-captures`.
     Foreign,
     /// Such guests with another processor.
     CrossKernels,
@@ -169,7 +169,7 @@ pub(crate) fn packages_of(groups: &[Group]) -> anyhow::Result<()> {
     packages::install(&shell()?, &packages, "tools of this verb")
 }
 
-/// What every verb calls first.
+/// Installs the groups. Every command calls this first.
 pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     let sh = shell()?;
     // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
@@ -216,7 +216,7 @@ fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
     make_venv(sh, &toolchain::tools().join("deploy"), &wanted, what)
 }
 
-/// What `cargo xtask dist` calls, and in which version.
+/// Tools of `cargo xtask dist`, with their versions.
 const DIST_TOOLS: &[(&str, &str)] = &[("cyclonedx", "0.5.9")];
 const PACKAGE_TOOLS: &[(&str, &str)] = &[("deb", "3.8.0"), ("generate-rpm", "0.21.1")];
 

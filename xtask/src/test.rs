@@ -179,7 +179,7 @@ fn lints(sh: &Shell) -> anyhow::Result<()> {
     step("lints", || {
         Ok(cmd!(sh, "cargo clippy --locked --all-targets -- --deny warnings").run()?)
     })?;
-    // What macOS and Windows have of it.
+    // The part that macOS and Windows compile.
     step("lints without the feature live", || {
         Ok(cmd!(
             sh,

@@ -19,7 +19,7 @@ struct Cli {
     /// The observer's program
     #[arg(long)]
     observer: PathBuf,
-    /// What `cargo xtask setup --for scenarios` installed
+    /// Directory that `cargo xtask setup --for scenarios` created
     #[arg(long)]
     tools: PathBuf,
     /// Our own few lines around libraries: imds-observer-lab/clients

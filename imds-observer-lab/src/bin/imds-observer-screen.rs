@@ -157,7 +157,7 @@ fn first_picture(lab: &Lab, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a process took while so many exchanges went by.
+/// Resources that a process used for a number of exchanges.
 struct Cost {
     seconds: f64,
     exchanges: u64,
@@ -340,7 +340,7 @@ fn picture(program: &Path) -> Result<()> {
 
 /// The size of a terminal in which no line of the report is cut.
 const EXEC: (u16, u16) = (144, 30);
-/// What the picture shows as typed, and what runs.
+/// The command that the picture shows, and that is executed.
 const TYPED: &str = "imds-observer exec --against hop-limit=1,hops=1 --assert 'no v1, waited < 1s' -- python3 app.py";
 const APP: &str = "\
 import sys
@@ -396,7 +396,7 @@ impl Drop for HostRoot {
     }
 }
 
-/// Of a cell, in pixels.
+/// Size of a cell, pixels.
 const CELL: (u16, u16) = (9, 19);
 const MARGIN: u16 = 8;
 const BACKGROUND: &str = "#1c1f26";

@@ -33,7 +33,7 @@ struct Cli {
     minutes: f64,
 }
 
-/// Of the run, before it is compared with: tables fill, the allocator finds its size.
+/// Share of the run before the reference measurement. Until then tables fill, and the allocator reaches its size.
 const WARM_UP: f64 = 0.4;
 /// Memory at the end may be so much more than after the warm-up, whichever of both is larger.
 const GROWTH: f64 = 0.10;
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a process holds.
+/// Resources that a process holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Held {
     resident_kib: u64,

@@ -80,9 +80,9 @@ fn map(dst: u8, map: &OwnedFd) -> [u64; 2] {
 /// Where a packet's drop finds the packet, by this kernel's BTF.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketOffsets {
-    /// Of `head` in `struct sk_buff`.
+    /// Offset of `head` in `struct sk_buff`.
     pub head: u32,
-    /// Of `network_header`.
+    /// Offset of `network_header`.
     pub network_header: u32,
 }
 

@@ -16,14 +16,14 @@ pub use run::run;
 pub const TOKEN_PATH: &str = "/latest/api/token";
 pub const CREDENTIALS_PATH: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// What a client does from start to end.
+/// The actions of a client from start to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
     /// Default address to connect to.
     #[serde(default = "imds_v4")]
     pub target: SocketAddr,
-    /// What the process calls itself (15 bytes count): scripts replace programs that are not available.
+    /// Name of the process (15 bytes are used). Scripts replace programs that are not available.
     #[serde(default)]
     pub comm: Option<String>,
     #[serde(default)]

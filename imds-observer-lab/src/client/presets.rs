@@ -1,4 +1,4 @@
-//! What clients that can't be installed here send: sequences, timeouts and user agents from their documentation
+//! Requests of clients that can't be installed here: sequences, timeouts and user agents from their documentation
 //! and source. Stand-ins: where the real client runs, prefer it.
 
 use std::net::SocketAddr;

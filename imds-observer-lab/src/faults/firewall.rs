@@ -33,7 +33,7 @@ pub enum Tool {
 pub enum Chain {
     Output,
     Forward,
-    /// Of the victim, for what the endpoints send.
+    /// The victim's INPUT chain, for packets of the endpoints.
     Input,
 }
 

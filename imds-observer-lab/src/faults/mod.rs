@@ -200,7 +200,7 @@ fn lose_syns(lab: &Lab) -> Result<FaultGuard> {
     )
 }
 
-/// Of documentation's range: no machine has it, and the upstream host forwards nothing.
+/// An address of the documentation range: no machine has it, and the upstream host forwards nothing.
 const AGENT: &str = "192.0.2.77:8181";
 
 fn redirect(lab: &Lab) -> Result<FaultGuard> {

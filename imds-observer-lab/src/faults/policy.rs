@@ -42,7 +42,7 @@ pub enum Hook {
 
 /// Behind the observer's own filter, which is the first.
 const PRIORITY: &str = "20";
-/// What a cgroup program returns to deny, and what a TC program does (`TC_ACT_SHOT`).
+/// Return value of a cgroup program that denies; TC programs return `TC_ACT_SHOT`.
 const DENY: i32 = 0;
 const ALLOW: i32 = 1;
 const SHOT: i32 = 2;

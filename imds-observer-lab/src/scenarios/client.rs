@@ -138,7 +138,7 @@ fn words(name: &str, client: &Client, tools: &Tools, scratch: &Path) -> Result<V
     Ok(words.iter().map(|word| word.to_string_lossy().into_owned()).collect())
 }
 
-/// What a scripted client does.
+/// The script of a scripted client.
 fn script(client: &Client) -> Result<Script> {
     if let Some(script) = &client.script {
         return Ok(script.clone());

@@ -1,4 +1,4 @@
-//! What was found against what was owed.
+//! Compares reported findings with expected ones.
 
 use std::collections::BTreeMap;
 
@@ -16,12 +16,12 @@ pub struct Score {
 }
 
 impl Score {
-    /// Of what was found, the share that was owed. Nothing found is nothing wrong.
+    /// Share of the reported findings that were expected; 1 if none was reported.
     pub fn precision(&self) -> f64 {
         share(self.right, self.false_alarms)
     }
 
-    /// Of what was owed, the share that was found.
+    /// Share of the expected findings that were reported.
     pub fn recall(&self) -> f64 {
         share(self.right, self.missed)
     }

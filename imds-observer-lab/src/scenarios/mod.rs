@@ -76,7 +76,7 @@ impl Client {
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     pub name: String,
-    /// What happens, in a line.
+    /// One-line description.
     pub about: String,
     /// Changes the server's behavior from that of a new instance: tokens optional, hop limit 1.
     #[serde(default)]
@@ -141,7 +141,7 @@ pub enum On {
     NestedPod,
 }
 
-/// What happens next.
+/// One step of a scenario.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Step {
@@ -150,7 +150,7 @@ pub enum Step {
         client: String,
         #[serde(default)]
         on: On,
-        /// So many times, one after the other.
+        /// Number of runs, one after the other.
         #[serde(default = "once")]
         times: u32,
     },
@@ -263,7 +263,7 @@ impl Scenario {
         Ok(Behaviour::default().patched(&Value::Object(self.server.clone()))?)
     }
 
-    /// What a capture alone must show.
+    /// Findings that the capture alone must show.
     pub fn in_capture(&self) -> &[String] {
         self.capture.as_ref().unwrap_or(&self.expect)
     }

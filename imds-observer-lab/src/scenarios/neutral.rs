@@ -11,7 +11,7 @@ pub struct Neutral {
     names: Vec<(String, String)>,
     /// The process that started all others.
     root_pid: u32,
-    /// What of this kernel's release is no version.
+    /// The part of this kernel's release that is not the version.
     build: String,
 }
 
@@ -41,7 +41,7 @@ impl Neutral {
         let line = if self.build.is_empty() {
             line
         } else {
-            // As long as before, as in the capture of the same scenario.
+            // The length stays the same, as in the capture of the same scenario.
             line.replace(&self.build, &"x".repeat(self.build.len()))
         };
         self.ancestors(&line)

@@ -18,11 +18,11 @@ use crate::faults::FaultGuard;
 use crate::server::Server;
 use crate::topology::{IMDS_PORT, IMDS_V4, Lab, LabOptions, Place, PodCgroup, PodOptions, take_turn};
 
-/// What is owed must come within this time after the clients have ended.
+/// Time after the end of the clients within which expected findings must be reported.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Nothing new for so long: nothing more will come by itself.
 const QUIET: Duration = Duration::from_millis(1500);
-/// What a step waits for comes within this time.
+/// Timeout of a step's condition.
 const AWAITED: Duration = Duration::from_secs(90);
 const STAND_IN_READY: Duration = Duration::from_secs(60);
 
@@ -48,20 +48,20 @@ pub struct Stage {
     pub tools: Tools,
 }
 
-/// What came of a scenario.
+/// Result of a scenario.
 pub struct Outcome {
     pub found: Vec<String>,
     pub score: Score,
     /// Exchanges and failed connections, in order, each in a few words.
     pub reported: Vec<String>,
-    /// What the observer wrote.
+    /// Records that the observer wrote.
     pub trace: Vec<String>,
-    /// What tcpdump wrote: with tokens and bodies.
+    /// The capture of tcpdump, with tokens and bodies.
     pub capture: Vec<u8>,
     /// This machine's own file and directory names in the trace.
     pub scratch: std::path::PathBuf,
     pub took: Duration,
-    /// What went wrong in the playing, not in the finding.
+    /// Failure of the run itself, not of a finding.
     pub failure: Option<String>,
 }
 
@@ -151,7 +151,7 @@ impl<'a> Prepared<'a> {
         let played = self.steps(&mut observer);
         let settled = played.and_then(|()| self.settle(&mut observer));
         let logs = self.logs();
-        // Those that go on by themselves.
+        // Ends clients that run in the background.
         self.players.clear();
         let trace = observer.finish()?;
         let capture = capture.finish()?;

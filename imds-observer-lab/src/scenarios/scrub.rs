@@ -33,7 +33,7 @@ const HARMLESS: &[&str] = &[
 ];
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const METHODS: &[&str] = &["GET ", "PUT ", "HEAD ", "POST ", "DELETE ", "OPTIONS "];
-/// What secrets are overwritten with.
+/// Byte that replaces secrets.
 const BLANK: u8 = b'x';
 
 const FILE_HEADER: usize = 24;

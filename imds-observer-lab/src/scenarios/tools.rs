@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-/// What commands of clients are put together from.
+/// Paths from which the clients' commands are built.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    /// What `cargo xtask setup --for scenarios` made.
+    /// Directory that `cargo xtask setup --for scenarios` created.
     pub tools: PathBuf,
     /// Our few lines around libraries: `imds-observer-lab/clients`.
     pub clients: PathBuf,

@@ -21,7 +21,7 @@ use crate::topology::Lab;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The node's uplink.
 const UPLINK: &str = "eth0";
-/// What the node is called in records.
+/// Name of the node in records.
 pub(super) const HOST: &str = "lab-node";
 
 struct Ended(Child);

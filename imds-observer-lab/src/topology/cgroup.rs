@@ -63,7 +63,7 @@ impl Cgroup {
         &self.directory
     }
 
-    /// What `bpf_get_current_cgroup_id` gives.
+    /// ID as returned by `bpf_get_current_cgroup_id`.
     pub fn id(&self) -> u64 {
         self.id
     }

@@ -103,7 +103,7 @@ pub struct PodOptions {
     pub nested: bool,
 }
 
-/// What the pod's cgroup is called, below the lab's own.
+/// Name of the pod's cgroup, below the lab's own.
 #[derive(Clone, Debug, Default)]
 pub enum PodCgroup {
     /// `pod-<k>`

@@ -57,7 +57,7 @@ impl Netns {
         &self.path
     }
 
-    /// What the observer reports as `netns`.
+    /// Inode, which the observer reports as `netns`.
     pub fn inode(&self) -> u64 {
         self.inode
     }

@@ -1,4 +1,4 @@
-//! What is asked of the allocator: how often, and how much is held. For benches and tests that include this file.
+//! Counts allocations and held bytes, for benches and tests that include this file.
 
 #![allow(dead_code, reason = "each of those who include it looks at what it needs")]
 

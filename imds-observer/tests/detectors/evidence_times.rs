@@ -13,7 +13,7 @@ use crate::scenario::{end, facts, observe};
 /// Times of some windows are kept in milliseconds.
 const ROUNDED_NS: u64 = 1_000_000;
 
-/// What is wrong with the times and the count of a finding that these records led to.
+/// Checks times and count of a finding against the records that caused it, and returns the first error.
 fn fault(finding: &Finding, records: &[Record]) -> Option<String> {
     let Finding {
         first_seen,

@@ -32,7 +32,7 @@ pub(crate) fn fixture(code: Code, name: &str) -> Vec<Record> {
         .collect()
 }
 
-/// What the detectors make of a fixture.
+/// Findings for a fixture.
 pub(crate) fn findings(code: Code, name: &str) -> Vec<Record<Finding>> {
     let records = fixture(code, name);
     assert!(!records.is_empty(), "{code}/{name} is empty");

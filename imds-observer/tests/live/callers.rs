@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::{Finished, Observer, UPLINK, cgroup_of, first_line, lab, run};
 
-/// What all of them need: one request on a socket, and its end.
+/// Prelude of all scripts: one request on a socket, and its end.
 const PRELUDE: &str = r#"
 import array, ctypes, json, os, socket, sys, threading
 def connected():
@@ -371,10 +371,10 @@ struct Round {
     whole: bool,
 }
 
-/// Of 5,000 a second, less what the clients' own clocks may be off.
+/// Required share of 5,000 per second: the clients' own clocks may be inexact.
 const FULL: f64 = 4900.0;
 
-/// What was reached. Missing facts are reported, and nothing is attributed to another process.
+/// The reached rate. Missing events are reported, and nothing is attributed to another process.
 fn steady(lab: &Lab) -> Round {
     const CLIENTS: usize = 2;
     const RATE: usize = 5000 / CLIENTS;

@@ -92,7 +92,7 @@ impl Stepped {
         self.directory.path().join("step")
     }
 
-    /// So many seconds from the machine's clock.
+    /// Sets the clock to this number of seconds from the machine's.
     fn set(&self, seconds: i64) {
         let file = fs::OpenOptions::new().write(true).open(self.file()).unwrap();
         file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();

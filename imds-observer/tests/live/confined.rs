@@ -1,4 +1,4 @@
-//! What the observer may still do once it observes, and that it does its work with that.
+//! The observer's remaining privileges while it observes, and that they are sufficient.
 
 use std::fs;
 use std::path::Path;

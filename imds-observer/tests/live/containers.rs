@@ -24,7 +24,7 @@ const OWN_ROLE: &str = "5e6f0000000000000000000000000000000000000000000000000000
 const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/lab-role";
 const ANNOTATED: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 const LOGGED: &str = "7b2d9e4f1a6c3b8d5e0f2a7c9b4d1e6f3a8c5b0d7e2f9a4c1b6d3e8f5a0c7b2d";
-/// What containerd's CRI plugin writes into a container's configuration.
+/// Annotations that containerd's CRI plugin writes into a container's configuration.
 const ANNOTATIONS: &[(&str, &str)] = &[
     ("io.kubernetes.cri.container-type", "container"),
     ("io.kubernetes.cri.container-name", "api"),
@@ -45,7 +45,7 @@ impl Node {
         let root = tempfile::tempdir().expect("make the node's root");
         symlink("/proc", root.path().join("proc")).unwrap();
         let containers_conf = root.path().join("containers.conf");
-        // What works without CAP_SYS_RESOURCE and with v1 controllers; crun refuses hybrid cgroups.
+        // This configuration works without CAP_SYS_RESOURCE and with v1 controllers. crun refuses hybrid cgroups.
         fs::write(
             &containers_conf,
             "[containers]\npids_limit=0\ndefault_ulimits=[\"nofile=1024:1024\",\"nproc=1024:1024\"]\n\
@@ -229,7 +229,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Of a test that failed: they would outlive containerd.
+        // Tasks of a failed test would outlive containerd.
         let tasks = self.ctr().args(["tasks", "list", "--quiet"]).output();
         for task in String::from_utf8_lossy(&tasks.map(|tasks| tasks.stdout).unwrap_or_default()).lines() {
             let _ = self.ctr().args(["tasks", "delete", "--force", task]).output();

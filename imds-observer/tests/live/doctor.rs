@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{UPLINK, cgroup_of, in_netns, lab, output, run};
 
-/// What `doctor` writes about a place of the lab.
+/// Output of `doctor` in a namespace of the lab.
 fn doctor(lab: &Lab, place: &Place, arguments: &[&str]) -> String {
     let mut command = in_netns(place, env!("CARGO_BIN_EXE_imds-observer"));
     Privileges::from_env()

@@ -579,7 +579,7 @@ enum Does {
 }
 use Does::{Fails, Waits, Works};
 
-/// What a client does with its token response, and without it where IMDSv1 is allowed and where it isn't.
+/// Expected behavior of a client: with its token response, without it if IMDSv1 is allowed, and without it if tokens are required.
 struct Client {
     with_token: [Does; 2],
     without_token: [Does; 2],
@@ -845,7 +845,7 @@ fn the_script_for_ci_passes_its_settings_on() {
     assert_eq!(status, Some(2), "without a command");
 }
 
-/// What `cargo xtask setup --for scenarios` made.
+/// Directory that `cargo xtask setup --for scenarios` created.
 fn clients() -> std::path::PathBuf {
     crate::support::tool_directory().join("clients")
 }

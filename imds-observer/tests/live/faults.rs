@@ -22,7 +22,7 @@ fn name_of(family: Family) -> &'static str {
     if family == Family::V6 { "IPv6" } else { "IPv4" }
 }
 
-/// What one fault led to.
+/// Result of one fault.
 struct Row {
     name: &'static str,
     family: &'static str,
@@ -35,7 +35,7 @@ struct Row {
     wrong: Vec<String>,
 }
 
-/// What the victim does: enough for the pattern to show, no more.
+/// Sends the victim's requests: as many as the pattern needs.
 fn suffer(entry: &Entry, place: &Place, family: Family) {
     let host = if family == Family::V6 {
         "[fd00:ec2::254]"
@@ -157,7 +157,7 @@ fn try_fault(lab: &Lab, entry: &Entry, family: Family, observer: &mut Observer) 
     }
 }
 
-/// What was found between two lines of an observer's output is this row's.
+/// Findings between two lines of the observer's output belong to this row.
 fn judge(lab: &Lab, entry: &Entry, row: &mut Row, lines: &[String]) {
     let records: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let opened: Vec<&Value> = records
@@ -267,7 +267,7 @@ fn try_session(lab: &Lab, entries: &[Entry], family: Family) -> Vec<Row> {
     }
     let finished = observer.finish();
     let lines: Vec<String> = finished.stdout.lines().map(str::to_owned).collect();
-    // What comes at the very end belongs to the last.
+    // Findings at the very end belong to the last row.
     if let Some(last) = ends.last_mut() {
         *last = lines.len();
     }
@@ -638,7 +638,7 @@ fn a_fault_belongs_to_the_pod_or_to_the_host_that_has_it() {
     calm.undo().unwrap();
 }
 
-/// What the kernel frees in the course of things is no loss: connections that are reset, closed with data unread, or left open.
+/// Packets that the kernel frees in normal operation are no loss: of connections that are reset, closed with unread data, or left open.
 #[test]
 #[ignore = "live"]
 fn what_the_kernel_frees_in_passing_is_no_drop() {

@@ -47,7 +47,7 @@ print('sent', flush=True)
 sys.stdin.read()
 ";
 
-/// What a user may make without privileges.
+/// Namespaces that a user can create without privileges.
 const IN_OWN_NAMESPACES: [&str; 4] = ["unshare", "--user", "--map-root-user", "--net"];
 
 /// The command that follows, as an unprivileged user.
@@ -63,7 +63,7 @@ fn unprivileged(place: &Place) -> Command {
     command
 }
 
-/// What a script printed that an unprivileged user of a pod ran in namespaces of its own, and what was observed of it.
+/// Runs a script as an unprivileged user of a pod, in namespaces of its own. Returns its output and the observed records.
 fn sent_in_own_namespaces(script: &str) -> (Output, Finished) {
     let lab = lab(LabOptions {
         pods: vec![PodOptions::default(); 1],
@@ -141,7 +141,7 @@ fn catch_up(lab: &Lab, observer: &mut Observer) {
     flood.wait().unwrap();
 }
 
-/// What a loss record counts of events that were not read or not kept.
+/// Number of events in a loss record that were not read or not kept.
 fn lost(loss: &serde_json::Value) -> u64 {
     let counts = ["ring_buffer", "evicted", "truncated", "shed", "unparsed"];
     counts.iter().map(|count| loss[count].as_u64().unwrap()).sum()
@@ -235,7 +235,7 @@ impl MemoryLimit {
         unsafe { command.pre_exec(move || procs.write_all(b"0")) };
     }
 
-    /// Of the process, and of the kernel on its behalf: the maps, the ring buffer.
+    /// Peak memory of the process and of its kernel objects (maps, ring buffer), bytes.
     fn peak_bytes(&self) -> u64 {
         let peak = fs::read_to_string(self.directory.join(self.peak)).unwrap();
         peak.trim().parse().unwrap()

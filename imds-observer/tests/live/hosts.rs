@@ -293,7 +293,7 @@ except TimeoutError:
     let record = seen(&mut observer, |record| record["record"] == "connect");
     assert_eq!(record["outcome"], "timeout", "{record}");
     assert!(record["syn_acks"].as_u64() > Some(0), "{record}");
-    // What the policy drops is a response.
+    // The policy drops a response.
     let finding = seen(&mut observer, |record| {
         record["record"] == "finding" && record["state"] == "open"
     });

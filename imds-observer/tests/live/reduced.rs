@@ -69,7 +69,7 @@ fn exchange(lab: &Lab, observer: &mut Observer) -> Value {
     observer.wait_for(|record| record["record"] == "exchange")
 }
 
-/// What no lack of these takes away.
+/// Checks the facts that don't depend on these capabilities.
 fn assert_rest_works(exchange: &Value) {
     assert_eq!(
         exchange["request"]["path"], "/latest/meta-data/instance-id",

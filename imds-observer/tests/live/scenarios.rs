@@ -19,7 +19,7 @@ fn scenario(#[case] name: &str) {
     let stage = Stage {
         suite: Suite::load().unwrap(),
         tools: Tools {
-            // Of TOOLS/venv/bin/python3.
+            // The directory TOOLS in TOOLS/venv/bin/python3.
             tools: python().ancestors().nth(3).map(Path::to_path_buf).unwrap_or_default(),
             clients: clients.canonicalize().unwrap(),
             lab: lab_binary(),

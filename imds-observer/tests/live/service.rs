@@ -15,7 +15,7 @@ use crate::support::{Observer, in_netns, lab, patience, run, tool, tool_director
 
 const ADDRESS: &str = "127.0.0.1:9469";
 
-/// What is served, asked for from the node's own namespace.
+/// Requests the metrics server from the node's own namespace.
 fn get(lab: &Lab, path: &str, more: &[&str]) -> (String, String) {
     let url = format!("http://{ADDRESS}{path}");
     let mut arguments = vec![
@@ -183,7 +183,7 @@ fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
     observer.finish();
 }
 
-/// What the dashboard's panels ask, and each series that an alert looks at.
+/// Queries of the dashboard's panels, and each series that an alert uses.
 fn expressions(deploy: &Path) -> Vec<String> {
     let dashboard: Value =
         serde_json::from_slice(&fs::read(deploy.join("grafana/imds-observer.json")).unwrap()).unwrap();
@@ -208,13 +208,13 @@ fn expressions(deploy: &Path) -> Vec<String> {
     assert!(all.len() >= 20);
     // Here nothing is missing, and it is not to be.
     all.retain(|expression| !expression.contains("imds_observer_missing"));
-    // Of the rules for findings by code, the one whose finding the refused token request opens; tests/deploy.rs holds their codes.
+    // Among the rules for findings by code, the one whose finding the refused token request opens. tests/deploy.rs checks their codes.
     let other = |expression: &str| expression.contains("{code=") && !expression.contains("token-request-refused");
     all.retain(|expression| !other(expression));
     all
 }
 
-/// Of a pod, which the answer can't reach if its TTL is used up at the node.
+/// Sends a token request from a pod. The response can't reach the pod if its TTL is used up at the node.
 fn ask_for_a_token(place: &Place, patience_s: &str) {
     let arguments = [
         "--silent",

@@ -21,7 +21,7 @@ fn launches() -> usize {
     std::env::var("IMDS_OBSERVER_SHORT_LIVED").map_or(200, |count| count.parse().expect("a number"))
 }
 
-/// What the launcher knows of one curl.
+/// Facts that the launcher knows about one curl.
 struct Launched {
     pid: u32,
     cgroup: String,

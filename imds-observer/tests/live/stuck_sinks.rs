@@ -32,7 +32,7 @@ fn stream(lab: &Lab, arguments: &[&str]) -> Command {
     command
 }
 
-/// So many requests over one connection, as fast as they are answered.
+/// Sends a number of requests over one connection, as fast as they are answered.
 fn ask(lab: &Lab, name: &str, times: usize) {
     let url = format!("{BASE}?{name}[1-{times}]");
     assert!(
@@ -225,7 +225,7 @@ fn a_pipe_that_nobody_empties_costs_exchanges_and_no_finding() {
     assert!(requests(total) >= 1001, "all were seen: {total}");
 }
 
-/// What `tests/rotation.rs` does a thousand times with the sink, here with the whole program.
+/// `tests/rotation.rs` does this a thousand times with the sink; this test uses the whole program.
 #[test]
 #[ignore = "live"]
 fn the_program_killed_at_any_moment_leaves_whole_lines() {

@@ -76,7 +76,7 @@ pub(crate) struct Observer {
     stderr: Option<thread::JoinHandle<String>>,
 }
 
-/// What a finished observer leaves.
+/// Output of a finished observer.
 pub(crate) struct Finished {
     pub(crate) status: ExitStatus,
     pub(crate) records: Vec<Value>,

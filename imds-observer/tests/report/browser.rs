@@ -39,7 +39,7 @@ pub(crate) struct Browser {
     messages: Receiver<Value>,
     session: Option<String>,
     number: u64,
-    /// What came in between: events, oldest first.
+    /// Events between responses, oldest first.
     pub(crate) events: Vec<Value>,
     profile: TempDir,
 }
@@ -137,7 +137,7 @@ impl Browser {
             .unwrap_or_else(|error| panic!("{awaited}: {error} after {:?}: {}", begin.elapsed(), self.reported()))
     }
 
-    /// What the browser wrote about itself.
+    /// The browser's own log.
     fn reported(&self) -> String {
         fs::read_to_string(self.profile.path().join("stderr")).unwrap_or_default()
     }
@@ -182,7 +182,7 @@ impl Browser {
         }
     }
 
-    /// What the page asked the network for, what it complained of, and whether it opened dialogs.
+    /// Network requests, errors and dialogs of the page.
     pub(crate) fn noise(&self) -> Vec<&Value> {
         const NOISE: [&str; 6] = [
             "Runtime.consoleAPICalled",

@@ -1,4 +1,4 @@
-//! What the page shows, taken from the browser, compared with `-o json` of the same traces.
+//! Compares the page in the browser with `-o json` of the same traces.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub(crate) const SHOWN: &str = r"(() => {
             remedy: a.querySelector('.remedy') ? text(a.querySelector('.remedy')) : '', commands: [...a.querySelectorAll('pre')].map(text),
         })),
         findings: [...document.querySelectorAll('article .finding')].map(f => {
-            // What a closed line of a group has to say is not drawn.
+            // The content of a closed group is not drawn.
             const said = e => e.textContent.trim();
             const from = f.matches('details') ? f : f.closest('article');
             return {

@@ -12,7 +12,7 @@ use crate::build;
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
 
-/// What all of them take.
+/// Options of all benches.
 #[derive(ClapArgs, Clone, Default)]
 pub(crate) struct Args {
     /// Whether it works, not what it takes: seconds, and debug builds

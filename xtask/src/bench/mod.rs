@@ -50,7 +50,7 @@ enum What {
         #[arg(long)]
         rate: Option<u32>,
     },
-    /// What each limit of the configuration bounds, in bytes (needs root)
+    /// Memory of each limit of the configuration, bytes (needs root)
     Memory(lab::Args),
     /// The pure stages, each by itself, per event
     Pipeline(lab::Args),

@@ -199,7 +199,7 @@ fn measure_all(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What runs over a file: its name, how it is started, and how many times as fast `analyze` should be.
+/// A program that reads a file: its name, its command, and how many times as fast `analyze` should be.
 type Contestant<'a> = (&'a str, &'a dyn Fn() -> Command, Option<f64>);
 
 #[derive(Default)]

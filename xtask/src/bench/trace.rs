@@ -20,7 +20,7 @@ const HEALTHY_GAP_MS: u64 = 50;
 const HEALTHY_TOKEN: u64 = 2160;
 const HEALTHY_CREDENTIALS: u64 = 360;
 
-/// What the callers of a trace do.
+/// Behavior of the callers of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Callers {
     /// Each takes a new token for three requests, two of them for credentials: two findings a caller, which grow all the time.

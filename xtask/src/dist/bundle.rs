@@ -10,7 +10,7 @@ use super::archive::{Archive, gzip};
 use super::{Release, inventory, pages, program};
 use crate::kernels::Arch;
 
-/// What every tarball has besides the program, and where it comes from.
+/// Files that every tarball has besides the program, and their sources.
 const FILES: &[(&str, &str)] = &[
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),

@@ -74,7 +74,7 @@ fn manifest(blobs: &mut Blobs<'_>, release: &Release, source: &Path, arch: Arch)
     Ok(descriptor)
 }
 
-/// What is in the image: the program, and on what terms.
+/// Content of the image: the program and the licenses.
 fn layer(release: &Release, source: &Path, arch: Arch) -> anyhow::Result<Vec<u8>> {
     let mut layer = Archive::new(release.epoch);
     layer.program("imds-observer", &fs::read(program::path(release, arch))?)?;

@@ -1,4 +1,4 @@
-//! What is in the programs: bills of materials (CycloneDX), and the license texts, which must be included with copies.
+//! Describes the content of the programs: bills of materials (CycloneDX), and the license texts, which must be included with copies.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;

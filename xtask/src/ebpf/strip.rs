@@ -1,4 +1,4 @@
-//! What is kept of a compiled object: code, maps, symbols, relocations and types (BTF).
+//! Reduces a compiled object to code, maps, symbols, relocations and types (BTF).
 //!
 //! Debug information goes, and with it the lines in `.BTF.ext`, which change with every comment above them. So the same
 //! code gives the same bytes.

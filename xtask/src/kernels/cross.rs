@@ -7,7 +7,7 @@ use xshell::{Shell, cmd};
 
 use super::{Arch, debian, directory};
 
-/// Of `gcc-aarch64-linux-gnu`, the only other processor so far.
+/// Linker from `gcc-aarch64-linux-gnu`, for the only other processor so far.
 const LINKER: &str = "aarch64-linux-gnu-gcc";
 const STRIP: &str = "aarch64-linux-gnu-strip";
 /// Debian's compiler, which setup installs for the eBPF object.

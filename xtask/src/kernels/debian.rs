@@ -292,7 +292,7 @@ const TOOLS: &[&str] = &[
 pub(super) fn tools(sh: &Shell, arch: Arch, programs: &[&str], tree: &Path) -> anyhow::Result<()> {
     let files = directory(arch).join("tools");
     let stamp = files.join("packages");
-    // Those of an earlier list lack what was added to it.
+    // Tools that were unpacked from an earlier list lack the additions.
     if !sh.read_file(&stamp).is_ok_and(|have| have == TOOLS.join(" ")) {
         sh.remove_path(&files)?;
         let suites = own_suites()?;

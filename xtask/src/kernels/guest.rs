@@ -1,4 +1,4 @@
-//! What is in the guest, and running it.
+//! Builds and runs the guest.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -19,7 +19,7 @@ type Plan = &'static [(&'static str, &'static [&'static str])];
 /// Detectors forgive what happens in the first 120 s after a boot. What goes before takes about that long.
 const WAIT: (&str, &[&str]) = ("wait", &["121"]);
 
-/// What a kernel provides, and the program's main job on it, in minutes.
+/// The features of a kernel, and the basic observation test on it, in minutes.
 const BRIEF: Plan = &[
     ("live_kernel", &[]),
     ("uplinks", &["stream_follows_the_uplinks_when_none_is_named"]),
@@ -102,7 +102,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("IMDS_OBSERVER_TEST_CLIENT", "lab"),
     ("IMDS_OBSERVER_TEST_PATIENCE", "6"),
     ("IMDS_OBSERVER_TEST_CGROUP", "/sys/fs/cgroup"),
-    // What Debian's kernels have.
+    // Device types that Debian's kernels have.
     (
         "IMDS_OBSERVER_TEST_DEVICES",
         "vlan,macvlan,ipvlan,vxlan,gre,ipip,wireguard,netkit,bond,vrf,ipvs",
@@ -135,7 +135,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("sh", "dash"),
 ];
 
-/// What the lab's networks and firewalls are made of. Names that a kernel lacks are left out: 5.10 has counters of
+/// Modules for the lab's networks and firewalls. Names that a kernel lacks are left out: 5.10 has counters of
 /// nftables as a module, later ones have built them in.
 const MODULES: &[&str] = &[
     "veth",
@@ -444,7 +444,7 @@ pub(super) fn modules(sh: &Shell, arch: Arch, kernel: &Kernel) -> anyhow::Result
     Ok(archive)
 }
 
-/// What the guest's kernel unpacks: the shared part and this kernel's modules.
+/// The guest's initramfs: the shared part and this kernel's modules.
 pub(super) fn initramfs(sh: &Shell, arch: Arch, kernel: &Kernel, base: &Path) -> anyhow::Result<PathBuf> {
     let initramfs = directory(arch).join(format!("{}.initramfs", kernel.release));
     concatenate(&[base, &modules(sh, arch, kernel)?], &initramfs)?;

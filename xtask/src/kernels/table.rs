@@ -95,7 +95,7 @@ impl<'a> Facts<'a> {
         facts
     }
 
-    /// Of the facts that `wanted` accepts and calls so. A cell that no run filled is a dash.
+    /// Table of the facts that `wanted` accepts, with the names that it returns. A cell that no run filled is a dash.
     fn table(&self, wanted: impl Fn(&'a str) -> Option<&'a str>) -> String {
         let mut out = String::from("| |");
         for (_, arch, rank, kernel) in self.columns.keys() {

@@ -10,7 +10,7 @@ use crate::toolchain::{self, Compiler, LINKED};
 
 /// Debian's compiler with the sources of `core`.
 const COMPILER_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
-/// Of bpf-linker. What it supports is in the features of its manifest.
+/// Version of bpf-linker. The features in its manifest state the supported LLVM versions.
 const LINKER_VERSION: &str = "0.13";
 const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 

@@ -127,7 +127,7 @@ pub(crate) fn install(sh: &Shell, packages: &[&str], what: &str) -> anyhow::Resu
         refresh(sh, "a package is absent from the package lists, or too old there")?;
         refreshed = true;
     }
-    // What this release doesn't have is accepted from elsewhere.
+    // Packages that this release doesn't have are accepted from elsewhere.
     let absent = not_offered(sh, &lacking)?;
     let wanted: Vec<&Lack> = lacking.iter().filter(|lack| !absent.contains(lack)).collect();
     let nowhere: Vec<&Lack> = absent
@@ -253,7 +253,7 @@ fn is_at_least(sh: &Shell, version: &str, oldest: &str) -> bool {
         .is_ok()
 }
 
-/// Those that the package lists don't have in a version that works.
+/// Packages that the package lists don't have in a suitable version.
 fn not_offered(sh: &Shell, lacking: &[Lack]) -> anyhow::Result<Vec<Lack>> {
     let packages = names(lacking);
     let output = cmd!(sh, "apt-cache policy {packages...}")

@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use crate::fuzz;
 use crate::run::{is_root, root, shell, step};
 
-/// Those checks under way; ended with their children if dropped.
+/// Running checks. They are ended with their children when this is dropped.
 pub(super) struct Beside {
     process: Child,
     said: PathBuf,
@@ -66,7 +66,7 @@ impl Drop for Beside {
     }
 }
 
-/// What that process does.
+/// Body of that process.
 pub(super) fn run() -> anyhow::Result<()> {
     let sh = shell()?;
     super::dependencies(&sh)?;

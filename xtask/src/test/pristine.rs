@@ -18,14 +18,14 @@ use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
 use crate::toolchain::{LINKED, cargo_home, tools};
 
-/// Besides what is essential: what rustup's installer asks for.
+/// Packages besides Debian's essential ones that rustup's installer requires.
 const PACKAGES: &str = "ca-certificates,gcc,libc6-dev";
 
-/// What there is of package lists.
+/// State of the package lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lists {
     Absent,
-    /// Of the release as it came out, and not of its security updates: there the compiler is too old.
+    /// Lists of the release without its security updates: the compiler there is too old.
     Stale,
 }
 
@@ -142,7 +142,7 @@ fn from_clone_to_demo(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What would hide a need for the compiler and linker of the kernel side.
+/// Script that fails if a compiler or linker is present that would hide a missing requirement of the eBPF build.
 const ONE_STABLE_COMPILER: &str = "\
     if test -e /usr/bin/rustc || command -v bpf-linker || find /root/.local /root/.cargo -name bpf-linker -type f -executable | grep .; then exit 1; fi
     test \"$(ls /root/.rustup/toolchains | wc -l)\" = 1";
@@ -163,7 +163,7 @@ fn installed_program(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
     })
 }
 
-/// What crates.io would have, built in an empty directory.
+/// Builds the published packages in an empty directory.
 fn package(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
     // The other package isn't in the registry yet. Dependencies are those that the demo was built with.
     const BUILD: &str = "\
@@ -300,7 +300,7 @@ impl Machine {
         Ok(())
     }
 
-    /// What git has or would add, as it is on disk: changes that aren't committed are tried too.
+    /// Copies the files that git has or would add, as they are on disk: uncommitted changes are tested too.
     fn clone(&self, sh: &Shell) -> anyhow::Result<()> {
         let to = self.tree.join("clone");
         sh.create_dir(&to)?;

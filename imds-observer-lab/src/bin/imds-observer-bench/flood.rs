@@ -15,7 +15,7 @@ use crate::observer::{Observer, Used, Written};
 
 /// Twenty times what an interface may send to link-local services in a second.
 const FLOOD_PACKETS: u64 = 20 * 1024;
-/// Of the observer's, for each exchange on a kept connection: request and answer, at the socket and at the uplink.
+/// Events of the observer for each exchange on a kept connection: request and response, at the socket and at the uplink.
 const EVENTS_KEPT: u64 = 4;
 /// Events by which a connection's begin and end, and what was cut at the edges of a gap, may differ from that.
 const EDGES: u64 = 64;
@@ -272,7 +272,7 @@ impl Drop for Configured {
 impl Bench<'_> {
     fn step(&self, load: &Load, more: &[&str]) -> Result<Step> {
         let observer = Observer::start(&self.lab, self.program, self.lab.cgroup_directory(), more)?;
-        // What starting took for a moment is not this load's.
+        // Memory that was used only during start-up doesn't belong to this load.
         observer.forget_peak()?;
         let before = Used::of(observer.pid())?;
         let running = load.start(self.lab.node())?;

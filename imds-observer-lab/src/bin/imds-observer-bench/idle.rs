@@ -34,7 +34,7 @@ pub(crate) fn run(program: &Path, short: bool, seconds: u64) -> Result<()> {
     let observer = Observer::start(&lab, program, lab.cgroup_directory(), &[])?;
     let span = Duration::from_secs(seconds);
     let load = Load::new(Kind::Exchanges, span).rate(1).start(lab.node())?;
-    // What start-up leaves to do is not idleness.
+    // Work that start-up leaves behind doesn't count as idle.
     std::thread::sleep(Duration::from_secs(1));
     let before = Used::of(observer.pid())?;
     let made = load.wait()?;

@@ -150,7 +150,7 @@ enum Whose {
 struct Side {
     cgroup: PathBuf,
     interface: String,
-    /// Of the interface, as its gateway's address has it.
+    /// Number of the interface, as in its gateway's address.
     number: u8,
     whose: Whose,
 }

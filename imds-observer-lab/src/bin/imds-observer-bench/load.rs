@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Packets that a UDP client has under way.
 const WINDOW: usize = 16;
 const DATAGRAM: usize = 64;
-/// What a process lives at least.
+/// Minimum lifetime of a process.
 const LIFE: Duration = Duration::from_millis(5);
 /// Processes that may live at once.
 const MOST_PROCESSES: usize = 2000;
@@ -175,14 +175,14 @@ impl Drop for Running {
     }
 }
 
-/// What a load did.
+/// Result of a load.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Made {
     pub(crate) seconds: f64,
     /// Exchanges that were answered, or connections, or messages there and back.
     pub(crate) done: u64,
     pub(crate) failed: u64,
-    /// Of processes that were made.
+    /// PIDs of the processes that were started.
     pub(crate) pids: Vec<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What the observer costs, measured in a lab: one file a question.
+//! Measures the observer's cost in a lab: one file per question.
 //!
 //! `cargo xtask bench NAME` runs it. Each verb prints a section of docs/benchmarks.md. All load is bounded and stays in the lab.
 
@@ -72,7 +72,7 @@ enum Verb {
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
-    /// What the kernel's tables take, by limit
+    /// Memory of the kernel's tables, by limit
     Memory {
         #[command(flatten)]
         common: Common,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// What one thing gave in several rounds.
+/// Results of one measurement in several rounds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Rounds(Vec<f64>);
 

@@ -101,7 +101,7 @@ impl Drop for Observer {
 /// An observer's records, as far as benches ask.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
-    /// Of each exchange: the caller's PID (0: not known), and whether it was answered.
+    /// For each exchange, the caller's PID (0: unknown) and whether it was answered.
     pub(crate) exchanges: Vec<(u64, bool)>,
     pub(crate) loss: Value,
     /// At the uplink, both ways.
@@ -142,12 +142,12 @@ impl Written {
     }
 }
 
-/// What a process has used so far.
+/// Resources that a process has used so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Used {
     at: Instant,
     cpu_ns: u64,
-    /// Of that, outside the kernel, to the clock's tick.
+    /// CPU time outside the kernel, with the resolution of the clock tick.
     user_ns: u64,
     /// Times that a thread of it was put on a core.
     switches: u64,

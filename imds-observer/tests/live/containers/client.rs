@@ -15,7 +15,7 @@ fn main() -> std::io::Result<()> {
         ("GET", "")
     };
     let mut stream = TcpStream::connect(address)?;
-    // As long as AWS' own clients wait, and no longer than tests must.
+    // The timeout of AWS' own clients for tokens, and a patient one otherwise.
     stream.set_read_timeout(Some(Duration::from_secs(if method == "PUT" { 1 } else { 5 })))?;
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\n{header}Connection: close\r\n\r\n")?;
     let mut answer = Vec::new();

@@ -175,7 +175,7 @@ fn image_content(node: &Node) -> PathBuf {
 }
 
 impl Containerd {
-    /// What containerd would run, with everything that `security` asks for, and the directory that it made of the image.
+    /// The OCI specification that containerd creates from the pod's security context, and the image's root directory.
     fn specification(&self, flags: &[String]) -> (Value, PathBuf) {
         succeed(
             self.ctr()

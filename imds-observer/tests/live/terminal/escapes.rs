@@ -231,7 +231,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     assert_eq!(foreign, []);
 }
 
-/// What came through tmux's pipe, up to a text that is known to have been written.
+/// Reads the bytes from tmux's pipe, up to a text that was certainly written.
 fn tmux_wrote(path: &Path, last: &str, bytes: &mut Vec<u8>) {
     let deadline = Instant::now() + support::patience();
     while !String::from_utf8_lossy(bytes).contains(last) {

@@ -7,7 +7,7 @@ use imds_observer_lab::terminal::{Control, Pty, Tmux};
 use super::escapes::{Sequence, sequences};
 use super::{ENTER, PROGRAM, trace, watch_trace};
 
-/// What `watch` writes for a whole visit: overview, process, finding, help, end.
+/// Sequences that `watch` writes for a whole session: overview, process, finding, help, end.
 fn visit(no_color: bool) -> Vec<Sequence> {
     let mut command = watch_trace("lost-token-pod.ndjson");
     if no_color {

@@ -33,7 +33,7 @@ fn start(command: Command, control: Control) -> Pty {
     pty
 }
 
-/// What was written after the alternate screen was left.
+/// Output after the alternate screen was left.
 fn after_leaving(pty: &Pty) -> String {
     let settings = pty.settings().unwrap();
     let (wanted, flags) = (
@@ -128,7 +128,7 @@ fn after_a_panic_in_any_thread() {
     assert!(after.contains(LAST_WORDS), "{after}");
 }
 
-/// What `watch` does, and then the panic of the thread that feeds it.
+/// Runs `watch`, and then panics in the thread that feeds it.
 fn panic_beside_the_view(cue: &Path) -> ! {
     let (mut feed, records) = Feed::new(1000, true);
     let _screen = watch::start(Parts {
