@@ -70,6 +70,10 @@ const OTHERS: &[(&str, &str)] = &[
         "cli/exec/matrix.rs",
         "the report of this program for one setting; another form is an error",
     ),
+    (
+        "host/owner.rs",
+        "kubelet's arguments and the ECS agent's file, as text; names are checked, and its tests have a hostile one",
+    ),
     ("redact/fuzz.rs", "a fuzz target"),
     (
         "doctor/agents.rs",
