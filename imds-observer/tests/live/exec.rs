@@ -851,7 +851,7 @@ fn clients() -> std::path::PathBuf {
     crate::support::tool_directory().join("clients")
 }
 
-/// `cargo xtask test` doesn't install these clients: without them their matrix is left out, and the output says so.
+/// `cargo xtask test` doesn't install these clients: without them their matrix is left out, and the output states it.
 fn is_installed(client: &str, present: bool) -> bool {
     if !present {
         eprintln!("left out: {client} is not installed (cargo xtask setup --for scenarios)");
