@@ -1,6 +1,7 @@
-//! The system call behind eBPF, as far as the lab needs it: programs of a few instructions, and the kernel's information about any program.
+//! The `bpf()` system call, as far as the lab needs it: for programs of a few instructions, and for the kernel's information about any
+//! program.
 //!
-//! An object file and a loader would be more than what these programs hold.
+//! An object file and a loader would be more code than these programs.
 
 pub mod least;
 
@@ -37,7 +38,7 @@ const ATTACH_TRACE_FEXIT: u32 = 25;
 pub(crate) const ATTACH_TCX_INGRESS: u32 = 46;
 pub(crate) const ATTACH_TCX_EGRESS: u32 = 47;
 
-/// The head of `union bpf_attr` for loading, up to what is used.
+/// The first members of `union bpf_attr` for loading a program, up to the last one in use.
 #[repr(C)]
 #[derive(Default)]
 struct LoadAttributes {
@@ -67,7 +68,7 @@ struct LoadAttributes {
 #[derive(Default)]
 pub(crate) struct LinkAttributes {
     pub(crate) prog_fd: u32,
-    /// Descriptor of a cgroup, or an interface's index.
+    /// Descriptor of a cgroup, or index of an interface.
     pub(crate) target: u32,
     pub(crate) attach_type: u32,
     pub(crate) flags: u32,
@@ -84,7 +85,7 @@ pub(crate) struct PinAttributes {
     pub(crate) file_flags: u32,
 }
 
-/// For attaching and detaching without a link.
+/// Members of `union bpf_attr` for attaching and detaching without a link.
 #[repr(C)]
 pub(crate) struct AttachAttributes {
     pub(crate) target_fd: u32,
@@ -102,7 +103,7 @@ pub(crate) fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> 
     Ok(result as i32)
 }
 
-/// For commands that make a descriptor.
+/// Runs a command that creates a descriptor.
 pub(crate) fn open<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
     let fd = call(command, attributes)?;
     // SAFETY: the kernel has just made this descriptor for us.
@@ -113,7 +114,7 @@ pub(crate) fn immediate(value: i32) -> u64 {
     u64::from(value as u32) << 32
 }
 
-/// `type_id`: what a tracing program is attached to, by this kernel's BTF; else 0.
+/// Loads a program. `type_id`: BTF type of the kernel to which a tracing program is attached; otherwise 0.
 pub(crate) fn load(name: &str, kind: u32, attach: u32, type_id: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
     let mut prog_name = [0; 16];
     for (to, from) in prog_name.iter_mut().zip(name.bytes().take(15)) {
@@ -134,7 +135,7 @@ pub(crate) fn load(name: &str, kind: u32, attach: u32, type_id: u32, instruction
     )
 }
 
-/// Where a program of a few instructions can be attached.
+/// Hook to which a program of a few instructions can be attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     CgroupIngress,
@@ -150,20 +151,20 @@ pub enum Hook {
     FunctionExit(u32),
 }
 
-/// A program whose runs are counted. It is there for as long as this value.
+/// A program whose runs are counted. It is detached on drop.
 pub struct Measured {
     program: OwnedFd,
     _link: OwnedFd,
 }
 
 impl Measured {
-    /// One that only returns "go on". `cgroup` and `ifindex` are used by the hooks that need them. Tcx hooks: on a thread in the
-    /// interface's network namespace.
+    /// Attaches a program that only lets everything pass. Hooks use `cgroup` or `ifindex` as needed. For tcx hooks, call this on a thread
+    /// in the interface's network namespace.
     pub fn empty(at: Hook, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
         Self::attach("imdslab_empty", at, &[], cgroup, ifindex)
     }
 
-    /// One that does something before it returns "go on". `instructions` leave the context alone or in a register of their own.
+    /// Attaches a program that runs `instructions` before it lets everything pass. At their begin, r1 points to the context.
     fn attach(name: &str, at: Hook, instructions: &[u64], cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
         let cgroup = cgroup.as_raw_fd() as u32;
         let (kind, attach, target, type_id, verdict) = match at {
@@ -222,7 +223,7 @@ impl Measured {
     }
 }
 
-/// How often a program ran and how long that took, while statistics are on.
+/// Number of runs of a program and their total time, while statistics are enabled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
     pub ns: u64,
@@ -246,13 +247,14 @@ impl Runs {
         }
     }
 
-    /// Nanoseconds a run; `None`: it never ran.
+    /// Nanoseconds per run, or `None` if the program never ran.
     pub fn ns_each(self) -> Option<f64> {
         (self.count > 0).then(|| self.ns as f64 / self.count as f64)
     }
 }
 
-/// Makes the kernel count runs and their time, for as long as the descriptor is open. Global, but no setting: it goes with us.
+/// Makes the kernel count runs and their time for as long as the descriptor is open. This affects the whole machine, but the kernel ends it
+/// with this process.
 pub fn count_runs() -> io::Result<OwnedFd> {
     // BPF_STATS_RUN_TIME
     open(BPF_ENABLE_STATS, &0_u32)
@@ -310,7 +312,7 @@ fn info(program: &OwnedFd) -> io::Result<ProgramInfo> {
     Ok(info)
 }
 
-/// Programs that are loaded now, by id, with their descriptors: those with one of these names and a higher id than `after`.
+/// Returns the descriptors of loaded programs by name: of those with one of these names and an ID above `after`.
 pub fn programs(names: &[&str], after: u32) -> io::Result<BTreeMap<String, OwnedFd>> {
     let mut found = BTreeMap::new();
     let mut id = after;
@@ -318,7 +320,7 @@ pub fn programs(names: &[&str], after: u32) -> io::Result<BTreeMap<String, Owned
         id = next;
         let program = match open(BPF_PROG_GET_FD_BY_ID, &[id, 0, 0]) {
             Ok(program) => program,
-            // It went between the two calls.
+            // The program was unloaded between the two calls.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
             Err(error) => return Err(error),
         };
@@ -335,7 +337,7 @@ pub fn programs(names: &[&str], after: u32) -> io::Result<BTreeMap<String, Owned
     Ok(found)
 }
 
-/// The highest id in use, for [`programs`].
+/// The highest program ID in use, for [`programs`].
 pub fn last_program() -> io::Result<u32> {
     let mut id = 0;
     while let Some(next) = next_id(id)? {
@@ -354,7 +356,7 @@ fn next_id(id: u32) -> io::Result<Option<u32>> {
     }
 }
 
-/// Run count and time of a program that [`programs`] found.
+/// Number of runs and their time, of a program that [`programs`] found.
 pub fn runs_of(program: &OwnedFd) -> io::Result<Runs> {
     info(program).map(|info| info.runs())
 }

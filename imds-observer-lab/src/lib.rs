@@ -1,4 +1,4 @@
-//! Somewhere to observe: a stand-in for the metadata service, and the network namespaces around it.
+//! The lab: a stand-in for the metadata service, and the network namespaces around it, for an observer to observe.
 
 pub mod bpf;
 pub mod client;
@@ -10,8 +10,8 @@ pub mod topology;
 
 pub use imds_observer_standin::server;
 
-/// For tests that build a lab: whether this process can. Prints why not; in CI (`CI=true`) it panics instead, so that a
-/// run without the live tests can't pass for one with them.
+/// Returns whether this process can build a lab, and prints the reason if it can't. In CI (`CI=true`) it panics instead, so that a run
+/// without the live tests isn't taken for a run with them.
 pub fn can_run_live() -> bool {
     let why_not = if nix::unistd::geteuid().is_root() {
         topology::cgroup_mount_point().err().map(|error| format!("{error:#}"))

@@ -1,4 +1,4 @@
-//! The lab from the command line: bring one up, serve alone, be a client, clean up.
+//! The lab's command line: creates a lab, runs the server alone, runs a client, or cleans up.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use imds_observer_lab::{
 };
 use nix::sys::signal::{SigSet, Signal};
 
-/// A stand-in metadata service and the network around it, in namespaces without a way out.
+/// A stand-in metadata service and the network around it, in namespaces without a route to the outside.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -29,18 +29,18 @@ struct Cli {
 enum Verb {
     /// Create a lab, print how to enter it, and keep it until interrupted
     Up(Up),
-    /// The metadata server alone, in the present network namespace
+    /// Run the metadata server alone, in the current network namespace
     Server {
-        /// Where to listen
+        /// Address to listen on
         #[arg(long, required = true)]
         listen: Vec<SocketAddr>,
-        /// Where to put the control socket
+        /// Path of the control socket to create
         #[arg(long)]
         control: Option<PathBuf>,
         #[command(flatten)]
         behaviour: BehaviourArgs,
     },
-    /// Go through a script; prints one JSON line a step
+    /// Run a script; prints one JSON line per step
     Client {
         /// The script, or - for standard input
         #[arg(required_unless_present_any = ["preset", "list"])]
@@ -48,17 +48,17 @@ enum Verb {
         /// One of the built-in scripts instead
         #[arg(long, conflicts_with = "script")]
         preset: Option<String>,
-        /// Names the built-in scripts
+        /// List the built-in scripts
         #[arg(long)]
         list: bool,
         /// Connect to this address instead of the script's
         #[arg(long)]
         target: Option<SocketAddr>,
-        /// Go through it this often instead
+        /// Number of rounds, instead of the script's
         #[arg(long)]
         rounds: Option<u32>,
     },
-    /// Remove what labs left whose owner died
+    /// Remove the remains of labs whose owner has died
     Clean,
 }
 
@@ -129,7 +129,7 @@ fn main() -> ExitCode {
 }
 
 fn up(options: &Up) -> Result<()> {
-    // Before any thread exists, so that all inherit the mask and the signal waits for us.
+    // Before any thread exists, so that all threads inherit the mask and only `up` receives the signal.
     let interrupts = hold_interrupts()?;
     raise_descriptor_limit();
     let lab = Lab::new(LabOptions {
@@ -241,7 +241,7 @@ fn hold_interrupts() -> Result<SigSet> {
     Ok(interrupts)
 }
 
-/// A flood needs a descriptor a connection. Without the right to more it just ends sooner.
+/// Raises the limit on open descriptors, because a flood needs one per connection. A failure is ignored: the flood then only ends sooner.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {

@@ -1,25 +1,25 @@
-//! With which privileges does the observer under test run?
+//! Privileges with which the observer under test runs.
 //!
-//! The lab itself always needs all of them. Tests that start an observer reduce the privileges of that thread or process
-//! alone, so one suite serves both for root on a host and for a DaemonSet.
+//! The lab itself always needs all privileges. Tests reduce only those of the thread or process that runs the observer, so one suite covers
+//! both root on a host and a DaemonSet.
 
 use std::{os::unix::process::CommandExt as _, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// `full` (or unset), or `daemonset`.
+/// Environment variable whose value is `full` (or unset) or `daemonset`.
 pub const VARIABLE: &str = "IMDS_OBSERVER_TEST_PRIVILEGES";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privileges {
-    /// Whatever the tests have.
+    /// All privileges of the tests.
     Full,
-    /// User 0 with the four capabilities that are enough (docs/privileges.md), and no others: two fewer than the shipped DaemonSet has.
+    /// User 0 with only the four capabilities that suffice (docs/privileges.md). The shipped DaemonSet has two more.
     DaemonSet,
 }
 
-/// Capabilities from the DaemonSet's manifest. `CAP_SYSLOG` and `CAP_DAC_READ_SEARCH` only add details.
+/// Capabilities in the DaemonSet's manifest, without `CAP_SYSLOG` and `CAP_DAC_READ_SEARCH`, which only add details.
 const DAEMONSET: [Capability; 4] = [
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
@@ -37,8 +37,8 @@ impl Privileges {
         }
     }
 
-    /// Drops everything that these privileges don't include: on the calling thread, its later threads and its later children, for
-    /// good. Network namespaces can't be entered afterwards.
+    /// Permanently drops everything that these privileges don't include, for the calling thread and for the threads and children that it
+    /// creates later. They can't enter network namespaces afterwards.
     pub fn reduce_thread(self) -> Result<()> {
         if self == Self::Full {
             return Ok(());
@@ -46,7 +46,7 @@ impl Privileges {
         keep_only(&DAEMONSET.into_iter().collect())
     }
 
-    /// Lets `command` run with these privileges.
+    /// Makes `command` run with these privileges.
     pub fn reduce(self, command: &mut Command) -> &mut Command {
         // SAFETY: between fork and exec. The capability crate allocates, which is safe here because tests that use this
         // run one at a time and glibc's allocator is usable after fork in any case.
@@ -54,7 +54,7 @@ impl Privileges {
     }
 }
 
-/// Lets `command` run without these capabilities, by their names in capabilities(7), and with all others that the caller has.
+/// Makes `command` run with the caller's capabilities except these, which are named as in capabilities(7).
 pub fn withhold<'a>(command: &'a mut Command, names: &[&str]) -> Result<&'a mut Command> {
     let mut keep = caps::read(None, CapSet::Permitted).context("read the capabilities")?;
     for name in names {
@@ -70,7 +70,8 @@ pub fn withhold<'a>(command: &'a mut Command, names: &[&str]) -> Result<&'a mut 
 
 /// Drops all other capabilities of the calling thread permanently.
 fn keep_only(keep: &CapsHashSet) -> Result<()> {
-    // The bounding set first, which needs a capability that goes next: without it user 0 gets all back at execve.
+    // The bounding set first, because the next step drops the capability for this. If the bounding set kept them, user 0 would regain all
+    // capabilities at execve.
     for capability in caps::runtime::thread_all_supported().difference(keep) {
         caps::drop(None, CapSet::Bounding, *capability)
             .with_context(|| format!("drop {capability} from the bounding set"))?;

@@ -1,5 +1,4 @@
-//! Does each fault do to a client what the kernel is known to do? Needs root; everything happens in the lab's
-//! namespaces.
+//! Checks that each fault has the known effect of the kernel on a client. Needs root; everything happens in the lab's namespaces.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +23,7 @@ enum Fate {
     AnswerTimesOut,
 }
 
-/// One request, by a client that is a process of its own.
+/// Sends one request from a client that is a separate process.
 fn ask(place: &Place, target: SocketAddr, step: Step) -> (Fate, Duration) {
     let script = Script {
         target,
@@ -122,7 +121,7 @@ fn every_fault(family: Family) {
     if !can_run_live() {
         return;
     }
-    // A pod's PUT gets through unless a fault keeps it from that.
+    // A pod's PUT succeeds unless a fault prevents it.
     let behaviour = Behaviour {
         hop_limit: 2,
         ..Behaviour::default()

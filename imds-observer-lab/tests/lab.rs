@@ -1,4 +1,4 @@
-//! Does the lab behave like a host on EC2? Needs root; everything happens in namespaces it makes.
+//! Checks that the lab behaves like a host on EC2. Needs root; everything happens in namespaces that the tests create.
 
 use std::{
     collections::BTreeSet,
@@ -268,7 +268,7 @@ fn a_dropped_lab_leaves_nothing_not_even_processes() {
     );
 }
 
-/// A lab in its own process, which has reported that it is ready.
+/// A lab in a separate process, which has reported that it is ready.
 struct Up {
     process: Child,
     id: String,

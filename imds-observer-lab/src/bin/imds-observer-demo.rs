@@ -1,8 +1,8 @@
-//! The main job in half a minute: the observer over real clients in a lab.
+//! Shows the observer's main function in half a minute, on real clients in a lab.
 //!
-//! Three clients, each waited for by what the observer writes: botocore on the node (healthy), botocore in a pod whose
-//! token responses die of hop limit 1, and a shell loop around curl. What was written is then read by `analyze`.
-//! Ends with an error if the observer did not name both faults.
+//! Three clients run one after the other: botocore on the node (healthy), botocore in a pod whose token responses are dropped because of
+//! hop limit 1, and a shell loop around curl. The demo waits for the observer's records of each. Then `analyze` reads the trace. The demo
+//! fails if the observer did not report both faults.
 
 use std::{
     collections::BTreeSet,
@@ -28,7 +28,7 @@ use nix::{
 };
 use serde_json::Value;
 
-/// Shows the observer at work on real clients, in network namespaces without a way out. Needs root.
+/// Shows the observer at work on real clients, in network namespaces without a route to the outside. Needs root.
 #[derive(Parser)]
 struct Cli {
     /// The program to show
@@ -37,19 +37,19 @@ struct Cli {
     /// A Python that has botocore
     #[arg(long)]
     python: PathBuf,
-    /// Where to leave what it wrote
+    /// File to write the observer's records to
     #[arg(long)]
     trace: PathBuf,
 }
 
-/// Longer than any act takes, also on a machine that compiles meanwhile.
+/// Timeout of each act, long enough for a machine that compiles at the same time.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a wait looks whether the user has had enough.
+/// Interval at which a wait checks for an interrupt.
 const TICK: Duration = Duration::from_millis(200);
-/// Exchanges of the curl loop that are shown one by one.
+/// Number of the curl loop's exchanges that are shown one by one.
 const SHOWN: usize = 3;
 
-/// Made up, in the form of the real ones.
+/// Invented IDs in the format of real ones.
 const POD_UID: &str = "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33";
 const CONTAINER_ID: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 
@@ -58,7 +58,8 @@ import botocore.session
 credentials = botocore.session.get_session().get_credentials()
 print('    (botocore: ' + ('has credentials' if credentials and credentials.access_key else 'has no credentials') + ')')
 ";
-/// Ends by itself, whatever becomes of us; interrupted, it lets its last curl finish, which would else be an orphan.
+/// Shell loop that ends by itself, even if the demo is killed. When interrupted, it lets its last curl finish, which would otherwise become
+/// an orphan.
 const LOOP: &str = "trap 'exit 0' INT; end=$((SECONDS + 60)); while [ $SECONDS -lt $end ]; do \
     curl --silent --output /dev/null http://169.254.169.254/latest/meta-data/instance-id; done";
 
@@ -140,7 +141,7 @@ fn say(text: &str) {
     println!("\n== {text}");
 }
 
-/// Takes interrupts, so that the lab is removed on the way out.
+/// Catches interrupts, so that the lab is removed before the demo ends.
 fn note_interrupts() -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block()?;
@@ -152,7 +153,7 @@ fn note_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// A child would inherit that our signals are blocked.
+/// Unblocks signals in the child, which would otherwise inherit the demo's blocked signals.
 fn with_signals(mut command: Command) -> Command {
     let enter = || Ok(SigSet::all().thread_unblock()?);
     // SAFETY: between fork and exec it makes one system call, on memory of its own.
@@ -160,7 +161,7 @@ fn with_signals(mut command: Command) -> Command {
     command
 }
 
-/// A process that does not outlive us.
+/// A child process that is ended on drop.
 struct Ended(Child);
 
 impl Ended {
@@ -170,7 +171,7 @@ impl Ended {
     }
 
     fn end(&mut self) {
-        // Both fail only when it is gone, which is what is wanted.
+        // Both fail only if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -233,7 +234,7 @@ fn is_finding(record: &Value, code: &str) -> bool {
     record["record"] == "finding" && record["code"] == code
 }
 
-/// The program at work, and what came of it.
+/// The running observer, and its records so far.
 struct Observer {
     child: Ended,
     lines: Receiver<String>,
@@ -242,12 +243,12 @@ struct Observer {
     findings: Vec<String>,
     /// Exchanges since the act began.
     exchanges: usize,
-    /// Connections of which a drop was shown.
+    /// Connections for which a drop was shown.
     dropped: BTreeSet<String>,
 }
 
 impl Observer {
-    /// In the node's network namespace and on the lab's cgroup: nothing of the machine's own is touched.
+    /// Starts the observer in the node's network namespace, on the lab's cgroup. It touches nothing outside the lab.
     fn start(cli: &Cli, lab: &Lab) -> Result<Self> {
         let cgroup = lab.cgroup_directory();
         say(&format!(
@@ -259,7 +260,7 @@ impl Observer {
             .args(["stream", "-i", "eth0", "--host", "demo-node", "--cgroup"])
             .arg(cgroup);
         let mut child = command
-            // The terminal's interrupt is for us; the observer gets its own from us.
+            // Ctrl-C in the terminal must interrupt only the demo, which then interrupts the observer.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -287,7 +288,7 @@ impl Observer {
         Ok(observer)
     }
 
-    /// Shows records as they come, up to the first that `last` accepts.
+    /// Shows records as they arrive, up to the first record that `last` accepts.
     fn show_until(&mut self, last: impl Fn(&Value) -> bool) -> Result<()> {
         self.exchanges = 0;
         let deadline = Instant::now() + PATIENCE;
@@ -316,7 +317,7 @@ impl Observer {
             Some("start") => show_start(&record),
             Some("exchange") => {
                 self.exchanges += 1;
-                // A round of botocore is at most 5 exchanges.
+                // A client with botocore makes at most 5 exchanges. All of them are shown.
                 let of_loop = record["process"]["comm"] == "curl";
                 if !of_loop || self.exchanges <= SHOWN {
                     show_exchange(&record);
@@ -324,7 +325,7 @@ impl Observer {
                     println!("    ...");
                 }
             }
-            // The server retransmits it for some seconds; one line suffices.
+            // The server retransmits the dropped response for some seconds; one line suffices.
             Some("drop") if self.dropped.insert(record["connection"]["id"].to_string()) => show_drop(&record),
             Some("finding") => {
                 if record["state"] == "open" {
@@ -340,7 +341,7 @@ impl Observer {
     fn finish(&mut self) -> Result<()> {
         self.child.interrupt()?;
         let deadline = Instant::now() + PATIENCE;
-        // Its last records come before its output closes.
+        // The observer writes its last records before it closes its output.
         loop {
             match self.lines.recv_timeout(TICK) {
                 Ok(line) => drop(self.take(&line)?),
@@ -354,7 +355,7 @@ impl Observer {
     }
 }
 
-/// A command in a place's network namespace only: the observer must not observe itself.
+/// Returns a command in a place's network namespace, but not in its cgroup: the observer must not observe itself.
 fn in_netns(place: &Place, program: &Path) -> Result<Command> {
     let netns = File::open(place.netns().path()).context("open the node's network namespace")?;
     let mut command = Command::new(program);

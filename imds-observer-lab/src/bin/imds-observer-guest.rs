@@ -1,7 +1,8 @@
-//! First process of a kernel under test: mounts, loads modules, runs each test program once per set of privileges, powers off.
+//! Init process of a kernel under test: mounts file systems, loads modules, runs each test program once per set of privileges, and powers
+//! off.
 //!
-//! `cargo xtask test --kernel VERSION` packs it as `/init`. What it prints on the console is read by that verb: lines
-//! that start with `@@`. It refuses to run as anything but process 1.
+//! `cargo xtask test --kernel VERSION` packs it as `/init`, and reads the lines on the console that start with `@@`. It refuses to run as
+//! any process but PID 1.
 
 use std::{
     fs,
@@ -25,18 +26,18 @@ use nix::{
     unistd::{Pid, getpid},
 };
 
-/// Module files, in the order in which they go in.
+/// List of module files, in loading order.
 const MODULES: &str = "/guest/modules";
-/// Where tests find the lab's own program: one directory up, as below cargo's target directory.
+/// Directory of the test programs. They look for the lab's program one directory above, as in cargo's target directory.
 const TESTS: &str = "/guest/target/deps";
 /// Names of tests that a guest can't run, one a line.
 const SKIP: &str = "/guest/skip";
-/// Test programs, and of each the tests to run by name (none: all), one program a line. `wait SECONDS`: not before the kernel
-/// has been up for so long.
+/// List of test programs, one per line, each with the names of the tests to run (none: all tests). A line `wait SECONDS` waits until the
+/// kernel has been up for that long.
 const PLAN: &str = "/guest/plan";
 /// `NAME=VALUE` lines for the tests.
 const ENVIRONMENT: &str = "/guest/env";
-/// For one program. TCG runs some ten times slower than the machine does, and the whole table of faults is long.
+/// Timeout of one test program. TCG is some ten times slower than the machine, and the table of all faults is long.
 const PATIENCE: Duration = Duration::from_secs(3_000);
 
 const MOUNTS: &[(&str, &str)] = &[
@@ -49,7 +50,7 @@ const MOUNTS: &[(&str, &str)] = &[
     ("tracefs", "/sys/kernel/tracing"),
 ];
 
-/// Name, value of `IMDS_OBSERVER_TEST_PRIVILEGES`, `perf_event_paranoid`. Debian's own default is 3.
+/// Name of the round, value of `IMDS_OBSERVER_TEST_PRIVILEGES`, and `perf_event_paranoid`, whose default in Debian is 3.
 const ROUNDS: &[(&str, &str, &str)] = &[("full", "full", "1"), ("daemonset", "daemonset", "3")];
 
 fn main() -> ExitCode {
@@ -61,7 +62,7 @@ fn main() -> ExitCode {
         println!("@@ error {error:#}");
     }
     println!("@@ end");
-    // Comes back only if the kernel can't; then it panics, which ends the guest too.
+    // Returns only if the kernel can't power off. The end of this process then causes a kernel panic, which ends the guest too.
     let _ = reboot(RebootMode::RB_POWER_OFF);
     ExitCode::FAILURE
 }
@@ -79,7 +80,7 @@ fn run() -> Result<()> {
             println!("@@ module {module}: {error}");
         }
     }
-    // As container runtimes set it; what becomes of a lower limit is a test of its own.
+    // Container runtimes set the same limit. Another test covers a lower limit.
     setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
     let plan = fs::read_to_string(PLAN)?;
     ensure!(!plan.trim().is_empty(), "no test programs in {PLAN}");
@@ -108,7 +109,7 @@ fn run() -> Result<()> {
     Ok(())
 }
 
-/// Sleeps until the kernel has been up for so many seconds: detectors forgive what happens right after a boot.
+/// Sleeps until the kernel has been up for this many seconds: detectors tolerate failures right after a boot.
 fn wait_until_up_for(seconds: u64) -> Result<()> {
     let uptime = fs::read_to_string("/proc/uptime")?;
     let up: f64 = uptime.split(' ').next().unwrap_or_default().parse()?;
@@ -130,7 +131,7 @@ fn run_test(name: &str, command: &mut Command) -> Result<()> {
         .with_context(|| format!("start {name}"))?;
     let pid = Pid::from_raw(child.id() as i32);
     let status = loop {
-        // Orphans of the tests are ours to reap too.
+        // Orphans of the tests become children of this process, so it must reap them too.
         match waitpid(None, Some(WaitPidFlag::WNOHANG))? {
             WaitStatus::Exited(who, code) if who == pid => break format!("exit {code}"),
             WaitStatus::Signaled(who, signal, _) if who == pid => break format!("signal {signal}"),

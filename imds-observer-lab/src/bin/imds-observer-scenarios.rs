@@ -13,7 +13,8 @@ use imds_observer_lab::scenarios::neutral::{Neutral, build_of};
 use imds_observer_lab::scenarios::scrub::scrub;
 use imds_observer_lab::scenarios::{Client, Outcome, Prepared, Scenario, Score, Stage, Suite, Tools, score};
 
-/// Plays scenarios in network namespaces without a way out, and compares what the observer found with what it owes. Needs root.
+/// Plays scenarios in network namespaces without a route to the outside, and compares the observer's findings with the expected ones. Needs
+/// root.
 #[derive(Parser)]
 struct Cli {
     /// The observer's program
@@ -22,7 +23,7 @@ struct Cli {
     /// Directory that `cargo xtask setup --for scenarios` created
     #[arg(long)]
     tools: PathBuf,
-    /// Our own few lines around libraries: imds-observer-lab/clients
+    /// Directory of our small client programs around libraries: imds-observer-lab/clients
     #[arg(long)]
     clients: PathBuf,
     /// Only scenarios whose name contains this
@@ -31,15 +32,15 @@ struct Cli {
     /// Keep trace and capture of each in this directory
     #[arg(long)]
     record: Option<PathBuf>,
-    /// Renew the rows of what was right in the table between the marks in this file
+    /// Update the rows of successful scenarios in the table between the marks in this file
     #[arg(long)]
     write_table: Option<PathBuf>,
-    /// Keep what was written, unscrubbed, in this directory: to find out what went wrong
+    /// Keep trace and capture, unscrubbed, in this directory, for debugging
     #[arg(long)]
     keep: Option<PathBuf>,
 }
 
-/// Larger recordings are compressed: each is a download for every clone of the repository.
+/// Size above which recordings are compressed, because every clone of the repository downloads them.
 const PLAIN_BYTES: usize = 32 * 1024;
 const BEGIN: &str = "<!-- table: cargo xtask scenarios --record -->";
 const END: &str = "<!-- end of table -->";
@@ -89,7 +90,7 @@ fn run(cli: &Cli) -> Result<bool> {
         .collect();
     ensure!(!chosen.is_empty(), "no scenario's name contains {}", cli.filter);
 
-    // Clients that must be old are started before everything else and come last.
+    // Clients that must reach a certain age are started first, and their scenarios are played last.
     let mut ageing: Vec<Prepared<'_>> = Vec::new();
     for scenario in chosen.iter().filter(|scenario| scenario.age_s.is_some()) {
         ageing.push(stage.prepare(scenario)?);
@@ -114,7 +115,7 @@ fn run(cli: &Cli) -> Result<bool> {
                 seconds: outcome.took.as_secs_f64(),
                 found: outcome.found.clone(),
             },
-            // One that can't be played is wrong, and the others are played all the same.
+            // A scenario that can't be played counts as wrong. The others are still played.
             Err(error) => Row {
                 scenario,
                 score: score(&scenario.expect, &[]),
@@ -214,7 +215,7 @@ fn record(directory: &Path, scenario: &Scenario, outcome: &Outcome, tools: &Tool
     Ok(())
 }
 
-/// Equal consecutive ones are listed once.
+/// Lists equal consecutive entries once, with their number.
 fn counted(printed: &[String]) -> String {
     let parts: Vec<String> = printed
         .chunk_by(|a, b| a == b)
@@ -283,7 +284,7 @@ fn cells(suite: &Suite, row: &Row<'_>) -> Cells {
     ]
 }
 
-/// As Markdown, which reads well in a terminal too.
+/// Formats the rows as Markdown, which is readable in a terminal too.
 fn table(rows: &[Cells]) -> String {
     let mut total = Score::default();
     let mut text = String::from(HEAD);
@@ -304,7 +305,7 @@ fn table(rows: &[Cells]) -> String {
     text
 }
 
-/// Puts rows into the table of a page; those of scenarios that were not played now stay.
+/// Writes rows into the table of a page. Rows of scenarios that were not played stay unchanged.
 fn write_table(path: &Path, suite: &Suite, played: &[Cells]) -> Result<()> {
     let page = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let (Some(begin), Some(end)) = (page.find(BEGIN), page.find(END)) else {

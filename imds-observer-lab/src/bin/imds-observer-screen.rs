@@ -1,4 +1,4 @@
-//! The live view over a lab: how soon it is there, what it costs, and what it looks like.
+//! Runs the live view in a lab, to measure its start-up time and its cost, and to draw pictures of it.
 //!
 //! `cargo xtask bench watch` and `cargo xtask screenshot` run it. All load is bounded and stays in the lab.
 
@@ -35,12 +35,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Time to the first picture, and share of a core under load, beside `stream` under the same load
+    /// Time to the first picture, and share of a core under load, compared with `stream` under the same load
     Measure {
-        /// Exchanges a second, about
+        /// Approximate number of exchanges a second
         #[arg(long, default_value_t = 1000)]
         rate: u32,
-        /// How long the load is measured
+        /// Duration of the measurement under load
         #[arg(long, default_value_t = 20)]
         seconds: u64,
     },
@@ -72,14 +72,15 @@ fn main() -> ExitCode {
 
 const UPLINK: &str = "eth0";
 const TERMINAL: (u16, u16) = (120, 40);
-/// Starts that the first picture is timed in.
+/// Number of starts that are timed up to the first picture.
 const STARTS: usize = 9;
-/// Requests a second of one client.
+/// Requests per second of one client.
 const CLIENT_RATE: u32 = 100;
 /// Text that the view draws as soon as it observes; unchanged cells are not drawn again.
 const LIVE: &str = "requests to IMDS";
 
-/// In the node's network namespace, on the lab's cgroup; not in it: it must not observe itself.
+/// Returns the observer in the node's network namespace, on the lab's cgroup. It runs outside that cgroup, so that it doesn't observe
+/// itself.
 fn observer(lab: &Lab, program: &Path, verb: &str) -> Result<Command> {
     let mut command = lab.node().command_beside(program)?;
     command
@@ -139,7 +140,7 @@ fn first_picture(lab: &Lab, program: &Path) -> Result<()> {
     let (mut painted, mut live) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
         let mut pty = Pty::spawn(observer(lab, program, "watch")?, TERMINAL, Control::Controlling)?;
-        // The last line of the first picture.
+        // Text on the last line of the first picture.
         painted.push(pty.wait_for("q quit")?);
         live.push(pty.wait_for(LIVE)?);
         pty.press("q")?;
@@ -161,7 +162,7 @@ fn first_picture(lab: &Lab, program: &Path) -> Result<()> {
 struct Cost {
     seconds: f64,
     exchanges: u64,
-    /// Nanoseconds on a core.
+    /// CPU time in ns, by name of the thread.
     threads: BTreeMap<String, u64>,
 }
 
@@ -187,7 +188,7 @@ fn under_load(lab: &Lab, pid: u32, rate: u32, span: Duration) -> Result<Cost> {
         .map(|number| start_client(lab.node(), &program, &poller(number, span)))
         .collect();
     let _clients = clients?;
-    // Measured from when all run, and for three seconds less than they do.
+    // The measurement begins when all clients run. They run for up to ten seconds longer than the measurement.
     let deadline = Instant::now() + Duration::from_secs(20);
     while control.stats()?.requests < begun + u64::from(rate) {
         ensure!(Instant::now() < deadline, "the clients don't get going");
@@ -208,7 +209,8 @@ fn under_load(lab: &Lab, pid: u32, rate: u32, span: Duration) -> Result<Cost> {
     })
 }
 
-/// One token, then a request every 10 ms, each on a connection of its own, for at most ten seconds longer than is measured.
+/// Returns a script that gets one token and then sends a request every 10 ms, each on its own connection. It runs for at most ten seconds
+/// longer than the measurement.
 fn poller(number: u32, span: Duration) -> Script {
     let steps = vec![
         Step {
@@ -234,18 +236,18 @@ fn poller(number: u32, span: Duration) -> Script {
     }
 }
 
-/// A child that does not outlive us.
+/// A child process that is ended on drop.
 struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Both fail only when it is gone.
+        // Both fail only if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Beside this one.
+/// Path of the lab's program, which is in the directory of this program.
 fn lab_program() -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
     Ok(own.with_file_name("imds-observer-lab"))
@@ -265,7 +267,7 @@ fn start_client(place: &Place, program: &Path, script: &Script) -> Result<Ended>
     Ok(child)
 }
 
-/// Name and time on a core of each thread.
+/// Name and CPU time in ns of each thread.
 fn threads(pid: u32) -> Result<BTreeMap<u32, (String, u64)>> {
     let mut all = BTreeMap::new();
     let tasks = format!("/proc/{pid}/task");
@@ -274,7 +276,7 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, (String, u64)>> {
         let Some(tid) = task.file_name().and_then(|name| name.to_str()?.parse().ok()) else {
             continue;
         };
-        // Either fails when the thread has ended.
+        // Reading fails if the thread has ended.
         let (Ok(name), Ok(times)) = (
             fs::read_to_string(task.join("comm")),
             fs::read_to_string(task.join("schedstat")),
@@ -287,11 +289,11 @@ fn threads(pid: u32) -> Result<BTreeMap<u32, (String, u64)>> {
     Ok(all)
 }
 
-/// Made up, in the form of the real ones.
+/// Invented IDs in the format of real ones.
 const POD_UID: &str = "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33";
 const CONTAINER_ID: &str = "0f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c9d";
 const POD: &str = "payments_api-7c9d8b6f5d-x2x4z";
-/// Ends by itself.
+/// Shell loop around curl, which ends by itself after 60 s.
 const LOOP: &str = "end=$((SECONDS + 60)); while [ $SECONDS -lt $end ]; do \
     curl -s -o /dev/null http://169.254.169.254/latest/meta-data/instance-id; done";
 const PICTURE: (u16, u16) = (110, 30);
@@ -319,7 +321,7 @@ fn picture(program: &Path) -> Result<()> {
     let tmux = Tmux::start("picture", PICTURE, &command)?;
     tmux.wait_for(LIVE)?;
     let _loop = lab.node().command("bash")?.args(["-c", LOOP]).spawn().map(Ended)?;
-    // Under its own name: processes are distinguished by their program.
+    // A copy with its own name, because the view distinguishes processes by their program.
     let healthy = host.0.join("healthy-poller");
     fs::copy(lab_program()?, &healthy).context("copy the lab's client")?;
     let script = client::node_termination_handler(30, 2000);
@@ -331,7 +333,7 @@ fn picture(program: &Path) -> Result<()> {
     }
     tmux.wait_for("token-response-lost")?;
     tmux.wait_for("tight-polling")?;
-    // Both sparklines are to have something to show.
+    // Both sparklines need some history.
     tmux.wait_until("20 seconds of it", |text| text.contains("live, 2"))?;
     let svg = svg("imds-observer watch: an incident", &tmux.painted_screen()?, PICTURE)?;
     tmux.press("q")?;
@@ -350,7 +352,7 @@ sys.exit(0 if credentials and credentials.access_key else 1)
 ";
 
 fn exec(program: &Path, python: &Path) -> Result<()> {
-    // Only for its node's namespace, from which nothing leads out either.
+    // The lab is used only for its node's network namespace, which has no route to the outside either.
     let lab = Lab::new(LabOptions::default())?;
     let directory = tempfile::tempdir()?;
     fs::write(directory.path().join("app.py"), APP)?;
@@ -376,7 +378,7 @@ fn exec(program: &Path, python: &Path) -> Result<()> {
     io::stdout().write_all(svg.as_bytes()).context("print the picture")
 }
 
-/// Where the observer finds the pod's name: a kubelet's log tree. Gone with this.
+/// Directory in which the observer looks up the pod's name: a kubelet's log tree. It is deleted on drop.
 struct HostRoot(PathBuf);
 
 impl HostRoot {
@@ -396,7 +398,7 @@ impl Drop for HostRoot {
     }
 }
 
-/// Size of a cell, pixels.
+/// Size of a character cell in pixels.
 const CELL: (u16, u16) = (9, 19);
 const MARGIN: u16 = 8;
 const BACKGROUND: &str = "#1c1f26";
@@ -411,7 +413,7 @@ struct Style {
 }
 
 impl Style {
-    /// Takes in one SGR sequence's parameters.
+    /// Applies the parameters of one SGR sequence.
     fn change(&mut self, parameters: &str) {
         let mut numbers = parameters.split(';').map(|number| number.parse().unwrap_or(0_u8));
         while let Some(number) = numbers.next() {
@@ -439,7 +441,7 @@ impl Style {
     }
 }
 
-/// A screen with its escape sequences as a picture: one `text` for each run of one style.
+/// Draws a screen with its escape sequences as SVG, with one `text` element per run of one style.
 fn svg(title: &str, screen: &str, (columns, rows): (u16, u16)) -> Result<String> {
     let (width, height) = (columns * CELL.0 + 2 * MARGIN, rows * CELL.1 + 2 * MARGIN);
     let mut out = format!(
@@ -488,7 +490,7 @@ fn run(out: &mut String, (x, y): (u16, u16), text: &str, style: Style) {
     }
     let weight = if style.bold { r#" font-weight="bold""# } else { "" };
     let dim = if style.dim { r#" opacity="0.6""# } else { "" };
-    // Viewers join spaces, so each piece between two of them gets a place of its own.
+    // Viewers collapse consecutive spaces, so each word gets its own position.
     let mut rest = text;
     let mut at = x;
     while let Some(begin) = rest.find(|character| character != ' ') {

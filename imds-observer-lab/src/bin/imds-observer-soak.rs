@@ -1,7 +1,8 @@
-//! Does an observer stay as it is, however long it runs? Mixed traffic, faults, pods and uplinks that come and go, reloads and
-//! rotations, round after round; after each, what it holds.
+//! Checks that an observer's resource use stays constant however long it runs. Each round has mixed traffic, a fault, a pod and an uplink
+//! that are added and removed, a reload and rotations.
 //!
-//! `cargo xtask soak` runs it. Kernel objects and descriptors must be as many at the end as after the warm-up, memory about as much.
+//! `cargo xtask soak` runs it. At the end, the observer must hold as many kernel objects and descriptors as after the warm-up, and about as
+//! much memory.
 
 use std::{
     collections::BTreeSet,
@@ -33,13 +34,13 @@ struct Cli {
     minutes: f64,
 }
 
-/// Share of the run before the reference measurement. Until then tables fill, and the allocator reaches its size.
+/// Share of the run before the reference measurement: until then, tables fill and the allocator reaches its size.
 const WARM_UP: f64 = 0.4;
-/// Memory at the end may be so much more than after the warm-up, whichever of both is larger.
+/// Permitted growth of memory after the warm-up: this share or this amount, whichever is larger.
 const GROWTH: f64 = 0.10;
 const GROWTH_KIB: u64 = 2_048;
 const UPLINK: &str = "eth0";
-/// One round after the other.
+/// Faults, one per round.
 const FAULTS: &[&str] = &[
     "output-reject",
     "forward-drop",
@@ -85,7 +86,7 @@ impl Held {
         };
         let (mut maps, mut programs, mut links) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten() {
-            // One that was closed meanwhile.
+            // The descriptor was closed meanwhile.
             let Ok(info) = fs::read_to_string(entry.path()) else {
                 continue;
             };
@@ -96,7 +97,7 @@ impl Held {
             };
             maps.extend(id("map_id:"));
             let link = id("link_id:");
-            // A link's file also shows its program.
+            // The file of a link also contains the ID of its program.
             if link.is_none() {
                 programs.extend(id("prog_id:"));
             }
@@ -107,7 +108,7 @@ impl Held {
     }
 }
 
-/// Ended when this is dropped.
+/// The observer's process, which is ended on drop.
 struct Observer(Child);
 
 impl Drop for Observer {
@@ -135,7 +136,7 @@ fn soak(program: &Path, span: Duration) -> Result<()> {
         let settings = if rounds % 4 == 0 { "[filter\n" } else { "[detectors]\n" };
         fs::write(&config, settings)?;
         kill(Pid::from_raw(pid as i32), Signal::SIGHUP).context("reload")?;
-        // The same faults have come by before both readings, and uplinks are as they were.
+        // Measured only after whole cycles, so that the same faults precede each measurement and the uplinks are the same.
         let whole = rounds % FAULTS.len() == 0;
         if whole {
             last = settled(pid, warm)?;
@@ -178,7 +179,7 @@ fn soak(program: &Path, span: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Two equal readings: the observer detaches from a removed uplink slightly later.
+/// Waits for two equal measurements, because the observer detaches from a removed uplink with a short delay.
 fn settled(pid: u32, wanted: Option<Held>) -> Result<Held> {
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut before = Held::by(pid)?;
@@ -228,7 +229,7 @@ fn start(lab: &Lab, program: &Path, config: &Path, trace: &Path) -> Result<Obser
     Ok(observer)
 }
 
-/// Callers of all kinds, healthy and in one fault; a pod and an uplink that come and go.
+/// Runs clients of all kinds, first healthy and then during one fault, and adds and removes a pod and an uplink.
 fn round(lab: &mut Lab, fault: &str, number: usize) -> Result<()> {
     let Some(entry) = registry(Family::V4).into_iter().find(|entry| entry.name == fault) else {
         bail!("no fault is called {fault}");
@@ -276,7 +277,7 @@ fn ask(place: &Place, script: &Script) -> Result<()> {
     Ok(())
 }
 
-/// May fail: there are faults.
+/// Sends a request, which may fail because of a fault.
 fn curl(place: &Place, url: &str) -> Result<()> {
     place
         .command("curl")?
@@ -286,7 +287,7 @@ fn curl(place: &Place, url: &str) -> Result<()> {
     Ok(())
 }
 
-/// Every line parses, and the last word on losses is that there were none.
+/// Checks that every line parses, and that the last `loss` record counts no losses.
 fn look_at(trace: &Path) -> Result<usize> {
     let mut files = 0;
     let mut loss = None;

@@ -1,6 +1,6 @@
-//! What is the least that a program like ours has to do? The floor under what the observer's programs take.
+//! Programs that do the minimum of an observer. Their cost is a lower bound for the cost of the observer's programs.
 //!
-//! Each does one thing that can't be left out: compare a packet's address, send user space an event, store an entry in a map.
+//! Each does one thing that can't be omitted: compare a packet's address, send an event to user space, or store an entry in a map.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -15,10 +15,10 @@ use super::{BPF_MAP_CREATE, Hook, Measured, immediate, open};
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_LRU_HASH: u32 = 9;
 const MAP_TYPE_RINGBUF: u32 = 27;
-/// As large as the observer's own.
+/// Size of the ring buffer, the same as the observer's.
 const RING_BYTES: u32 = 4 << 20;
 const TABLE_ENTRIES: u32 = 32_768;
-/// As large as what the observer remembers of a connection.
+/// Size of an entry, the same as that of the observer's state of a connection.
 const TABLE_VALUE: u32 = 48;
 /// Interval at which events are discarded.
 const DRAIN: Duration = Duration::from_millis(2);
@@ -31,7 +31,7 @@ const PROBE_READ_KERNEL: i32 = 113;
 const BOOT_TIME: i32 = 125;
 const RING_OUTPUT: i32 = 130;
 
-/// `dst`, `src`: registers.
+/// Encodes an instruction. `dst` and `src` are registers.
 fn op(code: u8, dst: u8, src: u8, offset: i16, value: i32) -> u64 {
     u64::from(code)
         | (u64::from(dst) << 8)
@@ -72,12 +72,12 @@ fn call(helper: i32) -> u64 {
     op(0x85, 0, 0, 0, helper)
 }
 
-/// Two words, of which the second is zero: the address of a map.
+/// Encodes loading the address of a map: two words, the second of which is zero.
 fn map(dst: u8, map: &OwnedFd) -> [u64; 2] {
     [op(0x18, dst, 1, 0, map.as_raw_fd()), 0]
 }
 
-/// Where a packet's drop finds the packet, by this kernel's BTF.
+/// Offsets through which a drop's program finds the packet, from this kernel's BTF.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketOffsets {
     /// Offset of `head` in `struct sk_buff`.
@@ -86,8 +86,8 @@ pub struct PacketOffsets {
     pub network_header: u32,
 }
 
-/// Looks at the far address of an IPv4 packet, as an observer of one address must: at the destination of what goes out, at the source of
-/// what comes in.
+/// Attaches a program that compares the remote address of an IPv4 packet, as an observer of one address must: the destination of an
+/// outgoing packet, or the source of an incoming one.
 pub fn looks(at: Hook, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Option<Measured>> {
     let (link, field) = match at {
         Hook::CgroupEgress => (0, 16),
@@ -102,7 +102,7 @@ pub fn looks(at: Hook, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Optio
         load_word(3, 1, 0x50),
         copy(4, 2),
         add(4, link + 20),
-        // Beyond the end: over the next two.
+        // If the packet is shorter, skip the next two instructions.
         op(0x2d, 4, 3, 2, 0),
         load_word(5, 2, (link + field) as i16),
         op(0x15, 5, 0, 0, i32::from_ne_bytes([169, 254, 169, 254])),
@@ -110,7 +110,7 @@ pub fn looks(at: Hook, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Optio
     Measured::attach("imdslab_looks", at, &instructions, cgroup, ifindex).map(Some)
 }
 
-/// Looks at the addresses of a dropped packet.
+/// Attaches a program that reads the addresses of a dropped packet.
 pub fn looks_at_drop(at: Hook, packet: PacketOffsets, cgroup: BorrowedFd<'_>) -> io::Result<Measured> {
     let instructions = [
         load_double(6, 1, 0),
@@ -127,7 +127,7 @@ pub fn looks_at_drop(at: Hook, packet: PacketOffsets, cgroup: BorrowedFd<'_>) ->
     Measured::attach("imdslab_looks", at, &instructions, cgroup, 0)
 }
 
-/// Maps that programs write to, and a reader that discards their events, as fast as the observer reads.
+/// Maps to which programs write, and a reader that discards the events as fast as the observer reads its own.
 pub struct Tables {
     ring: OwnedFd,
     event: OwnedFd,
@@ -157,13 +157,13 @@ impl Tables {
         })
     }
 
-    /// An event of so many bytes, with its time, for each run.
+    /// Attaches a program that sends one event of this many bytes per run, with a timestamp.
     pub fn reports(&self, at: Hook, bytes: u32, cgroup: BorrowedFd<'_>, ifindex: u32) -> io::Result<Measured> {
         let reports = self.reporting(bytes);
         Measured::attach("imdslab_reports", at, &reports, cgroup, ifindex)
     }
 
-    /// The same, and an entry under the socket's cookie in a table that forgets what is oldest.
+    /// Like `reports`, but the program also stores an entry under the socket's cookie in an LRU map.
     pub fn notes_and_reports(
         &self,
         at: Hook,
@@ -172,7 +172,7 @@ impl Tables {
         ifindex: u32,
     ) -> io::Result<Measured> {
         let mut instructions = vec![
-            // The context is r1.
+            // r1 points to the context.
             call(SOCKET_COOKIE),
             store_double(10, -16, 0),
             op(0x62, 10, 0, -8, 0),
@@ -186,7 +186,7 @@ impl Tables {
     }
 
     fn reporting(&self, bytes: u32) -> Vec<u64> {
-        // r6: the event, in a map's memory.
+        // r6 points to the event, which is in a map.
         let mut instructions = vec![op(0x62, 10, 0, -8, 0)];
         instructions.extend(map(1, &self.event));
         instructions.extend([copy(2, 10), add(2, -8), call(LOOKUP), op(0x15, 0, 0, 9, 0), copy(6, 0)]);
@@ -211,7 +211,7 @@ fn create(kind: u32, key_size: u32, value_size: u32, entries: u32) -> io::Result
     open(BPF_MAP_CREATE, &[kind, key_size, value_size, entries])
 }
 
-/// The two ends of a ring buffer, as the kernel shares them: what was read, and what was written.
+/// Consumer and producer position of a ring buffer, in pages that are shared with the kernel.
 struct Positions {
     consumer: NonNull<AtomicU64>,
     producer: NonNull<AtomicU64>,
@@ -245,7 +245,7 @@ impl Positions {
         })
     }
 
-    /// Everything that is there counts as read.
+    /// Marks all events as read.
     fn skip(&self) {
         // SAFETY: both pages are mapped for as long as self.
         let (consumer, producer) = unsafe { (self.consumer.as_ref(), self.producer.as_ref()) };

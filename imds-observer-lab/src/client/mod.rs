@@ -1,7 +1,7 @@
-//! A scripted client: sends exactly what a real one sends, with its timing and segments.
+//! A scripted client: sends exactly the bytes of a real client, with its timing and segments.
 //!
-//! Scripts are data, so that a client can be a process of its own (`imds-observer-lab client SCRIPT.json`).
-//! Its output has the result of each step, and never a token or a body.
+//! Scripts are data, so that a client can run as a separate process (`imds-observer-lab client SCRIPT.json`). The output contains the
+//! result of each step, but never a token or a body.
 
 mod presets;
 mod run;
@@ -28,7 +28,7 @@ pub struct Script {
     pub comm: Option<String>,
     #[serde(default)]
     pub user_agent: Option<String>,
-    /// How often the steps are gone through.
+    /// Number of times that the steps are run.
     #[serde(default = "one")]
     pub rounds: u32,
     pub steps: Vec<Step>,
@@ -39,7 +39,7 @@ pub struct Script {
 #[serde(default, deny_unknown_fields)]
 pub struct Step {
     pub target: Option<SocketAddr>,
-    /// Only in this round, counted from 0: a token is fetched once and used again.
+    /// Run only in this round, counted from 0. For example, a token is fetched once and then reused.
     pub only_in_round: Option<u32>,
     pub sleep_before_ms: u64,
     pub method: String,
@@ -56,12 +56,12 @@ pub struct Step {
     pub segments: Segments,
     /// Pause between segments. Without one the kernel may still join them.
     pub segment_gap_ms: u64,
-    /// Sent together with the next step's request, before an answer is read.
+    /// Sent together with the next step's request, before any response is read.
     pub pipelined: bool,
-    /// At least this many unanswered attempts before it fails.
+    /// Limit on the number of attempts: the step is repeated after an attempt without a response.
     pub tries: u32,
     pub connect_timeout_ms: u64,
-    /// From the request to the end of the answer.
+    /// Timeout from the request to the end of the response.
     pub timeout_ms: u64,
 }
 
@@ -93,9 +93,9 @@ impl Default for Step {
 #[serde(rename_all = "kebab-case")]
 pub enum TokenUse {
     None,
-    /// Sent when there is one; without one it is a v1 request.
+    /// Sent if the client holds a token. Otherwise, the request is IMDSv1.
     IfHeld,
-    /// The step is left out when there is none.
+    /// The step is skipped if the client holds no token.
     Required,
 }
 
@@ -103,7 +103,7 @@ pub enum TokenUse {
 #[serde(rename_all = "kebab-case")]
 pub enum Connection {
     New,
-    /// The one of the step before, if it is still open.
+    /// The connection of the previous step, if it is still open.
     Keep,
 }
 
@@ -112,11 +112,11 @@ pub enum Connection {
 pub enum Segments {
     Whole,
     Bytes,
-    /// Lengths of the first segments; the rest goes in one.
+    /// Lengths of the first segments. The remaining bytes are one segment.
     Sizes(Vec<usize>),
 }
 
-/// How a step went.
+/// Result of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     pub round: u32,
@@ -125,15 +125,15 @@ pub struct Outcome {
     pub path: String,
     pub target: SocketAddr,
     pub local: Option<SocketAddr>,
-    /// Whether a token was sent along; never which.
+    /// Whether the request had a token. The token itself is never printed.
     pub had_token: bool,
     pub status: Option<u16>,
     pub error: Option<Failure>,
-    /// When the request began to be sent, in nanoseconds since the Unix epoch; `null` if it never was.
+    /// Time at which sending the request began, in nanoseconds since the Unix epoch; `null` if it was never sent.
     pub sent_unix_ns: Option<u64>,
-    /// From then to the first byte of the answer.
+    /// Time from there to the first byte of the response.
     pub latency_ns: Option<u64>,
-    /// All of the step, connecting included.
+    /// Duration of the whole step, including connecting.
     pub elapsed_ns: u64,
 }
 

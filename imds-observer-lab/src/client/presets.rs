@@ -1,11 +1,11 @@
-//! Requests of clients that can't be installed here: sequences, timeouts and user agents from their documentation
-//! and source. Stand-ins: where the real client runs, prefer it.
+//! Requests of clients that can't be installed here, with sequences, timeouts and user agents from their documentation and source. Where
+//! the real client runs, prefer it.
 
 use std::net::SocketAddr;
 
 use super::{CREDENTIALS_PATH, Connection, Script, Step, TOKEN_PATH, TokenUse};
 
-/// Every preset under the name that `imds-observer-lab client --preset` takes, at its natural pace for a short while.
+/// Every preset with its name for `imds-observer-lab client --preset`, at its natural pace and for a short while.
 pub fn presets() -> Vec<(&'static str, Script)> {
     vec![
         ("botocore", botocore()),
@@ -70,7 +70,7 @@ fn kept(mut steps: Vec<Step>) -> Vec<Step> {
     steps
 }
 
-/// Token, role, credentials, requested again for each load. Without a token it continues with v1 after 1 s.
+/// Requests token, role and credentials for each load. Without a token it falls back to IMDSv1 after 1 s.
 pub fn botocore() -> Script {
     let [list, role] = credentials(TokenUse::IfHeld);
     script(
@@ -80,7 +80,7 @@ pub fn botocore() -> Script {
     )
 }
 
-/// Scenario 3: two PUTs a second apart, then v1 at 2 s.
+/// Scenario 3: two PUTs one second apart, then IMDSv1 at 2 s.
 pub fn problem_report() -> Script {
     let [list, role] = credentials(TokenUse::IfHeld);
     script(
@@ -97,7 +97,7 @@ pub fn problem_report() -> Script {
     )
 }
 
-/// Never v1: no token, no credentials.
+/// Never uses IMDSv1: without a token, it gets no credentials.
 pub fn rust_sdk() -> Script {
     let [list, role] = credentials(TokenUse::Required);
     script(
@@ -107,7 +107,7 @@ pub fn rust_sdk() -> Script {
     )
 }
 
-/// A new token for each load, no user agent; 403 on the PUT means v1 from then on.
+/// Requests a new token for each load and sends no user agent. After a 403 for the PUT, it uses only IMDSv1.
 pub fn js_sdk() -> Script {
     let [list, role] = credentials(TokenUse::IfHeld);
     script("node", None, vec![put(21_600), list, role])
@@ -126,7 +126,7 @@ pub fn proxied() -> Script {
     script
 }
 
-/// A tick every 2 s: three monitors, one token for an hour. Healthy.
+/// Three monitors that read their paths every `interval_ms` (2 s in the real client), with one token for an hour. Healthy.
 pub fn node_termination_handler(ticks: u32, interval_ms: u64) -> Script {
     let monitor = |path: &str| get(&format!("/latest/meta-data/{path}"), TokenUse::IfHeld);
     let steps = vec![
@@ -147,7 +147,7 @@ pub fn node_termination_handler(ticks: u32, interval_ms: u64) -> Script {
     }
 }
 
-/// Two tokens and two reads every two minutes. Healthy, for .NET.
+/// Two tokens and two reads every `interval_ms` (2 min in the real client). For .NET, this is healthy.
 pub fn dotnet(rounds: u32, interval_ms: u64) -> Script {
     let [list, role] = credentials(TokenUse::IfHeld);
     let patient = |step| Step {
@@ -167,7 +167,7 @@ pub fn dotnet(rounds: u32, interval_ms: u64) -> Script {
     }
 }
 
-/// Asks with a token that can't be good and expects 401, to learn whether v2 is there. Healthy.
+/// Sends an invalid token and expects 401, to detect IMDSv2. Healthy.
 pub fn fluent_bit() -> Script {
     let probe = Step {
         headers: vec![("X-aws-ec2-metadata-token".to_owned(), "INVALID".to_owned())],
@@ -183,7 +183,7 @@ pub fn fluent_bit() -> Script {
     script("fluent-bit", None, steps)
 }
 
-/// The crawl at boot: a PUT to each endpoint, then the tree at once. Some paths don't exist. Healthy.
+/// Crawl at boot: a PUT to each endpoint, then the whole tree at once. Some paths don't exist. Healthy.
 pub fn cloud_init(v6: Option<SocketAddr>) -> Script {
     const TREE: &[&str] = &[
         "meta-data/",
@@ -257,7 +257,7 @@ pub fn instance_connect() -> Script {
     script("eic_curl_author", Some("curl/7.88.1"), steps)
 }
 
-/// The same made-up token again and again: 401 each time.
+/// Sends the same invented token again and again, and gets 401 each time.
 pub fn stale_token(times: u32) -> Script {
     let stale = Step {
         headers: vec![(
@@ -272,7 +272,7 @@ pub fn stale_token(times: u32) -> Script {
     }
 }
 
-/// Knows no tokens.
+/// Doesn't support tokens.
 pub fn v1(rounds: u32, interval_ms: u64) -> Script {
     let [list, role] = credentials(TokenUse::None);
     let steps = vec![
@@ -288,7 +288,7 @@ pub fn v1(rounds: u32, interval_ms: u64) -> Script {
     }
 }
 
-/// A token for six hours, used once: the quota goes into PUTs.
+/// Requests a token for six hours and uses it once, so that PUTs use up the quota.
 pub fn token_per_request(rounds: u32, interval_ms: u64) -> Script {
     let first = Step {
         sleep_before_ms: interval_ms,
@@ -304,7 +304,7 @@ pub fn token_per_request(rounds: u32, interval_ms: u64) -> Script {
     }
 }
 
-/// One path, over and over.
+/// Requests one path over and over.
 pub fn tight_loop(path: &str, times: u32, gap_ms: u64) -> Script {
     let step = Step {
         sleep_before_ms: gap_ms,
@@ -316,7 +316,7 @@ pub fn tight_loop(path: &str, times: u32, gap_ms: u64) -> Script {
     }
 }
 
-/// PUT and GET as fast as they are answered.
+/// Sends PUT and GET as fast as responses arrive.
 pub fn flood(rounds: u32) -> Script {
     let steps = vec![put(21_600), get("/latest/meta-data/instance-id", TokenUse::IfHeld)];
     Script {

@@ -1,4 +1,4 @@
-//! Goes through a script, step by step.
+//! Runs a script, step by step.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -9,10 +9,10 @@ use std::{
 
 use super::{Connection, Failure, Outcome, Phase, Script, Segments, Step, TokenUse};
 
-/// A longer answer is an error.
+/// Limit on the size of a response in bytes. A longer one is an error.
 const MAX_RESPONSE: usize = 1024 * 1024;
 
-/// Runs the script in the calling thread and hands over each outcome as it comes.
+/// Runs the script in the calling thread, and reports each outcome as soon as it is known.
 pub fn run(script: &Script, mut report: impl FnMut(Outcome)) {
     let mut client = Client {
         script,
@@ -48,7 +48,7 @@ struct Client<'a> {
     kept: Option<(SocketAddr, Wire)>,
 }
 
-/// A connection, and what was read from it beyond the last answer.
+/// A connection, and the bytes that were read beyond the last response.
 struct Wire {
     stream: TcpStream,
     bytes: Vec<u8>,
@@ -62,7 +62,7 @@ struct Response {
 }
 
 impl Client<'_> {
-    /// Sends a batch of steps (one, or several pipelined) and reads their answers.
+    /// Sends a batch of steps (one, or several pipelined ones) and reads their responses.
     fn go(&mut self, round: u32, batch: &[(usize, &Step)], report: &mut impl FnMut(Outcome)) {
         let Some((_, first)) = batch.first() else { return };
         thread::sleep(Duration::from_millis(first.sleep_before_ms));
@@ -104,7 +104,7 @@ impl Client<'_> {
         }
         for (outcome, (_, step)) in outcomes.iter_mut().zip(batch) {
             outcome.elapsed_ns = begun.elapsed().as_nanos() as u64;
-            // A PUT that brought nothing also ends what was held.
+            // A failed token PUT also discards the token that the client holds.
             if step.token_ttl_s.is_some() && outcome.status != Some(200) {
                 self.token = None;
             }
@@ -112,7 +112,7 @@ impl Client<'_> {
         outcomes
     }
 
-    /// Fails with the index of the first outcome that didn't come about.
+    /// On failure, returns the index of the first step without a response.
     fn exchange(
         &mut self,
         target: SocketAddr,
@@ -279,7 +279,7 @@ fn send(stream: &mut TcpStream, bytes: &[u8], step: &Step) -> io::Result<()> {
 
 fn failure(phase: Phase, error: &io::Error) -> Failure {
     let what = match error.kind() {
-        // A read timeout is visible only as EAGAIN.
+        // The kernel reports a read timeout only as EAGAIN.
         ErrorKind::WouldBlock | ErrorKind::TimedOut => "timed out".to_owned(),
         ErrorKind::UnexpectedEof => "closed without an answer".to_owned(),
         ErrorKind::InvalidData => "not an HTTP answer".to_owned(),

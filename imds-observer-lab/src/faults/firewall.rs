@@ -16,7 +16,7 @@ pub struct Firewall {
     pub tool: Tool,
     pub chain: Chain,
     pub verdict: RuleAction,
-    /// Whose OUTPUT; FORWARD is the node's.
+    /// Host whose OUTPUT or INPUT chain has the rule. The FORWARD chain is always the node's.
     pub victim: Victim,
     pub scope: Scope,
     pub family: Family,
@@ -25,7 +25,7 @@ pub struct Firewall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tool {
     Nft,
-    /// The old iptables interface of the kernel, which drops in another function.
+    /// The legacy iptables interface of the kernel, which drops packets in another function.
     Legacy,
 }
 
@@ -48,7 +48,7 @@ pub enum RuleAction {
     RejectReset,
 }
 
-/// Whom of the victim's processes an OUTPUT rule hits.
+/// Processes of the victim to which an OUTPUT rule applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     All,
@@ -166,7 +166,8 @@ impl Firewall {
     }
 }
 
-/// nft looks cgroups up below /sys/fs/cgroup, wherever cgroup2 is mounted; the level counts from cgroup2's own root.
+/// Cgroup match of an nft rule. nft resolves cgroups below /sys/fs/cgroup, regardless of cgroup2's mount point. The level counts from
+/// cgroup2's root.
 fn nft_cgroup(place: &Place) -> Result<String> {
     let level = place
         .cgroup()

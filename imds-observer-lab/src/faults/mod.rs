@@ -1,7 +1,7 @@
-//! Ways of not reaching the metadata service, each to be switched on in a lab and off again.
+//! Faults on the path to the metadata service, which a test enables and disables in a lab.
 //!
-//! Faults of the server are switches of `server::Behaviour`; this module adds those of firewalls, routes and neighbors.
-//! Guards undo what they did: drop them in the reverse order, as scopes do.
+//! Faults of the server are settings of `server::Behaviour`; this module adds those of firewalls, routes and neighbors. A guard reverts its
+//! fault on drop. Drop guards in the reverse order of their creation, as scopes do.
 
 mod firewall;
 mod policy;
@@ -38,30 +38,31 @@ pub enum Fault {
     },
     /// Upstream drops the packets silently.
     SilentUpstream(Family),
-    /// Upstream silently drops what exceeds this rate, as EC2 does with more than 1024 packets a second.
+    /// Upstream silently drops packets above this rate, as EC2 does above 1024 packets a second.
     Quota {
         packets_per_s: u32,
     },
     /// Upstream loses every other SYN, so that each connection needs a second one.
     SynLoss,
-    /// NAT of the node's own packets leads to an address where nothing answers, as the rule of an agent that is gone.
+    /// A NAT rule redirects the node's own packets to an address where nothing answers, like the leftover rule of a removed agent.
     Redirect,
-    /// NAT on the node leads to [`AGENT_PORT`] of the node itself: its own packets, or those that it forwards for pods.
+    /// A NAT rule on the node redirects packets to [`AGENT_PORT`] of the node itself: the node's own packets, or those that it forwards for
+    /// pods.
     RedirectToPort {
         forwarded: bool,
     },
     /// The listeners are closed: connections are refused.
     ServerDown,
-    /// Any other switch of the server, as in `Behaviour::patched`.
+    /// Any other setting of the server, as in `Behaviour::patched`.
     Behaviour(serde_json::Value),
 }
 
-/// Where a fault sits, and so whom it hits.
+/// Location of a fault, which determines the affected clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
-    /// On the node itself; a route that is missing there is missing for its pods too.
+    /// On the node itself. A route that is missing there is missing for its pods too.
     Node,
-    /// On the node, for forwarded packets: only pods.
+    /// On the node, for forwarded packets. Only pods are affected.
     Forwarded,
     /// In this pod's own namespace.
     Pod(usize),
@@ -83,7 +84,7 @@ impl Family {
         }
     }
 
-    /// The endpoints it means, in this lab.
+    /// The lab's endpoints of this family.
     fn endpoints(self, lab: &Lab) -> Vec<IpAddr> {
         lab.endpoints()
             .iter()
@@ -93,7 +94,7 @@ impl Family {
     }
 }
 
-/// Holds a fault on; dropping it takes the fault back.
+/// Keeps a fault enabled. Dropping the guard disables it.
 #[must_use = "the fault ends when its guard is dropped"]
 pub struct FaultGuard {
     undo: Option<Box<dyn FnOnce() -> Result<()> + Send>>,
@@ -124,7 +125,7 @@ impl Drop for FaultGuard {
 }
 
 impl Lab {
-    /// Switches a fault on; it is in force when this returns.
+    /// Enables a fault, which is in force when this returns.
     pub fn inject(&self, fault: &Fault) -> Result<FaultGuard> {
         let guard = match fault {
             Fault::Firewall(rule) => rule.inject(self),
@@ -144,7 +145,7 @@ impl Lab {
         guard.with_context(|| format!("inject {fault:?}"))
     }
 
-    /// The place a victim's own fault sits in.
+    /// The place in which a victim's own fault is created.
     fn place_of(&self, victim: Victim) -> &Place {
         match victim {
             Victim::Node | Victim::Forwarded => self.node(),
@@ -163,8 +164,8 @@ fn switch(lab: &Lab, change: impl FnOnce(&mut Behaviour)) -> FaultGuard {
     })
 }
 
-/// The next hop takes the packets and does nothing: they go to an unused link-layer address. So the drop bears no
-/// sign of a cause, as on a real network, where it happens on another machine.
+/// The next hop accepts the packets and does nothing with them: they are sent to an unused link-layer address. The drop therefore shows no
+/// sign of its cause, as on a real network, where it happens on another machine.
 fn silence(lab: &Lab, family: Family) -> Result<FaultGuard> {
     const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0, 0x99];
     let netns = lab.node().shared_netns();
@@ -190,7 +191,8 @@ fn silence(lab: &Lab, family: Family) -> Result<FaultGuard> {
     }))
 }
 
-/// They go to a link-layer address that no host there has, as in [`silence`]: a rule that drops would be seen as what it is.
+/// Sends every other SYN to a link-layer address that no host has, as in [`silence`]. The observer would recognize a firewall rule as the
+/// cause of a drop.
 fn lose_syns(lab: &Lab) -> Result<FaultGuard> {
     table(
         lab.node().shared_netns(),
@@ -221,7 +223,7 @@ fn redirect(lab: &Lab) -> Result<FaultGuard> {
     )
 }
 
-/// Where a metadata agent listens on its node. Nothing does unless a scenario starts it.
+/// Port of a metadata agent on its node. Nothing listens there unless a scenario starts an agent.
 pub const AGENT_PORT: u16 = 1338;
 
 fn redirect_to_port(lab: &Lab, forwarded: bool) -> Result<FaultGuard> {
@@ -236,7 +238,7 @@ fn redirect_to_port(lab: &Lab, forwarded: bool) -> Result<FaultGuard> {
     )
 }
 
-/// Adds an nftables table, which goes with the guard.
+/// Adds an nftables table. The guard deletes it.
 fn table(netns: Arc<Netns>, name: &'static str, chains: &str) -> Result<FaultGuard> {
     netns.run_program(Command::new("nft").arg(format!("table {name} {{ {chains}\n}}")))?;
     Ok(FaultGuard::new(move || {
@@ -246,7 +248,7 @@ fn table(netns: Arc<Netns>, name: &'static str, chains: &str) -> Result<FaultGua
 
 fn limit(lab: &Lab, packets_per_s: u32) -> Result<FaultGuard> {
     let netns = lab.imds().shared_netns();
-    // Both families share the allowance, as they do on EC2: everything that comes in counts.
+    // Both address families share the allowance, as on EC2: every incoming packet counts.
     let chains = format!(
         "chain input {{ type filter hook input priority 0; policy accept;\n\
          limit rate over {packets_per_s}/second burst 64 packets drop\n}}"

@@ -1,7 +1,7 @@
-//! Another tool's eBPF policy that denies: a connect hook, a cgroup's packet filter, a program on an interface.
+//! eBPF policies of another tool that deny: a connect hook, a cgroup's packet filter, a program on an interface.
 //!
-//! The programs have two instructions, so they are written out here and loaded by system call: an object file and a loader
-//! would be more than what they hold.
+//! The programs have so few instructions that they are encoded here and loaded by system call. An object file and a loader would be more
+//! code.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -32,15 +32,16 @@ pub enum Hook {
     Connect6,
     /// Packets that leave the victim's sockets are dropped.
     CgroupEgress,
-    /// Packets that are to be delivered to the victim's sockets are dropped, behind what has a program at a cgroup above.
+    /// Packets that are to be delivered to the victim's sockets are dropped. Programs at parent cgroups, such as the observer's, still see
+    /// them.
     CgroupIngress,
     /// Packets that leave the node's uplink are dropped.
     TcEgress,
-    /// Packets that come in from the pod's cable are dropped.
+    /// Packets that arrive from the pod's veth interface are dropped.
     TcIngress,
 }
 
-/// Behind the observer's own filter, which is the first.
+/// Priority after the observer's own filter, which is the first.
 const PRIORITY: &str = "20";
 /// Return value of a cgroup program that denies; TC programs return `TC_ACT_SHOT`.
 const DENY: i32 = 0;
@@ -48,7 +49,7 @@ const ALLOW: i32 = 1;
 const SHOT: i32 = 2;
 /// `TCX_NEXT`: the next program decides.
 const NEXT: i32 = -1;
-/// Programs that one side of an interface takes (`BPF_MPROG_MAX`).
+/// Number of programs that one direction of an interface accepts (`BPF_MPROG_MAX`).
 const TCX_PROGRAMS: usize = 64;
 
 /// `r0 = verdict; exit`.
@@ -56,8 +57,8 @@ fn program(kind: u32, attach: u32, verdict: i32) -> Result<OwnedFd> {
     load(kind, attach, &[0xb7 | immediate(verdict), 0x95])
 }
 
-/// A program at an interface that drops everything except neighbor resolution: without it the kernel would consider its gateway unreachable after
-/// some seconds, and that would be another fault.
+/// A program for an interface that drops everything except neighbor resolution. Without neighbor resolution, the kernel would consider the
+/// gateway unreachable after some seconds, which would be another fault.
 fn shoot_all_but_neighbours(attach: u32) -> Result<OwnedFd> {
     let protocol = |ethertype: u16| immediate(i32::from(ethertype.to_be()));
     let instructions = [
@@ -83,18 +84,18 @@ fn load(kind: u32, attach: u32, instructions: &[u64]) -> Result<OwnedFd> {
 
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-/// Another tool's program that lets all through, but has the lab's whole cgroup to itself at this hook: attached without
-/// `BPF_F_ALLOW_MULTI`.
+/// Attaches another tool's program that lets everything pass but excludes other programs from this hook of the lab's cgroup: it is attached
+/// without `BPF_F_ALLOW_MULTI`.
 pub fn occupy(lab: &Lab, hook: Hook) -> Result<FaultGuard> {
     attach_beside(lab, hook, 0)
 }
 
-/// Another tool's program that lets all through, at the lab's whole cgroup, beside which others may attach.
+/// Attaches another tool's program that lets everything pass to the lab's cgroup. Other programs may be attached beside it.
 pub fn accompany(lab: &Lab, hook: Hook) -> Result<FaultGuard> {
     attach_beside(lab, hook, BPF_F_ALLOW_MULTI)
 }
 
-/// Another tool's load balancing at the socket: connections of this cgroup to the IPv4 endpoint go to `to` instead.
+/// Socket-level load balancing of another tool: connections of this cgroup to the IPv4 endpoint are redirected to `to`.
 pub fn rewrite_connect(cgroup: &Path, to: SocketAddrV4) -> Result<FaultGuard> {
     let word = |bytes: [u8; 4]| immediate(i32::from_ne_bytes(bytes));
     let [high, low] = to.port().to_be_bytes();
@@ -136,13 +137,14 @@ fn attach(directory: File, program: OwnedFd, attach_type: u32, attach_flags: u32
     };
     call(BPF_PROG_ATTACH, &attributes(attach_flags)).context("attach a program to a cgroup")?;
     Ok(FaultGuard::new(move || {
-        // Flags are for attaching: since 6.17 the kernel refuses them here.
+        // Flags are only for attaching: since 6.17 the kernel rejects them here.
         call(BPF_PROG_DETACH, &attributes(0)).context("detach a program from a cgroup")?;
         Ok(())
     }))
 }
 
-/// Programs of other tools that let all through, as many as both sides of the node's uplink take over tcx: one more is refused.
+/// Attaches programs of other tools that let everything pass, as many as both directions of the node's uplink accept over tcx. The kernel
+/// rejects one more.
 pub fn crowd_uplink(lab: &Lab) -> Result<FaultGuard> {
     let links = lab.node().netns().run(|| {
         let index = if_nametoindex("eth0").context("find interface eth0")?;
@@ -150,7 +152,7 @@ pub fn crowd_uplink(lab: &Lab) -> Result<FaultGuard> {
         for attach_type in [ATTACH_TCX_INGRESS, ATTACH_TCX_EGRESS] {
             let program = program(PROG_TYPE_SCHED_CLS, attach_type, NEXT)?;
             for number in 0..TCX_PROGRAMS {
-                // A program can be there once only.
+                // The kernel accepts each program only once.
                 let program = if number == 0 {
                     program.try_clone()?
                 } else {
@@ -204,7 +206,7 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
         })??;
         match link {
             Ok(link) => Ok(held(link)),
-            // No tcx before 6.6.
+            // Kernels before 6.6 have no tcx.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => filter(lab, program.as_fd(), attach, name),
             Err(error) => Err(error).with_context(|| format!("attach a policy program to {name}")),
         }
@@ -219,7 +221,7 @@ pub(super) fn inject(lab: &Lab, hook: Hook, victim: Victim) -> Result<FaultGuard
     }
 }
 
-/// The link goes with its descriptor.
+/// The kernel removes the link when its descriptor is closed.
 fn held(link: OwnedFd) -> FaultGuard {
     FaultGuard::new(move || {
         drop(link);
@@ -227,7 +229,7 @@ fn held(link: OwnedFd) -> FaultGuard {
     })
 }
 
-/// tc takes a program by a name in the BPF file system.
+/// Adds a tc filter. tc finds the program by a name in the BPF file system.
 fn filter(lab: &Lab, program: BorrowedFd<'_>, attach: u32, name: &str) -> Result<FaultGuard> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -245,7 +247,7 @@ fn filter(lab: &Lab, program: BorrowedFd<'_>, attach: u32, name: &str) -> Result
         "ingress"
     };
     let netns = lab.node().shared_netns();
-    // It may be there already, the observer's or an earlier fault's.
+    // The qdisc may exist already, because of the observer or an earlier fault.
     let _ = netns.run_program(Command::new("tc").args(["qdisc", "add", "dev", name, "clsact"]));
     let added = netns.run_program(
         Command::new("tc")

@@ -1,4 +1,4 @@
-//! All faults by name, with the finding that each must lead to.
+//! All faults by name, with the finding that each must cause.
 
 use serde_json::json;
 
@@ -9,9 +9,9 @@ use super::{Chain, Family, Fault, Firewall, Hook, RouteFault, RuleAction, Scope,
 pub struct Entry {
     pub name: &'static str,
     pub fault: Fault,
-    /// From where a request suffers it.
+    /// Origin of the requests that are affected.
     pub victim: Victim,
-    /// The code of the finding that an observer owes; `None` for a healthy twin.
+    /// Code of the expected finding, or `None` for a healthy counterpart.
     pub code: Option<&'static str>,
 }
 
@@ -289,7 +289,7 @@ pub fn registry(family: Family) -> Vec<Entry> {
     all
 }
 
-/// Faults in which packets do reach the endpoint, or another program: scenarios play them, with clients whose requests show a pattern.
+/// Faults in which packets reach the endpoint or another program. Scenarios play them with clients whose requests show a pattern.
 pub fn disturbances(family: Family) -> Vec<Entry> {
     let on_node = |name, fault, code| Entry {
         name,

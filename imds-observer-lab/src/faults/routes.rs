@@ -33,7 +33,7 @@ pub enum RouteFault {
     Blackhole,
     /// Link-local is on-link, and ARP for the endpoint is unanswered: EHOSTUNREACH after 3 s.
     OnLinkSilent,
-    /// Link-local is on-link, and the endpoint answers: the healthy twin of `OnLinkSilent`. IPv4 only.
+    /// Link-local is on-link, and the endpoint answers: the healthy counterpart of `OnLinkSilent`. IPv4 only.
     OnLink,
 }
 
@@ -54,7 +54,7 @@ fn on_node(lab: &Lab, kind: RouteFault, family: Family) -> Result<FaultGuard> {
     };
     let before = lab.routes().lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut wanted = before.clone();
-    // A default route stays beside a more specific one; host routes have to make room.
+    // A default route can stay beside a more specific route, but host routes must be removed.
     if kind == RouteFault::None || lab.route_style() == RouteStyle::Endpoints {
         wanted.retain(|route| !family.has(route.destination));
     }
@@ -93,8 +93,8 @@ fn refused(kind: RouteFault, endpoint: IpAddr) -> Route {
     Route::new(endpoint, if endpoint.is_ipv4() { 32 } else { 128 }, Hop::Refused(kind))
 }
 
-/// The service's host answers ARP for any address of its own, unless configured to answer only for those on the link.
-/// Neighbor discovery for IPv6 never answers for an address on the loopback.
+/// Prevents ARP responses for the endpoint. By default the service's host answers ARP for any of its addresses; this setting restricts it
+/// to addresses of the link. IPv6 needs no setting: neighbor discovery never answers for an address of the loopback interface.
 fn ignore_arp(lab: &Lab) -> Result<FaultGuard> {
     let netns = lab.imds().shared_netns();
     netns.sysctls(&[("ipv4/conf/all/arp_ignore", "1")])?;
@@ -139,7 +139,7 @@ fn exchange(netns: &crate::topology::Netns, delete: &[Route], add: &[Route]) -> 
     })
 }
 
-/// A rule for what comes in from the bridge. The rule `unreachable` is to routing as if there were no route.
+/// Adds a rule for packets that arrive from the bridge. For routing, the rule `unreachable` is the same as a missing route.
 fn for_forwarded(lab: &Lab, kind: RouteFault, family: Family) -> Result<FaultGuard> {
     let action = match kind {
         RouteFault::None | RouteFault::Unreachable => RuleAction::Unreachable,

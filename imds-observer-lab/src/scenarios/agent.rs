@@ -1,4 +1,4 @@
-//! A credential agent on the node: the address that clients ask, how packets get to it, and the server itself.
+//! A credential agent on the node: the address that clients use, the redirection of packets to the agent, and the server itself.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -19,9 +19,9 @@ const ECS_PORT: u16 = 51679;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Agent {
-    /// Changes its behavior; `serves` names the agent.
+    /// Changes to the server's behavior. `serves` names the agent.
     pub server: Map<String, Value>,
-    /// A packet filter of the node drops what pods send to it, as a network policy does.
+    /// Whether a packet filter of the node drops packets from pods to the agent, as a network policy does.
     #[serde(default)]
     pub blocked: bool,
 }
@@ -31,7 +31,7 @@ impl Agent {
         Ok(Behaviour::default().patched(&Value::Object(self.server.clone()))?)
     }
 
-    /// Sets up the node as the agent does, and starts it.
+    /// Configures the node as the agent does, and starts the agent.
     pub(super) fn start(&self, lab: &Lab) -> Result<Server> {
         let behaviour = self.behaviour()?;
         let node = lab.node().netns();

@@ -15,13 +15,13 @@ use super::{Client, Tools};
 use crate::client::{self, Script};
 use crate::topology::Place;
 
-/// A client that takes longer, and is not to be cut off, hangs.
+/// Timeout of a client without `cut_s`. A client that runs longer hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
 const TICK: Duration = Duration::from_millis(20);
-/// Clients find the machine's programs and nothing of its settings: proxies, profiles, keys.
+/// `PATH` of clients. They find the machine's programs, but none of its settings such as proxies, profiles and keys.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A client that runs, in a process group of its own. Dropping it ends the group.
+/// A running client in its own process group. The group is ended on drop.
 pub(super) struct Player {
     name: String,
     child: Child,
@@ -35,7 +35,7 @@ impl Player {
         let words = words(name, client, tools, scratch)?;
         let (program, arguments) = words.split_first().with_context(|| format!("{name} has no command"))?;
         let mut command = with_signals(place.command(program)?);
-        // Each start has a log of its own, so that the one that failed can be shown.
+        // Log of the last start, for the error message of a failure.
         let log = scratch.join(format!("{name}.log"));
         let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
         command
@@ -56,7 +56,7 @@ impl Player {
         if let Some(input) = &client.input {
             use std::io::Write as _;
             let mut stdin = child.stdin.take().context("take a client's input")?;
-            // One that has ended by itself shows that in its status.
+            // Writing fails if the client has already ended; its exit status shows that.
             let _ = stdin.write_all(input.as_bytes());
         }
         Ok(Self {
@@ -84,10 +84,10 @@ impl Player {
         self.begin.elapsed()
     }
 
-    /// Waits until it has ended, by itself or cut off. What it thinks of its own success counts for nothing: most clients fail as
-    /// soon as they go on from IMDS to services that aren't there.
+    /// Waits until the client has ended by itself, or ends it after `cut_s`. Its exit status is ignored: most clients fail as soon as they
+    /// continue from IMDS to services that don't exist in the lab.
     pub(super) fn finish(&mut self) -> Result<()> {
-        // A client that reads lines ends when there are no more.
+        // A client that reads lines ends at the end of its input.
         drop(self.child.stdin.take());
         let limit = self.cut.unwrap_or(PATIENCE);
         let begin = Instant::now();
@@ -106,7 +106,7 @@ impl Player {
         }
     }
 
-    /// The end of what it printed.
+    /// The last lines of its output.
     pub(super) fn last_words(&self) -> String {
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -115,7 +115,7 @@ impl Player {
     }
 
     fn end(&mut self) {
-        // Fails only when it is gone, which is what is wanted.
+        // Fails only if the group has already ended, which is the aim.
         let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
         let _ = self.child.wait();
     }
@@ -158,7 +158,7 @@ fn script(client: &Client) -> Result<Script> {
     Ok(script)
 }
 
-/// A child would inherit that our signals are blocked.
+/// Unblocks signals in the child, which would otherwise inherit the blocked signals of this process.
 pub(super) fn with_signals(mut command: Command) -> Command {
     let enter = || Ok(SigSet::all().thread_unblock()?);
     // SAFETY: between fork and exec it makes one system call, on memory of its own.

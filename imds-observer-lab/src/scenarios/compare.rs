@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// How well findings fit.
+/// Result of comparing the reported findings with the expected ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Score {
-    /// Owed and found.
+    /// Expected and reported.
     pub right: usize,
-    /// Found and not owed.
+    /// Reported but not expected.
     pub false_alarms: usize,
-    /// Owed and not found.
+    /// Expected but not reported.
     pub missed: usize,
 }
 
@@ -46,7 +46,7 @@ fn share(right: usize, wrong: usize) -> f64 {
     right as f64 / (right + wrong) as f64
 }
 
-/// Compares as multisets.
+/// Compares the two lists as multisets.
 pub fn score(owed: &[String], found: &[String]) -> Score {
     let mut missing = owed.to_vec();
     let mut score = Score::default();
@@ -63,7 +63,8 @@ pub fn score(owed: &[String], found: &[String]) -> Score {
     score
 }
 
-/// The findings of a trace: each `code severity`, with its highest severity, sorted. One that was resolved and opened again counts twice.
+/// Findings of a trace, sorted. Each is `code severity`, with its highest severity. A finding that was resolved and opened again counts
+/// twice.
 pub fn findings_of<'a>(records: impl IntoIterator<Item = &'a Value>) -> Vec<String> {
     const SEVERITIES: [&str; 4] = ["info", "warning", "high", "critical"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

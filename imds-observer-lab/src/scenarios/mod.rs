@@ -1,7 +1,7 @@
-//! Scenarios: what clients do in which surroundings, and which findings an observer owes for it.
+//! Scenarios: clients, their surroundings, and the findings that the observer must report.
 //!
-//! They are data, in `scenarios.toml`. [`run`] plays one in a lab and records it, [`score`] compares what was found with
-//! what was owed, and the golden test of the observer reads the recordings again, without a lab.
+//! Scenarios are data, in `scenarios.toml`. [`run`] plays one in a lab and records it, and [`score`] compares the reported findings with
+//! the expected ones. The golden test of the observer analyzes the recordings without a lab.
 
 mod agent;
 mod client;
@@ -27,7 +27,7 @@ use crate::client::Script;
 use crate::faults::{Entry, Family, disturbances, registry};
 use crate::server::Behaviour;
 
-/// All that there is, in the order in which they are played.
+/// All clients and scenarios, in the order in which scenarios are played.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Suite {
@@ -43,25 +43,26 @@ pub struct Suite {
 pub struct Client {
     /// Origin of the program; for a script, the program that it replaces.
     pub from: String,
-    /// A program and its arguments. `{tools}` is what setup installed, `{clients}` our own few lines around libraries.
+    /// A program and its arguments. `{tools}` is the directory that setup created, `{clients}` the directory of our small client programs.
     #[serde(default)]
     pub command: Vec<String>,
-    /// Instead of a command, one of the lab client's presets: for programs that can't be had.
+    /// Preset of the lab's client, instead of a command: for programs that can't be installed.
     pub preset: Option<String>,
-    /// Instead of both, a script of its own.
+    /// Script of the lab's client, instead of a command and a preset.
     pub script: Option<Script>,
     /// Rounds of the preset.
     pub rounds: Option<u32>,
-    /// Pause before each round of the preset, where it has one.
+    /// Pause before each round of the preset, if the preset has one.
     pub pause_ms: Option<u64>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Written to its standard input, which is then closed.
     pub input: Option<String>,
-    /// Is itself a fault: it has no healthy day.
+    /// Whether the client itself is a fault, so that no healthy scenario can include it.
     #[serde(default)]
     pub faulty: bool,
-    /// Ended after this time, which is no failure: it has what it wanted of IMDS, and goes on to services that aren't there.
+    /// Time after which the client is ended. That is no failure: by then it has finished with IMDS and tries to reach services that don't
+    /// exist in the lab.
     pub cut_s: Option<u64>,
 }
 
@@ -71,36 +72,36 @@ impl Client {
     }
 }
 
-/// One play.
+/// One scenario.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     pub name: String,
     /// One-line description.
     pub about: String,
-    /// Changes the server's behavior from that of a new instance: tokens optional, hop limit 1.
+    /// Changes to the server's behavior. By default it is that of a new instance: tokens optional, hop limit 1.
     #[serde(default)]
     pub server: Map<String, Value>,
-    /// One of the registry's faults, in force all the time.
+    /// Fault of the registry that is enabled during the whole scenario.
     pub fault: Option<String>,
     #[serde(default = "v4")]
     pub family: IpFamily,
-    /// A server that this project did not write, in the place of its own.
+    /// A server that this project did not write, in place of the lab's own.
     pub stand_in: Option<StandIn>,
-    /// A credential agent on the node, beside the lab's IMDS.
+    /// A credential agent on the node, in addition to the lab's IMDS.
     pub agent: Option<Agent>,
-    /// The clients that are started first must be as old as this before anything is observed. The scenario then comes last.
+    /// Age that the clients that are started first must reach before observation begins. Such scenarios are played last.
     pub age_s: Option<u64>,
     pub steps: Vec<Step>,
-    /// Exchanges and failed connections that there must be, so that a client that didn't run is no success.
+    /// Minimum number of exchanges and failed connections, so that a client that didn't run isn't a success.
     #[serde(default = "one")]
     pub least: usize,
-    /// Findings, each `code severity`, with the highest severity that it had; no others may be there. Two of the same kind
-    /// (for two subjects) appear twice.
+    /// Expected findings, each as `code severity` with its highest severity. The observer must report no others. Two findings of one kind
+    /// (for two subjects) are listed twice.
     pub expect: Vec<String>,
-    /// The same for a packet capture at the node's uplink alone. Left out: the same.
+    /// Expected findings of a packet capture at the node's uplink alone. By default they are the same.
     pub capture: Option<Vec<String>>,
-    /// Why a capture shows something else.
+    /// Why the capture leads to other findings.
     pub capture_why: Option<String>,
 }
 
@@ -114,15 +115,15 @@ pub enum IpFamily {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StandIn {
-    /// Its name among the clients.
+    /// Name of the client that is the server.
     pub client: String,
-    /// It runs on the node and listens at this port of 127.0.0.1, where a redirection leads, and the lab's own server stays. Left out: it
-    /// runs in the place of that server.
+    /// Port of 127.0.0.1 on the node at which it listens, and to which a rule redirects packets. The lab's own server keeps running.
+    /// Without a port, it replaces the lab's own server.
     pub port: Option<u16>,
-    /// Set on its token responses by iptables: no stand-in knows hop limits.
+    /// Hop limit of its token responses, which iptables sets, because no stand-in supports hop limits.
     #[serde(default = "one_hop")]
     pub hop_limit: u8,
-    /// By what the segments of a token response are known; head and body may come apart. Empty: no hop limit is set.
+    /// Texts by which the segments of a token response are recognized. Head and body may be separate segments. Empty: no hop limit is set.
     #[serde(default)]
     pub token_marks: Vec<String>,
 }
@@ -154,7 +155,7 @@ pub enum Step {
         #[serde(default = "once")]
         times: u32,
     },
-    /// Starts a client that goes on by itself.
+    /// Starts a client that keeps running.
     Start {
         client: String,
         #[serde(default)]
@@ -162,9 +163,9 @@ pub enum Step {
     },
     /// Waits until a started client has ended by itself.
     Finish { client: String },
-    /// Gives a started client, which waits for that, a line of input.
+    /// Sends a line of input to a started client that waits for it.
     Nudge { client: String },
-    /// Waits for exchanges from now on.
+    /// Waits for new exchanges.
     Await {
         path: String,
         status: Option<u16>,
@@ -173,7 +174,7 @@ pub enum Step {
     },
     /// Changes the server's behavior.
     Set { server: Map<String, Value> },
-    /// No token holds any longer.
+    /// Makes all tokens invalid.
     ExpireTokens,
 }
 
@@ -250,7 +251,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// Names of its clients, in the order of their appearance.
+    /// Names of its clients, in order of appearance.
     pub fn clients(&self) -> impl Iterator<Item = &str> {
         self.steps.iter().filter_map(|step| match step {
             Step::Run { client, .. } | Step::Start { client, .. } => Some(client.as_str()),

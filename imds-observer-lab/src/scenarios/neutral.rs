@@ -1,29 +1,29 @@
-//! Takes this machine out of a trace, so that it can be kept: where things lie here, and who started the scenarios.
+//! Removes the details of this machine from a trace, so that it can be kept: its directories, and the process that started the scenarios.
 
 use std::path::Path;
 
 /// Directory shown for programs of the scenarios.
 const PLACE: &str = "/opt/clients";
 
-/// Replaces names of this machine's own in lines of a trace.
+/// Replaces names that are specific to this machine in lines of a trace.
 pub struct Neutral {
-    /// Longest first, so that a directory doesn't hide one below it.
+    /// Names and their replacements, longest first, so that a directory doesn't hide one below it.
     names: Vec<(String, String)>,
     /// The process that started all others.
     root_pid: u32,
-    /// The part of this kernel's release that is not the version.
+    /// The part of this kernel's release after the version.
     build: String,
 }
 
 impl Neutral {
-    /// `directories`: each with what it is to be called below `/opt/clients`. `root`: number and name of the process that started
-    /// all others.
+    /// `directories`: paths, each with its replacement name below `/opt/clients`. `root`: PID and name of the process that started all
+    /// others.
     pub fn new(directories: &[(&Path, &str)], root: (u32, &str), kernel: &str) -> Self {
         let mut names: Vec<(String, String)> = directories
             .iter()
             .map(|(path, name)| (json_text(&path.to_string_lossy()), format!("{PLACE}/{name}")))
             .collect();
-        // Findings name a parent too.
+        // Findings contain the name of a parent process too.
         names.push((json_text(root.1), "systemd".to_owned()));
         names.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
         Self {
@@ -41,13 +41,13 @@ impl Neutral {
         let line = if self.build.is_empty() {
             line
         } else {
-            // The length stays the same, as in the capture of the same scenario.
+            // The replacement has the same length, as in the capture of the same scenario.
             line.replace(&self.build, &"x".repeat(self.build.len()))
         };
         self.ancestors(&line)
     }
 
-    /// The process that started the scenarios, and all its ancestors, become init.
+    /// Replaces the process that started the scenarios, and all its ancestors, by init.
     fn ancestors(&self, line: &str) -> String {
         const INIT: &str = r#"{"pid":1,"comm":"systemd"}"#;
         let root = format!(r#"{{"pid":{},"#, self.root_pid);
@@ -56,7 +56,7 @@ impl Neutral {
         while let Some(at) = rest.find(r#""ancestors":["#) {
             let (before, list) = rest.split_at(at + r#""ancestors":["#.len());
             out.push_str(before);
-            // The list ends behind an object; a bracket within a name has no brace before it.
+            // The list ends after an object. A bracket within a name doesn't follow a brace.
             let end = if list.starts_with(']') {
                 0
             } else {
@@ -76,12 +76,12 @@ impl Neutral {
     }
 }
 
-/// `-mine` of `6.1.2-mine`: clients send it in their user agents.
+/// The part `-mine` of `6.1.2-mine`, which clients send in their user agents.
 pub fn build_of(kernel: &str) -> &str {
     kernel.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.')
 }
 
-/// As inside a JSON string.
+/// Escapes text as in a JSON string.
 fn json_text(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()

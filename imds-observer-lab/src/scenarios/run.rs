@@ -1,4 +1,4 @@
-//! Plays one scenario: a lab, a capture, the observer, the clients, and what was found.
+//! Plays one scenario: starts a lab, a capture, the observer and the clients, and compares the findings.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -20,13 +20,13 @@ use crate::topology::{IMDS_PORT, IMDS_V4, Lab, LabOptions, Place, PodCgroup, Pod
 
 /// Time after the end of the clients within which expected findings must be reported.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Nothing new for so long: nothing more will come by itself.
+/// Time without a new record after which no more records are expected.
 const QUIET: Duration = Duration::from_millis(1500);
 /// Timeout of a step's condition.
 const AWAITED: Duration = Duration::from_secs(90);
 const STAND_IN_READY: Duration = Duration::from_secs(60);
 
-/// Made up, in the form of the real ones.
+/// Invented IDs in the format of real ones.
 const PODS: [(&str, &str); 3] = [
     (
         "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33",
@@ -42,7 +42,7 @@ const PODS: [(&str, &str); 3] = [
     ),
 ];
 
-/// Everything that all scenarios share.
+/// State that all scenarios share.
 pub struct Stage {
     pub suite: Suite,
     pub tools: Tools,
@@ -58,7 +58,7 @@ pub struct Outcome {
     pub trace: Vec<String>,
     /// The capture of tcpdump, with tokens and bodies.
     pub capture: Vec<u8>,
-    /// This machine's own file and directory names in the trace.
+    /// The run's scratch directory, whose path may occur in the trace.
     pub scratch: std::path::PathBuf,
     pub took: Duration,
     /// Failure of the run itself, not of a finding.
@@ -80,7 +80,7 @@ pub struct Prepared<'a> {
 }
 
 impl Stage {
-    /// Makes a scenario's lab. Clients that must be of some age are started, which then wait for a nudge.
+    /// Creates a scenario's lab. Clients that must reach a certain age are started, and then wait for a nudge.
     pub fn prepare<'a>(&'a self, scenario: &'a Scenario) -> Result<Prepared<'a>> {
         let turn = take_turn()?;
         let pod = |number: usize, nested| PodOptions {
@@ -127,13 +127,13 @@ impl<'a> Prepared<'a> {
         self.scenario
     }
 
-    /// Plays it to its end.
+    /// Plays the scenario to its end.
     pub fn play(mut self) -> Result<Outcome> {
         let begin = Instant::now();
         if let Some(age_s) = self.scenario.age_s {
             let wanted = Duration::from_secs(age_s);
             let youngest = self.players.values().map(Player::age).min().unwrap_or(wanted);
-            // Age itself is what is waited for.
+            // The wait has no other condition than the clients' age.
             std::thread::sleep(wanted.saturating_sub(youngest));
             self.turn = Some(take_turn()?);
         }
@@ -252,7 +252,7 @@ impl<'a> Prepared<'a> {
         Ok(())
     }
 
-    /// Waits for what is owed, and then until nothing new comes.
+    /// Waits for the expected findings, and then until no new record arrives.
     fn settle(&self, observer: &mut Observer) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -321,7 +321,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// `PUT token 200`, `GET v1 200`, `connect refused`.
+/// Short descriptions of the exchanges: `PUT token 200`, `GET v1 200`, `connect refused`.
 fn reported(records: &[Value]) -> Vec<String> {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),

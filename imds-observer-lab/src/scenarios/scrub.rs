@@ -1,14 +1,14 @@
-//! Takes tokens, credentials and bodies out of a capture, so that it can be kept. Lengths stay.
+//! Removes tokens, credentials and bodies from a capture, so that it can be kept. Lengths stay the same.
 //!
-//! Nothing is searched for: what isn't known to be harmless is overwritten. Kept are addresses, TCP headers, the method and path of a
-//! request, the status of a response, and the values of the headers in [`HARMLESS`]. Tokens become numbers, so that it can still be
-//! seen whether one was used again. Checksums stay as they were, and are wrong then.
+//! Instead of searching for secrets, this overwrites everything that isn't known to be harmless. It keeps addresses, TCP headers, the
+//! method and path of a request, the status of a response, and the values of the headers in [`HARMLESS`]. Tokens become numbers, so that
+//! repeated use of a token remains visible. Checksums are not updated and are therefore wrong.
 
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
 
-/// Headers whose values stay.
+/// Headers whose values are kept.
 const HARMLESS: &[&str] = &[
     "accept",
     "accept-encoding",
@@ -42,8 +42,8 @@ const ETHERNET: usize = 14;
 const ICMP: usize = 8;
 const IMDS_PORT: u16 = 80;
 
-/// A classic little-endian pcap of Ethernet frames, scrubbed. A packet that is cut off ends it. `private`: what is to go from
-/// harmless headers too.
+/// Scrubs a classic little-endian pcap of Ethernet frames. A truncated packet ends it. `private`: text that is removed from harmless
+/// headers too.
 pub fn scrub(capture: &[u8], private: &str) -> Result<Vec<u8>> {
     ensure!(capture.len() >= FILE_HEADER, "the capture has no header");
     if !matches!(capture[..4], [0xd4, 0xc3, 0xb2, 0xa1] | [0x4d, 0x3c, 0xb2, 0xa1]) {
@@ -71,7 +71,7 @@ pub fn scrub(capture: &[u8], private: &str) -> Result<Vec<u8>> {
 
 struct Tokens {
     private: Vec<u8>,
-    /// In the order of their appearance.
+    /// Numbers of the tokens, in order of appearance.
     numbers: HashMap<Vec<u8>, usize>,
 }
 
@@ -106,12 +106,12 @@ fn frame(packet: &mut [u8], tokens: &mut Tokens) {
     }
 }
 
-/// Length of the IP header and number of what follows; `None` for what we don't read.
+/// Length of the IP header and number of the next protocol, or `None` for a packet that this module doesn't parse.
 fn ip_header(packet: &[u8]) -> Option<(usize, u8)> {
     match packet.first()? >> 4 {
         4 => {
             let length = usize::from(packet[0] & 15) * 4;
-            // A later fragment has no header of its own.
+            // A later fragment has no transport header.
             let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
             (length >= 20 && packet.len() >= length && fragment == 0).then(|| (length, packet[9]))
         }
@@ -122,7 +122,7 @@ fn ip_header(packet: &[u8]) -> Option<(usize, u8)> {
 
 fn ip(packet: &mut [u8], tokens: &mut Tokens) {
     let Some((length, protocol)) = ip_header(packet) else {
-        // A later fragment, or nothing that we know: addresses at most.
+        // A later fragment, or an unknown protocol. Only addresses are kept.
         let header = packet.first().map_or(0, |first| match first >> 4 {
             4 => 20,
             6 => 40,
@@ -142,7 +142,7 @@ fn ip(packet: &mut [u8], tokens: &mut Tokens) {
     }
 }
 
-/// The header's length, the options included.
+/// Length of the TCP header, including the options.
 fn tcp_header(segment: &[u8]) -> Option<usize> {
     let length = usize::from(segment.get(12)? >> 4) * 4;
     (length >= 20 && segment.len() >= length).then_some(length)
@@ -166,7 +166,7 @@ fn tcp(segment: &mut [u8], tokens: &mut Tokens) {
     }
 }
 
-/// Consecutive requests in a segment. Anything else, a body or a later part of a head, goes.
+/// Scrubs consecutive requests in a segment. Everything else, such as a body or a later part of a head, is overwritten.
 fn requests(mut payload: &mut [u8], tokens: &mut Tokens) {
     while METHODS.iter().any(|method| payload.starts_with(method.as_bytes())) {
         let end = head(payload, tokens);
@@ -175,7 +175,7 @@ fn requests(mut payload: &mut [u8], tokens: &mut Tokens) {
     blank(payload);
 }
 
-/// Scrubs a head and gives its length, or that of what there is of it.
+/// Scrubs a head and returns its length. If the head is incomplete, the length is that of the available part.
 fn head(payload: &mut [u8], tokens: &mut Tokens) -> usize {
     let mut at = 0;
     let mut first = true;
@@ -188,7 +188,7 @@ fn head(payload: &mut [u8], tokens: &mut Tokens) -> usize {
         if bare == 0 {
             return end;
         }
-        // The first line has the request or the status.
+        // The first line is the request line or the status line.
         if !first {
             field(&mut text[..bare], whole, tokens);
         }
@@ -220,7 +220,7 @@ fn field(line: &mut [u8], whole: bool, tokens: &mut Tokens) {
     }
 }
 
-/// An error quotes the packet that it is about, with as much of its payload as there was room for.
+/// Scrubs an ICMP message. An error quotes the packet that caused it, with part of the payload.
 fn icmp(message: &mut [u8], v6: bool) {
     let is_error = match message.first() {
         Some(kind) if v6 => *kind < 128,

@@ -1,4 +1,4 @@
-//! Where the clients' programs are.
+//! Locations of the clients' programs.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub struct Tools {
     /// Directory that `cargo xtask setup --for scenarios` created.
     pub tools: PathBuf,
-    /// Our few lines around libraries: `imds-observer-lab/clients`.
+    /// Directory of our small client programs around libraries: `imds-observer-lab/clients`.
     pub clients: PathBuf,
     /// The lab's own program, which plays scripts.
     pub lab: PathBuf,
@@ -16,7 +16,7 @@ pub struct Tools {
 }
 
 impl Tools {
-    /// A command's word with its places filled in. `scratch`: a directory of the run's own.
+    /// Replaces the placeholders in a word of a command. `scratch`: directory of this run.
     pub(super) fn fill(&self, word: &str, scratch: &std::path::Path) -> String {
         [
             ("{tools}", &self.tools),

@@ -1,4 +1,4 @@
-//! The observer and tcpdump at work in the node of a lab, and what they wrote.
+//! Runs the observer and tcpdump on the node of a lab, and collects their output.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::client::with_signals;
 use crate::topology::Lab;
 
-/// Longer than starting or ending takes.
+/// Timeout of starting and ending a program.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The node's uplink.
 const UPLINK: &str = "eth0";
@@ -35,7 +35,7 @@ impl Ended {
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Both fail only when it is gone, which is what is wanted.
+        // Both fail only if the process has already ended, which is the aim.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -49,14 +49,15 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// In the node's network namespace and on the lab's cgroup: nothing of the machine's own is touched. Ready when this returns.
+    /// Starts the observer in the node's network namespace, on the lab's cgroup. It touches nothing outside the lab, and observes when this
+    /// returns.
     pub(super) fn start(lab: &Lab, program: &Path, scratch: &Path) -> Result<Self> {
         let stderr = scratch.join("observer.log");
         let mut command = with_signals(lab.node().command_beside(program)?);
         let mut child = command
             .args(["stream", "-i", UPLINK, "--host", HOST, "--cgroup"])
             .arg(lab.cgroup_directory())
-            // The terminal's interrupt is for us; the observer gets its own from us.
+            // Ctrl-C in the terminal must interrupt only this program, which then interrupts the observer.
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -86,7 +87,7 @@ impl Observer {
         Ok(observer)
     }
 
-    /// Reads on until a record that `wanted` accepts; false when it did not come in time.
+    /// Reads until a record that `wanted` accepts. Returns false if none arrived in time.
     pub(super) fn wait(&mut self, patience: Duration, mut wanted: impl FnMut(&Value) -> bool) -> Result<bool> {
         let deadline = Instant::now() + patience;
         loop {
@@ -105,11 +106,11 @@ impl Observer {
         }
     }
 
-    /// Ends it the polite way and gives all it wrote.
+    /// Stops the observer with SIGINT and returns all its records.
     pub(super) fn finish(mut self) -> Result<Vec<String>> {
         self.child.interrupt()?;
         let deadline = Instant::now() + PATIENCE;
-        // Its last records come before its output closes.
+        // The observer writes its last records before it closes its output.
         loop {
             match self
                 .incoming
@@ -142,19 +143,20 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    /// Captures when this returns.
+    /// Starts the capture, which is running when this returns.
     pub(super) fn start(lab: &Lab, scratch: &Path) -> Result<Self> {
         let file = scratch.join("uplink.pcap");
         let mut command = with_signals(lab.node().command_beside("tcpdump")?);
         let mut child = command
-            // As root it would drop the permission to write to our directory.
+            // `-Z root`: by default, tcpdump switches to another user, which may not write to our directory.
             .args([
                 "-i",
                 UPLINK,
                 "-n",
                 "-U",
                 "--immediate-mode",
-                // The kernel's ring has a slot of the snapshot length for each packet: with 256 KiB (`-s 0`) it would hold 64.
+                // The kernel's ring has one slot of the snapshot length per packet. With a snapshot length of 256 KiB (`-s 0`), it would
+                // hold only 64 packets.
                 "-B",
                 "65536",
                 "-s",

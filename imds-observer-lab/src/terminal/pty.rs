@@ -1,4 +1,4 @@
-//! A pseudo-terminal with a program in it: every byte that the program writes, and the settings that it leaves.
+//! A pseudo-terminal with a program in it. It records every byte that the program writes, and the terminal settings that it leaves.
 
 use std::{
     fs::File,
@@ -28,22 +28,22 @@ use nix::{
 
 use super::PATIENCE;
 
-/// Longest time between two looks whether the terminal is to be hung up.
+/// Interval, in ms, at which the reader checks whether the terminal is to be hung up.
 const LOOK_MS: u16 = 20;
 
-/// Whether the terminal controls the program: then the kernel sends it SIGHUP on hang-up.
+/// Whether the terminal is the program's controlling terminal. If so, the kernel sends SIGHUP on hang-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     Controlling,
-    /// As below `nohup setsid`: a hang-up shows in reads and writes only.
+    /// Not controlling, as with `nohup setsid`: the program notices a hang-up only in reads and writes.
     Plain,
 }
 
-/// The program ends with it.
+/// A pseudo-terminal and its program, which is ended on drop.
 pub struct Pty {
     child: Child,
     begun: Instant,
-    /// The outer end. It reports the settings of the inner end.
+    /// The outer end. The settings of the inner end are read through it.
     outer: Option<Arc<File>>,
     reader: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
@@ -58,7 +58,7 @@ struct Shared {
 #[derive(Default)]
 struct Output {
     bytes: Vec<u8>,
-    /// How many bytes there were when.
+    /// Number of bytes received so far, with the time of each read.
     times: Vec<(usize, Duration)>,
 }
 
@@ -98,7 +98,7 @@ impl Pty {
         let child = command
             .spawn()
             .with_context(|| format!("start {} in a terminal", command.get_program().display()))?;
-        // The command holds copies of the inner end; while one is open here, the end of the program is no end of the terminal.
+        // The command holds copies of the inner end. As long as a copy is open here, the terminal doesn't end with the program.
         drop(command);
         drop(pair.slave);
         let outer = Arc::new(File::from(pair.master));
@@ -120,17 +120,17 @@ impl Pty {
         self.child.id()
     }
 
-    /// Everything that was written so far.
+    /// All bytes that were written so far.
     pub fn bytes(&self) -> Vec<u8> {
         self.shared.output().bytes.clone()
     }
 
-    /// The same as text.
+    /// Everything that was written so far, as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.shared.output().bytes).into_owned()
     }
 
-    /// Waits until this was written, and returns the time since the start.
+    /// Waits until this text was written, and returns the time since the start.
     pub fn wait_for(&self, wanted: &str) -> Result<Duration> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -153,14 +153,14 @@ impl Pty {
         }
     }
 
-    /// Types.
+    /// Types the keys.
     pub fn press(&self, keys: &str) -> Result<()> {
         let outer = self.outer.as_deref().context("the terminal is hung up")?;
         let mut outer: &File = outer;
         outer.write_all(keys.as_bytes()).context("type")
     }
 
-    /// Echo, line editing and so on, as they are now.
+    /// Current settings, such as echo and line editing.
     pub fn settings(&self) -> Result<Termios> {
         let outer = self.outer.as_ref().context("the terminal is hung up")?;
         tcgetattr(outer.as_fd()).context("ask for the terminal's settings")
@@ -170,7 +170,7 @@ impl Pty {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).with_context(|| format!("send {signal}"))
     }
 
-    /// As if the window had been closed, or the connection to it lost.
+    /// Hangs up the terminal, as if its window were closed or its connection lost.
     pub fn hang_up(&mut self) {
         self.shared.hang_up.store(true, Ordering::Relaxed);
         if let Some(reader) = self.reader.take() {
@@ -191,7 +191,7 @@ impl Pty {
             }
             thread::sleep(Duration::from_millis(2));
         };
-        // The inner end is closed now: the reader comes to the end of it.
+        // The inner end is closed now, so the reader reaches the end of the output.
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }

@@ -1,4 +1,4 @@
-//! A tmux server of one's own: a real terminal whose screen can be read and whose keys can be pressed.
+//! A separate tmux server: a real terminal whose screen can be read and whose keys can be pressed.
 
 use std::{
     process::{Command, Output},
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::PATIENCE;
 
-/// Gone, with what runs in it, when it is dropped.
+/// A tmux server. It and the programs in it are ended on drop.
 pub struct Tmux {
     socket: String,
 }
@@ -22,7 +22,7 @@ impl Tmux {
             socket: format!("imds-observer-{name}-{}", std::process::id()),
         };
         let (columns, rows) = (columns.to_string(), rows.to_string());
-        // Programs may set the clipboard, which ends in a buffer that can be read.
+        // Programs may set the clipboard, which tmux stores in a buffer that tests can read.
         tmux.run(&[
             "-f",
             "/dev/null",
@@ -49,7 +49,7 @@ impl Tmux {
         Ok(tmux)
     }
 
-    /// A tmux command; gives what it prints.
+    /// Runs a tmux command and returns its output.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         let output = self.output(arguments)?;
         ensure!(
@@ -84,12 +84,12 @@ impl Tmux {
         self.run(&["capture-pane", "-p"])
     }
 
-    /// The same with colors, as escape sequences.
+    /// The screen with colors, as escape sequences.
     pub fn painted_screen(&self) -> Result<String> {
         self.run(&["capture-pane", "-p", "-e"])
     }
 
-    /// The screen and what was above it, wrapped lines joined.
+    /// The screen and the lines above it, with wrapped lines joined.
     pub fn scrollback(&self) -> Result<String> {
         self.run(&["capture-pane", "-p", "-J", "-S", "-500"])
     }
@@ -99,7 +99,7 @@ impl Tmux {
         self.wait_until(wanted, |text| text.contains(wanted))
     }
 
-    /// The same for more than a text; `what` describes it in errors.
+    /// Waits until `wanted` accepts the screen and the scrollback. `what` describes the condition in errors.
     pub fn wait_until(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -114,7 +114,7 @@ impl Tmux {
         }
     }
 
-    /// The process that runs in it.
+    /// PID of the process that runs in the terminal.
     pub fn pid(&self) -> Result<u32> {
         let pid = self.run(&["display-message", "-p", "#{pane_pid}"])?;
         pid.trim()

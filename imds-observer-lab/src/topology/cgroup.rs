@@ -18,10 +18,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// How long killed processes may take to be gone.
+/// Timeout for the end of killed processes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where cgroup2 is mounted: `/sys/fs/cgroup`, or beside the old hierarchies.
+/// Mount point of cgroup2: `/sys/fs/cgroup`, or a directory beside the v1 hierarchies.
 pub fn mount_point() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").context("read /proc/mounts")?;
     mounts
@@ -42,7 +42,7 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `path` (and what is above it) below the mount point.
+    /// Creates `path` and its parents below the mount point.
     pub(super) fn create(mount_point: &Path, path: &str) -> Result<Self> {
         let directory = mount_point.join(path);
         fs::create_dir_all(&directory).with_context(|| format!("make cgroup {} (needs root)", directory.display()))?;
@@ -54,7 +54,7 @@ impl Cgroup {
         })
     }
 
-    /// As `/proc/PID/cgroup` shows it.
+    /// Path as shown in `/proc/PID/cgroup`.
     pub fn path(&self) -> &str {
         &self.path
     }
@@ -68,7 +68,7 @@ impl Cgroup {
         self.id
     }
 
-    /// Writing `0` there moves the writing process.
+    /// Opens a file that moves the process that writes `0` to it into this cgroup.
     pub(super) fn door(&self) -> Result<OwnedFd> {
         let path = self.directory.join("cgroup.procs");
         let door = OpenOptions::new()
@@ -86,7 +86,7 @@ pub(super) fn remove_tree(directory: &Path) -> Result<()> {
     }
     let deadline = Instant::now() + PATIENCE;
     while is_populated(directory, Duration::ZERO)? && Instant::now() < deadline {
-        // cgroup.kill came with 5.14.
+        // Kernels before 5.14 have no cgroup.kill.
         if fs::write(directory.join("cgroup.kill"), "1").is_err() {
             kill_one_by_one(directory)?;
         }
@@ -95,7 +95,7 @@ pub(super) fn remove_tree(directory: &Path) -> Result<()> {
     remove_directories(directory)
 }
 
-/// Waits for the tree to be empty, at most `patience`, and returns whether it isn't.
+/// Waits until the tree is empty, at most for `patience`, and returns whether it still has processes.
 fn is_populated(directory: &Path, patience: Duration) -> Result<bool> {
     let mut events = File::open(directory.join("cgroup.events"))?;
     let deadline = Instant::now() + patience;

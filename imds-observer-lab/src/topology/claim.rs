@@ -1,7 +1,7 @@
-//! Whose a lab is, and whether its owner still lives.
+//! Ownership of a lab, and whether its owner is still running.
 //!
-//! Names carry the owner's pid, but a pid is reused; what counts is a lock that the kernel takes back when the owner
-//! dies, however it dies.
+//! Names contain the owner's PID, but PIDs are reused. Ownership is therefore a file lock, which the kernel releases when the owner dies
+//! for any reason.
 
 use std::{
     collections::BTreeSet,
@@ -20,10 +20,10 @@ use super::{cgroup, netns};
 
 /// Lock files and control sockets of running labs.
 pub const DIRECTORY: &str = "/run/imds-observer-lab";
-/// Every name of the lab in namespaces and cgroups starts so.
+/// Prefix of the names of all namespaces and cgroups of the lab.
 pub(super) const PREFIX: &str = "imdslab-";
 
-/// One lab's claim on its names; dropping it gives them back.
+/// One lab's claim on its names. Dropping it releases them.
 pub(super) struct Claim {
     id: String,
     lock_path: PathBuf,
@@ -37,7 +37,7 @@ impl Claim {
         loop {
             let id = format!("{}-{}", process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
             let lock_path = lock_path(&id);
-            // Taken means that a process in another pid namespace has our pid: the next number will do.
+            // The lock is held if a process in another PID namespace has our PID. The next number is tried then.
             if let Some(lock) = try_lock(&lock_path)? {
                 remove_remains(&id)?;
                 return Ok(Self {
@@ -49,7 +49,7 @@ impl Claim {
         }
     }
 
-    /// `<pid>-<n>`.
+    /// ID of the lab, as `<pid>-<n>`.
     pub(super) fn id(&self) -> &str {
         &self.id
     }
@@ -65,7 +65,7 @@ impl Drop for Claim {
     }
 }
 
-/// Makes live tests of several processes take turns.
+/// Takes the lock that makes the live tests of several processes run one after the other.
 pub fn take_turn() -> Result<Flock<File>> {
     fs::create_dir_all(DIRECTORY).with_context(|| format!("make {DIRECTORY} (needs root)"))?;
     let path = Path::new(DIRECTORY).join("exclusive.lock");
@@ -80,12 +80,12 @@ pub fn take_turn() -> Result<Flock<File>> {
         .with_context(|| format!("lock {}", path.display()))
 }
 
-/// Removes what labs left whose owner died. Returns their ids.
+/// Removes the remains of labs whose owner has died, and returns the IDs of these labs.
 pub fn clean() -> Result<Vec<String>> {
     let mut cleaned = Vec::new();
     for id in ids_in_use()? {
         let path = lock_path(&id);
-        // Locks come before everything else, so names without one have no owner: creating it claims them.
+        // A lab's lock is created before everything else, so names without a lock have no owner. Creating the lock claims them.
         let Some(lock) = try_lock(&path)? else { continue };
         remove_remains(&id).with_context(|| format!("remove what lab {id} left"))?;
         let _ = fs::remove_file(&path);
@@ -112,7 +112,7 @@ fn ids_in_use() -> Result<BTreeSet<String>> {
     Ok(ids)
 }
 
-/// `12-0` of `12-0` and of `12-0-pod1`.
+/// ID of the lab with this name: `12-0` for `12-0` and for `12-0-pod1`.
 fn id_of(name: &str) -> Option<String> {
     let mut parts = name.split('-');
     let pid: u32 = parts.next()?.parse().ok()?;
@@ -159,12 +159,12 @@ fn open(path: &Path) -> Result<File> {
     options.open(path).with_context(|| format!("open {}", path.display()))
 }
 
-/// `None`: a running process holds it.
+/// Takes the lock, or returns `None` if a running process holds it.
 fn try_lock(path: &Path) -> Result<Option<Flock<File>>> {
     let Ok(lock) = Flock::lock(open(path)?, FlockArg::LockExclusiveNonblock) else {
         return Ok(None);
     };
-    // Between opening and locking its owner may have removed it; then the lock is on an unlinked file.
+    // The owner may have removed the file between opening and locking it. The lock is then on an unlinked file.
     let same = fs::metadata(path).is_ok_and(|named| lock.metadata().is_ok_and(|held| held.ino() == named.ino()));
     Ok(same.then_some(lock))
 }

@@ -7,7 +7,7 @@
 //!      10.77.0.1                         masquerades pods       (nested: one router more)
 //! ```
 //!
-//! No packet can leave it: veth pairs are made with both ends inside, and `Lab::new` checks the result.
+//! No packet can leave the lab: both ends of each veth pair are inside, and `Lab::new` checks the result.
 
 mod cgroup;
 mod claim;
@@ -41,7 +41,7 @@ use wire::Route;
 pub const IMDS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub const IMDS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 pub const IMDS_PORT: u16 = 80;
-/// The bridge that pods are behind.
+/// Bridge to which the pods are connected.
 pub const BRIDGE: &str = "cni0";
 
 const POD_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
@@ -54,7 +54,7 @@ const NEST_GATEWAYS: [IpAddr; 2] = [
 ];
 /// Number of pods. The host part of a pod's IPv4 and IPv6 addresses counts from 2.
 const MAX_PODS: usize = 60_000;
-/// How long the lab may take to answer its first connection.
+/// Timeout of the first connection to each endpoint.
 const READY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -87,19 +87,19 @@ impl Default for LabOptions {
     }
 }
 
-/// How the node finds the endpoints.
+/// The node's routes to the endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteStyle {
-    /// A host route to each, through the gateway.
+    /// A host route to each endpoint, through the gateway.
     Endpoints,
-    /// The default route. It ends in the lab.
+    /// The default route, which ends in the lab.
     Default,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct PodOptions {
     pub cgroup: PodCgroup,
-    /// One router more on the way: requests reach the uplink with TTL 62.
+    /// Whether the path has one more router, so that requests reach the uplink with TTL 62.
     pub nested: bool,
 }
 
@@ -137,7 +137,7 @@ struct Pod {
     default_routes: Vec<Route>,
 }
 
-/// A running lab; dropping it ends its processes and removes every trace.
+/// A running lab. Dropping it ends its processes and removes its namespaces, cgroups and files.
 pub struct Lab {
     server: Option<Server>,
     imds: Place,
@@ -145,7 +145,7 @@ pub struct Lab {
     pods: BTreeMap<usize, Pod>,
     next_pod: usize,
     uplinks: Vec<u8>,
-    /// The node's routes to the endpoints, as they are now.
+    /// The node's current routes to the endpoints.
     routes: Arc<Mutex<Vec<Route>>>,
     options: LabOptions,
     cgroups: PathBuf,
@@ -247,7 +247,7 @@ impl Lab {
         Ok(())
     }
 
-    /// `<pid>-<n>`, as in the names of its namespaces and cgroups.
+    /// ID of the lab, as `<pid>-<n>`. The names of its namespaces and cgroups contain it.
     pub fn id(&self) -> &str {
         self.claim.id()
     }
@@ -270,7 +270,7 @@ impl Lab {
         self.server().addresses().to_vec()
     }
 
-    /// The cgroup that contains those of the node and all pods.
+    /// The cgroup that contains the cgroups of the node and all pods.
     pub fn cgroup_directory(&self) -> &Path {
         &self.cgroups
     }
@@ -340,7 +340,7 @@ impl Lab {
             .netlink(async |handle| wire::delete(&handle, &pod.cable).await)
     }
 
-    /// Adds an interface to the node that reaches the service too; nothing is routed through it yet.
+    /// Adds another interface of the node through which the service is reachable. No route uses it yet.
     pub fn add_uplink(&mut self) -> Result<String> {
         let number = self.uplinks.iter().max().map_or(0, |last| last + 1);
         let (name, peer, ipv6) = (format!("eth{number}"), format!("up{number}"), self.options.ipv6);
@@ -365,7 +365,7 @@ impl Lab {
         Ok(name)
     }
 
-    /// Removes an uplink; routes through it go with it.
+    /// Removes an uplink. The kernel removes the routes through it.
     pub fn remove_uplink(&mut self, name: &str) -> Result<()> {
         let number = self.uplink_number(name)?;
         self.node
@@ -377,7 +377,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Sends the node's IMDS traffic, and its pods', through this uplink from now on.
+    /// From now on, sends IMDS traffic of the node and of its pods through this uplink.
     pub fn route_through(&self, uplink: &str) -> Result<()> {
         let number = self.uplink_number(uplink)?;
         let route = |endpoint: IpAddr, gateway: IpAddr| match (self.options.route, endpoint) {
@@ -490,7 +490,7 @@ impl Lab {
         })
     }
 
-    /// Without masquerading the service must know the way to the pods.
+    /// Adds routes to the pods on the service's host, which needs them without masquerading.
     fn route_back(&self) -> Result<()> {
         let ipv6 = self.options.ipv6;
         self.imds.netns.netlink(async |handle| {
@@ -591,7 +591,7 @@ pub(crate) fn replace_routes(node: &Netns, current: &Mutex<Vec<Route>>, wanted: 
     Ok(())
 }
 
-/// Settings of every namespace, made before it has an interface.
+/// Sets sysctls of a new namespace, before it has an interface.
 fn prepare(netns: &Netns, ipv6: bool) -> Result<()> {
     netns.sysctls(&[
         // Replies may arrive on an interface other than that of the return route.
@@ -651,7 +651,7 @@ fn nest(outer: &Netns, inner: &Netns, host: u16, ipv6: bool) -> Result<(Ipv4Addr
     Ok((address, address_v6))
 }
 
-/// Masquerades what comes from these nets, with random ports as the VPC CNI does.
+/// Masquerades packets from these nets, with random ports as in the VPC CNI.
 fn masquerade(netns: &Netns, v4: &str, v6: Option<&str>) -> Result<()> {
     let v6_rule = v6
         .map(|net| format!("ip6 saddr {net} ip6 daddr != {net} masquerade fully-random"))

@@ -1,7 +1,7 @@
-//! A named network namespace: made, entered, removed.
+//! A named network namespace: creating, entering and removing it.
 //!
-//! All changes in one go through `Netns::run`, which refuses to run in a namespace that the process
-//! did not make. So no code here can touch the machine's own interfaces, and none can reach a real metadata service.
+//! All changes in a namespace go through `Netns::run`, which refuses to run in a namespace that this process did not create. So no code
+//! here can change the machine's own interfaces or reach a real metadata service.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use nix::{
 };
 use rtnetlink::Handle;
 
-/// Where `ip netns` keeps names too, so that its users find ours.
+/// Directory of namespace names. `ip netns` uses the same directory, so it lists the lab's namespaces.
 pub(super) const DIRECTORY: &str = "/run/netns";
 
 /// A network namespace of the lab; dropping it removes its name.
@@ -31,7 +31,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes a namespace with its loopback up and nothing else in it.
+    /// Creates a namespace in which only the loopback interface exists, and is up.
     pub(super) fn create(name: &str) -> Result<Self> {
         prepare_directory()?;
         let path = Path::new(DIRECTORY).join(name);
@@ -52,12 +52,12 @@ impl Netns {
         &self.name
     }
 
-    /// For `nsenter --net=PATH`.
+    /// Path for `nsenter --net=PATH`.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Inode, which the observer reports as `netns`.
+    /// Inode number, which the observer reports as `netns`.
     pub fn inode(&self) -> u64 {
         self.inode
     }
@@ -66,7 +66,7 @@ impl Netns {
         self.file.as_fd().try_clone_to_owned()
     }
 
-    /// Runs `work` on a thread inside. The thread's cgroup is the calling process's: cgroup2 moves whole processes.
+    /// Runs `work` on a thread in the namespace. The thread's cgroup is that of the calling process: cgroup2 moves whole processes.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -77,7 +77,7 @@ impl Netns {
         })
     }
 
-    /// Moves the calling thread inside, for good.
+    /// Moves the calling thread into the namespace permanently.
     pub(crate) fn enter(&self) -> Result<()> {
         setns(&self.file, CloneFlags::CLONE_NEWNET)
             .with_context(|| format!("enter network namespace {}", self.name))?;
@@ -91,7 +91,7 @@ impl Netns {
         Ok(())
     }
 
-    /// Runs `work` inside with a netlink handle.
+    /// Runs `work` in the namespace with a netlink handle.
     pub(crate) fn netlink<T: Send>(&self, work: impl AsyncFnOnce(Handle) -> Result<T> + Send) -> Result<T> {
         self.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -104,7 +104,7 @@ impl Netns {
         .with_context(|| format!("in network namespace {}", self.name))
     }
 
-    /// Sets sysctls below `/proc/sys/net`, which shows the reader's namespace.
+    /// Sets sysctls below `/proc/sys/net`, which shows the settings of the reader's namespace.
     pub(crate) fn sysctls(&self, values: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             for (name, value) in values {
@@ -115,7 +115,7 @@ impl Netns {
         })?
     }
 
-    /// Runs a program to its end inside, without a cgroup of its own; fails with its output.
+    /// Runs a program to its end in the namespace, but not in a cgroup of the lab. An error contains the program's output.
     pub(crate) fn run_program(&self, command: &mut Command) -> Result<()> {
         let output = self
             .run(|| command.output())?
@@ -139,7 +139,7 @@ impl Drop for Netns {
     }
 }
 
-/// Removes a name; the namespace goes when nothing is left in it.
+/// Removes a name. The kernel removes the namespace when it is no longer used.
 pub(super) fn remove(path: &Path) {
     let _ = umount2(path, MntFlags::MNT_DETACH);
     let _ = fs::remove_file(path);
@@ -162,7 +162,7 @@ fn make(path: &Path) -> Result<File> {
     Ok(File::open(path)?)
 }
 
-/// As iproute2 does it: the directory is a shared mount, so that names also vanish from other mount namespaces.
+/// Makes the directory a shared mount, as iproute2 does, so that removed names also vanish from other mount namespaces.
 fn prepare_directory() -> Result<()> {
     fs::create_dir_all(DIRECTORY)?;
     let share = || {
@@ -187,7 +187,7 @@ fn current() -> io::Result<u64> {
     Ok(fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
-/// The namespace the process was started in and, where it can be seen, init's.
+/// The namespace in which the process was started and, if accessible, init's.
 fn machines_own() -> Vec<u64> {
     // A process's main thread never enters a lab: only `run` does, on threads of its own.
     ["/proc/self/ns/net", "/proc/1/ns/net"]

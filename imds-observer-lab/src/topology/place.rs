@@ -1,4 +1,4 @@
-//! A place to run something in: a network namespace and a cgroup.
+//! A place in which programs run: a network namespace and a cgroup.
 
 use std::{
     ffi::OsStr,
@@ -24,7 +24,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// A command that will run here: in the namespace and, as a process of its own, in the cgroup.
+    /// Returns a command that runs in the namespace and, as a separate process, in the cgroup.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let netns = self.netns.descriptor()?;
         let door = self.cgroup.door()?;
@@ -41,7 +41,7 @@ impl Place {
         Ok(command)
     }
 
-    /// A command that will run in the namespace and stay in the caller's cgroup, as an observer of the place does.
+    /// Returns a command that runs in the namespace but stays in the caller's cgroup, as an observer of the place does.
     pub fn command_beside(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let netns = self.netns.descriptor()?;
         let mut command = Command::new(program);
@@ -54,8 +54,8 @@ impl Place {
         Ok(command)
     }
 
-    /// Runs `work` on a thread in this namespace. **Not in this cgroup**: cgroup2 moves processes, not threads, so to
-    /// an observer the thread is still in the caller's. Use `command` where the cgroup matters.
+    /// Runs `work` on a thread in this namespace. **Not in this cgroup**: cgroup2 moves processes, not threads, so an observer still sees
+    /// the thread in the caller's cgroup. Use `command` if the cgroup matters.
     pub fn run_in_thread<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         self.netns.run(work)
     }
@@ -64,7 +64,7 @@ impl Place {
         &self.netns
     }
 
-    /// For what may outlive the lab.
+    /// The namespace, for guards and other users that may outlive the lab.
     pub(crate) fn shared_netns(&self) -> Arc<Netns> {
         Arc::clone(&self.netns)
     }
@@ -73,12 +73,12 @@ impl Place {
         &self.cgroup
     }
 
-    /// The address this place's own packets start with.
+    /// Source address of this place's own packets.
     pub fn ipv4(&self) -> Ipv4Addr {
         self.ipv4
     }
 
-    /// `None` where the lab has no IPv6.
+    /// IPv6 source address, or `None` if the lab has no IPv6.
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
         self.ipv6
     }

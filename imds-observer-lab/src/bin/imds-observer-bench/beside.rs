@@ -1,4 +1,4 @@
-//! Programs beside the observer's on the same hooks: some do nothing, some the least that one like ours must.
+//! Programs on the observer's hooks, for comparison: some do nothing, others do the minimum that an observer needs.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,10 +12,10 @@ use imds_observer_lab::bpf::{Hook, Measured};
 use imds_observer_lab::topology::Lab;
 use nix::net::if_::if_nametoindex;
 
-/// By the hook's name.
+/// Programs by the name of their hook.
 pub(crate) type Programs = BTreeMap<&'static str, Measured>;
 
-/// Hooks of packets and connections, which are one cgroup's or interface's.
+/// Hooks for packets and connections. They attach to one cgroup or one interface.
 const LOCAL: [(&str, Hook); 6] = [
     ("segment_egress", Hook::CgroupEgress),
     ("segment_ingress", Hook::CgroupIngress),
@@ -24,7 +24,7 @@ const LOCAL: [(&str, Hook); 6] = [
     ("connect4", Hook::Connect4),
     ("connect_tuple", Hook::SockOps),
 ];
-/// Bytes of an event: of a segment with a request's head of a usual length, at the uplink, of a `connect()`.
+/// Size of an event in bytes: for a segment with a request head of usual length, for a packet at the uplink, and for a `connect()`.
 const EVENT_BYTES: [(&str, u32); 5] = [
     ("segment_egress", 200),
     ("segment_ingress", 140),
@@ -33,7 +33,7 @@ const EVENT_BYTES: [(&str, u32); 5] = [
     ("connect4", 72),
 ];
 
-/// Programs at one cgroup and one interface of the node.
+/// A cgroup and an interface of the node to which programs are attached.
 struct At<'a> {
     cgroup: File,
     interface: &'a str,
@@ -64,7 +64,7 @@ fn at<'a>(cgroup: &Path, interface: &'a str) -> Result<At<'a>> {
     })
 }
 
-/// One on each hook that the observer may have.
+/// Attaches one empty program to each hook that the observer may use.
 pub(crate) fn empties(lab: &Lab, types: &Types, cgroup: &Path, interface: &str) -> Result<Programs> {
     let mut hooks = LOCAL.to_vec();
     hooks.extend([
@@ -134,7 +134,8 @@ pub(crate) fn tellers(lab: &Lab, tables: &Tables, cgroup: &Path, interface: &str
     })
 }
 
-/// One on each hook that the observer has on this kernel, also where it takes the end of any system call for that of `connect()`.
+/// Attaches one empty program to each hook that the observer uses on this kernel. If the kernel can't trace the exit of `connect()`, this
+/// includes `sys_exit`, which runs at the end of every system call.
 pub(crate) fn as_observer(lab: &Lab, types: &Types, cgroup: &Path, interface: &str) -> Result<Programs> {
     let mut empties = empties(lab, types, cgroup, interface)?;
     if empties.contains_key("socket_state_btf") {
@@ -169,7 +170,7 @@ impl Types {
         })
     }
 
-    /// In bytes, also of what lies in structs and unions without a name.
+    /// Offset in bytes. Members of unnamed structs and unions are found too.
     fn offset(&self, structure: &str, member: &str) -> Option<u32> {
         self.member(self.id("STRUCT", structure)?, member).map(|bits| bits / 8)
     }

@@ -1,4 +1,4 @@
-//! Is anything lost when it matters most, is what is lost counted, and how does the cost grow?
+//! Measures under overload whether the observer loses events, whether it counts the losses, and how its cost grows.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,11 +13,11 @@ use crate::load::{Kind, Load, Made};
 use crate::numbers::{Table, verdict};
 use crate::observer::{Observer, Used, Written};
 
-/// Twenty times what an interface may send to link-local services in a second.
+/// Packets per second of the flood: twenty times the number that an interface may send to link-local services.
 const FLOOD_PACKETS: u64 = 20 * 1024;
-/// Events of the observer for each exchange on a kept connection: request and response, at the socket and at the uplink.
+/// Number of events per exchange on a persistent connection: request and response, each at the socket and at the uplink.
 const EVENTS_KEPT: u64 = 4;
-/// Events by which a connection's begin and end, and what was cut at the edges of a gap, may differ from that.
+/// Tolerated deviation from that number: connections also open and close, and exchanges are incomplete at the edges of a gap.
 const EDGES: u64 = 64;
 
 struct Bench<'a> {
@@ -25,7 +25,7 @@ struct Bench<'a> {
     program: &'a Path,
 }
 
-/// One load, and what the observer made of it.
+/// One load and the records that the observer wrote during it.
 struct Step {
     made: Made,
     written: Written,
@@ -40,7 +40,7 @@ impl Step {
         self.made.done.saturating_sub(self.written.exchanges.len() as u64)
     }
 
-    /// A slow machine may lose events, but never in silence, and without a loss everything is there.
+    /// A slow machine may lose events, but the observer must report the loss. Without a loss, all exchanges must be recorded.
     fn ensure_reported(&self, name: &str) -> Result<()> {
         let (missing, foreign) = (self.missing(), self.foreign());
         let lost = self.written.lost("ring_buffer");
@@ -52,7 +52,7 @@ impl Step {
         Ok(())
     }
 
-    /// Callers that aren't the load's own.
+    /// Number of exchanges that were attributed to processes outside the load.
     fn foreign(&self) -> usize {
         let own: HashSet<u64> = self.made.pids.iter().copied().chain([self.load_pid]).collect();
         self.written
@@ -150,7 +150,7 @@ fn row(table: &mut Table, name: &str, step: &Step) {
     ]);
 }
 
-/// A reader that stops for a while loses the events that the ring buffer can't hold. Does the `loss` record have the same number?
+/// Checks that the `loss` record counts the events that the ring buffer can't hold while its reader is stopped.
 fn stalled(bench: &Bench<'_>, count: u64) -> Result<()> {
     let mut table = Table::new(&[
         "reader stopped while",
@@ -248,7 +248,7 @@ fn detectors(program: &Path) -> Result<Vec<String>> {
     Ok(codes)
 }
 
-/// A configuration file; gone with this.
+/// A configuration file that is deleted on drop.
 struct Configured(PathBuf);
 
 impl Configured {

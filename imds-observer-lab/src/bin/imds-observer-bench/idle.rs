@@ -1,4 +1,4 @@
-//! What does an observer take that has hardly anything to do, and how soon is it there?
+//! Measures the observer's resources with almost no traffic, and the time to its first record.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -34,7 +34,7 @@ pub(crate) fn run(program: &Path, short: bool, seconds: u64) -> Result<()> {
     let observer = Observer::start(&lab, program, lab.cgroup_directory(), &[])?;
     let span = Duration::from_secs(seconds);
     let load = Load::new(Kind::Exchanges, span).rate(1).start(lab.node())?;
-    // Work that start-up leaves behind doesn't count as idle.
+    // Work left over from start-up doesn't count as idle.
     std::thread::sleep(Duration::from_secs(1));
     let before = Used::of(observer.pid())?;
     let made = load.wait()?;

@@ -1,9 +1,8 @@
-//! What does each kernel program take, beside an empty one on the same hook?
+//! Measures the run time of each kernel program, next to an empty program on the same hook.
 //!
-//! The observer is attached to one cgroup and one interface of the node, empty programs at another cgroup and another interface, programs that
-//! do the least that is needed at a third and a fourth, and the same traffic runs now here, now there. Hooks that the whole machine shares
-//! have all programs at the same time. Nothing is attached to the root cgroup. The kernel's own count (`bpf_stats`) includes reading the
-//! clock twice, in all columns.
+//! The node has four pairs of a cgroup and an interface: one for the observer, one for empty programs, and two for programs that do only
+//! the minimum. The same traffic runs over one pair after the other. On hooks of the whole machine, all programs are attached at the same
+//! time. Nothing is attached to the root cgroup. The kernel's measurement (`bpf_stats`) includes reading the clock twice, in all columns.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,13 +29,13 @@ const SINK: u16 = 5001;
 const SOURCE: u16 = 5002;
 /// Default exchanges or processes per second.
 const RATE: u64 = 500;
-/// Exchanges under way at once when they follow each other as fast as they can.
+/// Number of concurrent exchanges when the load runs at full speed.
 const WIDTH: u64 = 16;
 const TARGET_RATIO: f64 = 1.15;
 const TARGET_EVENT_NS: f64 = 500.0;
 const TARGET_CONNECT_NS: f64 = 1500.0;
 
-/// Our programs, and what has an empty program beside each.
+/// Hooks of the observer's programs. An empty program is attached to each of them as well.
 pub(crate) const PACKET_HOOKS: [&str; 4] = ["segment_egress", "segment_ingress", "wire_egress", "wire_ingress"];
 pub(crate) const OTHER_HOOKS: [&str; 8] = [
     "connect4",
@@ -53,7 +52,7 @@ pub(crate) const OTHER_HOOKS: [&str; 8] = [
 struct Traffic {
     name: &'static str,
     kind: Kind,
-    /// To IMDS, not to other addresses.
+    /// Whether the traffic goes to IMDS.
     imds: bool,
     hooks: &'static [&'static str],
 }
@@ -125,11 +124,11 @@ const TRAFFIC: [Traffic; 8] = [
         hooks: &["connect4", "segment_egress"],
     },
 ];
-/// Pure acknowledgements out, body segments in: read without an event.
+/// Name of the traffic whose packets are read without an event: outgoing pure acknowledgments and incoming body segments.
 const BODY: &str = "IMDS packets without event";
 const EXCHANGES: &str = "IMDS exchanges, one upon the other";
-/// Events that an exchange on a connection of its own gives: SYN and request; SYN-ACK and answer, of which the uplink reports the answer
-/// only.
+/// Number of events of an exchange on its own connection: SYN and request, SYN-ACK and response. For incoming packets, the uplink hook
+/// reports only the response.
 const EVENTS: [(&str, u64); 4] = [
     ("segment_egress", 2),
     ("segment_ingress", 2),
@@ -137,20 +136,20 @@ const EVENTS: [(&str, u64); 4] = [
     ("wire_ingress", 1),
 ];
 
-/// By hook.
+/// Run counts by hook.
 type Snapshot = BTreeMap<&'static str, Runs>;
 
-/// Whose programs see the traffic.
+/// Programs on the traffic's path, which are the observer's or the lab's.
 enum Whose {
     Ours(BTreeMap<&'static str, OwnedFd>),
     Beside(Programs),
 }
 
-/// A cgroup and an interface, and the programs there.
+/// A cgroup, an interface, and the programs that are attached to them.
 struct Side {
     cgroup: PathBuf,
     interface: String,
-    /// Number of the interface, as in its gateway's address.
+    /// Number of the interface, which is also part of its gateway's address.
     number: u8,
     whose: Whose,
 }
@@ -232,7 +231,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     for round in 0..rounds {
         let mut quiet: BTreeMap<&str, f64> = BTreeMap::new();
         for (number, traffic) in TRAFFIC.iter().enumerate() {
-            // The first to run finds other caches than the last.
+            // The order changes with each round, because the first side finds other cache contents than the last.
             let mut sides = bench.sides(traffic);
             sides.rotate_left(round % 3);
             let mut seen = [const { None }; 3];
@@ -300,7 +299,7 @@ fn print(results: &BTreeMap<(usize, &str), Pair>, per_event: &BTreeMap<&str, Rou
         let traffic = &TRAFFIC[*number];
         let ratio = pair.own.over(&pair.empty);
         if pair.own.is_empty() {
-            // Another way of the same hook is attached, or nothing of the kind happened.
+            // The observer uses another program for this hook, or no such event occurred.
             continue;
         }
         let target = if ratio.is_empty() {
@@ -340,7 +339,7 @@ fn print(results: &BTreeMap<(usize, &str), Pair>, per_event: &BTreeMap<&str, Rou
 }
 
 impl Bench {
-    /// The observer's, the empty one, and the one with the least that this traffic takes.
+    /// The observer's side, the empty side, and the side with the minimum for this traffic, each with its column.
     fn sides(&self, traffic: &Traffic) -> [(usize, &Side); 3] {
         let least = if traffic.imds && traffic.name != BODY {
             &self.reports
@@ -398,7 +397,7 @@ impl Whose {
     }
 }
 
-/// Other people's servers, beside the metadata service. They end with this process.
+/// Servers for other traffic than IMDS. They end with this process.
 fn serve(lab: &Lab) -> Result<()> {
     let (sink, source, echo) = lab.imds().netns().run(|| -> std::io::Result<_> {
         Ok((

@@ -1,4 +1,4 @@
-//! How long after the packet that completes an exchange is its line on standard output?
+//! Measures the time from the packet that completes an exchange to its line on standard output.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::observer::{Used, stream, until};
 const ROUNDS: usize = 3;
 const TARGET_P50_MS: f64 = 2.0;
 const TARGET_P99_MS: f64 = 10.0;
-/// Percent of a core outside the kernel, at the rate that it is measured at by itself.
+/// Target for CPU time in user space at the measured rate, in percent of a core.
 const TARGET_USER_PERCENT: f64 = 5.0;
 
 pub(crate) fn run(program: &Path, short: bool, rate: u32, seconds: u64) -> Result<()> {
@@ -81,7 +81,7 @@ pub(crate) fn run(program: &Path, short: bool, rate: u32, seconds: u64) -> Resul
     Ok(())
 }
 
-/// `stream` on a pipe, and a thread that notes when each line came.
+/// `stream` with its output on a pipe, and a thread that records the arrival time of each line.
 struct Reader {
     child: Child,
     lines: std::sync::mpsc::Receiver<(u64, Vec<u8>)>,
@@ -124,7 +124,7 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Milliseconds of so many exchanges.
+    /// Returns the latencies of this many exchanges, in milliseconds.
     fn take(&mut self, count: usize) -> Result<Rounds> {
         let mut latencies = Rounds::default();
         let mut seen = 0;
@@ -149,7 +149,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Both fail when it has ended in order.
+        // Both fail if the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

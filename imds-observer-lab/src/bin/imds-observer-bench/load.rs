@@ -1,4 +1,4 @@
-//! Traffic of known amount, made by a process of its own in the lab: it is what the observer is to name.
+//! Creates a known amount of traffic in the lab. It runs as a separate process, which the observer must name as the client.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -19,14 +19,14 @@ use tokio::time::{self, MissedTickBehavior};
 
 const REQUEST: &[u8] =
     b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: bench\r\n\r\n";
-/// How long one exchange may take.
+/// Timeout of one exchange.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Packets that a UDP client has under way.
+/// Number of packets that a UDP client keeps in flight.
 const WINDOW: usize = 16;
 const DATAGRAM: usize = 64;
 /// Minimum lifetime of a process.
 const LIFE: Duration = Duration::from_millis(5);
-/// Processes that may live at once.
+/// Limit on concurrent processes.
 const MOST_PROCESSES: usize = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,15 +41,15 @@ pub(crate) enum Kind {
     Datagrams,
     /// Small messages over TCP within this host
     Loopback,
-    /// `--rate` exchanges with IMDS a second (0: as many as go), each on a connection of its own
+    /// `--rate` exchanges with IMDS a second (0: as many as possible), each on its own connection
     Exchanges,
-    /// The same on `--width` connections that are kept
+    /// The same on `--width` persistent connections
     Kept,
-    /// `--count` connections to IMDS at once, a request on each when all are there
+    /// `--count` connections to IMDS at once, and a request on each when all are open
     Crowd,
-    /// `--rate` processes a second, each with one exchange and 5 ms of life
+    /// `--rate` processes a second, each of which makes one exchange and lives for 5 ms
     Processes,
-    /// `--width` processes, each in a cgroup of its own, that make `--rate` exchanges a second together
+    /// `--width` processes, each in its own cgroup, that make `--rate` exchanges a second in total
     Workers,
 }
 
@@ -62,12 +62,12 @@ pub(crate) struct Load {
     milliseconds: u64,
     #[arg(long, default_value_t = 0)]
     rate: u64,
-    /// Exchanges in all; 0: until time is up
+    /// Total number of exchanges; 0: until time is up
     #[arg(long, default_value_t = 0)]
     count: u64,
     #[arg(long, default_value_t = 1)]
     width: u64,
-    /// To move into first
+    /// Cgroup to join before the load begins
     #[arg(long)]
     cgroup: Option<PathBuf>,
 }
@@ -108,7 +108,7 @@ impl Load {
         }
     }
 
-    /// Starts it in a place of the lab.
+    /// Starts the load in a place of the lab.
     pub(crate) fn start(&self, place: &Place) -> Result<Running> {
         let own = std::env::current_exe().context("find this program")?;
         let mut command = place.command(own)?;
@@ -131,7 +131,7 @@ impl Load {
         spawn(&mut command)
     }
 
-    /// Runs it to its end in a place of the lab.
+    /// Runs the load to its end in a place of the lab.
     pub(crate) fn run(&self, place: &Place) -> Result<Made> {
         self.start(place)?.wait()
     }
@@ -146,7 +146,7 @@ fn spawn(command: &mut Command) -> Result<Running> {
     Ok(Running(child))
 }
 
-/// A load under way; it ends with this.
+/// A running load. It is ended on drop.
 pub(crate) struct Running(Child);
 
 impl Running {
@@ -169,7 +169,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail when it has ended.
+        // Both fail if the load has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -179,14 +179,14 @@ impl Drop for Running {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Made {
     pub(crate) seconds: f64,
-    /// Exchanges that were answered, or connections, or messages there and back.
+    /// Number of answered exchanges, of connections, or of message round trips.
     pub(crate) done: u64,
     pub(crate) failed: u64,
     /// PIDs of the processes that were started.
     pub(crate) pids: Vec<u64>,
 }
 
-/// A flood needs a descriptor a connection. Without the right to more it just ends sooner.
+/// Raises the limit on open descriptors, because a flood needs one per connection. A failure is ignored: the load then only ends sooner.
 pub(crate) fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -311,7 +311,7 @@ fn imds() -> SocketAddr {
     (IMDS_V4, IMDS_PORT).into()
 }
 
-/// Until the server closes.
+/// Sends a request and reads until the server closes the connection.
 async fn exchange(to: SocketAddr) -> std::io::Result<()> {
     let mut stream = AsyncStream::connect(to).await?;
     ask(&mut stream).await
@@ -374,7 +374,7 @@ async fn exchanges(load: Load, end: Instant) -> Result<Made> {
     Ok(made)
 }
 
-/// On connections that the server keeps: each exchange is one packet there and one back, and no other that the observer sees.
+/// Makes exchanges on persistent connections. The observer then sees one packet in each direction per exchange, and no others.
 async fn kept(load: Load, end: Instant) -> Result<Made> {
     let to = load.to.unwrap_or_else(imds);
     let each = load.count.div_ceil(load.width.max(1));
@@ -425,7 +425,7 @@ async fn crowd(size: u64) -> Result<Made> {
     Ok(made)
 }
 
-/// With nothing but system calls and the standard library's sockets: fit for a forked child.
+/// Makes one exchange. It uses only system calls and the standard library's sockets, so that a forked child can call it.
 fn one_exchange() -> std::io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&imds(), PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -441,7 +441,7 @@ fn one_exchange() -> std::io::Result<()> {
     }
 }
 
-/// Forks a child that does `work` and ends with 0 if that went well.
+/// Forks a child that runs `work` and exits with 0 if `work` returned true.
 fn fork(work: impl FnOnce() -> bool) -> Result<libc::pid_t> {
     // SAFETY: this process has one thread, so the child finds all locks free.
     let child = unsafe { libc::fork() };
@@ -454,7 +454,7 @@ fn fork(work: impl FnOnce() -> bool) -> Result<libc::pid_t> {
     Ok(child)
 }
 
-/// Waits for a child to end, if `patient`; whether one did, and well.
+/// Reaps one child, after waiting for its end if `patient`. Returns whether its exit status was 0, or `None` if no child has ended.
 fn reap(patient: bool) -> Option<bool> {
     let mut status = 0;
     let flags = if patient { 0 } else { libc::WNOHANG };
@@ -503,7 +503,7 @@ fn workers(load: &Load, end: Instant) -> Result<Made> {
         let cgroup = parent.join(format!("worker-{number}"));
         fs::create_dir_all(&cgroup).with_context(|| format!("make cgroup {}", cgroup.display()))?;
         let gap = Duration::from_secs_f64(load.width as f64 / load.rate.max(1) as f64);
-        // Not all at the same moment.
+        // Spreads the requests of the processes over the interval.
         let begun = Instant::now() + gap.mul_f64(number as f64 / load.width as f64);
         let child = fork(|| {
             if enter(&cgroup).is_err() {

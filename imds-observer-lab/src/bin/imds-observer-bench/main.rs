@@ -30,7 +30,7 @@ struct Common {
     /// The program to measure
     #[arg(long)]
     observer: PathBuf,
-    /// Whether it works, not what it takes: some seconds in all
+    /// Run for a few seconds in total, to test the bench itself
     #[arg(long)]
     short: bool,
 }
@@ -47,11 +47,11 @@ enum Verb {
         #[command(flatten)]
         common: Common,
     },
-    /// More and more of it, until something is lost
+    /// Increasing load, until events are lost
     Flood {
         #[command(flatten)]
         common: Common,
-        /// How long the quota is exceeded twentyfold
+        /// Duration of a load of twenty times the quota
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
@@ -62,7 +62,7 @@ enum Verb {
         #[arg(long, default_value_t = 300)]
         seconds: u64,
     },
-    /// From the packet that completes an exchange to its line on standard output
+    /// Time from the packet that completes an exchange to its line on standard output
     Latency {
         #[command(flatten)]
         common: Common,
@@ -77,7 +77,7 @@ enum Verb {
         #[command(flatten)]
         common: Common,
     },
-    /// Makes traffic; started by the others inside the lab
+    /// Make traffic; the other benches start this inside the lab
     Load(load::Load),
 }
 

@@ -9,13 +9,13 @@ use imds_observer_lab::topology::{Lab, LabOptions};
 use crate::numbers::Table;
 use crate::observer::Observer;
 
-/// As `bpf.h` numbers them.
+/// Map types as numbered in `bpf.h`.
 const ARRAY: u64 = 2;
 const LRU_HASH: u64 = 9;
 const LRU_PERCPU_HASH: u64 = 10;
 const RING_BUFFER: u64 = 27;
 
-/// Limit, and the properties that identify its map: type, entries, bytes of a key.
+/// Limit, and the properties that identify its map: type, number of entries, size of a key in bytes.
 const LIMITS: [(&str, u64, u64, u64); 7] = [
     ("kernel.ring_bytes", RING_BUFFER, 4 << 20, 0),
     ("kernel.flows", LRU_HASH, 32_768, 8),
@@ -75,7 +75,7 @@ fn maps(pid: u32) -> Result<Vec<Map>> {
     let directory = format!("/proc/{pid}/fdinfo");
     for entry in fs::read_dir(&directory).with_context(|| format!("list {directory}"))? {
         let text = match fs::read_to_string(entry?.path()) {
-            // It is no map that the observer closes while it runs.
+            // The descriptor was closed meanwhile. It wasn't a map: the observer keeps its maps open.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             text => text.context("read a descriptor's description")?,
         };

@@ -21,7 +21,7 @@ impl Rounds {
         sorted
     }
 
-    /// NaN: there was none.
+    /// Quantile of the results, or NaN if there are none.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         let sorted = self.sorted();
         let last = sorted.len().saturating_sub(1);
@@ -43,12 +43,12 @@ impl Rounds {
         self.quantile(1.0)
     }
 
-    /// Round by round.
+    /// Ratios of these results to the other ones, round by round.
     pub(crate) fn over(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(own, other)| own / other).collect())
     }
 
-    /// `median (least to most)`.
+    /// Formats the results as `median (minimum to maximum)`.
     pub(crate) fn show(&self, digits: usize) -> String {
         if self.is_empty() {
             return "-".to_owned();
@@ -82,7 +82,7 @@ impl Table {
     }
 }
 
-/// `met` or `not met`, for a target.
+/// Formats whether a target is met.
 pub(crate) fn verdict(met: bool) -> String {
     if met { "met" } else { "**not met**" }.to_owned()
 }

@@ -17,7 +17,7 @@ use serde_json::Value;
 pub(crate) const UPLINK: &str = "eth0";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Polls until it holds.
+/// Polls until the condition holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !holds()? {
@@ -27,7 +27,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Resu
     Ok(())
 }
 
-/// `stream` on the lab's node, not in its cgroup: it must not observe itself.
+/// `stream` on the lab's node, but outside the lab's cgroup, so that it doesn't observe itself.
 pub(crate) fn stream(lab: &Lab, program: &Path, cgroup: &Path) -> Result<Command> {
     let mut command = lab.node().command_beside(program)?;
     command
@@ -37,16 +37,16 @@ pub(crate) fn stream(lab: &Lab, program: &Path, cgroup: &Path) -> Result<Command
     Ok(command)
 }
 
-/// A running `stream -w FILE`; the file goes with it.
+/// A running `stream -w FILE`. The file is deleted on drop.
 pub(crate) struct Observer {
     child: Child,
     file: PathBuf,
 }
 
 impl Observer {
-    /// Returns when it observes.
+    /// Starts the observer, and returns when it observes.
     pub(crate) fn start(lab: &Lab, program: &Path, cgroup: &Path, more: &[&str]) -> Result<Self> {
-        // In memory: the disk is not what is measured.
+        // A file in memory, so that the speed of the disk doesn't matter.
         let file = Path::new("/dev/shm").join(format!("imdslab-{}-bench.ndjson", lab.id()));
         let _ = fs::remove_file(&file);
         let child = stream(lab, program, cgroup)?
@@ -80,7 +80,7 @@ impl Observer {
         kill(Pid::from_raw(self.child.id() as i32), signal).with_context(|| format!("send {signal} to the observer"))
     }
 
-    /// Ends it in order and hands over what it wrote.
+    /// Stops the observer with SIGINT and returns its records.
     pub(crate) fn finish(mut self) -> Result<Written> {
         self.signal(Signal::SIGINT)?;
         let status = self.child.wait()?;
@@ -91,20 +91,20 @@ impl Observer {
 
 impl Drop for Observer {
     fn drop(&mut self) {
-        // Both fail when it has ended in order.
+        // Both fail if the observer has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_file(&self.file);
     }
 }
 
-/// An observer's records, as far as benches ask.
+/// The parts of the observer's records that the benches need.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
     /// For each exchange, the caller's PID (0: unknown) and whether it was answered.
     pub(crate) exchanges: Vec<(u64, bool)>,
     pub(crate) loss: Value,
-    /// At the uplink, both ways.
+    /// Number of packets at the uplink, in both directions.
     pub(crate) packets: u64,
 }
 
@@ -113,7 +113,7 @@ impl Written {
         let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         let mut written = Self::default();
         for line in text.lines() {
-            // The kind comes first.
+            // The record kind is the first member.
             if line.starts_with(r#"{"record":"exchange""#) {
                 let record: Value = serde_json::from_str(line).context("read a record")?;
                 let pid = record["process"]["pid"].as_u64().unwrap_or(0);
@@ -149,7 +149,7 @@ pub(crate) struct Used {
     cpu_ns: u64,
     /// CPU time outside the kernel, with the resolution of the clock tick.
     user_ns: u64,
-    /// Times that a thread of it was put on a core.
+    /// Number of times that a thread of the process was scheduled on a core.
     switches: u64,
     pub(crate) resident_kib: u64,
     pub(crate) peak_kib: u64,
@@ -160,7 +160,7 @@ impl Used {
         let (mut cpu_ns, mut switches) = (0, 0);
         let tasks = format!("/proc/{pid}/task");
         for task in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
-            // Either fails when the thread has ended.
+            // Reading fails if the thread has ended.
             let Ok(times) = fs::read_to_string(task?.path().join("schedstat")) else {
                 continue;
             };
@@ -185,12 +185,12 @@ impl Used {
         })
     }
 
-    /// Percent of a core since then.
+    /// Percent of a core that the process used since `before`.
     pub(crate) fn cpu_percent(&self, before: &Self) -> f64 {
         self.cpu_us(before) / self.seconds(before) / 1e4
     }
 
-    /// The same, but for what the kernel did for it.
+    /// Percent of a core that the process used in user space since `before`.
     pub(crate) fn user_percent(&self, before: &Self) -> f64 {
         self.user_ns.saturating_sub(before.user_ns) as f64 / self.seconds(before) / 1e7
     }
@@ -208,7 +208,7 @@ impl Used {
     }
 }
 
-/// Time of a process outside the kernel: the 14th field of its `stat`, the 12th behind its name, which may hold anything.
+/// CPU time of a process in user space. It is the 14th field of `stat`, the 12th after the name, which may contain spaces and parentheses.
 fn user_ns(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/stat");
     let stat = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;

@@ -1,4 +1,4 @@
-//! Does other traffic notice the observer? Beside nothing, and beside what people would run instead.
+//! Measures whether the observer slows down other traffic, compared with no tool and with the tools that people would use instead.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -20,20 +20,21 @@ use crate::kernel::{OTHER_HOOKS, PACKET_HOOKS};
 use crate::numbers::{Rounds, Table, verdict};
 use crate::observer::{Observer, UPLINK, until};
 
-/// Many and short, since what else a machine does comes and goes within seconds.
+/// Many short rounds, because the machine's other load changes within seconds.
 const ROUNDS: usize = 11;
 const SECONDS: u64 = 1;
-/// Rounds that count the programs' time.
+/// Number of rounds that measure the programs' run time.
 const SHARE_ROUNDS: usize = 3;
-/// Processors of clients and servers: left to itself, the scheduler puts them together or apart, which is a factor of two.
+/// Processors for clients and servers. If they weren't pinned, the scheduler would place them on the same core or on two, and throughput
+/// would differ by a factor of two.
 const CLIENT_CPU: usize = 0;
 const SERVER_CPU: usize = 1;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const IPERF_PORT: &str = "5201";
 const WEB_PORT: u16 = 8000;
-/// Packets that tcpdump records.
+/// Filter expression for tcpdump.
 const FILTER: &str = "host 169.254.169.254 or host fd00:ec2::254";
-/// The fields that the guides of the trade print with tshark.
+/// Fields that common troubleshooting guides print with tshark.
 const FIELDS: [&str; 6] = [
     "frame.time_epoch",
     "ip.src",
@@ -46,7 +47,7 @@ const FIELDS: [&str; 6] = [
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Watcher {
     Nothing,
-    /// Programs on the observer's hooks that do nothing: what being there costs.
+    /// Programs on the observer's hooks that do nothing. They show the cost of being attached.
     Empties,
     Observer,
     Tcpdump,
@@ -75,7 +76,7 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     })?;
     serve(&lab)?;
     let types = Types::of_kernel()?;
-    // Not in the lab's cgroup: one host has one end of a connection.
+    // Outside the lab's cgroup, because one host has only one end of a connection.
     let server = lab
         .imds()
         .command_beside("iperf3")?
@@ -131,8 +132,8 @@ pub(crate) fn run(program: &Path, short: bool) -> Result<()> {
     print_shares(&lab, &types, program, if short { 1 } else { SHARE_ROUNDS })
 }
 
-/// Of all processors' time, how much the programs themselves take: which throughput doesn't show if other tenants of the machine make it
-/// half or twice as much.
+/// Prints the share of all processors' time that the programs use. Throughput doesn't show this share when other tenants of the machine
+/// change it by a factor of two.
 fn print_shares(lab: &Lab, types: &Types, program: &Path, rounds: usize) -> Result<()> {
     let processors = thread::available_parallelism().context("count the processors")?.get();
     let _counting = bpf::count_runs().context("count runs (BPF_ENABLE_STATS)")?;
@@ -188,24 +189,24 @@ fn print_shares(lab: &Lab, types: &Types, program: &Path, rounds: usize) -> Resu
     Ok(())
 }
 
-/// A child that does not outlive us.
+/// A child process that is ended on drop.
 struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Both fail only when it is gone.
+        // Both fail only if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// An observer or tool that runs while traffic is measured; ends with this.
+/// An observer or a tool that runs while traffic is measured. It is ended on drop.
 struct Watching {
     by: Option<By>,
     file: PathBuf,
 }
 
-/// Who watches.
+/// Kind of the running observer or tool.
 enum By {
     Empties { there: Programs },
     Observer { _running: Box<Observer> },
@@ -225,7 +226,7 @@ impl Watching {
             }),
             Watcher::Tcpdump => {
                 let mut command = lab.node().command_beside("tcpdump")?;
-                // The reader of the pcap needs access; by default tcpdump drops root first.
+                // By default, tcpdump drops root before it creates the file, which the reader of the pcap couldn't read then.
                 command.args(["-i", UPLINK, "-Z", "root", "-w"]).arg(&file).arg(FILTER);
                 Some(By::Tool {
                     _running: tool(command, "listening on")?,
@@ -296,7 +297,7 @@ fn tcp(lab: &Lab) -> Result<f64> {
     Ok(bits.context("iperf3 reports no throughput")? / 1e9)
 }
 
-/// Packets that arrived.
+/// Packets received per second, in thousands.
 fn udp(lab: &Lab) -> Result<f64> {
     let reported = iperf(lab, &["-u", "-b", "0", "-l", "64"])?;
     let sum = &reported["end"]["sum"];
@@ -323,7 +324,7 @@ fn connections(lab: &Lab) -> Result<f64> {
         .context("wrk reports no rate")
 }
 
-/// A small web server in the service's namespace that closes after each answer.
+/// Starts a small web server in the service's namespace, which closes the connection after each response.
 fn serve(lab: &Lab) -> Result<()> {
     let listener = lab
         .imds()
@@ -333,7 +334,7 @@ fn serve(lab: &Lab) -> Result<()> {
     let mut processor = CpuSet::new();
     processor.set(SERVER_CPU).context("choose a processor")?;
     thread::spawn(move || {
-        // Where there is one processor only, there is nothing to choose.
+        // Pinning fails on a machine with a single processor, where it isn't needed.
         let _ = sched_setaffinity(Pid::from_raw(0), &processor);
         let mut bytes = [0; 4096];
         for mut stream in listener.incoming().flatten() {
