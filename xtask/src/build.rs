@@ -1,4 +1,4 @@
-//! `build`: the optimized program, eBPF object inside, at `target/release/imds-observer`.
+//! `build`: builds the optimized program, which contains the eBPF object, at `target/release/imds-observer`.
 
 use clap::Args as ClapArgs;
 use xshell::{Shell, cmd};
@@ -17,10 +17,10 @@ pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The release build alone, for verbs that have done the set-up.
+/// The release build alone, for commands that have already run the set-up.
 pub(crate) fn release() -> anyhow::Result<()> {
     let sh = shell()?;
-    // The promise names the directory: an inherited CARGO_TARGET_DIR must not move it.
+    // The documented path contains the directory, so an inherited CARGO_TARGET_DIR must not change it.
     cmd!(
         sh,
         "cargo build --release --locked --package imds-observer --target-dir target"

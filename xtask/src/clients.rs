@@ -1,7 +1,7 @@
-//! The clients that scenarios run: real ones, from Debian, PyPI, npm and crates.io, in places of our own.
+//! The clients that scenarios run: real ones, from Debian, PyPI, npm and crates.io, in the tools directory.
 //!
-//! Packages that would start a service, add udev rules or configure a network when they are installed are only unpacked: a test
-//! must not change the machine. What is only a program or a library is installed.
+//! Some packages would start a service, add udev rules or configure a network when they are installed. These are only unpacked, because a
+//! test must not change the machine. Packages with only programs and libraries are installed.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::run::root;
 use crate::setup::{has_apt, make_venv, say, which};
 use crate::toolchain;
 
-/// Programs and libraries that do nothing by themselves.
+/// Packages whose programs and libraries do nothing by themselves.
 pub(crate) const INSTALLED: &[&str] = &[
     "awscli",
     "ruby-aws-sdk-core",
@@ -35,7 +35,7 @@ pub(crate) const INSTALLED: &[&str] = &[
     "bsdutils",
 ];
 
-/// Why each is not installed.
+/// Packages that are only unpacked, each with the reason.
 const UNPACKED: &[(&str, &str)] = &[
     ("cloud-init", "would configure the machine at its next boot"),
     ("amazon-ec2-utils", "udev rules"),
@@ -44,7 +44,7 @@ const UNPACKED: &[(&str, &str)] = &[
     ("s3fs", "pulls in fuse, which displaces fuse3"),
 ];
 
-/// Where all of it lies.
+/// Directory of all clients.
 pub(crate) fn directory() -> PathBuf {
     toolchain::tools().join("clients")
 }
@@ -93,7 +93,7 @@ fn unpack(sh: &Shell) -> anyhow::Result<()> {
         sh.create_dir(&download)?;
         {
             let _inside = sh.push_dir(&download);
-            // Root's directories are closed to apt's download user.
+            // apt's download user can't enter root's directories.
             let fetch = || cmd!(sh, "apt-get --quiet=2 -o APT::Sandbox::User=root download {package}").run();
             if fetch().is_err() {
                 say("apt-get update (a package was not found)");
@@ -105,16 +105,16 @@ fn unpack(sh: &Shell) -> anyhow::Result<()> {
             cmd!(sh, "dpkg -x {deb} {unpacked}").quiet().run()?;
         }
         sh.remove_path(&download)?;
-        // Whole or not at all.
+        // Renamed only when complete, so that an interrupted run leaves no partial package.
         std::fs::rename(&unpacked, place.join(package)).with_context(|| format!("put {package} in its place"))?;
     }
     Ok(())
 }
 
-/// Exact versions of what we name; what that depends on is npm's choice.
+/// Installs the listed packages in exact versions. npm chooses the versions of their dependencies.
 fn node(sh: &Shell) -> anyhow::Result<()> {
     if !which(sh, "npm") {
-        // An existing Node.js is kept: Debian's npm would displace it.
+        // An existing Node.js is kept. Debian's npm would replace it.
         crate::setup::apt(sh, &["nodejs", "npm"], "SDKs for JavaScript")?;
     }
     let place = directory().join("node");
@@ -145,7 +145,7 @@ fn rust(sh: &Shell) -> anyhow::Result<()> {
     if !target.join("release/rust-sdk").exists() {
         say("build a client of the AWS SDK for Rust (a minute or two)");
     }
-    // cargo knows best whether there is anything to do.
+    // cargo itself checks whether there is anything to build.
     cmd!(
         sh,
         "cargo build --quiet --release --locked --manifest-path {manifest} --target-dir {target}"

@@ -1,4 +1,4 @@
-//! `demo`: the main job on real clients, from a fresh clone on a fresh machine in one command.
+//! `demo`: the observer on real clients, from a fresh clone on a fresh machine with one command.
 
 use std::panic::resume_unwind;
 use std::thread;
@@ -19,7 +19,7 @@ pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
         bail!("the demo needs root: it makes network namespaces and attaches eBPF programs in them");
     }
     setup::packages_of(&[Group::Demo])?;
-    // The rest of set-up waits for downloads, the build for the processor.
+    // The rest of the set-up mostly waits for downloads, while the build needs the processor.
     thread::scope(|scope| {
         let building = scope.spawn(|| step("build", build));
         setup::ensure(&[Group::Demo])?;
@@ -37,8 +37,8 @@ pub(crate) fn run(_: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Unoptimized: in an optimized build most of the time from a clone to the demo's end would be the compiler's, and the lab would
-/// compile the same crates a second time. Without OpenTelemetry, which the demo doesn't show.
+/// Builds without optimization. An optimized build would be most of the time from a clone to the demo's end, and the lab would compile the
+/// same crates a second time. OpenTelemetry is left out, because the demo doesn't use it.
 fn build() -> anyhow::Result<()> {
     let sh = shell()?;
     cmd!(

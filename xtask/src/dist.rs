@@ -1,7 +1,7 @@
-//! `dist`: what is given to others, at `target/dist`: static programs, an image, the chart, what is in them, checksums.
+//! `dist`: builds the release artifacts at `target/dist`: static programs, an image, the chart, bills of materials, checksums.
 //!
-//! The same inputs give the same bytes: paths of this machine are replaced in programs, and every time stamp is
-//! `SOURCE_DATE_EPOCH`, or else the last commit's. `--twice` shows it.
+//! The same inputs result in the same bytes: paths of this machine are replaced in programs, and every time stamp is `SOURCE_DATE_EPOCH`,
+//! or the time of the last commit if that is unset. `--twice` verifies this.
 
 mod archive;
 mod bundle;
@@ -28,19 +28,19 @@ use archive::sha256;
 /// Make tarballs, packages, the OCI image, the chart, checksums and bills of materials at target/dist.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// Processors.
+    /// Processors to build for.
     #[arg(long, value_delimiter = ',', default_value = "x86_64,aarch64")]
     arch: Vec<Arch>,
-    /// Then build all of it again from a copy elsewhere, and compare.
+    /// Build everything again from a copy in another directory, and compare.
     #[arg(long)]
     twice: bool,
-    /// Make the .deb and the .rpm too, which takes cargo-deb and cargo-generate-rpm.
+    /// Also make the .deb and the .rpm, which requires cargo-deb and cargo-generate-rpm.
     #[arg(long)]
     packages: bool,
-    /// The packages too, and then look at them with lintian, rpmlint and rpm, and install the .deb in a guest with systemd.
+    /// Also make the packages, check them with lintian, rpmlint and rpm, and install the .deb in a guest with systemd.
     #[arg(long)]
     check: bool,
-    /// Don't start what was built.
+    /// Don't run the built programs.
     #[arg(long)]
     untried: bool,
 }
@@ -48,11 +48,11 @@ pub(crate) struct Args {
 /// Properties of a release.
 struct Release {
     version: String,
-    /// Seconds since 1970 of everything.
+    /// Time stamp of everything, in seconds since 1970.
     epoch: u64,
     arches: Vec<Arch>,
     directory: PathBuf,
-    /// `None`: not a clone.
+    /// `None` if the sources are not a git clone.
     commit: Option<String>,
     packages: bool,
 }
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// README.md and docs/install.md download files that are made here.
+/// Checks that README.md and docs/install.md download only files that are made here.
 fn downloads(pages: &str, release: &Release) -> anyhow::Result<()> {
     let version = format!("/releases/download/v{}/", release.version);
     let mut names = 0;
@@ -138,7 +138,7 @@ fn downloads(pages: &str, release: &Release) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Time of everything that is made: that of the sources.
+/// Time stamp of all artifacts, which is the time of the sources.
 fn epoch(sh: &Shell) -> anyhow::Result<u64> {
     let text = match sh.var("SOURCE_DATE_EPOCH") {
         Ok(text) => text,
@@ -152,7 +152,7 @@ fn epoch(sh: &Shell) -> anyhow::Result<u64> {
         .with_context(|| format!("SOURCE_DATE_EPOCH={text}: not a number of seconds"))
 }
 
-/// Everything, from the sources at `source`.
+/// Makes all artifacts from the sources at `source`.
 fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
     let _there = sh.push_dir(source);
     sh.set_var("SOURCE_DATE_EPOCH", release.epoch.to_string());
@@ -207,7 +207,7 @@ fn again(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         dirty.is_empty(),
         "the copy is of the last commit, and there are changes since: commit or stash them"
     );
-    // Beside the sources, so that no small /tmp is filled.
+    // Beside the sources, because a /tmp in memory may be too small.
     let elsewhere = root().join("target/dist-again");
     sh.remove_path(&elsewhere)?;
     let source = elsewhere.join("a-copy-of-the-sources");

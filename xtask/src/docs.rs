@@ -1,5 +1,5 @@
-//! `docs`: regenerates what is made from sources and runs: the detectors' manual pages with their example records, and the
-//! table of faults.
+//! `docs`: regenerates pages that are made from sources and runs: the detectors' manual pages with their example records, and the table of
+//! faults.
 //!
 //! `cargo xtask test` fails when the pages are out of date.
 
@@ -11,7 +11,7 @@ use crate::run::shell;
 /// Regenerate docs/detectors from the detectors' doc comments and fixtures.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// The table in docs/faults.md instead, from a live run over all faults; needs root, and some minutes.
+    /// Regenerate the table in docs/faults.md instead, from a live run over all faults; needs root and some minutes.
     #[arg(long)]
     faults: bool,
 }

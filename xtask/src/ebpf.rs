@@ -1,5 +1,5 @@
-//! `ebpf`: compiles the kernel programs and writes the object that is kept in the tree, so that building the program needs
-//! neither their compiler nor their linker.
+//! `ebpf`: compiles the kernel programs and writes the object that is kept in the tree, so that building the program requires neither their
+//! compiler nor their linker.
 
 mod strip;
 
@@ -18,7 +18,7 @@ use crate::toolchain::Compiler;
 /// Compile the kernel programs and write imds-observer/ebpf; run it after every change to them.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// Only compare with what is in the tree; a difference is an error.
+    /// Only compare with the object in the tree; a difference is an error.
     #[arg(long)]
     check: bool,
 }
@@ -32,18 +32,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     built.keep()
 }
 
-/// Where the object and the record of its tools are kept.
+/// Directory of the object and of the record of its tools.
 fn kept() -> PathBuf {
     root().join("imds-observer/ebpf")
 }
 
-/// An object, and what it was made with.
+/// A compiled object, and the tools and sources that it was made with.
 pub(crate) struct Built {
     object: Vec<u8>,
     record: Record,
 }
 
-/// Inputs besides the sources on which the bytes of the object depend.
+/// Inputs on which the bytes of the object depend, apart from the sources.
 #[derive(Debug, PartialEq, Eq)]
 struct Record {
     compiler: String,
@@ -55,9 +55,9 @@ struct Record {
 /// How a new object relates to the one in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Comparison {
-    /// The same tools made the same bytes.
+    /// The same tools produced the same bytes.
     Same,
-    /// Other tools: the bytes are not comparable.
+    /// Other tools were used, so the bytes are not comparable.
     OtherTools,
 }
 
@@ -83,7 +83,7 @@ impl Built {
             ("built-with.toml", self.record.to_text().as_bytes()),
         ] {
             let path = directory.join(name);
-            // An unchanged file keeps its time: cargo compiles the program again for a newer one.
+            // An unchanged file keeps its time, because cargo compiles the program again when the file is newer.
             if fs::read(&path).is_ok_and(|have| have == bytes) {
                 eprintln!("ebpf: {} is up to date", path.display());
                 continue;
@@ -94,7 +94,7 @@ impl Built {
         Ok(())
     }
 
-    /// Compares with the tree; an error names the part of the object that differs.
+    /// Compares with the object in the tree. An error names the part of the object that differs.
     pub(crate) fn compare(&self) -> anyhow::Result<Comparison> {
         let directory = kept();
         let text =
@@ -124,7 +124,7 @@ impl Built {
         Ok(Comparison::Same)
     }
 
-    /// Writes the object where another build can take it from.
+    /// Writes the object to a path from which another build can use it.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         if fs::read(path).is_ok_and(|have| have == self.object) {
             return Ok(());

@@ -1,7 +1,7 @@
-//! Captures from other projects: those that wireshark, tcpdump and nDPI test themselves with, from Debian's source packages.
+//! Captures from other projects: the test captures of wireshark, tcpdump and nDPI, from Debian's source packages.
 //!
-//! None holds traffic to IMDS, many are broken on purpose. So `analyze` must get through each: no finding, no panic, and a status that
-//! is whether all of it could be read.
+//! None contains traffic to IMDS, and many are malformed on purpose. `analyze` must read each without a finding and without a panic, and
+//! its exit status must show whether it could read everything.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -25,7 +25,7 @@ const MAGICS: [[u8; 4]; 5] = [
     [0xa1, 0xb2, 0x3c, 0x4d],
     [0x0a, 0x0d, 0x0d, 0x0a],
 ];
-/// Statuses of `analyze`: all was read; part of it could not be.
+/// Exit statuses of `analyze`: everything was read, or a part could not be read.
 const DONE: i32 = 0;
 const PARTIAL: i32 = 1;
 
@@ -44,7 +44,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let home = root().join("target/foreign");
     step("download", || download(&sh, &home))?;
     step("build", || {
-        // Not optimized: with overflow checks.
+        // Not optimized, so that overflow checks are enabled.
         Ok(cmd!(sh, "cargo build --locked --package imds-observer").run()?)
     })?;
     let mut captures = Vec::new();
@@ -67,7 +67,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Downloads and unpacks the captures. Files that were unpacked before are used as they are.
+/// Downloads and unpacks the captures. Files that exist from an earlier run are reused.
 fn download(sh: &Shell, home: &Path) -> anyhow::Result<()> {
     let list = home.join("sources.list");
     sh.create_dir(home.join("lists/partial"))?;
@@ -100,7 +100,7 @@ fn download(sh: &Shell, home: &Path) -> anyhow::Result<()> {
         if number == 0 {
             cmd!(sh, "apt-get --quiet=2 {options...} update").run()?;
         }
-        // A mirror may lack the small part with Debian's own changes; whether the captures came shows below.
+        // A mirror may lack the small part with Debian's own changes. Missing captures are detected below.
         let fetched = cmd!(
             sh,
             "apt-get --quiet=2 {options...} source --download-only --tar-only {package}"
@@ -160,7 +160,7 @@ fn analyze(capture: &Path, seen: &mut Seen) -> anyhow::Result<()> {
         bail!("{name}: {}, {}", output.status, reported.trim());
     }
     let Ok(analysis) = serde_json::from_slice::<Value>(&output.stdout) else {
-        // Not even its first bytes could be read: then one line reports it.
+        // If not even the first bytes could be read, one line reports it.
         ensure!(
             status == Some(PARTIAL) && reported.lines().count() == 1,
             "{name}: no analysis: {}",

@@ -1,7 +1,7 @@
-//! `fuzz`: libFuzzer over the parsers of outside bytes, with the stable compiler.
+//! `fuzz`: runs libFuzzer on the parsers of untrusted bytes, with the stable compiler.
 //!
-//! cargo-fuzz wants nightly for its address sanitizer. These parsers are safe code, so coverage alone does, and its
-//! compiler flags are stable.
+//! cargo-fuzz requires nightly for its address sanitizer. These parsers are safe code, so coverage alone suffices, and the compiler flags
+//! for coverage are stable.
 
 use std::path::Path;
 
@@ -12,17 +12,17 @@ use xshell::{Shell, cmd};
 use crate::run::{root, shell, step};
 use crate::setup::{self, Group};
 
-/// Fuzz the parsers; without a target, all of them, one after the other.
+/// Fuzz the parsers; without a target, all targets one after the other.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Name of a file in fuzz/fuzz_targets.
     target: Option<String>,
-    /// Stop each after this many seconds.
+    /// Stop each target after this many seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
 }
 
-/// Inputs that `cargo xtask test` gives each target: some seconds.
+/// Limits for each target in `cargo xtask test`: number of inputs, and seconds.
 const SMOKE_RUNS: u32 = 20_000;
 const SMOKE_SECONDS: u32 = 20;
 
@@ -48,9 +48,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds all targets and gives each a bounded run.
+/// Builds all targets and runs each for a limited time.
 pub(crate) fn smoke(sh: &Shell) -> anyhow::Result<()> {
-    // Built faster and run slower: compiling is nearly all of it.
+    // A profile that compiles faster and runs slower, because compiling is nearly all of the time.
     let profile = "smoke";
     build(sh, profile)?;
     for target in targets(sh)? {
@@ -80,7 +80,7 @@ fn targets(sh: &Shell) -> anyhow::Result<Vec<String>> {
     Ok(targets)
 }
 
-/// With `--target`, so that the flags reach the parsers and not build scripts.
+/// Builds with `--target`, so that the flags apply to the parsers and not to build scripts.
 fn build(sh: &Shell, profile: &str) -> anyhow::Result<()> {
     let host = host(sh)?;
     follow_lock(sh)?;
@@ -93,7 +93,7 @@ fn build(sh: &Shell, profile: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The parsers are fuzzed with the dependencies that the program has: a lock file of its own would only lag behind.
+/// Keeps the fuzz targets on the program's versions of dependencies, by copying its lock file.
 fn follow_lock(sh: &Shell) -> anyhow::Result<()> {
     let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
     let (program, ours) = (root().join("Cargo.lock"), root().join("fuzz/Cargo.lock"));
@@ -106,7 +106,7 @@ fn follow_lock(sh: &Shell) -> anyhow::Result<()> {
 fn fuzz(sh: &Shell, profile: &str, target: &str, limits: &[String]) -> anyhow::Result<()> {
     let host = host(sh)?;
     let program = root().join("target/fuzz").join(host).join(profile).join(target);
-    // Inputs that libFuzzer finds stay out of the tree. Seeds, if a target has some, are in it.
+    // Inputs that libFuzzer finds stay outside the tree. A target's seeds, if any, are in the tree.
     let corpus = root().join("target/fuzz/corpus").join(target);
     let found = format!("-artifact_prefix={}/", root().join("target/fuzz").display());
     sh.create_dir(&corpus)?;

@@ -1,9 +1,9 @@
-//! `test --kernel VERSION`: the live suite on another kernel than this machine's, inside QEMU.
+//! `test --kernel VERSION`: runs the live tests on other kernels than this machine's, inside QEMU.
 //!
-//! Debian's own kernels, unpacked under `target/kernels` and never installed. The guest is an initramfs of static test
-//! programs, the tools that the lab calls, and a first process that runs the suite once per set of privileges
-//! (`imds-observer-lab/src/bin/imds-observer-guest.rs`). The processor is emulated: a boot takes seconds, no
-//! virtualisation is asked of the host, and nothing of the guest reaches the host's network.
+//! Kernels are Debian's, unpacked under `target/kernels` and never installed. The guest is an initramfs of static test programs, the tools
+//! that the lab calls, and an init process that runs the tests once per set of privileges
+//! (`imds-observer-lab/src/bin/imds-observer-guest.rs`). The processor is emulated: a boot takes seconds, the host needs no virtualization,
+//! and no packet of the guest reaches the host's network.
 
 pub(crate) mod cross;
 mod debian;
@@ -36,7 +36,7 @@ pub(crate) enum Arch {
 }
 
 impl Arch {
-    /// As Debian calls it.
+    /// Debian's name of the architecture.
     pub(crate) fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
@@ -51,7 +51,7 @@ impl Arch {
         }
     }
 
-    /// Whether this machine's own programs run there.
+    /// Whether this machine's own programs run on this architecture.
     pub(crate) fn is_native(self) -> bool {
         self.name() == std::env::consts::ARCH
     }
@@ -64,12 +64,12 @@ impl Arch {
     }
 }
 
-/// Where everything that a run fetches or makes lies.
+/// Directory of everything that a run fetches or makes.
 fn directory(arch: Arch) -> PathBuf {
     root().join("target/kernels").join(arch.name())
 }
 
-/// Guests that run at a time. Their tests mostly wait for clients to time out.
+/// Number of concurrent guests. Their tests mostly wait for timeouts of clients.
 const AT_A_TIME: usize = 3;
 
 /// A run of tests in guests.
@@ -77,7 +77,7 @@ pub(crate) struct Request<'a> {
     pub(crate) versions: &'a [Version],
     pub(crate) arch: Arch,
     pub(crate) scope: Scope,
-    /// Only the tests of `live` whose name contains this.
+    /// Text in the names of the `live` tests to run; `None`: all.
     pub(crate) filter: Option<&'a str>,
 }
 
@@ -87,13 +87,13 @@ pub(crate) enum Scope {
     /// The features of a kernel, and the basic observation test.
     #[default]
     Brief,
-    /// Networks and hosts that are set up in another way than the lab's.
+    /// Tests of networks and hosts that differ from the lab's.
     Networks,
     /// Every test that a guest can run.
     Whole,
 }
 
-/// Kernels that `cargo xtask test` runs: of Amazon Linux 2, of Amazon Linux 2023, and its newer one.
+/// Versions that `cargo xtask test` runs: the kernels of Amazon Linux 2 and Amazon Linux 2023, and the newer kernel of the latter.
 const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 fn usual_versions() -> anyhow::Result<(Arch, Vec<Version>)> {
@@ -103,8 +103,8 @@ fn usual_versions() -> anyhow::Result<(Arch, Vec<Version>)> {
     Ok((arch, versions))
 }
 
-/// Fetches the usual kernels, and the root file system with systemd, while something else goes on; what fails here is tried again,
-/// and reported, when they are needed.
+/// Fetches the usual kernels and the root file system with systemd in the background. A failure here isn't final: the later steps fetch
+/// again, and report an error.
 pub(crate) fn fetch_usual() -> anyhow::Result<()> {
     let (arch, versions) = usual_versions()?;
     let sh = shell()?;
@@ -115,7 +115,7 @@ pub(crate) fn fetch_usual() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The suite on the usual kernels, with this machine's processor.
+/// Runs the tests on the usual kernels, with this machine's processor.
 pub(crate) fn usual() -> anyhow::Result<Totals> {
     let (arch, versions) = usual_versions()?;
     suite(&Request {
@@ -126,26 +126,27 @@ pub(crate) fn usual() -> anyhow::Result<Totals> {
     })
 }
 
-/// The unit as it is shipped, under a real systemd.
+/// Tests the shipped unit under a real systemd.
 pub(crate) fn systemd() -> anyhow::Result<()> {
     let (arch, _) = usual_versions()?;
     systemd::trial(&shell()?, arch, None)
 }
 
-/// The same unit, from a package.
+/// Tests the unit under systemd, installed from a package.
 pub(crate) fn package(deb: &Path) -> anyhow::Result<()> {
     let (arch, _) = usual_versions()?;
     systemd::trial(&shell()?, arch, Some(deb))
 }
 
-/// Output of a program as the only process of a guest of Amazon Linux 2023's kernel version, with nothing mounted.
+/// Runs a program as the only process of a guest, with nothing mounted, on the kernel version of Amazon Linux 2023. Returns its output.
 pub(crate) fn only(sh: &Shell, arch: Arch, program: &Path, arguments: &str) -> anyhow::Result<String> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let first = format!("/program -- {arguments}");
     guest::run_only(sh, arch, &kernel, &[("program", program)], false, &first)
 }
 
-/// The same for a script, which has the program at `/program`, busybox at `/bin/busybox` and the modules that `/guest/modules` names.
+/// Runs a script as the first process of such a guest, which has the program at `/program`, busybox at `/bin/busybox` and the modules that
+/// `/guest/modules` lists. Returns its output.
 pub(crate) fn script(sh: &Shell, arch: Arch, program: &Path, script: &str) -> anyhow::Result<String> {
     let kernel = debian::fetch(sh, arch, &"6.1".parse()?)?;
     let busybox = directory(arch).join("busybox");
@@ -162,7 +163,7 @@ pub(crate) fn script(sh: &Shell, arch: Arch, program: &Path, script: &str) -> an
     guest::run_only(sh, arch, &kernel, &files, true, "/init")
 }
 
-/// Runs the suite on each kernel.
+/// Runs the tests on each kernel.
 pub(crate) fn run(request: &Request<'_>, write_table: bool) -> anyhow::Result<()> {
     let groups: &[Group] = match request.arch {
         arch if arch.is_native() => &[Group::Kernels],
@@ -171,14 +172,14 @@ pub(crate) fn run(request: &Request<'_>, write_table: bool) -> anyhow::Result<()
     step("setup", || setup::ensure(groups))?;
     let totals = suite(request);
     if write_table {
-        // A failed run is marked there too.
+        // The table marks a failed run too.
         table::write(&root().join("docs/kernel-support.md")).context("write docs/kernel-support.md")?;
     }
     println!("{}", totals?);
     Ok(())
 }
 
-/// The suite, after setup; fails if it did on any kernel.
+/// Runs the tests, after setup. Fails if they failed on any kernel.
 pub(crate) fn suite(request: &Request<'_>) -> anyhow::Result<Totals> {
     let Request {
         versions,
@@ -210,7 +211,7 @@ pub(crate) fn suite(request: &Request<'_>) -> anyhow::Result<Totals> {
     })?;
     let mut totals = Totals::default();
     for some in ready.chunks(AT_A_TIME) {
-        // Scoped threads: the guests end with this verb, whatever becomes of it.
+        // Scoped threads, so that the guests end with this command in any case.
         let outcomes: Vec<_> = thread::scope(|threads| {
             let guests: Vec<_> = some
                 .iter()
@@ -239,7 +240,7 @@ pub(crate) fn suite(request: &Request<'_>) -> anyhow::Result<Totals> {
             if outcome.failed() {
                 failed.push(version.to_string());
             }
-            // The table shows the same tests for each kernel.
+            // Only this selection is in the table, so that it shows the same tests for each kernel.
             if scope == Scope::Brief && filter.is_none() {
                 table::keep(arch, version, &outcome)?;
             }

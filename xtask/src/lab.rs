@@ -9,7 +9,7 @@ use crate::setup::{self, Group};
 /// Run the lab: stand-in IMDS, node and pod in network namespaces with no route out.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// Arguments of imds-observer-lab; without any: `up`.
+    /// Arguments of imds-observer-lab; default: `up`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }

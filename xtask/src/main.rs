@@ -1,4 +1,4 @@
-//! Chores of this repository, one file a verb. `cargo xtask --help` lists them.
+//! Tasks of this repository, one file per command. `cargo xtask --help` lists them.
 
 mod bench;
 mod build;

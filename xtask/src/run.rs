@@ -1,4 +1,4 @@
-//! How verbs start programs: in the repository's root, with our tools on `PATH`, and timed.
+//! Runs programs for commands: in the repository's root, with our tools on `PATH`, and timed.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,7 +8,7 @@ use xshell::Shell;
 
 use crate::toolchain;
 
-/// The repository's root, wherever xtask was called.
+/// The repository's root, independent of the current directory.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -25,7 +25,7 @@ pub(crate) fn shell() -> anyhow::Result<Shell> {
     Ok(sh)
 }
 
-/// Python with the clients that tests and the demo run (`setup --for test` makes it).
+/// Python with the clients of tests and the demo. `setup --for test` creates it.
 pub(crate) fn python() -> PathBuf {
     venv().join("bin/python3")
 }
@@ -34,7 +34,7 @@ pub(crate) fn venv() -> PathBuf {
     toolchain::tools().join("venv")
 }
 
-/// Runs one step of a verb and prints what it took.
+/// Runs one step of a command and prints its duration.
 pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     eprintln!("==> {name}");
     let begin = Instant::now();
@@ -44,7 +44,7 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> a
     result
 }
 
-/// Everything that attaches eBPF programs or makes network namespaces needs root.
+/// Whether this process is root, which attaching eBPF programs and creating network namespaces requires.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)

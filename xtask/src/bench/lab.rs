@@ -1,4 +1,4 @@
-//! The benches that need real packets: `imds-observer-bench` in a lab, and its tables into docs/benchmarks.md.
+//! Benches that need real packets: they run `imds-observer-bench` in a lab, and write its tables into docs/benchmarks.md.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use crate::setup::{self, Group};
 /// Options of all benches.
 #[derive(ClapArgs, Clone, Default)]
 pub(crate) struct Args {
-    /// Whether it works, not what it takes: seconds, and debug builds
+    /// Test the benches themselves: a few seconds each, with debug builds
     #[arg(long)]
     pub(crate) short: bool,
     /// Print only; leave docs/benchmarks.md as it is
@@ -35,7 +35,7 @@ impl Args {
     }
 }
 
-/// One of them.
+/// A bench of `imds-observer-bench`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bench {
     Kernel,
@@ -47,7 +47,7 @@ pub(crate) enum Bench {
 }
 
 impl Bench {
-    /// Each a section of its own.
+    /// Benches that each have a section in docs/benchmarks.md.
     pub(crate) const ALL: [Self; 5] = [Self::Kernel, Self::Traffic, Self::Flood, Self::Idle, Self::Latency];
 
     fn name(self) -> &'static str {
@@ -62,7 +62,7 @@ impl Bench {
     }
 }
 
-/// The programs, built once for any number of benches.
+/// The programs that benches run, built once for any number of benches.
 pub(crate) struct Programs {
     observer: String,
     bench: String,
@@ -111,7 +111,7 @@ impl Programs {
         })
     }
 
-    /// Runs one and gives what it printed.
+    /// Runs a bench and returns its output.
     pub(crate) fn measure(&self, bench: Bench, args: &Args, more: &[String]) -> anyhow::Result<String> {
         let name = bench.name();
         let begin = Instant::now();
@@ -134,7 +134,7 @@ impl Programs {
         Ok(text)
     }
 
-    /// Runs one and puts what it printed where it belongs.
+    /// Runs a bench and writes its output into docs/benchmarks.md.
     pub(crate) fn run(&self, bench: Bench, args: &Args, more: &[String]) -> anyhow::Result<()> {
         let (name, text) = (bench.name(), self.measure(bench, args, more)?);
         if !args.short && !args.no_write {
@@ -156,7 +156,7 @@ pub(crate) fn run(bench: Bench, args: &Args, more: &[String]) -> anyhow::Result<
     Programs::build(args)?.run(bench, args, more)
 }
 
-/// Kernel and processor.
+/// Kernel release and processor of this machine.
 pub(crate) fn machine() -> anyhow::Result<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
     let processors = fs::read_to_string("/proc/cpuinfo").context("read the processor's name")?;

@@ -1,10 +1,11 @@
-//! `bench memory`: what each limit of the configuration bounds, in bytes: in user space filled to the limit, in the kernel as it reports.
+//! `bench memory`: memory in bytes at each limit of the configuration. User space is measured with filled tables; the kernel reports the
+//! size of its maps.
 
 use super::lab::{self, Bench, Programs};
 use super::pipeline;
 
 pub(crate) fn run(programs: &Programs, args: &lab::Args) -> anyhow::Result<()> {
-    // Memory doesn't depend on optimization, which takes minutes to build.
+    // Memory doesn't depend on optimization, and an optimized build takes minutes.
     let own = pipeline::cargo_bench("memory", "dev", args)?;
     let kernel = programs.measure(Bench::Memory, args, &[])?;
     if !args.short && !args.no_write {

@@ -1,4 +1,4 @@
-//! `bench`: what the program costs, measured side by side with what people would use instead.
+//! `bench`: measures what the program costs, side by side with the programs that people would use instead.
 
 mod all;
 mod lab;
@@ -11,7 +11,7 @@ mod watch;
 use clap::{Args as ClapArgs, Subcommand};
 use lab::{Bench, Programs};
 
-/// Measure.
+/// Measure the program's cost
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -20,17 +20,17 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// All of them, into docs/benchmarks.md (needs root)
+    /// All benches, into docs/benchmarks.md (needs root)
     All(lab::Args),
     /// Time per run of each kernel program, beside an empty one on the same hook (needs root)
     Kernel(lab::Args),
     /// Throughput of other traffic with nothing, the observer, tcpdump and tshark (needs root)
     Traffic(lab::Args),
-    /// More and more of it, until something is lost (needs root)
+    /// Increasing load, until events are lost (needs root)
     Flood {
         #[command(flatten)]
         args: lab::Args,
-        /// How long the quota is exceeded twentyfold
+        /// Duration of a load of twenty times the quota
         #[arg(long)]
         seconds: Option<u64>,
     },
@@ -38,11 +38,11 @@ enum What {
     Idle {
         #[command(flatten)]
         args: lab::Args,
-        /// How long one request a second is made
+        /// Duration of a load of one request a second
         #[arg(long)]
         seconds: Option<u64>,
     },
-    /// From the packet that completes an exchange to its line on standard output (needs root)
+    /// Time from the packet that completes an exchange to its line on standard output (needs root)
     Latency {
         #[command(flatten)]
         args: lab::Args,
@@ -52,7 +52,7 @@ enum What {
     },
     /// Memory of each limit of the configuration, bytes (needs root)
     Memory(lab::Args),
-    /// The pure stages, each by itself, per event
+    /// The pure stages, each measured separately, per event
     Pipeline(lab::Args),
     Offline(offline::Args),
     Watch(watch::Args),
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// Whether the benches work, for `cargo xtask test`.
+/// Tests the benches themselves, for `cargo xtask test`.
 pub(crate) fn short() -> anyhow::Result<()> {
     all::run(&lab::Args::short())
 }

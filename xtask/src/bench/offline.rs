@@ -1,6 +1,6 @@
 //! `bench offline`: `analyze` against tshark on one pcap, against jq and DuckDB on one NDJSON file.
 //!
-//! Wall time counts, and is worth what the machine was worth at that moment: CPU time and load are listed too.
+//! Wall time decides, but depends on what else the machine does at that moment. CPU time and load are therefore listed too.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write as _};
@@ -18,7 +18,7 @@ use crate::build;
 use crate::run::{python, root, step};
 use crate::setup::{self, Group};
 
-/// The problem report's fields, as tshark gives them.
+/// The fields of the problem report, with tshark's names.
 const TSHARK_FIELDS: [&str; 6] = [
     "frame.time_epoch",
     "ip.src",
@@ -35,7 +35,7 @@ print(duckdb.sql("SELECT json->>'$.process.comm' AS comm, json->>'$.request.imds
 
 /// `analyze` against tshark, jq and DuckDB, in one run on the same files.
 #[derive(ClapArgs)]
-// Its name is that of the group that is flattened into it.
+// By default, clap would give this group the same name as the group that is flattened into it.
 #[group(skip)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -43,13 +43,13 @@ pub(crate) struct Args {
     /// Size of each NDJSON file
     #[arg(long, default_value_t = MEGABYTES)]
     megabytes: u64,
-    /// Size of two more, which only `analyze` reads: its memory must not have grown. Deleted afterwards; 0: none
+    /// Size of two more files, which only `analyze` reads, to check that its memory doesn't grow. Deleted afterwards; 0: none
     #[arg(long, default_value_t = LARGE_MEGABYTES)]
     large_megabytes: u64,
     /// Connections in the pcap, of ten packets each
     #[arg(long, default_value_t = CONNECTIONS)]
     connections: u64,
-    /// Times that each program runs; the fastest counts, since what else the machine does only ever adds
+    /// Number of runs of each program. The fastest one counts, because other load on the machine only ever adds time
     #[arg(long, default_value_t = RUNS, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
 }
@@ -59,13 +59,13 @@ const LARGE_MEGABYTES: u64 = 2048;
 const CONNECTIONS: u64 = 20_000;
 const RUNS: u32 = 5;
 
-/// Aims: times as fast as the other program, and exchanges a second.
+/// Targets: speed relative to the other program, and exchanges per second.
 const JQ_AIM: f64 = 20.0;
 const TSHARK_AIM: f64 = 30.0;
 const RATE_AIM: f64 = 1_000_000.0;
 
 impl Args {
-    /// As `bench all` runs it.
+    /// Arguments with which `bench all` runs it.
     pub(super) fn whole(common: lab::Args) -> Self {
         Self {
             common,
@@ -158,7 +158,7 @@ fn measure_all(args: &Args) -> anyhow::Result<()> {
             ("`analyze`", &|| analyze(&bad), None),
             ("jq", &|| command("jq", &["-n", JQ], &bad), Some(JQ_AIM)),
             ("DuckDB", &|| command(&python, &["-c", DUCKDB], &bad), None),
-            // As fast as anything can be that looks at each byte once, on one processor.
+            // Lower limit for any program that reads each byte once, on one processor.
             ("`wc -l`", &|| command("wc", &["-l"], &bad), None),
         ],
     )?;
@@ -199,7 +199,7 @@ fn measure_all(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A program that reads a file: its name, its command, and how many times as fast `analyze` should be.
+/// A program that reads a file: its name, its command, and the target for `analyze`'s speed relative to it.
 type Contestant<'a> = (&'a str, &'a dyn Fn() -> Command, Option<f64>);
 
 #[derive(Default)]
@@ -209,7 +209,7 @@ struct Table {
 }
 
 impl Table {
-    /// Runs all of them over one file, in alternating rounds. The first is ours, and its result is returned.
+    /// Runs all programs over one file, in alternating rounds. The first program is ours, and its result is returned.
     fn file(
         &mut self,
         file: &str,
@@ -284,7 +284,7 @@ fn met(met: bool) -> &'static str {
 
 fn write<T>(path: &Path, trace: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> anyhow::Result<T> {
     let mut out = BufWriter::new(File::create(path).with_context(|| format!("create {}", path.display()))?);
-    // On the disk, too: the kernel would go on writing while it is read.
+    // Wait until the file is on the disk. Otherwise the kernel would still write while programs read the file.
     let made = trace(&mut out).and_then(|made| {
         out.flush()?;
         out.get_ref().sync_all().map(|()| made)
@@ -298,7 +298,7 @@ fn command(program: &str, arguments: &[&str], file: &Path) -> Command {
     command
 }
 
-/// Runs a command to its end and returns its cost; a child's own peak of memory comes from GNU time.
+/// Runs a command to its end and returns its cost. The peak of a child's memory comes from GNU time.
 fn measure(command: &Command) -> anyhow::Result<Measured> {
     let time = Path::new("/usr/bin/time");
     if !time.exists() {

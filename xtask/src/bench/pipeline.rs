@@ -1,4 +1,4 @@
-//! `bench pipeline`: the pure stages, each by itself, and what they allocate.
+//! `bench pipeline`: time and allocations of the pure stages, each measured separately.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -24,7 +24,7 @@ pub(crate) fn run(args: &lab::Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a bench that cargo knows, and gives its table; short, it only runs, and there is none.
+/// Runs a bench of cargo and returns its table. A short run has no table.
 pub(crate) fn cargo_bench(name: &str, profile: &str, args: &lab::Args) -> anyhow::Result<String> {
     setup::ensure(&[])?;
     let sh = shell()?;

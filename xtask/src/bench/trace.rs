@@ -1,10 +1,10 @@
-//! Traces of any size, the same each time: NDJSON as `stream` writes it, and a pcap of the packets behind it.
+//! Traces of any size, identical in each run: NDJSON as `stream` writes it, and a pcap of the corresponding packets.
 
 use std::io::{self, Write};
 
 use serde_json::Value;
 
-/// Processes, half of them in pods.
+/// Number of processes, half of them in pods.
 const PROCESSES: u64 = 200;
 const PATHS: [&str; 4] = [
     "/latest/meta-data/iam/security-credentials/",
@@ -12,10 +12,10 @@ const PATHS: [&str; 4] = [
     "/latest/meta-data/instance-id",
     "/latest/meta-data/placement/availability-zone",
 ];
-/// 2026-03-01, and the time between two exchanges.
+/// Begin of the trace, 2026-03-01, and time between two exchanges.
 const BEGIN_S: u64 = 1_772_323_200;
 const GAP_MS: u64 = 5;
-/// The same of healthy callers: each asks once in ten seconds, with a token for six hours, and for its credentials once in an hour.
+/// Values for healthy callers: each sends a request every ten seconds, gets a token for six hours, and gets credentials once an hour.
 const HEALTHY_GAP_MS: u64 = 50;
 const HEALTHY_TOKEN: u64 = 2160;
 const HEALTHY_CREDENTIALS: u64 = 360;
@@ -23,15 +23,16 @@ const HEALTHY_CREDENTIALS: u64 = 360;
 /// Behavior of the callers of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Callers {
-    /// Each takes a new token for three requests, two of them for credentials: two findings a caller, which grow all the time.
+    /// Each gets a new token for every three requests, two of which are for credentials. This causes two findings per caller, whose
+    /// evidence keeps growing.
     Bad,
-    /// Nothing is wrong with them.
+    /// Callers without any fault.
     Healthy,
-    /// Each request has a process of its own, as in a shell's loop; keys are in alphabetical order, and those of null are absent.
+    /// Each request has its own process, as in a shell loop. Keys are in alphabetical order, and keys with the value null are absent.
     ShortLived,
 }
 
-/// Writes exchanges until there are `bytes`; gives their number.
+/// Writes exchanges until there are `bytes`, and returns their number.
 pub(super) fn ndjson(out: &mut impl Write, bytes: u64, callers: Callers) -> io::Result<u64> {
     let mut written = 0;
     let mut number = 0;
@@ -65,7 +66,7 @@ fn exchange(number: u64, callers: Callers) -> String {
     );
     let who = number % PROCESSES;
     let asked = number / PROCESSES;
-    // 0: a token; else which path.
+    // 0: the token request; otherwise the number of the path.
     let round = match callers {
         Callers::Bad => asked % 4,
         Callers::Healthy if (asked + who * 7).is_multiple_of(HEALTHY_TOKEN) => 0,
@@ -111,7 +112,7 @@ fn short_lived(number: u64) -> io::Result<String> {
     exchange["process"]["tid"] = pid.into();
     exchange["process"]["start_time"] = exchange["time"].clone();
     without_null(&mut exchange);
-    // Members of a `Value` are in alphabetical order.
+    // Serializing a `Value` writes its keys in alphabetical order.
     let mut line = exchange.to_string();
     line.push('\n');
     Ok(line)

@@ -1,4 +1,4 @@
-//! `bench watch`: how soon the live view is there, and what it costs while a thousand exchanges a second go by.
+//! `bench watch`: start-up time of the live view, and its cost at a thousand exchanges a second.
 
 use anyhow::bail;
 use clap::Args as ClapArgs;
@@ -11,25 +11,25 @@ use crate::setup::{self, Group};
 
 /// The live view in a lab: time to the first picture, share of a core under load (needs root).
 #[derive(ClapArgs)]
-// Its name is that of the group that is flattened into it.
+// By default, clap would give this group the same name as the group that is flattened into it.
 #[group(skip)]
 pub(crate) struct Args {
     #[command(flatten)]
     common: lab::Args,
-    /// Exchanges a second, about
+    /// Approximate number of exchanges a second
     #[arg(long, default_value_t = RATE)]
     rate: u32,
-    /// How long the load is measured
+    /// Duration of the measurement under load
     #[arg(long, default_value_t = SECONDS)]
     seconds: u64,
 }
 
-/// A little more than the aim's thousand: clients never come quite to what they are asked for.
+/// A little above the target's thousand, because clients don't quite reach the requested rate.
 const RATE: u32 = 1100;
 const SECONDS: u64 = 20;
 
 impl Args {
-    /// As `bench all` runs it.
+    /// Arguments with which `bench all` runs it.
     pub(super) fn whole(common: lab::Args) -> Self {
         Self {
             common,

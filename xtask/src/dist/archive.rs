@@ -1,4 +1,4 @@
-//! Archives that are the same for the same contents: no owner, one time, entries in the order in which they are given.
+//! Archives whose bytes depend only on their contents: no owner, a single time stamp, entries in the given order.
 
 use std::io::Write as _;
 
@@ -51,7 +51,7 @@ impl Archive {
 }
 
 pub(super) fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
-    // Neither time nor name in its head.
+    // The gzip header contains neither time nor name.
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     gzip.write_all(bytes)?;
     Ok(gzip.finish()?)

@@ -1,4 +1,4 @@
-//! The tarballs, one a processor, and the chart.
+//! The tarballs, one per processor, and the chart.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use super::archive::{Archive, gzip};
 use super::{Release, inventory, pages, program};
 use crate::kernels::Arch;
 
-/// Files that every tarball has besides the program, and their sources.
+/// Files besides the program in every tarball, with their sources.
 const FILES: &[(&str, &str)] = &[
     ("README.md", "README.md"),
     ("CHANGELOG.md", "CHANGELOG.md"),
@@ -62,7 +62,7 @@ fn tarball(release: &Release, source: &Path, arch: Arch, pages: &[(String, Vec<u
     Ok(())
 }
 
-/// As `helm package` would, and the same each time.
+/// Packs the chart as `helm package` does, but reproducibly.
 fn chart(release: &Release, source: &Path) -> anyhow::Result<()> {
     let directory = source.join("deploy/helm/imds-observer");
     let mut archive = Archive::new(release.epoch);

@@ -1,6 +1,6 @@
 //! The container image, FROM scratch, for all processors, as an OCI archive.
 //!
-//! Written here and not by buildah: that would need root and a store, and puts the time of the build into the archive.
+//! The archive is written here and not by buildah, which needs root and a store, and stores the time of the build.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(super) fn make(release: &Release, source: &Path) -> anyhow::Result<()> {
     for arch in &release.arches {
         manifests.push(manifest(&mut blobs, release, source, *arch)?);
     }
-    // One name for all processors: who reads it takes the one that fits.
+    // One name for all processors. A registry's client selects the manifest for its processor.
     let mut named = blobs.put(INDEX, &json(&index(&manifests))?)?;
     named["annotations"] = json!({"org.opencontainers.image.ref.name": format!("imds-observer:{}", release.version)});
     archive.file("index.json", &json(&index(&[named]))?)?;
@@ -69,7 +69,7 @@ fn manifest(blobs: &mut Blobs<'_>, release: &Release, source: &Path, arch: Arch)
         "layers": [blobs.put(LAYER, &gzip(&layer)?)?],
     });
     let mut descriptor = blobs.put(MANIFEST, &json(&manifest)?)?;
-    // Debian and Go, whose names count here, agree on both.
+    // Debian and Go have the same names for both processors; the format requires Go's.
     descriptor["platform"] = json!({"architecture": arch.debian(), "os": "linux"});
     Ok(descriptor)
 }
@@ -88,15 +88,15 @@ fn layer(release: &Release, source: &Path, arch: Arch) -> anyhow::Result<Vec<u8>
 }
 
 fn json(value: &Value) -> anyhow::Result<Vec<u8>> {
-    // Its keys are sorted: the same bytes each time.
+    // The keys of a `Value` are sorted, so the bytes are reproducible.
     Ok(serde_json::to_vec(value)?)
 }
 
-/// Contents by their hash.
+/// Blobs of the image, by their hash.
 struct Blobs<'a>(&'a mut Archive);
 
 impl Blobs<'_> {
-    /// Returns what refers to them.
+    /// Stores a blob and returns the descriptor that refers to it.
     fn put(&mut self, kind: &str, bytes: &[u8]) -> anyhow::Result<Value> {
         let digest = sha256(bytes);
         self.0.file(&format!("blobs/sha256/{digest}"), bytes)?;

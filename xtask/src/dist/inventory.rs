@@ -13,7 +13,7 @@ use super::{Release, program};
 /// Name of the file with the licenses of everything that is linked in.
 pub(super) const LICENCES: &str = "THIRD-PARTY-LICENSES.txt";
 
-/// The program, and what it brings into the kernel.
+/// The program, and the object that it loads into the kernel.
 const PACKAGES: [&str; 2] = ["imds-observer", "imds-observer-ebpf"];
 
 pub(super) fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
@@ -24,7 +24,7 @@ pub(super) fn make(sh: &Shell, release: &Release, source: &Path) -> anyhow::Resu
 }
 
 fn bills(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
-    // The others' differs in nothing.
+    // The bill for other processors is the same.
     let target = release.arches.first().context("no processor was named")?.target();
     for package in PACKAGES {
         let manifest = source.join(package).join("Cargo.toml");
@@ -38,7 +38,7 @@ fn bills(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
             "cargo cyclonedx --quiet --manifest-path {manifest} {features...} --format json --no-build-deps --target {target} --spec-version 1.5 --override-filename dist"
         )
         .run()?;
-        // It writes beside each package of the workspace.
+        // cargo-cyclonedx writes a file beside each package of the workspace.
         let written = source.join(package).join("dist.json");
         let bill: Value = serde_json::from_str(&sh.read_file(&written)?).context("read what cargo-cyclonedx wrote")?;
         for other in sh.read_dir(source)?.iter().map(|package| package.join("dist.json")) {
@@ -110,7 +110,7 @@ fn licences(sh: &Shell, release: &Release) -> anyhow::Result<String> {
     Ok(out)
 }
 
-/// Everything that our packages link, straight or through others; not what only builds or tests them.
+/// Collects all packages that are linked into ours, directly or indirectly, without build and test dependencies.
 fn collect(metadata: &Value, linked: &mut BTreeMap<String, Linked>) -> anyhow::Result<()> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let id = |value: &Value| value["id"].as_str().unwrap_or_default().to_owned();
@@ -143,7 +143,7 @@ fn collect(metadata: &Value, linked: &mut BTreeMap<String, Linked>) -> anyhow::R
             }
         }
         let package = &packages[&next];
-        // Ours are listed elsewhere.
+        // Licenses of our own packages are included separately.
         if package["source"].is_null() {
             continue;
         }

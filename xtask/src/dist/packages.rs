@@ -1,4 +1,4 @@
-//! The .deb and the .rpm of each processor, by cargo-deb and cargo-generate-rpm; imds-observer/Cargo.toml lists what is in them.
+//! The .deb and the .rpm of each processor, made by cargo-deb and cargo-generate-rpm. imds-observer/Cargo.toml lists their contents.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +9,11 @@ use super::{Release, archive, inventory, pages};
 use crate::kernels::Arch;
 use crate::setup::which;
 
-/// Where imds-observer/Cargo.toml looks for what isn't in the sources.
+/// Directory in which imds-observer/Cargo.toml expects generated files.
 const STAGE: &str = "target/package-files";
-/// As in imds-observer/Cargo.toml.
+/// The same value as in imds-observer/Cargo.toml.
 const MAINTAINER: &str = "imds-observer maintainers <imds-observer@users.noreply.github.com>";
-/// Where programs of packages are; the unit of the tarball starts the one that an administrator put elsewhere.
+/// Path of the program in the tarball's unit, and in packages. The tarball's unit starts a program that an administrator has installed.
 const UNIT_PATHS: (&str, &str) = ("/usr/local/bin/imds-observer", "/usr/bin/imds-observer");
 
 pub(super) fn deb(release: &Release, arch: Arch) -> PathBuf {
@@ -57,7 +57,7 @@ fn stage(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
     )?;
     let licences = release.directory.join("programs").join(inventory::LICENCES);
     sh.copy_file(licences, &stage)?;
-    // Copies, whose times are new: cargo-generate-rpm keeps the time of a file that is older than the release's.
+    // Copies with a new time: cargo-generate-rpm keeps the time of a file that is older than the release.
     for name in [
         "CHANGELOG.md",
         "LICENSE-APACHE",
@@ -86,7 +86,7 @@ fn stage(sh: &Shell, release: &Release, source: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The form that Debian's tools read. The changes themselves are in CHANGELOG.md, which is installed beside it.
+/// The changelog in the form that Debian's tools read. The changes themselves are in CHANGELOG.md, which is installed beside it.
 fn debian_changelog(release: &Release) -> anyhow::Result<String> {
     let time = jiff::Timestamp::from_second(i64::try_from(release.epoch)?)
         .context("SOURCE_DATE_EPOCH is beyond what dates can be")?
@@ -98,7 +98,7 @@ fn debian_changelog(release: &Release) -> anyhow::Result<String> {
     ))
 }
 
-/// With the distributions' own programs: lintian, rpm, rpmlint, and an installation in a Debian of its own.
+/// Checks the packages with the distributions' own programs (lintian, rpm, rpmlint), and with an installation in a Debian guest.
 pub(super) fn check(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     for program in ["lintian", "rpm", "rpmlint", "dpkg-deb"] {
         ensure!(
@@ -108,7 +108,7 @@ pub(super) fn check(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     }
     for arch in &release.arches {
         let (deb, rpm) = (deb(release, *arch), rpm(release, *arch));
-        // Linked statically on purpose, and position-independent all the same.
+        // The program is linked statically on purpose, and is still position-independent.
         cmd!(
             sh,
             "lintian --fail-on error --suppress-tags statically-linked-binary,shared-library-lacks-prerequisites {deb}"
@@ -121,13 +121,13 @@ pub(super) fn check(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Both packages have the same program, unit and configuration; rpm finds each file by the package's digests.
+/// Checks that both packages contain the same program, unit and configuration. rpm verifies each file with the package's digests.
 fn same_files(sh: &Shell, deb: &Path, rpm: &Path) -> anyhow::Result<()> {
     let directory = sh.create_temp_dir()?;
     let [from_deb, from_rpm] = ["deb", "rpm"].map(|kind| directory.path().join(kind));
     sh.create_dir(&from_rpm)?;
     cmd!(sh, "dpkg-deb --extract {deb} {from_deb}").run()?;
-    // Into an empty root. Not with rpm2cpio: it misses the archive's size, which cargo-generate-rpm doesn't write, and fails.
+    // Installs into an empty root. rpm2cpio doesn't work: it requires the archive's size, which cargo-generate-rpm doesn't write.
     let here = &["--root", &from_rpm.display().to_string(), "--dbpath", "/var/lib/rpm"];
     cmd!(
         sh,

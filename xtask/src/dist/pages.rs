@@ -1,18 +1,18 @@
-//! Completions and manual pages, as the program of this machine's processor writes them.
+//! Completions and manual pages, which the program for this machine's processor writes.
 
 use anyhow::Context as _;
 use xshell::{Shell, cmd};
 
 use super::{Release, program};
 
-/// Shells, and the files' names that they look for.
+/// Shells, and the file names that they look for.
 const SHELLS: &[(&str, &str)] = &[
     ("bash", "imds-observer"),
     ("zsh", "_imds-observer"),
     ("fish", "imds-observer.fish"),
 ];
 
-/// Names below the tarball's top, and contents. None, if no program for this processor is made.
+/// Names below the tarball's top directory, and contents. Empty if no program is built for this machine's processor.
 pub(super) fn make(sh: &Shell, release: &Release) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let Some(native) = release.arches.iter().find(|arch| arch.is_native()) else {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! One program a processor, linked statically, without a trace of where it was built.
+//! One program per processor, linked statically, without paths of the build machine.
 
 use std::env;
 use std::fs;
@@ -12,10 +12,10 @@ use xshell::{Shell, cmd};
 use super::Release;
 use crate::kernels::{Arch, cross};
 
-/// Features of what is given away.
+/// Features of released programs.
 pub(super) const FEATURES: &str = "otlp";
 
-/// Where it lies until it is packed.
+/// Path of the program before it is packed.
 pub(super) fn path(release: &Release, arch: Arch) -> PathBuf {
     release
         .directory
@@ -43,19 +43,19 @@ pub(super) fn build(sh: &Shell, release: &Release, source: &Path, arch: Arch) ->
     let to = path(release, arch);
     sh.create_dir(to.parent().context("the program has a directory")?)?;
     sh.copy_file(&built, &to)?;
-    // Distributions' checkers ask for it; panics name their place without symbols too.
+    // Distributions' checkers require stripping. Panic messages contain their location even without symbols.
     let strip = cross::strip(arch);
     cmd!(sh, "{strip} --strip-all {to}").quiet().run()?;
     renew_build_id(&to)?;
-    // Where packages take it from. Not in place: cargo's own file is the same one, by a hard link.
+    // Packages take the program from cargo's path. The file is replaced, not overwritten, because cargo has another hard link to it.
     sh.remove_path(&built)?;
     sh.copy_file(&to, &built)?;
     is_static(&to)?;
     reports_no_paths(&to, source)
 }
 
-/// A compiler that doesn't write down where things lie here. A wrapper, since neither it nor what it adds goes into the hashes that
-/// cargo puts into symbols, as RUSTFLAGS do.
+/// Writes a wrapper of the compiler that replaces paths of this machine. RUSTFLAGS would enter the hashes that cargo puts into symbols; a
+/// wrapper and the arguments that it adds don't.
 fn wrapper(sh: &Shell, source: &Path, arch: Arch, sysroot: Option<&Path>) -> anyhow::Result<PathBuf> {
     let home = PathBuf::from(env::var_os("HOME").context("HOME is not set")?);
     let cargo = env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
@@ -74,7 +74,7 @@ fn wrapper(sh: &Shell, source: &Path, arch: Arch, sysroot: Option<&Path>) -> any
     let script = format!("#!/bin/sh\n{library}exec \"$@\" {remap}\n");
     let path = source.join("target/dist-rustc").join(arch.name());
     sh.create_dir(path.parent().context("the wrapper has a directory")?)?;
-    // Unchanged, it keeps its time: cargo rebuilds for a newer wrapper.
+    // An unchanged wrapper keeps its time, because cargo rebuilds everything when the wrapper is newer.
     if !sh.read_file(&path).is_ok_and(|have| have == script) {
         sh.write_file(&path, script)?;
         cmd!(sh, "chmod +x {path}").quiet().run()?;
@@ -82,7 +82,7 @@ fn wrapper(sh: &Shell, source: &Path, arch: Arch, sysroot: Option<&Path>) -> any
     Ok(path)
 }
 
-/// Derives the build ID from what is left of the program. The linker's also depends on what was stripped, which differs between builds.
+/// Derives the build ID from the stripped program. The linker's build ID depends on the stripped parts too, which differ between builds.
 fn renew_build_id(program: &Path) -> anyhow::Result<()> {
     let mut bytes = fs::read(program)?;
     let place = {
@@ -98,11 +98,11 @@ fn renew_build_id(program: &Path) -> anyhow::Result<()> {
     fs::write(program, bytes).with_context(|| format!("write {}", program.display()))
 }
 
-/// The program asks for no loader: there is none in an empty root.
+/// Checks that the program needs no loader, because an empty root directory has none.
 fn is_static(program: &Path) -> anyhow::Result<()> {
     const PT_INTERP: u32 = 3;
     let bytes = fs::read(program)?;
-    // A 64-bit little-endian ELF file: where its program headers are, how large and how many.
+    // Program headers of a 64-bit little-endian ELF file: their offset, size and number.
     let word = |at: usize, len: usize| {
         bytes
             .get(at..at + len)

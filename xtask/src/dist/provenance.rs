@@ -1,6 +1,7 @@
-//! A statement of where the files come from: in-toto's Statement with SLSA's provenance as predicate.
+//! A statement of the files' origin: an in-toto Statement with SLSA provenance as predicate.
 //!
-//! It holds no time, so that the same commit gives the same bytes. The release workflow signs the list of checksums, in which it is.
+//! It contains no time, so that the same commit results in the same bytes. The release workflow signs the list of checksums, which includes
+//! this file.
 
 use std::env;
 use std::fs;
@@ -33,7 +34,7 @@ pub(super) fn make(sh: &Shell, release: &Release, outputs: &[PathBuf]) -> anyhow
             json!({"uri": format!("git+{source}"), "digest": {"gitCommit": commit}}),
         );
     }
-    // GitHub's runner names itself; anything else is a machine that only its user knows.
+    // GitHub's runner has a name. Any other build machine is unknown to readers of the statement.
     let builder = env::var("GITHUB_WORKFLOW_REF").map_or_else(
         |_| "urn:imds-observer:local".to_owned(),
         |workflow| format!("https://github.com/{workflow}"),

@@ -1,4 +1,4 @@
-//! Does what was built start where nothing else is?
+//! Checks that the built programs start without any other file.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::kernels::{self, Arch};
 use crate::run::is_root;
 use crate::setup::which;
 
-/// In a root directory that has only the program: this machine's own, or a guest's.
+/// Starts the program in a root directory that contains only the program, on this machine or in a guest.
 pub(super) fn program(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<()> {
     if !arch.is_native() {
         return guest(sh, arch, program);
@@ -31,8 +31,8 @@ pub(super) fn program(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<
     says(&schema, "$schema")
 }
 
-/// Observes one request, to a server on the loopback interface of a guest that has nothing else. The script is process 1: its end
-/// ends the guest, and the kernel prints its status.
+/// Observes one request to a server on the loopback interface of a guest with nothing else in it. The script is PID 1: the guest ends with
+/// the script, and the kernel prints its exit status.
 const OBSERVE: &str = r#"#!/bin/busybox sh
 b=/bin/busybox
 $b mkdir -p /proc /sys /dev /run /www/latest
@@ -54,7 +54,8 @@ $b cat /run/records
 exit $status
 "#;
 
-/// As the first and only process of a kernel for another processor, whose console shows the program's output; then at work.
+/// Starts the program as the only process of a guest with another processor, whose console shows the output, and then observes a request
+/// there.
 fn guest(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<()> {
     for (arguments, wanted) in [("--version", env!("CARGO_PKG_VERSION")), ("doctor", "cgroup2")] {
         says(&kernels::only(sh, arch, program, arguments)?, wanted)?;
@@ -77,7 +78,7 @@ fn guest(sh: &Shell, arch: Arch, program: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// With podman, which is no part of this project.
+/// Tries the image with podman and skopeo, if both are installed and this process is root.
 pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
     if !release.arches.iter().any(|arch| arch.is_native())
         || !is_root()
@@ -87,7 +88,7 @@ pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         return Ok(());
     }
     let archive = release.file("-image.tar");
-    // A store of its own, that nothing stays behind.
+    // A separate store, which is removed afterwards.
     let store = sh.create_temp_dir()?;
     let (data, run) = (store.path().join("data"), store.path().join("run"));
     let podman = |arguments: &[&str]| {
@@ -119,7 +120,7 @@ pub(super) fn image(sh: &Shell, release: &Release) -> anyhow::Result<()> {
         "--version",
     ])?;
     says(&version, &release.version)?;
-    // As it goes into a registry: all processors', each part held against its hash.
+    // Copy all processors' images, as a registry would get them. This verifies each blob against its hash.
     let copy = store.path().join("copy");
     let (from, to) = (
         format!("oci-archive:{}", archive.display()),

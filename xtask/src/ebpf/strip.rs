@@ -1,7 +1,7 @@
 //! Reduces a compiled object to code, maps, symbols, relocations and types (BTF).
 //!
-//! Debug information goes, and with it the lines in `.BTF.ext`, which change with every comment above them. So the same
-//! code gives the same bytes.
+//! Debug information is removed, and with it the line table in `.BTF.ext`, which changes with every comment in the sources. The same code
+//! therefore results in the same bytes.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) fn strip(whole: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut object = Builder::read(whole).context("parse the object")?;
     for section in &mut object.sections {
         let name = section.name.to_string();
-        // The loader reads BTF without its relocations: offsets within a section are final in an object of one input.
+        // The loader doesn't need BTF's relocations: in an object from a single input, offsets within a section are final.
         section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_") || name.starts_with(".rel.BTF");
         if name == ".BTF.ext"
             && let SectionData::Data(bytes) = &mut section.data
@@ -22,7 +22,7 @@ pub(super) fn strip(whole: &[u8]) -> anyhow::Result<Vec<u8>> {
             *bytes = without_lines(bytes)?.into();
         }
     }
-    // LLVM writes one table for the names of symbols and sections; the builder writes two.
+    // LLVM writes a single table for the names of symbols and sections, but the builder writes two.
     let names = object.sections.add();
     names.name = ".shstrtab".into();
     names.sh_type = elf::SHT_STRTAB;
@@ -33,7 +33,7 @@ pub(super) fn strip(whole: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(stripped)
 }
 
-/// Functions and CO-RE relocations of `.BTF.ext`, with an empty table of lines between them.
+/// Returns the functions and CO-RE relocations of `.BTF.ext`, with an empty line table between them.
 fn without_lines(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     const MAGIC: u32 = 0xeb9f;
     // Magic, version and flags; length of the header; then offset and length of three tables.
@@ -72,7 +72,7 @@ fn without_lines(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(made)
 }
 
-/// The sections in which two objects differ, each with the sizes there.
+/// Sections in which two objects differ, each with its sizes.
 pub(super) fn differences(old: &[u8], new: &[u8]) -> anyhow::Result<Vec<String>> {
     let (old, new) = (sections(old)?, sections(new)?);
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Building for another processor than this machine's: which compiler, linker and standard library.
+//! Compiler, linker and standard library for building for another processor.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use xshell::{Shell, cmd};
 
 use super::{Arch, debian, directory};
 
-/// Linker from `gcc-aarch64-linux-gnu`, for the only other processor so far.
+/// Linker from `gcc-aarch64-linux-gnu`, for the only other processor that is supported.
 const LINKER: &str = "aarch64-linux-gnu-gcc";
 const STRIP: &str = "aarch64-linux-gnu-strip";
 /// Debian's compiler, which setup installs for the eBPF object.
@@ -15,15 +15,15 @@ const DEBIANS: &str = "/usr/bin/rustc";
 /// Its standard library for other processors.
 const LIBRARY: &str = "libstd-rust-web-dev";
 
-/// Static programs: they find no libraries where they are to run.
+/// Flags for static programs, because guests and empty root directories have no libraries.
 pub(crate) const STATIC: &str = "-C target-feature=+crt-static";
 
-/// The program that removes symbols of programs for `arch`.
+/// Program that removes the symbols of programs for `arch`.
 pub(crate) fn strip(arch: Arch) -> &'static str {
     if arch.is_native() { "strip" } else { STRIP }
 }
 
-/// Settings for cargo.
+/// Arguments and environment for cargo.
 pub(super) struct Cross {
     pub(super) arguments: Vec<String>,
     pub(super) environment: Vec<(String, String)>,
@@ -32,7 +32,7 @@ pub(super) struct Cross {
 /// Compiler, linker and standard library.
 pub(crate) struct Toolchain {
     pub(crate) environment: Vec<(String, String)>,
-    /// Where the standard library is, if the compiler doesn't know.
+    /// Path of the standard library, if the compiler doesn't find it by itself.
     pub(crate) sysroot: Option<PathBuf>,
 }
 
@@ -52,7 +52,8 @@ pub(super) fn prepare(sh: &Shell, arch: Arch) -> anyhow::Result<Cross> {
     })
 }
 
-/// rustup's standard library for the target if it is installed; else Debian's compiler with that of Debian's package.
+/// Uses rustup's standard library for the target if it is installed. Otherwise uses Debian's compiler with the standard library of Debian's
+/// package.
 pub(crate) fn toolchain(sh: &Shell, arch: Arch) -> anyhow::Result<Toolchain> {
     let target = arch.target();
     let mut environment = Vec::new();
@@ -73,7 +74,7 @@ pub(crate) fn toolchain(sh: &Shell, arch: Arch) -> anyhow::Result<Toolchain> {
     Ok(Toolchain { environment, sysroot })
 }
 
-/// Debian's standard library for `arch`, of the version of Debian's compiler here, unpacked.
+/// Unpacks Debian's standard library for `arch`, in the version of the installed Debian compiler.
 fn library(sh: &Shell, arch: Arch) -> anyhow::Result<PathBuf> {
     let target = arch.target();
     let format = "--showformat=${Version}";

@@ -1,4 +1,4 @@
-//! Debian's kernel packages: found by version, downloaded with apt directories of our own, unpacked, not installed.
+//! Debian's kernel packages: found by version, downloaded with separate apt directories, and unpacked without installation.
 
 use std::fmt;
 use std::fs;
@@ -12,7 +12,7 @@ use xshell::{Shell, cmd};
 
 use super::{Arch, directory};
 
-/// `6.1`, `7` or `6.12.43`: the newest package whose version starts with these numbers is taken.
+/// Version such as `6.1`, `7` or `6.12.43`: the newest package whose version begins with these numbers is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Version(Vec<u32>);
 
@@ -38,7 +38,7 @@ impl fmt::Display for Version {
 }
 
 impl Version {
-    /// Suites that have it; the security suite comes along where there is one.
+    /// Suites that contain it, with their security suites if there are any.
     fn suites(&self) -> &'static [&'static str] {
         match self.0.as_slice() {
             [5, 10, ..] => &["bullseye", "bullseye-security"],
@@ -49,7 +49,7 @@ impl Version {
     }
 }
 
-/// Mirrors have bad moments.
+/// Downloads are retried, because mirrors fail temporarily.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -74,7 +74,7 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// In `/boot`, or since 7.2 beside the modules.
+    /// Path of the image: in `/boot` or, since 7.2, beside the modules.
     pub(super) fn image(&self) -> PathBuf {
         let image = self.files.join("boot").join(format!("vmlinuz-{}", self.release));
         if image.is_file() {
@@ -84,7 +84,7 @@ impl Kernel {
     }
 }
 
-/// The newest kernel of this version; what was unpacked before is taken as it is. Delete its directory for a newer one.
+/// Fetches the newest kernel of this version. A kernel that is already unpacked is reused; delete its directory to get a newer one.
 pub(super) fn fetch(sh: &Shell, arch: Arch, version: &Version) -> anyhow::Result<Kernel> {
     let files = directory(arch).join(version.to_string());
     if let Some(kernel) = unpacked(sh, &files) {
@@ -93,7 +93,7 @@ pub(super) fn fetch(sh: &Shell, arch: Arch, version: &Version) -> anyhow::Result
     let apt = Apt::new(sh, arch, version.suites())?;
     let candidates = apt.kernels(version)?;
     for package in candidates.iter().take(4) {
-        // The newest one may be listed and not (or no longer) there.
+        // The list may contain a newest package that the mirror doesn't have, or no longer has.
         match apt.unpack(package, &files) {
             Ok(()) => {
                 return unpacked(sh, &files).with_context(|| format!("{package} holds no kernel and modules"));
@@ -118,7 +118,7 @@ fn unpacked(sh: &Shell, files: &Path) -> Option<Kernel> {
     })
 }
 
-/// apt with lists and caches of its own: it reads other suites and leaves the machine's alone.
+/// apt with separate lists and caches: it reads other suites and doesn't change those of the machine.
 struct Apt<'a> {
     sh: &'a Shell,
     options: Vec<String>,
@@ -175,14 +175,14 @@ impl<'a> Apt<'a> {
             .quiet()
             .read()?;
         let mut names: Vec<&str> = found.lines().filter_map(|line| line.split(' ').next()).collect();
-        // Backported builds of other releases have other dependencies and the same version twice.
+        // Backports for other releases have other dependencies, and would list the same version twice.
         names.retain(|name| !name.contains('~') && !name.contains("-0.deb"));
         names.sort_by_key(|name| std::cmp::Reverse(numbers_in(name)));
         ensure!(!names.is_empty(), "no package matches {pattern}");
         Ok(names.into_iter().map(str::to_owned).collect())
     }
 
-    /// The package and those that since 6.19 hold its image and modules.
+    /// Unpacks the package and those of its dependencies that contain image and modules, which are separate since 6.19.
     fn unpack(&self, package: &str, files: &Path) -> anyhow::Result<()> {
         let (sh, options) = (self.sh, &self.options);
         let depends = cmd!(sh, "apt-cache {options...} depends --important {package}")
@@ -207,7 +207,7 @@ impl<'a> Apt<'a> {
         Ok(())
     }
 
-    /// Replaces `files` by what is in these packages.
+    /// Replaces `files` with the contents of these packages.
     fn unpack_all(&self, packages: &[String], files: &Path) -> anyhow::Result<()> {
         let (sh, options) = (self.sh, &self.options);
         let mut downloads = files.as_os_str().to_owned();
@@ -227,7 +227,7 @@ impl<'a> Apt<'a> {
         Ok(sh.remove_path(&downloads)?)
     }
 
-    /// These packages and the libraries behind them.
+    /// These packages and the libraries that they depend on.
     fn with_libraries(&self, packages: &[&str]) -> anyhow::Result<Vec<String>> {
         let (sh, options) = (self.sh, &self.options);
         let only = ["recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"]
@@ -246,7 +246,7 @@ impl<'a> Apt<'a> {
     }
 }
 
-/// This machine's own release by its code name.
+/// Code name of this machine's own release.
 pub(crate) fn own_suite() -> anyhow::Result<String> {
     Ok(own_suites()?.swap_remove(0))
 }
@@ -265,14 +265,14 @@ pub(super) fn own_suites() -> anyhow::Result<Vec<String>> {
     ])
 }
 
-/// Fetches packages of this machine's own release for another processor, unpacked.
+/// Fetches and unpacks packages of this machine's own release for another processor.
 pub(super) fn unpack_from_own_release(sh: &Shell, arch: Arch, packages: &[String], files: &Path) -> anyhow::Result<()> {
     let suites = own_suites()?;
     let suites: Vec<&str> = suites.iter().map(String::as_str).collect();
     Apt::new(sh, arch, &suites)?.unpack_all(packages, files)
 }
 
-/// Packages of what the lab and the tests call.
+/// Packages of the programs that the lab and the tests call.
 const TOOLS: &[&str] = &[
     "bpftool",
     "coreutils",
@@ -288,11 +288,11 @@ const TOOLS: &[&str] = &[
     "wireguard-tools",
 ];
 
-/// Puts `programs` for another processor and their libraries into a guest's tree.
+/// Copies `programs` for another processor and their libraries into a guest's tree.
 pub(super) fn tools(sh: &Shell, arch: Arch, programs: &[&str], tree: &Path) -> anyhow::Result<()> {
     let files = directory(arch).join("tools");
     let stamp = files.join("packages");
-    // Tools that were unpacked from an earlier list lack the additions.
+    // If the list of packages has changed, the unpacked tools are incomplete.
     if !sh.read_file(&stamp).is_ok_and(|have| have == TOOLS.join(" ")) {
         sh.remove_path(&files)?;
         let suites = own_suites()?;
@@ -306,7 +306,7 @@ pub(super) fn tools(sh: &Shell, arch: Arch, programs: &[&str], tree: &Path) -> a
         let found = ["usr/sbin", "usr/bin", "sbin", "bin"]
             .iter()
             .map(|directory| files.join(directory).join(program))
-            // An absolute link would lead to this machine's own.
+            // An absolute link would point to a program of this machine.
             .find(|path| path.exists() && fs::read_link(path).map_or(true, |target| target.is_relative()))
             .with_context(|| format!("find {program} in Debian's packages for {}", arch.debian()))?;
         let to = tree.join("usr/bin").join(program);
@@ -322,7 +322,7 @@ pub(super) fn tools(sh: &Shell, arch: Arch, programs: &[&str], tree: &Path) -> a
     Ok(())
 }
 
-/// The machine's own mirror of an archive: which one that is, is its administrator's choice.
+/// URL of this machine's mirror of an archive, as configured by its administrator.
 pub(crate) fn mirror(sh: &Shell, label: &str) -> anyhow::Result<String> {
     let format = "$(REPO_URI) $(LABEL)";
     let targets = cmd!(sh, "apt-get indextargets --format {format}")

@@ -13,13 +13,13 @@ use super::debian::{self, Kernel};
 use super::{Arch, Scope, cross, directory};
 use crate::test;
 
-/// Test programs of a guest and their tests by name; none: all of them.
+/// Test programs of a guest, each with the names of the tests to run (none: all tests).
 type Plan = &'static [(&'static str, &'static [&'static str])];
 
-/// Detectors forgive what happens in the first 120 s after a boot. What goes before takes about that long.
+/// Detectors tolerate failures in the first 120 s after a boot. The tests before this entry take about that long.
 const WAIT: (&str, &[&str]) = ("wait", &["121"]);
 
-/// The features of a kernel, and the basic observation test on it, in minutes.
+/// The features of a kernel and the basic observation test. Takes minutes.
 const BRIEF: Plan = &[
     ("live_kernel", &[]),
     ("uplinks", &["stream_follows_the_uplinks_when_none_is_named"]),
@@ -35,14 +35,14 @@ const BRIEF: Plan = &[
     ("live", &["faults::every_fault_is_named_by_its_cause"]),
 ];
 
-/// Networks and hosts that are set up in another way than the lab's.
+/// Tests of networks and hosts that differ from the lab's.
 const NETWORKS: Plan = &[
     ("uplinks", &[]),
     WAIT,
     ("live", &["networks::", "hosts::", "devices::", "detached::"]),
 ];
 
-/// All that a guest can run.
+/// All tests that a guest can run.
 const WHOLE: Plan = &[("live_kernel", &[]), ("uplinks", &[]), WAIT, ("live", &[])];
 
 impl Scope {
@@ -54,13 +54,13 @@ impl Scope {
         }
     }
 
-    /// Whether scripted clients of the tests run there.
+    /// Whether scripted clients in Python run in the guest.
     fn needs_python(self, arch: Arch) -> bool {
         self != Self::Brief && arch.is_native()
     }
 }
 
-/// Faults whose signs differ between kernels or privileges; `whole` has all of them.
+/// Faults whose symptoms differ between kernels or privileges. `whole` includes all faults.
 const BRIEF_FAULTS: &[&str] = &[
     "output-reject",
     "output-drop-legacy:IPv4",
@@ -78,7 +78,8 @@ const BRIEF_FAULTS: &[&str] = &[
     "hop-limit-2:IPv4",
 ];
 
-/// Tests that need what a guest doesn't have: a terminal multiplexer, a C compiler, container engines, Prometheus, a shell that counts seconds.
+/// Tests that need programs that a guest doesn't have: a terminal multiplexer, a C compiler, container engines, Prometheus, a shell that
+/// counts seconds.
 const SKIPPED: &[&str] = &[
     "callers::",
     "terminal::",
@@ -91,13 +92,14 @@ const SKIPPED: &[&str] = &[
     "a_curl_loop_is_one_finding_for_the_loop",
 ];
 
-/// Tests with scripts in Python, which guests of another processor don't have.
+/// Tests with scripts in Python. Guests with another processor don't have Python.
 const PYTHON_ONLY: &[&str] = &["networks::", "hosts::"];
 
-/// Parts of Python's library that no script uses.
+/// Parts of Python's library that no script imports.
 const PYTHON_LEFT_OUT: &[&str] = &["test", "idlelib", "ensurepip", "lib2to3", "pydoc_data", "tkinter"];
 
-/// For programs of the lab's own instead of Python's, for time that passes slowly, and because no other process runs there.
+/// Environment of the tests: the lab's client instead of Python's, longer timeouts because emulation is slow, and the root cgroup because
+/// no other processes run in the guest.
 const ENVIRONMENT: &[(&str, &str)] = &[
     ("IMDS_OBSERVER_TEST_CLIENT", "lab"),
     ("IMDS_OBSERVER_TEST_PATIENCE", "6"),
@@ -128,15 +130,15 @@ const PROGRAMS: &[&str] = &[
     "grep",
 ];
 
-/// Names under which the guest finds them too.
+/// Additional names of these programs in the guest.
 const ALIASES: &[(&str, &str)] = &[
     ("iptables", "iptables-legacy"),
     ("ip6tables", "ip6tables-legacy"),
     ("sh", "dash"),
 ];
 
-/// Modules for the lab's networks and firewalls. Names that a kernel lacks are left out: 5.10 has counters of
-/// nftables as a module, later ones have built them in.
+/// Modules for the lab's networks and firewalls. Names that a kernel lacks are skipped: for example, 5.10 has nftables' counters as a
+/// module, but later kernels have them built in.
 const MODULES: &[&str] = &[
     "veth",
     "bridge",
@@ -180,7 +182,7 @@ const MODULES: &[&str] = &[
     "xt_comment",
     "tcp_diag",
     "inet_diag",
-    // Kinds of uplinks.
+    // Modules for kinds of uplinks.
     "8021q",
     "bonding",
     "macvlan",
@@ -194,10 +196,10 @@ const MODULES: &[&str] = &[
     "ip_vs_rr",
 ];
 
-/// Longest that a guest may take; it watches its own tests more closely.
+/// Timeout of a guest. The guest's init process has shorter timeouts for its tests.
 const PATIENCE: Duration = Duration::from_secs(2_400);
 const PATIENCE_WHOLE: Duration = Duration::from_secs(7_200);
-/// A boot and a program that ends by itself.
+/// Timeout of a boot and a program that ends by itself.
 pub(super) const PATIENCE_ONLY: Duration = Duration::from_secs(300);
 
 /// The part of the initramfs that all kernels of an architecture share.
@@ -223,7 +225,7 @@ pub(super) fn base(sh: &Shell, arch: Arch, scope: Scope, filter: Option<&str>) -
     for (name, built) in programs(sh, arch)? {
         let to = match name.as_str() {
             "imds-observer-guest" => tree.join("init"),
-            // Where its tests look for it: the path is fixed when they are compiled.
+            // The path at which tests look for it is fixed when they are compiled.
             "imds-observer" => below(&tree, &built),
             "imds-observer-lab" => tree.join("guest/target").join(name),
             name if plan.iter().any(|(program, _)| *program == name) => tree.join("guest/target/deps").join(name),
@@ -272,8 +274,8 @@ pub(super) fn base(sh: &Shell, arch: Arch, scope: Scope, filter: Option<&str>) -
     Ok(archive)
 }
 
-/// Builds for the guest: name and path of each program. For this machine's own processor they are those of the live tests
-/// here, in whose place nothing is built again; for another they are static.
+/// Builds the guest's programs, and returns name and path of each. For this machine's own processor, they are the programs of the live
+/// tests, so nothing is built twice. For another processor, they are static.
 pub(super) fn programs(sh: &Shell, arch: Arch) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let targets = test::test_targets(sh, |name| test::is_live(name) || name == "uplinks")?;
     let cross = (!arch.is_native()).then(|| cross::prepare(sh, arch)).transpose()?;
@@ -301,14 +303,14 @@ pub(super) fn programs(sh: &Shell, arch: Arch) -> anyhow::Result<Vec<(String, Pa
     Ok(found)
 }
 
-/// This machine's programs, with their libraries.
+/// Copies this machine's programs and their libraries.
 fn own_tools(sh: &Shell, arch: Arch, tree: &Path) -> anyhow::Result<()> {
     for program in PROGRAMS {
         let path = find(sh, program)?;
         copy(sh, &path, &tree.join("usr/bin").join(program))?;
         copy_libraries(sh, &path, tree)?;
     }
-    // iptables' own extensions are loaded by name.
+    // iptables loads its extensions by name, so `ldd` doesn't list them.
     let extensions = PathBuf::from(format!("/usr/lib/{}-linux-gnu/xtables", arch.name()));
     for extension in sh.read_dir(&extensions).context("list iptables' extensions")? {
         copy(sh, &extension, &below(tree, &extension))?;
@@ -316,7 +318,7 @@ fn own_tools(sh: &Shell, arch: Arch, tree: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// This machine's Python with its library, as `/usr/bin/python3`.
+/// Copies this machine's Python with its library, as `/usr/bin/python3`.
 fn python(sh: &Shell, tree: &Path) -> anyhow::Result<()> {
     let program = find(sh, "python3")?;
     copy(sh, &program, &tree.join("usr/bin/python3"))?;
@@ -345,7 +347,7 @@ fn find(sh: &Shell, program: &str) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("find {program} for the guest (cargo xtask setup --for kernels installs it)"))
 }
 
-/// The libraries that a program asks for, and the loader.
+/// Copies the libraries that a program needs, and the loader.
 fn copy_libraries(sh: &Shell, program: &Path, tree: &Path) -> anyhow::Result<()> {
     let listed = cmd!(sh, "ldd {program}").quiet().read()?;
     for library in listed
@@ -368,12 +370,12 @@ fn copy(sh: &Shell, from: &Path, to: &Path) -> anyhow::Result<()> {
     if let Some(parent) = to.parent() {
         sh.create_dir(parent)?;
     }
-    // Through links: the guest has the file itself.
+    // Links are followed: the guest gets the file itself.
     fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
     Ok(())
 }
 
-/// A tree as a cpio archive, which is what the kernel unpacks.
+/// Packs a tree as a cpio archive, the format that the kernel unpacks.
 pub(super) fn pack(tree: &Path, archive: &Path) -> anyhow::Result<()> {
     let list = Command::new("find")
         .arg(".")
@@ -393,7 +395,7 @@ pub(super) fn pack(tree: &Path, archive: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Modules, unpacked and in loading order.
+/// Prepares the modules, decompressed and listed in loading order.
 pub(super) fn modules(sh: &Shell, arch: Arch, kernel: &Kernel) -> anyhow::Result<PathBuf> {
     let tree = directory(arch).join(format!("modules-{}", kernel.release));
     sh.remove_path(&tree)?;
@@ -451,7 +453,7 @@ pub(super) fn initramfs(sh: &Shell, arch: Arch, kernel: &Kernel, base: &Path) ->
     Ok(initramfs)
 }
 
-/// The kernel takes archives one behind the other.
+/// Concatenates archives. The kernel unpacks them one after the other.
 pub(super) fn concatenate(parts: &[&Path], whole: &Path) -> anyhow::Result<()> {
     let mut whole = File::create(whole)?;
     for part in parts {
@@ -460,7 +462,7 @@ pub(super) fn concatenate(parts: &[&Path], whole: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Boots the guest and gives what it wrote to its console.
+/// Boots the guest and returns its console output.
 pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, scope: Scope) -> anyhow::Result<String> {
     let console = directory(arch).join(format!("{}.console", kernel.release));
     let patience = match scope {
@@ -477,8 +479,8 @@ pub(super) fn run(arch: Arch, kernel: &Kernel, initramfs: &Path, scope: Scope) -
     )
 }
 
-/// The same for a guest that has nothing but these files, by their paths there, and the modules at `/guest` if they are wanted.
-/// The first process gets it on the command line.
+/// Boots a guest that contains only these files, by their paths in the guest, and the modules at `/guest` if wanted. `first` is the init
+/// process and its arguments on the kernel's command line.
 pub(super) fn run_only(
     sh: &Shell,
     arch: Arch,
@@ -506,7 +508,7 @@ pub(super) fn run_only(
         &format!("rdinit={first}"),
         PATIENCE_ONLY,
     )?;
-    // The end of the first process ends the kernel, which prints its status.
+    // When the init process ends, the kernel panics and prints the process's exit status.
     ensure!(
         text.contains("exitcode=0x00000000"),
         "`{first}` failed as the first process of a guest: see {}",

@@ -1,4 +1,4 @@
-//! A guest's console: which tests passed with which privileges, and what the kernel gives.
+//! Parses a guest's console: which tests passed with which privileges, and the features of the kernel.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use anyhow::ensure;
 
 use crate::test::Totals;
 
-/// All test programs with one set of privileges.
+/// Results of all test programs with one set of privileges.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Round {
     pub(super) privileges: String,
-    /// Feature and result, in the order printed.
+    /// Features and their values, in the order printed.
     pub(super) facts: Vec<(String, String)>,
     failures: Vec<String>,
 }
@@ -25,7 +25,7 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Whether these privileges, or the guest as a whole, failed.
+    /// Whether the tests with these privileges, or the guest as a whole, failed.
     pub(super) fn failed_in(&self, round: &Round) -> bool {
         !self.errors.is_empty() || !round.failures.is_empty()
     }
@@ -56,12 +56,12 @@ pub(super) fn read(console: &str) -> anyhow::Result<Outcome> {
     let mut current = None;
     for line in console.lines() {
         let line = line.trim_end();
-        // The first line follows what the firmware wrote.
+        // On the first line, the marker follows output of the firmware.
         if let Some((_, word)) = line.split_once("@@ ") {
             let (word, rest) = word.split_once(' ').unwrap_or((word, ""));
             match word {
                 "kernel" => rest.clone_into(&mut outcome.kernel),
-                // Each comes up once per test program.
+                // The line is printed once per test program.
                 "round" => {
                     let known = outcome.rounds.iter().position(|round| round.privileges == rest);
                     current = Some(known.unwrap_or_else(|| {

@@ -22,7 +22,7 @@ use crate::toolchain::tools;
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,kmod,curl";
 const LEFT_OUT: [&str; 4] = ["doc", "i18n", "locale", "man"];
 
-/// No logins, no timers of Debian's, nothing on the console except intended output.
+/// Disables logins and Debian's timers, and keeps the console free of other output.
 const COMMAND_LINE: &str = "rdinit=/lib/systemd/systemd systemd.unit=multi-user.target systemd.show_status=no systemd.getty_auto=no \
     systemd.mask=getty.target systemd.mask=timers.target mitigations=off rcupdate.rcu_expedited=1 no_timer_check";
 
@@ -136,7 +136,7 @@ impl<'a> Said<'a> {
         Ok(names(|capability| bits & capability.bitmask() != 0))
     }
 
-    /// Whether everything matches `unit` and the documentation.
+    /// Checks that everything matches `unit` and the documentation.
     fn judge(&self, unit: &str) -> anyhow::Result<()> {
         ensure!(!self.0.contains_key("failed"), "{}", self.get("failed")?);
         self.get("end")?;

@@ -1,4 +1,4 @@
-//! The table in `docs/kernel-support.md`, from what the runs so far have left under `target/kernels`.
+//! The table in `docs/kernel-support.md`, from the results under `target/kernels`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ fn results() -> PathBuf {
     root().join("target/kernels/results")
 }
 
-/// Notes the facts of one run. A run that failed replaces an earlier one too: the table must not be wrong.
+/// Stores the facts of one run. A failed run replaces an earlier result too, so that the table is never wrong.
 pub(super) fn keep(arch: Arch, version: &Version, outcome: &Outcome) -> anyhow::Result<()> {
     fs::create_dir_all(results())?;
     let mut text = String::new();
@@ -62,10 +62,11 @@ pub(super) fn write(page: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A run of one kernel with one set of privileges: version's numbers, machine, rank of the privileges, version.
+/// A column of the table, which is a run on one kernel with one set of privileges: numbers of the version, machine, rank of the privileges,
+/// version.
 type Column<'a> = (Vec<u64>, &'a str, &'a str, &'a str);
 
-/// Results of runs: one column per run, facts in the order in which they came up.
+/// Results of runs: one column per run, with the facts in the order of their first appearance.
 #[derive(Default)]
 struct Facts<'a> {
     columns: BTreeMap<Column<'a>, BTreeMap<&'a str, &'a str>>,
@@ -84,7 +85,7 @@ impl<'a> Facts<'a> {
                 .split(['.', '-', '+'])
                 .filter_map(|number| number.parse().ok())
                 .collect();
-            // All privileges before fewer.
+            // Columns with all privileges precede those with fewer.
             let rank = if privileges == "full" { "0" } else { "1" };
             let column = facts.columns.entry((order, arch, rank, kernel)).or_default();
             column.insert(name, value);
@@ -95,7 +96,7 @@ impl<'a> Facts<'a> {
         facts
     }
 
-    /// Table of the facts that `wanted` accepts, with the names that it returns. A cell that no run filled is a dash.
+    /// Table of the facts that `wanted` accepts, with the names that it returns. A cell without a result is a dash.
     fn table(&self, wanted: impl Fn(&'a str) -> Option<&'a str>) -> String {
         let mut out = String::from("| |");
         for (_, arch, rank, kernel) in self.columns.keys() {
@@ -110,7 +111,7 @@ impl<'a> Facts<'a> {
             let _ = write!(out, "| {called} |");
             for values in self.columns.values() {
                 let value = values.get(name).unwrap_or(&"-");
-                // The reason is listed below.
+                // Reasons are listed below the table.
                 let value = value
                     .split_once(" (")
                     .filter(|_| value.starts_with(MISSING))
@@ -122,7 +123,7 @@ impl<'a> Facts<'a> {
         out
     }
 
-    /// Each reason for which something was missing, once.
+    /// All reasons for missing features, without duplicates.
     fn reasons(&self) -> String {
         let mut reasons: Vec<String> = Vec::new();
         for name in &self.names {
@@ -140,9 +141,9 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// How the value of what a kernel lacks begins.
+/// Prefix of the value of a feature that a kernel lacks.
 const MISSING: &str = "missing";
-/// How the name of a fact about a fault begins.
+/// Prefix of the name of a fact about a fault.
 const FAULT: &str = "fault ";
 
 fn tables(text: &str) -> String {

@@ -1,4 +1,4 @@
-//! Compiler and linker of the eBPF object: only `cargo xtask ebpf` and `cargo xtask test` need them.
+//! Compiler and linker of the eBPF object. Only `cargo xtask ebpf` and `cargo xtask test` need them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use xshell::{Shell, cmd};
 use super::{has_apt, is_program, packages, say};
 use crate::toolchain::{self, Compiler, LINKED};
 
-/// Debian's compiler with the sources of `core`.
+/// Debian's compiler and the sources of `core`.
 const COMPILER_PACKAGES: &[&str] = &["rustc-web", "rust-web-src"];
 /// Version of bpf-linker. The features in its manifest state the supported LLVM versions.
 const LINKER_VERSION: &str = "0.13";
@@ -24,7 +24,7 @@ pub(super) fn ensure(sh: &Shell) -> anyhow::Result<()> {
         Some(compiler) => compiler,
         None => install_compiler(sh)?,
     };
-    // A linked toolchain has no cargo of its own; rustup then takes that of nightly, beta or stable, by these names.
+    // A linked toolchain has no cargo. rustup then uses the cargo of the toolchain named nightly, beta or stable.
     let toolchain = compiler.toolchain();
     if cmd!(sh, "rustup run {toolchain} cargo --version")
         .quiet()
@@ -65,7 +65,7 @@ fn install_compiler(sh: &Shell) -> anyhow::Result<Compiler> {
             .lines()
             .any(|line| line.starts_with(LINKED))
         {
-            // Linked to something else, or to a compiler that was removed.
+            // The link points to another compiler, or to a removed one.
             cmd!(sh, "rustup toolchain uninstall {LINKED}").run()?;
         }
         cmd!(sh, "rustup toolchain link {LINKED} /usr").run()?;
@@ -89,7 +89,7 @@ fn install_compiler(sh: &Shell) -> anyhow::Result<Compiler> {
     Ok(Compiler::Nightly)
 }
 
-/// A linker that reads the compiler's bitcode: it must be built with the same LLVM.
+/// Installs a linker that reads the compiler's bitcode, which must be built with the same LLVM version.
 fn linker(sh: &Shell, llvm: u32) -> anyhow::Result<()> {
     let tools = toolchain::tools();
     let own = tools.join("bin/bpf-linker");
@@ -135,7 +135,7 @@ fn linker(sh: &Shell, llvm: u32) -> anyhow::Result<()> {
     check_linker(sh, &own, &own, &tools, llvm).with_context(|| format!("bpf-linker: built into {}", tools.display()))
 }
 
-/// Our own, or else the first on `PATH`.
+/// Our own linker, otherwise the first one on `PATH`.
 fn program(sh: &Shell, own: &Path) -> Option<PathBuf> {
     if is_program(own) {
         return Some(own.to_path_buf());
@@ -154,7 +154,7 @@ fn check_linker(sh: &Shell, found: &Path, own: &Path, tools: &Path, llvm: u32) -
         "{} has version {version}, {LINKER_VERSION} is needed",
         found.display()
     );
-    // It doesn't print its LLVM; cargo has noted with which feature it was built here.
+    // bpf-linker doesn't print its LLVM version. cargo has recorded the feature with which it was built here.
     if found == own {
         let notes = sh.read_file(tools.join(".crates2.json")).unwrap_or_default();
         let built = llvm_of(&notes).context("which LLVM it was built with is not recorded")?;
@@ -166,7 +166,7 @@ fn check_linker(sh: &Shell, found: &Path, own: &Path, tools: &Path, llvm: u32) -
     Ok(())
 }
 
-/// The LLVM that bpf-linker was built with, from cargo's notes about what it has installed.
+/// The LLVM version that bpf-linker was built with, from cargo's record of installed programs.
 fn llvm_of(notes: &str) -> Option<u32> {
     let notes: serde_json::Value = serde_json::from_str(notes).ok()?;
     let (_, install) = notes["installs"]

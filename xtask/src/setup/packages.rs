@@ -1,7 +1,7 @@
-//! Packages of the distribution: which are absent or too old, and how they are installed.
+//! Packages of the distribution: which ones are absent or too old, and how they are installed.
 //!
-//! Package lists on a machine are absent, or weeks old, or of one repository out of two. So what they offer is checked before
-//! anything is installed, and what is installed is checked again afterwards.
+//! A machine's package lists may be absent, weeks old, or incomplete. The offered versions are therefore checked before anything is
+//! installed, and the installed versions afterwards.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,12 +12,12 @@ use xshell::{Shell, cmd};
 use super::{has_apt, is_program, say, which};
 use crate::run::is_root;
 
-/// A package that needs more than its name in Debian.
+/// A package for which more than its Debian name is known.
 struct Known {
     debian: &'static str,
-    /// The same in Fedora and Amazon Linux 2023. Not tried: no such machine runs the tests.
+    /// Its name in Fedora and Amazon Linux 2023. Untested: no such machine runs the tests.
     dnf: &'static str,
-    /// A program of it, for machines without dpkg.
+    /// A program of the package, for machines without dpkg.
     program: Option<&'static str>,
 }
 
@@ -72,7 +72,7 @@ const KNOWN: &[Known] = &[
     known("xz-utils", "xz", "xz"),
 ];
 
-/// The oldest version that works, for packages of which an old one is still offered.
+/// Minimum versions of packages for which some releases still offer an older version.
 const OLDEST: &[(&str, &str)] = &[("rustc-web", "1.87"), ("rust-web-src", "1.87")];
 
 fn oldest(package: &str) -> Option<&'static str> {
@@ -82,7 +82,7 @@ fn oldest(package: &str) -> Option<&'static str> {
         .map(|(_, oldest)| *oldest)
 }
 
-/// A package that isn't as it must be.
+/// A package that is absent or too old.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Lack {
     package: String,
@@ -90,7 +90,7 @@ struct Lack {
 }
 
 impl Lack {
-    /// Tool, version found, version needed.
+    /// Text with tool, version found and version needed.
     fn describe(&self) -> String {
         let found = self.found.as_ref().map_or_else(
             || "not installed".to_owned(),
@@ -127,7 +127,7 @@ pub(crate) fn install(sh: &Shell, packages: &[&str], what: &str) -> anyhow::Resu
         refresh(sh, "a package is absent from the package lists, or too old there")?;
         refreshed = true;
     }
-    // Packages that this release doesn't have are accepted from elsewhere.
+    // A package that this release doesn't have is accepted if its program is installed by other means.
     let absent = not_offered(sh, &lacking)?;
     let wanted: Vec<&Lack> = lacking.iter().filter(|lack| !absent.contains(lack)).collect();
     let nowhere: Vec<&Lack> = absent
@@ -161,7 +161,7 @@ pub(crate) fn install(sh: &Shell, packages: &[&str], what: &str) -> anyhow::Resu
     };
     let mut done = install().is_ok();
     if !done && !refreshed {
-        // Old lists also name files that a mirror has replaced since.
+        // Old lists also contain files that a mirror has since replaced.
         refresh(sh, "an installation failed")?;
         done = install().is_ok();
     }
@@ -178,7 +178,7 @@ pub(crate) fn install(sh: &Shell, packages: &[&str], what: &str) -> anyhow::Resu
     Ok(())
 }
 
-/// Whether the package lists, refreshed if need be, offer all of these in a version that works.
+/// Whether the package lists, refreshed if necessary, offer all of these packages in a suitable version.
 pub(super) fn are_offered(sh: &Shell, packages: &[&str]) -> anyhow::Result<bool> {
     let wanted: Vec<Lack> = packages
         .iter()
@@ -212,7 +212,7 @@ fn names(lacking: &[Lack]) -> Vec<&str> {
 
 /// Packages that are absent or too old.
 fn lacking(sh: &Shell, packages: &[&str]) -> anyhow::Result<Vec<Lack>> {
-    // dpkg-query fails when it doesn't know one of them, and still prints the rest.
+    // dpkg-query fails if it doesn't know one of the packages, but still prints the others.
     let format = "--showformat=${db:Status-Status}\\t${binary:Package}\\t${Version}\\n";
     let output = cmd!(sh, "dpkg-query --show {format} {packages...}")
         .quiet()
@@ -296,14 +296,14 @@ fn program_of(package: &str) -> Option<&'static str> {
 }
 
 fn has_program(sh: &Shell, program: &str) -> bool {
-    // Where a user's own PATH has no directory of the administrator's.
+    // A user's PATH may lack the administrator's directories.
     which(sh, program)
         || ["/usr/sbin", "/sbin"]
             .iter()
             .any(|directory| is_program(&std::path::Path::new(directory).join(program)))
 }
 
-/// Not Debian: what can be checked are programs, and the rest is the user's to install.
+/// Checks for programs on a system other than Debian, where the user has to install the packages.
 fn check_programs(sh: &Shell, packages: &[&str], what: &str) -> anyhow::Result<()> {
     let missing: Vec<&str> = packages
         .iter()
@@ -322,7 +322,7 @@ fn check_programs(sh: &Shell, packages: &[&str], what: &str) -> anyhow::Result<(
     );
 }
 
-/// The line to type where there is no apt-get.
+/// The command to run where there is no apt-get.
 fn by_hand(dnf: bool, packages: &[&str]) -> String {
     if !dnf {
         return format!("install what Debian calls {}, and run this again", packages.join(" "));
@@ -344,7 +344,7 @@ fn by_hand(dnf: bool, packages: &[&str]) -> String {
     )
 }
 
-/// The distribution by its own name.
+/// Name of the distribution.
 fn release() -> String {
     fs::read_to_string("/etc/os-release")
         .ok()

@@ -1,7 +1,7 @@
-//! Checks that only compute, run while the live tests wait for clients to time out.
+//! CPU-bound checks that run while the live tests wait for timeouts of clients.
 //!
-//! They are another process of this program with the scheduler's idle policy: it gets what the tests leave, and nothing
-//! of what they want. So two thirds of its ten minutes cost none.
+//! They run in another process of this program with the scheduler's idle policy, so they use only processor time that the tests don't need.
+//! Two thirds of their ten minutes therefore add nothing to the total.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use anyhow::{Context as _, bail};
 use crate::fuzz;
 use crate::run::{is_root, root, shell, step};
 
-/// Running checks. They are ended with their children when this is dropped.
+/// Running checks. They and their children are ended on drop.
 pub(super) struct Beside {
     process: Child,
     said: PathBuf,
@@ -35,14 +35,14 @@ impl Beside {
             .stdin(Stdio::null())
             .stdout(output.try_clone().context("share the output file")?)
             .stderr(output)
-            // A group of its own, which can be ended as a whole.
+            // A separate process group, which can be ended as a whole.
             .process_group(0)
             .spawn()
             .context("start `chrt --idle 0` (of util-linux)")?;
         Ok(Self { process, said })
     }
 
-    /// Waits for the end, and prints their output.
+    /// Waits until the checks end, and prints their output.
     pub(super) fn finish(mut self) -> anyhow::Result<()> {
         let status = self.process.wait().context("wait for the checks")?;
         let said = fs::read(&self.said).with_context(|| format!("read {}", self.said.display()))?;
@@ -66,12 +66,12 @@ impl Drop for Beside {
     }
 }
 
-/// Body of that process.
+/// Main function of the other process.
 pub(super) fn run() -> anyhow::Result<()> {
     let sh = shell()?;
     super::dependencies(&sh)?;
     {
-        // Cargo lets one build at a time into a target directory, and the tests' builds are in the usual one.
+        // Cargo allows one build at a time per target directory, and the tests use the default one.
         let _target = sh.push_env("CARGO_TARGET_DIR", root().join("target/beside"));
         super::lints(&sh)?;
     }

@@ -1,7 +1,7 @@
-//! `test --pristine`: the README's commands on a machine that nothing has prepared.
+//! `test --pristine`: runs the README's commands on a machine without any preparation.
 //!
-//! In a root file system of Debian's own (mmdebstrap, minbase) with a C compiler, rustup and one stable toolchain: what the
-//! README supposes. Mounts are made in a mount namespace that ends with the commands, so none is left behind.
+//! The machine is a Debian root file system (mmdebstrap, minbase) with a C compiler, rustup and one stable toolchain, as the README
+//! requires. Its mounts are in a mount namespace that ends with the commands, so no mount is left behind.
 
 use std::env;
 use std::fs;
@@ -18,18 +18,18 @@ use crate::run::{is_root, root, shell, step};
 use crate::setup::{self, Group};
 use crate::toolchain::{LINKED, cargo_home, tools};
 
-/// Packages besides Debian's essential ones that rustup's installer requires.
+/// Packages that rustup's installer needs, besides Debian's essential ones.
 const PACKAGES: &str = "ca-certificates,gcc,libc6-dev";
 
 /// State of the package lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lists {
     Absent,
-    /// Lists of the release without its security updates: the compiler there is too old.
+    /// Lists of the release without its security updates, which contain only a compiler that is too old.
     Stale,
 }
 
-/// How much of it.
+/// Extent of the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Form {
     /// Set-up, build and demo, in three states of the machine.
@@ -56,7 +56,8 @@ pub(super) fn run(form: Form, suite: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Another release of Debian, without package lists: demo, set-up of the tests, and the eBPF object with what that installed.
+/// On another Debian release, without package lists: runs the demo, the set-up of the tests, and compiles the eBPF object with the
+/// installed tools.
 fn other_release(sh: &Shell, suite: &str) -> anyhow::Result<()> {
     let base = step("root file system", || base(sh, suite))?;
     let machine = Machine::new(sh, &base, suite, Lists::Absent)?;
@@ -128,7 +129,7 @@ fn full(sh: &Shell, suite: &str) -> anyhow::Result<()> {
     machine.remove(sh)
 }
 
-/// Time of the demo where Debian's packages are installed and nothing else is: crates are downloaded again.
+/// Measures the time of the demo if Debian's packages are installed but nothing else is. Crates are downloaded again.
 fn from_clone_to_demo(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
     const TARGET_S: f64 = 150.0;
     machine.run(sh, "rm -rf /clone/target /root/.cargo/registry /root/.local", false)?;
@@ -147,7 +148,7 @@ const ONE_STABLE_COMPILER: &str = "\
     if test -e /usr/bin/rustc || command -v bpf-linker || find /root/.local /root/.cargo -name bpf-linker -type f -executable | grep .; then exit 1; fi
     test \"$(ls /root/.rustup/toolchains | wc -l)\" = 1";
 
-/// `cargo install` with a stable compiler alone, and what it installed at work on live traffic.
+/// Runs `cargo install` with only a stable compiler, and the installed program on live traffic.
 fn installed_program(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
     machine.run(sh, ONE_STABLE_COMPILER, false)?;
     step("cargo install --path imds-observer", || {
@@ -185,15 +186,15 @@ fn package(sh: &Shell, machine: &Machine) -> anyhow::Result<()> {
     })
 }
 
-/// Part of `cargo xtask test`: stale lists, build, and the built program's `doctor` and `analyze`. Crates are those that this
-/// machine has downloaded.
+/// Part of `cargo xtask test`: stale lists, the build, and `doctor` and `analyze` of the built program. Crates that this machine has
+/// already downloaded are reused.
 pub(super) fn short(sh: &Shell) -> anyhow::Result<()> {
     let base = base(sh, &own_suite()?)?;
     let machine = Machine::new(sh, &base, "short", Lists::Stale)?;
     machine.lend_crates(sh)?;
     let here = |script: &str| machine.run(sh, script, true);
     here(ONE_STABLE_COMPILER)?;
-    // The README's command, without what only makes the program fast.
+    // The README's command, without the optimizations.
     here(
         "cd /clone && CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 sh -c 'cargo xtask setup && cargo xtask build'",
     )?;
@@ -211,7 +212,7 @@ pub(super) fn short(sh: &Shell) -> anyhow::Result<()> {
     machine.remove(sh)
 }
 
-/// The root file system that machines are copied from. Kept among the tools: delete it there for newer packages.
+/// The root file system that machines are copied from. It is kept in the tools directory; delete it there to get newer packages.
 fn base(sh: &Shell, suite: &str) -> anyhow::Result<Base> {
     let made = |tree| Base {
         suite: suite.to_owned(),
@@ -246,7 +247,7 @@ struct Base {
 /// A root file system with rustup, one toolchain, and the sources at `/clone`.
 struct Machine {
     tree: PathBuf,
-    /// The toolchain here, mounted there.
+    /// This machine's toolchain, which is mounted in the other.
     toolchain: PathBuf,
 }
 
@@ -300,7 +301,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Copies the files that git has or would add, as they are on disk: uncommitted changes are tested too.
+    /// Copies the files that git tracks or would add, as they are on disk, so that uncommitted changes are tested too.
     fn clone(&self, sh: &Shell) -> anyhow::Result<()> {
         let to = self.tree.join("clone");
         sh.create_dir(&to)?;
@@ -309,7 +310,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Sources of the release and of its security updates, from this machine's own mirrors.
+    /// Writes the apt sources of the release and of its security updates, with this machine's mirrors.
     fn lists(&self, sh: &Shell, suite: &str, lists: Lists) -> anyhow::Result<()> {
         let (release, security) = (mirror(sh, "Debian")?, mirror(sh, "Debian-Security")?);
         let release = format!("deb {release} {suite} main\n");
@@ -323,7 +324,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Crates that are here already, so that they are not downloaded again.
+    /// Copies crates that this machine has already downloaded, so that they are not downloaded again.
     fn lend_crates(&self, sh: &Shell) -> anyhow::Result<()> {
         let to = self.tree.join("root/.cargo/registry");
         sh.create_dir(&to)?;
@@ -380,7 +381,7 @@ impl Machine {
             ]
             .map(str::to_owned),
         );
-        // How this machine reaches mirrors and registries.
+        // Settings with which this machine reaches mirrors and registries.
         arguments.extend(
             env::vars()
                 .filter(|(name, _)| is_about_network(name))
