@@ -1,4 +1,4 @@
-//! The kernel's own type information, from kernels that we have never met.
+//! The kernel's own type information (BTF), which may come from an unknown kernel.
 #![no_main]
 
 use imds_observer::bpf::Btf;

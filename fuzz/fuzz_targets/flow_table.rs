@@ -1,4 +1,4 @@
-//! Any history of segments, drops and socket states, in any order.
+//! Any sequence of segments, drops and socket states.
 #![no_main]
 
 use imds_observer::exchange::fuzz_flow_table;

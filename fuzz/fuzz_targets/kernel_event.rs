@@ -1,4 +1,4 @@
-//! What the ring buffer hands us. The kernel side is ours, but not always of the same version.
+//! Bytes from the ring buffer. The kernel programs are ours, but not always of the same version.
 #![no_main]
 
 use imds_observer::bpf::{Decoder, Symbols};

@@ -1,4 +1,4 @@
-//! Command lines, paths and user agents of untrusted processes: what was shown once is shown alike.
+//! Command lines, paths and user agents of untrusted processes. Redacting twice must not show more than redacting once.
 #![no_main]
 
 use imds_observer::redact::fuzz_redaction;

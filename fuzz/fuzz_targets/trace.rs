@@ -13,10 +13,10 @@ use imds_observer::source::traces::Traces;
 use imds_observer::source::{self, Source as _, SourceState};
 use libfuzzer_sys::fuzz_target;
 
-/// A small file can unpack to gigabytes; what is read of it is bounded, so this is for speed only.
+/// A small file can unpack to gigabytes. The reader is bounded in any case, so this limit only saves time.
 const BATCHES: usize = 16;
 
-/// Tables of the default size cost more to allocate than an input costs to read, and are never full.
+/// Small limits: allocating tables of the default size takes longer than reading an input, and inputs never fill them.
 fn limits() -> (source::Limits, exchange::Limits) {
     let source = source::Limits {
         read_ahead_bytes: 64 << 10,
