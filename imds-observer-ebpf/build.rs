@@ -1,8 +1,8 @@
-//! How the linker makes the object.
+//! Sets the linker's options for the object.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    // Copies and fills of known size become stores in place of calls to loops over bytes, which cost more, and which the
-    // verifier refuses to those who lack CAP_PERFMON on kernels that guard against speculation.
+    // With this option, copies and fills of known size become stores instead of calls to byte loops. The calls cost more. On kernels with
+    // mitigations against speculation, the verifier also rejects them without CAP_PERFMON.
     println!("cargo:rustc-link-arg-bins=--disable-expand-memcpy-in-order");
 }

@@ -2,14 +2,14 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Endpoints of one family that can be watched at a time.
+/// Limit on the endpoints of one address family.
 pub const MAX_ENDPOINTS: usize = 4;
 
 /// Marks a field that this kernel's BTF does not have.
 pub const NO_OFFSET: u32 = u32::MAX;
 
-/// Addresses of the metadata service. Unused slots repeat the first address, so that a comparison with all slots stays right. First are
-/// those beyond the address ranges that the programs look at anyway: 169.254.0.0/16 and fd00:ec2::/32.
+/// Addresses of the metadata service. Unused slots repeat the first address, so that a comparison with all slots stays correct. Addresses
+/// outside the ranges that the programs always check (169.254.0.0/16 and fd00:ec2::/32) come first.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Endpoints {
@@ -18,12 +18,13 @@ pub struct Endpoints {
     pub v6: [[u8; 16]; MAX_ENDPOINTS],
     pub v4_count: u32,
     pub v6_count: u32,
-    /// How many are beyond those ranges.
+    /// Number of addresses outside these ranges.
     pub v4_far_count: u32,
     pub v6_far_count: u32,
 }
 
-/// Byte offsets of kernel struct fields, from this kernel's BTF, and what else differs between kernels. [`NO_OFFSET`] where absent.
+/// Byte offsets of kernel struct fields, from this kernel's BTF, and other differences between kernels. [`NO_OFFSET`] if the field is
+/// absent.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct KernelOffsets {
@@ -59,7 +60,7 @@ pub struct KernelOffsets {
     pub mount_mnt_mountpoint: u32,
     pub vfsmount_mnt_root: u32,
     pub css_set_dfl_cgrp: u32,
-    /// Of the `cgroup_subsys_state *` of a controller in a v1 hierarchy; absent on hosts with cgroup v2 alone.
+    /// Offset of the `cgroup_subsys_state *` of a controller in a v1 hierarchy. Absent on hosts with only cgroup v2.
     pub css_set_v1_subsys: u32,
     pub css_cgroup: u32,
     pub cgroup_kn: u32,
@@ -93,16 +94,16 @@ pub struct KernelOffsets {
     pub tcp_bytes_received: u32,
     /// 1: `kfree_skb` has a third argument, the reason (5.17 and later).
     pub kfree_skb_has_reason: u32,
-    /// `SKB_NOT_DROPPED_YET` or `SKB_CONSUMED`: reasons up to this one are no drops.
+    /// `SKB_NOT_DROPPED_YET` or `SKB_CONSUMED`: reasons up to this one are not drops.
     pub last_benign_reason: u32,
     /// 1: every hook's programs may follow typed pointers from the current task (5.15 and later, with CAP_PERFMON).
     pub has_task_btf: u32,
 }
 
 impl KernelOffsets {
-    /// Nothing is known: every read that needs an offset is left out.
+    /// No offset is known, so the programs skip every read that needs one.
     pub const NONE: Self = {
-        // All-ones is NO_OFFSET in every field; the three that are no offsets are set right behind.
+        // Bytes of all ones are `NO_OFFSET` in every field. The three fields that are not offsets are set below.
         let mut none: Self = zerocopy::transmute!([0xff_u8; size_of::<KernelOffsets>()]);
         none.kfree_skb_has_reason = 0;
         none.last_benign_reason = 0;

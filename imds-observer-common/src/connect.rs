@@ -4,7 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{EventHeader, ProcessKey};
 
-/// Sent when `connect()` begins ([`crate::EventKind::Connect`]) and, where the kernel lets us see it, when it returns.
+/// Sent when `connect()` begins ([`crate::EventKind::Connect`]) and, if the kernel allows tracing it, when it returns with an error.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ConnectEvent {
@@ -14,7 +14,7 @@ pub struct ConnectEvent {
     pub cgroup_id: u64,
     pub tid: u32,
     pub netns: u32,
-    /// v4-mapped for IPv4.
+    /// The address; v4-mapped for IPv4.
     pub remote: [u8; 16],
     pub remote_port: u16,
     pub reserved: u16,

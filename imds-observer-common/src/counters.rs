@@ -1,22 +1,22 @@
-//! What is counted in the kernel and read from user space.
+//! Counters that the kernel programs increment and user space reads.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Everything that the kernel side could not report, since it was loaded. One slot a CPU.
+/// Everything that the kernel programs could not report since they were loaded. One slot per CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct LossCounters {
     /// Events that did not fit into the ring buffer.
     pub ring_buffer: u64,
-    /// Map entries that could not be made.
+    /// Map entries that could not be created.
     pub map_full: u64,
-    /// Packets of an endpoint whose headers could not be read (fragments, extension headers, cut packets).
+    /// Packets of an endpoint whose headers could not be read (fragments, extension headers, truncated packets).
     pub unparsed: u64,
-    /// Request heads that were longer than what may be copied.
+    /// Request heads that exceeded the limit on copied bytes.
     pub truncated: u64,
 }
 
-/// What the link-local packet quota is spent on.
+/// Kind of traffic that counts toward the link-local packet quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum TrafficClass {
@@ -30,7 +30,7 @@ pub enum TrafficClass {
 /// Number of [`TrafficClass`]es.
 pub const TRAFFIC_CLASSES: usize = 4;
 
-/// Packets at one interface since the program was loaded, by [`TrafficClass`]. One slot a CPU.
+/// Packets at one interface since the program was loaded, by [`TrafficClass`]. One slot per CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct InterfaceCounters {

@@ -1,4 +1,4 @@
-//! What the kernel side remembers of a connection.
+//! State that the kernel programs keep of a connection.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -8,31 +8,31 @@ use crate::ProcessKey;
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Flow {
-    /// Who connected, or who sent the newest payload.
+    /// The process that called `connect()`, or the one that sent the newest payload.
     pub process: ProcessKey,
     pub cgroup_id: u64,
-    /// Whose share of the ring buffer its events count against.
+    /// Client whose share of the ring buffer the connection's events use.
     pub client: u64,
-    /// The process's cgroups of v1 and v2 in one number: it changes when the process is moved.
+    /// The process's cgroups of v1 and v2, combined into one number, which changes when the process is moved.
     pub cgroup_mark: u64,
     pub tid: u32,
     pub netns: u32,
     /// Sequence number that the next new outgoing byte will have.
     pub next_seq: u32,
-    /// 1: `next_seq` holds.
+    /// 1: `next_seq` is valid.
     pub seq_known: u8,
-    /// 1: a request is out and no answer has come to the socket.
+    /// 1: a request was sent, and no response has reached the socket yet.
     pub awaiting: u8,
-    /// 1: more was sent before an answer came, so one answer may not be the last.
+    /// 1: more was sent before a response arrived, so the next response may not be the last one.
     pub pipelined: u8,
     pub reserved: u8,
 }
 
-/// The `connect()` that a task is in. A slot is found by the task's number and belongs to the task that it names.
+/// The `connect()` that a task is executing. A slot is found by the task's number, and belongs to the task in `task`.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Connecting {
-    /// `pid_tgid`; 0: no process.
+    /// `pid_tgid`; 0: the slot is free.
     pub task: u64,
     pub cookie: u64,
     pub remote: [u8; 16],

@@ -2,25 +2,25 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Which struct an event is. Stable within one build only: both sides are always built together.
+/// Struct of an event. The numbers are stable only within one build, because both sides are always built together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum EventKind {
-    /// [`crate::ProcessEvent`]: a process about to talk to IMDS, seen for the first time.
+    /// [`crate::ProcessEvent`]: a process that is about to contact IMDS, seen for the first time.
     Process = 1,
     /// [`crate::ConnectEvent`]: `connect()` towards an endpoint begins.
     Connect = 2,
-    /// [`crate::ConnectEvent`]: that `connect()` has returned.
+    /// [`crate::ConnectEvent`]: `connect()` towards an endpoint has failed.
     ConnectReturned = 3,
-    /// [`crate::SegmentEvent`]: a TCP segment at the socket's cgroup.
+    /// [`crate::SegmentEvent`]: a TCP segment at the cgroup of its socket.
     Segment = 4,
     /// [`crate::WireEvent`]: a packet at an uplink.
     Wire = 5,
-    /// [`crate::DropEvent`]: this kernel freed a packet of an IMDS flow.
+    /// [`crate::DropEvent`]: the kernel dropped a packet of an IMDS flow.
     Drop = 6,
-    /// [`crate::SocketEvent`]: a TCP socket towards an endpoint changed its state or reports an error.
+    /// [`crate::SocketEvent`]: a TCP socket towards an endpoint changed its state or reported an error.
     Socket = 7,
-    /// [`crate::RedirectEvent`]: packets of a socket that connected to an endpoint go to another address.
+    /// [`crate::RedirectEvent`]: the packets of a socket that connected to an endpoint are sent to another address.
     Redirect = 8,
 }
 
@@ -42,7 +42,7 @@ impl TryFrom<u16> for EventKind {
     }
 }
 
-/// Common to all events.
+/// Header of all events.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct EventHeader {
@@ -50,13 +50,13 @@ pub struct EventHeader {
     pub time_ns: u64,
     /// An [`EventKind`].
     pub kind: u16,
-    /// Bytes of the whole event.
+    /// Length of the whole event in bytes.
     pub len: u16,
-    /// Zero; keeps the header free of padding.
+    /// Always 0. The field keeps the header free of padding.
     pub reserved: u32,
 }
 
-/// Which way a packet goes, as the client sees it.
+/// Direction of a packet, as seen from the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Direction {

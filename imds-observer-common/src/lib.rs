@@ -1,8 +1,8 @@
 //! The types that the kernel programs and the user-space loader exchange, and nothing else.
 //!
-//! Every event starts with an [`EventHeader`]; its `kind` names the struct that the bytes are. All structs are `repr(C)`
-//! without padding, so both sides read the same bytes on every architecture of one byte order. User space decodes with
-//! zerocopy and never transmutes: a kind, a direction or a length that it does not know is counted and passed over.
+//! Every event starts with an [`EventHeader`], whose `kind` identifies the struct of the event. All structs are `repr(C)` without padding,
+//! so both sides read the same bytes on every architecture with the same byte order. User space decodes with zerocopy and never transmutes.
+//! It counts and skips an event with an unknown kind, direction or length.
 #![no_std]
 
 mod config;

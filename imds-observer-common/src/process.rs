@@ -1,21 +1,21 @@
-//! Who a process is, noted by the kernel while it lives.
+//! Identity and description of a process, recorded by the kernel while the process exists.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::EventHeader;
 
-/// `TASK_COMM_LEN`.
+/// `TASK_COMM_LEN`: size of `comm` in bytes.
 pub const COMM_BYTES: usize = 16;
-/// Ancestors that are noted, nearest first.
+/// Limit on recorded ancestors, nearest first.
 pub const MAX_ANCESTORS: usize = 6;
-/// Bytes of the executable's path that are noted.
+/// Limit on recorded bytes of the executable's path.
 pub const EXE_BYTES: usize = 512;
-/// Bytes of the command line that are noted.
+/// Limit on recorded bytes of the command line.
 pub const CMDLINE_BYTES: usize = 512;
-/// Bytes of the cgroup's path that are noted.
+/// Limit on recorded bytes of the cgroup's path.
 pub const CGROUP_BYTES: usize = 512;
 
-/// Identity of a process image. PIDs are reused and `execve` replaces the image under the same PID, so a PID alone names nothing.
+/// Identity of a process image. A PID alone identifies no image: PIDs are reused, and `execve` replaces the image without changing the PID.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -23,9 +23,9 @@ pub const CGROUP_BYTES: usize = 512;
 pub struct ProcessKey {
     /// Start time of the thread group leader, `CLOCK_BOOTTIME`, nanoseconds. 0: not known.
     pub start_time_ns: u64,
-    /// The PID as the host's initial PID namespace counts. 0: no process is known.
+    /// PID in the host's initial PID namespace; 0: the process is not known.
     pub tgid: u32,
-    /// How many times the task has called `execve` (`task_struct.self_exec_id`).
+    /// Number of times that the task has called `execve` (`task_struct.self_exec_id`).
     pub exec_id: u32,
 }
 
@@ -39,10 +39,10 @@ pub struct Ancestor {
     pub comm: [u8; COMM_BYTES],
 }
 
-/// Sent once per [`ProcessKey`] and cgroup, before the first event that mentions them. Followed by `cgroup_v1_len` bytes: the path in
-/// a v1 hierarchy, in the form of `cgroup`.
+/// Sent once per [`ProcessKey`] and cgroup, before the first event that refers to them. Followed by `cgroup_v1_len` bytes: the path in a v1
+/// hierarchy, in the same form as `cgroup`.
 ///
-/// Bytes past the stated lengths are left over from other events of the same kind and mean nothing.
+/// Bytes beyond the stated lengths are left over from other events of this kind and have no meaning.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ProcessEvent {
@@ -62,20 +62,20 @@ pub struct ProcessEvent {
     pub exe_len: u16,
     pub cmdline_len: u16,
     pub cgroup_len: u16,
-    /// Bytes that the command line really has, if more than were noted.
+    /// Length of the command line in bytes, if it was longer than the recorded part.
     pub cmdline_total: u16,
-    /// 0: the process is in no cgroup of a v1 controller.
+    /// Length of the path in a v1 hierarchy; 0: the process is in no cgroup of a v1 controller.
     pub cgroup_v1_len: u16,
-    /// Components of `cgroup`, from the leaf, that lie below a directory in which an unprivileged user may make others: their
-    /// names are that user's choice.
+    /// Number of components of `cgroup`, counted from the leaf, that are below a directory in which an unprivileged user may create
+    /// directories. That user can choose the names of these components.
     pub cgroup_delegated: u16,
-    /// The same for the path in the v1 hierarchy.
+    /// Same number for the path in the v1 hierarchy.
     pub cgroup_v1_delegated: u16,
     pub reserved: u16,
-    /// Path components from the file up to the root, each ended by NUL: `python3\0bin\0usr\0`.
+    /// Path components from the file up to the root, each terminated by NUL: `python3\0bin\0usr\0`.
     pub exe: [u8; EXE_BYTES],
-    /// `argv`, each ended by NUL.
+    /// `argv`, each argument terminated by NUL.
     pub cmdline: [u8; CMDLINE_BYTES],
-    /// As `exe`: from the cgroup up to the root.
+    /// Path components from the cgroup up to the root, in the same form as `exe`.
     pub cgroup: [u8; CGROUP_BYTES],
 }

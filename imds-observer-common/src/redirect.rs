@@ -1,19 +1,20 @@
-//! A packet filter or a cgroup program sends the packets of a socket to another address than the one that the socket has.
+//! The packets of a socket are sent to another address than the one that the process asked for.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{EventHeader, Tuple};
 
-/// Sent with a socket's first segment if its destination isn't the socket's own: nat OUTPUT (REDIRECT, DNAT) has rewritten it by then. And
-/// before the SYN if the socket's remote end isn't the endpoint that the process asked for: a cgroup program has rewritten it.
+/// Sent in two cases. With a socket's first segment, if its destination differs from the socket's remote address: nat OUTPUT (REDIRECT,
+/// DNAT) has rewritten it by then. And before the SYN, if the socket's remote address differs from the endpoint that the process asked for:
+/// a cgroup program has rewritten it.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RedirectEvent {
     pub header: EventHeader,
     pub cookie: u64,
-    /// As the socket has it: the remote end is the endpoint.
+    /// Addresses of the socket, with the endpoint as the remote end.
     pub tuple: Tuple,
-    /// Where the packet goes instead; v4-mapped for IPv4.
+    /// Actual destination of the packet; v4-mapped for IPv4.
     pub to: [u8; 16],
     pub to_port: u16,
     pub reserved: u16,

@@ -2,8 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Local is the client (pod or host, before or after NAT), remote is the IMDS endpoint. IPv4 is kept v4-mapped
-/// (`::ffff:a.b.c.d`), so one map holds both families. Ports are in host byte order.
+/// Local is the client (pod or host, before or after NAT), remote is the IMDS endpoint. IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`), so
+/// that one map holds both families. Ports are in host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Tuple {
@@ -13,8 +13,8 @@ pub struct Tuple {
     pub remote_port: u16,
 }
 
-/// An IPv4 address as the v4-mapped IPv6 address that [`Tuple`] holds. Put together from words: the kernel side would fill it
-/// byte by byte otherwise.
+/// Converts an IPv4 address to the v4-mapped IPv6 address in a [`Tuple`]. It is composed of words, because the kernel programs would
+/// otherwise fill it byte by byte.
 #[inline(always)]
 pub const fn mapped_v4(address: [u8; 4]) -> [u8; 16] {
     let words = [

@@ -1,9 +1,9 @@
-//! Globals that user space sets before loading. They lie in read-only data, so the verifier knows their values and drops
-//! the branches that they rule out.
+//! Globals that user space sets before loading. They are read-only data, so the verifier knows their values and removes branches that can't
+//! be taken.
 
 use imds_observer_common::{Endpoints, KernelOffsets, MAX_ENDPOINTS, NO_OFFSET, sizes};
 
-/// 169.254.169.254 and fd00:ec2::254 unless user space sets others.
+/// 169.254.169.254 and fd00:ec2::254, unless user space sets other addresses.
 #[unsafe(no_mangle)]
 static ENDPOINTS: Endpoints = Endpoints {
     v4: [[169, 254, 169, 254]; MAX_ENDPOINTS],
@@ -14,22 +14,22 @@ static ENDPOINTS: Endpoints = Endpoints {
     v6_far_count: 0,
 };
 
-/// Bytes in the ring at which a reader that waits for more is woken.
+/// Number of bytes in the ring at which a reader that waits for more events is woken.
 #[unsafe(no_mangle)]
 static WAKE_AT: u32 = sizes::RING_BYTES / 4;
 
-/// Entries of the map of that name.
+/// Number of entries of the map `CONNECTING`.
 #[unsafe(no_mangle)]
 static CONNECTING_SLOTS: u32 = sizes::CONNECTING;
 
-/// The VPC resolver's address as the bytes of the packet, read in native order; 0: not known.
+/// Address of the VPC resolver, in the packet's byte order and read as a native integer; 0: not known.
 #[unsafe(no_mangle)]
 static RESOLVER: u32 = 0;
 
 #[unsafe(no_mangle)]
 static OFFSETS: KernelOffsets = KernelOffsets::NONE;
 
-/// An offset by its field's name; `None` where this kernel lacks the field.
+/// Offset of a field by its name, or `None` if this kernel lacks the field.
 macro_rules! offset {
     ($field:ident) => {{
         let offset = $crate::config::offsets_field(|offsets| &offsets.$field);
@@ -42,7 +42,7 @@ macro_rules! offset {
 }
 pub(crate) use offset;
 
-/// A volatile load: the compiler must not bake in the defaults above.
+/// A volatile load, because the compiler must not use the default values above as constants.
 #[inline(always)]
 pub(crate) fn offsets_field(field: impl FnOnce(&KernelOffsets) -> &u32) -> u32 {
     // SAFETY: the reference is to a live, aligned `u32` of a static that nothing writes after loading.
@@ -61,7 +61,7 @@ pub(crate) fn connecting_slots() -> u32 {
     unsafe { core::ptr::read_volatile(&raw const CONNECTING_SLOTS) }
 }
 
-/// Whether `kfree_skb` has a reason, and the last one that is no drop.
+/// The last reason of `kfree_skb` that is not a drop, or `None` if this kernel has no reasons.
 #[inline(always)]
 pub(crate) fn drop_reasons() -> Option<u32> {
     if offsets_field(|offsets| &offsets.kfree_skb_has_reason) == 1 {
@@ -71,13 +71,13 @@ pub(crate) fn drop_reasons() -> Option<u32> {
     }
 }
 
-/// Whether the verifier follows pointers from the current task, in the programs of all hooks.
+/// Whether the programs of all hooks may follow typed pointers from the current task.
 #[inline(always)]
 pub(crate) fn reads_tasks_directly() -> bool {
     offsets_field(|offsets| &offsets.has_task_btf) == 1
 }
 
-/// `address` as the bytes of the packet, read in native order.
+/// Whether `address`, in the packet's byte order and read as a native integer, is an endpoint.
 #[inline(always)]
 pub(crate) fn is_endpoint_v4(address: u32) -> bool {
     // SAFETY: the pointer is to an aligned field of a static that nothing writes after loading.
@@ -85,7 +85,8 @@ pub(crate) fn is_endpoint_v4(address: u32) -> bool {
     is_first_v4(address, count)
 }
 
-/// Link-local, or an endpoint of the user's. Mostly there is none beyond, and the verifier takes the loop out.
+/// Whether an address is link-local or a user's endpoint outside that range. Usually there is no such endpoint, and the verifier removes
+/// the loop.
 #[inline(always)]
 pub(crate) fn near_v4(address: u32) -> bool {
     if address & u32::from_ne_bytes([255, 255, 0, 0]) == u32::from_ne_bytes([169, 254, 0, 0]) {
@@ -96,7 +97,7 @@ pub(crate) fn near_v4(address: u32) -> bool {
     is_first_v4(address, count)
 }
 
-/// Whether this is the VPC resolver beyond the link-local range. Where none is known, the verifier takes the comparison out.
+/// Whether this is the VPC resolver outside the link-local range. If no resolver is known, the verifier removes the comparison.
 #[inline(always)]
 pub(crate) fn is_resolver(address: u32) -> bool {
     // SAFETY: the pointer is to an aligned static that nothing writes after loading.
@@ -104,7 +105,8 @@ pub(crate) fn is_resolver(address: u32) -> bool {
     resolver != 0 && address == resolver
 }
 
-/// Whether it is one of the first `count`. The count is read-only data, so the verifier takes out what unused slots would cost.
+/// Whether the address is one of the first `count` endpoints. The count is read-only data, so unused slots cost nothing: the verifier
+/// removes them.
 #[inline(always)]
 fn is_first_v4(address: u32, count: u32) -> bool {
     let mut index = 0;
@@ -141,7 +143,8 @@ pub(crate) fn is_endpoint_v6(address: [u32; 4]) -> bool {
     false
 }
 
-/// By the first word, a cheap test before the whole address is read: within fd00:ec2::/32, or like an endpoint beyond.
+/// Whether the first word of an address is in fd00:ec2::/32, or is that of an endpoint outside this range. This is a cheap test before the
+/// whole address is read.
 #[inline(always)]
 pub(crate) fn near_v6(first: u32) -> bool {
     if first == u32::from_ne_bytes([0xfd, 0, 0x0e, 0xc2]) {
@@ -160,7 +163,7 @@ pub(crate) fn near_v6(first: u32) -> bool {
     false
 }
 
-/// Whether an endpoint's last word is this.
+/// Whether this is the last word of an endpoint.
 #[inline(always)]
 pub(crate) fn is_endpoint_v6_suffix(last: u32) -> bool {
     // SAFETY: the pointer is to an aligned field of a static that nothing writes after loading.
@@ -176,7 +179,7 @@ pub(crate) fn is_endpoint_v6_suffix(last: u32) -> bool {
     false
 }
 
-/// An address in the form of [`imds_observer_common::Tuple`]: v4-mapped or IPv6.
+/// Whether an address as in [`imds_observer_common::Tuple`] (v4-mapped or IPv6) is an endpoint.
 #[inline(always)]
 pub(crate) fn is_endpoint(address: &[u8; 16]) -> bool {
     let words = words(address);

@@ -1,4 +1,4 @@
-//! Events into the ring buffer, and what didn't fit into a counter.
+//! Writes events to the ring buffer, and counts those that didn't fit.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_PROD_POS};
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ringbuf_output, bpf_ringbuf_query};
@@ -19,30 +19,32 @@ pub(crate) fn header(kind: EventKind, len: usize) -> EventHeader {
     }
 }
 
-/// Takes what a function of ours returned. Without a taker the compiler leaves its return register as it happens to be, and the
-/// verifier refuses a function that may return with a pointer to its stack there.
+/// Uses the result of one of our functions. If the result were unused, the compiler would leave an arbitrary value in the return register.
+/// The verifier rejects a function that may return a pointer to its stack.
 #[inline(always)]
 pub(crate) fn returned(result: bool) {
     core::hint::black_box(result);
 }
 
-/// Copies an event of a fixed size. `false`: the ring was full; counted.
+/// Writes an event of a fixed size. Returns `false` if the ring was full, which is counted.
 #[inline(always)]
 pub(crate) fn emit<T>(event: &T) -> bool {
     emit_bytes(core::ptr::from_ref(event).cast(), size_of::<T>() as u64)
 }
 
-/// Bytes in the ring, or all that was ever written to it.
+/// Number of bytes in the ring, or number of bytes ever written to it, depending on `question`.
 #[inline(always)]
 fn ring(question: u32) -> u64 {
-    // SAFETY: a map, and a question that has no other arguments.
+    // SAFETY: a valid map, and a query without other arguments.
     unsafe { bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), u64::from(question)) }
 }
 
-/// Whether a client has had its share of a ring that fills: of each half of the ring's length that is written, a quarter. So one that sends
-/// faster than the reader reads leaves at least a quarter of the ring to all others. What is left out is counted.
+/// Whether a client has used up its share of a ring that is more than half full. Whenever half of the ring's size has been written, each
+/// client gets a new share: a quarter of that half. A client that sends faster than the reader reads therefore leaves at least a quarter of
+/// the ring to all others. Dropped events are counted.
 ///
-/// `client` 0: that of the connection. A global function in the sense of the verifier: inlined, its branches multiply those of its callers.
+/// If `client` is 0, the connection's client is used. This is a global function in the verifier's sense: if it were inlined, its branches
+/// would multiply those of its callers.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_over_share(client: u64, cookie: u64, len: u64) -> u32 {
@@ -61,7 +63,7 @@ pub(crate) extern "C" fn is_over_share(client: u64, cookie: u64, len: u64) -> u3
         let _ = SHARES.insert(client, Share { lap, bytes: len }, 0);
         return 0;
     };
-    // SAFETY: a live value. Two CPUs that add at once may lose one of both.
+    // SAFETY: a live value. If two CPUs add at the same time, one addition may be lost.
     let share = unsafe { &mut *share };
     if share.lap != lap {
         share.lap = lap;
@@ -75,7 +77,7 @@ pub(crate) extern "C" fn is_over_share(client: u64, cookie: u64, len: u64) -> u3
     0
 }
 
-/// Whether to wake the reader: once if it sleeps, and when the ring fills while it waits for more to come along.
+/// Whether to wake the reader: if it sleeps (once), or if the ring fills up while the reader waits for more events.
 #[inline(always)]
 fn wake(len: u64) -> u64 {
     if let Some(sleeping) = SLEEPING.get_ptr_mut(0) {
@@ -88,8 +90,8 @@ fn wake(len: u64) -> u64 {
         }
     }
     let waiting = ring(BPF_RB_AVAIL_DATA);
-    // Only who crosses the line, or two CPUs at once that are about to: each call costs an interrupt. Who is missed is seen at the
-    // reader's next look, which comes anyway.
+    // Wake only on the event that crosses the threshold, or on both if two CPUs are about to cross it: each wakeup costs an interrupt. The
+    // reader's next poll, which happens in any case, picks up a missed wakeup.
     let line = wake_at_bytes();
     if waiting < line + ABOUT && waiting + len >= line {
         return u64::from(BPF_RB_FORCE_WAKEUP);
@@ -97,10 +99,10 @@ fn wake(len: u64) -> u64 {
     u64::from(BPF_RB_NO_WAKEUP)
 }
 
-/// Bytes: an event or two.
+/// Tolerance in bytes, the size of one or two events.
 const ABOUT: u64 = 256;
 
-/// `len` must be bounded for the verifier.
+/// Writes an event. `len` must have a bound that the verifier knows.
 #[inline(always)]
 pub(crate) fn emit_bytes(event: *const u8, len: u64) -> bool {
     // SAFETY: the caller's `event` is valid for `len` bytes; the verifier checks it.
@@ -118,8 +120,9 @@ pub(crate) fn emit_bytes(event: *const u8, len: u64) -> bool {
     result == 0
 }
 
-/// Brings a request's payload into `head`, piece by piece, and calls `emit` with each one's offset, with what is left from there on,
-/// with the piece's length, and with whether more follows that no event will bring. `false`: not all came through.
+/// Copies a request's payload into `head` piece by piece. For each piece it calls `emit` with the piece's offset, the length of the payload
+/// from there on, the length of the piece, and whether the payload continues beyond the last event. Returns `false` if not all events were
+/// written.
 #[inline(always)]
 pub(crate) fn each_head(
     skb: *mut __sk_buff,
@@ -140,7 +143,7 @@ pub(crate) fn each_head(
         } else {
             left
         };
-        // 1..=512, in the form that all verifiers follow.
+        // The result is 1..=512, computed in a form that the verifiers of all kernels follow.
         let len = (wanted.wrapping_sub(1) & (HEAD_BYTES as u32 - 1)) + 1;
         if !load_payload(skb, payload.wrapping_add(done), head.as_mut_ptr(), len) {
             count(|loss| &mut loss.unparsed);
@@ -160,7 +163,7 @@ pub(crate) fn each_head(
 #[inline(always)]
 pub(crate) fn count(counter: impl FnOnce(&mut LossCounters) -> &mut u64) {
     if let Some(loss) = LOSS.get_ptr_mut(0) {
-        // SAFETY: a per-CPU slot; programs on one CPU may interleave, and a lost increment is the worst of it.
+        // SAFETY: a per-CPU slot. If programs on one CPU interrupt each other, at worst an increment is lost.
         *counter(unsafe { &mut *loss }) += 1;
     }
 }

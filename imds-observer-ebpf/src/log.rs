@@ -1,6 +1,6 @@
-//! Debug log of what the hooks take up, for their developers.
+//! Debug log of the packets that the hooks process, for developers.
 
-/// A line for user space's log; without the feature `log` nothing at all. Never a byte of payload.
+/// Logs a line to user space. Without the feature `log` it does nothing. It must never log payload.
 macro_rules! debug {
     ($($argument:tt)+) => {
         #[cfg(feature = "log")]

@@ -1,6 +1,6 @@
-//! Every map. Their sizes, with reasons, are in `imds_observer_common::sizes`; user space may change it before loading.
+//! All maps. Their default sizes and the reasons are in `imds_observer_common::sizes`; user space may change the sizes before loading.
 //!
-//! All tables are LRU hashes: a flood pushes out what is oldest, nothing grows.
+//! All tables are LRU hashes: a flood evicts the oldest entries, and no table grows.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
@@ -12,25 +12,25 @@ use imds_observer_common::{
 use crate::emit::count;
 use crate::packet::Ip;
 
-/// What a client has put into the ring buffer since it was half full.
+/// Bytes that a client has written to the ring buffer during one lap.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Share {
-    /// Which half of the ring's length, of all that was ever written to it.
+    /// Number of the lap. A lap ends whenever half of the ring's size has been written in total.
     pub(crate) lap: u64,
     pub(crate) bytes: u64,
 }
 
-/// Client -> its share. Only looked at while the ring buffer is more than half full.
+/// Client -> its share. Used only while the ring buffer is more than half full.
 #[map]
 pub(crate) static SHARES: LruHashMap<u64, Share> = LruHashMap::with_max_entries(1_024, 0);
 
-/// What user space reads.
+/// Events for user space.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(sizes::RING_BYTES, 0);
 
-/// 1: user space sleeps until it is woken; else it looks by itself soon, and is woken only if the ring fills. Waking takes an interrupt
-/// that is dearer than all the rest of a program, on virtual machines by ten times.
+/// 1: the reader sleeps until it is woken. Otherwise it polls soon by itself, and is woken only if the ring fills up. A wakeup costs an
+/// interrupt, which is more expensive than the rest of a program, on virtual machines by a factor of ten.
 #[map]
 pub(crate) static SLEEPING: Array<u32> = Array::with_max_entries(1, 0);
 
@@ -42,17 +42,18 @@ pub(crate) static FLOWS: LruHashMap<u64, Flow> = LruHashMap::with_max_entries(si
 #[map]
 pub(crate) static TUPLES: LruHashMap<Tuple, u64> = LruHashMap::with_max_entries(sizes::TUPLES, 0);
 
-/// Numbers of an outgoing segment (`sequence_key`) -> socket cookie.
+/// Sequence and acknowledgment number of an outgoing segment (`sequence_key`) -> socket cookie.
 #[map]
 pub(crate) static SEQUENCES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(sizes::SEQUENCES, 0);
 
-/// The `connect()` that a task is in, by the task's number modulo the number of slots: a table costs several times as much, to every
-/// `connect()` of the host. Numbers are given out in turn, so two tasks that connect at the same time rarely share a slot; then the newer
-/// one has it, and the older one's error isn't reported. What `io_uring` leaves behind is overwritten like that too.
+/// The `connect()` that a task is executing, by the task's number modulo the number of slots. A hash table would cost several times as much
+/// on every `connect()` of the host. The kernel assigns numbers sequentially, so concurrent `connect()` calls of two tasks rarely share a
+/// slot. If they do, the newer task gets the slot, and the older task's error isn't reported. Entries that `io_uring` leaves behind are
+/// overwritten in the same way.
 #[map]
 pub(crate) static CONNECTING: Array<Connecting> = Array::with_max_entries(sizes::CONNECTING, 0);
 
-/// The endpoint that a process asked for, of a socket whose address a program behind ours at `connect4` or `connect6` has rewritten.
+/// The endpoint that a process asked for, if a program that runs after ours at `connect4` or `connect6` has rewritten the socket's address.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Asked {
@@ -61,25 +62,27 @@ pub(crate) struct Asked {
     pub(crate) reserved: u16,
 }
 
-/// Socket cookie -> what it asked for.
+/// Socket cookie -> the endpoint that its process asked for.
 #[map]
 pub(crate) static REWRITTEN: LruHashMap<u64, Asked> = LruHashMap::with_max_entries(sizes::REWRITTEN, 0);
 
-/// A bit for each address that such sockets were sent to, by its last six bits: mostly none, and then foreign packets cost one test.
+/// One bit per address to which such sockets were redirected, selected by the last six bits of the address. Usually no bit is set, so other
+/// packets cost one test.
 #[unsafe(no_mangle)]
 static mut REWRITTEN_TO: u64 = 0;
 
-/// Whether a socket may have been sent to the address with this last word.
+/// Whether a socket may have been redirected to the address with this last word.
 #[inline(always)]
 pub(crate) fn may_be_rewritten(last_word: u32) -> bool {
-    // SAFETY: a word of a map's memory; a torn or old value costs a look at a table, or a packet of a connection that has just begun.
+    // SAFETY: a word of a map's memory. A torn or old value costs a table lookup, or a packet of a connection that has just begun.
     let bits = unsafe { (&raw const REWRITTEN_TO).read_volatile() };
     bits & bit_of(last_word) != 0
 }
 
 #[inline(always)]
 pub(crate) fn note_rewritten_to(last_word: u32) {
-    // SAFETY: a word of a map's memory. Two processors that write at once may lose one of the bits; the next connection sets it again.
+    // SAFETY: a word of a map's memory. If two processors write at the same time, one of the bits may be lost; the next connection sets it
+    // again.
     unsafe {
         let bits = &raw mut REWRITTEN_TO;
         bits.write_volatile(bits.read_volatile() | bit_of(last_word));
@@ -91,7 +94,7 @@ fn bit_of(last_word: u32) -> u64 {
     1 << (u32::from_be(last_word) & 63)
 }
 
-/// A process image in a cgroup. A process that is moved is announced again, and one whose threads are in two cgroups once for each.
+/// A process image in a cgroup. A process is announced again when it is moved, and once per cgroup if its threads are in several cgroups.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Announced {
@@ -99,7 +102,7 @@ pub(crate) struct Announced {
     pub(crate) cgroup_mark: u64,
 }
 
-/// What user space has been sent a description of.
+/// Process images whose description has been sent to user space.
 #[map]
 pub(crate) static PROCESSES: LruHashMap<Announced, u8> = LruHashMap::with_max_entries(sizes::PROCESSES, 0);
 
@@ -111,17 +114,18 @@ pub(crate) static INTERFACES: LruPerCpuHashMap<u32, InterfaceCounters> =
 #[map]
 pub(crate) static LOSS: PerCpuArray<LossCounters> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where an event is put together: too large for the 512-byte stack, and filling it there would cost a memset a packet. A program that is
-/// interrupted, by a packet that comes in or by another task, must find its own as it left it, so each takes one that is free.
+/// Memory in which an event is built. It is too large for the 512-byte stack, and initializing it there would cost a memset per packet. An
+/// incoming packet or another task may interrupt a program, which must then find its event unchanged. Each program therefore takes a free
+/// slot.
 pub(crate) trait Slot: Sized {
-    /// 1: a program is at work in it.
+    /// Pointer to the field that is 1 while a program uses the slot.
     fn taken(slot: *mut Self) -> *mut u32;
 }
 
-/// Of one CPU: a task's program, one in softirq, and as many tasks again whose program was preempted.
+/// Slots of one CPU: for a task's program, for one in softirq, and for two more tasks whose programs were preempted.
 const SLOTS: u32 = 4;
 
-/// Lets `fill` have a slot. `None`: all are taken, and the packet is counted as not read.
+/// Calls `fill` with a free slot. Returns `None` if all slots are taken; the packet is then counted as not read.
 #[inline(always)]
 pub(crate) fn with_slot<T: Slot, R>(slots: &PerCpuArray<T>, fill: impl FnOnce(&mut T) -> R) -> Option<R> {
     let slot = free(slots)?;
@@ -134,8 +138,8 @@ pub(crate) fn with_slot<T: Slot, R>(slots: &PerCpuArray<T>, fill: impl FnOnce(&m
     }
 }
 
-/// A program that interrupts before it is taken has freed it by the time this goes on, unless it is another task, on kernels that switch
-/// tasks anywhere.
+/// Finds a free slot. A program that interrupts before the slot is marked has released it by the time this program continues. The exception
+/// is another task, on kernels that preempt tasks anywhere.
 #[inline(always)]
 fn free<T: Slot>(slots: &PerCpuArray<T>) -> Option<*mut T> {
     let mut index = 0;
@@ -170,7 +174,7 @@ pub(crate) struct SegmentScratch {
     pub(crate) event: SegmentEvent,
     pub(crate) head: [u8; HEAD_BYTES],
     pub(crate) ip: Ip,
-    /// Together with a process's announcement, which is called from here, the stack has 512 bytes and no room for it.
+    /// In memory, because this and the process's announcement, which is called from here, don't fit into the 512 bytes of stack together.
     pub(crate) flow: Flow,
     pub(crate) redirect: RedirectEvent,
     taken: u32,
@@ -193,9 +197,9 @@ pub(crate) struct WireScratch {
     pub(crate) event: WireEvent,
     pub(crate) head: [u8; HEAD_BYTES],
     pub(crate) ip: Ip,
-    /// Of the packet that an ICMP error quotes.
+    /// Headers of the packet that an ICMP error quotes.
     pub(crate) quoted: Ip,
-    /// Which of the interface's counters the packet belongs to.
+    /// Index of the interface's counter for the packet.
     pub(crate) slot: u32,
     taken: u32,
 }
@@ -203,17 +207,18 @@ pub(crate) struct WireScratch {
 #[map]
 pub(crate) static WIRE_SCRATCH: PerCpuArray<WireScratch> = PerCpuArray::with_max_entries(SLOTS, 0);
 
-/// Longest path component with its NUL: `NAME_MAX` is 255, for cgroups as for files.
+/// Size of the longest path component with its NUL: `NAME_MAX` is 255, for cgroups as for files.
 pub(crate) const COMPONENT_BYTES: usize = 256;
 
-/// The slack lets a component be written at any masked offset of the last array without leaving the map value.
+/// A process event and its path in a v1 hierarchy. Because of the slack, a component can be written at any masked offset of the last array
+/// without leaving the map value.
 #[repr(C)]
 pub(crate) struct ProcessScratch {
     pub(crate) event: ProcessEvent,
-    /// Of a v1 hierarchy, sent behind the event.
+    /// Path in a v1 hierarchy, sent after the event.
     pub(crate) cgroup_v1: [u8; CGROUP_BYTES],
     pub(crate) slack: [u8; COMPONENT_BYTES],
-    /// 1: a program is at work in it.
+    /// 1: a program uses this memory.
     pub(crate) taken: u32,
 }
 

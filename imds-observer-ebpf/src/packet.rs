@@ -1,4 +1,4 @@
-//! The headers of a packet, read once.
+//! The headers of a packet, each read only once.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
@@ -7,7 +7,7 @@ use network_types::eth::EtherType;
 use network_types::ip::{IpProto, Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 
-/// As `__sk_buff::protocol` has it: in network byte order.
+/// Values as in `__sk_buff::protocol`, in network byte order.
 pub(crate) const ETH_P_IP: u16 = EtherType::Ipv4 as u16;
 pub(crate) const ETH_P_IPV6: u16 = EtherType::Ipv6 as u16;
 pub(crate) const ETH_P_8021Q: u16 = EtherType::Ieee8021q as u16;
@@ -23,7 +23,7 @@ pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 pub(crate) const ACK: u8 = 16;
 
-/// IP header, of either family. Aligned, so that addresses are copied by words.
+/// IP header of either family. It is aligned, so that addresses are copied by words.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(crate) struct Ip {
@@ -31,11 +31,11 @@ pub(crate) struct Ip {
     pub(crate) destination: [u8; 16],
     pub(crate) protocol: u8,
     pub(crate) ttl: u8,
-    /// A fragment other than the first: no transport header.
+    /// Whether this is a fragment other than the first, which has no transport header.
     pub(crate) later_fragment: bool,
-    /// Offset of what follows.
+    /// Offset of the data after the IP headers.
     pub(crate) next: u32,
-    /// Offset of the packet's end, by the IP header; 0: longer than 64 KiB.
+    /// Offset of the packet's end according to the IP header; 0: longer than 64 KiB.
     pub(crate) end: u32,
 }
 
@@ -50,31 +50,31 @@ pub(crate) struct Tcp {
     pub(crate) header_len: u32,
 }
 
-/// A header as a word-aligned value: by itself it has an alignment of one, and would be copied byte by byte.
+/// A header with the alignment of a word. The header itself has an alignment of 1, and would be copied byte by byte.
 #[repr(align(4))]
 #[derive(Clone, Copy)]
 struct Words<T>(T);
 
-/// Reads `T` at `offset` from the start of the data, wherever in the packet's pages it lies. All bytes of `T` are data.
+/// Reads `T` at `offset` from the start of the data, in whichever page of the packet it is. `T` must not contain padding.
 #[inline(always)]
 pub(crate) fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
     let mut value = core::mem::MaybeUninit::<T>::uninit();
-    // SAFETY: the helper fills the value whole or fails.
+    // SAFETY: the helper fills the whole value or fails.
     let result = unsafe { bpf_skb_load_bytes(skb.cast(), offset, value.as_mut_ptr().cast(), size_of::<T>() as u32) };
-    // SAFETY: filled.
+    // SAFETY: the helper has filled the value.
     (result == 0).then(|| unsafe { value.assume_init() })
 }
 
 #[inline(always)]
 pub(crate) fn load_payload(skb: *mut __sk_buff, offset: u32, to: *mut u8, len: u32) -> bool {
-    // SAFETY: the caller gives `len` bytes of room; the verifier checks it.
+    // SAFETY: the caller provides a buffer of `len` bytes, which the verifier checks.
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), len) == 0 }
 }
 
 impl From<&TcpHdr> for Tcp {
     #[inline(always)]
     fn from(header: &TcpHdr) -> Self {
-        // The crate's accessors become functions that return pointers to the stack, which the verifier refuses.
+        // The crate's accessors would become functions that return pointers to the stack, which the verifier rejects.
         // SAFETY: the field is two bytes, any bits of which are valid.
         let [offset, flags]: [u8; 2] = unsafe { core::mem::transmute(header._bitfield_1) };
         Self {
@@ -88,8 +88,8 @@ impl From<&TcpHdr> for Tcp {
     }
 }
 
-/// IP header at `at` (the packet's own, or one that an ICMP error quotes), into a map's memory: two of these and the
-/// raw bytes beside them would not fit onto the stack.
+/// Reads the IP header at `at` (the packet's own, or one that an ICMP error quotes) into a map's memory: two headers and their raw bytes
+/// would not fit on the stack.
 #[inline(always)]
 pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<()> {
     if v6 {
@@ -126,10 +126,10 @@ pub(crate) fn ip(skb: *mut __sk_buff, v6: bool, at: u32, ip: &mut Ip) -> Option<
     Some(())
 }
 
-/// Extension headers that are skipped. A TCP socket sends up to four: hop-by-hop options, two of destination options, routing.
+/// Limit on skipped extension headers. A TCP socket sends up to four: hop-by-hop options, two with destination options, and routing.
 const MAX_EXTENSIONS: u32 = 4;
 
-/// Goes on to what follows the extension headers of IPv6. Behind more of them than are skipped, the protocol is still an extension's.
+/// Skips the extension headers of IPv6. If there are more than the limit, the protocol is still that of an extension header.
 #[inline(always)]
 fn skip_extensions(skb: *mut __sk_buff, ip: &mut Ip) -> Option<()> {
     for _ in 0..MAX_EXTENSIONS {
@@ -151,14 +151,13 @@ fn skip_extensions(skb: *mut __sk_buff, ip: &mut Ip) -> Option<()> {
     Some(())
 }
 
-/// Whether a packet to or from an endpoint may be TCP that can't be read: behind too many extension headers, or in the second of several
-/// fragments.
+/// Whether a packet to or from an endpoint may be TCP that can't be read: after too many extension headers, or in a later fragment.
 #[inline(always)]
 pub(crate) fn may_be_unread_tcp(ip: &Ip) -> bool {
     is_extension(ip.protocol) || ip.later_fragment && ip.protocol == IPPROTO_TCP
 }
 
-/// Offset of the TCP payload, and its length.
+/// Offset and length of the TCP payload.
 #[inline(always)]
 pub(crate) fn payload(skb: *mut __sk_buff, ip: &Ip, tcp: &Tcp) -> (u32, u32) {
     // SAFETY: the context is valid.
@@ -172,7 +171,7 @@ pub(crate) fn tcp(skb: *mut __sk_buff, at: u32) -> Option<Tcp> {
     load::<Words<TcpHdr>>(skb, at).map(|Words(header)| Tcp::from(&header))
 }
 
-/// Ports and sequence number: all of a TCP header that an ICMP error must quote.
+/// Ports and sequence number, the only parts of a TCP header that an ICMP error must quote.
 #[inline(always)]
 pub(crate) fn quoted_tcp(skb: *mut __sk_buff, at: u32) -> Option<(u16, u16, u32)> {
     let [a, b, c, d, seq @ ..]: [u8; 8] = load(skb, at)?;
@@ -183,7 +182,7 @@ pub(crate) fn quoted_tcp(skb: *mut __sk_buff, at: u32) -> Option<(u16, u16, u32)
     ))
 }
 
-/// The flow of a packet that goes to an endpoint (`request`) or comes from one.
+/// The flow of a packet that is sent to an endpoint (`request`) or comes from one.
 #[inline(always)]
 pub(crate) fn tuple(ip: &Ip, source_port: u16, destination_port: u16, request: bool) -> Tuple {
     if request {
@@ -203,7 +202,8 @@ pub(crate) fn tuple(ip: &Ip, source_port: u16, destination_port: u16, request: b
     }
 }
 
-/// Key of the map that joins a segment across NAT, which leaves both numbers alone. A SYN acknowledges nothing: it has the remote port instead.
+/// Key of the map that joins a segment before NAT with the same segment after NAT. NAT changes neither the sequence nor the acknowledgment
+/// number. A SYN acknowledges nothing, so its key contains the remote port instead.
 #[inline(always)]
 pub(crate) fn sequence_key(tcp: &Tcp) -> u64 {
     let other = if tcp.flags & SYN != 0 {
@@ -217,13 +217,14 @@ pub(crate) fn sequence_key(tcp: &Tcp) -> u64 {
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 
-/// An IPv6 extension header, behind which TCP may follow: hop-by-hop options, routing, fragment, authentication, destination options.
+/// Whether this is an IPv6 extension header that TCP may follow: hop-by-hop options, routing, fragment, authentication, destination
+/// options.
 #[inline(always)]
 pub(crate) fn is_extension(next: u8) -> bool {
     matches!(next, 0 | 43 | FRAGMENT | AUTHENTICATION | 60)
 }
 
-/// Of two ends that both have an endpoint's address, the server is the one with the well-known port.
+/// Whether `own` is the client's port. If both ends have an endpoint's address, the server is the one with the lower (well-known) port.
 #[inline(always)]
 pub(crate) fn is_clients_port(own: u16, other: u16) -> bool {
     own > other

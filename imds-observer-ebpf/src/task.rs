@@ -1,7 +1,7 @@
-//! Who runs: identity of the current task, and its description once a process image.
+//! Identity of the current task, and its description, which is sent once per process image.
 //!
-//! Everything is read through offsets from this kernel's BTF: on 6.1 the helpers that would read PID, comm and cgroup are
-//! refused to cgroup_skb, sock_ops and TC programs.
+//! Everything is read through offsets from this kernel's BTF. On 6.1, cgroup_skb, sock_ops and TC programs may not call the helpers that
+//! return PID, comm and cgroup.
 
 use aya_ebpf::helpers::{
     bpf_get_current_task, bpf_probe_read_kernel,
@@ -15,7 +15,7 @@ use crate::config::{offset, reads_tasks_directly};
 use crate::emit::{count, emit_bytes, header};
 use crate::maps::{Announced, COMPONENT_BYTES, PROCESS_SCRATCH, PROCESSES};
 
-/// Dentries and mounts that are walked for one path.
+/// Limit on dentries and mounts that are followed for one path.
 const MAX_COMPONENTS: usize = 24;
 
 /// The current task.
@@ -23,7 +23,7 @@ const MAX_COMPONENTS: usize = 24;
 pub(crate) struct Current {
     pub(crate) key: ProcessKey,
     pub(crate) tid: u32,
-    /// A kernel thread has no memory map: it sends for others.
+    /// Whether the task is a user-space process. A kernel thread has no memory map, and sends on behalf of others.
     pub(crate) is_user: bool,
 }
 
@@ -33,8 +33,8 @@ fn read<T>(base: u64, offset: usize) -> Option<T> {
     unsafe { bpf_probe_read_kernel((base as usize).wrapping_add(offset) as *const T) }.ok()
 }
 
-/// Without CAP_PERFMON even calling these helpers is refused. User space then gives no offsets, and the verifier takes out what
-/// lies behind this.
+/// Whether the helpers below may be called. Without CAP_PERFMON, the kernel refuses even programs that contain these calls. User space then
+/// sets no offsets, and the verifier removes the code that depends on this function.
 #[inline(always)]
 fn may_read() -> bool {
     offset!(task_group_leader).is_some()
@@ -50,8 +50,8 @@ fn current_task() -> Option<u64> {
     (task != 0).then_some(task)
 }
 
-/// The current task as the fast paths read it: where the verifier knows its type, a field is one load in place of a helper's call.
-/// Such a pointer must not be passed to the global functions below, which take plain numbers.
+/// The current task for the fast paths. If the verifier knows the type of the task, reading a field is one load instead of a call. Such a
+/// pointer must not be passed to the global functions below, which take plain numbers.
 #[inline(always)]
 fn typed_task() -> Option<u64> {
     if !may_read() {
@@ -74,7 +74,7 @@ fn field<T: Copy>(base: u64, offset: usize) -> Option<T> {
     read(base, offset)
 }
 
-/// Identity only: cheap enough for every request.
+/// Identity of the current task, without its description. It is cheap enough for every request.
 #[inline(always)]
 pub(crate) fn current() -> Option<Current> {
     let leader_field = offset!(task_group_leader)?;
@@ -96,7 +96,7 @@ pub(crate) fn current() -> Option<Current> {
     })
 }
 
-/// Numbers of the current task's process and thread, as `bpf_get_current_pid_tgid` has them.
+/// Numbers of the current task's process and thread, in the form of `bpf_get_current_pid_tgid`.
 #[inline(always)]
 pub(crate) fn current_number() -> Option<u64> {
     let (tgid, pid) = (offset!(task_tgid)?, offset!(task_pid)?);
@@ -170,7 +170,7 @@ fn cgroup_node(task: u64) -> Option<u64> {
     read(cgroup, offset!(cgroup_kn)?)
 }
 
-/// The same in the hierarchy of a v1 controller, where runtimes on hybrid hosts put containers. `None` where there is none.
+/// The cgroup in the hierarchy of a v1 controller, in which runtimes on hybrid hosts put containers. `None` if there is no such hierarchy.
 #[inline(always)]
 fn cgroup_node_v1(task: u64) -> Option<u64> {
     let set: u64 = read(task, offset!(task_cgroups)?)?;
@@ -179,10 +179,10 @@ fn cgroup_node_v1(task: u64) -> Option<u64> {
     read(cgroup, offset!(cgroup_kn)?)
 }
 
-// The functions below are global ones in the sense of the verifier (external symbols with scalar arguments): each is verified
-// once and on its own, and callers see an unknown scalar. As inlined code the walk over a path has 3^24 ways through it.
+// The functions below are global functions in the verifier's sense (external symbols with scalar arguments). The verifier checks each of
+// them once and separately, and its callers get an unknown scalar. If they were inlined, the loop over a path would have 3^24 paths.
 
-/// Sends the description of the current process to user space, unless that was done before.
+/// Sends the description of the current process to user space, unless it has already been sent.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> u32 {
@@ -192,7 +192,7 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
         exec_id: (tgid_exec >> 32) as u32,
     };
     let announced = Announced { key, cgroup_mark };
-    // SAFETY: the value is only looked at for presence.
+    // SAFETY: only the presence of the value is checked.
     if unsafe { PROCESSES.get(announced) }.is_some() {
         return 0;
     }
@@ -202,8 +202,8 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
     };
     // SAFETY: a per-CPU slot.
     let taken = unsafe { &raw mut (*scratch).taken };
-    // A sender in softirq never announces, but kernels that switch tasks anywhere may have interrupted another task here. This one is
-    // announced with its next segment then.
+    // A sender in softirq never announces, but on kernels that preempt tasks anywhere, this program may have interrupted another task in
+    // this function. The current process is then announced with its next segment.
     // SAFETY: a field of a live value.
     if unsafe { taken.read_volatile() } != 0 {
         return 0;
@@ -215,7 +215,7 @@ extern "C" fn announce(start_time_ns: u64, tgid_exec: u64, cgroup_mark: u64) -> 
     event.key = key;
     event.reserved = 0;
     describe(task, event);
-    // 0..=512, in the form that all verifiers follow.
+    // The result is 0..=512, computed in a form that the verifiers of all kernels follow.
     let v1 = u64::from(event.cgroup_v1_len) & (2 * CGROUP_BYTES as u64 - 1);
     let size = size_of::<ProcessEvent>() as u64 + if v1 > CGROUP_BYTES as u64 { 0 } else { v1 };
     event.header = header(EventKind::Process, size as usize);
@@ -248,13 +248,13 @@ fn describe(task: u64, event: &mut ProcessEvent) {
     event.namespace_pid = namespace_pid(task).unwrap_or(event.key.tgid);
     event.comm = leader_of(task).and_then(comm).unwrap_or([0; COMM_BYTES]);
     note_ancestors(task);
-    // The arrays are filled in the order in which they lie, so that a component's slack is overwritten by what follows.
+    // The arrays are filled in the order of their addresses: a component that exceeds its array is overwritten by the next array.
     event.exe_len = note_executable(task) as u16;
     command_line(task, event);
     let noted = cgroup_node(task).map_or(0, |node| note_cgroup(CGROUP, node));
     event.cgroup_len = noted as u16;
     event.cgroup_delegated = (noted >> 16) as u16;
-    // Which of the two names the container is for user space to decide: on hybrid hosts a runtime's service may be all that v2 shows.
+    // User space decides which of the two paths names the container: on hybrid hosts, the v2 path may only show the service of a runtime.
     let noted = cgroup_node_v1(task).map_or(0, |node| note_cgroup(CGROUP_V1, node));
     event.cgroup_v1_len = noted as u16;
     event.cgroup_v1_delegated = (noted >> 16) as u16;
@@ -294,8 +294,8 @@ extern "C" fn note_ancestors(task: u64) -> u32 {
     let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
         return 0;
     };
-    // SAFETY: a per-CPU slot; the caller's view of it is the same memory, which the verifier allows and the compiler cannot
-    // see through an external call.
+    // SAFETY: a per-CPU slot. The caller's reference is to the same memory, which the verifier allows and which the compiler cannot see
+    // through an external call.
     let event = unsafe { &mut (*scratch).event };
     event.ancestors = 0;
     let (Some(parent_field), Some(tgid_field), Some(start_field)) =
@@ -339,9 +339,9 @@ fn command_line(task: u64, event: &mut ProcessEvent) {
     } else {
         total as u32
     };
-    // 1..=512, in the form that all verifiers follow.
+    // The result is 1..=512, computed in a form that the verifiers of all kernels follow.
     let len = (wanted.wrapping_sub(1) & (CMDLINE_BYTES as u32 - 1)) + 1;
-    // SAFETY: `len` bytes fit into the array; a page that isn't there makes the helper fail.
+    // SAFETY: `len` bytes fit into the array; if a page isn't present, the helper fails.
     if unsafe { bpf_probe_read_user(event.cmdline.as_mut_ptr().cast(), len, start as *const _) } == 0 {
         event.cmdline_len = len as u16;
         event.cmdline_total = if total > 0xffff { 0xffff } else { total as u16 };
@@ -357,12 +357,12 @@ fn arguments(task: u64) -> Option<(u64, u64)> {
     Some((read(mm, offset!(mm_arg_start)?)?, read(mm, offset!(mm_arg_end)?)?))
 }
 
-/// The arrays that paths are put together in.
+/// Arrays in which paths are built.
 const EXECUTABLE: u32 = 0;
 const CGROUP: u32 = 1;
 const CGROUP_V1: u32 = 2;
 
-/// Appends the name at `name` to one of the paths, which has `used` bytes; the new length.
+/// Appends the string at address `name` to one of the paths, which has `used` bytes, and returns the new length.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn note_component(path: u32, used: u32, name: u64) -> u32 {
@@ -372,7 +372,7 @@ extern "C" fn note_component(path: u32, used: u32, name: u64) -> u32 {
     let Some(scratch) = PROCESS_SCRATCH.get_ptr_mut(0) else {
         return used;
     };
-    // SAFETY: a live value of a per-CPU map; the caller has reserved it.
+    // SAFETY: a live value of a per-CPU map, which the caller has reserved.
     let scratch = unsafe { &mut *scratch };
     let buffer = if path == EXECUTABLE {
         scratch.event.exe.as_mut_ptr()
@@ -381,14 +381,15 @@ extern "C" fn note_component(path: u32, used: u32, name: u64) -> u32 {
     } else {
         scratch.cgroup_v1.as_mut_ptr()
     };
-    // Masked, so that the verifier knows the bound; what lies behind the array takes a component that starts near its end.
+    // The offset is masked, so that the verifier knows its bound. A component that begins near the end of the array extends into the memory
+    // after it.
     let at = used as usize & (EXE_BYTES - 1);
-    // SAFETY: at most EXE_BYTES - 1 + COMPONENT_BYTES, which the scratch value has.
+    // SAFETY: at most EXE_BYTES - 1 + COMPONENT_BYTES bytes, which the scratch value has.
     let n = unsafe { bpf_probe_read_kernel_str(buffer.add(at).cast(), COMPONENT_BYTES as u32, name as *const _) };
     if n <= 0 { used } else { at as u32 + n as u32 }
 }
 
-/// The executable's path from the file up: names through `d_parent`, and over mount points as the process sees them.
+/// Records the executable's path from the file up to the root. It follows `d_parent`, and crosses mount points as the process sees them.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn note_executable(task: u64) -> u32 {
@@ -418,7 +419,7 @@ extern "C" fn note_executable(task: u64) -> u32 {
                 mount = over;
                 continue;
             }
-            // The top's own name is "/", which shows user space that the path is whole.
+            // The name of the root is "/", which shows user space that the path is complete.
             top = true;
         } else {
             above = parent;
@@ -436,8 +437,8 @@ extern "C" fn note_executable(task: u64) -> u32 {
     }
 }
 
-/// The cgroup's path from the leaf up; the root's name is empty. Its length, and above 16 bits how many of its components are below a
-/// directory of an unprivileged user.
+/// Records the cgroup's path from the leaf up to the root, whose name is empty. Returns the length of the path in the lower 16 bits and,
+/// above them, the number of components that are below a directory of an unprivileged user.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn note_cgroup(path: u32, leaf: u64) -> u32 {
@@ -465,7 +466,7 @@ extern "C" fn note_cgroup(path: u32, leaf: u64) -> u32 {
     used | (delegated << 16)
 }
 
-/// Whether another user than root may make directories in this one.
+/// Whether a user other than root may create directories in this cgroup.
 #[inline(always)]
 fn is_delegated(node: u64) -> bool {
     const WRITABLE_BY_OTHERS: u16 = 0o022;

@@ -1,4 +1,4 @@
-//! `connect()` towards an endpoint: who owns the socket, noted while that process is certainly the current one.
+//! `connect()` towards an endpoint. The owner of the socket is recorded here, where it is certainly the current process.
 
 use core::ptr::read_volatile;
 
@@ -15,11 +15,11 @@ use crate::maps::{Asked, CONNECTING, FLOWS, REWRITTEN, TUPLES, note_rewritten_to
 use crate::task::{current, current_cgroups, current_netns, current_number};
 
 const IPPROTO_TCP: u32 = 6;
-/// `BPF_SOCK_OPS_TCP_CONNECT_CB`: right before the SYN, with the local port chosen.
+/// `BPF_SOCK_OPS_TCP_CONNECT_CB`: called right before the SYN is sent, when the local port has been chosen.
 const TCP_CONNECT_CB: u32 = 3;
 const AF_INET: u32 = 2;
 const EINPROGRESS: i64 = -115;
-/// Offset of `ret` in the `sys_exit_*` tracepoints: 8 bytes common, 8 bytes system call number.
+/// Offset of `ret` in the `sys_exit_*` tracepoints, after 8 common bytes and 8 bytes with the number of the system call.
 const SYS_EXIT_RET: usize = 16;
 
 #[cgroup_sock_addr(connect4)]
@@ -34,7 +34,7 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
-    // SAFETY: the context is valid for the program's run. Word by word: the verifier allows no wider reads here.
+    // SAFETY: the context is valid for the program's run. Words are read one by one, because the verifier allows no wider reads here.
     let words = unsafe {
         [
             (*ctx.sock_addr).user_ip6[0],
@@ -52,7 +52,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
-    // SAFETY: the context is valid; fields are read once, up front.
+    // SAFETY: the context is valid. Each field is read only once, at the start.
     let (protocol, port) = unsafe { ((*ctx).protocol, (*ctx).user_port) };
     if protocol != IPPROTO_TCP {
         return;
@@ -67,7 +67,7 @@ fn try_connect(ctx: *mut bpf_sock_addr, remote: [u8; 16]) {
             (current.key, current.tid)
         }
         None => {
-            // No BTF: at least the PID, which this hook may ask for on every kernel.
+            // Without BTF, at least the PID is available: this hook may query it on every kernel.
             let pid_tgid = bpf_get_current_pid_tgid();
             (
                 ProcessKey {
@@ -128,7 +128,8 @@ fn slot(task: u64) -> Option<*mut Connecting> {
 #[inline(always)]
 fn note_connecting(task: u64, cookie: u64, remote: [u8; 16], remote_port: u16) {
     let Some(slot) = slot(task) else { return };
-    // SAFETY: a live value. The name is taken off first and put on last, so that the one who had the slot doesn't take this for its own.
+    // SAFETY: a live value. The task is cleared first and set last, so that the slot's previous owner doesn't mistake the new values for
+    // its own.
     unsafe {
         (&raw mut (*slot).task).write_volatile(0);
         (&raw mut (*slot).cookie).write_volatile(cookie);
@@ -141,11 +142,11 @@ fn note_connecting(task: u64, cookie: u64, remote: [u8; 16], remote_port: u16) {
     }
 }
 
-/// Takes out what this task has noted.
+/// Removes and returns the entry that this task has stored.
 #[inline(always)]
 fn take_connecting(task: u64) -> Option<(u64, [u8; 16], u16)> {
     let slot = slot(task)?;
-    // SAFETY: a live value; looked at before and after, in case that another task takes it over.
+    // SAFETY: a live value. The task is compared before and after reading, in case another task takes over the slot.
     unsafe {
         if (&raw const (*slot).task).read_volatile() != task {
             return None;
@@ -165,15 +166,16 @@ fn take_connecting(task: u64) -> Option<(u64, [u8; 16], u16)> {
     }
 }
 
-/// Behind this function lie the cgroup's verdict, the route and the SYN, for system calls and `io_uring` alike.
+/// Exit of `connect()`. The cgroup's verdict, the route lookup and the SYN all happen within this function, for system calls and `io_uring`
+/// alike.
 #[fexit(function = "inet_stream_connect")]
 pub(crate) fn connect_exit(ctx: FExitContext) -> i32 {
-    // The value returned follows the four arguments. The helper that reads it came with 5.17.
+    // The return value follows the four arguments. The helper that would read it exists since 5.17.
     returned(ctx.arg::<i64>(4) as i32 as i64);
     0
 }
 
-/// Where the kernel can't trace functions: no BTF, or arm64 before 6.4.
+/// Fallback for kernels that can't trace functions: kernels without BTF, and arm64 before 6.4.
 #[tracepoint]
 pub(crate) fn connect_returned(ctx: TracePointContext) -> u32 {
     // SAFETY: the tracepoint's layout; a bad offset fails the read.
@@ -183,8 +185,9 @@ pub(crate) fn connect_returned(ctx: TracePointContext) -> u32 {
     0
 }
 
-/// Where it refuses that as well (`perf_event_paranoid` above 2 on Debian's kernels): the end of any system call. A task that
-/// is connecting makes no other call in between, so its next return is that of `connect()`, or of what called it.
+/// Fallback for kernels that also refuse that tracepoint (Debian's, if `perf_event_paranoid` is above 2): the end of any system call. A
+/// task in `connect()` makes no other system call before it returns. Its next return is therefore that of `connect()`, or of the system
+/// call that called it (`io_uring_enter`).
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn any_call_returned(ctx: RawTracePointContext) -> i32 {
     returned(ctx.arg::<i64>(1));
@@ -196,7 +199,8 @@ fn returned(result: i64) {
     let Some((cookie, remote, remote_port)) = take_connecting(bpf_get_current_pid_tgid()) else {
         return;
     };
-    // The socket is connected or on its way, as its SYN and the answer show; or io_uring_enter, with the number of calls that it took.
+    // The socket is connected or connecting, which its SYN and the response show. Or this is the return of io_uring_enter, whose result is
+    // the number of submitted calls.
     if result >= 0 || result == EINPROGRESS {
         return;
     }
@@ -220,7 +224,8 @@ fn returned(result: i64) {
     });
 }
 
-/// A firewall in OUTPUT drops the SYN before the cgroup hook sees it: only here are its addresses known by then.
+/// Records the addresses of a connection before its SYN. If a firewall in OUTPUT drops the SYN, the cgroup hook never sees it, and only
+/// this hook knows the addresses.
 #[sock_ops]
 pub(crate) fn connect_tuple(ctx: SockOpsContext) -> u32 {
     if ctx.op() == TCP_CONNECT_CB {
@@ -232,8 +237,8 @@ pub(crate) fn connect_tuple(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn try_connect_tuple(ctx: &SockOpsContext) {
     let ops = ctx.ops;
-    // SAFETY: the context is valid. Volatile and up front: the compiler would otherwise fold the two families' reads into
-    // one of a computed address, and the verifier takes constant offsets only.
+    // SAFETY: the context is valid. Fields are read with volatile loads at the start: otherwise the compiler would merge the reads of both
+    // families into a read at a computed address, but the verifier accepts only constant offsets.
     let (family, remote_port, local_port, remote4, local4, remote6, local6) = unsafe {
         (
             read_volatile(&raw const (*ops).family),
@@ -278,8 +283,8 @@ fn try_connect_tuple(ctx: &SockOpsContext) {
     }
 }
 
-/// A connection to another address. If this task's `connect()` asked for an endpoint, a cgroup program that runs behind ours (load balancing
-/// at the socket) has rewritten it: no packet of the connection will have the endpoint's address.
+/// Handles a connection to another address. If this task's `connect()` was for an endpoint, a cgroup program that ran after ours
+/// (socket-level load balancing) has rewritten the address. No packet of the connection will have the endpoint's address.
 #[inline(always)]
 fn note_rewritten(ctx: &SockOpsContext, tuple: Tuple) -> Option<()> {
     let task = current_number()?;

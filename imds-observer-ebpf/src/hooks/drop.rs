@@ -1,7 +1,7 @@
-//! Packets of IMDS flows that this kernel frees: `kfree_skb`.
+//! Drops of packets of IMDS flows, reported by `kfree_skb`.
 //!
-//! `tp_btf` dereferences the packet directly (about 25 ns for drops of other traffic); `raw_tp` is the fallback where the
-//! kernel refuses tracing programs, and probes (about 105 ns).
+//! `tp_btf` dereferences the packet directly, which costs about 25 ns per drop of other traffic. `raw_tp` is the fallback if the kernel
+//! refuses tracing programs. It reads with probe helpers and costs about 105 ns.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
@@ -39,7 +39,8 @@ pub(crate) fn drop_btf(ctx: BtfTracePointContext) -> i32 {
     let (Some(head_offset), Some(network_offset)) = (offset!(skb_head), offset!(skb_network_header)) else {
         return 0;
     };
-    // SAFETY: the kernel passes a valid packet, and both offsets are of fields in it; the head itself is only probed.
+    // SAFETY: the kernel passes a valid packet, and both offsets are those of its fields. The packet's data is only read with probe
+    // helpers.
     let (head, network) = unsafe {
         (
             skb.add(head_offset).cast::<u64>().read_volatile(),
@@ -93,7 +94,8 @@ fn read<T>(base: u64, offset: usize) -> Option<T> {
 
 #[inline(always)]
 fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Option<()> {
-    // Both addresses at once: most drops are other people's, and each read is a call. By words: bytes would be put together one by one.
+    // Reads both addresses at once, because most drops are of other traffic and each read is a call. Reads words, because bytes would be
+    // combined one by one.
     let (source, destination) = if v6 {
         let [a, b, c, d, e, f, g, h]: [u32; 8] = read(network, 8)?;
         (bytes([a, b, c, d]), bytes([e, f, g, h]))
@@ -132,11 +134,11 @@ fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Opt
     }
     let tcp = Tcp::from(&read::<TcpHdr>(network, header_len as usize)?);
     let payload_len = total.saturating_sub(header_len + tcp.header_len);
-    // Purged FINs, duplicate ACKs and the like are the kernel's own housekeeping.
+    // Purged FINs, duplicate ACKs and similar packets are part of the kernel's normal operation.
     if payload_len == 0 && tcp.flags & SYN == 0 {
         return None;
     }
-    // On a host that has the endpoint's address itself, both are endpoints.
+    // On a host that has the endpoint's address itself, both addresses are endpoints.
     let request = to_endpoint && (!from_endpoint || is_clients_port(tcp.source, tcp.destination));
     with_slot(&DROP_SCRATCH, |scratch| {
         let event = &mut scratch.event;
@@ -198,7 +200,7 @@ fn try_drop(skb: u64, location: u64, reason: u32, v6: bool, network: u64) -> Opt
     })
 }
 
-/// Cookie of the socket that made the packet, if one has been asked for before (connect does).
+/// Cookie of the socket that sent the packet, if the socket already has a cookie (`connect()` assigns one).
 #[inline(always)]
 fn socket_cookie(skb: u64) -> Option<u64> {
     let socket: u64 = read(skb, offset!(skb_sk)?)?;

@@ -1,4 +1,4 @@
-//! One file a hook, with the stem of its event in `imds-observer-common`.
+//! One file per hook, with the same name as the file of its event in `imds-observer-common`.
 
 mod connect;
 mod drop;

@@ -1,6 +1,6 @@
-//! Segments between a socket and an endpoint at the root cgroup: the owner, the request's head, the response's status line.
+//! Segments between a socket and an endpoint at the root cgroup: owner, request head, and status line of the response.
 //!
-//! The root cgroup of v2 sees the sockets of every network namespace.
+//! The root cgroup of cgroup v2 includes the sockets of all network namespaces.
 
 use core::ptr::read_volatile;
 
@@ -25,7 +25,7 @@ use crate::packet::{
 };
 use crate::task::{current, current_cgroups, current_netns};
 
-/// As the kernel counts TCP states.
+/// TCP state with the kernel's number.
 const SYN_SENT: u32 = 2;
 
 #[cgroup_skb]
@@ -46,11 +46,11 @@ pub(crate) fn segment_ingress(ctx: SkBuffContext) -> i32 {
     1
 }
 
-/// The early exit for foreign traffic: direct access, no stack.
+/// Early exit for other traffic: direct packet access, no use of the stack.
 ///
-/// On egress the destination may have been rewritten by nat OUTPUT, so the socket's own remote address counts as well; and where a program
-/// in `connect()` has rewritten that too, the address that it put there. A socket without one
-/// is the kernel's own, which answers for sockets that are gone or never were (RST, the ACKs of TIME_WAIT): not a client.
+/// On egress, nat OUTPUT may have rewritten the destination, so the socket's remote address is checked too. If a program in `connect()` has
+/// also rewritten that address, the rewritten address is checked. A socket without a remote address belongs to the kernel, which answers
+/// for sockets that no longer exist or never existed (RST, the ACKs of TIME_WAIT). It is not a client.
 #[inline(always)]
 fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
     let skb = ctx.skb.skb;
@@ -98,7 +98,7 @@ fn towards_endpoint<const EGRESS: bool>(ctx: &SkBuffContext) -> bool {
     false
 }
 
-/// Whether the packet's socket is of another protocol than TCP, which no extension header can make a request of.
+/// Whether the packet's socket has another protocol than TCP. No extension header can turn such a packet into a request.
 #[inline(always)]
 fn is_other_protocols(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context is valid, and both pointers are compared with null.
@@ -112,14 +112,14 @@ fn is_other_protocols(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// Volatile, word by word: the verifier takes no wider reads, and none at an address that was computed.
+/// Reads with volatile loads, word by word: the verifier accepts neither wider reads nor computed addresses.
 ///
 /// # Safety
 ///
 /// `socket` is not null.
 #[inline(always)]
 unsafe fn remote_v6(socket: *const bpf_sock) -> [u32; 4] {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         [
             read_volatile(&raw const (*socket).dst_ip6[0]),
@@ -130,7 +130,7 @@ unsafe fn remote_v6(socket: *const bpf_sock) -> [u32; 4] {
     }
 }
 
-/// Whether the socket that sends is still in SYN_SENT.
+/// Whether the sending socket is still in SYN_SENT.
 #[inline(always)]
 fn is_connecting(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context is valid, and the socket is compared with null.
@@ -140,7 +140,7 @@ fn is_connecting(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// Addresses and ports as the socket that sends has them, before any NAT. `false`: it has none.
+/// Addresses and ports of the sending socket, before any NAT. Returns `false` if there is no socket.
 #[inline(always)]
 fn socket_tuple(skb: *mut __sk_buff, v6: bool, tuple: &mut Tuple) -> bool {
     // SAFETY: the context is valid, and the socket is compared with null.
@@ -149,7 +149,7 @@ fn socket_tuple(skb: *mut __sk_buff, v6: bool, tuple: &mut Tuple) -> bool {
         if socket.is_null() {
             return false;
         }
-        // Both families up front: otherwise the compiler folds their reads into one of a computed address.
+        // Both families are read at the start. Otherwise the compiler would merge their reads into a read at a computed address.
         let remote6 = remote_v6(socket);
         let local6 = [
             read_volatile(&raw const (*socket).src_ip6[0]),
@@ -172,7 +172,8 @@ fn socket_tuple(skb: *mut __sk_buff, v6: bool, tuple: &mut Tuple) -> bool {
     true
 }
 
-/// Puts the endpoint that the socket asked for in the place of the address that another program has rewritten it to. `false`: it asked for none.
+/// Sets the remote end to the endpoint that the process asked for, if another program has rewritten the socket's address. Returns `false`
+/// if it has not.
 #[inline(always)]
 fn ask_for_endpoint(cookie: u64, tuple: &mut Tuple) -> bool {
     // SAFETY: copied at once.
@@ -184,7 +185,7 @@ fn ask_for_endpoint(cookie: u64, tuple: &mut Tuple) -> bool {
     true
 }
 
-/// `None`: it is no TCP, or it can't be read, which is counted.
+/// Reads the headers. Returns `None` if the packet isn't TCP, or if it can't be read, which is counted.
 #[inline(always)]
 fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
     // SAFETY: the context is valid.
@@ -204,14 +205,14 @@ fn headers(skb: *mut __sk_buff, ip: &mut Ip) -> Option<(Tcp, u32, u32)> {
     None
 }
 
-/// Nothing is asked that has no answer yet: how the connection ends shows nothing that the socket's last state doesn't.
+/// Whether every request has a response. The end of such a connection adds nothing to the socket's last state.
 #[inline(always)]
 fn is_done(flow: &Flow) -> bool {
     flow.awaiting == 0 && flow.pipelined == 0 && offset!(sock_cookie).is_some()
 }
 
-/// Whether the task that runs has called the socket. What the kernel has kept back (Nagle's algorithm, `TCP_CORK`, a small window) leaves
-/// in an interrupt of the task that runs then, while no task has locked the socket.
+/// Whether the current task is the one that called the socket. The kernel sends delayed data (Nagle's algorithm, `TCP_CORK`, a small
+/// window) in an interrupt of an arbitrary task. No task has locked the socket then.
 #[inline(always)]
 fn is_senders_call(skb: *mut __sk_buff) -> bool {
     let Some(owned) = offset!(sock_owned).filter(|_| reads_tasks_directly()) else {
@@ -228,10 +229,11 @@ fn is_senders_call(skb: *mut __sk_buff) -> bool {
     }
 }
 
-/// Level of the cgroups that share the ring buffer: pods, services of a user's session. What a user may make below them by itself is one.
+/// Level of the cgroups that share the ring buffer: pods, and services of a user's session. All cgroups that a user creates below them
+/// count as the same client.
 const CLIENT_LEVEL: i32 = 3;
 
-/// Whose share of the ring buffer the socket's events count against.
+/// Client whose share of the ring buffer the socket's events use.
 #[inline(always)]
 fn client(skb: *mut __sk_buff, cgroup_id: u64) -> u64 {
     // SAFETY: the context is valid.
@@ -262,7 +264,8 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
         return false;
     }
-    // The kernel refuses a server's stale acknowledgement (a port in TIME_WAIT) in the name of a socket that goes on connecting.
+    // For a socket that is still connecting, the kernel answers a stale acknowledgment of the server (a port in TIME_WAIT) with an RST. The
+    // socket continues to connect.
     if tcp.flags & RST != 0 && is_connecting(skb) {
         return false;
     }
@@ -274,8 +277,8 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         .wrapping_add(u32::from(tcp.flags & (SYN | FIN) != 0));
     // SAFETY: the context is valid for the program's run.
     let v6 = unsafe { (*skb).protocol } as u16 == ETH_P_IPV6;
-    // A socket whose remote address isn't an endpoint is sent to one by a packet filter: then the packet has the addresses. Or it asked for
-    // one, and `connect()` was rewritten.
+    // If the socket's remote address isn't an endpoint, there are two cases. Either a packet filter redirects the packet to an endpoint, so
+    // the packet has the addresses. Or the process asked for an endpoint, and `connect()` was rewritten.
     let has_tuple = socket_tuple(skb, v6, &mut event.tuple);
     if !has_tuple || !is_endpoint(&event.tuple.remote) {
         if is_endpoint(&ip.destination) {
@@ -287,10 +290,10 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
 
     let mut fresh = true;
     let mut known = false;
-    // Changed in place: inserting it again costs several times as much.
+    // The entry is changed in place, because inserting it again costs several times as much.
     let noted = FLOWS.get_ptr_mut(cookie);
-    // On a host that has the endpoint's address itself, the server's sockets look like clients; also the one that answers a SYN with data
-    // (TCP Fast Open).
+    // On a host that has the endpoint's address itself, the server's sockets look like clients. This includes a socket that answers a SYN
+    // with data (TCP Fast Open).
     if noted.is_none()
         && tcp.flags & (SYN | ACK) != SYN
         && is_endpoint(&event.tuple.local)
@@ -299,7 +302,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         return false;
     }
     let flow = if let Some(noted) = noted {
-        // SAFETY: a live value; of one socket only one segment leaves at a time, and what else writes to it writes one byte.
+        // SAFETY: a live value. Only one segment of a socket is sent at a time, and other writers change only one byte.
         let flow = unsafe { &mut *noted };
         known = flow.seq_known != 0;
         fresh = !known || end.wrapping_sub(flow.next_seq) as i32 > 0;
@@ -319,8 +322,8 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow.reserved = 0;
         flow
     };
-    // Each segment that an uplink reports, so that a connection is joined whenever its uplink comes to be observed, and again when NAT
-    // maps it to another port.
+    // Every segment that an uplink reports is stored, so that a connection is joined even if its uplink is observed only later, and again
+    // if NAT maps it to another port.
     if (payload_len > 0 || tcp.flags & SYN != 0) && SEQUENCES.insert(sequence_key(&tcp), cookie, 0).is_err() {
         count(|loss| &mut loss.map_full);
     }
@@ -328,14 +331,14 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         flow.client = client(skb, flow.cgroup_id);
     }
     if fresh {
-        // `current` is the sender for SYN and for payload that goes out for the first time, and for nothing else. A socket may
-        // have been passed on or inherited since its connect().
+        // `current` is the sender only for SYN and for payload that is sent for the first time. The socket may have been passed on or
+        // inherited since its connect().
         if (payload_len > 0 || tcp.flags & SYN != 0)
             && is_senders_call(skb)
             && let Some(sender) = current()
             && sender.is_user
         {
-            // A process may be moved to another cgroup while its connection lives.
+            // A process may be moved to another cgroup during the connection.
             let cgroups = current_cgroups();
             if sender.key != flow.process || flow.tid == 0 || cgroups.mark != flow.cgroup_mark {
                 sender.announce(cgroups);
@@ -364,7 +367,7 @@ fn egress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
                 emit(redirect);
             }
         }
-        // An RST that answers a packet has that packet's number.
+        // An RST that answers a packet has the sequence number that the packet acknowledges, which may be old.
         if tcp.flags & RST == 0 {
             flow.next_seq = end;
             flow.seq_known = 1;
@@ -437,14 +440,14 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
         return false;
     }
-    // SAFETY: the context is valid; at this hook the kernel has put the receiving socket into it.
+    // SAFETY: the context is valid. At this hook it contains the receiving socket.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     event.tuple = tuple(ip, tcp.source, tcp.destination, false);
     if !is_endpoint(&event.tuple.remote) && !ask_for_endpoint(cookie, &mut event.tuple) {
         return false;
     }
     let flow = FLOWS.get_ptr_mut(cookie);
-    // On a host that has the endpoint's address itself, requests come to the server's sockets from it.
+    // On a host that has the endpoint's address itself, the server's sockets receive requests from that address.
     if flow.is_none() {
         if tcp.flags & (SYN | ACK) == SYN {
             return false;
@@ -466,14 +469,14 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
     event.tid = 0;
     event.netns = 0;
     if let Some(flow) = flow {
-        // SAFETY: fields are read; another CPU sees either value.
+        // SAFETY: fields are only read. If another CPU writes, this reads the old or the new value.
         unsafe {
             event.process = (*flow).process;
             event.cgroup_id = (*flow).cgroup_id;
             event.tid = (*flow).tid;
             event.netns = (*flow).netns;
             if payload_len > 0 {
-                // The body's further segments are ignored; the first one of an unknown form is.
+                // Further segments of a body are skipped. The first segment of a response is reported even if it isn't HTTP.
                 if head_len == 0 && (*flow).awaiting == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
                     return false;
                 }
@@ -507,13 +510,14 @@ fn ingress(skb: *mut __sk_buff, scratch: &mut SegmentScratch) -> bool {
         && payload_len > 0
         && let Some(flow) = flow
     {
-        // SAFETY: one byte of a live value. What was lost leaves it as it is: the event for the connection's end shows what was received.
+        // SAFETY: one byte of a live value. A lost event leaves it unchanged, so that the end of the connection is reported with the number
+        // of received bytes.
         unsafe { (*flow).awaiting = 0 };
     }
     told
 }
 
-/// Copies the status line's first bytes if it is one; how many.
+/// Copies the first bytes of the payload if they are a status line, and returns their number.
 #[inline(always)]
 fn status_line(skb: *mut __sk_buff, payload: u32, payload_len: u32, to: *mut u8) -> u32 {
     let wanted = if payload_len > STATUS_LINE_BYTES as u32 {
@@ -525,7 +529,8 @@ fn status_line(skb: *mut __sk_buff, payload: u32, payload_len: u32, to: *mut u8)
     if !packet::load_payload(skb, payload, to, len) {
         return 0;
     }
-    // SAFETY: the scratch is larger than 7 bytes; what wasn't written is old status line, and `len` guards it.
+    // SAFETY: the buffer is larger than 7 bytes. Bytes that were not written now belong to an older status line; the check of `len`
+    // excludes them.
     let start = unsafe { core::slice::from_raw_parts(to, 7) };
     if len >= 7
         && start[0] == b'H'

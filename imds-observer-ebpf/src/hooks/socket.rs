@@ -1,4 +1,4 @@
-//! What becomes of TCP sockets towards an endpoint: states and errors that no packet shows.
+//! State changes and errors of TCP sockets towards an endpoint that are not visible in packets.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
@@ -15,13 +15,13 @@ const ESTABLISHED: u32 = 1;
 const SYN_SENT: u32 = 2;
 const CLOSE: u32 = 7;
 const CLOSE_WAIT: u32 = 8;
-/// `SEND_SHUTDOWN` of `sk_shutdown`, and both sides.
+/// `SEND_SHUTDOWN` of `sk_shutdown`, and the value for both sides.
 const SEND: u8 = 2;
 const BOTH: u8 = 3;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
-/// Dereferences the socket directly: every TCP connection of the host passes here several times.
+/// Dereferences the socket directly, because this runs several times per TCP connection of the host.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn socket_state_btf(ctx: BtfTracePointContext) -> i32 {
     let new_state: u32 = ctx.arg(2);
@@ -44,7 +44,7 @@ pub(crate) fn socket_state_btf(ctx: BtfTracePointContext) -> i32 {
         if socket.add(family).cast::<u16>().read_volatile() == AF_INET {
             is_endpoint_v4(socket.add(v4).cast::<u32>().read_volatile())
         } else {
-            // The whole of it is looked at behind this.
+            // Only the last word is checked here; the whole address is checked below.
             let last = socket.add(v6 + 12).cast::<u32>().read_volatile();
             is_endpoint_v4(last) || is_endpoint_v6_suffix(last)
         }
@@ -55,7 +55,7 @@ pub(crate) fn socket_state_btf(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Where the kernel refuses tracing programs.
+/// Fallback if the kernel refuses tracing programs.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub(crate) fn socket_state(ctx: RawTracePointContext) -> i32 {
     let new_state: u32 = ctx.arg(2);
@@ -76,8 +76,8 @@ fn is_wanted(new_state: u32) -> bool {
     new_state == ESTABLISHED || new_state == SYN_SENT || new_state == CLOSE
 }
 
-/// Whether the process closes its sending side alone (`shutdown()`), or, after that, the whole socket: the kernel then sets the state
-/// that the socket has. An ordinary `close()` is reported by its FIN.
+/// Whether the process closes only its sending side (`shutdown()`) or, after that, the whole socket. In the second case, the kernel sets
+/// the state that the socket already has. An ordinary `close()` is visible through its FIN.
 #[inline(always)]
 fn is_half_close(old_state: u32, new_state: u32, shutdown: u8) -> bool {
     if old_state == new_state {
@@ -102,11 +102,11 @@ fn read<T>(base: u64, offset: usize) -> Option<T> {
 #[inline(always)]
 fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
     let family: u16 = read(socket, offset!(sock_family)?)?;
-    // The other side first: most sockets are other people's, and each read is a call.
+    // The remote address is read first, because most sockets are not IMDS clients and each read is a call.
     let remote = if family == AF_INET {
         mapped_v4(read(socket, offset!(sock_daddr)?)?)
     } else if family == AF_INET6 {
-        // Holds the v4-mapped form for IPv4 over an IPv6 socket.
+        // For IPv4 over an IPv6 socket, this is the v4-mapped address.
         read(socket, offset!(sock_v6_daddr)?)?
     } else {
         return None;
@@ -123,15 +123,16 @@ fn try_socket(socket: u64, old_state: u32, new_state: u32) -> Option<()> {
     if cookie == 0 {
         return None;
     }
-    // Of a socket whose SYN was seen its answer is seen as well. Those of other cgroups than the observed one show their states alone.
-    // SAFETY: looked at at once.
+    // If the SYN was recorded, the response to it is recorded as well. Sockets in other cgroups than the observed one show only their
+    // states.
+    // SAFETY: the value is used immediately.
     if new_state == ESTABLISHED && unsafe { FLOWS.get(cookie) }.is_some_and(|flow| flow.seq_known != 0) {
         return None;
     }
     let remote_port = u16::from_be(read::<u16>(socket, offset!(sock_dport)?)?);
     let local_port: u16 = read(socket, offset!(sock_num)?)?;
-    // On a host that has the endpoint's address itself, the server's sockets have it as their remote one, too.
-    // SAFETY: compared at once.
+    // On a host that has the endpoint's address itself, it is also the remote address of the server's sockets.
+    // SAFETY: only its presence is checked.
     if is_endpoint(&local) && !is_clients_port(local_port, remote_port) && unsafe { FLOWS.get(cookie) }.is_none() {
         return None;
     }

@@ -1,4 +1,4 @@
-//! What passes at an uplink: the truth about TTLs and about what arrived, and the packets that the link-local quota counts.
+//! Packets at an uplink: their actual TTLs and arrival, and the packets that count toward the link-local quota.
 //!
 //! Both programs return `TC_ACT_UNSPEC`, which is `TCX_NEXT`: the next program decides.
 
@@ -22,7 +22,7 @@ use crate::packet::{
 };
 
 const ETHERNET_HEADER: usize = 14;
-/// ICMP destination unreachable and time exceeded; ICMPv6 the same.
+/// ICMP types destination unreachable and time exceeded, and the same for ICMPv6.
 const ICMP_ERRORS: [u8; 2] = [3, 11];
 const ICMPV6_ERRORS: [u8; 2] = [1, 3];
 
@@ -44,8 +44,8 @@ pub(crate) fn wire_ingress(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Whether a packet may be link-local service traffic or an ICMP error from outside; those that this host sends go to the service itself.
-/// Direct access where the link layer is plain Ethernet.
+/// Whether a packet may be traffic of a link-local service, or an incoming ICMP error. (ICMP errors that this host sends to the service
+/// have its address.) Uses direct packet access if the link layer is plain Ethernet.
 #[inline(always)]
 fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
     let skb = ctx.skb.skb;
@@ -56,7 +56,7 @@ fn concerns_us<const EGRESS: bool>(ctx: &TcContext) -> bool {
         let end = (*skb).data_end as usize;
         if protocol == ETH_P_IP {
             if data + ETHERNET_HEADER + 20 > end || *((data + 12) as *const u16) != protocol {
-                // A link layer without Ethernet header, a VLAN tag in the data, or a header that isn't linear.
+                // A link layer without an Ethernet header, a VLAN tag in the data, or a header that isn't in the linear part.
                 return true;
             }
             let ip = data + ETHERNET_HEADER;
@@ -127,7 +127,7 @@ fn wire(skb: *mut __sk_buff, egress: bool, scratch: &mut WireScratch) -> bool {
     false
 }
 
-/// Where the IP header starts. The data of a TC program starts at the link layer's header, if there is one.
+/// Offset of the IP header. The data of a TC program begins with the link layer's header, if there is one.
 #[inline(always)]
 fn network_header(skb: *mut __sk_buff) -> u32 {
     // SAFETY: the context is valid.
@@ -135,12 +135,12 @@ fn network_header(skb: *mut __sk_buff) -> u32 {
     match load::<u16>(skb, 12) {
         Some(kind) if kind == protocol => ETHERNET_HEADER as u32,
         Some(kind) if kind == ETH_P_8021Q || kind == ETH_P_8021AD => ETHERNET_HEADER as u32 + 4,
-        // A device without link layer: tunnels, some virtual ones.
+        // A device without a link layer: tunnels, and some virtual devices.
         _ => behind_gre(skb, protocol).unwrap_or(0),
     }
 }
 
-/// Before 5.15 what a GRE device receives still starts with the outer IPv4 header and GRE's.
+/// Before 5.15, packets that a GRE device receives still begin with the outer IPv4 header and the GRE header.
 #[inline(always)]
 fn behind_gre(skb: *mut __sk_buff, protocol: u16) -> Option<u32> {
     let outer = load::<u8>(skb, 0)?;
@@ -157,17 +157,17 @@ fn behind_gre(skb: *mut __sk_buff, protocol: u16) -> Option<u32> {
     Some(gre + 4 + optional * 4)
 }
 
-/// Whom the quota's accounting takes the other end for.
+/// Class of the remote address, for the quota.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Far {
     Endpoint,
     LinkLocal,
-    /// The VPC resolver's address in the VPC: only its DNS counts.
+    /// The VPC resolver's address in the VPC. Only its DNS traffic counts.
     Resolver,
     Beyond,
 }
 
-/// Counts the packet for the quota.
+/// Counts the packet toward the quota.
 #[inline(always)]
 fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, far: Far, egress: bool) {
     let class = if far == Far::Endpoint {
@@ -198,23 +198,23 @@ fn account(skb: *mut __sk_buff, ip: &Ip, slot: &mut u32, far: Far, egress: bool)
     }
     let Some(counters) = counters else { return };
     let side = if egress { 0 } else { TRAFFIC_CLASSES };
-    // Through memory, so that the verifier knows the index by its bound alone, on all ways that lead here: without CAP_PERFMON it
-    // refuses to move a pointer by a number that is known on one way and not, or another, on the next.
+    // The index goes through memory, so that the verifier knows only its bound, on every path. Without CAP_PERFMON, the verifier rejects
+    // pointer arithmetic with a number that is a known constant on one path and differs on another.
     // SAFETY: a valid reference.
     let index = unsafe {
         write_volatile(slot, (side + class as usize) as u32);
         read_volatile(slot) as usize & (2 * TRAFFIC_CLASSES - 1)
     };
-    // SAFETY: a per-CPU slot that is made of this many counters, those of egress first.
+    // SAFETY: a per-CPU slot that consists of this many counters, those of egress first.
     unsafe { *counters.cast::<u64>().add(index) += 1 };
 }
 
 const _: () = assert!(size_of::<InterfaceCounters>() == 2 * TRAFFIC_CLASSES * size_of::<u64>());
 
-/// The socket behind a packet at the uplink; 0: none of this host is known. The tuple here is the one after NAT.
+/// Cookie of the socket of a packet at the uplink; 0: no socket of this host is known for it. The tuple is the one after NAT.
 ///
-/// A segment with SYN or payload is found by its numbers, which are stronger evidence than the addresses: the wire's port may have
-/// belonged to another connection. All other packets are found by the tuple that such a segment left behind.
+/// A segment with SYN or payload is found by its numbers. They are stronger evidence than the addresses, because the port at the uplink may
+/// have belonged to another connection. All other packets are found by the tuple that is stored for such a segment.
 #[inline(always)]
 fn join(tuple: &Tuple, tcp: &Tcp, egress: bool, payload_len: u32) -> u64 {
     let first = tcp.flags & SYN != 0;
@@ -222,7 +222,7 @@ fn join(tuple: &Tuple, tcp: &Tcp, egress: bool, payload_len: u32) -> u64 {
         // SAFETY: copied at once.
         if let Some(cookie) = unsafe { SEQUENCES.get(sequence_key(tcp)) } {
             let cookie = *cookie;
-            // Mostly noted already, and looking costs less than noting again.
+            // Usually the tuple is already stored, and a lookup costs less than an insertion.
             // SAFETY: compared at once.
             let noted = unsafe { TUPLES.get(tuple) }.is_some_and(|noted| *noted == cookie);
             if !noted && TUPLES.insert(*tuple, cookie, 0).is_err() {
@@ -231,7 +231,7 @@ fn join(tuple: &Tuple, tcp: &Tcp, egress: bool, payload_len: u32) -> u64 {
             return cookie;
         }
         if first {
-            // A connection that is not a socket's of this host takes over the port of one that was.
+            // A connection without a socket on this host reuses the port of an earlier connection.
             let _ = TUPLES.remove(tuple);
             return 0;
         }
@@ -264,14 +264,14 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
             event.status_line = line;
             event.status_len = STATUS_LINE_BYTES as u8;
         } else if tcp.flags & RST == 0 {
-            // A body's further segments.
+            // Further segments of a body.
             return false;
         }
     }
     event.tuple = tuple(ip, tcp.source, tcp.destination, egress);
     event.cookie = join(&event.tuple, &tcp, egress, payload_len);
-    // A known socket's own hooks report that it was answered, and how it closes. An RST that leaves is no end: the kernel also answers
-    // a server's stale acknowledgement with one while the socket goes on connecting.
+    // The hooks of a known socket report the SYN-ACK and the close. An outgoing RST is not reported, because it may not be the end: the
+    // kernel also sends it as the answer to a server's stale acknowledgment while the socket continues to connect.
     let reported = if egress { SYN } else { RST };
     if payload_len == 0 && event.cookie != 0 && tcp.flags & reported == 0 {
         return false;
@@ -285,7 +285,7 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
     event.icmp_type = 0;
     event.icmp_code = 0;
     describe(event, skb, egress);
-    // Of a client without a socket here only the address is known.
+    // For a client without a socket on this host, only the address is known.
     let client = match event.cookie {
         0 => u64::from(crate::config::words(&event.tuple.local)[3]) | 1 << 63,
         _ => 0,
@@ -296,7 +296,7 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
     if !egress || payload_len == 0 || event.cookie != 0 {
         return emit(event);
     }
-    // No socket of this host has sent it: its head is to be read here or nowhere.
+    // The socket isn't on this host, so no other hook can read the request head.
     each_head(skb, payload, payload_len, head, |done, left, len, cut| {
         event.seq = tcp.seq.wrapping_add(done);
         event.payload_len = left;
@@ -308,7 +308,7 @@ fn segment(skb: *mut __sk_buff, event: &mut WireEvent, head: &mut [u8; HEAD_BYTE
     })
 }
 
-/// What all wire events have in common.
+/// Sets the fields that all wire events have in common.
 #[inline(always)]
 fn describe(event: &mut WireEvent, skb: *mut __sk_buff, egress: bool) {
     // SAFETY: the context is valid.
@@ -324,7 +324,7 @@ fn describe(event: &mut WireEvent, skb: *mut __sk_buff, egress: bool) {
     event.header = header(EventKind::Wire, size_of::<WireEvent>());
 }
 
-/// An ICMP error that quotes a packet between a client and an endpoint, either way round.
+/// Reports an ICMP error that quotes a packet between a client and an endpoint, in either direction.
 #[inline(always)]
 fn icmp_error(
     skb: *mut __sk_buff,
@@ -345,7 +345,7 @@ fn icmp_error(
     if packet::ip(skb, v6, at + 8, quoted).is_none() || quoted.protocol != IPPROTO_TCP {
         return false;
     }
-    // What this host sends to IMDS quotes a response; what comes in quotes a request.
+    // An ICMP error that this host sends to IMDS quotes a response. An incoming one quotes a request.
     let quotes_request = is_endpoint(&quoted.destination);
     if !quotes_request && !(to_endpoint && is_endpoint(&quoted.source)) {
         return false;
