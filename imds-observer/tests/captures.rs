@@ -1,4 +1,4 @@
-//! Captures of the lab, recorded with tcpdump and scrubbed (`captures/scrub.py`): what they show without anybody having observed.
+//! Captures of the lab, recorded with tcpdump and scrubbed (`captures/scrub.py`), and what `analyze` finds in them without an observer.
 
 use std::fs;
 use std::io::Write as _;
@@ -28,7 +28,7 @@ fn records(arguments: &[&str]) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Method, version, the request's TTL, the response's, outcome.
+/// Exchanges as method, version, TTL of the request, TTL of the response, and outcome.
 fn exchanges(name: &str) -> Vec<String> {
     records(&["--records", "exchange", &capture(name)])
         .iter()
@@ -169,7 +169,7 @@ fn no_byte_of_a_body_or_token_comes_out() {
     }
 }
 
-/// `docs/offline.md` gives a filter: what passes it must lead to the same findings as everything.
+/// `docs/offline.md` documents a filter. The packets that pass it must lead to the same findings as the whole capture.
 #[test]
 fn the_documented_filter_loses_no_finding() {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/offline.md")).unwrap();
@@ -214,7 +214,7 @@ fn the_documented_filter_loses_no_finding() {
     assert!(found > 3, "these captures have findings: {found}");
 }
 
-/// pktmon logs a packet at several components: each request is one request.
+/// pktmon logs a packet once per component that it passes. Each request must still be reported once.
 #[test]
 fn copies_of_a_packet_count_once() {
     let path: PathBuf = [
@@ -234,12 +234,12 @@ fn copies_of_a_packet_count_once() {
     }
     let total = records(&["--records", "summary", path]);
     let interface = &total.last().unwrap()["interfaces"][0];
-    // 3 of the handshake, 3 of the end, and request, response and acknowledgement of 41 exchanges.
+    // 3 packets of the handshake, 3 of the close, and request, response and acknowledgment of 41 exchanges.
     let packets = interface["egress_packets"].as_u64().unwrap() + interface["ingress_packets"].as_u64().unwrap();
     assert_eq!(packets, 3 + 3 + 3 * 41, "{interface}");
 }
 
-/// A capture on Ethernet as it would be with this snap length.
+/// Returns an Ethernet capture, truncated to this snap length.
 fn snapped(name: &str, snap: usize, directory: &tempfile::TempDir) -> String {
     let bytes = fs::read(capture(name)).unwrap();
     let mut cut = bytes[..24].to_vec();

@@ -1,4 +1,4 @@
-//! The program from outside: input and flags in, output and exit status out.
+//! Tests the program from outside: arguments and input, output and exit status.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -120,7 +120,7 @@ fn analyze_writes_the_records_and_every_one_fits_the_schema() {
         assert_eq!(kinds[0], "start");
         assert_eq!(kinds[kinds.len() - 2..], ["summary", "loss"]);
         assert_eq!(records[records.len() - 2]["total"], true);
-        // Its output can be read again, with the same result.
+        // The output can be analyzed again, with the same result.
         let again = analyze_stdin(&output.stdout, &["-o", "ndjson", "-"]);
         assert_eq!(stdout(&again), stdout(&output));
         assert_eq!(again.status.code(), Some(0));
@@ -213,7 +213,7 @@ fn broken_lines_are_reported_and_passed_over() {
     );
     assert!(!reported.contains(secret), "{reported}");
 
-    // A writer that was killed leaves half a line: reported, but not an error.
+    // A killed writer leaves an incomplete line, which is reported but is no error.
     let cut = &text.as_bytes()[..text.len() - 40];
     let output = analyze_stdin(cut, &["-o", "json", "-"]);
     assert_eq!(output.status.code(), Some(0));
@@ -394,7 +394,7 @@ fn a_closed_pipe_is_a_normal_end() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("long.ndjson");
     let text = fs::read_to_string(trace(TRACES[2])).unwrap();
-    // More than any pipe holds.
+    // More than any pipe can hold.
     fs::write(&path, text.repeat(40)).unwrap();
     let mut child = program()
         .args(["analyze", "-o", "ndjson", path.to_str().unwrap()])
@@ -418,7 +418,7 @@ fn a_signal_ends_the_run_in_good_order() {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&fs::read(trace(TRACES[0])).unwrap()).unwrap();
-    // The first batch is out, so signals are taken over; the pipe stays open.
+    // After the first batch of output, the program handles signals. The pipe stays open.
     let mut reader = BufReader::new(child.stdout.take().unwrap());
     let mut text = String::new();
     reader.read_line(&mut text).unwrap();
@@ -532,7 +532,7 @@ fn preflight_names_who_would_break() {
     assert_eq!(answer["breaks"][0]["count"], 6);
     assert_eq!(answer["breaks"][0]["last_seen"], "2026-03-01T12:02:03.004000000Z");
 
-    // A host process needs no hop; every client fails with IMDS disabled.
+    // A host process needs no hop. If IMDS is disabled, every client fails.
     assert_eq!(
         preflight(&["--hop-limit", "1", "--min-duration", "1m"], TRACES[0]).0,
         Some(0)
@@ -680,7 +680,7 @@ fn a_device_without_an_end_is_read_until_the_first_signal() {
         .spawn()
         .unwrap();
     let pid = Pid::from_raw(child.id() as i32);
-    // It has begun once it has used processor time.
+    // Once the program has used processor time, it is running.
     let used = || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
         stat.split_whitespace().nth(13).unwrap().parse::<u64>().unwrap()

@@ -1,4 +1,4 @@
-//! A trace may report that its host's wall clock was stepped. The step is no time that passed: the trace shows what it would show without it.
+//! A trace may report that its host's wall clock was stepped. The step is not elapsed time: results must be the same as without the step.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -23,7 +23,7 @@ fn moved(time: &str, by_ns: i64) -> String {
     Time(time.parse::<Time>().unwrap().0.saturating_add_signed(by_ns)).to_string()
 }
 
-/// Moves all times of a record.
+/// Moves all times of a record by the same amount.
 fn step(value: &mut Value, by_ns: i64) {
     match value {
         Value::Object(map) => {
@@ -39,7 +39,7 @@ fn step(value: &mut Value, by_ns: i64) {
     }
 }
 
-/// Leaves out what a step changes.
+/// Removes the members that a step changes.
 fn without_times(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -56,7 +56,7 @@ fn report(host: &Value, time: &str, by_ns: i64) -> Value {
         "unattributed": 0, "clock_step_ns": by_ns})
 }
 
-/// The clock is stepped in the middle of the trace.
+/// Returns the trace with a step of the clock in the middle.
 fn stepped(trace: &[Value], by_ns: i64) -> Vec<Value> {
     let (before, after) = trace.split_at(trace.len() / 2);
     let mut after = after.to_vec();
@@ -66,7 +66,7 @@ fn stepped(trace: &[Value], by_ns: i64) -> Vec<Value> {
     let last = before.last().unwrap();
     let mut all = before.to_vec();
     let mut report = report(&last["host"], &moved(last["time"].as_str().unwrap(), by_ns), by_ns);
-    // Counts since the start.
+    // The `loss` record has counts since the start.
     if let Some(loss) = before.iter().rfind(|record| record["record"] == "loss") {
         let time = report["time"].take();
         report = loss.clone();
@@ -128,7 +128,7 @@ fn interval_ns(analysis: &Value) -> u64 {
     analysis["summary"]["interval_ns"].as_u64().unwrap()
 }
 
-/// Every third recorded scenario, which is every kind of record and finding that the lab makes several times over.
+/// Tests every third recorded scenario. These include every kind of record and finding several times.
 #[test]
 fn a_reported_step_changes_no_finding_and_no_duration() {
     let all = scenarios();
@@ -194,7 +194,7 @@ fn a_step_is_no_proof_and_no_gap_to_preflight() {
     }
 }
 
-/// Times in `analyze`'s output are those of the records after the step.
+/// `analyze` prints times as the clock shows them after the step.
 #[test]
 fn results_have_the_new_time() {
     let trace = hours(25);
@@ -206,7 +206,7 @@ fn results_have_the_new_time() {
     }
 }
 
-/// Two files of one fleet: a host whose clock was right all the time, and one whose clock was stepped.
+/// Two files of one fleet: a host whose clock was always right, and one whose clock was stepped.
 #[test]
 fn a_step_moves_no_record_of_another_file() {
     let mut other = hours(25);

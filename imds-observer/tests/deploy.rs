@@ -1,8 +1,8 @@
-//! Do the systemd unit, the Kubernetes manifests and the Helm chart hold, without a service manager or a cluster?
+//! Checks the systemd unit, the Kubernetes manifests and the Helm chart without a service manager or a cluster.
 //!
-//! `deploy/check.py` lints, renders and validates manifests and chart with independent tools, `systemd-analyze` the unit. What
-//! they will run is then held against this program. Without those tools that fails where `CI=true`, as `cargo xtask test` has it, and
-//! is left out elsewhere: `cargo xtask setup --for test` installs them.
+//! `deploy/check.py` lints, renders and validates manifests and chart with independent tools, and `systemd-analyze` checks the unit. The
+//! tests then compare the results with this program. Without these tools, a test fails if `CI=true` (as in `cargo xtask test`), and is
+//! skipped otherwise. `cargo xtask setup --for test` installs them.
 
 #![cfg(live)]
 
@@ -19,14 +19,14 @@ fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
-/// Not where everything must run.
+/// Skips a test, unless all tests must run.
 fn skip(missing: &str) {
     let missing = format!("no {missing} (cargo xtask setup --for test)");
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{missing}");
     eprintln!("skipped: {missing}");
 }
 
-/// Output of the check; `None`: it can't run here.
+/// Output of the check, or `None` if it can't run here.
 fn checked() -> Option<Value> {
     let tools = std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
         || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),
@@ -69,7 +69,7 @@ fn manifests_and_chart_are_valid_and_agree_and_the_program_takes_what_they_say()
         })
         .collect();
     assert!(arguments.contains(&"--host-root=/host".to_owned()), "{arguments:?}");
-    // Unknown options and values of the wrong kind are refused before help is given.
+    // clap rejects unknown options and values of the wrong type before it prints help.
     let run = |arguments: &[String]| {
         Command::new(env!("CARGO_BIN_EXE_imds-observer"))
             .args(arguments)
@@ -81,7 +81,7 @@ fn manifests_and_chart_are_valid_and_agree_and_the_program_takes_what_they_say()
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let wrong = [arguments, vec!["--metrics=$(HOST_IP):9469".to_owned()]].concat();
     assert_eq!(run(&wrong).status.code(), Some(2), "this would find nothing");
-    // The image is of this version, and every directory of the host is where the program looks for it.
+    // The image has this version, and each directory of the host is mounted where the program looks for it.
     assert_eq!(
         pods["image"],
         format!("ghcr.io/imds-observer/imds-observer:{}", env!("CARGO_PKG_VERSION")).as_str()
@@ -95,7 +95,7 @@ fn manifests_and_chart_are_valid_and_agree_and_the_program_takes_what_they_say()
     }
 }
 
-/// A right that one way of running it has and another lacks is a mistake in one of them.
+/// If the service and the pods have different capabilities, one of them is wrong.
 #[test]
 fn the_service_and_the_pods_have_the_same_capabilities() {
     let unit = fs::read_to_string(deploy().join("systemd/imds-observer.service")).unwrap();
@@ -107,7 +107,7 @@ fn the_service_and_the_pods_have_the_same_capabilities() {
         .split(' ')
         .map(|name| name.trim_start_matches("CAP_"))
         .collect();
-    // Pods get it only where the runtime's own limit on locked memory is low: docs/daemonset.md.
+    // Pods need it only if the runtime's own limit on locked memory is low: docs/daemonset.md.
     service.retain(|name| *name != "SYS_RESOURCE");
     service.sort_unstable();
     let manifest = fs::read_to_string(deploy().join("kubernetes/daemonset.yaml")).unwrap();
@@ -121,7 +121,7 @@ fn the_service_and_the_pods_have_the_same_capabilities() {
     assert_eq!(service, pods);
 }
 
-/// Codes that alert rules name, each rule's as it is written there.
+/// Codes in the alert rules, exactly as each rule contains them.
 fn codes_in_rules() -> Vec<String> {
     let rules = fs::read_to_string(deploy().join("prometheus/alerts.yml")).unwrap();
     let selectors = rules.lines().filter(|line| line.trim().starts_with("expr:"));
@@ -134,7 +134,7 @@ fn codes_in_rules() -> Vec<String> {
         .collect()
 }
 
-/// The highest severity that the detector's own fixture and the lab's scenarios show.
+/// Whether the detector's fixture or a scenario of the lab shows a severity of at least high.
 fn is_severe(code: Code, suite: &Suite) -> bool {
     let severe = |severity: &str| ["high", "critical"].contains(&severity);
     let in_scenario = suite
@@ -160,7 +160,7 @@ fn is_severe(code: Code, suite: &Suite) -> bool {
     }
 }
 
-/// `ImdsSevereFinding` covers what is high or critical; `ImdsV1InUse` is about requests and not about the finding.
+/// `ImdsSevereFinding` covers all findings of severity high and critical. `ImdsV1InUse` is about requests, not about the finding.
 #[test]
 fn every_code_raises_an_alert_that_explains_it() {
     let named = codes_in_rules();
@@ -183,7 +183,7 @@ fn every_code_raises_an_alert_that_explains_it() {
     );
 }
 
-/// Each alert leads to a page of the documentation; a page by code exists for all codes.
+/// Each alert links to a page of the documentation. If the link depends on the code, the page must exist for every code.
 #[test]
 fn every_alert_has_a_runbook_that_exists() {
     const BASE: &str = "https://github.com/imds-observer/imds-observer/blob/main/";
@@ -209,7 +209,7 @@ fn every_alert_has_a_runbook_that_exists() {
     }
 }
 
-/// Whether it succeeded, and its output; `None`: not installed. Colors, links and the state of this machine are left out.
+/// Whether the command succeeded, and its output without colors and links; `None` if systemd-analyze is not installed.
 fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<(bool, String)> {
     let output = Command::new("systemd-analyze")
         .args(arguments)
@@ -225,8 +225,8 @@ fn systemd_analyze(arguments: &[&str], unit: &Path) -> Option<(bool, String)> {
     Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
-/// 0 is a service without any privileges, 10 one that is not confined at all. A network service like this one, which runs as root, reads all
-/// processes and loads eBPF programs, keeps some of it.
+/// Limit on systemd's exposure score: 0 is a service without any privileges, 10 a service without any confinement. This is a network
+/// service that runs as root, reads all processes and loads eBPF programs, so it can't reach 0.
 const MAX_EXPOSURE: f64 = 4.0;
 
 #[test]
@@ -234,11 +234,11 @@ fn systemd_finds_no_fault_with_the_unit() {
     let directory = tempfile::tempdir().unwrap();
     let unit = directory.path().join("imds-observer.service");
     let text = fs::read_to_string(deploy().join("systemd/imds-observer.service")).unwrap();
-    // It looks whether there is such a program.
+    // systemd-analyze checks whether the program exists.
     let text = text.replace("/usr/local/bin/imds-observer", env!("CARGO_BIN_EXE_imds-observer"));
     let verify = ["verify", "--man=no", "--recursive-errors=no"];
     let faults = |said: &str| -> Vec<String> {
-        // It reads the units that this one needs, and speaks of those too.
+        // systemd-analyze also reads the units that this unit needs, and reports about them.
         let own = said.lines().filter(|line| line.contains("imds-observer.service"));
         own.map(str::to_owned).collect()
     };
@@ -247,7 +247,7 @@ fn systemd_finds_no_fault_with_the_unit() {
         return;
     };
     assert_eq!((content, faults(&said)), (true, Vec::new()), "{said}");
-    // It only warns about an unknown key.
+    // systemd-analyze only warns about an unknown key.
     fs::write(&unit, text.replace("ProtectSystem=", "ProtectSytem=")).unwrap();
     let (_, said) = systemd_analyze(&verify, &unit).unwrap();
     assert_eq!(faults(&said).len(), 1, "this would find nothing: {said}");
@@ -269,7 +269,7 @@ fn systemd_finds_no_fault_with_the_unit() {
     assert!(bare > 2.0 * MAX_EXPOSURE, "this would find nothing: {bare}");
 }
 
-/// `systemctl reload` on a system that has no more than it must.
+/// `systemctl reload` must work on a minimal system.
 #[test]
 fn the_unit_calls_no_program_but_the_observer_and_the_shell() {
     let unit = fs::read_to_string(deploy().join("systemd/imds-observer.service")).unwrap();

@@ -1,4 +1,4 @@
-//! Memory of the detectors when a local process does its worst. The limit that they state is measured, not computed.
+//! Memory of the detectors under the worst possible load from a local process. The documented limit is measured, not computed.
 
 #[path = "../benches/allocator/mod.rs"]
 mod allocator;
@@ -31,7 +31,7 @@ fn a_hostile_process_cannot_make_the_detectors_grow() {
     let mut findings = Vec::new();
     let (mut opened, mut written, mut worst) = (0_u64, 0_u64, 0);
     for n in 0..PATHS {
-        // Ten requests of each process, all at different times.
+        // Ten requests per process, all at different times.
         let process = hostile(n % PROCESSES);
         let exchange = exchange(n, &process, &host);
         drop(process);
@@ -61,6 +61,6 @@ fn a_hostile_process_cannot_make_the_detectors_grow() {
     assert!(worst < MEMORY_LIMIT_BYTES, "{worst} bytes");
     assert!(worst > 1 << 20, "nothing was held: the test tests nothing");
     assert!(detectors.evicted() > PROCESSES, "what is given up is counted");
-    // Bounded output too: no more than what each code may have open, and the one for all others.
+    // Output is limited too: to the number of findings that each code may have open, and one more for all others.
     assert!(opened <= CATALOGUE.len() as u64 * 257, "{opened} findings");
 }

@@ -1,7 +1,7 @@
-//! The queries of `deploy/sql` on real engines return the results of `analyze` and `preflight`.
+//! The queries of `deploy/sql` must return the same results on real engines as `analyze` and `preflight`.
 //!
-//! Without the engine in Python a test fails where `CI=true`, as `cargo xtask test` has it, and is left out elsewhere:
-//! `cargo xtask setup --for test` installs both.
+//! Without the engine in Python, a test fails if `CI=true` (as in `cargo xtask test`), and is skipped otherwise. `cargo xtask setup --for
+//! test` installs both engines.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ fn traces() -> Vec<String> {
         .into()
 }
 
-/// Python with the engine: that of `IMDS_OBSERVER_PYTHON`, of our tools, or the system's.
+/// Python with the engine: from `IMDS_OBSERVER_PYTHON`, from our tools directory, or the system's.
 fn python(module: &str) -> Option<PathBuf> {
     let tools = std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
         || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),

@@ -1,8 +1,8 @@
-//! Public incidents: what the program reports about inputs that were made from other people's reports.
+//! Public incidents: the program's findings for inputs that were made from public bug reports.
 //!
-//! One row an incident, in `incidents/*.toml`: the verdict is written down before the detector that reaches it. A row that is still
-//! wrong is marked `open`, and the test fails when an open row has become right, so that the mark can't outlive the fault.
-//! `UPDATE_DOCS=1` writes the table in docs/incidents.md again.
+//! Each incident is a row in `incidents/*.toml`, whose expected findings are written down before the detector is. A row that is still wrong
+//! is marked `open`. The test fails when an open row becomes right, so that the mark is removed with the fault. `UPDATE_DOCS=1` regenerates
+//! the table in docs/incidents.md.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -20,7 +20,7 @@ struct Table {
     incident: Vec<Incident>,
 }
 
-/// One input and the verdict that is right for it.
+/// One input and its expected findings.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Incident {
@@ -28,27 +28,27 @@ struct Incident {
     /// Public reports, `owner/repository#number`, or `own: ...` for a variant or a control.
     source: String,
     happened: String,
-    /// The right verdict, in words.
+    /// The expected finding in words.
     right: String,
-    /// Codes that must be found; `a|b`: one of them; `code:severity`: exactly this severity.
+    /// Codes of required findings. `a|b`: one of them; `code:severity`: exactly this severity.
     #[serde(default)]
     must: Vec<String>,
-    /// Codes that must not be found; `code:severity`: not from this severity up.
+    /// Codes of forbidden findings. `code:severity`: forbidden from this severity up.
     #[serde(default)]
     must_not: Vec<String>,
-    /// Words that no summary, remedy or command may contain. Case is ignored.
+    /// Words that no summary, remedy or command may contain, in any case.
     #[serde(default)]
     words_not: Vec<String>,
-    /// Words of which one must be in a summary, remedy, command, subject or the evidence.
+    /// Words of which at least one must be in a summary, a remedy, a command, a subject or the evidence.
     #[serde(default)]
     words_any: Vec<String>,
-    /// Number of findings with this code: `{ "no-answer" = 2 }`.
+    /// Required number of findings by code, such as `{ "no-answer" = 2 }`.
     #[serde(default)]
     counts: std::collections::BTreeMap<String, usize>,
-    /// Number of causes that reports state for findings with this code.
+    /// Required number of causes that reports list for findings with a code.
     #[serde(default)]
     groups: std::collections::BTreeMap<String, usize>,
-    /// Why it is still wrong.
+    /// Reason why the row is still wrong.
     open: Option<String>,
 }
 
@@ -97,13 +97,13 @@ fn rank(severity: &str) -> usize {
         .unwrap_or_else(|| panic!("no severity: {severity}"))
 }
 
-/// Whether a finding is what `wanted` names: `code` or `code:severity`.
+/// Whether a finding matches `wanted`, which is `code` or `code:severity`.
 fn is(finding: &Value, wanted: &str) -> bool {
     let (code, severity) = wanted.split_once(':').unwrap_or((wanted, ""));
     text(finding, "code") == code && (severity.is_empty() || text(finding, "severity") == severity)
 }
 
-/// Deviations of these findings from the expected ones.
+/// Differences between the findings of the report and the expected ones.
 fn faults(incident: &Incident, report: &Value) -> Vec<String> {
     let findings = report["findings"].as_array().unwrap();
     let mut faults = Vec::new();
@@ -192,14 +192,14 @@ fn public_incidents_get_the_right_verdict() {
     assert!(wrong.is_empty(), "of {} incidents:\n{wrong}", incidents.len());
 }
 
-/// Whatever is found on another cloud, nothing of it is a command of AWS.
+/// Findings on another cloud must not contain commands of AWS.
 #[test]
 fn other_clouds_get_no_command_of_aws() {
     let text = fs::read_to_string(directory().join("clouds.toml")).unwrap();
     let table: Table = toml::from_str(&text).unwrap();
     let mut findings = 0;
     for incident in table.incident {
-        // The agents' own services are AWS's.
+        // The agents' own services belong to AWS.
         if incident.file.starts_with("pod-identity-") || incident.file.starts_with("ecs-") {
             continue;
         }
@@ -239,7 +239,7 @@ fn every_input_has_a_row_and_every_row_a_source() {
     }
 }
 
-/// Sections by symptom, with their codes.
+/// Sections by symptom, each with its codes.
 const SECTIONS: [(&str, &[&str]); 6] = [
     (
         "The hop limit, and responses that arrive and are lost",
@@ -337,7 +337,7 @@ fn reports(source: &str) -> Vec<(String, String)> {
     reports
 }
 
-/// GitHub leads from an issue's address to the pull request with that number, where it is one.
+/// Links to the issues of these reports. GitHub redirects an issue's address to the pull request with that number, if there is one.
 fn links(source: &str) -> String {
     let links: Vec<String> = reports(source)
         .iter()
@@ -350,7 +350,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ").replace('<', "&lt;")
 }
 
-/// Up to the first full stop that ends a sentence.
+/// The text up to the first full stop that ends a sentence.
 fn first_sentence(text: &str) -> &str {
     let ends = text.match_indices(". ").find(|(at, _)| {
         let next = text[at + 2..].chars().next();
@@ -388,14 +388,14 @@ fn reported(groups: &[Value]) -> (String, String) {
         .iter()
         .filter_map(Value::as_str)
         .collect();
-    // The last one changes something, where those before show the state.
+    // The last command changes something, while earlier ones only show the state.
     if let Some(command) = commands.last().filter(|command| command.starts_with("aws ec2 modify")) {
         write!(act, "<br>`{command}`").unwrap();
     }
     (says.join("<br>"), act)
 }
 
-/// docs/incidents.md.
+/// Generates docs/incidents.md.
 fn page() -> String {
     let incidents = incidents();
     let (public, own): (Vec<&Incident>, Vec<&Incident>) = incidents.iter().partition(|incident| is_public(incident));
@@ -437,7 +437,7 @@ fn page() -> String {
         for incident in rows {
             let report = report(&incident.file);
             let mut groups = report["groups"].as_array().unwrap().clone();
-            // The expected findings come first, whatever else the input shows.
+            // The expected findings come first; other findings of the input follow.
             let wanted = |group: &Value| {
                 incident
                     .must

@@ -1,4 +1,5 @@
-//! Are the library's modules acyclic layers? Each may use only modules that are before it in [`LAYERS`]; tests may use all.
+//! Checks that the library's modules are acyclic layers. Each module may use only modules before it in [`LAYERS`]; tests may use all
+//! modules.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +11,7 @@ use syn::{Attribute, Item};
 
 /// The modules of `src`, from the ground up. ARCHITECTURE.md describes each.
 const LAYERS: &[&str] = &[
-    // Without knowledge of IMDS.
+    // Independent of IMDS.
     "memo",
     "quantity",
     "stop",
@@ -33,11 +34,11 @@ const LAYERS: &[&str] = &[
     "detectors",
     "hosts",
     "summary",
-    // Where events come from.
+    // Sources of events.
     "source",
     "bpf",
     "live",
-    // Where records go to.
+    // Outputs of records.
     "report",
     "sinks",
     "metrics",
@@ -109,13 +110,13 @@ fn imports_are_found_in_every_form() {
 
 struct Source {
     path: PathBuf,
-    /// Below `src`: the first component.
+    /// First component of the path below `src`.
     module: String,
-    /// How many `super::` lead to the crate's root.
+    /// Number of `super::` that lead to the crate's root.
     depth: usize,
 }
 
-/// All files of the library but its root, and but what only tests compile.
+/// All files of the library, except its root and files that only tests compile.
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut directories = vec![root.clone()];
@@ -149,7 +150,7 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// The crate's modules that the file uses, tests apart. `depth`: see [`Source::depth`].
+/// The crate's modules that the file uses outside tests. `depth`: see [`Source::depth`].
 fn used_modules(text: &str, depth: usize) -> BTreeSet<String> {
     let mut file = syn::parse_file(text).unwrap();
     without_tests(&mut file.items);
@@ -184,7 +185,7 @@ fn only_for_tests(attribute: &Attribute) -> bool {
     }
 }
 
-/// Paths from the crate's root on: `crate::MODULE`, `crate::{MODULE, ...}`, and the same after `depth` times `super::`.
+/// Finds paths that begin at the crate's root: `crate::MODULE`, `crate::{MODULE, ...}`, and the same after `depth` times `super::`.
 fn search(tokens: TokenStream, depth: usize, used: &mut BTreeSet<String>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut supers = 0;

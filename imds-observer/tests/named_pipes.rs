@@ -1,4 +1,4 @@
-//! A named pipe as an input: without a writer, and with one that comes late.
+//! A named pipe as input, without a writer or with one that opens it late.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 const LOSS: &str = r#"{"record":"loss","schema":1,"time":"2026-01-01T00:00:01.000000000Z","host":"node-7","ring_buffer":0,"unparsed":0,"truncated":0,"evicted":0,"unattributed":0}"#;
 
-/// `analyze` of the pipe, once it has opened it.
+/// Starts `analyze` on the pipe, and returns when it has opened the pipe.
 fn analyze(pipe: &Path) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
         .args(["analyze", "-o", "json"])
@@ -45,7 +45,7 @@ fn analyze(pipe: &Path) -> Child {
     child
 }
 
-/// Status and standard output.
+/// Exit status and standard output.
 fn finished(mut child: Child) -> (Option<i32>, String) {
     let begin = Instant::now();
     while child.try_wait().unwrap().is_none() {

@@ -1,6 +1,6 @@
-//! Offline commands need no kernel: their dependencies and their answers without the feature `live`.
+//! Offline commands need no kernel support. Tests their dependencies and their results without the feature `live`.
 //!
-//! The trees are cargo's own, of other operating systems, so that a dependency that only Linux has is noticed here.
+//! The dependency trees are cargo's for other operating systems, so that a Linux-only dependency is detected on Linux.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -9,7 +9,7 @@ const WINDOWS: &str = "x86_64-pc-windows-gnu";
 const MAC: &str = "aarch64-apple-darwin";
 const LINUX: &str = "x86_64-unknown-linux-gnu";
 
-/// Crates that call what only Linux has. A `*` at the end takes all that begin like it.
+/// Crates that need Linux. A `*` at the end matches all names with this prefix.
 const LINUX_ONLY: &[&str] = &[
     "aya*",
     "caps",
@@ -25,7 +25,7 @@ const LINUX_ONLY: &[&str] = &[
     "seccompiler",
 ];
 
-/// Crates that only a Unix has.
+/// Crates that need Unix.
 const UNIX_ONLY: &[&str] = &["nix", "rustix", "signal-hook*"];
 
 /// Names of everything that is linked into the program.
@@ -59,7 +59,7 @@ fn found<'a>(tree: &'a BTreeSet<String>, names: &[&str]) -> Vec<&'a str> {
 
 #[test]
 fn nothing_of_linux_is_needed_elsewhere() {
-    // With the default features too: `cargo install` on a Mac gives the offline commands.
+    // This must hold with the default features too, so that `cargo install` on a Mac installs the offline commands.
     for features in [&["--no-default-features"][..], &["--features", "default"]] {
         for target in [WINDOWS, MAC] {
             let tree = tree(target, features);
@@ -71,10 +71,10 @@ fn nothing_of_linux_is_needed_elsewhere() {
         }
         assert_eq!(found(&tree(WINDOWS, features), UNIX_ONLY), [""; 0], "{features:?}");
     }
-    // The crates in question are dependencies of the live build.
+    // These crates are dependencies of the live build.
     let live = tree(LINUX, &[]);
     assert!(found(&live, LINUX_ONLY).len() >= 10 && live.contains("nix"), "{live:?}");
-    // Crates that only the live service uses are no dependencies of the offline build.
+    // Crates that only the live service uses are not dependencies of the offline build.
     let offline = tree(LINUX, &["--no-default-features"]);
     assert_eq!(
         found(
@@ -98,7 +98,7 @@ fn nothing_of_linux_is_needed_elsewhere() {
 #[test]
 fn live_commands_say_why_they_are_not_there() {
     for arguments in [
-        // First, since it is harmless: a build with the feature in the same target directory replaces the program.
+        // This harmless command is first, because a build with the feature in the same target directory may have replaced the program.
         &["stream", "--help"][..],
         &["stream"],
         &["stream", "-w", "trace.ndjson", "--metrics", "127.0.0.1:9469"],

@@ -1,4 +1,4 @@
-//! `safe` is derived from a list of conditions: each of them, taken away alone, makes it `cannot-say`.
+//! `safe` is derived from a list of conditions. If any single condition is not proven, the result must be `cannot-say`.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -30,7 +30,7 @@ fn exchange(at: &str, method: &str, path: &str, version: &str) -> Value {
         "outcome": "answered", "latency_ns": 240_000, "waited_ns": 240_000, "connect_ns": 80_000})
 }
 
-/// A trace of a host that is safe.
+/// A trace of a host for which the change is safe.
 fn healthy() -> Vec<Value> {
     vec![
         start("node-1", "2026-03-01T12:00:00.000000000Z"),
@@ -89,7 +89,7 @@ fn a_healthy_trace_is_safe() {
     assert!(answer.unproven.is_empty());
 }
 
-/// A change of a healthy trace, and the only condition that is not proven then.
+/// A change to a healthy trace, and the only condition that is then unproven.
 type Attack = (&'static str, &'static str, fn(&mut Vec<Value>));
 
 const ATTACKS: &[Attack] = &[

@@ -1,10 +1,10 @@
-//! Every file that reads foreign bytes has a fuzz target: a new one without fails here.
+//! Every file that reads untrusted bytes must have a fuzz target. A new reader without one fails here.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// How foreign bytes are read: a file with one of these reads them, or is named below with the reason why it doesn't.
+/// Functions that read untrusted bytes. A file that uses one is a reader, or is listed below with the reason why it isn't.
 const SIGNS: &[&str] = &[
     "serde_json::from_slice",
     "serde_json::from_str",
@@ -18,7 +18,7 @@ const SIGNS: &[&str] = &[
     "Message::decode",
 ];
 
-/// Reader, and the targets that reach it.
+/// Readers, and the targets that reach them.
 const READERS: &[(&str, &str)] = &[
     ("attribution/cgroup.rs", "host_files"),
     ("attribution/names.rs", "host_files"),
@@ -37,7 +37,7 @@ const READERS: &[(&str, &str)] = &[
     ("source/input.rs", "trace"),
 ];
 
-/// Reads bytes of this program, of its user, or of the kernel in a form that can't be wrong in a way that matters; with the test that shows it.
+/// Files that read bytes of this program, of its user, or of the kernel in a form in which errors don't matter, each with the reason.
 const OTHERS: &[(&str, &str)] = &[
     ("attribution/fuzz.rs", "a fuzz target"),
     (
@@ -107,7 +107,7 @@ fn every_reader_of_foreign_bytes_has_a_fuzz_target() {
     for file in files {
         let name = file.strip_prefix(&base).unwrap().to_str().unwrap().to_owned();
         let text = fs::read_to_string(&file).unwrap();
-        // Tests make bytes; what is before them reads them.
+        // Tests create their own bytes; only the code before them is a reader.
         let code = text.split("#[cfg(test)]").next().unwrap();
         if name.ends_with("tests.rs") || !SIGNS.iter().any(|sign| code.contains(sign)) {
             continue;

@@ -1,12 +1,12 @@
-//! Do the files exist that documentation and comments name?
+//! Checks that the files that documentation and comments name exist.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Endings of file names that are references to this repository when a text names them.
+/// Suffixes of file names that refer to this repository.
 const ENDINGS: &[&str] = &[".rs", ".md", ".toml", ".sh", ".py", ".sql"];
-/// Where paths in texts begin, besides the directory of the text.
+/// Directories that paths in texts may be relative to, besides the directory of the text.
 const ROOTS: &[&str] = &[
     "",
     "docs",
@@ -62,7 +62,7 @@ fn files_that_comments_name_exist() {
     assert!(missing.is_empty(), "no such files:\n{}", missing.join("\n"));
 }
 
-/// mdBook leaves out pages that docs/SUMMARY.md doesn't list, and links to them break.
+/// mdBook omits pages that docs/SUMMARY.md doesn't list, which breaks links to them.
 #[test]
 fn the_book_lists_every_page() {
     let tree = Tree::read();
@@ -95,7 +95,7 @@ fn placeholders_addresses_and_absolute_paths_are_no_references() {
     }
 }
 
-/// Relative paths of all files, except what is built.
+/// Relative paths of all files, except build output.
 struct Tree {
     root: PathBuf,
     files: BTreeSet<PathBuf>,
@@ -128,10 +128,10 @@ impl Tree {
             .filter(move |file| file.to_str().is_some_and(|name| name.ends_with(ending)))
     }
 
-    /// A bare name may be that of any file.
+    /// Whether this file exists. A name without a directory matches any file with this name.
     fn has(&self, text: &Path, name: &str) -> bool {
         let beside = text.parent().unwrap();
-        // `src` of another crate names its files from there.
+        // Paths in another crate's `src` may be relative to that directory.
         let own_source = beside.ancestors().find(|directory| directory.ends_with("src"));
         let roots = ROOTS.iter().map(Path::new).chain([beside]).chain(own_source);
         let relative = roots
@@ -165,7 +165,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     prose.flat_map(|part| part.split('`').skip(1).step_by(2))
 }
 
-/// Targets of links, without their fragments.
+/// Targets of links, without fragments.
 fn linked(text: &str) -> impl Iterator<Item = &str> {
     text.split("](").skip(1).filter_map(|rest| {
         let (target, _) = rest.split_once(')')?;

@@ -1,7 +1,7 @@
 //! Checks the parts of a release (workflows, scripts, the kubectl plugin, the manual pages), each with an independent tool.
 //!
-//! Without those tools a test fails where `CI=true`, as `cargo xtask test` has it, and is left out elsewhere: `cargo xtask setup --for
-//! test` installs them. Packages are checked by `cargo xtask dist --check`.
+//! Without these tools, a test fails if `CI=true` (as in `cargo xtask test`), and is skipped otherwise. `cargo xtask setup --for test`
+//! installs them. `cargo xtask dist --check` checks the packages.
 
 #![cfg(live)]
 
@@ -62,7 +62,7 @@ fn workflows_fit_githubs_schema() {
     };
     let Some(output) = check(&workflows()) else { return };
     assert!(output.status.success(), "{}", said(&output));
-    // It notices what is wrong.
+    // The tool detects an error.
     let directory = tempfile::tempdir().unwrap();
     let broken = directory.path().join("broken.yml");
     let text = fs::read_to_string(&workflows()[0])
@@ -88,7 +88,7 @@ fn the_files_for_ci_fit_their_schemas() {
             return;
         };
         assert!(output.status.success(), "{}", said(&output));
-        // It notices what is wrong.
+        // The tool detects an error.
         let text = fs::read_to_string(root().join(file)).unwrap();
         let directory = tempfile::tempdir().unwrap();
         let broken = directory.path().join("broken.yml");
@@ -128,7 +128,8 @@ fn workflows_call_what_exists() {
                 );
             }
         }
-        // A tag can be moved to other code, which would run with the release's permissions: majors of the two named publishers only.
+        // A tag can be moved to other code, which would run with the release's permissions. Only major versions of the two named publishers
+        // are allowed.
         for action in text
             .lines()
             .filter_map(|line| line.split_once("uses: ").map(|(_, action)| action))
@@ -156,7 +157,7 @@ fn shell_scripts_are_clean() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// Runs the plugin beside a kubectl that writes its arguments down and answers with `answer`.
+/// Runs the plugin with a kubectl that records its arguments and returns `answer`.
 fn plugin(arguments: &[&str], answer: &str) -> (Option<i32>, String, String) {
     let directory = tempfile::tempdir().unwrap();
     let (kubectl, log) = (directory.path().join("kubectl"), directory.path().join("log"));
@@ -210,7 +211,7 @@ fn the_kubectl_plugin_makes_a_debug_pod_or_asks_the_daemonset() {
     }
 }
 
-/// The program takes what the plugin gives it.
+/// The program accepts the plugin's arguments.
 #[test]
 fn the_plugins_options_are_the_programs() {
     let help = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
@@ -253,7 +254,7 @@ fn manual_pages_are_clean() {
         let page = directory.path().join(format!("{name}.1"));
         let command = name.strip_prefix("imds-observer-");
         fs::write(&page, man(&command.into_iter().collect::<Vec<_>>())).unwrap();
-        // `-W warning` fails on warnings and errors; style is a matter of clap_mangen's.
+        // `-W warning` fails on warnings and errors. clap_mangen determines the style.
         if let Some(mut mandoc) = tool("mandoc") {
             let output = mandoc
                 .args(["-T", "lint", "-W", "warning"])
@@ -336,7 +337,7 @@ fn the_changelog_names_every_finding() {
     }
 }
 
-/// The release workflow asks this before it builds anything.
+/// The release workflow calls this before it builds anything.
 #[test]
 fn a_tag_must_be_the_version_that_all_files_name() {
     let release = |arguments: &[&str]| {

@@ -1,8 +1,8 @@
-//! A writer that is killed at any moment: every line that was written parses, save at most the last of the newest file, none is
-//! missing in between, and the next start repairs it.
+//! Kills a writer at random moments. Every written line must parse, except the last line of the newest file. No line may be missing in
+//! between, and the next start must repair the files.
 //!
-//! The writer is this program again, which writes through the sink's own code as fast as it can, in files of four lines. Moments
-//! come from a seeded generator: `IMDS_OBSERVER_TEST_SEED` plays other ones.
+//! The writer is this program, started again. It writes through the sink's own code as fast as it can, in files of four lines. A seeded
+//! generator determines the moments; `IMDS_OBSERVER_TEST_SEED` selects another seed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,20 +13,20 @@ use std::time::{Duration, Instant};
 use imds_observer::quantity::Size;
 use imds_observer::sinks::destination::{Destination, Rotation};
 
-/// The file, and the number of the first line, for the writer.
+/// Environment variable for the writer, with the number of its first line and the path of its file.
 const WRITER: &str = "IMDS_OBSERVER_TEST_WRITER";
 const NAME: &str = "every_line_of_a_killed_writer_parses_and_none_is_missing";
 
-/// Long, so that a kill may come in the midst of one.
+/// Length of a line in bytes. Lines are long, so that a kill may happen within one.
 const LINE: usize = 8_000;
 const LINES_A_FILE: u64 = 4;
 const FILES: u32 = 5;
 const ROTATIONS: u64 = 1_000;
 const KILLS: u32 = 300;
-/// Wherever this runs, it ends.
+/// Timeout on any machine.
 const PATIENCE: Duration = Duration::from_secs(50);
 
-/// xorshift64: moments have to be spread, and no more.
+/// xorshift64. The moments only have to be spread.
 struct Random(u64);
 
 impl Random {
@@ -46,7 +46,7 @@ fn line(number: u64) -> String {
     line
 }
 
-/// Never returns: it is killed.
+/// Writes lines until the process is killed.
 fn write(job: &str) -> ! {
     let (first, path) = job.split_once(' ').unwrap();
     let mut number: u64 = first.parse().unwrap();
@@ -57,24 +57,24 @@ fn write(job: &str) -> ! {
     let mut destination = Destination::file(Path::new(path), Some(rotation)).unwrap();
     let mut random = Random(number + 1);
     loop {
-        // Batches, as the queue's writer hands them over.
+        // Batches, as the queue's writer passes them.
         let lines: String = (0..=random.below(9)).map(|after| line(number + after)).collect();
         assert_eq!(destination.write_lines(lines.as_bytes()).unwrap(), lines.len());
         number += (lines.len() / LINE) as u64;
     }
 }
 
-/// Files that a kill left behind.
+/// State of the files after a kill.
 #[derive(Debug, Default)]
 struct Left {
-    /// The number of the last whole line.
+    /// Number of the last complete line.
     last: Option<u64>,
     torn: bool,
-    /// In the midst of a rotation: `FILE` or one of the numbers isn't there.
+    /// Whether the kill interrupted a rotation, so that `FILE` or one of the numbered files is missing.
     gap: bool,
 }
 
-/// Reads all files from the oldest on, and holds them to the promise.
+/// Reads all files, beginning with the oldest, and checks the guarantees.
 fn check(path: &Path) -> Left {
     let directory = path.parent().unwrap();
     let mut files: BTreeMap<u32, PathBuf> = BTreeMap::new();
@@ -120,7 +120,7 @@ fn every_line_of_a_killed_writer_parses_and_none_is_missing() {
     }
     let seed = std::env::var("IMDS_OBSERVER_TEST_SEED").map_or(0x1bd5_2026, |seed| seed.parse().expect("a number"));
     let mut random = Random(seed);
-    // In memory where that can be had: it is the program that fails here, not the power.
+    // In memory if possible: the test simulates a failure of the program, not of the power supply.
     let directory = tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap();
@@ -139,7 +139,7 @@ fn every_line_of_a_killed_writer_parses_and_none_is_missing() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // From before it has opened its file to some rotations later.
+        // From the moment before it opens its file to some rotations later.
         std::thread::sleep(Duration::from_micros(random.below(15_000)));
         writer.kill().unwrap();
         writer.wait().unwrap();

@@ -1,4 +1,4 @@
-//! Memory of the rows of summaries and of the live view when local processes do their worst.
+//! Memory of the rows of summaries and of the live view under the worst possible load from local processes.
 
 #[path = "../benches/allocator/mod.rs"]
 mod allocator;
@@ -13,16 +13,16 @@ use imds_observer::watch::state::{self, State};
 
 use allocator::held;
 
-/// Groups of processes: as many as reach what all rows share.
+/// Number of process groups, enough to reach the limit that all rows share.
 const GROUPS: u64 = 32;
-/// Limit on a row with all its paths and latencies, without the shared part, bytes.
+/// Limit on a row with all its paths and latencies, without the shared part, in bytes.
 const ROW_BYTES: usize = 84 << 10;
-/// Limit on a row of the live view, which also has the last exchanges, bytes.
+/// Limit on a row of the live view, which also contains the last exchanges, in bytes.
 const WATCH_ROW_BYTES: usize = 140 << 10;
-/// Limit on the part that all rows share, bytes.
+/// Limit on the part that all rows share, in bytes.
 const SHARED_BYTES: usize = 4 << 20;
 
-/// An exchange of one group, by another process with another token each time.
+/// An exchange of one group, each time with another process and another token.
 fn exchange(group: u64, turn: u64) -> Record<Exchange> {
     let member = Process {
         exe: Some(format!("/opt/{group}")),
@@ -36,10 +36,10 @@ fn exchanges(distinct: usize) -> impl Iterator<Item = Record<Exchange>> {
     (0..GROUPS).flat_map(move |group| (0..distinct as u64).map(move |turn| exchange(group, turn)))
 }
 
-// One test: what is held is counted for the whole process.
+// A single test, because memory is counted for the whole process.
 #[test]
 fn rows_together_hold_less_than_each_may_hold_alone() {
-    // The cache of callers is another limit.
+    // The cache of callers has its own limit.
     let limits = summary::Limits {
         callers: 1,
         ..summary::Limits::default()
@@ -52,7 +52,7 @@ fn rows_together_hold_less_than_each_may_hold_alone() {
     let bytes = held() - before;
     println!("{GROUPS} rows of a summary: {} KiB", bytes >> 10);
     assert!(bytes < GROUPS as usize * ROW_BYTES + SHARED_BYTES, "{bytes} bytes");
-    // The budget that an interval has used is released at its end.
+    // The memory that an interval has used is released at its end.
     summarizer.interval(Time(2_000_000_000_000_000_000));
     let ended = held() - before;
     assert!(ended < bytes, "{ended} bytes after the interval, {bytes} before");

@@ -1,6 +1,7 @@
-//! The scenarios again, offline: what `cargo xtask scenarios --record` kept of real clients gives the findings that were owed live.
+//! The scenarios offline: the recordings of `cargo xtask scenarios --record` must lead to the findings that were expected live.
 //!
-//! Each is there twice: as the observer's own trace, and as tcpdump saw it at the node's uplink, where there are no processes.
+//! Each scenario has two recordings: the observer's trace, and a tcpdump capture at the node's uplink, which has no information about
+//! processes.
 
 use std::fs;
 use std::io::Read as _;
@@ -19,7 +20,7 @@ fn suite() -> Suite {
     Suite::load().unwrap()
 }
 
-/// A recording, packed or not.
+/// Path of a recording, which may be compressed.
 fn recording(scenario: &Scenario, kind: &str) -> PathBuf {
     let plain = directory().join(format!("{}.{kind}", scenario.name));
     let packed = directory().join(format!("{}.{kind}.gz", scenario.name));
@@ -71,7 +72,7 @@ fn sorted(findings: &[String]) -> Vec<String> {
     findings
 }
 
-/// All differences, so that one run shows each.
+/// Reports all differences at once, so that one run shows everything.
 fn compare(kind: &str, owed: impl Fn(&Scenario) -> Vec<String>) {
     let mut wrong = Vec::new();
     for scenario in &suite().scenarios {
@@ -93,7 +94,7 @@ fn every_capture_gives_what_it_can_show() {
     compare("pcap", |scenario| scenario.in_capture().to_vec());
 }
 
-/// Manual page and fixtures of each code are held by tests/detectors, its alert by tests/deploy.rs.
+/// tests/detectors checks the manual page and the fixtures of each code, and tests/deploy.rs its alert.
 #[test]
 fn every_code_is_expected_by_a_scenario() {
     let suite = suite();
@@ -103,7 +104,7 @@ fn every_code_is_expected_by_a_scenario() {
         .flat_map(|scenario| &scenario.expect)
         .map(|finding| finding.split(' ').next().unwrap())
         .collect();
-    // It needs a pod that a container runtime has configured: tests/live/containers.rs makes one.
+    // This code requires a pod that a container runtime has configured: tests/live/containers.rs has one.
     let elsewhere = [Code::NodeRoleUsed];
     let without: Vec<&str> = Code::ALL
         .iter()
@@ -174,7 +175,7 @@ fn no_recording_holds_a_token_a_credential_or_a_body() {
     }
 }
 
-/// Checks that packets from IMDS's port hold a head and blanks, and that a token is only a number.
+/// Checks that packets from IMDS's port contain only a head and blanks, and that every token is replaced by a number.
 fn blank_bodies(path: &Path, capture: &[u8], text: &str) {
     let mut at = 24;
     while let Some(header) = capture.get(at..at + 16) {

@@ -1,4 +1,4 @@
-//! Generated secrets in every string that a record has, in every position, encoding and joiner: none of them is in any output.
+//! Puts generated secrets into every string of a record, in every position, encoding and joiner. No output may contain them.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use imds_observer::record::{Ancestor, Process, Request, Unredacted};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// Names that announce a secret.
+/// Names that indicate a secret.
 const NAMES: &[&str] = &[
     "token",
     "X-aws-ec2-metadata-token",
@@ -30,11 +30,11 @@ const NAMES: &[&str] = &[
     "auth",
 ];
 
-/// A secret of some kind and how long a part of it may be shown.
+/// A generated secret of any kind.
 #[derive(Clone, Debug)]
 struct Secret(String);
 
-/// Letters of both cases and digits, as generators of keys make them.
+/// A secret of upper-case and lower-case letters and digits, as key generators create them.
 fn generated() -> impl Strategy<Value = Secret> {
     "[A-Z][a-z][0-9][A-Za-z0-9]{21,40}".prop_map(Secret)
 }
@@ -99,7 +99,7 @@ fn base64(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// No eight characters of the secret in any of its encodings.
+/// Checks that the output contains no eight consecutive characters of the secret, in any encoding.
 fn assert_hidden(shown: &str, secret: &str) {
     for encoding in 0..ENCODINGS - 1 {
         let form = encoded(secret, encoding);
@@ -110,18 +110,18 @@ fn assert_hidden(shown: &str, secret: &str) {
     }
 }
 
-/// A request head as records hold it.
+/// A request head as in a record.
 fn recorded(head: &str) -> Request {
     read_request(&http::Request::parse(head.as_bytes(), false), &Hasher::with_salt(1, 2))
 }
 
-/// The same of a request to this address.
+/// A request head as in a record of a request to this address.
 fn recorded_at(head: &str, address: &str) -> Request {
     let head = http::Request::parse(head.as_bytes(), false);
     read_request_to(&head, &Hasher::with_salt(1, 2), Some(address.parse().unwrap()))
 }
 
-/// All that is shown of a process.
+/// All output about a process.
 fn shown(process: &Process) -> String {
     let group = Group::of(Some(process), None, None);
     format!(
@@ -150,7 +150,7 @@ fn process(exe: &str, arguments: Vec<String>) -> Process {
     })
 }
 
-/// An argument, or several, that hold the secret.
+/// One or several arguments that contain the secret.
 fn arguments(name: &str, value: &str, joiner: usize) -> Vec<String> {
     let one = |text: String| vec![text];
     match joiner {
@@ -178,7 +178,7 @@ fn arguments(name: &str, value: &str, joiner: usize) -> Vec<String> {
     }
 }
 
-/// Interpreters with an option whose value is code.
+/// Interpreters and options whose value is code.
 const INLINE: &[(&str, &[&str])] = &[
     ("/usr/bin/python3.11", &["-c"]),
     ("/usr/bin/python3.11", &["-uc"]),
@@ -296,7 +296,7 @@ proptest! {
     }
 }
 
-/// An id of an ECS task, of any shape that it may have.
+/// ID of an ECS task, in any of its forms.
 fn task_id() -> impl Strategy<Value = Secret> {
     prop_oneof![
         "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}",
@@ -307,7 +307,7 @@ fn task_id() -> impl Strategy<Value = Secret> {
     .prop_map(Secret)
 }
 
-/// Paths with the id of a task. Only forms that give an id away by where it is.
+/// Paths with the ID of a task. Only forms in which the position identifies the ID.
 const ID_PATHS: &[&str] = &[
     "/v2/credentials/ID",
     "/v1/credentials?id=ID",
@@ -364,7 +364,7 @@ proptest! {
         let of_agent = recorded_at(&head, "169.254.170.2");
         assert_hidden(&format!("{of_agent:?} {}", serde_json::to_string(&of_agent).unwrap()), &id.0);
         prop_assert_eq!(&serde_json::from_str::<Request>(&json).unwrap(), &record);
-        // As an earlier version wrote it.
+        // The form in which an earlier version wrote it.
         record.path = Some(path.replace("ID", &encoded(&id.0, encoding)));
         let read: Request = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
         assert_hidden(&format!("{read:?}"), &id.0);
@@ -450,7 +450,7 @@ proptest! {
     }
 }
 
-/// A capture on an Ethernet interface: a connection for each request, answered with 200.
+/// A capture on an Ethernet interface, with one connection per request, answered with 200.
 fn capture(requests: &[String]) -> Vec<u8> {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
@@ -458,7 +458,7 @@ fn capture(requests: &[String]) -> Vec<u8> {
     }
     for (at, request) in requests.iter().enumerate() {
         let port = 40_000 + u16::try_from(at).unwrap();
-        // Equal numbers would be one connection, seen twice.
+        // With equal numbers, the connections would count as one connection that was captured twice.
         let (mut client, mut server) = (u32::from(port) * 1_000, u32::from(port) * 7_000);
         let response = b"HTTP/1.1 200 OK\r\nServer: EC2ws\r\nContent-Length: 2\r\n\r\nok";
         let packets: [(bool, u8, &[u8]); 7] = [
@@ -565,7 +565,7 @@ fn no_output_of_a_capture_shows_credentials_of_any_endpoint() {
     assert_eq!(lines, requests.len(), "each request is a record of `-o ndjson`");
 }
 
-/// One exchange whose process has secrets wherever it can.
+/// One exchange whose process has secrets in all possible places.
 fn trace() -> String {
     let process = |pid: u32, exe: &str, arguments: &str| {
         format!(

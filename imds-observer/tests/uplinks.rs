@@ -1,4 +1,4 @@
-//! Are the interfaces towards the metadata service found, and followed? Needs root; everything happens in the lab's namespaces.
+//! Checks that the interfaces towards the metadata service are found and followed. Needs root; everything happens in the lab's namespaces.
 
 #![cfg(live)]
 
@@ -121,7 +121,7 @@ fn the_monitor_reports_what_comes_and_goes() {
     };
     let monitor = lab.node().run_in_thread(|| UplinkMonitor::open(&DEFAULT_ENDPOINTS));
     let mut monitor = monitor.unwrap().unwrap();
-    // The sockets stay in the node's namespace, whichever thread asks.
+    // The sockets stay in the node's namespace, regardless of the calling thread.
     assert_eq!(names(&monitor.changes().unwrap()), ["+eth0"]);
     assert_eq!(monitor.changes().unwrap(), []);
 
@@ -131,7 +131,7 @@ fn the_monitor_reports_what_comes_and_goes() {
     lab.remove_uplink("eth0").unwrap();
     assert_eq!(until_changed(&mut monitor), ["-eth0"]);
 
-    // More changes than the socket holds.
+    // More changes than the socket's buffer holds.
     let mut flood = String::new();
     for number in 0..4000 {
         use std::fmt::Write as _;
@@ -152,7 +152,7 @@ fn the_monitor_reports_what_comes_and_goes() {
     assert_eq!(monitor.uplinks(), []);
 }
 
-/// udev renames at boot.
+/// udev renames interfaces at boot.
 #[test]
 fn the_monitor_sees_names_move() {
     let Some(lab) = lab(RouteStyle::Endpoints) else {
@@ -200,7 +200,7 @@ fn until_changed(monitor: &mut UplinkMonitor) -> Vec<String> {
     panic!("no change was reported");
 }
 
-/// A response whose TTL was seen has passed a program at an uplink.
+/// A response with a TTL in its record has passed one of our programs at an uplink.
 #[test]
 fn stream_follows_the_uplinks_when_none_is_named() {
     let Some(mut lab) = lab(RouteStyle::Endpoints) else {
@@ -283,7 +283,7 @@ fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
-/// How much slower than here everything is, in a guest.
+/// Factor by which a guest is slower than this machine.
 fn slowness() -> u32 {
     std::env::var("IMDS_OBSERVER_TEST_PATIENCE").map_or(1, |factor| factor.parse().expect("a whole number"))
 }

@@ -1,4 +1,4 @@
-//! `first_seen`, `last_seen` and `count` of every finding are those of its evidence, not of the moment at which a rule matched.
+//! `first_seen`, `last_seen` and `count` of every finding must come from its evidence, not from the moment at which a rule matched.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use imds_observer::source::ndjson;
 use crate::fixtures::{findings, fixture};
 use crate::scenario::{end, facts, observe};
 
-/// Times of some windows are kept in milliseconds.
+/// Resolution of the times that some windows keep in milliseconds.
 const ROUNDED_NS: u64 = 1_000_000;
 
 /// Checks times and count of a finding against the records that caused it, and returns the first error.

@@ -1,4 +1,4 @@
-//! Every detector has a trace on which it fires once and one on which nothing fires.
+//! Every detector has a trace on which it fires once, and a trace without any finding.
 
 use std::fs;
 use std::path::PathBuf;
@@ -84,7 +84,7 @@ fn nothing_fires_on_a_quiet_fixture() {
     }
 }
 
-/// A detector that is switched off stays silent, and so does everything else on its fixture.
+/// A disabled detector reports nothing, and no other detector reports anything on its fixture.
 #[test]
 fn a_disabled_detector_is_silent() {
     for entry in CATALOGUE {

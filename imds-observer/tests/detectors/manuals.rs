@@ -1,4 +1,4 @@
-//! The manual pages: complete, with a real record, and the same in the source, in `docs/` and on the screen.
+//! The detectors' manual pages must be complete, contain a real record, and be the same in the source, in `docs/` and on the screen.
 //!
 //! `UPDATE_DOCS=1 cargo test -p imds-observer --test detectors manuals` regenerates the example records and the pages.
 
@@ -40,12 +40,12 @@ fn section<'a>(page: &'a str, name: &str) -> Option<&'a str> {
     Some(rest[..rest.find("\n## ").unwrap_or(rest.len())].trim())
 }
 
-/// One line a field: a finding has too many levels to be read with one line a value.
+/// Formats a finding with one line per field: it has too many levels for one line per value.
 fn pretty(finding: &Record<Finding>) -> String {
     let Value::Object(fields) = serde_json::to_value(finding).unwrap() else {
         unreachable!("a finding is an object")
     };
-    // serde_json sorts the keys of a Value; the record's own order is what a reader knows.
+    // serde_json sorts the keys of a Value, but readers know the order of the record.
     let line = serde_json::to_string(finding).unwrap();
     let mut keys: Vec<&String> = fields.keys().collect();
     keys.sort_by_key(|key| line.find(&format!("\"{key}\":")).unwrap());
@@ -117,7 +117,7 @@ fn manuals_name_every_option_with_its_default() {
 
 #[test]
 fn manuals_show_real_records_and_are_the_pages_in_docs() {
-    // In this order: with UPDATE_DOCS the pages are made from what the first has written.
+    // The order matters: with UPDATE_DOCS, the second step makes the pages from the output of the first.
     examples_are_what_the_fixtures_give();
     pages_are_those_in_docs();
 }
@@ -164,7 +164,7 @@ fn pages_are_those_in_docs() {
     let mut pages = vec![("README.md".to_owned(), index)];
     for entry in CATALOGUE {
         let text = if update() {
-            // The program that runs was built from the source before it was changed.
+            // The running program was built from the source before the first step changed it.
             manual_of(entry.code, &fs::read_to_string(source_file(entry.code)).unwrap())
         } else {
             page(entry.code)

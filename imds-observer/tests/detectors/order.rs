@@ -1,4 +1,4 @@
-//! Whatever records come, in whatever order: nothing panics, and every finding opens before it changes and ends.
+//! With any records in any order, nothing may panic, and every finding must open before it changes and resolves.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Record sequences as the pipeline would write them, from a few words: `trace.add(app.put(0.0))`.
+//! Builds sequences of records as the pipeline would write them, in a few words: `trace.add(app.put(0.0))`.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use imds_observer::record::{
     Response, SECOND, Severity, Summary, Time,
 };
 
-/// 2023-11-14T22:13:20Z: where all scenarios begin.
+/// Start of all scenarios, 2023-11-14T22:13:20Z.
 pub(crate) const START: Time = Time(1_700_000_000 * SECOND);
 pub(crate) const V4: &str = "169.254.169.254:80";
 pub(crate) const V6: &str = "[fd00:ec2::254]:80";
@@ -27,7 +27,7 @@ pub(crate) fn host() -> Host {
     Host::from("node-1")
 }
 
-/// Who asks.
+/// A client.
 #[derive(Clone, Debug)]
 pub(crate) struct Actor {
     pub(crate) process: Option<Arc<Process>>,
@@ -291,7 +291,7 @@ fn record<B>(time: Time, body: B) -> Record<B> {
     }
 }
 
-/// Small changes to a record, in place of a sentence each.
+/// Small changes to a record in one expression.
 pub(crate) trait Change: Sized {
     fn but(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
@@ -342,7 +342,7 @@ pub(crate) fn quota(seconds: f64, packets: u64, allowance_exceeded: u64) -> Reco
     record(at(seconds), body)
 }
 
-/// Records in the order in which they are written: at their end.
+/// Records in the order in which the pipeline writes them, by their end.
 #[derive(Default)]
 pub(crate) struct Trace(pub(crate) Vec<Record>);
 
@@ -355,7 +355,7 @@ impl Trace {
         self.0.push(record.into());
     }
 
-    /// All findings, with the end of the run at the last record plus `silence_s` of time that passes.
+    /// Returns all findings. The run ends `silence_s` seconds after the last record.
     pub(crate) fn run(mut self, config: &DetectorConfig, facts: &HostFacts, silence_s: u64) -> Vec<Record<Finding>> {
         self.0.sort_by_key(end);
         let mut detectors = Detectors::new(config, facts.clone());
@@ -377,7 +377,7 @@ impl Trace {
         self.run(&DetectorConfig::default(), &facts(), 0)
     }
 
-    /// `code severity` of every finding that opened, sorted; the severity is the final one.
+    /// `code severity` of every finding that opened, sorted. The severity is the final one.
     pub(crate) fn verdicts(self) -> Vec<String> {
         verdicts(&self.findings())
     }

@@ -1,4 +1,4 @@
-//! The scenarios of clients and faults, each with the codes that it must give and no others.
+//! Scenarios of clients and faults, each with the codes that it must cause, and no others.
 
 use imds_observer::detectors::DetectorConfig;
 use imds_observer::record::{ConnectOutcome, FindingState, ImdsVersion, PacketDirection};
@@ -135,7 +135,7 @@ fn s06_a_proxy_like_kiam() {
     );
 }
 
-/// Every 2 s: three monitors, token kept for an hour.
+/// Three monitors every 2 s, which keep a token for an hour.
 fn node_termination_handler(trace: &mut Trace, from: f64, to: f64, lifecycle: u16) {
     let handler = Actor::pod(
         900,
@@ -342,7 +342,7 @@ fn s15_tokens_required_and_a_client_without() {
     assert_eq!(findings[0].evidence["cause"], "no-token");
 }
 
-/// The faults of the network: what the kernel shows of each, as measured, at the host and in a pod.
+/// Faults of the network, with the measured symptoms that the kernel shows of each, on the host and in a pod.
 #[rstest]
 #[case::output_reject("blocked-by-firewall", "OUTPUT", Some(("NETFILTER_DROP", "nft_do_chain")), (ConnectOutcome::Refused, 111, 1.06, [0, 0]), false)]
 #[case::output_reject_without_drops("blocked-by-firewall", "OUTPUT", None, (ConnectOutcome::Refused, 111, 0.002, [0, 0]), false)]
@@ -415,7 +415,7 @@ fn s16b_response_dropped_in_forward() {
     assert_eq!(trace.verdicts(), ["response-dropped high"]);
 }
 
-/// A drop without reason and function: where its packet had come to, and what else the attempt met.
+/// A drop without reason and function: the position that its packet had reached, and the other symptoms of the attempt.
 #[rstest]
 #[case::output(0.0, None, 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
 #[case::output_of_ipv6(0.0, Some(4_026_531_840), 64, [0, 0], None, false, Some(("blocked-by-firewall", "OUTPUT")))]
@@ -445,7 +445,7 @@ fn s16d_drops_that_report_nothing(
         let mut trace = Trace::default();
         for n in 0..3 {
             let begin = f64::from(n) * 10.0;
-            // The record of an attempt comes when nothing more can.
+            // The record of an attempt is written when no further packet can follow.
             let connect = app
                 .connect(begin, ConnectOutcome::Timeout, 0, dropped_at + 2.0, syns)
                 .but(|connect| {
@@ -483,7 +483,7 @@ fn s16c_only_ipv6_fails() {
     trace.add(modern.connect(1.0, ConnectOutcome::Timeout, 0, 1.0, [1, 1]));
     assert_eq!(trace.verdicts(), ["ipv6-endpoint-silent warning"]);
 
-    // No IPv6 on the host at all, tried first, with an immediate fallback: nothing is lost.
+    // The host has no IPv6 at all. A client that tries IPv6 first and falls back immediately loses nothing.
     let mut trace = Trace::default();
     let both = Actor::host(2, "/modern");
     trace.add(
@@ -495,7 +495,7 @@ fn s16c_only_ipv6_fails() {
     assert_eq!(trace.verdicts(), none());
 }
 
-/// A shell loop: a new process for each request, one subject, named with its parent.
+/// A shell loop has a new process for each request, but is one subject, named with the parent.
 #[test]
 fn s17_curl_in_a_shell_loop() {
     let mut trace = Trace::default();
@@ -546,7 +546,7 @@ fn s19_findings_resolve_when_the_evidence_stops() {
         1
     );
 
-    // Counter-evidence resolves sooner: the route is back.
+    // Counter-evidence resolves a finding sooner: here, the route is back.
     let mut trace = Trace::default();
     trace.add(app.connect(0.0, ConnectOutcome::NoRoute, 101, 0.0, [0, 0]));
     trace.add(app.get(5.0, "/latest/meta-data/instance-id"));

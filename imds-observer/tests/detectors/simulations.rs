@@ -1,4 +1,4 @@
-//! Days of a node in simulated time: silent when healthy, one finding for one fault.
+//! Simulated days of a node: no finding if it is healthy, and one finding for one fault.
 
 use imds_observer::detectors::{DetectorConfig, Detectors};
 use imds_observer::record::{Exchange, Finding, Record, SECOND};
@@ -7,7 +7,7 @@ use crate::scenario::*;
 
 const HOUR: f64 = 3600.0;
 
-/// A day of a healthy node, minute by minute, so that no more than a minute is held in memory.
+/// Simulates a day of a healthy node minute by minute, so that only the records of one minute are in memory.
 fn day(mut change: impl FnMut(f64, &mut Record<Exchange>)) -> Vec<Record<Finding>> {
     let handler = Actor::pod(
         900,
@@ -75,7 +75,7 @@ fn day(mut change: impl FnMut(f64, &mut Record<Exchange>)) -> Vec<Record<Finding
             exchanges.push(dotnet.put(start + 0.02));
             exchanges.push(dotnet.get(start + 0.03, ROLE));
         }
-        // A client whose token cache the caller may break.
+        // A client whose token cache `change` may break.
         for n in 0..4 {
             let t = start + f64::from(n) * 15.0 + 3.0;
             if minute == 0 && n == 0 || start >= LOST_CACHE_AT * HOUR {
@@ -104,7 +104,7 @@ fn batch() -> Actor {
     Actor::service(907, "/usr/bin/batch", "batch.service")
 }
 
-/// The simulation always offers the broken token requests; a healthy day leaves them out.
+/// The simulation always contains the broken token requests. This change removes them for a healthy day.
 fn healthy(t: f64, exchange: &mut Record<Exchange>) {
     let of_batch = exchange.process.as_ref().is_some_and(|process| process.pid == 907);
     if of_batch && t > 60.0 && exchange.request.method.as_deref() == Some("PUT") {

@@ -1,5 +1,5 @@
-//! Processes that make it hard: threads, inherited and passed sockets, `exec` chains, other names, users and namespaces, and sockets
-//! that are older than the observer. Each reports its identity; the record must match.
+//! Processes that are difficult to identify: threads, inherited and passed sockets, `exec` chains, other names, users and namespaces, and
+//! sockets that are older than the observer. Each process reports its identity, which the record must match.
 
 use std::io::Write as _;
 use std::process::{Child, Stdio};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::{Finished, Observer, UPLINK, cgroup_of, first_line, lab, run};
 
-/// Prelude of all scripts: one request on a socket, and its end.
+/// Prelude of all scripts: sending one request on a socket until its end.
 const PRELUDE: &str = r#"
 import array, ctypes, json, os, socket, sys, threading
 def connected():
@@ -23,7 +23,7 @@ def me(**more):
     print(json.dumps({"pid": os.getpid(), "tid": threading.get_native_id(), **more}), flush=True)
 "#;
 
-/// Runs Python in the node and returns what it printed of itself.
+/// Runs Python in the node and returns the identity that it printed.
 fn python(lab: &Lab, code: &str) -> Value {
     let output = run(lab.node(), "/usr/bin/python3", &["-c", &format!("{PRELUDE}{code}")]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -59,7 +59,7 @@ fn same(finished: &Finished, name: &str, who: &Value) -> Value {
 fn what_the_kernel_sends_later_is_still_the_callers() {
     let lab = lab(LabOptions::default());
     let mut observer = Observer::stream(&lab, &[]);
-    // Kept back until a timer sends it, in an interrupt of others that never ask anything.
+    // The kernel delays the request until a timer sends it, in an interrupt of processes that never send requests to IMDS.
     let caller = python(
         &lab,
         r#"
@@ -97,7 +97,7 @@ me()
 #[ignore = "live"]
 fn threads_and_sockets_that_change_hands() {
     let lab = lab(LabOptions::default());
-    // Connected before the observer starts; sends its request on a signal.
+    // This client connects before the observer starts, and sends its request on a signal.
     let mut early = Early::start(&lab);
     let mut observer = Observer::stream(&lab, &[]);
 
@@ -156,7 +156,7 @@ ask(connected(), "setuid")
 me()
 "#,
     );
-    // Each image of the chain asks under the same PID.
+    // Each image of the chain sends a request under the same PID.
     let chain = python(
         &lab,
         r#"
@@ -213,7 +213,8 @@ os.execvp("env", ["env", "curl", "-s", "-o", "/dev/null", "http://169.254.169.25
     assert_eq!(loss["unattributed"], 0, "{loss}");
 }
 
-/// A virtual machine, as its host sees it: frames from a tap on the bridge, and no socket. It speaks ARP and TCP by itself.
+/// A virtual machine as seen from its host: frames from a tap device on the bridge, without a socket. The script itself implements ARP and
+/// TCP.
 const MACHINE: &str = r#"
 import fcntl, os, select, socket, struct, sys
 tap, bridge, own, gateway = sys.argv[1:]
@@ -311,7 +312,7 @@ fn a_machine_behind_a_tap_is_reported_by_interface_and_address() {
     assert_eq!(loss["unattributed"], 1, "{loss}");
 }
 
-/// Requests on one connection, at a pace, for a time.
+/// Sends requests on one connection, at a fixed rate and for a fixed time.
 const STEADY: &str = r#"
 import socket, sys, time
 name, rate, seconds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -347,9 +348,9 @@ fn of_5000_exchanges_a_second_none_is_lost_or_somebody_elses() {
         },
         ..LabOptions::default()
     });
-    // A machine that is busy otherwise may not give the rate, or may take the observer's processor away for longer than the ring
-    // holds: then it is tried again. If it never gives it, half of it has to be right, and what was reached is printed; no observer
-    // can be blamed for what the clients did not send.
+    // A busy machine may not reach the rate, or may not run the observer for longer than the ring buffer can hold. The test is then
+    // repeated. If the rate is never reached, one round with half of it must be complete, and the reached rates are printed: the observer
+    // is not responsible for requests that the clients did not send.
     let rounds: Vec<Round> = (0..5)
         .map(|_| steady(&lab))
         .take_while(|round| !(round.whole && round.rate >= FULL))
@@ -365,16 +366,16 @@ fn of_5000_exchanges_a_second_none_is_lost_or_somebody_elses() {
 
 #[derive(Debug)]
 struct Round {
-    /// Exchanges a second.
+    /// Exchanges per second.
     rate: f64,
-    /// Nothing was lost.
+    /// Whether no exchange was lost.
     whole: bool,
 }
 
-/// Required share of 5,000 per second: the clients' own clocks may be inexact.
+/// Required rate in exchanges per second. It is slightly below 5,000, because the clients' clocks may be inexact.
 const FULL: f64 = 4900.0;
 
-/// The reached rate. Missing events are reported, and nothing is attributed to another process.
+/// Runs one round. Missing events must be reported, and no exchange may be attributed to another process.
 fn steady(lab: &Lab) -> Round {
     const CLIENTS: usize = 2;
     const RATE: usize = 5000 / CLIENTS;
@@ -436,7 +437,7 @@ fn steady(lab: &Lab) -> Round {
     Round { rate: reached, whole }
 }
 
-/// A client that connects at once and asks later.
+/// A client that connects immediately and sends its request later.
 struct Early(Child);
 
 impl Early {

@@ -1,5 +1,5 @@
-//! The wall clock is stepped while the observer runs. Only for the observer: a library in between answers for it, because the machine's clock
-//! belongs to others.
+//! Steps of the wall clock while the observer runs. A preloaded library changes the time for the observer only, because other programs need
+//! the machine's clock.
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::support::{Observer, lab, run};
 
-/// Adds seconds from a file, which is mapped before the observer is confined.
+/// Library that adds seconds from a file to the time. The file is mapped before the observer drops its privileges.
 const LIBRARY: &str = r#"
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -41,7 +41,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 }
 "#;
 
-/// Longer than the observer takes to look at the clock again.
+/// Longer than the observer's interval for checking the clock.
 const LOOK: Duration = Duration::from_secs(4);
 const HOUR: i64 = 3600;
 
@@ -71,7 +71,7 @@ fn slow(lab: &Lab, number: usize) -> Child {
         .unwrap()
 }
 
-/// The observer under a clock that can be stepped.
+/// An observer whose clock can be stepped.
 struct Stepped {
     directory: tempfile::TempDir,
     library: String,
@@ -92,7 +92,7 @@ impl Stepped {
         self.directory.path().join("step")
     }
 
-    /// Sets the clock to this number of seconds from the machine's.
+    /// Sets the clock this number of seconds ahead of the machine's.
     fn set(&self, seconds: i64) {
         let file = fs::OpenOptions::new().write(true).open(self.file()).unwrap();
         file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
@@ -114,7 +114,7 @@ fn ahead(time: Time, seconds: i64) -> Time {
     Time(time.0.saturating_add_signed(seconds * 1_000_000_000))
 }
 
-/// Steps an hour forwards, and two back. Each has a request under way.
+/// Steps the clock an hour forward and two hours back, each during a request.
 #[test]
 #[ignore = "live"]
 fn a_stepped_wall_clock_is_followed_at_once_and_judges_nobody() {
@@ -167,7 +167,7 @@ fn a_stepped_wall_clock_is_followed_at_once_and_judges_nobody() {
     for exchange in &exchanges {
         assert_eq!(exchange["outcome"], "answered", "{exchange}");
         assert!(exchange["latency_ns"].as_u64().unwrap() < 3_000_000_000, "{exchange}");
-        // A process that began after the run did not begin before it by the same clock.
+        // By the same clock, a process that began after the run did not begin before it.
         let lasted = time(&exchange["time"]).since(time(&exchange["process"]["start_time"]));
         assert!(0 < lasted && lasted < 10_000_000_000, "{exchange}");
     }
@@ -179,7 +179,7 @@ fn a_stepped_wall_clock_is_followed_at_once_and_judges_nobody() {
             "{path}: {found}"
         );
     }
-    // curl sends no token, and nothing else is wrong.
+    // curl sends no token, which is the only finding.
     for finding in finished.kind("finding") {
         assert_eq!(finding["code"], "imdsv1-request", "{finding}");
     }
@@ -191,7 +191,7 @@ fn a_stepped_wall_clock_is_followed_at_once_and_judges_nobody() {
         "{}",
         finished.stderr
     );
-    // The trace is read as it was observed.
+    // `analyze` must read the trace in the same way.
     let trace = clock.directory.path().join("trace.ndjson");
     fs::write(&trace, &finished.stdout).unwrap();
     let analysis = Command::new(env!("CARGO_BIN_EXE_imds-observer"))
@@ -209,7 +209,7 @@ fn a_stepped_wall_clock_is_followed_at_once_and_judges_nobody() {
     assert!(interval_ns < 120_000_000_000, "{analysis}");
 }
 
-/// A step of two days is no observation of two days.
+/// A step of two days doesn't count as two days of observation.
 #[test]
 #[ignore = "live"]
 fn a_stepped_wall_clock_is_no_proof_to_preflight() {

@@ -1,4 +1,4 @@
-//! The live commands' own promises: when they end, what they write where, and that a reader may leave.
+//! Properties of the live commands: when they end, where they write, and that a reader may close its end.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::{UPLINK, in_netns, lab, run};
 
-/// Starts a live command on the lab's node and reads its first line: from then on nothing is missed.
+/// Starts a live command on the lab's node and reads its first line. After this line, it misses nothing.
 fn start(lab: &Lab, command: &str, arguments: &[&str]) -> (Child, BufReader<ChildStdout>, String) {
     let cgroup = lab.cgroup_directory();
     let mut child = in_netns(lab.node(), env!("CARGO_BIN_EXE_imds-observer"))
@@ -88,7 +88,7 @@ fn stream_rotates_its_file_at_whole_lines_and_survives_kill_9() {
             .spawn()
             .unwrap();
         let deadline = std::time::Instant::now() + crate::support::patience();
-        // Each run begins a new file, and that with the `start` record.
+        // Each run begins a new file, which begins with the `start` record.
         while !fs::read_to_string(&path).is_ok_and(|text| text.lines().count() == 1 && text.contains("\"start\"")) {
             assert!(std::time::Instant::now() < deadline, "no start record");
             std::thread::yield_now();
@@ -99,7 +99,7 @@ fn stream_rotates_its_file_at_whole_lines_and_survives_kill_9() {
     curl(&lab, 30);
     child.kill().unwrap();
     child.wait().unwrap();
-    // As if the kill had come in the middle of a line.
+    // Simulates a kill in the middle of a line.
     let mut torn = fs::read_to_string(&path).unwrap();
     torn.push_str("{\"record\":\"exch");
     fs::write(&path, torn).unwrap();
@@ -169,7 +169,7 @@ fn preflight_judges_what_it_sees() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // It prints nothing before its end: send requests until it has seen enough.
+    // The command prints nothing before its end, so send requests until it has seen enough.
     while child.try_wait().unwrap().is_none() {
         curl(&lab, 1);
     }

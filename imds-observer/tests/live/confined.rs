@@ -1,4 +1,4 @@
-//! The observer's remaining privileges while it observes, and that they are sufficient.
+//! Privileges that the observer keeps while it observes, and whether they are sufficient.
 
 use std::fs;
 use std::path::Path;
@@ -34,18 +34,18 @@ fn ask(place: &Place, query: &str) {
     );
 }
 
-/// One thread, from the kernel.
+/// State of a thread, as reported by the kernel.
 #[derive(Debug)]
 pub(crate) struct Thread {
     pub(crate) name: String,
     pub(crate) permitted: Vec<String>,
     pub(crate) bounding: u64,
     no_new_privs: bool,
-    /// By the kernel's filters of system calls: how many.
+    /// Number of seccomp filters.
     pub(crate) filters: u32,
 }
 
-/// Names of the capabilities in such a set.
+/// Names of the capabilities in a set.
 pub(crate) fn names(set: u64) -> Vec<String> {
     let mut names: Vec<String> = caps::all()
         .iter()
@@ -104,7 +104,7 @@ fn only_what_is_needed_is_kept_and_the_work_goes_on() {
     let lab = lab(LabOptions::default());
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("trace");
-    // A small file in a directory of its own: rotation needs write access to that directory only.
+    // A small file in a separate directory, because rotation needs write access to its directory.
     let arguments = [
         "-w",
         file.to_str().unwrap(),
@@ -177,7 +177,7 @@ fn only_what_is_needed_is_kept_and_the_work_goes_on() {
         of(&threads, name);
     }
 
-    // Many times round, with a process of another user among them.
+    // Repeat often, and include a process of another user.
     for number in 0..30 {
         ask(lab.pod(0), &number.to_string());
     }
@@ -205,7 +205,7 @@ fn only_what_is_needed_is_kept_and_the_work_goes_on() {
     }
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    // Counters are read to the last, and no failure was logged.
+    // All counters must be readable until the end, and no failure may be logged.
     let all = written("").unwrap();
     let loss = all.lines().rfind(|line| line.contains("\"record\":\"loss\"")).unwrap();
     let loss: Value = serde_json::from_str(loss).unwrap();
@@ -337,7 +337,7 @@ fn each_right_to_look_at_processes_is_for_what_the_table_says() {
     ];
     for (withheld, expected) in [
         (&[][..], [true, true, true]),
-        // It includes reading.
+        // CAP_DAC_OVERRIDE includes the permission to read.
         (
             &[Capability::CAP_DAC_READ_SEARCH, Capability::CAP_DAC_OVERRIDE],
             [true, false, true],
@@ -377,7 +377,7 @@ fn symbols_are_public() -> bool {
     setting("kptr_restrict") == 0 && setting("perf_event_paranoid") <= 1
 }
 
-/// The rest of that table: `CAP_SYSLOG` is for the function that dropped a packet.
+/// The row of that table about `CAP_SYSLOG`, which is needed for the name of the function that dropped a packet.
 #[test]
 #[ignore = "live"]
 fn the_function_that_drops_takes_syslog_at_the_start_alone() {
@@ -419,7 +419,7 @@ fn a_kernel_that_has_landlock_confines_files() {
     let mut observer = Observer::start(&mut stream(&lab, &["-i", UPLINK]));
     let start = observer.wait_for(|record| record["record"] == "start");
     observer.finish();
-    // Where securityfs isn't mounted, whether it is on shows in what it makes of a rule set.
+    // If securityfs isn't mounted, only the result of creating a ruleset shows whether Landlock is enabled.
     let listed = fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|lsm| lsm.contains("landlock"));
     println!("{} {listed}", start["confinement"]);
     if listed {

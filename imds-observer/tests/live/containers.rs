@@ -1,7 +1,7 @@
-//! Real containers of real runtimes: is the right one named, from what the runtime and kubelet leave on the node?
+//! Real containers of real runtimes: the observer must identify them from the files that the runtime and kubelet leave on the node.
 //!
-//! The image is built `FROM scratch` and holds one static program. Everything the runtimes write is below a root of the test's own,
-//! which is also the observer's `--host-root`; their networks are the lab's.
+//! The image is built `FROM scratch` and contains one static program. All files of the runtimes are below a root directory of the test,
+//! which is also the observer's `--host-root`. The networks are the lab's.
 
 mod daemonset;
 
@@ -34,7 +34,7 @@ const ANNOTATIONS: &[(&str, &str)] = &[
     ("io.kubernetes.cri.sandbox-uid", UID),
 ];
 
-/// A host's root directory with the real `/proc`, and the runtimes' state below it.
+/// A host's root directory with the real `/proc` and the runtimes' state.
 struct Node {
     root: TempDir,
     containers_conf: PathBuf,
@@ -59,7 +59,7 @@ impl Node {
         self.root.path().join(path)
     }
 
-    /// buildah or podman with all state below the root.
+    /// Makes buildah or podman keep all state below the root.
     fn storage(&self, mut command: Command) -> Command {
         command
             .env("CONTAINERS_CONF", &self.containers_conf)
@@ -71,7 +71,7 @@ impl Node {
         command
     }
 
-    /// The client, statically linked, in an image with nothing else.
+    /// Builds an image that contains only the statically linked client.
     fn build_image(&self) {
         let client = self.path("client");
         succeed(
@@ -93,7 +93,7 @@ impl Node {
         self.commit(&client, "/client", IMAGE);
     }
 
-    /// An image `FROM scratch` with this file or what is in this directory at `to`, and the program to start.
+    /// Builds an image `FROM scratch` with a file, or with the content of a directory, and with the program to start.
     fn commit(&self, content: &Path, program: &str, image: &str) {
         let to = if content.is_dir() { "/" } else { program };
         let buildah = || self.storage(Command::new("buildah"));
@@ -106,7 +106,7 @@ impl Node {
         succeed(buildah().args(["rm", container]));
     }
 
-    /// As an archive that containerd takes.
+    /// Saves an image as an archive that containerd can import.
     fn save(&self, image: &str, archive: &Path) {
         succeed(
             self.storage(Command::new("podman"))
@@ -138,7 +138,7 @@ fn succeed(command: &mut Command) -> String {
     text(&output.stdout)
 }
 
-/// containerd without its CRI plugin, which would want a network of its own.
+/// containerd without its CRI plugin, which would need a network of its own.
 struct Containerd {
     child: Child,
     socket: PathBuf,
@@ -187,7 +187,7 @@ impl Containerd {
         command
     }
 
-    /// Takes an image over from where it was built.
+    /// Imports an image from the builder's storage.
     fn import(&self, node: &Node, image: &str) {
         let archive = node.path("image.tar");
         node.save(image, &archive);
@@ -199,7 +199,7 @@ impl Containerd {
         fs::remove_file(&archive).unwrap();
     }
 
-    /// A container of a pod that asks for `path`.
+    /// A client in a container of a pod, which requests `path`.
     fn client(
         &self,
         lab: &Lab,
@@ -229,7 +229,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // Tasks of a failed test would outlive containerd.
+        // Tasks of a failed test would otherwise outlive containerd.
         let tasks = self.ctr().args(["tasks", "list", "--quiet"]).output();
         for task in String::from_utf8_lossy(&tasks.map(|tasks| tasks.stdout).unwrap_or_default()).lines() {
             let _ = self.ctr().args(["tasks", "delete", "--force", task]).output();
@@ -239,7 +239,8 @@ impl Drop for Containerd {
     }
 }
 
-/// A network namespace that the real CNI bridge plugin connects to the node. Named as the lab's own, so that its cleaning finds it.
+/// A network namespace that the real CNI bridge plugin connects to the node. It is named like the lab's namespaces, so that the lab's
+/// clean-up finds it.
 struct CniNetwork {
     name: String,
 }
@@ -286,7 +287,7 @@ impl Drop for CniNetwork {
     }
 }
 
-/// The lab's cgroup in every hierarchy: runtimes make theirs in those of v1 too, and leave the parents there.
+/// The lab's cgroup in every hierarchy. Runtimes also create cgroups in v1 hierarchies, and don't remove the parents.
 struct CgroupRemains(String);
 
 impl Drop for CgroupRemains {
@@ -328,7 +329,7 @@ fn containers_of_podman_and_containerd_are_named() {
     let containerd = Containerd::start(&lab, &node);
     containerd.import(&node, IMAGE);
     let cni = CniNetwork::new(&lab, &node);
-    // As kubelet links them; the pod's other name is nowhere else.
+    // Kubelet's links to logs. The pod's second name appears only there.
     let logs = node.path("var/log/containers");
     fs::create_dir_all(&logs).unwrap();
     fs::write(logs.join(format!("import-28391040-k7v9p_batch_only-{LOGGED}.log")), "").unwrap();
@@ -356,7 +357,7 @@ fn containers_of_podman_and_containerd_are_named() {
     };
     run(ANNOTATED, "/latest/meta-data/instance-id?annotated", ANNOTATIONS, None);
     run(LOGGED, &format!("{CREDENTIALS}?logged"), &[], None);
-    // As EKS's webhook mounts the token of a service account's role.
+    // A mounted token as for a service account with a role (IRSA); EKS's webhook mounts it.
     let token = node.path("token");
     fs::create_dir_all(&token).unwrap();
     run(OWN_ROLE, &format!("{CREDENTIALS}?own"), ANNOTATIONS, Some(&token));
@@ -390,7 +391,7 @@ fn containers_of_podman_and_containerd_are_named() {
     );
     let own = exchange_of(&exchanges, &format!("{CREDENTIALS}?own"));
     assert_eq!(own["container"]["pod"]["identity"], "irsa", "{own}");
-    // The pod without a role of its own reads the same.
+    // The pod without a role of its own reads the same credentials.
     let used = finished.opened("node-role-used");
     assert_eq!(used.len(), 1, "{used:?}");
     assert_eq!(used[0]["subject"]["container"]["id"], OWN_ROLE, "{}", used[0]);

@@ -1,4 +1,4 @@
-//! Another tool detaches what the observer has attached.
+//! Another tool detaches the observer's programs.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,7 @@ use imds_observer_lab::topology::LabOptions;
 
 use crate::support::{Observer, lab, run};
 
-/// Ids of the links of one type that a process has open.
+/// IDs of the links of one type that a process has open.
 fn links(pid: u32, kind: &str) -> Vec<String> {
     let mut ids = Vec::new();
     for file in fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten() {

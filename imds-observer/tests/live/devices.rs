@@ -1,6 +1,7 @@
-//! Kinds of interfaces between the node, its pods and the service: each shows the wire's TTLs, what was delivered, and whose request it was.
+//! Kinds of interfaces between the node, its pods and the service. For each kind, the observer must report the TTLs on the wire, the
+//! delivery, and the client.
 //!
-//! One lab and one observer for all kinds: each uplink comes after the start, and goes again.
+//! All kinds share one lab and one observer: each uplink is added after the observer's start, and removed again.
 
 use std::time::Instant;
 
@@ -9,19 +10,19 @@ use serde_json::Value;
 
 use crate::support::{Observer, cgroup_of, in_netns, kernel, lab, patience, run, slowness};
 
-/// Kinds that this kernel must have, separated by commas: without them a kind whose module is missing would be left out unseen.
+/// Kinds that this kernel must support, separated by commas. Otherwise the test would silently skip a kind whose module is missing.
 const EXPECTED: &str = "IMDS_OBSERVER_TEST_DEVICES";
 
 /// A device through which the node reaches the service.
 struct Uplink {
     kind: &'static str,
-    /// The device. Its address is 10.78.0.5, that of the service's side, `peer0`, 10.78.0.1.
+    /// The device, with address 10.78.0.5. The device on the service's side is `peer0`, with address 10.78.0.1.
     device: &'static str,
-    /// Makes it. `eth1` and `up1` are the ends of one cable; `$IMDS` names the service's network namespace.
+    /// Commands that create it. `eth1` and `up1` are the ends of a veth pair; `$IMDS` names the service's network namespace.
     node: &'static str,
     imds: &'static str,
     undo: &'static str,
-    /// Where its packets are seen: an interface below that shows them as they are, else the device.
+    /// The interface that shows its packets unchanged: a lower interface, or else the device itself.
     observed: &'static str,
 }
 
@@ -52,7 +53,7 @@ const UPLINKS: &[Uplink] = &[
         undo: "ip link del iv0",
         observed: "eth1",
     },
-    // At the lower device their packets are inside others.
+    // On the lower device, the packets are encapsulated.
     Uplink {
         kind: "vxlan",
         device: "vx0",
@@ -104,7 +105,7 @@ const UPLINKS: &[Uplink] = &[
         undo: "ip link del bond0; ip link set eth1 up",
         observed: "bond0",
     },
-    // With the pods' bridge in it, as where tenants are kept apart.
+    // The pods' bridge is in the same VRF, as on hosts that separate tenants.
     Uplink {
         kind: "vrf",
         device: "eth1",
@@ -127,11 +128,11 @@ fn shell(place: &Place, script: &str, imds: &str) -> Result<(), String> {
     Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
-/// `false`: this kernel has no such device.
+/// Creates the devices. Returns `false` if this kernel doesn't have them.
 fn make(lab: &Lab, uplink: &Uplink) -> bool {
     let imds = lab.imds().netns().name();
     let expected = std::env::var(EXPECTED).unwrap_or_default();
-    // netkit came with 6.7.
+    // netkit exists since 6.7.
     let must = expected.split(',').any(|kind| kind == uplink.kind) && (uplink.kind != "netkit" || kernel() >= (6, 7));
     let made = shell(lab.node(), uplink.node, imds).and_then(|()| shell(lab.imds(), uplink.imds, imds));
     if let Err(error) = made {
@@ -162,7 +163,7 @@ fn unmake(lab: &Lab, uplink: &Uplink) {
         uplink.undo
     );
     assert_eq!(shell(lab.node(), &undo, imds), Ok(()), "{}", uplink.kind);
-    // A pair's other end goes with it.
+    // The kernel may already have removed this end with the other end of its pair.
     let _ = shell(lab.imds(), "ip link del peer0", imds);
 }
 
@@ -175,7 +176,7 @@ fn curl(place: &Place, name: &str, more: &[&str]) {
     run(place, "curl", &arguments);
 }
 
-/// The exchange of this path, which has come or will.
+/// The exchange of this path, which may already have been recorded.
 fn exchange(observer: &mut Observer, path: &str) -> Value {
     let wanted = |record: &Value| {
         record["record"] == "exchange" && record["request"]["path"].as_str() == Some(&format!("/latest/{path}"))
@@ -193,7 +194,7 @@ fn exchange(observer: &mut Observer, path: &str) -> Value {
 fn each_kind_of_uplink_shows_the_wire_and_the_caller() {
     let mut lab = lab(LabOptions::default());
     assert_eq!(lab.add_uplink().unwrap(), "eth1");
-    // As hosts have it for link-local addresses: the cable is an uplink too.
+    // A route for link-local addresses as on real hosts, which makes the veth interface an uplink too.
     let zeroconf = "ip route add 169.254.0.0/16 dev eth1 metric 9000";
     assert_eq!(shell(lab.node(), zeroconf, ""), Ok(()));
     let mut observer = Observer::follow(&lab, &["--interval", "1s"]);
@@ -215,7 +216,7 @@ fn each_kind_of_uplink_shows_the_wire_and_the_caller() {
                 uplink.observed
             );
         }
-        // docs/limitations.md: what an IPIP device receives there starts with the outer headers.
+        // docs/limitations.md: on these kernels, packets that an IPIP device receives begin with the outer headers.
         let sees_wire = kind != "ipip" || kernel() >= (5, 15);
         let bound: &[&str] = if kind == "vrf" { &["--interface", "blue"] } else { &[] };
         curl(lab.node(), &format!("meta-data/?{kind}-host"), bound);

@@ -1,4 +1,4 @@
-//! `doctor` reports every fault that blocks IMDS, sends nothing, changes nothing, and reports nothing on a healthy host.
+//! `doctor` must report every fault that blocks IMDS, and nothing on a healthy host. It must neither send packets nor change anything.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -30,7 +30,7 @@ fn doctor(lab: &Lab, place: &Place, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The checks, without those about processes that have nothing to do with the lab.
+/// The checks, without those about processes that are unrelated to the lab.
 fn checks(lab: &Lab, place: &Place) -> Vec<Value> {
     let report: Value = serde_json::from_str(&doctor(lab, place, &["-o", "json"])).unwrap();
     let checks = report["checks"].as_array().unwrap();
@@ -45,7 +45,7 @@ fn of_state<'a>(checks: &'a [Value], state: &str) -> Vec<&'a Value> {
     checks.iter().filter(|check| check["state"] == state).collect()
 }
 
-/// A host that is well: neither a fault, nor another tool's program.
+/// Checks that a host has neither a fault nor a program of another tool.
 fn assert_healthy(lab: &Lab, place: &Place, when: &str) {
     let checks = checks(lab, place);
     assert_eq!(of_state(&checks, "fault"), [&Value::Null; 0], "{when}");
@@ -81,10 +81,10 @@ fn a_healthy_host_has_no_fault() {
             "{name} {subject}: {found} not in {checks:#?}"
         );
     }
-    // The lab masquerades in nftables: its chain was asked.
+    // The lab masquerades in nftables, so its chain must have been read.
     let firewall = checks.iter().find(|check| check["name"] == "firewall").unwrap();
     assert!(!firewall["found"].as_str().unwrap().contains("(0 chains"), "{firewall}");
-    // All keys are there, whatever the check.
+    // Every check has all keys.
     for check in &checks {
         let keys: BTreeSet<&str> = check.as_object().unwrap().keys().map(String::as_str).collect();
         let all = ["name", "subject", "state", "found", "means", "blinds", "remedy", "code"];
@@ -97,7 +97,7 @@ fn a_healthy_host_has_no_fault() {
     );
 }
 
-/// How the lab's policy program is called: its name needs CAP_SYS_ADMIN; others see its ID.
+/// Name of the lab's policy program in the output. Reading it requires CAP_SYS_ADMIN; without it, `doctor` shows the ID.
 fn known_name() -> &'static str {
     match Privileges::from_env().unwrap() {
         Privileges::Full => "imdslab_policy",
@@ -180,7 +180,7 @@ fn wanted(lab: &Lab, entry: &Entry) -> Option<Wanted> {
                 Hook::CgroupEgress => ("cgroup-program", "cgroup_skb egress"),
                 Hook::CgroupIngress => ("cgroup-program", "cgroup_skb ingress"),
                 Hook::TcEgress => ("interface-program", "tcx egress"),
-                // At the pod's cable, which is no uplink.
+                // It is on the pod's veth interface, which is no uplink.
                 Hook::TcIngress => return None,
             };
             let mut found = vec![match Privileges::from_env().unwrap() {
@@ -211,7 +211,7 @@ fn reports_all(family: Family) {
         let Some(wanted) = wanted(&lab, &entry) else { continue };
         let guard = lab.inject(&entry.fault).unwrap();
         if wanted.name == "neighbour" {
-            // Unknown before the first request.
+            // The neighbor is unknown before the first request.
             let url = format!(
                 "http://{}/",
                 if endpoint.is_ipv6() {
@@ -252,7 +252,7 @@ fn reports_all(family: Family) {
             found["means"].is_string() && !found["remedy"]["text"].is_null() || found["state"] == "note",
             "{found}"
         );
-        // One cause, one fault: the other checks are silent.
+        // One cause leads to one fault; the other checks must not report it.
         let faults = of_state(&checks, "fault");
         assert_eq!(
             faults.len(),
@@ -351,7 +351,7 @@ fn what_cannot_be_looked_at_leaves_the_rest_alone() {
     }
 }
 
-/// Ends with the test.
+/// A process that is ended on drop.
 struct Sleeper(Child);
 
 impl Drop for Sleeper {
@@ -409,7 +409,7 @@ fn a_proxy_without_exceptions_is_reported_and_its_password_is_not() {
     }
 }
 
-/// Sees every packet that reaches the service's namespace.
+/// A socket that receives every packet in the service's namespace.
 struct Capture(OwnedFd);
 
 impl Capture {
@@ -435,7 +435,7 @@ impl Capture {
     }
 }
 
-/// Everything that a diagnosis could have changed.
+/// Everything that `doctor` could have changed.
 fn state(lab: &Lab) -> Vec<(String, String)> {
     let node = lab.node();
     let cgroup = lab.cgroup_directory().to_str().unwrap();
@@ -469,7 +469,7 @@ fn state(lab: &Lab) -> Vec<(String, String)> {
     state
 }
 
-/// Without counters of use, which move by themselves.
+/// Removes usage counters, which change by themselves.
 fn settled(state: Vec<(String, String)>) -> Vec<(String, String)> {
     let modules = |text: &str| {
         text.lines()
@@ -513,7 +513,7 @@ fn it_sends_nothing_and_changes_nothing() {
     for (before, after) in before.iter().zip(&settled(state(&lab))) {
         assert_eq!(before, after);
     }
-    // The capture does see what is sent.
+    // Checks that the capture receives packets that are sent.
     run(
         lab.node(),
         "curl",
@@ -527,7 +527,7 @@ fn it_sends_nothing_and_changes_nothing() {
     assert!(capture.packets() > 8);
 }
 
-/// As a VPN's exit node does: a routing table of its own, which a rule asks before the main one.
+/// A VPN's exit node as a fault: a separate routing table, with a rule that precedes the main table.
 #[test]
 #[ignore = "live"]
 fn a_tunnel_that_takes_the_endpoint_is_a_fault_and_the_remedy_leads_out_of_it() {
@@ -570,7 +570,7 @@ fn a_tunnel_that_takes_the_endpoint_is_a_fault_and_the_remedy_leads_out_of_it() 
     assert!(!commands.contains("dev tun9"), "{commands}");
     assert_ne!(of("routing-rule")["state"], "ok");
 
-    // The remedy, as it is written.
+    // The remedy, exactly as printed.
     ip("rule add to 169.254.169.254 lookup main priority 5269");
     let healed = self::checks(&lab, node);
     let route = healed

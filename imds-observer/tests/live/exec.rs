@@ -1,6 +1,6 @@
-//! `exec`: is the command's story right, does the command notice nothing, and is nothing left of it?
+//! `exec` must report the command's requests correctly, without being noticeable to the command, and without leaving anything behind.
 //!
-//! Every run begins in a lab's node, so that a packet that left the stand-in's world would reach the lab's service and be counted.
+//! Every run begins in a lab's node. If a packet left the namespace of the stand-in, it would reach the lab's service and be counted.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ use crate::support::{first_line, in_netns, lab, lives, patience, program, python
 const PUT: &str = "curl -s -m 1 -o /dev/null -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' \
     http://169.254.169.254/latest/api/token";
 const GET: &str = "curl -s -m 1 -o /dev/null http://169.254.169.254/latest/meta-data/instance-id";
-/// An unprivileged user.
+/// ID of an unprivileged user.
 const NOBODY: &str = "65534";
 
 fn exec(lab: &Lab, arguments: &[&str]) -> Command {
@@ -32,7 +32,7 @@ fn exec(lab: &Lab, arguments: &[&str]) -> Command {
     command
 }
 
-/// As an unprivileged user.
+/// `exec` as an unprivileged user.
 fn exec_as_nobody(lab: &Lab, arguments: &[&str]) -> Command {
     let mut command = in_netns(lab.node(), "setpriv");
     command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
@@ -40,13 +40,13 @@ fn exec_as_nobody(lab: &Lab, arguments: &[&str]) -> Command {
     command
 }
 
-/// A zombie, which init has yet to collect, doesn't.
+/// Whether a process is running. A zombie that init has not reaped yet is not running.
 fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
-/// Runs to the end; the JSON object is the last thing on standard output.
+/// Runs `exec` to its end and returns its JSON report, which is the last part of standard output.
 fn story(lab: &Lab, arguments: &[&str]) -> (Option<i32>, Value, Output) {
     let mut all = vec!["-o", "json"];
     all.extend(arguments);
@@ -110,7 +110,7 @@ fn cgroups(directory: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Waits until nothing is there that was not there before.
+/// Waits until nothing exists that did not exist before.
 fn nothing_more_than(before: &Left, programs: u32) {
     let deadline = Instant::now() + patience();
     loop {
@@ -178,7 +178,7 @@ fn a_hop_limit_of_one_is_too_small_for_a_container() {
         let waited = story["waited_ns"].as_u64().unwrap();
         assert_eq!(waited > 900_000_000, lost, "{against}: {waited}");
     }
-    // Nothing has reached the service of the namespace in which all that was started.
+    // No request may have reached the service of the namespace in which all commands were started.
     assert_eq!(lab.server().log().total, 0);
 }
 
@@ -211,7 +211,7 @@ fn statuses_are_the_commands_own() {
     assert_eq!(asserted("some v1", "exit 7"), Some(3));
     assert_eq!(status(&["--assert", "no v3", "--", "true"]), Some(2));
     assert_eq!(status(&["--against", "hop-limit=65", "--", "true"]), Some(2));
-    // An image needs a stand-in; a matrix may have options for it, but no page.
+    // An image requires a stand-in. A matrix may have options for the stand-in, but no HTML page.
     assert_eq!(status(&["--image", "client"]), Some(2));
     assert_eq!(
         status(&["--matrix", "--against", "role=web", "-o", "html", "--", "true"]),
@@ -293,7 +293,7 @@ fn the_second_signal_ends_a_command_that_ignores_both() {
     nothing_more_than(&before, programs);
 }
 
-/// The terminal sends the signal to all processes in the foreground: the command must not get it twice.
+/// The terminal sends the signal to all foreground processes, so `exec` must not send it to the command again.
 #[test]
 #[ignore = "live"]
 fn ctrl_c_reaches_the_command_once() {
@@ -310,7 +310,7 @@ fn ctrl_c_reaches_the_command_once() {
     assert_eq!(status.code(), Some(6), "{}", pty.text());
     assert!(pty.text().contains("exited with status 6"), "{}", pty.text());
 
-    // A command that ignores it ends with the second.
+    // A command that ignores the signal is ended by the second one.
     let script = "trap '' INT; echo ready; while :; do sleep 0.05; done";
     let command = exec(&lab, &["--against", "hops=1", "--", "sh", "-c", script]);
     let mut pty = Pty::spawn(command, (160, 50), Control::Controlling).unwrap();
@@ -322,8 +322,8 @@ fn ctrl_c_reaches_the_command_once() {
     nothing_more_than(&before, programs);
 }
 
-/// From the start of `exec` to the command's first request, less what the command takes by itself. 300 ms are the target of an
-/// optimized program; the tests' own build needs longer to read the kernel's types.
+/// Measures the time from the start of `exec` to the command's first request, minus the command's own time. The target for an optimized
+/// program is 300 ms. The tests' build needs longer, because it reads the kernel's types more slowly.
 #[test]
 #[ignore = "live"]
 fn the_command_starts_soon() {
@@ -491,7 +491,7 @@ fn no_packet_leaves_the_stand_ins_world() {
     let empty = size();
     assert_eq!(empty, 24, "a capture without a packet");
     assert_eq!(lab.server().log().total, 0);
-    // The capture sees what does leave.
+    // Checks that the capture shows packets that leave.
     let deadline = Instant::now() + patience();
     while size() == empty {
         assert!(Instant::now() < deadline, "the capture sees nothing at all");
@@ -552,7 +552,7 @@ fn without_a_stand_in_only_the_command_is_observed() {
         .spawn()
         .unwrap();
     assert_eq!(first_line(&mut child), "ready\n");
-    // Beside it, another program.
+    // Another program sends requests at the same time.
     let other = crate::support::run(lab.node(), "sh", &["-c", PUT]);
     assert!(other.status.success());
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
@@ -568,24 +568,25 @@ fn without_a_stand_in_only_the_command_is_observed() {
     nothing_more_than(&before, programs);
 }
 
-/// A setting, and what a client does there.
+/// Behavior of a client in a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Does {
     Works,
-    /// Works after so many seconds.
+    /// Gets credentials after this number of seconds.
     Waits(u64),
-    /// Gets no credentials, after so many seconds.
+    /// Gets no credentials, and fails after this number of seconds.
     Fails(u64),
 }
 use Does::{Fails, Waits, Works};
 
-/// Expected behavior of a client: with its token response, without it if IMDSv1 is allowed, and without it if tokens are required.
+/// Expected behavior of a client that receives the token response, and of one that doesn't. In both arrays, the first value is for settings
+/// that allow IMDSv1, the second for settings that require tokens.
 struct Client {
     with_token: [Does; 2],
     without_token: [Does; 2],
 }
 
-/// Hop limits that suffice: from 2 in a container; nested, 3 would.
+/// Settings, and whether the hop limit suffices. A container needs at least 2, a nested container would need 3.
 const SETTINGS: [(&str, u64, bool); 6] = [
     ("host", 1, true),
     ("host", 2, true),
@@ -595,12 +596,13 @@ const SETTINGS: [(&str, u64, bool); 6] = [
     ("nested", 2, false),
 ];
 
-/// Runs a shell command, which succeeds if the client has credentials, in all settings.
+/// Runs a shell command in all settings. The command must succeed if the client has credentials.
 fn matrix_of(script: &str, client: &Client) {
     judge(script, client, true);
 }
 
-/// The same of a command that goes on to a service that isn't there: its status shows nothing about credentials.
+/// Like `matrix_of`, for a command that continues to a service that doesn't exist here. Its exit status therefore shows nothing about
+/// credentials.
 fn matrix_by_credentials_of(script: &str, client: &Client) {
     judge(&format!("{script}; true"), client, false);
 }
@@ -648,7 +650,7 @@ fn judge(script: &str, client: &Client, by_status: bool) {
                 (false, _) => "waits",
             };
             assert_eq!(cell["result"], by_itself, "{cell:#}");
-            // A client that waits for `n` timeouts of a second, of which the time until its request is sent is a part.
+            // The client waits for the given number of timeouts of one second. The time until its request is sent is part of a timeout.
             let range =
                 Duration::from_millis((seconds * 1000).saturating_sub(50))..Duration::from_millis(seconds * 1000 + 700);
             assert!(range.contains(&waited), "{expected:?}: {cell:#}");
@@ -664,7 +666,7 @@ fn judge(script: &str, client: &Client, by_status: bool) {
     assert_eq!((after.cgroups, after.supervisors), (before.cgroups, before.supervisors));
 }
 
-/// A file system with curl and what it is linked with.
+/// Creates a file system with curl and its libraries.
 fn image(root: &Path) {
     let copy = |file: &str| {
         let target = root.join(file.trim_start_matches('/'));
@@ -745,7 +747,7 @@ fn an_image_is_run_with_its_own_command() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     image(Path::new(&path("root")));
-    // Storage of its own, and limits that a container without privileges allows too.
+    // Separate storage, and limits that an unprivileged container may set.
     fs::write(
         path("containers.conf"),
         "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\ncgroup_manager = \"cgroupfs\"\n",
@@ -812,7 +814,7 @@ fn an_image_is_run_with_its_own_command() {
     assert_eq!(requests(&story, "exchange").len(), 1, "{story:#}");
 }
 
-/// The script of the GitHub Action.
+/// Tests the script of the GitHub Action.
 #[test]
 #[ignore = "live"]
 fn the_script_for_ci_passes_its_settings_on() {
@@ -851,7 +853,7 @@ fn clients() -> std::path::PathBuf {
     crate::support::tool_directory().join("clients")
 }
 
-/// `cargo xtask test` doesn't install these clients: without them their matrix is left out, and the output states it.
+/// `cargo xtask test` doesn't install these clients. Without a client, its matrix is skipped, which the output states.
 fn is_installed(client: &str, present: bool) -> bool {
     if !present {
         eprintln!("left out: {client} is not installed (cargo xtask setup --for scenarios)");
@@ -882,7 +884,7 @@ fn scenario_client(program: &str, file: &str) -> String {
     format!("{program} {} </dev/null | grep -q '^has credentials'", file.display())
 }
 
-/// Its source (`utils.py`, `IMDSFetcher`): one attempt of 1 s for the token, then IMDSv1.
+/// From its source (`utils.py`, `IMDSFetcher`): one attempt of 1 s for the token, then IMDSv1.
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_botocore_is_as_its_source_has_it() {
@@ -895,7 +897,7 @@ fn the_matrix_of_botocore_is_as_its_source_has_it() {
     );
 }
 
-/// It is botocore with another user interface.
+/// The AWS CLI uses botocore.
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_the_aws_cli_is_that_of_botocore() {
@@ -912,9 +914,9 @@ fn the_matrix_of_the_aws_cli_is_that_of_botocore() {
     );
 }
 
-/// docker's credential helper for ECR. Its source (the middleware of `feature/ec2/imds`): three attempts, each
-/// with 0.5 s for the response's head, and 1 s between them; then IMDSv1, until that is answered with 401. It would retry all of
-/// that a second later, and the service, which isn't there, again and again: it is stopped before.
+/// Docker's credential helper for ECR. From its source (the middleware of `feature/ec2/imds`): three attempts, each with 0.5 s for the
+/// response's head, and 1 s between them; then IMDSv1, until that is answered with 401. The helper would repeat all of this a second later,
+/// and would repeatedly try to reach ECR, which doesn't exist here. The test therefore stops it first.
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_the_sdk_for_go_v2_is_as_its_source_has_it() {
@@ -932,7 +934,7 @@ fn the_matrix_of_the_sdk_for_go_v2_is_as_its_source_has_it() {
     );
 }
 
-/// Its source (`fromInstanceMetadata.js`): 1 s and no retry for the token, then IMDSv1.
+/// From its source (`fromInstanceMetadata.js`): 1 s and no retry for the token, then IMDSv1.
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_the_sdk_for_javascript_v3_is_as_its_source_has_it() {
@@ -948,7 +950,7 @@ fn the_matrix_of_the_sdk_for_javascript_v3_is_as_its_source_has_it() {
     );
 }
 
-/// Version 2.560.0 has no IMDSv2: the hop limit doesn't matter to it.
+/// Version 2.560.0 doesn't support IMDSv2, so the hop limit doesn't matter.
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_an_old_sdk_for_javascript_is_as_its_source_has_it() {
@@ -964,7 +966,7 @@ fn the_matrix_of_an_old_sdk_for_javascript_is_as_its_source_has_it() {
     );
 }
 
-/// Its source (the token middleware of `aws-config`): an error after 1 s, and never IMDSv1.
+/// From its source (the token middleware of `aws-config`): an error after 1 s, and never IMDSv1.
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_the_sdk_for_rust_is_as_its_source_has_it() {
@@ -982,9 +984,9 @@ fn the_matrix_of_the_sdk_for_rust_is_as_its_source_has_it() {
     );
 }
 
-/// Its source (`instance_profile_credentials.rb`), with `retries` as the default chain sets it: Net::HTTP sends an idempotent PUT twice,
-/// each with 1 s, then IMDSv1. Where that fails too, `initialize` and the two calls of `credentials` in `set?` each refresh: 6 s.
-/// (The provider used by itself has `retries` 1, which doubles the 2 s.)
+/// From its source (`instance_profile_credentials.rb`), with `retries` as in the default chain: Net::HTTP sends an idempotent PUT twice,
+/// each with 1 s, then IMDSv1. If that fails too, `initialize` and the two calls of `credentials` in `set?` each refresh, which takes 6 s.
+/// (Without the chain, the provider's `retries` is 1, which doubles the 2 s.)
 #[test]
 #[ignore = "live"]
 fn the_matrix_of_the_sdk_for_ruby_is_as_its_source_has_it() {

@@ -1,6 +1,7 @@
-//! Every way of not reaching IMDS is named by its cause, for the right process, once; and its healthy twin is left alone.
+//! Every fault on the path to IMDS must be reported by its cause, once, and for the right process. Its healthy counterpart must not be
+//! reported.
 //!
-//! The table that this prints is that of docs/faults.md: `cargo xtask docs --faults` regenerates it from a run.
+//! This test prints the table of docs/faults.md. `cargo xtask docs --faults` regenerates the table from a run.
 
 use std::collections::HashMap;
 use std::fs;
@@ -35,7 +36,7 @@ struct Row {
     wrong: Vec<String>,
 }
 
-/// Sends the victim's requests: as many as the pattern needs.
+/// Sends as many requests of the victim as the pattern needs.
 fn suffer(entry: &Entry, place: &Place, family: Family) {
     let host = if family == Family::V6 {
         "[fd00:ec2::254]"
@@ -52,7 +53,7 @@ fn suffer(entry: &Entry, place: &Place, family: Family) {
             rounds: 4,
             ..client::botocore()
         }),
-        // Never falls back to v1.
+        // This client never falls back to IMDSv1.
         (_, Some("server-errors")) => script(Script {
             rounds: 12,
             ..client::rust_sdk()
@@ -68,7 +69,7 @@ fn suffer(entry: &Entry, place: &Place, family: Family) {
             }
         }
         (_, Some("neighbor-unresolved")) => token(place, host, "2"),
-        // It must succeed, however slow the machine is.
+        // The requests must succeed, however slow the machine is.
         (_, None) => {
             token(place, host, "10");
             token(place, host, "10");
@@ -100,8 +101,8 @@ fn token(place: &Place, host: &str, patience: &str) {
     );
 }
 
-/// Without reasons (before 5.17) and without the right to read the kernel's addresses, a packet that is dropped before its
-/// route was looked up, or behind the uplink's hook, shows only that.
+/// Faults that can't be distinguished without drop reasons (before 5.17) and without permission to read the kernel's addresses: the packet
+/// is dropped before its route lookup, or after the uplink's hook.
 const UNREPORTED: &[&str] = &[
     "policy-tc-ingress-pod",
     "policy-tc-egress-pod",
@@ -110,20 +111,20 @@ const UNREPORTED: &[&str] = &[
     "route-blackhole-forwarded",
 ];
 
-/// The code that this kernel and these privileges allow.
+/// The code that can be expected on this kernel with these privileges.
 fn expected(entry: &Entry) -> Option<&'static str> {
     let blind = kernel() < (5, 17) && Privileges::from_env().unwrap() == Privileges::DaemonSet;
     entry.code.filter(|_| !(blind && UNREPORTED.contains(&entry.name)))
 }
 
-/// Suffers one fault under an observer's eyes, and takes it back.
+/// Enables one fault while an observer runs, sends the victim's requests, and disables the fault.
 fn try_fault(lab: &Lab, entry: &Entry, family: Family, observer: &mut Observer) -> Row {
     let code = expected(entry);
     let place = match entry.victim {
         Victim::Node | Victim::Forwarded => lab.node(),
         Victim::Pod(number) => lab.pod(number),
     };
-    // The lab's own limit is 1 unless the fault is about it: what the token's way back does must not mix into the rest.
+    // The lab's own hop limit is 1. It is raised unless the fault is about it, so that lost token responses don't add findings.
     let calm = lab
         .inject(&Fault::Behaviour(serde_json::json!({"hop_limit": 2})))
         .unwrap();
@@ -136,7 +137,7 @@ fn try_fault(lab: &Lab, entry: &Entry, family: Family, observer: &mut Observer) 
             record["record"] == "finding" && record["code"] == code && record["state"] == "open"
         });
         if let Some(finding) = finding {
-            // The time of writing, not of reading it in this test.
+            // The time at which the record was written, not the time at which this test read it.
             let reported: Time = serde_json::from_value(finding["time"].clone()).unwrap();
             after = Duration::from_nanos(reported.since(begin));
         }
@@ -157,7 +158,7 @@ fn try_fault(lab: &Lab, entry: &Entry, family: Family, observer: &mut Observer) 
     }
 }
 
-/// Findings between two lines of the observer's output belong to this row.
+/// Checks the findings between two lines of the observer's output, which belong to this row.
 fn judge(lab: &Lab, entry: &Entry, row: &mut Row, lines: &[String]) {
     let records: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let opened: Vec<&Value> = records
@@ -239,7 +240,7 @@ fn judge(lab: &Lab, entry: &Entry, row: &mut Row, lines: &[String]) {
     }
 }
 
-/// Faults that one observer can be shown one after the other: no two of them open the same finding.
+/// Groups faults that can share one observer: no two faults of a group open the same finding.
 fn sessions(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
     let mut sessions: Vec<Vec<Entry>> = Vec::new();
     for entry in entries {
@@ -247,7 +248,7 @@ fn sessions(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
             let place = |victim| matches!(victim, Victim::Pod(_));
             (other.code, place(other.victim)) == (entry.code, place(entry.victim))
         };
-        // On an emulated processor starting an observer takes longer than all the rest.
+        // On an emulated processor, starting an observer takes longer than everything else.
         let shared = slowness() > 1;
         match sessions.iter_mut().find(|session| shared && !session.iter().any(same)) {
             Some(session) => session.push(entry),
@@ -289,7 +290,7 @@ impl Row {
     }
 }
 
-/// Values that differ between runs, or are elsewhere in the finding.
+/// Evidence that differs between runs, or that other fields of the finding contain.
 const LEFT_OUT: [&str; 7] = [
     "attempts",
     "clients",
@@ -300,7 +301,7 @@ const LEFT_OUT: [&str; 7] = [
     "token",
 ];
 
-/// Evidence in one cell.
+/// Formats evidence for one cell.
 fn cell(evidence: &Value) -> String {
     let Some(evidence) = evidence.as_object() else {
         return String::new();
@@ -349,7 +350,7 @@ const BEGIN: &str = "<!-- table: cargo xtask docs --faults -->\n";
 const END: &str = "<!-- end of table -->\n";
 const HEAD: &str = "| fault | family | finding | severity | after | evidence |\n|---|---|---|---|---|---|\n";
 
-/// Puts this run's rows into the page; those of the other family stay.
+/// Writes this run's rows into the page. Rows of the other address family stay unchanged.
 fn write_docs(rows: &[Row]) {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/faults.md");
     let text = fs::read_to_string(&page).expect("read docs/faults.md");
@@ -390,10 +391,10 @@ fn try_all(family: Family) {
     let wanted = std::env::var("IMDS_OBSERVER_FAULTS").ok();
     let entries: Vec<Entry> = registry(family)
         .into_iter()
-        // The one takes 30 s of real time and is among the scenarios; what the other drops shows as this kernel's own drops, because
-        // the service's end of the wire is on this kernel too. `a_flood_is_reported_by_its_packets` has the quota.
+        // `live-migration` takes 30 s and is among the scenarios. The drops of `quota` are reported as drops of this kernel, because the
+        // service's end of the link is on this kernel too; `a_flood_is_reported_by_its_packets` covers it.
         .filter(|entry| !matches!(entry.name, "live-migration" | "quota"))
-        // `NAME` or, over one family only, `NAME:IPv4`.
+        // The format is `NAME`, or `NAME:IPv4` for one address family only.
         .filter(|entry| {
             let within = format!("{}:{}", entry.name, name_of(family));
             wanted
@@ -407,7 +408,7 @@ fn try_all(family: Family) {
         .collect();
     println!("{HEAD}{}", rows.iter().map(line).collect::<Vec<_>>().join("\n"));
     for row in &rows {
-        // For the table of kernels.
+        // The table of kernels uses this line.
         println!("fact: fault {} over {} = {}", row.name, row.family, row.reported());
     }
     let wrong: Vec<String> = rows
@@ -461,8 +462,8 @@ fn a_flood_is_reported_by_its_packets() {
     assert_eq!(finished.kind("exchange").len(), 800, "nothing of the flood is lost");
 }
 
-/// DNS and NTP go to link-local addresses and share the quota: they are counted beside IMDS, and who asks IMDS is named with
-/// its share.
+/// DNS and NTP traffic to link-local addresses shares the quota. It must be counted separately from IMDS, and the IMDS clients must be
+/// named with their share.
 #[test]
 #[ignore = "live"]
 fn dns_and_ntp_count_for_the_quota_too() {
@@ -474,14 +475,14 @@ fn dns_and_ntp_count_for_the_quota_too() {
         let route = ["route", "add", service, "via", "10.77.0.1", "dev", UPLINK];
         assert!(in_netns(node, "ip").args(route).status().unwrap().success());
     }
-    // The pod's answers must come through, or it waits for them.
+    // The pod's responses must arrive; otherwise the pod would wait for them.
     let calm = lab
         .inject(&Fault::Behaviour(serde_json::json!({"hop_limit": 2})))
         .unwrap();
     let mut observer = Observer::stream(&lab, &[]);
     let asking = |place: &Place, rate| run_script(place, &client::flood(rate));
     std::thread::scope(|scope| {
-        // Most of them within one second: a burst to each, with IMDS beside it.
+        // Most packets within one second: a burst to each service, with IMDS requests at the same time.
         scope.spawn(|| node.run_in_thread(|| send(&[(DNS, 500), (NTP, 300)])).unwrap());
         scope.spawn(|| asking(node, 100));
         asking(lab.pod(0), 50);
@@ -517,7 +518,7 @@ fn dns_and_ntp_count_for_the_quota_too() {
         );
     }
     assert_eq!(interface["allowance_exceeded"], Value::Null, "veth has no such counter");
-    // 800 datagrams and five packets or more for each of 300 requests.
+    // 800 datagrams, and at least five packets for each of 300 requests.
     assert!(
         interface["egress_packets"].as_u64() >= Some(800 + 300 * 5),
         "{interface}"
@@ -529,7 +530,7 @@ fn dns_and_ntp_count_for_the_quota_too() {
     );
 }
 
-/// Datagrams of no meaning, to each address so many.
+/// Sends meaningless datagrams, a given number to each address.
 fn send(counts: &[(&str, usize)]) {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     for (address, count) in counts {
@@ -539,8 +540,8 @@ fn send(counts: &[(&str, usize)]) {
     }
 }
 
-/// The remedy is one to paste: it has the host's own gateway and interface. The client times out after 2 s, a second before
-/// the kernel detects the silence, and is still named.
+/// The remedy can be pasted: it contains the host's own gateway and interface. The client times out after 2 s, one second before the kernel
+/// detects the missing response, and must still be named.
 #[test]
 #[ignore = "live"]
 fn an_on_link_route_is_remedied_with_the_host_s_own_gateway() {
@@ -575,7 +576,7 @@ fn an_on_link_route_is_remedied_with_the_host_s_own_gateway() {
     guard.undo().unwrap();
 }
 
-/// A pod's fault is the pod's, down to the PID; the host beside it is well, and the other way round.
+/// A fault in a pod must be attributed to the pod, down to the PID, while the host is healthy, and vice versa.
 #[test]
 #[ignore = "live"]
 fn a_fault_belongs_to_the_pod_or_to_the_host_that_has_it() {
@@ -638,7 +639,8 @@ fn a_fault_belongs_to_the_pod_or_to_the_host_that_has_it() {
     calm.undo().unwrap();
 }
 
-/// Packets that the kernel frees in normal operation are no loss: of connections that are reset, closed with unread data, or left open.
+/// Packets that the kernel frees in normal operation are not losses: packets of connections that are reset, closed with unread data, or
+/// left open.
 #[test]
 #[ignore = "live"]
 fn what_the_kernel_frees_in_passing_is_no_drop() {
@@ -649,7 +651,7 @@ fn what_the_kernel_frees_in_passing_is_no_drop() {
     let mut observer = Observer::stream(&lab, &[]);
     for place in [lab.node(), lab.pod(0)] {
         for host in ["169.254.169.254", "[fd00:ec2::254]"] {
-            // Read whole, left after the head (the rest is freed unread), and asked again and again.
+            // A response that is read completely, one that is closed after the head (the rest is freed unread), and repeated requests.
             let url = format!("http://{host}/latest/meta-data/");
             run(place, "curl", &["-s", "-o", "/dev/null", &url, &url, &url]);
             run(place, "curl", &["-s", "--max-filesize", "1", "-o", "/dev/null", &url]);

@@ -1,4 +1,4 @@
-//! The observer changes nothing: not while it runs, and not when it dies.
+//! The observer must not change anything, neither while it runs nor when it is killed.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use imds_observer_lab::topology::{Lab, LabOptions};
 
 use crate::support::{Observer, UPLINK, in_netns, kernel, lab, lives, output, patience, run};
 
-/// Programs, links and filters of this machine, as other tools see them.
+/// Programs, links and filters of this machine, as other tools list them.
 fn traces(lab: &Lab) -> BTreeSet<String> {
     let mut traces = BTreeSet::new();
     for line in output("bpftool", &["prog", "show"]).lines() {
@@ -69,7 +69,7 @@ fn kill_9_leaves_nothing_attached() {
     observer.kill_9();
     assert!(!lives(pid));
     if kernel() < (6, 6) {
-        // No tcx: a filter belongs to the interface, and stays until the next observer comes by.
+        // Without tcx, a filter belongs to the interface. It remains until the next observer starts.
         Observer::stream(&lab, &[]).finish();
     }
     // The kernel frees programs after a grace period.

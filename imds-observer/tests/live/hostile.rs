@@ -1,4 +1,4 @@
-//! An unprivileged user of the host against the observer: what it can do in a network namespace of its own, and to the health port.
+//! Attacks of an unprivileged user of the host on the observer: from the user's own network namespace, and through the health port.
 
 use std::fs;
 use std::io::Write as _;
@@ -16,14 +16,14 @@ use crate::support::{Finished, Observer, UPLINK, cgroup_of, first_line, in_netns
 const ADDRESS: &str = "127.0.0.1:9469";
 const URL: &str = "http://169.254.169.254/latest/meta-data/instance-id";
 
-/// Requests that show when the observer has caught up: a minute of them.
+/// Number of requests that show when the observer has caught up; they take a minute.
 const MARKERS: usize = 600;
 
-/// Resident memory that the observer may have under attack: the unit's limit is 256 MiB, of which the kernel's tables need a part.
+/// Limit on the observer's resident memory under attack. The unit's limit is 256 MiB, but the kernel's tables need a part of it.
 const MAX_RESIDENT_KIB: u64 = 170 << 10;
 
-/// A server at the endpoint's address that takes connections and never answers, and clients that ask it. Once all is sent it writes a line, and
-/// it ends when its standard input does.
+/// A server at the endpoint's address that accepts connections and never answers, and its clients. The script writes a line when all
+/// requests are sent, and ends when its standard input is closed.
 const UNANSWERED: &str = r"
 import resource, socket, subprocess, sys
 connections, requests = int(sys.argv[1]), int(sys.argv[2])
@@ -50,7 +50,7 @@ sys.stdin.read()
 /// Namespaces that a user can create without privileges.
 const IN_OWN_NAMESPACES: [&str; 4] = ["unshare", "--user", "--map-root-user", "--net"];
 
-/// The command that follows, as an unprivileged user.
+/// Makes a command run as an unprivileged user.
 fn unprivileged(place: &Place) -> Command {
     let mut command = place.command("setpriv").unwrap();
     command.args([
@@ -63,7 +63,7 @@ fn unprivileged(place: &Place) -> Command {
     command
 }
 
-/// Runs a script as an unprivileged user of a pod, in namespaces of its own. Returns its output and the observed records.
+/// Runs a script as an unprivileged user of a pod, in new namespaces. Returns its output and the observed records.
 fn sent_in_own_namespaces(script: &str) -> (Output, Finished) {
     let lab = lab(LabOptions {
         pods: vec![PodOptions::default(); 1],
@@ -78,7 +78,7 @@ fn sent_in_own_namespaces(script: &str) -> (Output, Finished) {
     (sent, observer.finish())
 }
 
-/// The attack, as an unprivileged user in its own namespaces, in the pod's cgroup.
+/// The attack: an unprivileged user in new namespaces, in the pod's cgroup.
 fn attack(lab: &Lab, connections: usize, requests: usize) -> Child {
     let mut child = unprivileged(lab.pod(1))
         .args(IN_OWN_NAMESPACES)
@@ -93,7 +93,7 @@ fn attack(lab: &Lab, connections: usize, requests: usize) -> Child {
     child
 }
 
-/// Answers of `/healthz`, and the longest time that one took.
+/// Requests `/healthz` several times and returns the longest response time.
 fn probe(lab: &Lab, times: usize) -> Duration {
     let mut longest = Duration::ZERO;
     for _ in 0..times {
@@ -120,7 +120,7 @@ fn resident_peak_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Requests of others until one of them is seen: the observer has read all that was before.
+/// Sends requests of another client until one of them is recorded: the observer has then read all earlier events.
 fn catch_up(lab: &Lab, observer: &mut Observer) {
     let mut flood = lab
         .pod(0)
@@ -159,8 +159,8 @@ fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_other
     });
     let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
     let mut hostile = attack(&lab, CONNECTIONS, REQUESTS);
-    // While the observer reads what has piled up, the ring buffer overflows and the loss record counts it. Once it has caught up, the attack still
-    // holds all that it may, and the others are seen.
+    // While the observer reads the backlog, the ring buffer overflows, which the loss record counts. After that, the attack still uses its
+    // full budget, and the other clients' requests must be recorded.
     catch_up(&lab, &mut observer);
     for victim in 0..VICTIMS {
         let url = format!("{URL}?victim{victim}");
@@ -196,14 +196,14 @@ fn unanswered_requests_of_one_user_cost_neither_memory_nor_the_requests_of_other
     assert!(peak < MAX_RESIDENT_KIB, "{peak} KiB");
     assert!(health < Duration::from_secs(1), "healthz took {health:?}");
     assert_eq!(victims, VICTIMS, "each of the others is seen: {loss}");
-    // One lost event may hide all later requests of its connection, so the counts are not those of requests.
+    // One lost event may hide all later requests of its connection, so the number of losses differs from the number of missing requests.
     assert!(
         attackers == CONNECTIONS * REQUESTS || lost > 0,
         "what is missing is reported: {attackers} and {loss}"
     );
 }
 
-/// A cgroup that limits memory, of either version.
+/// A cgroup with a memory limit, of either cgroup version.
 struct MemoryLimit {
     directory: PathBuf,
     peak: &'static str,
@@ -225,7 +225,7 @@ impl MemoryLimit {
         Self { directory, peak }
     }
 
-    /// The command will start in it.
+    /// Makes the command start in this cgroup.
     fn confine(&self, command: &mut Command) {
         let mut procs = fs::OpenOptions::new()
             .write(true)
@@ -235,7 +235,7 @@ impl MemoryLimit {
         unsafe { command.pre_exec(move || procs.write_all(b"0")) };
     }
 
-    /// Peak memory of the process and of its kernel objects (maps, ring buffer), bytes.
+    /// Peak memory of the process and of its kernel objects (maps, ring buffer), in bytes.
     fn peak_bytes(&self) -> u64 {
         let peak = fs::read_to_string(self.directory.join(self.peak)).unwrap();
         peak.trim().parse().unwrap()
@@ -248,7 +248,7 @@ impl Drop for MemoryLimit {
     }
 }
 
-/// `MemoryMax` of the unit.
+/// `MemoryMax` of the unit, in bytes.
 fn unit_memory_bytes() -> u64 {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/imds-observer.service");
     let unit = fs::read_to_string(unit).unwrap();
@@ -278,7 +278,7 @@ fn under_the_units_memory_limit_nine_thousand_connections_hide_no_others() {
         assert!(output.status.success());
     };
 
-    // Others ask while the attack is being sent and while all its connections are held.
+    // Other clients send requests while the attack is sent and while all its connections are open.
     let (mut asked, mut health) = (0, Duration::ZERO);
     let mut hostile = thread::scope(|scope| {
         let attack = scope.spawn(|| attack(&lab, CONNECTIONS, REQUESTS));
@@ -319,7 +319,7 @@ fn under_the_units_memory_limit_nine_thousand_connections_hide_no_others() {
     );
     assert!(peak < unit_memory_bytes(), "{peak} bytes");
     assert!(health < Duration::from_secs(1), "healthz took {health:?}");
-    // The attack may use its share of the ring buffer and of the connections' budget, and no more.
+    // The attack may use only its share of the ring buffer and of the budget for connections.
     assert_eq!(seen, during + AFTERWARDS, "each of the others is seen: {loss}");
     assert!(
         attackers == CONNECTIONS * REQUESTS || lost(loss) > 0,
@@ -364,7 +364,7 @@ sys.stdin.read()
     observer.finish();
 }
 
-/// Datagrams of several protocols and with IPv6 extension headers to the endpoints, as an unprivileged user in namespaces of its own.
+/// Sends datagrams of several protocols and with IPv6 extension headers to the endpoints, as an unprivileged user in new namespaces.
 const DATAGRAMS: &str = r"
 import socket, subprocess
 for command in ('link set lo up', 'addr add 169.254.169.254/32 dev lo', 'addr add fd00:ec2::254/128 dev lo nodad'):
@@ -406,7 +406,7 @@ fn datagrams_to_the_endpoints_are_no_unread_requests() {
     assert_eq!(loss["unparsed"], 0, "{loss}");
 }
 
-/// Requests to the IPv6 endpoint behind extension headers, each of two on a connection, as an unprivileged user in namespaces of its own.
+/// Sends requests with extension headers to the IPv6 endpoint, two per connection, as an unprivileged user in new namespaces.
 const EXTENDED: &str = r"
 import socket, subprocess
 for command in ('link set lo up', 'addr add fd00:ec2::254/128 dev lo nodad'):
@@ -457,7 +457,7 @@ fn extension_headers_hide_no_request() {
     assert_eq!(lost(loss), 0, "{loss}");
 }
 
-/// Unusual ways to send a request, as an unprivileged user in namespaces of its own: one connection each, and the path names the way.
+/// Sends requests in unusual ways, as an unprivileged user in new namespaces. Each has its own connection and a path that names the way.
 const WAYS: &str = r"
 import array, os, socket, subprocess, tempfile, threading
 for command in ('link set lo up', 'addr add 169.254.169.254/32 dev lo'):
@@ -598,7 +598,7 @@ fn no_way_to_send_hides_a_request() {
     assert_eq!(lost(loss), 0, "{loss}");
 }
 
-/// Token requests of a pod that chooses its TTL: from the start, per segment, and before it closes its sending side.
+/// Token requests of a pod that chooses its TTL: from the start, per segment, or before it closes its sending side.
 const TTLS: &str = r"
 import socket
 TOKEN = b'PUT /latest/api/token?%s HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n'

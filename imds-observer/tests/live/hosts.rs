@@ -1,5 +1,5 @@
-//! Hosts that are set up in other ways than the lab's own: cgroups with long names, in v1 hierarchies, moved, and named by a user;
-//! clients that close in their own way; policies behind ours; interfaces whose names move, and pods that come and go by the dozen.
+//! Hosts that differ from the lab's: cgroups with long names, in v1 hierarchies, moved, or named by a user; clients that close connections
+//! in unusual ways; policies that run after our programs; interfaces that are renamed; and dozens of pods that are added and removed.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -18,7 +18,7 @@ const ID: &str = "3f8a1c5d9b3e7a2f4c6d8e0b1a3c5e7f9d2b4a6c8e0f1a3b5c7d9e1f3a5b7c
 const OTHER: &str = "7b2d9e4f1a6c3b8d5e0f2a7c9b4d1e6f3a8c5b0d7e2f9a4c1b6d3e8f5a0c7b2d";
 const UID: &str = "6e1c5a52-3f0b-4a7e-9d0c-2b8f4a1e7c33";
 
-/// One request on a socket, and ways to get there.
+/// Prelude of all scripts: one request on a socket, and ways to open one.
 const PRELUDE: &str = r#"
 import json, os, socket, struct, sys, threading, time
 def connected():
@@ -55,7 +55,7 @@ fn asks(record: &Value, name: &str) -> bool {
     record["record"] == "exchange" && path.ends_with(&format!("?{name}"))
 }
 
-/// A record that has come or will.
+/// A matching record, which may already have been written.
 fn seen(observer: &mut Observer, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut known = observer.output.iter().map(|line| serde_json::from_str(line).unwrap());
     match known.find(&wanted) {
@@ -68,7 +68,7 @@ fn exchange(observer: &mut Observer, name: &str) -> Value {
     seen(observer, |record| asks(record, name))
 }
 
-/// Directories that are gone when it is dropped, the deepest first.
+/// Directories that are removed on drop, the deepest first.
 struct Cgroups(Vec<PathBuf>);
 
 impl Cgroups {
@@ -117,7 +117,7 @@ fn containers_in_long_moved_and_forged_cgroups() {
         ..Behaviour::default()
     });
     let node = lab.node().cgroup().directory().to_owned();
-    // containerd's form where its driver and kubelet's differ; the longest name that the kernel takes has 255 bytes.
+    // containerd's form if its cgroup driver differs from kubelet's. The kernel allows names of up to 255 bytes.
     let long = format!(
         "containerd.service/kubepods-burstable-pod{}.slice:cri-containerd:{ID}",
         UID.replace('-', "_")
@@ -127,7 +127,7 @@ fn containers_in_long_moved_and_forged_cgroups() {
     let (first, second) = (format!("docker/{ID}"), format!("docker/{OTHER}"));
     let session = "user-1000.slice/user@1000.service";
     let forged = format!("{session}/kubepods/burstable/pod{UID}/{ID}");
-    // As a runtime gives a container its own cgroup, and what is made in there.
+    // A container's own cgroup, created by a runtime, and a cgroup that the container creates in it.
     let own = format!("kubepods/pod{UID}/{OTHER}");
     let inner = format!("{own}/docker/{ID}");
     let _cgroups = Cgroups::below(&node, &[&long, &longest, &first, &second, &forged, &inner]);
@@ -181,7 +181,7 @@ fn containers_in_long_moved_and_forged_cgroups() {
     observer.finish();
 }
 
-/// Where v1 hierarchies are mounted, by `mountinfo`; `cpuset` takes no process before it is configured.
+/// Mount points of v1 hierarchies, from `mountinfo`. `cpuset` is excluded, because it accepts no process before it is configured.
 fn v1_hierarchies() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let point = |line: &str| {
@@ -302,7 +302,7 @@ except TimeoutError:
     observer.finish();
 }
 
-/// `stream` that finds its uplinks itself.
+/// `stream` that finds its uplinks by itself.
 fn following(lab: &Lab) -> Observer {
     let cgroup = lab.cgroup_directory().to_str().unwrap();
     let mut observer =
@@ -321,7 +321,7 @@ fn shell(place: &Place, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// Asks until a summary counts packets at this interface.
+/// Sends requests until a summary counts packets at this interface.
 fn counted_at(lab: &Lab, observer: &mut Observer, interface: &str) {
     let deadline = Instant::now() + patience();
     loop {
@@ -360,7 +360,7 @@ fn interfaces_are_renamed_and_replaced() {
     counted_at(&lab, &mut observer, "ens5");
     let shown = shell(lab.node(), "ip -o link show dev ens5");
     let (index, _) = shown.split_once(':').unwrap();
-    // In one call: between two looks of the observer's.
+    // In one call, so that both changes are between two checks of the observer.
     shell(
         lab.node(),
         &format!(
@@ -378,7 +378,8 @@ fn interfaces_are_renamed_and_replaced() {
     observer.finish();
 }
 
-/// How long the kernel's events may wait for the reader while interfaces come and go: the kernel holds its RTNL lock for most of that time.
+/// Limit on the time for which kernel events wait for the reader while interfaces are added and removed. The kernel holds its RTNL lock for
+/// most of that time.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 #[test]

@@ -1,7 +1,8 @@
-//! Does the whole program hold its promises on real packets of real clients?
+//! Tests the whole program on real packets of real clients.
 //!
-//! Each test makes a lab of network namespaces without a way out, starts the built program in the node's, and reads what it writes.
-//! Needs root and a kernel that takes eBPF: `cargo xtask test` runs these one at a time; a machine that can't is an error, not a skip.
+//! Each test creates a lab of network namespaces without a route to the outside, starts the built program in the node's namespace, and
+//! reads its output. Needs root and a kernel with eBPF. `cargo xtask test` runs these tests one at a time; a machine that can't run them is
+//! an error, not a skip.
 
 #![cfg(live)]
 

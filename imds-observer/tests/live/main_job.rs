@@ -1,4 +1,4 @@
-//! The main job: who talked to IMDS, the tight loop, and the proof of the lost token response.
+//! The main function: identifying clients, a tight loop, and proof of a lost token response.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
     let mut observer = Observer::stream(&lab, &[]);
     let begin = Instant::now();
     assert!(fetch_credentials(lab.pod(0)), "the fallback to v1 works");
-    // The role's credentials come last.
+    // The role's credentials are requested last.
     observer.wait_for(|record| {
         record["record"] == "exchange" && record["request"]["imds_version"] == "v1" && {
             let path = record["request"]["path"].as_str().unwrap();
@@ -65,7 +65,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
     let drops = finished.kind("drop");
     assert!(
         drops.iter().any(|drop| {
-            // Before 5.17 there are no reasons.
+            // Kernels before 5.17 have no drop reasons.
             (drop["reason"] == "IP_INHDR" || kernel() < (5, 17) && drop["reason"].is_null())
                 && drop["direction"] == "response"
                 && drop["ttl"] == 1
@@ -84,7 +84,7 @@ fn a_lost_token_response_in_a_pod_is_proven_and_explained() {
     );
     let reported = last["evidence"].to_string();
     assert!(reported.contains("seconds"), "the cost in seconds: {reported}");
-    // The fallback is reported as a consequence: no second alarm of the same severity.
+    // The fallback is reported as a consequence, not as a second finding of the same severity.
     for finding in finished.opened("imdsv1-request") {
         assert_eq!(finding["severity"], "info", "{finding}");
         assert!(finding.to_string().contains("hop limit"), "{finding}");
@@ -139,7 +139,7 @@ fn hop_limit_1_alone_is_no_finding_for_a_host_process() {
 fn a_curl_loop_is_one_finding_for_the_loop() {
     let lab = lab(LabOptions::default());
     let mut observer = Observer::stream(&lab, &[]);
-    // Bounded: ends by itself after 15 s at the most.
+    // The loop ends by itself after at most 15 s.
     let script = "end=$((SECONDS+15)); while [ $SECONDS -lt $end ]; do curl -s -o /dev/null http://169.254.169.254/latest/meta-data/instance-id; done";
     let mut shell = lab
         .node()
@@ -160,7 +160,7 @@ fn a_curl_loop_is_one_finding_for_the_loop() {
         subject.contains("curl") && subject.contains("bash"),
         "executable and parent: {subject}"
     );
-    // Each curl is named fully, though it lived some milliseconds.
+    // Each curl must be fully identified, although it runs for only some milliseconds.
     let exchanges = finished.kind("exchange");
     assert!(exchanges.len() >= 50, "{}", exchanges.len());
     for exchange in exchanges {

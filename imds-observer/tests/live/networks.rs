@@ -1,5 +1,5 @@
-//! Networks that are set up in another way than the lab's: observers that come late, ports that NAT hands out again, uplinks that rules
-//! choose, answers that come back elsewhere, endpoints that are local, and connections that are redirected before their first packet.
+//! Networks that differ from the lab's: observers that start late, ports that NAT reuses, uplinks that rules select, responses that arrive
+//! on another interface, local endpoints, and connections that are redirected before their first packet.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::{Finished, Observer, in_netns, kernel, lab, observed_cgroup, patience, program, run};
 
-/// Asks what it is asked to, line by line, on one connection, and prints the status of each answer.
+/// Sends a request for each line of input, on one connection, and prints the status of each response.
 const TALKER: &str = r#"
 import os, socket, sys
 s = socket.socket()
@@ -38,7 +38,7 @@ for name in sys.stdin:
     print(int(head[9:12]), flush=True)
 "#;
 
-/// Answers every request at an address of its own, and prints a line once it listens.
+/// Answers every request at a given address, and prints a line when it listens.
 const SERVER: &str = r#"
 import socket, sys, threading
 def serve(c):
@@ -61,7 +61,7 @@ while True:
     threading.Thread(target=serve, args=(c,), daemon=True).start()
 "#;
 
-/// A Python process of a place that prints and takes lines.
+/// A Python process in a place, with which the test exchanges lines.
 struct Partner {
     child: Child,
     stdin: ChildStdin,
@@ -140,7 +140,7 @@ fn has(record: &Value, name: &str) -> bool {
     path.is_some_and(|path| path.ends_with(&format!("?{name}")))
 }
 
-/// The exchanges that ask this. There must be one.
+/// The only exchange with this path.
 fn only<'a>(finished: &'a Finished, name: &str) -> &'a Value {
     let found: Vec<_> = finished
         .kind("exchange")
@@ -185,7 +185,8 @@ fn a_connection_that_is_older_than_the_observer_is_one_caller() {
     nothing_is_lost(&finished);
 }
 
-/// Connects so often. Prints how many connections sent their SYN more than once, and which requests were answered; NAT may have no port left.
+/// Opens a number of connections. Prints how many connections sent their SYN more than once, and which requests were answered. NAT may have
+/// no free port.
 const MANY: &str = r#"
 import socket, struct, sys
 answered, again = [], 0
@@ -205,14 +206,14 @@ for number in range(int(sys.argv[1]), int(sys.argv[2])):
 print(again, *answered)
 "#;
 
-/// The server's side of the port is in TIME_WAIT, and answers the SYN with an acknowledgement of the connection before.
+/// The server's side of the port is in TIME_WAIT and answers the SYN with an acknowledgment of the previous connection.
 #[test]
 #[ignore = "live"]
 fn ports_that_nat_hands_out_again_lose_no_request() {
     const PORTS: u32 = 128;
     let lab = lab(LabOptions::default());
-    // Its entries end sooner than those of the server's TCP, as on a busy node with many ports.
-    // With timestamps, kernels that derive them from the addresses alone reuse every port.
+    // Conntrack's entries end sooner than the server's TCP state, as on a busy node with many ports. TCP timestamps are disabled, because
+    // kernels that derive them only from the addresses would accept every reused port.
     shell(lab.pod(0), "echo 0 > /proc/sys/net/ipv4/tcp_timestamps");
     shell(
         lab.node(),
@@ -240,7 +241,8 @@ fn ports_that_nat_hands_out_again_lose_no_request() {
     let mut answered = Vec::new();
     let (mut sent, mut again) = (0, 0);
     let begin = Instant::now();
-    // Until enough ports were met again: each with even odds, by whether the sequence numbers of the two connections are in order.
+    // Repeat until enough connections met a port in TIME_WAIT. Each reuse of a port counts with a probability of one half, depending on
+    // whether the sequence numbers of the two connections are in order.
     while again < 8 {
         assert!(
             begin.elapsed() < 2 * patience(),
@@ -263,7 +265,7 @@ fn ports_that_nat_hands_out_again_lose_no_request() {
     nothing_is_lost(&finished);
 }
 
-/// A second uplink that marked packets take.
+/// Adds a second uplink, which is used for packets with a mark.
 fn marked_uplink(lab: &mut Lab) {
     let second = lab.add_uplink().unwrap();
     assert_eq!(second, "eth1");
@@ -335,7 +337,7 @@ fn what_leaves_by_an_uplink_without_our_programs_is_never_called_safe() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // It prints nothing before its end: send requests until it has seen enough.
+        // The command prints nothing before its end, so send requests until it has seen enough.
         while child.try_wait().unwrap().is_none() {
             token(lab.pod(0));
         }
@@ -362,7 +364,7 @@ fn token(place: &Place) {
     run(place, "curl", &arguments);
 }
 
-/// Requests leave by eth0, answers come in by eth1.
+/// Requests leave through eth0, responses arrive on eth1.
 #[test]
 #[ignore = "live"]
 fn a_ttl_that_was_not_seen_on_the_wire_is_null() {
@@ -376,7 +378,7 @@ fn a_ttl_that_was_not_seen_on_the_wire_is_null() {
     let mut observer = Observer::stream(&lab, &[]);
     let mut host = Partner::talker(lab.node());
     host.ask("elsewhere");
-    // The other way round: the request leaves by eth1, where no program of ours is.
+    // The opposite case: the request leaves through eth1, which has no program of ours.
     let mut marked = Partner::start(lab.node(), TALKER, &["7"]);
     marked.ask("unseen");
     observer.wait_for(|record| has(record, "unseen"));
@@ -400,7 +402,7 @@ fn of_an_endpoint_on_loopback_only_the_client_is_a_caller() {
     let pod = lab.pod(0);
     shell(pod, "ip addr add 169.254.169.254/32 dev lo");
     let server = Partner::start(pod, SERVER, &["169.254.169.254", "80"]);
-    // Accepted before the observer is there: nothing of it was seen but the middle.
+    // The connection is accepted before the observer starts, so the observer sees only its middle.
     let mut early = Partner::talker(pod);
     early.ask("early");
     let mut observer = Observer::follow(&lab, &[]);
@@ -429,7 +431,7 @@ fn of_an_endpoint_on_loopback_only_the_client_is_a_caller() {
     nothing_is_lost(&finished);
 }
 
-/// nat OUTPUT rewrites the destination before any hook sees a packet.
+/// nat OUTPUT rewrites the destination before any hook processes the packet.
 #[test]
 #[ignore = "live"]
 fn clients_that_nat_redirects_are_recorded_with_where_they_go() {
@@ -441,7 +443,7 @@ fn clients_that_nat_redirects_are_recorded_with_where_they_go() {
          nft add rule ip away out ip daddr 169.254.169.254 tcp dport 80 dnat to 127.0.0.1:1338",
     );
     let mut observer = Observer::follow(&lab, &[]);
-    // The proxy is down.
+    // The proxy is not running.
     run(
         node,
         "curl",
@@ -470,7 +472,7 @@ fn clients_that_nat_redirects_are_recorded_with_where_they_go() {
     nothing_is_lost(&finished);
 }
 
-/// Load balancing at the socket: what such a program does can't be read from it.
+/// Load balancing at the socket. The effect of such a program can't be determined from the program.
 #[test]
 #[ignore = "live"]
 fn a_program_that_may_rewrite_addresses_at_the_socket_is_named_as_missing() {
@@ -486,7 +488,7 @@ fn a_program_that_may_rewrite_addresses_at_the_socket_is_named_as_missing() {
     assert_eq!(missing(Observer::follow(&lab, &[])), Vec::<Value>::new());
     let _program = accompany(&lab, Hook::Connect4).unwrap();
     let named = missing(Observer::follow(&lab, &[]));
-    // There ours runs before it, and sees what it makes of the address: the next test shows that it does.
+    // On these kernels, our program runs before the other one and sees the original address. The next test verifies this.
     if named.is_empty() {
         assert!(kernel() >= (6, 12), "no kernel before attaches in this order");
         return;
@@ -500,8 +502,8 @@ fn a_program_that_may_rewrite_addresses_at_the_socket_is_named_as_missing() {
     );
 }
 
-/// Programs of other tools at `connect4` run before ours or behind it: in the same cgroup in the order of attaching, and those of a cgroup
-/// below before. Where the kernel can, ours is the first wherever it is attached; elsewhere `start.missing` names what runs first.
+/// Programs of other tools at `connect4` run before or after ours: in the same cgroup in the order of attaching, and programs of a child
+/// cgroup first. If the kernel supports it, ours always runs first. Otherwise `start.missing` names the program that runs first.
 #[test]
 #[ignore = "live"]
 fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing() {
@@ -522,14 +524,14 @@ fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing(
         assert!(missing.contains(r#""record":"start""#), "{missing}");
         let mut is_first = !missing.contains("connect4-before-others");
         assert!(is_first || before && kernel() < (6, 17), "{name}: {missing}");
-        // The target is down.
+        // No process listens at the target.
         run(
             node,
             "curl",
             &["-s", "-m", "5", "http://169.254.169.254/latest/meta-data/?dead"],
         );
         if is_first {
-            // A program that was attached after the start, and runs first all the same, is reported as loss.
+            // A program that is attached after the start and still runs first is reported as loss.
             let refused = observer.wait_for(|record| {
                 record["record"] == "connect" || record["record"] == "loss" && record["preempted"] != 0
             });
@@ -579,7 +581,8 @@ fn clients_that_a_program_in_connect_redirects_are_recorded_or_named_as_missing(
     }
 }
 
-/// The quota counts DNS wherever the resolver is: link-local, or at the base address of the VPC + 2 as the host's nameserver entry has it.
+/// The quota counts DNS wherever the resolver is: at its link-local address, or at the base address of the VPC + 2, as in the host's
+/// nameserver entry.
 #[test]
 #[ignore = "live"]
 fn dns_to_the_vpc_resolver_counts_and_other_dns_does_not() {
@@ -590,7 +593,7 @@ fn dns_to_the_vpc_resolver_counts_and_other_dns_does_not() {
         "v4=$(ip -4 route get 169.254.169.254 | grep -o 'via [0-9.]*'); v6=$(ip -6 route get fd00:ec2::254 | grep -o 'via [0-9a-f:]*')
          ip route add 10.28.0.0/24 $v4 dev eth0; ip route replace 169.254.169.253/32 $v4 dev eth0; ip -6 route replace fd00:ec2::253/128 $v6 dev eth0",
     );
-    // Below the root of a host as a container has it: the host's own files are behind a stub.
+    // A host's root as mounted in a container: the host's resolv.conf names a local stub, and the real nameservers are in another file.
     let root = tempfile::tempdir().unwrap();
     for (file, text) in [
         ("etc/resolv.conf", "nameserver 127.0.0.53\n"),
@@ -619,7 +622,8 @@ for address, port, count in (("10.28.0.2", 53, 40), ("10.28.0.2", 8053, 7), ("10
     assert_eq!(interface["vpc_resolver"]["address"], "10.28.0.2", "{interface}");
 }
 
-/// A metadata agent on the node, as kube2iam and kiam are set up: the rule is where the pod's packets have no socket.
+/// A metadata agent on the node, configured like kube2iam and kiam: the NAT rule is in the node's namespace, where the pod's packets have
+/// no socket.
 #[test]
 #[ignore = "live"]
 fn pods_that_the_node_redirects_to_an_agent_are_reported_with_the_rule() {
@@ -653,7 +657,7 @@ fn pods_that_the_node_redirects_to_an_agent_are_reported_with_the_rule() {
     );
 }
 
-/// The `connect` record of a pod's attempt, and all that the observer wrote.
+/// The `connect` record of a pod's attempt, and the complete output of the observer.
 fn failed_attempt(lab: &Lab, mut observer: Observer) -> (Value, Finished) {
     run(
         lab.pod(0),
@@ -664,14 +668,15 @@ fn failed_attempt(lab: &Lab, mut observer: Observer) -> (Value, Finished) {
     (connect, observer.finish())
 }
 
-/// SYN-ACKs that die on the node, between the uplink and a pod: what drops them, and never the request's way.
+/// SYN-ACKs that are dropped on the node, between the uplink and a pod. The finding must name what drops them, and never the path of the
+/// request.
 #[test]
 #[ignore = "live"]
 fn syn_acks_that_the_node_drops_are_named_by_their_cause() {
     let lab = lab(LabOptions::default());
     let raw = "nft add table ip away; nft 'add chain ip away pre { type filter hook prerouting priority raw; }';
                nft add rule ip away pre ip saddr 169.254.169.254 tcp flags '& (syn | ack) == (syn | ack)' drop";
-    // Upstream, as a proxy that limits the TTL of all responses.
+    // Upstream, like a proxy that limits the TTL of all responses.
     let ttl = "nft add table ip away; nft 'add chain ip away out { type filter hook output priority 0; }';
                nft add rule ip away out ip saddr 169.254.169.254 tcp flags '& (syn | ack) == (syn | ack)' ip ttl set 1";
     for (place, rule, word) in [(lab.node(), raw, "netfilter"), (lab.imds(), ttl, "TTL")] {
@@ -681,7 +686,7 @@ fn syn_acks_that_the_node_drops_are_named_by_their_cause() {
         let found = finished.opened("response-dropped");
         assert_eq!(found.len(), 1, "{word}: {found:?} {connect}");
         let summary = found[0]["summary"].as_str().unwrap();
-        // Before 5.17 only the kernel's symbols name what drops, and the DaemonSet may not read them.
+        // Before 5.17, only the kernel's symbols show what drops a packet, and the DaemonSet may not read them.
         let unnamed = finished.kind("start")[0]["missing"].to_string().contains("kallsyms") && kernel() < (5, 17);
         let right = if unnamed { "unknown" } else { word };
         assert!(summary.contains(right), "{word}: {summary}");
@@ -691,14 +696,14 @@ fn syn_acks_that_the_node_drops_are_named_by_their_cause() {
     }
 }
 
-/// In the first two minutes after boot a missing network is no fault. A guest may come here sooner.
+/// Waits until two minutes after boot, before which a missing network is not reported as a fault. A guest may reach this earlier.
 fn past_boot() {
     let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
     let seconds: f64 = uptime.split_whitespace().next().unwrap().parse().unwrap();
     std::thread::sleep(Duration::from_secs_f64((121.0_f64 - seconds).max(0.0)));
 }
 
-/// Two namespaces that send the endpoint's packets to each other.
+/// Two network namespaces that send the endpoint's packets to each other.
 #[test]
 #[ignore = "live"]
 fn a_routing_loop_is_named() {
@@ -708,7 +713,7 @@ fn a_routing_loop_is_named() {
         masquerade: false,
         ..LabOptions::default()
     });
-    // To another pod, which forwards them back.
+    // To another pod, which forwards the packets back.
     shell(
         lab.node(),
         "ip route replace 169.254.169.254/32 via 10.88.0.3 dev cni0; echo 0 >/proc/sys/net/ipv4/conf/all/send_redirects",
@@ -720,7 +725,7 @@ fn a_routing_loop_is_named() {
     assert!(found[0]["summary"].as_str().unwrap().contains("loop"), "{}", found[0]);
 }
 
-/// IPVS in NAT mode, as kube-proxy sets it up: the service's address is on a dummy device, and each connection goes to a real server.
+/// IPVS in NAT mode, as kube-proxy configures it: the service's address is on a dummy device, and each connection is sent to a real server.
 #[test]
 #[ignore = "live"]
 fn connections_that_ipvs_balances_are_recorded_once() {

@@ -1,5 +1,5 @@
-//! `start.missing` lists what the observer lacks and what is not visible without it; everything else works. What was asked for and can't be
-//! had is an error.
+//! `start.missing` must list the features that the observer lacks and the resulting coverage gaps, and everything else must work. An
+//! explicitly requested feature that is unavailable is an error.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -15,7 +15,7 @@ use crate::support::{Observer, UPLINK, cgroup_of, in_netns, kernel, lab, output,
 
 const NONE: &[&str] = &[];
 
-/// `stream` on the lab's node, without these capabilities and with empty directories in the place of these.
+/// `stream` on the lab's node, without the withheld capabilities, and with empty directories mounted over the hidden ones.
 fn command(lab: &Lab, withheld: &[&str], hidden: &[&str], arguments: &[&str]) -> Command {
     let mut command = in_netns(lab.node(), env!("CARGO_BIN_EXE_imds-observer"));
     command
@@ -45,7 +45,7 @@ fn reduced(lab: &Lab, withheld: &[&str], hidden: &[&str]) -> (Observer, Value) {
     (observer, start)
 }
 
-/// Names, and what each blinds.
+/// Names of the missing features, each with its coverage gap.
 fn missing(start: &Value) -> Vec<(&str, &str)> {
     start["missing"]
         .as_array()
@@ -61,7 +61,7 @@ fn missing(start: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// The record of a pod's request in its own process.
+/// The record of a request that a process in the pod sends.
 fn exchange(lab: &Lab, observer: &mut Observer) -> Value {
     let url = "http://169.254.169.254/latest/meta-data/instance-id";
     let output = run(lab.pod(0), "curl", &["-s", "-m", "5", url]);
@@ -171,7 +171,7 @@ fn without_ptrace_or_syslog_or_admin_processes_are_still_named() {
     }
 }
 
-/// Exit status and last words of a `stream` that can't start.
+/// Exit status and error message of a `stream` that can't start.
 fn refused(command: &mut Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -185,8 +185,7 @@ fn refused(command: &mut Command) -> (Option<i32>, String) {
 #[ignore = "live"]
 fn what_nothing_works_without_is_an_error_that_says_what_to_try() {
     let lab = lab(LabOptions::default());
-    // CAP_SYS_ADMIN includes those that were split off from it.
-    // CAP_SYS_ADMIN does for both.
+    // CAP_SYS_ADMIN includes the permissions of both capabilities.
     for withheld in [&["CAP_BPF", "CAP_SYS_ADMIN"], &["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]] {
         let (status, said) = refused(&mut command(&lab, withheld, NONE, &["-i", UPLINK, "--duration", "5s"]));
         println!("without {withheld:?}: {said}");
@@ -204,7 +203,7 @@ fn what_nothing_works_without_is_an_error_that_says_what_to_try() {
     assert!(said.contains("/nonexistent"), "{said}");
 }
 
-/// Without `--cgroup`, so that the hierarchy is looked for as well.
+/// Runs without `--cgroup`, so that the observer must find the cgroup hierarchy too.
 #[test]
 #[ignore = "live"]
 fn too_few_descriptors_are_named_as_the_cause() {
@@ -237,8 +236,8 @@ fn too_few_descriptors_are_named_as_the_cause() {
     assert!(refused > 2, "{refused}");
 }
 
-/// Nor does it matter whether the kernel guards against speculation, as it does unless booted with mitigations=off: since 6.17 it puts
-/// a barrier where it refused the program before.
+/// This must work with and without the kernel's mitigations against speculation, which only `mitigations=off` disables. Since 6.17 the
+/// verifier inserts a barrier in cases in which it rejected the program before.
 #[test]
 #[ignore = "live"]
 fn without_perfmon_requests_are_still_seen() {
@@ -383,7 +382,7 @@ fn a_pod_and_an_uplink_that_come_later_are_seen() {
     let second = lab.add_uplink().unwrap();
     lab.route_through(&second).unwrap();
     lab.remove_uplink(UPLINK).unwrap();
-    // It is attached a moment after it has come: what was sent before has no TTL.
+    // The observer attaches to a new uplink with a short delay. Requests that were sent before have no TTL.
     let deadline = std::time::Instant::now() + crate::support::patience();
     loop {
         ask(&lab);

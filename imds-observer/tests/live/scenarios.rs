@@ -1,4 +1,4 @@
-//! Scenarios that need no more than the tests do: the others are played by `cargo xtask scenarios`.
+//! Scenarios that need only the tools of the tests. `cargo xtask scenarios` plays the others.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! No token in any output, however oddly the header is spelled.
+//! No output may contain a token, however unusual the spelling of the header is.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use imds_observer_lab::topology::LabOptions;
 
 use crate::support::{Observer, lab};
 
-/// Made up. Looks like a real one, so that no form of it may pass.
+/// An invented token that looks like a real one, so that no form of it may pass.
 const TOKEN: &str = "AQAEAExampleMadeUpTokenThatNobodyMayEverSeeAgain0123456789==";
 
 #[test]
@@ -33,11 +33,11 @@ fn no_form_of_the_token_header_shows_the_token() {
             for form in &forms {
                 let whole = format!("GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: x\r\n{form}\r\n");
                 send(&[whole.as_bytes()]);
-                // In two segments, cut inside the token.
+                // In two segments that split the token.
                 let middle = whole.find("MadeUp").unwrap();
                 send(&[&whole.as_bytes()[..middle], &whole.as_bytes()[middle..]]);
             }
-            // In the request line itself.
+            // The token is in the request line.
             send(&[format!("GET /latest/meta-data/?token={TOKEN} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()]);
             send(&[format!("{TOKEN}\r\n\r\n").as_bytes()]);
             for path in [
@@ -71,7 +71,7 @@ fn no_form_of_the_token_header_shows_the_token() {
         assert!(!finished.stdout.contains(part), "{part} in: {}", finished.stdout);
         assert!(!finished.stderr.contains(part), "{part} in: {}", finished.stderr);
     }
-    // Nor a byte of a body: the stand-in's credentials and instance id.
+    // No byte of a body may appear either: neither the stand-in's credentials nor its instance ID.
     for secret in ["SecretAccessKey", imds_observer_lab::server::INSTANCE_ID] {
         assert!(!finished.stdout.contains(secret), "{secret}");
     }

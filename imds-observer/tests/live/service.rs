@@ -1,4 +1,4 @@
-//! `stream` as a service: metrics, health, readiness, signs of life, and a configuration that is read again.
+//! `stream` as a service: metrics, health, readiness, watchdog messages, and reloading the configuration.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -15,7 +15,7 @@ use crate::support::{Observer, in_netns, lab, patience, run, tool, tool_director
 
 const ADDRESS: &str = "127.0.0.1:9469";
 
-/// Requests the metrics server from the node's own namespace.
+/// Sends a request to the metrics server from the node's own namespace.
 fn get(lab: &Lab, path: &str, more: &[&str]) -> (String, String) {
     let url = format!("http://{ADDRESS}{path}");
     let mut arguments = vec![
@@ -42,7 +42,7 @@ fn ask(lab: &Lab, path: &str) {
     );
 }
 
-/// The value of the series whose name and labels are these.
+/// The value of the series with this name and these labels.
 fn value(metrics: &str, series: &str) -> Option<f64> {
     metrics
         .lines()
@@ -106,7 +106,7 @@ fn metrics_report_what_records_report() {
         "{metrics}"
     );
     assert!(value(&metrics, "process_resident_memory_bytes") > Some(1e6));
-    // Neither a process nor a path is a label: both grow without bound.
+    // Neither a process nor a path may be a label, because the number of both is unlimited.
     assert!(
         !metrics.contains("instance-id") && !metrics.contains("pid="),
         "{metrics}"
@@ -140,7 +140,7 @@ fn metrics_report_what_records_report() {
     observer.finish();
 }
 
-/// Rules and dashboards name series; each has to be there when a real Prometheus scrapes.
+/// Every series in the rules and dashboards must exist when a real Prometheus scrapes.
 #[test]
 #[ignore = "live"]
 fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
@@ -154,19 +154,19 @@ fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 
     let lab = lab(LabOptions::default());
-    // A capability that is missing, for its series: an uplink that isn't there yet is none.
+    // One missing feature is needed for its series. An uplink that doesn't exist yet doesn't count as missing.
     let mut observer = Observer::stream(&lab, &["--metrics", ADDRESS, "--interval", "1s"]);
     let rules = rules.canonicalize().unwrap();
     let server = Prometheus::start(&lab, &[&rules.to_string_lossy()]);
 
-    // Everything that has a series: answers, a lost token response with its drop, a failed connect.
+    // Cause every event that has a series: responses, a lost token response with its drop, a failed connect.
     lab.server().update(|behaviour| behaviour.hop_limit = 1);
     let mut wanted: Vec<String> = expressions(&deploy);
     let deadline = Instant::now() + patience() * 3;
     while !wanted.is_empty() && Instant::now() < deadline {
         ask(&lab, "meta-data/instance-id");
         ask_for_a_token(lab.pod(0), "0.5");
-        // And one that is refused.
+        // And a token request that is refused.
         lab.server().update(|behaviour| behaviour.put_status = Some(405));
         ask_for_a_token(lab.node(), "0.5");
         lab.server().update(|behaviour| behaviour.put_status = None);
@@ -183,7 +183,7 @@ fn a_real_prometheus_answers_the_rules_and_the_dashboard() {
     observer.finish();
 }
 
-/// Queries of the dashboard's panels, and each series that an alert uses.
+/// Queries of the dashboard's panels, and each series in an alert.
 fn expressions(deploy: &Path) -> Vec<String> {
     let dashboard: Value =
         serde_json::from_slice(&fs::read(deploy.join("grafana/imds-observer.json")).unwrap()).unwrap();
@@ -200,15 +200,16 @@ fn expressions(deploy: &Path) -> Vec<String> {
     assert!(all.len() >= 12);
     let rules = fs::read_to_string(deploy.join("prometheus/alerts.yml")).unwrap();
     for line in rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")) {
-        // The condition's left side: whether it holds is this host's luck.
+        // Only the left side of the condition: the result of the comparison depends on this host.
         let (left, _) = line.rsplit_once([' ']).unwrap();
         let (left, _) = left.rsplit_once(' ').unwrap();
         all.push(left.to_owned());
     }
     assert!(all.len() >= 20);
-    // Here nothing is missing, and it is not to be.
+    // In this lab no feature is missing, so this series has no value.
     all.retain(|expression| !expression.contains("imds_observer_missing"));
-    // Among the rules for findings by code, the one whose finding the refused token request opens. tests/deploy.rs checks their codes.
+    // Of the rules for findings by code, only one remains: the one for the finding of the refused token request. tests/deploy.rs checks all
+    // codes.
     let other = |expression: &str| expression.contains("{code=") && !expression.contains("token-request-refused");
     all.retain(|expression| !other(expression));
     all
@@ -229,7 +230,7 @@ fn ask_for_a_token(place: &Place, patience_s: &str) {
     run(place, "curl", &arguments);
 }
 
-/// The real one, which scrapes once a second.
+/// A real Prometheus, which scrapes once a second.
 struct Prometheus<'a> {
     lab: &'a Lab,
     process: Child,
@@ -263,7 +264,7 @@ impl<'a> Prometheus<'a> {
         }
     }
 
-    /// The values of what an expression gives now; none before it listens.
+    /// Current values of an expression. Empty while Prometheus doesn't listen yet.
     fn ask(&self, expression: &str) -> Vec<f64> {
         let query = format!("query={expression}");
         let arguments = [
@@ -292,7 +293,7 @@ impl<'a> Prometheus<'a> {
     }
 }
 
-/// Packets that the node's firewall, which is no part of this project, has counted.
+/// Number of packets that the node's firewall, which is independent of this project, has counted.
 fn counted_by_nft(lab: &Lab) -> u64 {
     let output = run(lab.node(), "nft", &["--json", "list", "table", "ip", "known_loss"]);
     let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -304,8 +305,9 @@ fn counted_by_nft(lab: &Lab) -> u64 {
     packets.sum()
 }
 
-/// What is lost is known here from elsewhere: so many answers never reached the pod, and the firewall has counted each packet of them
-/// that came in with a TTL that is used up at the node: all that are longer than the longest headers, which is what has a payload.
+/// The losses are known from an independent source: a known number of responses never reached the pod, and the firewall counted each of
+/// their packets that arrived with a TTL that is used up at the node. It counts packets that are longer than the longest headers, which
+/// means that they have a payload.
 #[test]
 #[ignore = "live"]
 fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
@@ -325,7 +327,7 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
         assert_eq!(exchange["outcome"], "lost", "{exchange}");
         waited_ns += exchange["waited_ns"].as_u64().unwrap();
     }
-    // Answered, nothing lost.
+    // An answered request without a loss.
     lab.server().update(|behaviour| behaviour.hop_limit = 2);
     ask_for_a_token(lab.pod(0), "5");
     let exchange = observer.wait_for(|record| record["record"] == "exchange");
@@ -336,13 +338,13 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
     let code = r#"code="token-response-lost""#;
     let deadline = Instant::now() + patience() * 3;
     loop {
-        // The server sends again, less and less often, for as long as it may.
+        // The server retransmits with increasing intervals until its limit.
         observer.try_wait_for(Duration::from_millis(100), |record| record["record"] == "none");
         let is_drop = |line: &&String| line.starts_with(r#"{"record":"drop""#);
         let drops = observer.output.iter().filter(is_drop).count() as u64;
         let counted = counted_by_nft(&lab);
         assert!(counted >= LOST as u64);
-        // The kernel doesn't trace a drop that interrupts the tracing of another one, but counts it.
+        // The kernel doesn't trace a drop that interrupts the tracing of another drop, but counts it.
         let unreported = recursion_misses(&observer);
         let wanted = [
             exact(&of("lost"), LOST as f64),
@@ -373,14 +375,14 @@ fn a_real_prometheus_has_the_exact_counts_of_a_known_loss() {
     observer.finish();
 }
 
-/// Runs of the observer's programs that the kernel left out, because they would have interrupted themselves.
+/// Number of runs of the observer's programs that the kernel skipped, because they would have interrupted themselves.
 fn recursion_misses(observer: &Observer) -> u64 {
     let misses = described(observer, "prog_id:", "recursion_misses:");
     assert!(!misses.is_empty(), "the kernel counts none");
     misses.iter().sum()
 }
 
-/// A number from the kernel about each of the observer's descriptors of a kind.
+/// Values of a field of all the observer's descriptors of one kind, from the kernel.
 fn described(observer: &Observer, kind: &str, field: &str) -> Vec<u64> {
     fs::read_dir(format!("/proc/{}/fdinfo", observer.pid()))
         .unwrap()
@@ -430,10 +432,10 @@ fn a_service_manager_is_reported_and_a_bad_configuration_changes_nothing() {
         assert!(next("RELOADING=1").contains("MONOTONIC_USEC="));
         next("READY=1");
     };
-    // It goes on with the filter that it had.
+    // The observer continues with its previous filter.
     reload(&observer, "[filter\n");
     ask(&lab, "meta-data/instance-id?filtered");
-    // Requests from now on succeed.
+    // Later requests are recorded.
     reload(&observer, "[filter]\ncomm = ['curl']\n[limits]\nqueue = 5\n");
     ask(&lab, "meta-data/instance-id?seen");
     observer.wait_for(|record| record["record"] == "exchange");
@@ -464,7 +466,8 @@ fn the_kernels_tables_are_as_large_as_the_configuration_says() {
     fs::write(&config, limits).unwrap();
     let mut observer = Observer::stream(&lab, &["--config", config.to_str().unwrap()]);
     let mut sizes = described(&observer, "map_id:", "max_entries:");
-    // The rest is one of each, or four where a program may interrupt itself; 1,024 connections that another tool redirects.
+    // The remaining maps have one entry, or four if a program may interrupt itself; and 1,024 entries for connections that another tool
+    // redirects.
     assert!(sizes.contains(&1024), "{sizes:?}");
     sizes.retain(|entries| *entries > 4 && *entries != 1024);
     sizes.sort_unstable();
@@ -475,7 +478,7 @@ fn the_kernels_tables_are_as_large_as_the_configuration_says() {
     observer.finish();
 }
 
-/// rotel's program, which PyPI carries.
+/// Path of rotel's program, which is installed from PyPI.
 fn collector() -> PathBuf {
     let python = tool_directory().join("deploy/bin/python3");
     let output = Command::new(&python)
@@ -485,7 +488,7 @@ fn collector() -> PathBuf {
     Path::new(String::from_utf8(output.stdout).unwrap().trim()).join("rotel-agent")
 }
 
-/// The collector's own words: rotel, an independent project, logs what it received.
+/// The output of an independent collector: rotel logs the data that it received.
 #[test]
 #[ignore = "live"]
 fn a_real_collector_gets_what_prometheus_is_shown() {
@@ -526,7 +529,7 @@ fn a_real_collector_gets_what_prometheus_is_shown() {
             "--config",
             config.to_str().unwrap(),
             "--otlp-endpoint",
-            // A name: a static program resolves it too.
+            // A host name, which a static program must be able to resolve too.
             "http://localhost:4318",
         ],
     );

@@ -1,4 +1,4 @@
-//! Processes that live some milliseconds: is each exchange the right one's, compared with what the launcher wrote down?
+//! Processes that run for some milliseconds. Each exchange must be attributed to the right process, as recorded by the launcher.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,16 +12,16 @@ use serde_json::Value;
 
 use crate::support::{Observer, cgroup_of, lab};
 
-/// Launches a second.
+/// Launches per second.
 const RATE: u32 = 50;
 const CGROUPS: usize = 10;
 
-/// How many; `IMDS_OBSERVER_SHORT_LIVED=1000` for the whole proof.
+/// Number of launches; `IMDS_OBSERVER_SHORT_LIVED=1000` for the complete test.
 fn launches() -> usize {
     std::env::var("IMDS_OBSERVER_SHORT_LIVED").map_or(200, |count| count.parse().expect("a number"))
 }
 
-/// Facts that the launcher knows about one curl.
+/// Facts that the launcher records about one curl.
 struct Launched {
     pid: u32,
     cgroup: String,
@@ -58,7 +58,7 @@ fn check(load: bool) {
     let mut children: Vec<Child> = Vec::new();
     let begin = Instant::now();
     for number in 0..launches() {
-        // The pace that was asked for; a machine that can't keep it launches as fast as it can.
+        // Keeps the requested rate. A machine that is too slow launches as fast as it can.
         let due = begin + Duration::from_secs(1) / RATE * number as u32;
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let place = lab.pod(number % CGROUPS);
@@ -126,7 +126,7 @@ fn check(load: bool) {
     );
 }
 
-/// One spinning thread a core, for two seconds at the most.
+/// One spinning thread per core, for at most two seconds.
 struct Busy {
     stop: std::sync::Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<()>>,

@@ -1,5 +1,5 @@
-//! A full disk, a pipe without a reader, and `kill -9`: reading the kernel never waits for a sink, the dropped records are what
-//! matters least, and every line that was written parses.
+//! A full disk, a pipe without a reader, and `kill -9`: reading kernel events must never wait for a sink, the least important records are
+//! dropped first, and every written line must parse.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -32,7 +32,7 @@ fn stream(lab: &Lab, arguments: &[&str]) -> Command {
     command
 }
 
-/// Sends a number of requests over one connection, as fast as they are answered.
+/// Sends a number of requests over one connection, as fast as responses arrive.
 fn ask(lab: &Lab, name: &str, times: usize) {
     let url = format!("{BASE}?{name}[1-{times}]");
     assert!(
@@ -50,7 +50,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Every line of a text that ends with a whole one.
+/// Parses every line of a text, whose last line must be complete.
 fn records(text: &str) -> Vec<Value> {
     assert!(text.is_empty() || text.ends_with('\n'), "the last line is torn");
     text.lines()
@@ -74,7 +74,7 @@ fn interrupt(pid: u32) {
     kill(Pid::from_raw(pid as i32), Signal::SIGINT).unwrap();
 }
 
-/// A file system of so few bytes, for as long as this lives.
+/// A file system with a limited size, which is unmounted on drop.
 struct Small(PathBuf);
 
 impl Small {
@@ -112,7 +112,7 @@ fn a_full_disk_costs_exchanges_and_is_reported_and_writing_goes_on() {
         .unwrap();
     let text = || fs::read_to_string(&file).unwrap_or_default();
     until("it starts", || text().contains("\"start\""));
-    // Some 1 KiB each: more than there is room for.
+    // About 1 KiB per record, more than the file system can hold.
     ask(&lab, "before", 400);
     let mut said = BufReader::new(child.stderr.take().unwrap());
     let mut full = String::new();
@@ -180,7 +180,7 @@ fn a_pipe_that_nobody_empties_costs_exchanges_and_no_finding() {
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut text = String::new();
     stdout.read_line(&mut text).unwrap();
-    // A pipe holds 64 KiB, the writer 256 records, the queue 60.
+    // A pipe holds 64 KiB, the writer 256 records, and the queue 60.
     ask(&lab, "before", 700);
     let token = [
         "-s",
@@ -198,7 +198,7 @@ fn a_pipe_that_nobody_empties_costs_exchanges_and_no_finding() {
         &[&token[..], &["http://169.254.169.254/latest/api/token"]].concat(),
     );
     ask(&lab, "meanwhile", 300);
-    // The pipe is read again, to the end.
+    // The pipe is read again, to its end.
     let reader = std::thread::spawn(move || {
         let mut rest = String::new();
         std::io::Read::read_to_string(&mut stdout, &mut rest).map(|_| rest)
@@ -247,7 +247,7 @@ fn the_program_killed_at_any_moment_leaves_whole_lines() {
         ];
         let before = fs::metadata(&file).ok().map(|file| file.ino());
         let mut child = stream(&lab, &arguments).stderr(Stdio::piped()).spawn().unwrap();
-        // The file of the round before has a first line as well.
+        // The file of the previous round has a first line as well.
         let begun = || {
             let text = fs::read_to_string(&file).unwrap_or_default();
             text.contains("\"start\"") && fs::metadata(&file).is_ok_and(|file| Some(file.ino()) != before)
@@ -270,7 +270,7 @@ fn the_program_killed_at_any_moment_leaves_whole_lines() {
             let Ok(text) = fs::read_to_string(directory.path().join(name)) else {
                 continue;
             };
-            // Only of the newest file may the last line be torn.
+            // Only the last line of the newest file may be incomplete.
             let whole = text.rfind('\n').map_or(0, |end| end + 1);
             assert!(newest || whole == text.len(), "{name} has a torn line");
             newest = false;

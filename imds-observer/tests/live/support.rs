@@ -1,4 +1,4 @@
-//! The observer as a child process, and its records as they come.
+//! The observer as a child process, and its records as they arrive.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,16 +16,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// So much longer than on this machine may things take; for guests whose processor is emulated.
+/// Environment variable with the factor by which timeouts are extended, for guests with an emulated processor.
 const SLOWNESS: &str = "IMDS_OBSERVER_TEST_PATIENCE";
-/// `lab`: the lab's own client, where there is no Python.
+/// Environment variable: `lab` uses the lab's own client, if Python is not available.
 const CLIENT: &str = "IMDS_OBSERVER_TEST_CLIENT";
 
-/// Where observers attach, instead of the lab's own cgroup: in a guest the root's, as on a host. Only there the ICMP is seen that
-/// a node sends to its pods.
+/// Environment variable with the cgroup that observers attach to, instead of the lab's own. In a guest it is the root cgroup, as on a host:
+/// only there, ICMP errors from a node to its pods are visible.
 const CGROUP: &str = "IMDS_OBSERVER_TEST_CGROUP";
 
-/// Longer than anything here takes; a test that hits it has failed.
+/// Timeout of all waits. A test that reaches it has failed.
 pub(crate) fn patience() -> Duration {
     Duration::from_secs(20) * slowness()
 }
@@ -41,7 +41,7 @@ pub(crate) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Another program than the one that was built with the tests: such as one from `cargo xtask dist`.
+/// Environment variable with the path of another program to test, for example one from `cargo xtask dist`.
 const PROGRAM: &str = "IMDS_OBSERVER_TEST_PROGRAM";
 
 pub(crate) fn program() -> PathBuf {
@@ -52,7 +52,7 @@ pub(crate) fn program() -> PathBuf {
 pub(crate) const UPLINK: &str = "eth0";
 
 pub(crate) fn lab(options: LabOptions) -> Lab {
-    // systemd mounts it on every real host; where it is missing, connect()'s error could not be read.
+    // On every real host systemd mounts it. Without it, connect()'s error could not be read.
     if !Path::new("/sys/kernel/tracing/events").exists() {
         let source = Some("tracefs");
         nix::mount::mount(
@@ -67,7 +67,7 @@ pub(crate) fn lab(options: LabOptions) -> Lab {
     Lab::new(options).expect("make a lab (needs root)")
 }
 
-/// The program, running in the lab's node and watching the lab's cgroup.
+/// The program, running in the lab's node and observing the lab's cgroup.
 pub(crate) struct Observer {
     child: Child,
     lines: Receiver<String>,
@@ -85,12 +85,12 @@ pub(crate) struct Finished {
 }
 
 impl Observer {
-    /// `stream` in the node, ready to see.
+    /// Starts `stream` in the node, and returns when it observes.
     pub(crate) fn stream(lab: &Lab, arguments: &[&str]) -> Self {
         Self::stream_with(lab, &[], arguments)
     }
 
-    /// The same at the uplinks that it finds by itself.
+    /// Starts `stream` on the uplinks that it finds by itself.
     pub(crate) fn follow(lab: &Lab, arguments: &[&str]) -> Self {
         let cgroup = observed_cgroup(lab);
         let mut all = vec!["stream", "--cgroup", &cgroup];
@@ -100,7 +100,7 @@ impl Observer {
         observer
     }
 
-    /// The same, with environment variables.
+    /// Starts `stream` with environment variables.
     pub(crate) fn stream_with(lab: &Lab, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let cgroup = observed_cgroup(lab);
         let mut all = vec!["stream", "-i", UPLINK, "--cgroup", &cgroup];
@@ -110,17 +110,17 @@ impl Observer {
         observer
     }
 
-    /// Any command line of the program in a place of the lab. It does not join the place's cgroup: it must not observe itself.
+    /// Starts any command line of the program in a place of the lab. It doesn't join the place's cgroup, so that it doesn't observe itself.
     fn spawn(place: &Place, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut command = in_netns(place, program());
-        // Its own, not the tests': those make and enter namespaces.
+        // Only the observer's privileges are reduced. The tests need theirs to create and enter namespaces.
         Privileges::from_env()
             .expect("read the privileges")
             .reduce(&mut command);
         Self::start(command.args(arguments).envs(environment.iter().copied()))
     }
 
-    /// A command that writes records.
+    /// Starts a command that writes records.
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
@@ -154,7 +154,7 @@ impl Observer {
         self.child.id()
     }
 
-    /// The same, for what may not come.
+    /// Like `wait_for`, but returns `None` if no such record arrives in time.
     pub(crate) fn try_wait_for(&mut self, patience: Duration, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
         let deadline = Instant::now() + patience;
         loop {
@@ -170,7 +170,7 @@ impl Observer {
         }
     }
 
-    /// The next record that `wanted` accepts, from those that come from now on.
+    /// The next record that `wanted` accepts, among the records that arrive from now on.
     pub(crate) fn wait_for(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + patience();
         loop {
@@ -203,16 +203,16 @@ impl Observer {
         }
     }
 
-    /// Ends it the polite way and gives all it wrote.
+    /// Stops the observer with SIGINT and returns its complete output.
     pub(crate) fn finish(self) -> Finished {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).expect("interrupt the observer");
         self.finished()
     }
 
-    /// The same for one that another process has terminated.
+    /// Returns the output of an observer that another process has terminated.
     pub(crate) fn finished(mut self) -> Finished {
         let status = self.child.wait().expect("wait for the observer");
-        // The reader ends with the pipe.
+        // The reader ends at the end of the pipe.
         self.output.extend(self.lines.iter());
         let output = std::mem::take(&mut self.output);
         let stderr = self.stderr.take().map(|text| text.join().unwrap()).unwrap_or_default();
@@ -245,7 +245,7 @@ impl Drop for Observer {
     }
 }
 
-/// Where observers of this lab attach.
+/// The cgroup that observers of this lab attach to.
 pub(crate) fn observed_cgroup(lab: &Lab) -> String {
     std::env::var(CGROUP).unwrap_or_else(|_| lab.cgroup_directory().to_str().unwrap().to_owned())
 }
@@ -255,7 +255,7 @@ impl Finished {
         self.records.iter().filter(|record| record["record"] == kind).collect()
     }
 
-    /// Findings with this code that were opened.
+    /// Findings with this code, as they were opened.
     pub(crate) fn opened(&self, code: &str) -> Vec<&Value> {
         self.kind("finding")
             .into_iter()
@@ -263,7 +263,7 @@ impl Finished {
             .collect()
     }
 
-    /// The last word on the findings of this code.
+    /// The last record of an unresolved finding with this code.
     pub(crate) fn last_word(&self, code: &str) -> Option<&Value> {
         self.kind("finding")
             .into_iter()
@@ -275,14 +275,14 @@ fn parse(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("not a record: {error}: {line}"))
 }
 
-/// A command in a place's network namespace only.
+/// A command in a place's network namespace, but not in its cgroup.
 pub(crate) fn in_netns(place: &Place, program: impl AsRef<OsStr>) -> Command {
     place
         .command_beside(program)
         .expect("prepare a command in the lab's namespace")
 }
 
-/// The first line that a child writes: its script has got that far.
+/// Reads the first line of a child's output, which shows the progress of its script.
 pub(crate) fn first_line(child: &mut Child) -> String {
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap())
@@ -291,7 +291,7 @@ pub(crate) fn first_line(child: &mut Child) -> String {
     line
 }
 
-/// A client in a place; must succeed to start, may fail to succeed.
+/// Runs a client in a place. It must start, but may fail.
 pub(crate) fn run(place: &Place, program: &str, arguments: &[&str]) -> std::process::Output {
     place
         .command(program)
@@ -301,7 +301,7 @@ pub(crate) fn run(place: &Place, program: &str, arguments: &[&str]) -> std::proc
         .unwrap_or_else(|error| panic!("run {program}: {error}"))
 }
 
-/// Where `cargo xtask setup` puts its tools.
+/// Directory in which `cargo xtask setup` installs tools.
 pub(crate) fn tool_directory() -> PathBuf {
     std::env::var_os("IMDS_OBSERVER_TOOLS").map_or_else(
         || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".local/share/imds-observer-tools"),
@@ -309,7 +309,7 @@ pub(crate) fn tool_directory() -> PathBuf {
     )
 }
 
-/// A program among them.
+/// Path of one of these tools.
 pub(crate) fn tool(name: &str) -> PathBuf {
     let path = tool_directory().join("bin").join(name);
     assert!(
@@ -331,7 +331,7 @@ pub(crate) fn python() -> PathBuf {
     )
 }
 
-/// Fetches credentials once with the real SDK, as an application at its start does.
+/// Fetches credentials once with the real SDK, as an application does when it starts.
 const BOTOCORE: &str = "
 import botocore.session
 credentials = botocore.session.get_session().get_credentials()
@@ -376,7 +376,7 @@ pub(crate) fn cgroup_of(place: &Place) -> String {
     format!("/{}", place.cgroup().path().trim_start_matches('/'))
 }
 
-/// Lines of a program that only looks.
+/// Output of a program that only reads.
 pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
@@ -385,12 +385,12 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Whether a process is there.
+/// Whether a process exists.
 pub(crate) fn lives(pid: u32) -> bool {
     fs::metadata(format!("/proc/{pid}")).is_ok()
 }
 
-/// The lab's own client in a place, as a process of its own.
+/// Runs the lab's own client in a place, as a separate process.
 pub(crate) fn run_script(place: &Place, script: &imds_observer_lab::client::Script) -> std::process::Output {
     let file = tempfile::NamedTempFile::new().expect("make a temporary file");
     serde_json::to_writer(&file, script).expect("write a script");
@@ -402,7 +402,7 @@ pub(crate) fn run_script(place: &Place, script: &imds_observer_lab::client::Scri
 }
 
 pub(crate) fn lab_binary() -> PathBuf {
-    // Beside the test's own directory: target/debug/deps/live-... -> target/debug/imds-observer-lab.
+    // In the parent of the test's own directory: target/debug/deps/live-... -> target/debug/imds-observer-lab.
     let own = std::env::current_exe().unwrap();
     let binary = own.ancestors().nth(2).unwrap().join("imds-observer-lab");
     assert!(

@@ -1,7 +1,7 @@
-//! What does this kernel let the observer see, with the privileges it has?
+//! Tests which features this kernel offers to the observer with the privileges of this run.
 //!
-//! Runs on the machine itself and, through `cargo xtask test --kernel VERSION`, on the kernels that EC2 hosts run. Lines
-//! that start with `fact:` become the table in `docs/kernel-support.md`.
+//! Runs on this machine and, through `cargo xtask test --kernel VERSION`, on the kernels that EC2 hosts run. Lines that begin with `fact:`
+//! become the table in `docs/kernel-support.md`.
 
 #![cfg(live)]
 
@@ -24,9 +24,9 @@ use imds_observer_lab::topology::{Lab, LabOptions, Place};
 use observer::{Observer, open_here, options};
 
 const TOKEN_HEADER: &str = "X-aws-ec2-metadata-token-ttl-seconds: 60";
-/// Makes `child` act: interface and cgroup of the observer that it is to be.
+/// Environment variable that makes `child_that_observes` run: the directory of the cgroup to observe.
 const CHILD: &str = "IMDS_OBSERVER_TEST_CHILD";
-/// Most locked memory that user 0 has without asking, in kernels before 5.16.
+/// Default limit on locked memory in kernels before 5.16, in bytes.
 const LITTLE_LOCKED_MEMORY: u64 = 64 << 10;
 
 fn fact(name: &str, value: &str) {
@@ -40,7 +40,7 @@ fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Whether the kernel refuses this run's observer a tracepoint.
+/// Whether the kernel refuses tracepoints to the observer of this run.
 fn tracepoints_are_refused() -> bool {
     let paranoid = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
     Privileges::from_env().unwrap() == Privileges::DaemonSet && paranoid.trim().parse::<i32>().unwrap() >= 3
@@ -78,7 +78,7 @@ fn token_request(place: &Place, endpoint: &SocketAddr, marker: &str) -> Command 
     )
 }
 
-/// The packet that carries the start of a request with this user agent, at the socket.
+/// The packet at the socket with the beginning of a request that has this user agent.
 fn request(observer: &mut Observer, marker: &str) -> Packet {
     observer.wait("request at the socket", |event| match event {
         Event::Packet(packet)
@@ -381,7 +381,7 @@ fn a_low_limit_of_locked_memory_is_named() {
     let _ = child.kill();
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    // Up to 5.10 maps are charged against the limit. User 0 with all privileges raises it.
+    // Up to 5.10, maps are charged against the limit. User 0 with all privileges can raise it.
     if kernel() < (5, 11) && Privileges::from_env().unwrap() == Privileges::DaemonSet {
         assert!(!said, "it must not start");
         assert!(
@@ -395,7 +395,7 @@ fn a_low_limit_of_locked_memory_is_named() {
     }
 }
 
-/// This very program as an observer in the node's namespace, in a process of its own.
+/// Runs this test program as an observer in the node's namespace, in a separate process.
 fn child(lab: &Lab) -> Command {
     let mut command = lab.node().command(std::env::current_exe().unwrap()).unwrap();
     command
@@ -413,7 +413,7 @@ fn wait_until_observing(child: &mut std::process::Child) -> bool {
         .any(|line| line.contains("observing"))
 }
 
-/// Not a test of its own: the process that others start and kill.
+/// Not a test by itself: other tests start and kill it as a process.
 #[test]
 fn child_that_observes() {
     let Some(cgroup) = std::env::var_os(CHILD) else { return };
@@ -429,7 +429,7 @@ fn child_that_observes() {
     }
 }
 
-/// Our filters at the uplink, as tc(8) shows them.
+/// Number of our filters at the uplink, as listed by tc(8).
 fn filters(lab: &Lab) -> usize {
     ["ingress", "egress"]
         .iter()
@@ -459,7 +459,7 @@ fn no_filter_outlives_its_observer() {
     assert_eq!(filters(&lab), 0);
     let observer = Observer::open(&lab, options(&lab)).unwrap();
     assert_eq!(filters(&lab), filters_of_one);
-    // Closing drops it on a thread; detaching must find the right namespace from there.
+    // Closing drops the observer on another thread. Detaching must find the right namespace from there.
     nothing_lost(observer);
     assert_eq!(filters(&lab), 0, "detached");
 

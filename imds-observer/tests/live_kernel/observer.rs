@@ -1,4 +1,4 @@
-//! An observer under test: on a thread of its own, in the lab's node, with the privileges of this run.
+//! An observer under test: on a separate thread, in the lab's node, with the privileges of this run.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use imds_observer::source::Source as _;
 use imds_observer_lab::privileges::Privileges;
 use imds_observer_lab::topology::Lab;
 
-/// Generous: a guest without hardware virtualisation runs ten times slower.
+/// Long enough for a guest without hardware virtualization, which is ten times slower.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Observer {
@@ -35,7 +35,7 @@ pub(crate) fn options(lab: &Lab) -> LiveOptions {
     }
 }
 
-/// Log of the loader beyond errors, with `RUST_LOG=debug`.
+/// Enables the loader's log; `RUST_LOG=debug` shows more than errors.
 fn log() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
@@ -43,7 +43,7 @@ fn log() {
         .try_init();
 }
 
-/// Opens with this run's privileges on the calling thread, which keeps them.
+/// Opens the source with this run's privileges on the calling thread, which keeps them.
 pub(crate) fn open_here(interface: &str, cgroup: &Path) -> anyhow::Result<LiveSource> {
     log();
     Privileges::from_env()?.reduce_thread()?;
@@ -61,7 +61,7 @@ impl Observer {
         let (opened, answer) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        // A thread starts in the network namespace of the thread that starts it.
+        // A new thread is in the network namespace of the thread that starts it.
         let thread = lab.node().netns().run(|| {
             std::thread::spawn(move || {
                 let source = Privileges::from_env()
@@ -102,7 +102,7 @@ impl Observer {
         })
     }
 
-    /// Waits for an event for which `pick` gives something.
+    /// Waits for an event for which `pick` returns a value.
     pub(crate) fn wait<T>(&mut self, what: &str, mut pick: impl FnMut(&Event) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut looked_at = 0;
@@ -122,7 +122,7 @@ impl Observer {
         }
     }
 
-    /// Ends it; what it lost.
+    /// Ends the observer and returns its losses.
     pub(crate) fn close(mut self) -> LossCounts {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("closed once");

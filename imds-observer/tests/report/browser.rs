@@ -1,7 +1,7 @@
-//! A headless Chromium in a network namespace of its own that nothing leads out of, driven by the DevTools protocol.
+//! A headless Chromium in a network namespace without a route to the outside, controlled through the DevTools protocol.
 //!
-//! The protocol goes over a pair of pipes: a port would need a network, be it only loopback, and a client library would bring
-//! code generated for all of the protocol, of which this needs a dozen calls.
+//! The protocol runs over a pair of pipes. A port would need a network, even if only loopback. A client library would contain generated
+//! code for the whole protocol, of which these tests need a dozen calls.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const PROGRAMS: [&str; 3] = ["chromium-headless-shell", "chromium", "google-chrome"];
-/// For one answer or event: a busy machine takes seconds to start a browser.
+/// Timeout of one response or event. On a busy machine, a browser takes seconds to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The browser's program, or why there is none: then a test fails where `CI=true`, as `cargo xtask test` has it, and is left out elsewhere.
+/// The browser's program. Without one, a test fails if `CI=true` (as in `cargo xtask test`), and is skipped otherwise.
 pub(crate) fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -32,7 +32,7 @@ pub(crate) fn program() -> Option<PathBuf> {
     found
 }
 
-/// One tab. Ends with the value.
+/// A browser with one tab, which is ended on drop.
 pub(crate) struct Browser {
     child: Child,
     requests: ChildStdin,
@@ -52,7 +52,7 @@ impl Browser {
         } else {
             "--user --map-root-user --net"
         };
-        // The protocol is spoken on descriptors 3 and 4.
+        // The browser's end of the protocol is on descriptors 3 and 4.
         let script = format!(r#"exec unshare {namespace} "$@" 3<&0 4>&1 </dev/null >/dev/null"#);
         let mut child = Command::new("sh")
             .args(["-c", &script, "sh"])
@@ -94,12 +94,12 @@ impl Browser {
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), json!({}));
         }
-        // A tab without it has no focus that a style could show.
+        // Without this, a tab has no focus that a style could show.
         browser.call("Emulation.setFocusEmulationEnabled", json!({"enabled": true}));
         browser
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a request and waits for its response.
     #[expect(clippy::needless_pass_by_value, reason = "what is passed is made for it")]
     pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
         self.number += 1;
@@ -142,7 +142,7 @@ impl Browser {
         fs::read_to_string(self.profile.path().join("stderr")).unwrap_or_default()
     }
 
-    /// Opens a file and waits until it is there.
+    /// Opens a file and waits until it is loaded.
     pub(crate) fn open(&mut self, page: &Path) {
         self.events.clear();
         self.call("Page.navigate", json!({"url": format!("file://{}", page.display())}));
@@ -158,13 +158,13 @@ impl Browser {
         answer["result"]["value"].clone()
     }
 
-    /// `width` in CSS pixels.
+    /// Sets the width in CSS pixels.
     pub(crate) fn resize(&mut self, width: u32, phone: bool) {
         let metrics = json!({"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": phone});
         self.call("Emulation.setDeviceMetricsOverride", metrics);
     }
 
-    /// `media`: `screen` or `print`; `scheme`: `light` or `dark`.
+    /// Emulates a medium (`screen` or `print`) and a color scheme (`light` or `dark`).
     pub(crate) fn emulate(&mut self, media: &str, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.call(
@@ -199,13 +199,13 @@ impl Browser {
         self.events.iter().filter(of_page).collect()
     }
 
-    /// Kept for those who want to look.
+    /// Stores a screenshot for manual inspection.
     pub(crate) fn screenshot(&mut self, name: &str) {
         let shot = self.call("Page.captureScreenshot", json!({"captureBeyondViewport": true}));
         keep(name, &shot["data"]);
     }
 
-    /// The page printed on A4.
+    /// Prints the page on A4.
     pub(crate) fn print(&mut self, name: &str) -> Vec<u8> {
         let paper = json!({"printBackground": true, "paperWidth": 8.27, "paperHeight": 11.69});
         let printed = self.call("Page.printToPDF", paper);
@@ -224,11 +224,11 @@ fn keep(name: &str, base64: &Value) -> Vec<u8> {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It takes its helpers with it; the profile goes when it has ended.
+        // The browser also ends its helper processes. The profile is deleted after its end.
         let _ = self.requests.write_all(b"{\"id\":0,\"method\":\"Browser.close\"}\0");
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_secs(10) {
-            // The browser's end closes the pipe; events until then are ignored.
+            // The pipe closes when the browser ends; events until then are ignored.
             if self.messages.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Disconnected) {
                 break;
             }

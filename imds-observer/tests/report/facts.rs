@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use imds_observer::report::text::span;
 use serde_json::Value;
 
-/// Everything with a number, as the browser has it.
+/// All content with numbers, as the browser shows it.
 pub(crate) const SHOWN: &str = r"(() => {
     const text = e => e.innerText.trim();
     const table = id => [...document.querySelectorAll('#' + id + ' tbody tr')].map(row => [...row.cells].map(cell => cell.textContent.trim()));
@@ -256,7 +256,7 @@ fn number(value: &Value) -> u64 {
         .unwrap_or_else(|_| panic!("no number: {value}"))
 }
 
-/// Whole numbers in a text, which are written by threes.
+/// Integers in a text, with their thousands separators removed.
 fn numbers(text: &str) -> Vec<u64> {
     text.replace(',', "")
         .split(|character: char| !character.is_ascii_digit())

@@ -1,4 +1,4 @@
-//! The HTML report in a real browser: does it show the content of `-o json`, accessibly, and nothing else?
+//! Tests the HTML report in a real browser: it must show the content of `-o json`, be accessible, and show nothing else.
 
 mod browser;
 mod facts;
@@ -35,7 +35,7 @@ fn analyze(format: &str, traces: &[PathBuf]) -> Vec<u8> {
     output.stdout
 }
 
-/// The page in a browser.
+/// Opens the page in a browser.
 fn opened(traces: &[PathBuf]) -> Option<(Browser, PathBuf, TempDir)> {
     let mut browser = Browser::start(&browser::program()?);
     let directory = tempfile::tempdir().unwrap();
@@ -59,7 +59,7 @@ fn the_page_shows_what_json_says() {
     }
 }
 
-/// Widest thing that sticks out to the right, though nothing scrolls it.
+/// The widest element that extends beyond the right edge without scrolling.
 const STICKS_OUT: &str = r"(() => {
     const width = document.documentElement.clientWidth;
     const out = [...document.body.querySelectorAll('*')]
@@ -81,7 +81,7 @@ fn it_fits_a_phone_and_any_wider_screen() {
         let seen = browser.evaluate(STICKS_OUT);
         assert_eq!(seen["whole"], seen["width"], "{width}: {seen}");
         assert_eq!(seen["out"], json!([]), "{width}");
-        // No horizontal scrolling, neither on a phone, where tables are lists, nor on a large screen.
+        // No horizontal scrolling is needed on a phone, where tables are lists, or on a large screen.
         if !(600..1024).contains(&width) {
             assert_eq!(seen["scrolled"], json!([]), "{width}");
         }
@@ -97,7 +97,7 @@ fn it_prints_on_some_pages_of_a4() {
     let Some((mut browser, page, _directory)) = opened(&traces()) else {
         return;
     };
-    // A4 less a centimetre on each side.
+    // The width of A4 minus 1 cm on each side.
     browser.resize(718, false);
     browser.emulate("print", "light");
     browser.open(&page);
@@ -113,7 +113,7 @@ fn it_prints_on_some_pages_of_a4() {
     assert!((2..=8).contains(&pages), "{pages} pages");
 }
 
-/// Each text's contrast with what is behind it, by WCAG's formula.
+/// Contrast of each text with its background, by WCAG's formula.
 const CONTRASTS: &str = r"(() => {
     const channels = text => text.match(/[\d.]+/g).map(Number);
     const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
@@ -159,7 +159,7 @@ fn it_can_be_read_in_the_light_and_in_the_dark() {
         let seen = browser.evaluate(CONTRASTS);
         assert!(seen["checked"].as_u64().unwrap() > 100, "{seen}");
         assert_eq!(seen["low"], json!([]), "{media}, {scheme}: {}", seen["least"]);
-        // Shapes: WCAG asks for 3.
+        // For graphics, WCAG requires 3.
         for shape in seen["shapes"].as_array().unwrap() {
             assert!(shape[1].as_f64().unwrap() >= 3.0, "{media}, {scheme}: {shape}");
         }
@@ -168,7 +168,7 @@ fn it_can_be_read_in_the_light_and_in_the_dark() {
             browser.screenshot(&format!("report-{scheme}.png"));
         }
     }
-    // Light and dark differ; paper is white.
+    // Light and dark colors differ, and the background in print is white.
     assert_eq!(colours.len(), 3, "{colours:?}");
     assert!(
         colours
@@ -202,7 +202,7 @@ fn every_control_is_reached_by_the_tab_key_and_shows_it() {
         assert_eq!(at["outline"], "solid 3px", "{at}");
         assert_eq!(at["seen"], true, "{at}");
     }
-    // The first leads past the navigation.
+    // The first link skips the navigation.
     browser.evaluate("document.activeElement.blur(), scrollTo(0, 0), document.querySelector('.skip').focus()");
     browser.press("Enter", 13);
     assert_eq!(browser.evaluate("location.hash"), "#findings");
@@ -243,7 +243,7 @@ fn what_a_process_calls_itself_stays_text() {
     let strange = r"[...document.querySelectorAll('*')].filter(e => ['SCRIPT', 'IMG', 'IFRAME', 'OBJECT', 'LINK', 'BASE', 'FORM'].includes(e.tagName.toUpperCase())
         || [...e.attributes].some(a => a.name.startsWith('on') || a.name === 'autofocus' || /^\s*javascript:/i.test(a.value))).map(e => e.outerHTML.slice(0, 200))";
     assert_eq!(browser.evaluate(strange), json!([]));
-    // It is there, as text.
+    // The name appears as text.
     let page = browser.evaluate("document.body.innerText");
     for name in ["payments", "instance-id", "Boto3/", "node-1"] {
         assert!(
@@ -256,7 +256,7 @@ fn what_a_process_calls_itself_stays_text() {
     let seen = browser.evaluate(STICKS_OUT);
     assert_eq!(seen["whole"], seen["width"], "{seen}");
 
-    // If something did get in: nothing runs, and nothing goes out.
+    // If a script were injected, it must not run or send anything.
     let injected = r"new Promise(resolve => {
         const blocked = [];
         document.addEventListener('securitypolicyviolation', event => { blocked.push(event.effectiveDirective); if (blocked.length === 3) resolve(blocked.sort()); });

@@ -1,7 +1,8 @@
 //! Does the systemd unit, as it is shipped, work under a real systemd?
 //!
 //! The test boots a guest whose root file system is a Debian system made by mmdebstrap, with systemd as PID 1. `systemd/trial.sh` installs
-//! the unit as `docs/install.md` describes, and starts, reloads, stops and hangs the service. This module checks the guest's console output.
+//! the unit as `docs/install.md` describes, and starts, reloads, stops and hangs the service. This module checks the guest's console
+//! output.
 
 use std::collections::BTreeMap;
 use std::fs;

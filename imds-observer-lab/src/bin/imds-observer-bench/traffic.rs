@@ -226,7 +226,8 @@ impl Watching {
             }),
             Watcher::Tcpdump => {
                 let mut command = lab.node().command_beside("tcpdump")?;
-                // By default, tcpdump drops root before it creates the file, which the reader of the pcap couldn't read then.
+                // Keep root: by default, tcpdump switches to another user before it creates the file, but the reader of the pcap needs
+                // access.
                 command.args(["-i", UPLINK, "-Z", "root", "-w"]).arg(&file).arg(FILTER);
                 Some(By::Tool {
                     _running: tool(command, "listening on")?,

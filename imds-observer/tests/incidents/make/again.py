@@ -13,7 +13,7 @@ QUERY = bytes.fromhex("1a2b01000001000000000000") + b"\x03api\x07example\x00\x00
 GO, CURL = "aws-sdk-go/1.44.0 (go1.19; linux; amd64)", "curl/7.88.1"
 
 with Capture("ingress-controller-token-reset-once.pcap") as c:
-    # The first token request after a start is reset; the container is started again, and works for an hour.
+    # The first token request after a start is reset. The container is restarted, and works for an hour.
     c.connect(0, "10.150.25.8").token(agent=GO).reset()
     c.connect(20, "10.150.25.8").token(agent=GO).response(200, 56, ttl=1).close()
     c.connect(20.1, "10.150.25.8").get(ROLES, TOKEN, agent=GO).response(200, 12).close()
@@ -22,7 +22,7 @@ with Capture("ingress-controller-token-reset-once.pcap") as c:
         c.connect(21 + 60 * n, "10.150.25.8").get(ID, TOKEN, agent=GO).response(200, 19).close()
 
 with Capture("openstack-agent-400-at-boot.pcap") as c:
-    # The network's agent doesn't pass on the address that the service needs to know the instance.
+    # The network's agent doesn't forward the address by which the service identifies the instance.
     for n in range(60):
         c.connect(1.06 * n, "10.65.0.17").get("/2009-04-04/meta-data/instance-id", agent="Cloud-Init/0.7.5").response(400, 120, server=None, ttl=63).close()
 
@@ -39,7 +39,7 @@ with Capture("exit-node-resolves-for-all.pcap.gz") as c:
     c.connect(1, "10.0.7.4").get(ID, TOKEN, agent="tailscaled").response(200, 19).close()
 
 with Capture("link-local-source-at-boot.pcap") as c:
-    # No address yet but a link-local one: what it sends to IMDS is never answered. Each attempt is given up after 10 s.
+    # The host has only a link-local address, so its requests to IMDS are never answered. Each attempt times out after 10 s.
     for n in range(5):
         c.connect(10 * n, "169.254.11.87", syns=(), answered=False)
         for again in (1, 3, 7):

@@ -31,7 +31,7 @@ class Capture:
             self.write()
 
     def write(self):
-        # Without a time in its header the same capture gives the same file.
+        # The gzip header contains no time, so that the same capture results in the same file.
         compressed = self.path.suffix == ".gz"
         with gzip.GzipFile(self.path, "wb", mtime=0) if compressed else open(self.path, "wb") as file:
             file.write(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262_144, 1))

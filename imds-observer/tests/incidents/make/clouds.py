@@ -44,7 +44,7 @@ pod_identity("pod-identity-eks-auth-down.pcap", 500, RETRIES, after=1.1)
 pod_identity("pod-identity-proxy-403.pcap", 403, RETRIES, headers=(JWT, "X-Forwarded-For: 10.0.2.7", "Via: 1.1 squid"))
 
 with Capture("pod-identity-healthy.pcap") as c:
-    # The agent's probe; pods that refresh; a miss of its cache takes 200 ms, a rare one 800 ms.
+    # The agent's probe, and pods that refresh credentials. A cache miss of the agent takes 200 ms, a rare one 800 ms.
     for n in range(60):
         ask(c, n * 10, "/", 404, POD_IDENTITY, client="10.0.1.5", agent="Go-http-client/1.1")
     for n in range(40):
@@ -57,7 +57,7 @@ with Capture("pod-identity-one-404-before-the-association.pcap") as c:
         ask(c, 20 + n * 3000, "/v1/credentials", 200, POD_IDENTITY, (JWT,), length=1200, after=0.18)
 
 with Capture("pod-identity-agent-silent.pcap") as c:
-    # A node that was just launched: the agent accepts, and EKS Auth isn't reachable yet.
+    # A node that was just launched: the agent accepts connections, but can't reach EKS Auth yet.
     for n in range(6):
         connection = c.connect(n * 2.2, server=POD_IDENTITY).request("GET", "/v1/credentials", (JWT,), agent="Go-http-client/1.1")
         connection.time += 2.0
@@ -152,7 +152,7 @@ with Capture("gke-token-500.pcap") as c:
     for n in range(15):
         ask(c, n * 2, DEFAULT_TOKEN, 500, headers=[GOOGLE], name="GKE Metadata Server", agent="Google-HTTP-Java-Client/1.30.2")
 with Capture("gcp-hanging-get.pcap") as c:
-    # The guest agent: each answer comes after 60 s, or when something changes.
+    # The guest agent: each response is sent after 60 s, or when something changes.
     connection = c.connect(0)
     for n in range(20):
         connection.request("GET", "/computeMetadata/v1/?timeout_sec=60&last_etag=NONE&alt=json&recursive=True&wait_for_change=true", [GOOGLE],
@@ -186,7 +186,7 @@ with Capture("azure-throttled.pcap") as c:
     for n in range(100):
         ask(c, n * 0.1, AZURE_TOKEN, 200 if n < 40 else 429, headers=[META], name=MICROSOFT, agent="azsdk-go-azidentity")
 with Capture("azure-ohai-api-version.pcap") as c:
-    # A client that asks for a wrong version on purpose: the 400 lists the versions.
+    # A client that requests an invalid version on purpose: the 400 response lists the versions.
     ask(c, 0, "/metadata/instance?api-version=1901-01-01", 400, headers=[META], name=MICROSOFT, agent="ohai")
     ask(c, 1, "/metadata/instance?api-version=2021-02-01", 200, headers=[META], name=MICROSOFT, agent="ohai")
 

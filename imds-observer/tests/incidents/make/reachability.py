@@ -84,7 +84,7 @@ def unreceived(connection, *response, **options):
     connection.segment(True, FIN | ACK, at=asked + 2)
 
 
-# Accepted, then ended without an answer.
+# Connections that are accepted and then closed without a response.
 
 with Capture("mesh-egress-filter-closes.pcap") as c:
     for n in range(6):
@@ -109,12 +109,12 @@ with Capture("empty-reply-one-in-forty.pcap") as c:
 with Capture("idle-connection-closed-in-passing.pcap") as c:
     for n in range(20):
         connection = c.connect(60 * n, "10.0.1.62").get(ID, TOKEN).response(200)
-        # The server closes the idle connection while the next request is on its way; the client asks again on a new one.
+        # The server closes the idle connection while the next request is in flight. The client repeats the request on a new connection.
         connection.segment(False, FIN | ACK, at=60 * n + 20)
         connection.get(ID, TOKEN, at=60 * n + 20.00001).reset(after=0.0001)
         healthy(c, 60 * n + 20.001, "10.0.1.62")
 
-# A response arrives and is dropped for another reason than its TTL.
+# Responses that arrive and are dropped for another reason than their TTL.
 
 with Trace("responses-fail-reverse-path.ndjson", ("eth0", "eth1")) as t:
     for n in range(8):
@@ -139,7 +139,7 @@ with Capture("one-response-sent-again.pcap") as c:
             connection.response(200)
         connection.close()
 
-# The client's side redirects, or nothing reaches an uplink.
+# Connections that the client's host redirects, or whose packets never reach an uplink.
 
 with Trace("dnat-to-loopback-without-route-localnet.ndjson") as t:
     for n in range(4):
@@ -166,7 +166,7 @@ with Trace("silent-endpoint-seen-at-the-uplink.ndjson", ("eth0",)) as t:
     for n in range(4):
         t.connect(30 * n, "timeout", 110, 10, 4, 4)
 
-# Captures: clients by their addresses, also link-local ones.
+# Captures, in which clients are identified by their addresses, including link-local ones.
 
 with Capture("ipv6-cluster-pod-healthy.pcap") as c:
     for n in range(10):
@@ -183,7 +183,7 @@ with Capture("ipv6-cluster-pod-lost-token.pcap") as c:
 
 with Capture("boot-client-without-answer.pcap") as c:
     for n in range(5):
-        # The last SYN is the one of `connect` itself.
+        # `connect` itself adds the last SYN.
         c.connect(12 * n + 7, "192.168.0.94", syns=(7, 6, 4), answered=False)
     for n in range(5):
         healthy(c, 12 * n, "192.168.0.95")
@@ -201,7 +201,7 @@ with Capture("first-handshake-of-an-instance-delayed.pcap") as c:
 
 with Capture("handshakes-seen-twice.pcap") as c:
     for n in range(20):
-        # A SYN at the pod's interface and, 40 us later, at the host's.
+        # The same SYN at the pod's interface and, 40 us later, at the host's.
         healthy(c, 10 * n + 0.00005, "10.0.3.10", syns=(0.00004,))
 
 with Capture("half-of-handshakes-time-out-or-wait.pcap") as c:
@@ -211,7 +211,7 @@ with Capture("half-of-handshakes-time-out-or-wait.pcap") as c:
         else:
             healthy(c, 10 * n + 1, "10.0.3.11", syns=(1,))
 
-# Something else answers.
+# Responses from another server than IMDS.
 
 with Capture("interception-page-instead-of-metadata.pcap") as c:
     for n in range(6):

@@ -63,18 +63,18 @@ with Redirected("redirect-to-local-mock-works.ndjson", OUTPUT.format("redirect t
         r.exchange(20 * n + 0.01, AGENT, CREDENTIALS, response_ttl=None)
 
 with Redirected("redirected-mock-reads-without-token.ndjson", OUTPUT.format("redirect to :1338")) as r:
-    # A stand-in for tests, and a program that asks it without tokens.
+    # An IMDS mock for tests, and a program that sends it requests without tokens.
     r.to = "127.0.0.1:1338"
     for n in range(5):
         r.exchange(20 * n, AGENT, "/latest/meta-data/instance-id", version="v1", response_ttl=None)
 
 with Redirected("pod-redirected-to-agent-works.ndjson", PREROUTING.format("dnat to 10.0.1.23:8181")) as r:
-    # The pod's packets have the endpoint's address where its socket is; at the uplink there are none.
+    # At the pod's socket, the packets have the endpoint's address. No packet reaches the uplink.
     for n in range(10):
         r.exchange(20 * n, POD, CREDENTIALS + "web", version="v1", response_ttl=None, ttl_on_wire=False)
 
 with Redirected("pod-not-redirected-beside-rule.ndjson", PREROUTING.format("dnat to 10.0.1.23:8181")) as r:
-    # The rule matches other pods: these requests are seen at the uplink, with the endpoint's address.
+    # The rule matches other pods: these requests reach the uplink, with the endpoint's address.
     for n in range(10):
         r.token(20 * n, POD, ttl=63, ttl_on_wire=True)
         r.exchange(20 * n + 0.01, POD, CREDENTIALS + "web", ttl=63, ttl_on_wire=True)
@@ -84,7 +84,7 @@ with Records("syn-acks-with-ttl-1.ndjson") as r:
         r.connect(20 * n, POD, "timeout", 110, 10, syns=4, wire_syns=4, dropped="IP_INHDR@ip_forward")
 
 with Records("syn-acks-with-ttl-1-without-reason.ndjson") as r:
-    # Before 5.17 a drop has the kernel's function, and no reason.
+    # Before 5.17, a drop has a kernel function but no reason.
     for n in range(4):
         r.drop(20 * n + 0.001, POD, "response", None, "ip_forward", ttl=1)
         r.connect(20 * n, POD, "timeout", 110, 10, syns=4, wire_syns=4, dropped="unknown@ip_forward", again=True)
@@ -95,7 +95,7 @@ with Records("syns-in-routing-loop.ndjson") as r:
         r.connect(20 * n, POD, "timeout", 110, 10, syns=4, dropped="IP_INHDR@ip_forward", icmp="11/0", again=True)
 
 with Capture("imds-and-proxy-read-without-token.pcap") as c:
-    # The proxy is installed later: until then IMDS itself answered this client without a token.
+    # The proxy is installed later. Before that, IMDS itself answered this client without a token.
     for n in range(3):
         c.connect(20 * n, "10.0.1.30").get("/latest/meta-data/instance-id", agent="curl/7.68.0").response(200).close()
     for n in range(3, 12):

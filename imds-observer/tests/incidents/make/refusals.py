@@ -73,14 +73,14 @@ with Capture("put-503-once.pcap") as c:
         granted(c, 0.5 + 600.0 * n, BOTO)
         asked(c, 0.51 + 600.0 * n, "/latest/meta-data/placement/region", 200, BOTO, with_token=token(n))
 
-# ---- Credentials that are none ----
+# ---- Responses without usable credentials ----
 
 with Capture("role-not-assumable-java.pcap") as c:
     for n in range(12):
         load(c, 60.0 * n, n, "aws-sdk-java/1.12.730 Linux/5.15", "example-role", 264)
 
 with Capture("role-not-assumable-no-length.pcap") as c:
-    # No Content-Length: the length is where the server's FIN is.
+    # There is no Content-Length, so the server's FIN ends the response.
     for n in range(8):
         connection = c.connect(45.0 * n, "10.0.1.10").get(f"{CREDENTIALS}/app", agent="aws-cli/1.10.45")
         connection.segment(False, 0x18, b"HTTP/1.0 200 OK\r\nServer: EC2ws\r\nContent-Type: text/plain\r\n\r\n" + b"x" * 250, at=45.0 * n + 0.001)
@@ -110,7 +110,7 @@ with Capture("role-renamed-kotlin.pcap") as c:
         load(c, 1_810.0 + 40 * n, 10 + n, BOTO, "new-role", 1_310, "10.0.1.20")
 
 with Capture("role-renamed-same-client.pcap") as c:
-    # The client lists the role on each load, and asks for a name from its configuration.
+    # The client lists the role on each load, but requests a name from its configuration.
     agent = "aws-sdk-php/3.200.0"
     for n in range(10):
         status = 200 if n < 3 else 404
@@ -125,7 +125,7 @@ with Capture("pod-unknown-to-proxy.pcap") as c:
         asked(c, 5.1 + 200.0 * n, f"{CREDENTIALS}/other", 200, BOTO, "10.42.5.20", server=None, length=1_310)
 
 with Capture("pod-forgotten-by-proxy.pcap") as c:
-    # The proxy loses one pod: its listing was there and is not any more, another pod's is.
+    # The proxy loses one pod: that pod's listing disappears, while another pod's listing still exists.
     for n in range(30):
         gone = n >= 5
         asked(c, 20.0 * n, f"{CREDENTIALS}/", 404 if gone else 200, GO, "10.42.5.13", server=None)
@@ -156,7 +156,7 @@ with Capture("role-detached-control.pcap") as c:
                 asked(c, 30.0 * n + at + 0.2, f"{CREDENTIALS}/app", 200, agent, client, with_token=token(0), length=1_310)
 
 with Capture("macs-crash-loop.pcap") as c:
-    # The container is started again after 10, 20, 40 s and so on, at most 5 min: each time one 404.
+    # The container is restarted after 10, 20, 40 s and so on, at most 5 min. Each start causes one 404.
     time, pause = 0.0, 10.0
     for n in range(24):
         granted(c, time, GO)
@@ -193,7 +193,7 @@ with Capture("one-path-403.pcap") as c:
         asked(c, 30.0 * n + 0.01, "/latest/user-data", 403, "app/1.0", server=None)
 
 with Capture("v1-403-required.pcap") as c:
-    # Tokens are required, and this service says so with 403: another client is answered with a token.
+    # Tokens are required, and this service rejects requests without one with 403. Another client gets 200 with a token.
     for n in range(6):
         asked(c, 30.0 * n, "/latest/meta-data/instance-id", 403, "old-agent/1.0")
         granted(c, 1.0 + 30.0 * n, BOTO, "10.0.1.20")

@@ -124,10 +124,10 @@ with Foreign("mock-without-put-501.pcap", "big-endian") as c:
         c.connect(20 * n, "192.168.50.7").token(agent="aws-sdk-go/1.44.0").response(501, 350, server="SimpleHTTP/0.6 Python/3.9.2", ttl=64).close()
         c.connect(20 * n + 0.1, "192.168.50.7").get(ROLES, agent="aws-sdk-go/1.44.0").response(200, 8, server="SimpleHTTP/0.6 Python/3.9.2", ttl=64).close()
 
-# 2. Credentials that are none.
+# 2. Responses without usable credentials.
 
 with Foreign("trust-policy-of-another-service.pcap", "sll2") as c:
-    # An agent that looks every 30 min.
+    # An agent that requests credentials every 30 min.
     for n in range(6):
         c.connect(1_800 * n, "10.0.5.20").token(agent="aws-sdk-go/1.38.0").response(200, 56, ttl=1).close()
         c.connect(1_800 * n + 0.1, "10.0.5.20").get(ROLES, TOKEN, agent="aws-sdk-go/1.38.0").response(200, 8).close()
@@ -149,11 +149,11 @@ with Foreign("dotnet-keeps-the-old-profile.pcap", "raw") as c:
         c.connect(900 * n, "10.0.6.3").token(agent="aws-sdk-dotnet-coreclr/3.7").response(200, 56, ttl=1).close()
         c.connect(900 * n + 0.1, "10.0.6.3").get(ROLES + "web-old", TOKEN, agent="aws-sdk-dotnet-coreclr/3.7").response(200, 1_298).close()
     for n in range(30):
-        # The profile was changed; this client lists no names.
+        # The profile was changed, but this client doesn't read the list.
         c.connect(3_700 + 20 * n, "10.0.6.3").token(agent="aws-sdk-dotnet-coreclr/3.7").response(200, 56, ttl=1).close()
         c.connect(3_700 + 20 * n + 0.1, "10.0.6.3").get(ROLES + "web-old", TOKEN, agent="aws-sdk-dotnet-coreclr/3.7").response(404, 339).close()
     for n in range(3):
-        # Another program on the host reads the new one's.
+        # Another program on the host reads the new profile's credentials.
         c.connect(3_800 + 180 * n, "10.0.6.3").token(agent="Boto3/1.34.0").response(200, 56, ttl=1).close()
         c.connect(3_800 + 180 * n + 0.1, "10.0.6.3").get(ROLES, TOKEN, agent="Boto3/1.34.0").response(200, 7).close()
         c.connect(3_800 + 180 * n + 0.2, "10.0.6.3").get(ROLES + "web-new", TOKEN, agent="Boto3/1.34.0").response(200, 1_298).close()
@@ -205,7 +205,7 @@ with Foreign("token-for-60-s-used-for-hours.pcapng", "dumpcap", size=128) as c:
     for n in range(60):
         c.connect(1 + 20 * n, "10.0.9.4").get(ID, TOKEN, agent="backup-agent/1.2").response(401 if n > 2 else 200, 339 if n > 2 else 19).close()
 
-# 8. Ended without an answer, and dropped on the way back.
+# 8. Connections that end without a response, and responses that are dropped on the return path.
 
 with Foreign("mesh-without-upstream-closes.pcap", "sll") as c:
     for n in range(8):
@@ -277,7 +277,7 @@ with Foreign("conntrack-full-one-in-four.pcap", "sll2") as c:
     for n in range(40):
         c.connect(20 * n + 3, "10.20.3.5", syns=((3, 2) if n % 4 == 1 else ())).get(ID, TOKEN).response(200, 19).close()
 
-# 13. Who answers.
+# 13. Identity of the responding server.
 
 with Foreign("stand-in-for-another-cloud.pcap", "big-endian") as c:
     for n in range(4):
@@ -285,7 +285,7 @@ with Foreign("stand-in-for-another-cloud.pcap", "big-endian") as c:
         c.connect(60 * n + 0.1, "192.168.1.11").get("/latest/meta-data/ami-id", agent="nomad/1.6").response(404, 19, server=None, ttl=64).close()
         c.connect(60 * n + 0.2, "192.168.1.11").get(ID, agent="nomad/1.6").response(200, 8, server=None, ttl=64).close()
 
-# 16. One cause for many.
+# 16. One cause for many subjects.
 
 with Records("thirty-pods-rejected-in-forward.ndjson.gz") as r:
     for n in range(30):
@@ -293,12 +293,12 @@ with Records("thirty-pods-rejected-in-forward.ndjson.gz") as r:
         for again in range(3):
             r.connect(10 * again + n / 10, pod, "refused", 111, elapsed=0.0003, syns=1, wire_syns=0, icmp="3/3", dropped="NETFILTER_DROP")
 
-# A packet filter between the pod and its node, as the pod sees it.
+# Rejections by a packet filter between the pod and its node, captured in the pod.
 
 with Foreign("forward-reject-seen-at-the-pod.pcap", "sll") as c:
     refused_by_icmp(c, 0, "10.42.3.9", times=8)
 
-# Tokens required and a hop limit of 1: an agent that asks for ever.
+# Tokens required and a hop limit of 1: an agent that sends requests forever.
 
 with Foreign("agent-asks-every-15-s.pcap", "nanoseconds") as c:
     for n in range(40):

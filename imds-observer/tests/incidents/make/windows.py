@@ -36,7 +36,7 @@ class WindowsCapture(Capture):
         logged = []
         for number, (time, data) in enumerate(sorted(self.packets, key=lambda packet: packet[0])):
             for appearance in range(self.appearances):
-                # Down or up the stack, some microseconds each.
+                # Copies of the packet at the components of the stack, some microseconds apart.
                 logged.append((round(time * 1_000_000) + 5 * appearance, number, data))
         for micros, number, data in sorted(logged, key=lambda packet: packet[:2]):
             outgoing = data[26:30] == bytes(map(int, CLIENT.split(".")))

@@ -1,4 +1,4 @@
-//! The only file in the test's image: one request, then the end. Built statically, without crates.
+//! The only file in the test's image: a program that sends one request and ends. It is built statically, without crates.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ fn main() -> std::io::Result<()> {
         ("GET", "")
     };
     let mut stream = TcpStream::connect(address)?;
-    // The timeout of AWS' own clients for tokens, and a patient one otherwise.
+    // The timeout of AWS's clients for token requests, and a longer one for others.
     stream.set_read_timeout(Some(Duration::from_secs(if method == "PUT" { 1 } else { 5 })))?;
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\n{header}Connection: close\r\n\r\n")?;
     let mut answer = Vec::new();

@@ -1,8 +1,8 @@
-//! Does the observer do its work as Kubernetes runs it: in a container, with what `deploy/kubernetes` gives it and nothing else?
+//! The observer must work as Kubernetes runs it: in a container, with only the privileges and mounts of `deploy/kubernetes`.
 //!
-//! The container is containerd's and runc's, with containerd's own default seccomp profile. Capabilities, arguments, environment, mounts,
-//! limits and probes are read from the manifests. Only what a kubelet's node has by nature is the lab's: the node's network namespace,
-//! and a root directory of the test's own in the place of `/` where a mount of the host is asked for, but for its cgroups.
+//! The container is run by containerd and runc, with containerd's default seccomp profile. Capabilities, arguments, environment, mounts,
+//! limits and probes are read from the manifests. Two parts of a real node are replaced: the network namespace is that of the lab's node,
+//! and mounts of the host come from a root directory of the test, except the cgroups.
 
 use serde_json::json;
 
@@ -43,7 +43,7 @@ impl Manifests {
         }
     }
 
-    /// With the prefix that the kernel's own names have; sorted.
+    /// Capabilities with the kernel's prefix `CAP_`, sorted.
     fn capabilities(&self) -> Vec<String> {
         let capabilities = &self.container["securityContext"]["capabilities"];
         assert_eq!(capabilities["drop"], json!(["ALL"]));
@@ -55,7 +55,7 @@ impl Manifests {
         names
     }
 
-    /// Names and values that kubelet gives the container.
+    /// Environment variables that kubelet sets in the container.
     fn environment(&self, lab: &Lab) -> Vec<(String, String)> {
         list(&self.container["env"])
             .iter()
@@ -83,7 +83,7 @@ impl Manifests {
             .collect()
     }
 
-    /// Mounts of an OCI configuration, as kubelet and containerd make them of volumes.
+    /// Mounts of an OCI configuration, as kubelet and containerd create them from volumes.
     fn mounts(&self, node: &Node) -> Vec<Value> {
         let volumes = list(&self.pod["volumes"]);
         list(&self.container["volumeMounts"])
@@ -92,7 +92,7 @@ impl Manifests {
                 let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]);
                 let volume = volume.expect("each mount has its volume");
                 let source = match volume["hostPath"]["path"].as_str() {
-                    // A host has one such tree.
+                    // This tree exists only once per host.
                     Some("/sys/fs/cgroup") => PathBuf::from("/sys/fs/cgroup"),
                     Some(path) => node.path(path.trim_start_matches('/')),
                     None => self.config_volume(node),
@@ -112,7 +112,7 @@ impl Manifests {
             .collect()
     }
 
-    /// Through links, as kubelet lays a ConfigMap out.
+    /// A ConfigMap's volume, with symbolic links as kubelet creates them.
     fn config_volume(&self, node: &Node) -> PathBuf {
         let volume = node.path("config");
         fs::create_dir_all(volume.join("..2026_11_28")).unwrap();
@@ -122,7 +122,7 @@ impl Manifests {
         volume
     }
 
-    /// Where kubelet asks how the container is.
+    /// URLs of the container's probes, which kubelet requests.
     fn probes(&self, address: &str) -> Vec<String> {
         ["startupProbe", "livenessProbe", "readinessProbe"]
             .iter()
@@ -150,7 +150,7 @@ fn bytes(quantity: &Value) -> u64 {
     number.parse::<u64>().unwrap() << 20
 }
 
-/// The program as it lies in the image, with the libraries that it asks for: none, if it is linked statically as the image's own is
+/// The program's path in the image, and the libraries that it needs. There are none if it is linked statically, as in the released image
 /// (`IMDS_OBSERVER_TEST_PROGRAM`).
 fn image_content(node: &Node) -> PathBuf {
     let content = node.path("image");
@@ -162,7 +162,7 @@ fn image_content(node: &Node) -> PathBuf {
             .arg(content.join("imds-observer"))
             .arg(&program),
     );
-    // A static program has none, which `ldd` calls a failure.
+    // A static program needs no libraries, for which `ldd` returns an error.
     let listed = Command::new("ldd").arg(&program).output().expect("run ldd");
     for word in String::from_utf8_lossy(&listed.stdout).split_whitespace() {
         if word.starts_with('/') && !word.ends_with(':') {
@@ -202,8 +202,8 @@ impl Containerd {
     }
 }
 
-/// The OCI configuration that Kubernetes' pod comes to. containerd makes most of it; what its CRI plugin would add or leave out for
-/// such a pod is done here, since `ctr` has no flags for that.
+/// The OCI configuration of the pod in the manifests. containerd generates most of it. This function makes the changes of the CRI plugin
+/// for such a pod, because `ctr` has no flags for them.
 fn specification(lab: &Lab, node: &Node, containerd: &Containerd, manifests: &Manifests) -> Value {
     let security = &manifests.container["securityContext"];
     assert_eq!(
@@ -241,7 +241,7 @@ fn specification(lab: &Lab, node: &Node, containerd: &Containerd, manifests: &Ma
         format!("--with-ns=network:{}", lab.node().netns().path().display()),
     ];
     flags.extend(environment.iter().map(|(name, value)| format!("--env={name}={value}")));
-    // Its seccomp profile depends on them, so that it must know.
+    // The seccomp profile depends on the capabilities, so containerd must know them.
     flags.extend(manifests.capabilities().iter().map(|name| format!("--cap-add={name}")));
     flags.extend(
         [
@@ -259,7 +259,7 @@ fn specification(lab: &Lab, node: &Node, containerd: &Containerd, manifests: &Ma
     made["root"]["path"] = json!(root);
     assert_eq!(made["root"]["readonly"], true);
     assert_eq!(made["process"]["noNewPrivileges"], true);
-    // ctr would take the program's options for its own.
+    // ctr would otherwise parse the program's options.
     let mut command = vec!["/imds-observer".to_owned()];
     command.extend(manifests.arguments(&environment));
     made["process"]["args"] = json!(command);
@@ -267,13 +267,13 @@ fn specification(lab: &Lab, node: &Node, containerd: &Containerd, manifests: &Ma
     made["process"]["capabilities"] =
         json!({"bounding": capabilities, "effective": capabilities, "permitted": capabilities});
     made["linux"]["cgroupsPath"] = json!(format!("/imdslab-{}/kubepods/burstable/pod{POD_UID}/{ID}", lab.id()));
-    // hostPID; and with hostNetwork goes the host's name.
+    // hostPID; and hostNetwork also implies the host's UTS namespace.
     let namespaces = made["linux"]["namespaces"].as_array_mut().unwrap();
     namespaces.retain(|namespace| namespace["type"] != "pid" && namespace["type"] != "uts");
-    // As on nodes whose cgroups are v2.
+    // As on nodes with cgroup v2.
     namespaces.push(json!({"type": "cgroup"}));
     let mounts = made["mounts"].as_array_mut().unwrap();
-    // Pods have none.
+    // Pods have no mount at /run.
     mounts.retain(|mount| mount["destination"] != "/run");
     mounts.push(json!({
         "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
@@ -283,7 +283,7 @@ fn specification(lab: &Lab, node: &Node, containerd: &Containerd, manifests: &Ma
     made
 }
 
-/// The container's task, as containerd lists it.
+/// PID of the container's task, as listed by containerd.
 fn pid_of(containerd: &Containerd) -> u32 {
     let tasks = succeed(containerd.ctr().args(["tasks", "list"]));
     let line = tasks.lines().find(|line| line.starts_with(ID));
@@ -295,7 +295,7 @@ fn pid_of(containerd: &Containerd) -> u32 {
 #[ignore = "live"]
 fn the_daemonset_names_a_pod_that_loses_its_token() {
     let manifests = Manifests::read();
-    // The default hop limit of 1, which is the fault.
+    // The default hop limit of 1 is the fault.
     let lab = lab(LabOptions::default());
     let _remains = CgroupRemains(format!("imdslab-{}", lab.id()));
     let node = Node::new();
@@ -323,7 +323,7 @@ fn the_daemonset_names_a_pod_that_loses_its_token() {
     assert_eq!(start["missing"], json!([]), "{start}");
     println!("attached: {}", start["attached"]);
 
-    // Confined by itself, within the privileges from the runtime.
+    // Confined by the observer itself, within the privileges from the runtime.
     let confinement = &start["confinement"];
     println!("confinement: {confinement}");
     assert_eq!(
@@ -363,7 +363,7 @@ fn the_daemonset_names_a_pod_that_loses_its_token() {
             fields[5].split(',').all(|option| option != "ro").then_some(fields[4])
         })
         .collect();
-    // The runtime's own; and on hybrid hosts the controllers' trees, which are mounts below the one that is read-only.
+    // Excluded are the runtime's own mounts and, on hybrid hosts, the trees of the controllers, which are mounts below the read-only one.
     let besides = ["/proc", "/dev", "/sys/fs/cgroup", "/host/sys/fs/cgroup/"];
     writable.retain(|point| !besides.iter().any(|below| point.starts_with(below)));
     assert_eq!(writable, [""; 0], "{mounts}");
@@ -379,7 +379,7 @@ fn the_daemonset_names_a_pod_that_loses_its_token() {
         get(url);
     }
 
-    // Its client fails, as it must: the answer never comes.
+    // The client must fail, because the response never arrives.
     let lost = containerd
         .client(&lab, &cni, ANNOTATED, "/latest/api/token", ANNOTATIONS, None)
         .output()
@@ -408,7 +408,7 @@ fn the_daemonset_names_a_pod_that_loses_its_token() {
         process["cgroup"],
         format!("/imdslab-{}/kubepods/besteffort/pod{UID}/{ANNOTATED}", lab.id())
     );
-    // The function has its name from the kernel's symbols.
+    // The function's name comes from the kernel's symbols.
     assert_eq!(finding["evidence"]["drop"], "IP_INHDR@ip_forward", "{finding}");
     assert_eq!(finding["evidence"]["response_ttl"], 1);
 
@@ -420,7 +420,7 @@ fn the_daemonset_names_a_pod_that_loses_its_token() {
     ] {
         assert!(metrics.contains(series), "{series}: {metrics}");
     }
-    // As kubelet ends it.
+    // kubelet ends a container with this signal.
     succeed(containerd.ctr().args(["tasks", "kill", "--signal", "SIGTERM", ID]));
     let finished = observer.finished();
     let total = finished.kind("summary").pop().expect("a last summary");

@@ -1,4 +1,4 @@
-//! Nothing that an observed process chose reaches the terminal as anything but text, and the clipboard gets what it should.
+//! Text from an observed process must reach the terminal only as text, and the clipboard must get the right content.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt as _;
@@ -20,12 +20,12 @@ pub(crate) enum Sequence {
     Control(String, char),
     /// `ESC ] text BEL`
     System(String),
-    /// A single byte or an escape of two.
+    /// A single byte, or an escape sequence of two bytes.
     Other(String),
 }
 
 impl Sequence {
-    /// Adds the colors and attributes that it sets.
+    /// Collects the colors and attributes that the sequence sets.
     pub(crate) fn styles(
         &self,
         foreground: &mut BTreeSet<u16>,
@@ -55,7 +55,7 @@ impl Sequence {
     }
 }
 
-/// Takes a terminal's input apart; fails on what isn't UTF-8 or ends early.
+/// Splits the output for a terminal into sequences. Fails if it isn't UTF-8 or ends within a sequence.
 pub(crate) fn sequences(bytes: &[u8]) -> Result<Vec<Sequence>, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
     let mut found = Vec::new();
@@ -89,7 +89,7 @@ pub(crate) fn sequences(bytes: &[u8]) -> Result<Vec<Sequence>, String> {
     Ok(found)
 }
 
-/// Moving, erasing, colors, the alternate screen, the cursor: only what a view needs.
+/// Whether it is a sequence that a view needs: moving, erasing, colors, the alternate screen, the cursor.
 fn is_ours(sequence: &Sequence) -> bool {
     match sequence {
         Sequence::Control(parameters, last) => match last {
@@ -123,7 +123,7 @@ fn y_copies_the_remedy_and_nothing_else() {
         panic!("{others:?}");
     };
     let copied = copied.strip_prefix("52;c;").unwrap();
-    // coreutils' decoder, not the encoder's author's.
+    // coreutils' decoder, which is independent of our encoder.
     let decoded = Command::new("sh")
         .args(["-c", "printf %s \"$1\" | base64 --decode", "sh", copied])
         .output()
@@ -136,7 +136,7 @@ fn y_copies_the_remedy_and_nothing_else() {
     );
 }
 
-/// Clears the screen, sets the title and the clipboard, requests a reply, changes colors; in 7 and 8 bits.
+/// Clears the screen, sets the title and the clipboard, requests a reply, and changes colors, with 7-bit and 8-bit control sequences.
 const HOSTILE: &str = "\x1b[2J\x1b]0;pwned\x07\x1b]52;c;cHduZWQ=\x07\x1b[6n\x1b[31337mx\u{9b}31337my\u{202e}z\x08\x7f";
 
 #[test]
@@ -146,7 +146,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     let scratch = tempfile::tempdir().unwrap();
     let script = Script {
         target: "169.254.169.254:80".parse().unwrap(),
-        // 15 bytes count.
+        // The kernel keeps 15 bytes.
         comm: Some("\x1b[2Jc\x1b]0;p\x07\u{9b}1m".to_owned()),
         user_agent: Some(HOSTILE.to_owned()),
         rounds: 60,
@@ -173,16 +173,16 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     let cgroup = lab.cgroup_directory();
     let arguments = ["watch", "-i", support::UPLINK, "--cgroup", cgroup.to_str().unwrap()];
 
-    // Redacted, nothing of it would be shown.
+    // With the default redaction, none of it would be shown.
     let command = format!("read go; {} --cmdline full; echo \"status $?\"; cat", watch_lab(&lab));
     let tmux = Tmux::start("hostile", (160, 50), &command).unwrap();
-    // Every byte that the program writes, while the screen shows its state.
+    // Records every byte that the program writes, while the screen shows its state.
     let raw = scratch.path().join("raw");
     tmux.run(&["pipe-pane", &format!("cat > '{}'", raw.display())]).unwrap();
     tmux.press("Enter").unwrap();
     tmux.wait_for("no requests to IMDS yet").unwrap();
     client();
-    // As text it is there: the observer lost nothing.
+    // It appears as text, so the observer lost nothing.
     tmux.wait_for(r"requests /latest/meta-data/\u{1b}[2J").unwrap();
     tmux.press("Enter").unwrap();
     let detail = tmux.wait_for("LAST EXCHANGES").unwrap();
@@ -193,7 +193,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     ] {
         assert!(detail.contains(part), "{part:?} is missing:\n{detail}");
     }
-    // A finding about it. A key right behind Escape would be read as one with Alt.
+    // Open a finding about it. The program would read a key directly after Escape as that key with Alt.
     tmux.press("Escape").unwrap();
     tmux.wait_for("▌ PROCESSES").unwrap();
     tmux.press("Tab").unwrap();
@@ -210,7 +210,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
         .filter(|sequence| !is_ours(sequence))
         .collect();
     let text = String::from_utf8(bytes).unwrap();
-    // The summary in the scrollback is part of it.
+    // The output includes the summary in the scrollback.
     assert!(text.contains("not recorded (press w in the view"));
     assert_eq!(foreign, []);
     assert!(!text.contains('\u{202e}'));
@@ -231,7 +231,7 @@ fn hostile_paths_names_arguments_and_user_agents_are_only_text() {
     assert_eq!(foreign, []);
 }
 
-/// Reads the bytes from tmux's pipe, up to a text that was certainly written.
+/// Reads bytes from tmux's pipe, up to a text that was certainly written.
 fn tmux_wrote(path: &Path, last: &str, bytes: &mut Vec<u8>) {
     let deadline = Instant::now() + support::patience();
     while !String::from_utf8_lossy(bytes).contains(last) {

@@ -1,4 +1,4 @@
-//! An incident, watched live: a loop of curls on the node, and a pod whose token responses die of the hop limit.
+//! An incident in the live view: a loop of curls on the node, and a pod whose token responses are dropped because of the hop limit.
 
 use std::process::{Child, Command};
 
@@ -25,7 +25,8 @@ fn pod() -> LabOptions {
     }
 }
 
-/// Ends by itself, whatever becomes of the test. Interrupted, it lets its last curl end, which would else be an orphan.
+/// A loop that ends by itself, even if the test is killed. When interrupted, it waits for its last curl, which would otherwise become an
+/// orphan.
 struct Loop(Child);
 
 impl Loop {
@@ -76,7 +77,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     let lost = "token-response-lost";
     tmux.wait_for("tight-polling curl (parent bash").unwrap();
     tmux.wait_for(lost).unwrap();
-    // Counted once a second, and reported with the summary.
+    // Packets are counted once a second, and reported with the summary.
     let screen = tmux.wait_for("packets ").unwrap();
     for wanted in ["live, ", " req/s ", "% of 1024", "hop limit 1", "v1 "] {
         assert!(screen.contains(wanted), "{wanted:?} is missing:\n{screen}");
@@ -86,7 +87,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     let row = line(&screen, "> curl (parent bash");
     assert!(row.split_whitespace().count() > 6, "{row}");
 
-    // Sorting: the loop asks more, the pod loses more.
+    // Sorting: the loop sends more requests, the pod has more errors.
     let loser = |screen: &str| position(screen, "pod 6e1c5a52");
     assert!(position(&screen, "curl (parent bash") < loser(&screen), "{screen}");
     tmux.press("s").unwrap();
@@ -105,9 +106,9 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         "{screen}"
     );
 
-    // The pod, opened: what it asked, what it waited for, what died.
+    // The opened pod: its requests, its waiting time and its lost responses.
     tmux.press("Enter").unwrap();
-    // The screen may be looked at while it is being drawn.
+    // The screen may be read while it is being drawn.
     for wanted in [
         "PUT token",
         "lost",
@@ -124,18 +125,18 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
         tmux.wait_for(wanted).unwrap();
     }
     tmux.press("Escape").unwrap();
-    // A key right behind Escape would be read as one with Alt.
+    // The program would read a key directly after Escape as that key with Alt.
     tmux.wait_for("PROCESSES 1").unwrap();
     tmux.press("Escape").unwrap();
     tmux.wait_for("PROCESSES 2").unwrap();
 
-    // The remedy, into the clipboard: here, tmux's.
+    // The remedy is copied to the clipboard, which is tmux's here.
     tmux.press("Tab").unwrap();
     tmux.wait_for("▌ FINDINGS").unwrap();
     for _ in 0..5 {
         tmux.press("k").unwrap();
     }
-    // Severity first, then age: the loop's finding may be older than the pod's.
+    // Findings are ordered by severity, then by age, so either finding may come first.
     for _ in 0..5 {
         if tmux.screen().unwrap().contains("> HIGH token-response-lost") {
             break;
@@ -178,7 +179,7 @@ fn who_how_often_since_when_what_is_wrong_and_what_to_type() {
     tmux.wait_for("wrote imds-observer-").unwrap();
     drop(curls);
 
-    // The end, and what it leaves.
+    // The end of the program, and the remaining output.
     tmux.press("q").unwrap();
     let text = tmux.wait_for("status 0").unwrap();
     for wanted in [
@@ -226,7 +227,7 @@ fn ctrl_c_ends_it_with_a_summary() {
     }
 }
 
-/// For pipes and screen readers: no escape sequence, each finding with its remedy.
+/// Plain text for pipes and screen readers: no escape sequences, and each finding with its remedy.
 #[test]
 #[ignore = "live"]
 fn plain_text_reports_the_same() {

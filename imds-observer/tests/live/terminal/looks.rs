@@ -1,4 +1,4 @@
-//! Any terminal: small, resized, of sixteen colors or none, dark or light.
+//! Terminals of all kinds: small, resized, with sixteen colors or none, dark or light.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use imds_observer_lab::terminal::{Control, Pty, Tmux};
 use super::escapes::{Sequence, sequences};
 use super::{ENTER, PROGRAM, trace, watch_trace};
 
-/// Sequences that `watch` writes for a whole session: overview, process, finding, help, end.
+/// Sequences that `watch` writes during a session: overview, process, finding, help, end.
 fn visit(no_color: bool) -> Vec<Sequence> {
     let mut command = watch_trace("lost-token-pod.ndjson");
     if no_color {
@@ -41,7 +41,8 @@ fn styles(sequences: &[Sequence]) -> (BTreeSet<u16>, BTreeSet<u16>, BTreeSet<u16
 #[test]
 fn colours_are_few_and_can_be_read_on_dark_and_light() {
     let (foreground, background, attributes) = styles(&visit(false));
-    // Red and magenta: the terminal's own, of the first eight. White, black, yellow, blue and cyan vanish on one ground or the other.
+    // Only red and magenta of the terminal's first eight colors are used. White, black, yellow, blue and cyan are hard to read on a light
+    // or a dark background.
     assert!(
         foreground.contains(&1) && foreground.is_subset(&BTreeSet::from([1, 5])),
         "{foreground:?}"
@@ -67,7 +68,7 @@ fn each_size_shows_what_matters_and_a_resize_draws_anew() {
     for size in [(120, 40), (40, 24), (80, 10), (20, 6), (5, 2), (200, 50), (80, 24)] {
         tmux.resize(size).unwrap();
         if size.0 < 40 {
-            // Too small for a promise; it must come back.
+            // Too small to be readable, but the view must recover afterwards.
             continue;
         }
         tmux.wait_until(&format!("a picture of {size:?}"), |_| {

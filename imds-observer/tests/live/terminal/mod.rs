@@ -1,6 +1,6 @@
-//! Does the interactive view hold its promises in a real terminal?
+//! Tests the interactive view in a real terminal.
 //!
-//! tmux shows what a person would see and types what one would type; a pseudo-terminal of our own has every byte that was written.
+//! tmux renders the screen and types keys. A pseudo-terminal records every byte that is written.
 
 mod escapes;
 mod incident;
@@ -20,7 +20,7 @@ fn trace(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/traces").join(name)
 }
 
-/// `watch` over a recorded trace, at once.
+/// `watch` on a recorded trace, at maximum speed.
 fn watch_trace(name: &str) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(["watch", "--speed", "max", "--from"]).arg(trace(name));

@@ -1,4 +1,4 @@
-//! A recorded trace, with every key.
+//! A recorded trace in the view, with every key.
 
 use imds_observer_lab::terminal::Tmux;
 use nix::sys::signal::{Signal, kill};
@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 
 use super::{PROGRAM, trace};
 
-/// `watch` over a trace, then what is left of the terminal's settings.
+/// Runs `watch` on a trace, and then prints the remaining terminal settings.
 fn command(directory: &str) -> String {
     let trace = trace("lost-token-pod.ndjson");
     format!(
@@ -37,7 +37,7 @@ fn a_trace_is_played_opened_written_and_summed_up() {
     tmux.wait_for("wrote imds-observer-").unwrap();
     tmux.press("Escape").unwrap();
     tmux.wait_for("FINDINGS 2").unwrap();
-    // Narrower than any column set was made for.
+    // Narrower than the narrowest set of columns.
     tmux.resize((40, 20)).unwrap();
     tmux.wait_for("q quit ? help / filter ↵ open Tab pane").unwrap();
     tmux.press("q").unwrap();

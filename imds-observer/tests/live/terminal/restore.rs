@@ -1,4 +1,4 @@
-//! The terminal is given back whatever happens: its settings, its screen, its cursor.
+//! The terminal must be restored in every case: its settings, its screen, and its cursor.
 
 use std::path::Path;
 use std::process::Command;
@@ -72,7 +72,7 @@ fn after_each_way_to_end_it() {
     }
 }
 
-/// The first signal can't be obeyed here: what was typed is half a key, and crossterm waits for the other half.
+/// The first signal has no effect here: an incomplete key sequence was typed, and crossterm waits for its end.
 #[test]
 fn a_second_signal_ends_at_once_and_gives_it_back_too() {
     let mut pty = start(watch_trace("lost-token-pod.ndjson"), Control::Controlling);
@@ -106,7 +106,7 @@ fn a_terminal_that_is_gone_is_a_normal_end_and_the_trace_is_whole() {
     }
 }
 
-/// Set in the program that this test starts, which is itself: the file that is there once it is to panic.
+/// Environment variable for the program that this test starts, which is itself: a file whose existence makes the program panic.
 const PANICS: &str = "IMDS_OBSERVER_TEST_PANICS";
 const LAST_WORDS: &str = "made up to see what becomes of the terminal";
 
