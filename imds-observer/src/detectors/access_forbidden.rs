@@ -331,10 +331,14 @@ fn of_host(refused: &Refused, clients: usize, context: &Context<'_>) -> Details 
             "last_path": refused.path,
         },
         remedy: Remedy {
-            text: format!(
-                "Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop \
+            text: if remedy::options_are_fixed(context.host) {
+                lasting.trim_start().to_owned()
+            } else {
+                format!(
+                    "Enable the endpoint if workloads need it. Otherwise set AWS_EC2_METADATA_DISABLED=true for SDKs, so that they stop \
                  trying.{lasting}"
-            ),
+                )
+            },
             commands: [remedy::describe_options(context.host)]
                 .into_iter()
                 .chain(change)

@@ -292,10 +292,15 @@ impl Caller {
                     "token-response-lost",
                     format!("{name} falls back to IMDSv1 because the hop limit is too small for its token responses"),
                     Remedy {
-                        text: format!(
-                            "Fix the hop limit: see token-response-lost. With a hop limit {suffices} the client gets a token and \
-                             uses IMDSv2."
-                        ),
+                        text: if remedy::options_are_fixed(context.host) {
+                            "The hop limit of this host can't be changed: see token-response-lost for what the client can do."
+                                .to_owned()
+                        } else {
+                            format!(
+                                "Fix the hop limit: see token-response-lost. With a hop limit {suffices} the client gets a token and \
+                                 uses IMDSv2."
+                            )
+                        },
                         commands: change.map(|(_, commands)| commands).unwrap_or_default(),
                     },
                 )

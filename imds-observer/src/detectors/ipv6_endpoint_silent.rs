@@ -242,10 +242,10 @@ impl Failures {
             remedy: Remedy {
                 text: "Enable the IPv6 endpoint (Nitro instances in an IPv6 subnet; IPv4 stays enabled), or make the client use IPv4: unset AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE or set it to IPv4."
                     .to_owned(),
-                commands: vec![modify_options(
+                commands: modify_options(
                     context.host,
                     "--http-protocol-ipv6 enabled --http-endpoint enabled",
-                )],
+                ),
             },
         }
     }

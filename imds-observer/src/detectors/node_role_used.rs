@@ -60,7 +60,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::knowledge::status;
-use super::remedy::Sdk;
+use super::remedy::{Sdk, options_are_fixed};
 use super::table::{bounded, entry};
 use super::{Context, Details, Detector, Exchanges, Limits, Observation, Scope, Sighting, Sightings};
 use crate::imds::role_of;
@@ -179,6 +179,11 @@ impl Detector for NodeRoleUsed {
                      credential providers instead of the instance profile alone."
                 )
             };
+            let limit = if options_are_fixed(context.host) {
+                ""
+            } else {
+                "set the hop limit to 1, or "
+            };
             let object = match (&pod.namespace, &pod.name) {
                 (Some(namespace), Some(name)) => format!("-n {namespace} get pod {name}"),
                 _ => "get pod POD".to_owned(),
@@ -199,8 +204,8 @@ impl Detector for NodeRoleUsed {
                 },
                 remedy: Remedy {
                     text: format!(
-                        "{first} Then set the hop limit to 1, or deny pods access to 169.254.169.254, so that pods can't fall back to \
-                         the node's role. Trade-off: pods without a role of their own then get no credentials."
+                        "{first} Then {limit}deny pods access to 169.254.169.254, so that pods can't fall back to the node's role. \
+                         Trade-off: pods without a role of their own then get no credentials."
                     ),
                     commands: vec![format!(
                         "kubectl {object} -o jsonpath='{{.spec.serviceAccountName}}{{\"\\n\"}}'"

@@ -286,7 +286,7 @@ impl Detector for NotFound {
                 } else if below.starts_with("meta-data/tags") {
                     Remedy {
                         text: "Enable instance tags in IMDS.".to_owned(),
-                        commands: vec![remedy::modify_options(context.host, "--instance-metadata-tags enabled")],
+                        commands: remedy::modify_options(context.host, "--instance-metadata-tags enabled"),
                     }
                 } else if below.starts_with("meta-data/iam") {
                     remedy::text(

@@ -13,8 +13,16 @@ pub(super) fn instance_id(host: &HostFacts) -> &str {
     host.instance_id.as_deref().unwrap_or(PLACEHOLDER)
 }
 
-/// `aws ec2 modify-instance-metadata-options` with these options.
-pub(super) fn modify_options(host: &HostFacts, options: &str) -> String {
+/// `aws ec2 modify-instance-metadata-options` with these options; none where they can't be changed.
+pub(super) fn modify_options(host: &HostFacts, options: &str) -> Vec<String> {
+    let is_fixed = options_are_fixed(host);
+    (!is_fixed)
+        .then(|| modify_instance(host, options))
+        .into_iter()
+        .collect()
+}
+
+fn modify_instance(host: &HostFacts, options: &str) -> String {
     format!(
         "aws ec2 modify-instance-metadata-options --instance-id {} {options}",
         instance_id(host)
@@ -58,15 +66,16 @@ impl MetadataOption {
 /// empty; the commands are the lasting ones first, then the one for this instance.
 pub(super) fn change_option(host: &HostFacts, option: MetadataOption) -> (String, Vec<String>) {
     const UNTIL_NEXT: &str = "  # this instance only, until the next node";
-    let quick = modify_options(host, &option.argument());
+    let quick = modify_instance(host, &option.argument());
     let Some(owner) = &host.node_owner else {
         let text = " If an Auto Scaling group, Karpenter or another tool creates this host's instances (unknown here), change its launch \
                     template too: the next instance has the old value otherwise.";
         return (text.to_owned(), vec![quick]);
     };
+    let launch_template = owner.launch_template.as_deref().unwrap_or("LAUNCH_TEMPLATE");
     let template = || {
         format!(
-            "aws ec2 create-launch-template-version --launch-template-id LAUNCH_TEMPLATE --source-version '$Latest' \
+            "aws ec2 create-launch-template-version --launch-template-id {launch_template} --source-version '$Latest' \
              --launch-template-data '{{\"MetadataOptions\":{{{}}}}}'",
             option.of_template()
         )
@@ -85,30 +94,49 @@ pub(super) fn change_option(host: &HostFacts, option: MetadataOption) -> (String
                 option.of_node_class()
             )]),
         ),
-        NodeOwnerKind::EksManagedNodeGroup => (
-            " A managed node group of EKS creates this host's nodes: change its launch template, and update the group.".to_owned(),
-            quick_after(vec![
-                template(),
+        NodeOwnerKind::EksManagedNodeGroup => {
+            let text = if owner.launch_template.is_some() {
+                " A managed node group of EKS creates this host's nodes: change its launch template, and update the group."
+            } else {
+                " A managed node group of EKS creates this host's nodes. Look up its launch template (the first command). If it has one, \
+                 change it, and update the group. If it has none, create another group with one: a group that was created without a \
+                 launch template can't be given one."
+            };
+            let group = name("NODEGROUP");
+            let look = format!(
+                "aws eks describe-nodegroup --cluster-name CLUSTER --nodegroup-name {group} --query nodegroup.launchTemplate"
+            );
+            let update = format!(
+                "aws eks update-nodegroup-version --cluster-name CLUSTER --nodegroup-name {group} --launch-template \
+                 id={launch_template},version=VERSION"
+            );
+            let look = owner.launch_template.is_none().then_some(look);
+            (
+                text.to_owned(),
+                quick_after(look.into_iter().chain([template(), update]).collect()),
+            )
+        }
+        NodeOwnerKind::EksAutoMode => {
+            // On the host's network there is no hop; a disabled endpoint answers there neither.
+            let host_network = match option {
+                MetadataOption::HopLimit(_) => ", run it with hostNetwork",
+                MetadataOption::EndpointEnabled => "",
+            };
+            (
                 format!(
-                    "aws eks update-nodegroup-version --cluster-name CLUSTER --nodegroup-name {} --launch-template \
-                     id=LAUNCH_TEMPLATE,version=VERSION",
-                    name("NODEGROUP")
+                    " EKS Auto Mode creates this host's nodes, and their metadata options can't be changed. Give the pod a role by EKS \
+                     Pod Identity{host_network}, or set AWS_EC2_METADATA_DISABLED=true for it."
                 ),
-            ]),
-        ),
-        NodeOwnerKind::EksAutoMode => (
-            " EKS Auto Mode creates this host's nodes, and their metadata options can't be changed. Give the pod a role by EKS Pod \
-             Identity, run it with hostNetwork, or set AWS_EC2_METADATA_DISABLED=true for it."
-                .to_owned(),
-            Vec::new(),
-        ),
+                Vec::new(),
+            )
+        }
         NodeOwnerKind::Eksctl => (
             " eksctl created this host's node group: give the group a launch template with the option, and replace its nodes.".to_owned(),
             quick_after(vec![template()]),
         ),
         NodeOwnerKind::Ecs => (
-            " This host is an instance of an ECS cluster: change the launch template of its capacity provider's Auto Scaling group, and \
-             start an instance refresh."
+            " This host is an instance of an ECS cluster: change the launch template of its capacity provider's Auto Scaling group, let \
+             the group use the new version, and start an instance refresh."
                 .to_owned(),
             quick_after(vec![
                 template(),
@@ -310,6 +338,7 @@ mod tests {
             node_owner: owner.map(|(kind, name)| NodeOwner {
                 kind,
                 name: Some(name.to_owned()),
+                launch_template: None,
             }),
             ..HostFacts::default()
         };
@@ -350,5 +379,23 @@ mod tests {
         let (text, commands) = of(Some((NodeOwnerKind::EksAutoMode, "default")));
         assert!(text.contains("can't be changed"), "{text}");
         assert_eq!(commands, [""; 0]);
+    }
+
+    #[test]
+    fn a_node_group_without_a_known_launch_template_is_looked_up_first() {
+        let (text, commands) = of(Some((NodeOwnerKind::EksManagedNodeGroup, "web")));
+        assert!(text.contains("create another group"), "{text}");
+        assert!(commands[0].starts_with("aws eks describe-nodegroup"), "{commands:?}");
+        let host = HostFacts {
+            node_owner: Some(NodeOwner {
+                kind: NodeOwnerKind::EksManagedNodeGroup,
+                name: Some("web".to_owned()),
+                launch_template: Some("lt-0a1b".to_owned()),
+            }),
+            ..HostFacts::default()
+        };
+        let (_, commands) = change_option(&host, MetadataOption::HopLimit(2));
+        assert!(commands[0].contains("--launch-template-id lt-0a1b "), "{commands:?}");
+        assert!(commands[1].contains("id=lt-0a1b,"), "{commands:?}");
     }
 }

@@ -383,7 +383,7 @@ fn details(cause: Cause, rejections: u64, tokens: u64, client: &Client, context:
                         "Update the client or its SDK to a version that uses IMDSv2 (a token from PUT /latest/api/token)."
                     }
                 ),
-                commands: vec![remedy::modify_options(context.host, "--http-tokens optional")],
+                commands: remedy::modify_options(context.host, "--http-tokens optional"),
             },
         ),
     };

@@ -288,7 +288,9 @@ impl Losses {
             },
             |limit| format!("Set the hop limit to {limit}, the minimum that works."),
         );
-        let (lasting, change) = limit.map_or_else(Default::default, |limit| {
+        let is_fixed = remedy::options_are_fixed(context.host);
+        // Where nothing can be changed, the number doesn't matter.
+        let (lasting, change) = limit.or(is_fixed.then_some(2)).map_or_else(Default::default, |limit| {
             remedy::change_option(context.host, MetadataOption::HopLimit(limit))
         });
         let text = format!(
@@ -302,7 +304,7 @@ impl Losses {
             remedy::pods_better_way(subject.container.as_deref()),
             sdk.without_token(),
         );
-        let text = if remedy::options_are_fixed(context.host) {
+        let text = if is_fixed {
             format!("{}{}", lasting.trim_start(), sdk.without_token())
         } else {
             text

@@ -24,24 +24,35 @@ const FILES: &[&str] = &[
 
 /// `processes`: where the host's `/proc` is; `root`: its root directory.
 pub(super) fn owner(processes: &Path, root: &Path) -> Option<NodeOwner> {
-    let arguments = kubelet(processes).or_else(|| {
-        let mut texts = FILES.iter().filter_map(|file| read(&root.join(file)));
-        texts.find_map(|text| labels(&text))
-    });
-    arguments.and_then(|labels| of_labels(&labels)).or_else(|| ecs(root))
+    let files = || FILES.iter().filter_map(|file| read(&root.join(file)));
+    kubelet(processes)
+        .and_then(|arguments| of_labels(&labels(&arguments)))
+        .or_else(|| files().find_map(|text| of_labels(&labels(&text))))
+        .or_else(|| ecs(root))
 }
 
-/// The labels of the running kubelet.
-fn kubelet(processes: &Path) -> Option<Vec<(String, String)>> {
+/// The arguments of the running kubelet. Any process can take its name, so one counts only if it is root's, in the host's own PID
+/// namespace, and not a pod's.
+fn kubelet(processes: &Path) -> Option<String> {
     fs::read_dir(processes).ok()?.flatten().find_map(|entry| {
         let directory = entry.path();
         let is_process = entry.file_name().to_str()?.bytes().all(|byte| byte.is_ascii_digit());
-        let is_kubelet = is_process && read(&directory.join("comm"))?.trim_end() == "kubelet";
-        is_kubelet
-            .then(|| read(&directory.join("cmdline")))?
-            .as_deref()
-            .and_then(labels)
+        let is_named = is_process && read(&directory.join("comm"))?.trim_end() == "kubelet";
+        let is_kubelet = is_named
+            && is_of_the_host(&read(&directory.join("status"))?)
+            && !read(&directory.join("cgroup"))?.contains("kubepods");
+        is_kubelet.then(|| read(&directory.join("cmdline")))?
     })
+}
+
+/// By `/proc/PID/status`: the process runs as root, and has one PID only.
+fn is_of_the_host(status: &str) -> bool {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.map(|line| line.split_whitespace().collect::<Vec<_>>())
+    };
+    field("Uid:").is_some_and(|uids| uids.iter().all(|uid| *uid == "0"))
+        && field("NSpid:").is_some_and(|pids| pids.len() == 1)
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -50,19 +61,21 @@ fn read(path: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// `--node-labels A=B,C=D` or `NODE_LABELS=A=B,C=D`, in a command line, a unit or an environment file.
-fn labels(text: &str) -> Option<Vec<(String, String)>> {
-    let names = ["--node-labels", "NODE_LABELS"];
-    let (_, rest) = names.iter().find_map(|name| text.split_once(name))?;
-    let rest = rest.trim_start_matches(['=', ' ', '\0', '"', '\'']);
-    let end = rest.find(|character: char| character.is_whitespace() || matches!(character, '\0' | '"' | '\''));
-    let list = &rest[..end.unwrap_or(rest.len())];
-    let labels = list.split(',').filter_map(|label| label.split_once('='));
-    Some(
-        labels
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect(),
-    )
+/// All of `--node-labels A=B,C=D` or `NODE_LABELS=A=B,C=D`, in a command line, a unit or an environment file.
+fn labels(text: &str) -> Vec<(String, String)> {
+    let mut labels = Vec::new();
+    for name in ["--node-labels", "NODE_LABELS"] {
+        for rest in text.split(name).skip(1) {
+            let rest = rest.trim_start_matches(['=', ' ', '\0', '"', '\'']);
+            let end = rest.find(|character: char| character.is_whitespace() || matches!(character, '\0' | '"' | '\''));
+            let list = rest[..end.unwrap_or(rest.len())].split(',');
+            labels.extend(
+                list.filter_map(|label| label.split_once('='))
+                    .map(|(name, value)| (name.to_owned(), value.to_owned())),
+            );
+        }
+    }
+    labels
 }
 
 fn of_labels(labels: &[(String, String)]) -> Option<NodeOwner> {
@@ -75,6 +88,9 @@ fn of_labels(labels: &[(String, String)]) -> Option<NodeOwner> {
     let named = |kind, name: Option<&str>| NodeOwner {
         kind,
         name: name.filter(|name| is_name(name)).map(str::to_owned),
+        launch_template: value("eks.amazonaws.com/sourceLaunchTemplateId")
+            .filter(|id| id.starts_with("lt-") && is_name(id))
+            .map(str::to_owned),
     };
     if value("eks.amazonaws.com/compute-type") == Some("auto") {
         return Some(named(NodeOwnerKind::EksAutoMode, value("eks.amazonaws.com/nodeclass")));
@@ -112,6 +128,7 @@ fn ecs(root: &Path) -> Option<NodeOwner> {
     agent.then(|| NodeOwner {
         kind: NodeOwnerKind::Ecs,
         name: cluster().filter(|name| is_name(name)),
+        launch_template: None,
     })
 }
 
@@ -129,6 +146,18 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         owner(&root.path().join("proc"), root.path()).map(|owner| (owner.kind, owner.name))
+    }
+
+    const STATUS: &str = "Name:\tkubelet\nNSpid:\t812\nUid:\t0\t0\t0\t0\n";
+    const CGROUP: &str = "0::/runtime.slice/kubelet.service\n";
+
+    fn process<'a>(comm: &'a str, cmdline: &'a str, status: &'a str, cgroup: &'a str) -> [(&'static str, &'a str); 4] {
+        [
+            ("proc/812/comm", comm),
+            ("proc/812/cmdline", cmdline),
+            ("proc/812/status", status),
+            ("proc/812/cgroup", cgroup),
+        ]
     }
 
     /// Labels as Karpenter's, EKS's and eksctl's sources and documentation have them; names are made up.
@@ -159,7 +188,7 @@ mod tests {
         None
     )]
     fn kubelet_names_the_owner(#[case] cmdline: &str, #[case] kind: NodeOwnerKind, #[case] name: Option<&str>) {
-        let found = of(&[("proc/812/comm", "kubelet\n"), ("proc/812/cmdline", cmdline)]);
+        let found = of(&process("kubelet", cmdline, STATUS, CGROUP));
         assert_eq!(found, Some((kind, name.map(str::to_owned))));
     }
 
@@ -187,16 +216,52 @@ mod tests {
     #[test]
     fn without_a_sign_nothing_is_known() {
         assert_eq!(of(&[]), None);
-        assert_eq!(
-            of(&[("proc/812/comm", "kubelet\n"), ("proc/812/cmdline", "kubelet\0--v=2\0")]),
-            None
-        );
-        assert_eq!(
-            of(&[
-                ("proc/9/comm", "bash\n"),
-                ("proc/9/cmdline", "bash\0--node-labels=eks.amazonaws.com/nodegroup=x\0")
-            ]),
-            None
-        );
+        assert_eq!(of(&process("kubelet", "kubelet\0--v=2\0", STATUS, CGROUP)), None);
+        let labels = "--node-labels=eks.amazonaws.com/nodegroup=x\0";
+        assert_eq!(of(&process("bash", labels, STATUS, CGROUP)), None);
+    }
+
+    #[test]
+    fn a_process_that_only_calls_itself_kubelet_does_not_count() {
+        let labels = "kubelet\0--node-labels=eks.amazonaws.com/compute-type=auto\0";
+        for (status, cgroup) in [
+            (
+                STATUS,
+                "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-2.scope\n",
+            ),
+            ("NSpid:\t812\t7\nUid:\t0\t0\t0\t0\n", CGROUP),
+            ("NSpid:\t812\nUid:\t1000\t1000\t1000\t1000\n", CGROUP),
+            ("", CGROUP),
+        ] {
+            assert_eq!(
+                of(&process("kubelet", labels, status, cgroup)),
+                None,
+                "{status} {cgroup}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_list_of_labels_and_every_file_counts() {
+        let group = Some((NodeOwnerKind::EksManagedNodeGroup, Some("web".to_owned())));
+        let twice = "kubelet\0--node-labels=a=b\0--node-labels=eks.amazonaws.com/nodegroup=web\0";
+        assert_eq!(of(&process("kubelet", twice, STATUS, CGROUP)), group);
+        let mut files = process("kubelet", "kubelet\0--node-labels=a=b\0", STATUS, CGROUP).to_vec();
+        files.push((
+            "etc/kubernetes/kubelet/env",
+            "NODE_LABELS=eks.amazonaws.com/nodegroup=web\n",
+        ));
+        assert_eq!(of(&files), group);
+    }
+
+    #[test]
+    fn a_node_group_names_its_launch_template() {
+        let template = |id: &str| {
+            of_labels(&labels(&format!(
+                "--node-labels=eks.amazonaws.com/nodegroup=web,eks.amazonaws.com/sourceLaunchTemplateId={id}"
+            )))
+        };
+        assert_eq!(template("lt-0a1b").unwrap().launch_template.as_deref(), Some("lt-0a1b"));
+        assert_eq!(template("$(reboot)").unwrap().launch_template, None);
     }
 }

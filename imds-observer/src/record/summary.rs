@@ -111,6 +111,9 @@ pub struct NodeOwner {
     pub kind: NodeOwnerKind,
     /// Name of the EC2NodeClass, the node group or the ECS cluster; null if it isn't known.
     pub name: Option<String>,
+    /// ID of the launch template with which a managed node group was created; null if it has none, or if it isn't known.
+    #[serde(default)]
+    pub launch_template: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use imds_observer::detectors::{CATALOGUE, DetectorConfig, Detectors};
 use imds_observer::host_facts::HostFacts;
-use imds_observer::record::{Code, Finding, FindingState, Record};
+use imds_observer::record::{Code, Finding, FindingState, NodeOwner, NodeOwnerKind, Record};
 use imds_observer::source::ndjson;
 
 use crate::scenario::{end, host, observe};
@@ -34,13 +34,17 @@ pub(crate) fn fixture(code: Code, name: &str) -> Vec<Record> {
 
 /// Findings for a fixture.
 pub(crate) fn findings(code: Code, name: &str) -> Vec<Record<Finding>> {
-    let records = fixture(code, name);
-    assert!(!records.is_empty(), "{code}/{name} is empty");
     let facts = HostFacts {
         name: host(),
         instance_id: Some(INSTANCE_ID.to_owned()),
         ..HostFacts::default()
     };
+    findings_on(code, name, facts)
+}
+
+fn findings_on(code: Code, name: &str, facts: HostFacts) -> Vec<Record<Finding>> {
+    let records = fixture(code, name);
+    assert!(!records.is_empty(), "{code}/{name} is empty");
     let mut detectors = Detectors::new(&DetectorConfig::default(), facts);
     let mut findings = Vec::new();
     let mut now = records[0].time;
@@ -51,6 +55,40 @@ pub(crate) fn findings(code: Code, name: &str) -> Vec<Record<Finding>> {
     }
     detectors.finish(now, &mut findings);
     findings
+}
+
+/// What the detectors make of a fixture on a host whose metadata options can't be changed.
+#[test]
+fn no_remedy_changes_the_options_of_auto_mode() {
+    for entry in CATALOGUE {
+        let facts = HostFacts {
+            node_owner: Some(NodeOwner {
+                kind: NodeOwnerKind::EksAutoMode,
+                name: None,
+                launch_template: None,
+            }),
+            ..HostFacts::default()
+        };
+        for finding in findings_on(entry.code, "fires.ndjson", facts) {
+            let remedy = &finding.remedy;
+            assert!(!remedy.text.is_empty(), "{}", entry.code);
+            for words in [
+                "et the hop limit",
+                "Fix the hop limit",
+                "With a hop limit of",
+                "Enable the endpoint",
+            ] {
+                assert!(!remedy.text.contains(words), "{}: {}", entry.code, remedy.text);
+            }
+            let changes = |command: &String| command.contains("modify-instance-metadata-options");
+            assert!(
+                !remedy.commands.iter().any(changes),
+                "{}: {:?}",
+                entry.code,
+                remedy.commands
+            );
+        }
+    }
 }
 
 #[test]
